@@ -1,0 +1,179 @@
+"""The callbacks of a run: the blend of teacher and self-teacher, and the graceful stop."""
+
+import json
+import logging
+import math
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from .config import ASKDConfig
+from .errors import UserError
+from .schedule import BlendSchedule, BlendState, BlendWeights
+from .self_teacher import SELF_TEACHERS, SelfTeacher
+
+logger = logging.getLogger(__name__)
+
+BLEND_STATE_FILE = "blend_state.json"
+SELF_TEACHER_FILE = "self_teacher.safetensors"
+
+
+class AdaptiveBlendCallback(TrainerCallback):
+    """Drives the blend: the only owner of its weights, its saved state and the self-teacher.
+
+    Attributes:
+        weights: of the update under way; labels only before training.
+        state: what the weights depend on besides the step.
+        self_teacher: None while the weight on it is 0.
+    """
+
+    def __init__(self, config: ASKDConfig):
+        self.config = config
+        self.schedule = self._schedule(total_steps=0)
+        self.state = BlendState()
+        self.weights = BlendWeights()
+        self.self_teacher: SelfTeacher | None = None
+        self._loaded_self_teacher: dict[str, Tensor] | None = None
+        # sums over the micro-batches of one update: the teacher's and the student's cross-entropy, and the tokens
+        self._observed: Tensor | None = None
+
+    def _schedule(self, total_steps: int) -> BlendSchedule:
+        names = BlendSchedule.__dataclass_fields__.keys() - {"total_steps"}
+        return BlendSchedule(total_steps=total_steps, **{name: getattr(self.config, name) for name in names})
+
+    def needs_teacher(self, step: int) -> bool:
+        """Whether the teacher has, or may have, any weight at `step` or later."""
+        return step < self.schedule.teacher_end(self.state)
+
+    def observe(self, teacher_ce: Tensor, student_ce: Tensor) -> None:
+        """Note the cross-entropy of teacher and student on the `(tokens,)` labels of a micro-batch."""
+        if self.config.teacher_schedule != "adaptive":
+            return
+        sums = torch.stack([teacher_ce.sum(), student_ce.sum(), teacher_ce.new_tensor(teacher_ce.numel())])
+        self._observed = sums if self._observed is None else self._observed + sums
+
+    # ---- the training loop's events ----
+
+    def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.state.total_steps not in (0, state.max_steps):
+            raise UserError(
+                f"the checkpoint is of a run of {self.state.total_steps} updates, this one has {state.max_steps}: the "
+                "blend would jump. Resume with the same data, batch size and number of epochs, or start a new run "
+                "from the student (--student)"
+            )
+        if state.global_step == 0:  # a second train() of the same trainer starts over
+            self.state, self.self_teacher = BlendState(), None
+        self.state.total_steps = state.max_steps
+        self.schedule = self._schedule(state.max_steps)
+        self.weights = self.schedule.weights(state.global_step, self.state)
+        if state.is_world_process_zero:
+            print(self.schedule.table(self.state), flush=True)
+
+    def on_step_begin(
+        self, args: ASKDConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ):
+        self.weights = self.schedule.weights(state.global_step, self.state)
+        if not self.weights.self:
+            return
+        # the epoch of the data, from the step and not from an event: on_epoch_begin comes again when a run is resumed
+        epoch = math.floor((state.epoch or 0.0) + 1e-6)
+        if self.self_teacher is None:
+            self.self_teacher = SELF_TEACHERS[self.config.self_teacher](model, self.config.self_ema_decay)
+            if self._loaded_self_teacher is not None:
+                self.self_teacher.load(self._loaded_self_teacher)
+                self._loaded_self_teacher = None
+            else:
+                self.state.snapshot_epoch = epoch
+        if self.config.self_refresh == "epoch" and epoch > self.state.snapshot_epoch:
+            self.self_teacher.at_new_epoch(model)
+            self.state.snapshot_epoch = epoch
+
+    def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs):
+        if self.self_teacher is not None:
+            self.self_teacher.after_update(model)
+        if self._observed is not None:
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(self._observed)
+            teacher_ce, student_ce, tokens = self._observed.tolist()
+            self._observed = None
+            self.state.observe(teacher_ce / tokens, student_ce / tokens, self.config.adaptive_window)
+            if self.state.advantage == 0.0 and self.state.release_step is None:
+                self.state.release_step = state.global_step
+                logger.warning("step %d: the student has caught up with its teacher", state.global_step)
+
+    # ---- checkpoints ----
+
+    def save(self, directory: Path) -> None:
+        """Write the state and the self-teacher into a checkpoint's directory."""
+        (directory / BLEND_STATE_FILE).write_text(json.dumps(asdict(self.state), indent=2))
+        if self.self_teacher is not None:
+            tensors = {name: tensor.contiguous() for name, tensor in self.self_teacher.parameters.items()}
+            save_file(tensors, directory / SELF_TEACHER_FILE)
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote. Raises `UserError` if the checkpoint isn't one of this trainer."""
+        file = directory / BLEND_STATE_FILE
+        if not file.is_file():
+            raise UserError(f"{directory} has no {BLEND_STATE_FILE}: it isn't a checkpoint of a distillation run")
+        self.state = BlendState(**json.loads(file.read_text()))
+        self.self_teacher = None
+        if (directory / SELF_TEACHER_FILE).is_file():
+            self._loaded_self_teacher = load_file(directory / SELF_TEACHER_FILE)
+
+
+class StopGracefullyCallback(TrainerCallback):
+    """Ctrl-C or SIGTERM ends the run after the update under way, with a checkpoint; a second Ctrl-C at once.
+
+    Attributes:
+        stopped: whether the run ended so.
+    """
+
+    def __init__(self):
+        self.stopped = False
+        self._requested = False
+        self._previous: dict[int, signal.Handlers] = {}
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        if self._requested and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._requested = True
+        print("\nstopping after this update, with a checkpoint (Ctrl-C again: at once)", flush=True)
+
+    def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        self.stopped = self._requested = False
+        try:
+            self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are somebody else's
+            self._previous = {}
+
+    def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        requested = self._requested
+        if args.world_size > 1:  # all processes must stop at the same update
+            flag = torch.tensor(int(requested), device=args.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            requested = bool(flag.item())
+        if requested:
+            self.stopped = True
+            control.should_save = True
+            control.should_evaluate = False
+            control.should_training_stop = True
+
+    def on_epoch_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.stopped:
+            control.should_save = control.should_evaluate = False
+
+    def on_train_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the signals back; also after an exception in training."""
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}

@@ -1,0 +1,374 @@
+"""The options of a run: what the models are, what the data are, how to train.
+
+Every field is a command-line option and a key of the YAML file given by `--config`; its help is its documentation.
+"""
+
+import argparse
+import difflib
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+
+from .errors import UserError
+from .objective import DIVERGENCES, DIVERGENCES_WITH_MIX
+from .schedule import SELF_SCHEDULES, TEACHER_SCHEDULES
+from .self_teacher import SELF_TEACHERS
+
+# What a preset sets: these fields and nothing else. An option given explicitly wins over its preset.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Our choices; the ASKD paper's own values are not public.
+    "askd": dict(
+        teacher_weight=0.8,
+        teacher_weight_end=0.0,
+        teacher_phase=0.6,
+        teacher_schedule="linear",
+        self_weight=0.3,
+        self_schedule="linear",
+        self_teacher="ema",
+        self_refresh="never",
+        temperature=2.0,
+    ),
+    # distil-whisper's 0.8*CE + 1.0*T^2*KL at T=2, divided by 1.8 to be convex: the same direction of every gradient.
+    "kd": dict(
+        teacher_weight=1.0 / 1.8,
+        teacher_weight_end=1.0 / 1.8,
+        teacher_phase=1.0,
+        teacher_schedule="constant",
+        self_weight=0.0,
+        self_schedule="constant",
+        self_teacher="none",
+        self_refresh="never",
+        temperature=2.0,
+    ),
+    # Teacher annealing (BAM, Clark et al. 2019, section 3): from the teacher alone to the labels alone.
+    "annealing": dict(
+        teacher_weight=1.0,
+        teacher_weight_end=0.0,
+        teacher_phase=1.0,
+        teacher_schedule="linear",
+        self_weight=0.0,
+        self_schedule="constant",
+        self_teacher="none",
+        self_refresh="never",
+        temperature=1.0,
+    ),
+    # PS-KD (Kim et al. 2021): the student of the epoch before, its weight growing to 0.8.
+    "ps-kd": dict(
+        teacher_weight=0.0,
+        teacher_weight_end=0.0,
+        teacher_phase=0.0,
+        teacher_schedule="constant",
+        self_weight=0.8,
+        self_schedule="linear",
+        self_teacher="snapshot",
+        self_refresh="epoch",
+        temperature=1.0,
+    ),
+    # Labels only: plain fine-tuning.
+    "ce": dict(
+        teacher_weight=0.0,
+        teacher_weight_end=0.0,
+        teacher_phase=0.0,
+        teacher_schedule="constant",
+        self_weight=0.0,
+        self_schedule="constant",
+        self_teacher="none",
+        self_refresh="never",
+        temperature=1.0,
+    ),
+}
+
+UNNAMED_RUN = "runs/unnamed"
+
+# 100 hours of read English, 6 GB; its splits are named as on the Hub
+DEFAULT_DATASET = dict(
+    dataset="openslr/librispeech_asr",
+    dataset_config="clean",
+    train_split="train.100",
+    eval_splits=["validation"],
+    language="english",
+)
+
+
+@dataclass
+class ModelArguments:
+    """The teacher, and where the student comes from."""
+
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "Whisper model to distil: a Hub id such as openai/whisper-large-v3 or a local directory."},
+    )
+    student: str | None = field(
+        default=None,
+        metadata={"help": "Student to train: a Hub id or a local directory. Default: made from the teacher's layers."},
+    )
+    decoder_layers: str = field(
+        default="2",
+        metadata={
+            "help": "Decoder layers of a student made from the teacher: a number (spread evenly, the first and the "
+            "last are kept), or the teacher's layers to copy, as in 0,1,31."
+        },
+    )
+    encoder_layers: str | None = field(
+        default=None, metadata={"help": "Likewise for the encoder. Default: all of the teacher's layers."}
+    )
+    teacher_dtype: Literal["auto", "float32", "float16", "bfloat16"] = field(
+        default="auto",
+        metadata={
+            "help": "Weights of the teacher in memory. auto: bfloat16 under --bf16, float16 under --fp16, or float32."
+        },
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "Attention of teacher and student: sdpa, eager, flash_attention_2."}
+    )
+    save_dtype: Literal["float32", "float16", "bfloat16"] = field(
+        default="float32", metadata={"help": "Weights of the finished student on disk. Checkpoints keep float32."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher."})
+
+
+@dataclass
+class DataArguments:
+    """The speech to train on and to evaluate on."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Speech with transcripts: a directory with metadata.csv (audiofolder), a saved `datasets` "
+            "dataset, parquet, or a Hub id. Default: openslr/librispeech_asr, 100 hours."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "Where the evaluation splits are. Default: the training dataset."}
+    )
+    eval_dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the evaluation dataset. Default: the training dataset's."}
+    )
+    eval_splits: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Splits to evaluate on, each reported on its own. Default: none, or for --eval_dataset its "
+            "`train` split (the one of a directory without splits)."
+        },
+    )
+    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio. Default: found by name."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column with the transcript. Default: by name (text, transcription, ...)."}
+    )
+    language: str | None = field(
+        default=None,
+        metadata={"help": "Language of the speech, as in english or fr. Required for a multilingual teacher."},
+    )
+    task: Literal["transcribe", "translate"] = field(
+        default="transcribe", metadata={"help": "What a multilingual model is asked to do with the speech."}
+    )
+    text_case: Literal["auto", "keep", "lower"] = field(
+        default="auto",
+        metadata={"help": "auto: transcripts that are all in capitals are lower-cased, which Whisper knows better."},
+    )
+    on_bad_audio: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "A clip that can't be used (missing, corrupt, empty, too long, no transcript...): stop before "
+            "training, or skip it; skipped ones are counted and listed in the output directory."
+        },
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many clips only."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first so many clips of each split only."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that check the clips before training. Default: this one."}
+    )
+    compare_with_teacher: bool = field(
+        default=True,
+        metadata={"help": "End with a table of teacher, student before and student after on the evaluation splits."},
+    )
+
+    def __post_init__(self):
+        if self.dataset is None:
+            for name, value in DEFAULT_DATASET.items():
+                setattr(self, name, value)
+        elif self.eval_dataset and not self.eval_splits:
+            self.eval_splits = ["train"]
+
+
+@dataclass
+class ASKDConfig(Seq2SeqTrainingArguments):
+    """`Seq2SeqTrainingArguments` and the blend of labels, teacher and self-teacher.
+
+    A blend field left at None takes the value of `preset`. Raises `UserError` for values that make no objective.
+    """
+
+    preset: str = field(
+        default="askd",
+        metadata={
+            "help": "Sets the blend fields below that aren't given: askd (teacher, then self), kd (static teacher, "
+            "distil-whisper's weights), annealing (teacher to labels), ps-kd (self only), ce (labels only)."
+        },
+    )
+    teacher_weight: float | None = field(
+        default=None, metadata={"help": "Weight `a` on the teacher at the first step, 0 to 1."}
+    )
+    teacher_weight_end: float | None = field(
+        default=None, metadata={"help": "Weight on the teacher that the end of the teacher phase reaches."}
+    )
+    teacher_phase: float | None = field(
+        default=None, metadata={"help": "The teacher phase as a fraction of the run; the self phase is the rest."}
+    )
+    teacher_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": f"How the teacher's weight falls: {', '.join(TEACHER_SCHEDULES)}. adaptive: as linear, but never "
+            "more than teacher_weight times the teacher's measured advantage over the student on the labels; a "
+            "student that has caught up is released early."
+        },
+    )
+    adaptive_window: int = field(
+        default=50, metadata={"help": "Updates over which the adaptive schedule smooths the teacher's advantage."}
+    )
+    self_weight: float | None = field(
+        default=None, metadata={"help": "Weight `b` on the self-teacher that the self phase reaches, 0 to 1."}
+    )
+    self_schedule: str | None = field(
+        default=None, metadata={"help": f"How the self-teacher's weight rises: {', '.join(SELF_SCHEDULES)}."}
+    )
+    self_teacher: str | None = field(
+        default=None,
+        metadata={"help": f"The student's other self: {', '.join(SELF_TEACHERS)} (its average), or none."},
+    )
+    self_ema_decay: float = field(
+        default=0.99, metadata={"help": "Share of the average that an update keeps (self_teacher=ema)."}
+    )
+    self_refresh: str | None = field(
+        default=None, metadata={"help": "Renew the snapshot: never, or every epoch (self_teacher=snapshot)."}
+    )
+    temperature: float | None = field(
+        default=None, metadata={"help": "Softens the targets and the student in the divergences."}
+    )
+    divergence: str = field(
+        default="forward_kl", metadata={"help": f"Distance to the soft targets: {', '.join(DIVERGENCES)}."}
+    )
+    divergence_mix: float = field(
+        default=0.5,
+        metadata={"help": "beta of jensen_shannon, alpha of skewed_kl: the share of the target in the mixture."},
+    )
+    trust_label: bool = field(
+        default=False,
+        metadata={"help": "Weigh the teacher at each token by the probability that it gives the label there."},
+    )
+    freeze_encoder: bool = field(default=True, metadata={"help": "Train the decoder only."})
+
+    # Defaults of ours for Seq2SeqTrainingArguments
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Where checkpoints and the student go. Default: runs/ and the models' names."}
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Linear warm-up: a number of steps, or below 1 a fraction of the run."}
+    )
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips a device and micro-batch."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Clips a device and evaluation batch."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save checkpoints: no, steps, epoch, best."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
+    logging_steps: float = field(default=25, metadata={"help": "Log every so many steps; below 1 a fraction."})
+    predict_with_generate: bool = field(default=True, metadata={"help": "Evaluate WER and CER by generation."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay off: the collator makes the model's inputs from other columns."}
+    )
+
+    def __post_init__(self):
+        if self.preset not in PRESETS:
+            raise UserError(f"preset: {self.preset!r} is none of {', '.join(PRESETS)}")
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.self_teacher == "none":
+            self.self_weight = 0.0
+        if self.output_dir is None:
+            self.output_dir = UNNAMED_RUN
+        self._check_blend()
+        super().__post_init__()
+
+    def _check_blend(self) -> None:
+        choices = {
+            "teacher_schedule": TEACHER_SCHEDULES,
+            "self_schedule": SELF_SCHEDULES,
+            "self_teacher": [*SELF_TEACHERS, "none"],
+            "self_refresh": ["never", "epoch"],
+            "divergence": DIVERGENCES,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}")
+        for name in ("teacher_weight", "teacher_weight_end", "teacher_phase", "self_weight"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name}: {getattr(self, name)} is not between 0 and 1")
+        if not 0.0 <= self.self_ema_decay < 1.0:
+            raise UserError(f"self_ema_decay: {self.self_ema_decay} is not in [0, 1)")
+        if self.divergence in DIVERGENCES_WITH_MIX and not 0.0 < self.divergence_mix < 1.0:
+            raise UserError(f"divergence_mix: {self.divergence_mix} is not strictly between 0 and 1")
+        if not self.temperature > 0.0:
+            raise UserError(f"temperature: {self.temperature} is not positive")
+        if self.adaptive_window < 1:
+            raise UserError(f"adaptive_window: {self.adaptive_window} is not at least 1")
+        if self.label_smoothing_factor:
+            raise UserError("label_smoothing_factor: the soft targets do its work; it must be 0")
+        if self.remove_unused_columns:
+            raise UserError("remove_unused_columns: must be False, the collator needs the audio and text columns")
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the teacher has any weight at any step."""
+        return self.teacher_phase > 0.0 and max(self.teacher_weight, self.teacher_weight_end) > 0.0
+
+
+def parse_args(types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Instances of the dataclasses `types` from the command line and the YAML file named by `--config`.
+
+    The command line wins over the file, the file over the defaults. Raises `UserError` for a key that none has.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    config_only = argparse.ArgumentParser(add_help=False)
+    config_only.add_argument("--config", type=Path)
+    config_file, rest = config_only.parse_known_args(argv)
+    parser = HfArgumentParser(types, conflict_handler="resolve", allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="Options as YAML; the command line wins.")
+    if config_file.config:
+        parser.set_defaults(**_read_yaml(config_file.config, types))
+    try:
+        return parser.parse_args_into_dataclasses(rest, look_for_args_file=False)[: len(types)]
+    except UserError:
+        raise
+    except ValueError as error:  # unknown options, and Seq2SeqTrainingArguments' own checks
+        raise UserError(str(error)) from error
+
+
+def _read_yaml(path: Path, types: tuple[type, ...]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected `option: value` lines")
+    known = {f.name for dataclass_type in types for f in fields(dataclass_type) if f.init}
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            raise UserError(f"--config {path}: no option {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return values
+
+
+def resolve_dtype(name: str, config: ASKDConfig) -> torch.dtype:
+    """The `torch.dtype` of `ModelArguments.teacher_dtype`."""
+    if name == "auto":
+        name = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
+    return getattr(torch, name)

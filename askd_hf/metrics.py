@@ -1,0 +1,68 @@
+"""Word and character error rate, in percent, of texts normalised as Whisper's authors do."""
+
+from collections.abc import Callable
+
+import datasets
+import evaluate
+import jiwer
+import numpy as np
+from transformers import EvalPrediction, WhisperProcessor
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+
+ENGLISH = ("en", "english", None)  # None: a model that knows English only
+
+
+class ErrorRate(evaluate.Metric):
+    """Corpus-level WER and CER. `evaluate.load("wer")` would fetch its script from the Hub; this one works offline.
+
+    `compute(predictions=..., references=...)` takes lists of strings and gives `{"wer": ..., "cer": ...}`, in percent:
+    all edits of the corpus over all words (characters) of the references.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Word and character error rate in percent (jiwer)",
+            citation="",
+            inputs_description="predictions and references: one string a clip",
+            features=datasets.Features(predictions=datasets.Value("string"), references=datasets.Value("string")),
+        )
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {
+            "wer": 100 * jiwer.wer(references, predictions),
+            "cer": 100 * jiwer.cer(references, predictions),
+        }
+
+
+def text_normalizer(processor: WhisperProcessor, language: str | None) -> Callable[[str], str]:
+    """Whisper's English normaliser for English, its basic one for all other languages.
+
+    The English one maps British to American spelling by the list that comes with OpenAI's models (`normalizer.json`);
+    a model without that list leaves spelling alone.
+    """
+    if language is None or language.lower() in ENGLISH:
+        return EnglishTextNormalizer(processor.tokenizer.english_spelling_normalizer or {})
+    return BasicTextNormalizer()
+
+
+def error_rates(predictions: list[str], references: list[str], normalize: Callable[[str], str]) -> dict[str, float]:
+    """WER and CER in percent of the normalised texts."""
+    metric = ErrorRate(keep_in_memory=True)
+    return metric.compute(
+        predictions=[normalize(text) for text in predictions], references=[normalize(text) for text in references]
+    )
+
+
+def compute_metrics_for(
+    processor: WhisperProcessor, normalize: Callable[[str], str]
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Trainer's `compute_metrics` on generated tokens and labels, both `(clips, tokens)`, padded with -100 or not."""
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        texts = []
+        for ids in (prediction.predictions, prediction.label_ids):
+            ids = np.where(ids == -100, processor.tokenizer.pad_token_id, ids)
+            texts.append(processor.tokenizer.batch_decode(ids, skip_special_tokens=True))
+        return error_rates(*texts, normalize)
+
+    return compute_metrics

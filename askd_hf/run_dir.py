@@ -1,0 +1,60 @@
+"""A run's directory: its name, whether it is free, and the checkpoint to resume from."""
+
+import json
+from pathlib import Path
+
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .callbacks import BLEND_STATE_FILE
+from .errors import UserError
+
+
+def run_name(teacher: str | None, student: str | None, decoder_layers: str, preset: str) -> str:
+    """Such as `runs/whisper-large-v3-2-decoder-layers-askd`, from the names of the models and the preset."""
+    base = Path(student or teacher).name
+    made = "" if student else f"-{'all' if decoder_layers is None else decoder_layers.replace(',', '.')}-decoder-layers"
+    source = f"-from-{Path(teacher).name}" if student and teacher else ""
+    return f"runs/{base}{made}{source}-{preset}"
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first.
+
+    A run killed while it saved leaves a directory without `trainer_state.json`, which Trainer writes last.
+    """
+    found = []
+    for directory in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            step = TrainerState.load_from_json(str(directory / "trainer_state.json")).global_step
+        except (OSError, json.JSONDecodeError, TypeError):
+            continue
+        if (directory / BLEND_STATE_FILE).is_file():
+            found.append((step, directory))
+    return [directory for _, directory in sorted(found)]
+
+
+def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
+    """The checkpoint meant by `--resume_from_checkpoint`: a directory, or `last` for the run's last complete one.
+
+    Raises `UserError` if there is none; and, without the option, if `output_dir` holds another run, which would be
+    overwritten.
+    """
+    run = Path(output_dir)
+    if resume_from_checkpoint in (None, "", "False", "false"):
+        present = checkpoints(run)
+        if present or (run / "model.safetensors").is_file():
+            last = f" (last checkpoint: {present[-1].name})" if present else ""
+            raise UserError(
+                f"{output_dir} already holds a run{last}. Continue it with --resume_from_checkpoint last, or give "
+                "another --output_dir"
+            )
+        return None
+    if resume_from_checkpoint in ("last", "True", "true"):
+        present = checkpoints(run)
+        if not present:
+            raise UserError(f"{output_dir} has no complete checkpoint to resume from")
+        return str(present[-1])
+    if not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
+        raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: no such checkpoint, or an incomplete one")
+    return resume_from_checkpoint

@@ -1,0 +1,165 @@
+"""Teacher and student: loading Whisper models, making a student of a teacher's layers, checking that a pair fits."""
+
+import copy
+import logging
+
+import torch
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
+
+from .errors import UserError
+from .hub import hub_access, local_or_hub
+
+logger = logging.getLogger(__name__)
+
+
+def load_whisper(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str = "sdpa",
+    revision: str | None = None,
+) -> WhisperForConditionalGeneration:
+    """A Whisper model from a local directory or the Hub.
+
+    Raises `UserError` if there is none, if it isn't a Whisper model, or if the Hub can't be reached.
+    """
+    local_or_hub(name)
+    with hub_access("the model", name):
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    if not isinstance(config, WhisperConfig):
+        raise UserError(f"{name} is a {config.model_type!r} model, not Whisper: only Whisper models can be distilled")
+    with hub_access("the model", name):
+        return WhisperForConditionalGeneration.from_pretrained(
+            name, config=config, dtype=dtype, attn_implementation=attn_implementation, revision=revision
+        )
+
+
+def load_processor(name: str, revision: str | None = None) -> WhisperProcessor:
+    """The feature extractor and tokenizer of a Whisper model. Raises `UserError` as `load_whisper` does."""
+    local_or_hub(name)
+    with hub_access("the processor", name):
+        return WhisperProcessor.from_pretrained(name, revision=revision)
+
+
+def set_language(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, language: str | None, task: str
+) -> None:
+    """Make a multilingual model generate, and its tokenizer label, in `language`; an English-only one needs nothing.
+
+    Raises `UserError` if a multilingual model has no language, or one that it doesn't know.
+    """
+    if not getattr(model.generation_config, "is_multilingual", False):  # a generation config holds what its file held
+        if language is not None and language.lower() not in ("en", "english"):
+            raise UserError(f"--language {language}: this model knows English only")
+        return
+    if language is None:
+        raise UserError("--language is missing: the model is multilingual; say what is spoken, as in --language english")
+    try:
+        processor.tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
+        processor.tokenizer.prefix_tokens  # noqa: B018  (looks the language up)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"--language {language}: {error}") from error
+    model.generation_config.language = language
+    model.generation_config.task = task
+    model.generation_config.forced_decoder_ids = None  # the older way to say the same; both together are refused
+
+
+def layers_to_copy(layers: int | list[int] | str, available: int, kind: str = "decoder") -> list[int]:
+    """The teacher's layers that the student gets, from a number or a list, as in `2`, `"2"`, `[0, 31]` or `"0,31"`.
+
+    A number is spread evenly over the teacher's layers, the first and the last kept (distil-whisper, Gandhi et al.
+    2023, section 4); a single layer is the last, whose output the vocabulary projection was trained on.
+    """
+    try:
+        if isinstance(layers, str):
+            layers = [int(i) for i in layers.split(",")] if "," in layers else int(layers)
+    except ValueError:
+        raise UserError(f"{kind}_layers: {layers!r} is neither a number nor a list such as 0,1,31") from None
+    if isinstance(layers, int):
+        if not 1 <= layers <= available:
+            raise UserError(f"{kind}_layers: {layers} is not between 1 and the teacher's {available}")
+        if layers == 1:
+            return [available - 1]
+        return [round(i * (available - 1) / (layers - 1)) for i in range(layers)]
+    if not layers or len(set(layers)) < len(layers) or not all(0 <= i < available for i in layers):
+        raise UserError(f"{kind}_layers: {layers} must be different layers from 0 to the teacher's {available - 1}")
+    return list(layers)
+
+
+def init_student(
+    teacher: WhisperForConditionalGeneration,
+    decoder_layers: int | list[int] | str = 2,
+    encoder_layers: int | list[int] | str | None = None,
+) -> WhisperForConditionalGeneration:
+    """A float32 student of the chosen layers of `teacher`, all weights copied; the teacher is left as it is.
+
+    Args:
+        decoder_layers: how many (spread evenly) or which of the teacher's decoder layers to keep.
+        encoder_layers: likewise; None keeps the encoder whole.
+    """
+    config = copy.deepcopy(teacher.config)
+    decoder = layers_to_copy(decoder_layers, config.decoder_layers)
+    encoder = layers_to_copy(
+        config.encoder_layers if encoder_layers is None else encoder_layers, config.encoder_layers, "encoder"
+    )
+    config.decoder_layers, config.encoder_layers = len(decoder), len(encoder)
+    config.num_hidden_layers = config.encoder_layers
+    config.dtype = torch.float32
+    student = WhisperForConditionalGeneration(config)
+
+    new_index = {f"model.decoder.layers.{old}.": f"model.decoder.layers.{new}." for new, old in enumerate(decoder)}
+    new_index |= {f"model.encoder.layers.{old}.": f"model.encoder.layers.{new}." for new, old in enumerate(encoder)}
+    weights = {}
+    for name, weight in teacher.state_dict().items():
+        if ".layers." in name:
+            prefix = ".".join(name.split(".")[:4]) + "."
+            if prefix not in new_index:
+                continue
+            name = new_index[prefix] + name.removeprefix(prefix)
+        weights[name] = weight
+    student.load_state_dict(weights)
+    student.generation_config = _generation_config(teacher, decoder)
+    return student.to(teacher.device)
+
+
+def _generation_config(teacher: WhisperForConditionalGeneration, kept: list[int]) -> GenerationConfig:
+    """The teacher's, with the alignment heads (layer, head) of the decoder layers that the student has.
+
+    Word timestamps index the decoder's layers by them, and crash where a layer is gone.
+    """
+    generation_config = copy.deepcopy(teacher.generation_config)
+    heads = getattr(generation_config, "alignment_heads", None)
+    if heads is not None:
+        heads = [[kept.index(layer), head] for layer, head in heads if layer in kept]
+        if heads:
+            generation_config.alignment_heads = heads
+        else:
+            del generation_config.alignment_heads
+            logger.warning("none of the teacher's alignment heads is left: the student has no word timestamps")
+    return generation_config
+
+
+def check_pair(teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration) -> None:
+    """Raise `UserError` unless one batch serves both models and their logits speak of the same tokens."""
+    differences = []
+    for name, meaning in {
+        "vocab_size": "tokens in the vocabulary",
+        "num_mel_bins": "mel bins",
+        "max_source_positions": "encoder positions",
+        "decoder_start_token_id": "as the id of the start token",
+        "pad_token_id": "as the id of the padding token",
+    }.items():
+        ours, theirs = getattr(teacher.config, name), getattr(student.config, name)
+        if ours != theirs:
+            differences.append(f"{ours} against {theirs} {meaning}")
+    if differences:
+        raise UserError(
+            f"teacher and student don't match: {'; '.join(differences)}. Choose a teacher of the student's family "
+            "(all but large-v3 and turbo have 80 mel bins and 51865 tokens; the .en models have 51864), or let the "
+            "student be made from the teacher (no --student)"
+        )

@@ -1,0 +1,98 @@
+"""Tiny Whisper models and clips of tones, all made offline."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads only get in each other's way
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import soundfile  # noqa: E402
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+
+SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
+
+
+def make_processor() -> WhisperProcessor:
+    """One-second windows of 100 frames, 8 mel bins; a vocabulary of letters."""
+    letters = list("abcdefghijklmnopqrstuvwxyzĠ")
+    tokenizer = WhisperTokenizer(
+        vocab={letter: i for i, letter in enumerate(letters)},
+        merges=[],
+        unk_token="<|endoftext|>",
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+    )
+    tokenizer.add_tokens(SPECIAL, special_tokens=True)
+    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    return WhisperProcessor(extractor, tokenizer)
+
+
+def make_whisper(processor: WhisperProcessor, seed: int = 0, **changes) -> WhisperForConditionalGeneration:
+    """A randomly initialised Whisper of width 16 with 2 encoder and 4 decoder layers."""
+    token = processor.tokenizer.convert_tokens_to_ids
+    options = dict(
+        vocab_size=len(processor.tokenizer),
+        num_mel_bins=8,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=4,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_source_positions=50,
+        max_target_positions=32,
+        decoder_start_token_id=token("<|startoftranscript|>"),
+        bos_token_id=token("<|endoftext|>"),
+        eos_token_id=token("<|endoftext|>"),
+        pad_token_id=token("<|endoftext|>"),
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        init_std=0.3,
+    )
+    torch.manual_seed(seed)
+    model = WhisperForConditionalGeneration(WhisperConfig(**(options | changes)))
+    model.generation_config.no_timestamps_token_id = token("<|notimestamps|>")
+    model.generation_config.is_multilingual = False
+    model.generation_config.max_length = 32
+    return model
+
+
+@pytest.fixture(scope="session")
+def processor() -> WhisperProcessor:
+    return make_processor()
+
+
+@pytest.fixture
+def teacher(processor) -> WhisperForConditionalGeneration:
+    return make_whisper(processor).eval()
+
+
+def write_speech(folder, clips: int = 16, seed: int = 0):
+    """An audiofolder of tones: `folder/metadata.csv` and one wav a clip, 0.3 to 1 s; the text is a function of the tone."""
+    rng = np.random.default_rng(seed)
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    rows = ["file_name,transcription"]
+    for i in range(clips):
+        text = "".join(rng.choice(list("abcdef"), size=rng.integers(2, 9)))
+        seconds = rng.uniform(0.3, 1.0)
+        time = np.arange(int(16_000 * seconds)) / 16_000
+        wave = 0.3 * np.sin(2 * np.pi * (200 + 100 * len(text)) * time) + 0.01 * rng.standard_normal(len(time))
+        soundfile.write(folder / "audio" / f"{i:03d}.wav", wave, 16_000)
+        rows.append(f"audio/{i:03d}.wav,{text}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speech_dir(tmp_path_factory):
+    return write_speech(tmp_path_factory.mktemp("speech"))
