@@ -1,5 +1,6 @@
 """Tiny Whisper models and clips of tones, all made offline."""
 
+import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,10 @@ from transformers import (  # noqa: E402
     WhisperProcessor,
     WhisperTokenizer,
 )
+
+from askd_hf.config import ASKDConfig  # noqa: E402
+from askd_hf.student import init_student  # noqa: E402
+from askd_hf.trainer import ASKDTrainer  # noqa: E402
 
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
 
@@ -96,3 +101,79 @@ def write_speech(folder, clips: int = 16, seed: int = 0):
 @pytest.fixture(scope="session")
 def speech_dir(tmp_path_factory):
     return write_speech(tmp_path_factory.mktemp("speech"))
+
+
+class Clips(torch.utils.data.Dataset):
+    """Random features and labels of different lengths, for tests of the trainer alone."""
+
+    def __init__(self, config: WhisperConfig, clips: int = 16, seed: int = 1):
+        generator = torch.Generator().manual_seed(seed)
+        self.rows = []
+        for i in range(clips):
+            length = int(torch.randint(2, 12, (1,), generator=generator))
+            frames = 2 * config.max_source_positions
+            self.rows.append(
+                {
+                    "input_features": torch.randn(config.num_mel_bins, frames, generator=generator),
+                    "labels": torch.randint(0, 26, (length,), generator=generator),
+                    "clip": f"clip-{i}",
+                }
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict:
+        return self.rows[i]
+
+
+def collate(rows: list[dict]) -> dict:
+    labels = torch.nn.utils.rnn.pad_sequence([r["labels"] for r in rows], batch_first=True, padding_value=-100)
+    return {
+        "input_features": torch.stack([r["input_features"] for r in rows]),
+        "labels": labels,
+        "clip": [r["clip"] for r in rows],
+    }
+
+
+def options(output_dir, **changes) -> dict:
+    """Training arguments of a short run on `Clips`."""
+    defaults = dict(
+        output_dir=str(output_dir),
+        max_steps=8,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        logging_steps=1,
+        eval_strategy="no",
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=3,
+    )
+    return defaults | changes
+
+
+def make_trainer(output_dir, teacher, student, eval_dataset=None, compute_metrics=None, processor=None, **changes):
+    """An `ASKDTrainer` on copies of the models."""
+    return ASKDTrainer(
+        model=copy.deepcopy(student),
+        args=ASKDConfig(**options(output_dir, **changes)),
+        teacher=copy.deepcopy(teacher),
+        train_dataset=Clips(student.config),
+        eval_dataset=eval_dataset,
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+        processing_class=processor,
+    )
+
+
+def history(trainer, *names: str) -> torch.Tensor:
+    """The named values of every training step, `(steps, names)`."""
+    return torch.tensor([[row[name] for name in names] for row in trainer.state.log_history if "loss" in row])
+
+
+@pytest.fixture
+def student(processor) -> WhisperForConditionalGeneration:
+    """Of other weights than the teacher, so that they disagree."""
+    return init_student(make_whisper(processor, seed=5), decoder_layers=2)

@@ -1,122 +1,81 @@
 """What the trainer's numbers may not depend on, as trajectories of loss and gradient norm over several updates."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_whisper
+from conftest import Clips, collate, history, make_trainer, options
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from askd_hf.config import ASKDConfig
-from askd_hf.student import init_student
-from askd_hf.trainer import ASKDTrainer
 
-
-class Clips(torch.utils.data.Dataset):
-    """Random features and labels of different lengths."""
-
-    def __init__(self, model, clips: int = 16):
-        generator = torch.Generator().manual_seed(1)
-        config = model.config
-        self.rows = []
-        for i in range(clips):
-            length = int(torch.randint(2, 12, (1,), generator=generator))
-            self.rows.append(
-                {
-                    "input_features": torch.randn(config.num_mel_bins, 100, generator=generator),
-                    "labels": torch.randint(0, 26, (length,), generator=generator),
-                    "clip": f"clip-{i}",
-                }
-            )
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return self.rows[i]
-
-
-def collate(rows):
-    labels = torch.nn.utils.rnn.pad_sequence([r["labels"] for r in rows], batch_first=True, padding_value=-100)
-    return {
-        "input_features": torch.stack([r["input_features"] for r in rows]),
-        "labels": labels,
-        "clip": [r["clip"] for r in rows],
-    }
-
-
-def collate_plain(rows):
+def collate_without_names(rows):
     batch = collate(rows)
     del batch["clip"]
     return batch
 
 
-def options(tmp_path: Path, **changes):
-    return dict(
-        output_dir=str(tmp_path),
-        max_steps=8,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        warmup_steps=0,
-        logging_steps=1,
-        eval_strategy="no",
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-        seed=3,
-    ) | changes
-
-
-def train(tmp_path, teacher, student, **changes):
-    trainer = ASKDTrainer(
-        model=copy.deepcopy(student),
-        args=ASKDConfig(**options(tmp_path, **changes)),
-        teacher=copy.deepcopy(teacher),
-        train_dataset=Clips(teacher),
-        data_collator=collate,
-    )
-    trainer.train()
-    return trainer
-
-
-def trajectory(trainer, *names):
-    return torch.tensor([[row[name] for name in names] for row in trainer.state.log_history if "loss" in row])
-
-
-@pytest.fixture
-def pair(processor):
-    teacher = make_whisper(processor)
-    return teacher, init_student(make_whisper(processor, seed=5), decoder_layers=2)
-
-
 @pytest.mark.parametrize("freeze_encoder", [True, False])
-def test_without_soft_targets_it_is_seq2seq_trainer(tmp_path, pair, freeze_encoder):
-    teacher, student = pair
-    ours = train(tmp_path, teacher, student, preset="ce", freeze_encoder=freeze_encoder)
+def test_without_soft_targets_it_is_seq2seq_trainer(tmp_path, teacher, student, freeze_encoder):
+    ours = make_trainer(tmp_path, teacher, student, preset="ce", freeze_encoder=freeze_encoder)
+    ours.train()
     plain = copy.deepcopy(student)
     if freeze_encoder:
         plain.model.encoder.requires_grad_(False)
     theirs = Seq2SeqTrainer(
         model=plain,
         args=Seq2SeqTrainingArguments(**options(tmp_path, remove_unused_columns=False)),
-        train_dataset=Clips(teacher),
-        data_collator=collate_plain,
+        train_dataset=Clips(student.config),
+        data_collator=collate_without_names,
     )
     theirs.train()
     torch.testing.assert_close(
-        trajectory(ours, "loss", "grad_norm"), trajectory(theirs, "loss", "grad_norm"), rtol=2e-5, atol=1e-6
+        history(ours, "loss", "grad_norm"), history(theirs, "loss", "grad_norm"), rtol=2e-5, atol=1e-6
     )
     for (name, a), (_, b) in zip(ours.model.named_parameters(), theirs.model.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
+NAMES = ["loss", "grad_norm", "ce_loss", "blend_loss", "teacher_weight", "self_weight"]
+
+
 @pytest.mark.parametrize("preset", ["askd", "ce", "ps-kd"])
-def test_accumulation_does_not_change_the_trajectory(tmp_path, pair, preset):
-    runs = [
-        train(tmp_path, *pair, preset=preset, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
-        for size in (8, 4, 1)
-    ]
-    names = ["loss", "grad_norm", "ce_loss", "blend_loss", "teacher_weight", "self_weight"]
+def test_accumulation_does_not_change_the_trajectory(tmp_path, teacher, student, preset):
+    runs = []
+    for size in (8, 4, 1):
+        sizes = dict(per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
+        runs.append(make_trainer(tmp_path, teacher, student, preset=preset, **sizes))
+        runs[-1].train()
     for other in runs[1:]:
-        torch.testing.assert_close(trajectory(other, *names), trajectory(runs[0], *names), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(history(other, *NAMES), history(runs[0], *NAMES), rtol=1e-4, atol=1e-6)
+
+
+def two_process_run(tmp_path: Path, **changes) -> dict:
+    """`distributed_run.py` under `accelerate launch` with two CPU processes: its history and evaluation."""
+    script = Path(__file__).with_name("distributed_run.py")
+    result = tmp_path / "result.json"
+    # accelerate's own --cpu would start a single process, or ask for MPI; the processes choose the CPU by `use_cpu`
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launch += f" --dynamo_backend no --main_process_port {29500 + os.getpid() % 2000}"
+    command = [sys.executable, "-m", *launch.split(), str(script), str(result), json.dumps(changes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(result.read_text())
+
+
+def test_two_processes_give_the_trajectory_of_one(tmp_path, teacher, student):
+    changes = dict(preset="askd", teacher_schedule="adaptive", adaptive_window=2)
+    one = make_trainer(
+        tmp_path, teacher, student, Clips(student.config, clips=7, seed=2), per_device_train_batch_size=8, **changes
+    )
+    one.train()
+    two = two_process_run(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, **changes)
+    torch.testing.assert_close(torch.tensor(two["history"]), history(one, *NAMES), rtol=1e-4, atol=1e-6)
+    # 7 clips over two processes: the 8th, which evens them out, must not count
+    metrics = one.evaluate()
+    for name in ("eval_loss", "eval_ce_loss"):
+        assert two["metrics"][name] == pytest.approx(metrics[name], rel=1e-5)
