@@ -126,9 +126,6 @@ class ModelArguments:
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "Attention of teacher and student: sdpa, eager, flash_attention_2."}
     )
-    save_dtype: Literal["float32", "float16", "bfloat16"] = field(
-        default="float32", metadata={"help": "Weights of the finished student on disk. Checkpoints keep float32."}
-    )
     revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher."})
 
 
@@ -265,6 +262,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         metadata={"help": "Weigh the teacher at each token by the probability that it gives the label there."},
     )
     freeze_encoder: bool = field(default=True, metadata={"help": "Train the decoder only."})
+
+    save_dtype: Literal["float32", "float16", "bfloat16"] = field(
+        default="float32", metadata={"help": "Weights of the finished student on disk. Checkpoints keep float32."}
+    )
 
     # Defaults of ours for Seq2SeqTrainingArguments
     output_dir: str | None = field(

@@ -63,7 +63,8 @@ def comparison(scores: list[Score]) -> str:
     splits = list(scores[0].wer)
     header = ["", *(f"WER {split}" for split in splits), "parameters", "audio s / s"]
     rows = [
-        [s.model, *(f"{s.wer[split]:.1f} %" for split in splits), f"{s.parameters:,}", f"{s.speed:.0f}"] for s in scores
+        [s.model, *(f"{s.wer[split]:.1f} %" for split in splits), f"{s.parameters:,}", f"{s.speed:.0f}"]
+        for s in scores
     ]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in [header, *rows]]

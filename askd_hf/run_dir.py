@@ -13,7 +13,9 @@ from .errors import UserError
 def run_name(teacher: str | None, student: str | None, decoder_layers: str, preset: str) -> str:
     """Such as `runs/whisper-large-v3-2-decoder-layers-askd`, from the names of the models and the preset."""
     base = Path(student or teacher).name
-    made = "" if student else f"-{'all' if decoder_layers is None else decoder_layers.replace(',', '.')}-decoder-layers"
+    made = (
+        "" if student else f"-{'all' if decoder_layers is None else decoder_layers.replace(',', '.')}-decoder-layers"
+    )
     source = f"-from-{Path(teacher).name}" if student and teacher else ""
     return f"runs/{base}{made}{source}-{preset}"
 

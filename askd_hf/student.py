@@ -58,7 +58,9 @@ def set_language(
             raise UserError(f"--language {language}: this model knows English only")
         return
     if language is None:
-        raise UserError("--language is missing: the model is multilingual; say what is spoken, as in --language english")
+        raise UserError(
+            "--language is missing: the model is multilingual; say what is spoken, as in --language english"
+        )
     try:
         processor.tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
         processor.tokenizer.prefix_tokens  # noqa: B018  (looks the language up)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin, Seq2SeqTrainer, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .callbacks import AdaptiveBlendCallback, StopGracefullyCallback
@@ -91,6 +92,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.stop = StopGracefullyCallback()
         self.add_callback(self.blend)
         self.add_callback(self.stop)
+        self._save_dtype: torch.dtype | None = None
         self._clips: list[str] = []
         self._train_sums = self._new_sums()
         self._eval_sums = self._new_sums()
@@ -302,6 +304,14 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.blend.load(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the finished student in `args.save_dtype`: a directory that `pipeline` and `from_pretrained` load.
+
+        Pushes to the Hub if `args.push_to_hub`. Checkpoints come here too, by Trainer's internal call, in float32.
+        """
+        self._save_dtype = None if _internal_call else getattr(torch, self.args.save_dtype)
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         config = self.accelerator.unwrap_model(self.model).config
         training_use_cache, config.use_cache = config.use_cache, self._use_cache  # Trainer had switched it off
@@ -309,10 +319,16 @@ class ASKDTrainer(Seq2SeqTrainer):
             super()._save(output_dir, state_dict)
         finally:
             config.use_cache = training_use_cache
+        if not self.args.should_save:
+            return
+        directory = Path(output_dir or self.args.output_dir)
+        (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of all arguments, a Hub token among them
         spelling = getattr(getattr(self.processing_class, "tokenizer", None), "english_spelling_normalizer", None)
-        if spelling and self.args.should_save:  # `save_pretrained` forgets it, and Whisper's normaliser needs it
-            path = Path(output_dir or self.args.output_dir) / "normalizer.json"
-            path.write_text(json.dumps(spelling, indent=2))
+        if spelling:  # `save_pretrained` forgets it, and Whisper's normaliser needs it
+            (directory / "normalizer.json").write_text(json.dumps(spelling, indent=2))
+        if self._save_dtype not in (None, self.model.dtype):
+            student = WhisperForConditionalGeneration.from_pretrained(directory, dtype=self._save_dtype)
+            student.save_pretrained(directory)
 
 
 # ---- helpers ----

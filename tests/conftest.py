@@ -6,11 +6,11 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads only get in each other's way
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import soundfile  # noqa: E402
-import torch  # noqa: E402
-from transformers import (  # noqa: E402
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
@@ -18,9 +18,9 @@ from transformers import (  # noqa: E402
     WhisperTokenizer,
 )
 
-from askd_hf.config import ASKDConfig  # noqa: E402
-from askd_hf.student import init_student  # noqa: E402
-from askd_hf.trainer import ASKDTrainer  # noqa: E402
+from askd_hf.config import ASKDConfig
+from askd_hf.student import init_student
+from askd_hf.trainer import ASKDTrainer
 
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
 

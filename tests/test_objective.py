@@ -98,7 +98,11 @@ def test_half_precision_logits_are_computed_in_float32(logits, dtype):
     student, teacher, _, labels = (torch.from_numpy(x) for x in logits)
     half = blend(student.to(dtype), labels, teacher_logits=teacher.to(dtype), teacher_weight=0.5, temperature=2.0)
     same_values = blend(
-        student.to(dtype).double(), labels, teacher_logits=teacher.to(dtype).double(), teacher_weight=0.5, temperature=2.0
+        student.to(dtype).double(),
+        labels,
+        teacher_logits=teacher.to(dtype).double(),
+        teacher_weight=0.5,
+        temperature=2.0,
     )
     assert half.total.dtype == torch.float32
     torch.testing.assert_close(half.total, same_values.total, rtol=1e-6, atol=1e-6)

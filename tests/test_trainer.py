@@ -1,0 +1,305 @@
+"""What the trainer runs and when, what it logs, evaluates and saves."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from conftest import Clips, collate, history, make_trainer, make_whisper
+from safetensors.torch import load_file
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TrainerCallback
+
+from askd_hf.errors import UserError
+from askd_hf.metrics import compute_metrics_for, text_normalizer
+from askd_hf.objective import DIVERGENCES, blend
+from askd_hf.student import init_student
+from askd_hf.trainer import ASKDTrainer, NonFiniteLossError
+
+
+def count_calls(module, calls: list):
+    module.register_forward_hook(lambda *_: calls.append(1))
+
+
+def encoder_and_decoder_calls(trainer):
+    encoder, teacher_encoder, teacher_decoder = [], [], []
+    count_calls(trainer.model.model.encoder, encoder)
+    count_calls(trainer.teacher.model.encoder, teacher_encoder)
+    count_calls(trainer.teacher.model.decoder, teacher_decoder)
+    trainer.train()
+    return len(encoder), len(teacher_encoder), len(teacher_decoder)
+
+
+def test_a_frozen_encoder_runs_once_a_step_for_all_three(tmp_path, teacher):
+    trainer = make_trainer(tmp_path, teacher, init_student(teacher), max_steps=10, self_schedule="constant")
+    assert encoder_and_decoder_calls(trainer) == (10, 0, 6)
+
+
+def test_different_encoders_both_run_and_the_self_teacher_shares_the_students(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student, max_steps=10)
+    assert encoder_and_decoder_calls(trainer) == (10, 6, 6)
+
+
+def test_a_trained_encoder_runs_in_the_self_teacher_too(tmp_path, teacher):
+    trainer = make_trainer(tmp_path, teacher, init_student(teacher), max_steps=10, freeze_encoder=False)
+    before = copy.deepcopy(trainer.model.model.encoder.state_dict())
+    assert encoder_and_decoder_calls(trainer) == (10 + 4, 6, 6)
+    assert any(not torch.equal(before[name], w) for name, w in trainer.model.model.encoder.state_dict().items())
+
+
+def test_specaugment_reaches_the_student_and_neither_teacher_nor_self(tmp_path, teacher):
+    augmented = dict(apply_spec_augment=True, mask_time_prob=0.3, mask_time_length=4)
+    student = init_student(teacher)
+    for name, value in augmented.items():
+        setattr(student.config, name, value)
+    seen = []
+    trainer = make_trainer(tmp_path, teacher, student, max_steps=10)
+    trainer.teacher.model.encoder.register_forward_pre_hook(lambda _, args: seen.append((args[0] == 0).sum().item()))
+    zeros_in_training = []
+    trainer.model.model.encoder.register_forward_pre_hook(
+        lambda module, args: zeros_in_training.append((args[0] == 0).sum().item()) if module.training else None
+    )
+    trainer.train()
+    assert len(seen) == 6 and max(seen) == 0
+    assert len(zeros_in_training) == 10 and min(zeros_in_training) > 0
+
+
+@pytest.mark.parametrize("teacher_dropout", [0.0, 0.5])
+def test_the_logged_terms_are_those_of_the_models(tmp_path, processor, student, teacher_dropout):
+    """The first step, recomputed with plain forward passes; dropout would show in a teacher left in training mode."""
+    teacher = make_whisper(processor, dropout=teacher_dropout).train()
+    trainer = make_trainer(tmp_path, teacher, student, max_steps=1, per_device_train_batch_size=16, teacher_phase=1.0)
+    trainer.train()
+    row = next(row for row in trainer.state.log_history if "loss" in row)
+    batch = collate(Clips(student.config).rows)
+    inputs = {name: batch[name] for name in ("input_features", "labels")}
+    with torch.no_grad():
+        teacher_logits, student_logits = teacher.eval()(**inputs).logits, student.eval()(**inputs).logits
+    real = batch["labels"] != -100
+    terms = blend(
+        student_logits[real],
+        batch["labels"][real],
+        teacher_logits=teacher_logits[real],
+        teacher_weight=0.8,
+        temperature=2.0,
+        divergence=DIVERGENCES["forward_kl"],
+    )
+    expected = {
+        "loss": terms.total,
+        "blend_loss": terms.total,
+        "ce_loss": terms.ce,
+        "teacher_loss": terms.teacher,
+        "teacher_ce": terms.teacher_ce,
+        "agreement": terms.agreement,
+    }
+    for name, term in expected.items():
+        assert row[name] == pytest.approx(term.mean().item(), rel=1e-5), name
+    assert (row["teacher_weight"], row["self_weight"]) == (0.8, 0.0)
+    assert "self_loss" not in row
+
+
+def test_terms_are_logged_in_their_phase_and_the_self_term_starts_at_zero(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student, max_steps=10, self_schedule="constant")
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert ["teacher_loss" in row for row in rows] == [True] * 6 + [False] * 4
+    assert ["self_loss" in row for row in rows] == [False] * 6 + [True] * 4
+    assert rows[6]["self_loss"] == pytest.approx(0.0, abs=1e-6)  # the self-teacher is the student itself
+    assert all(row["self_loss"] > 1e-5 for row in rows[7:])
+
+
+def test_the_teacher_is_untouched_freed_and_never_saved(tmp_path, teacher, student, processor):
+    kept = copy.deepcopy(teacher)
+    trainer = make_trainer(
+        tmp_path, teacher, student, max_steps=10, save_strategy="steps", save_steps=5, processor=processor
+    )
+    during = trainer.teacher
+    trainer.train()
+    assert trainer.teacher is None
+    for (name, a), b in zip(during.named_parameters(), kept.parameters(), strict=True):
+        assert torch.equal(a, b) and not a.requires_grad and a.grad is None, name
+    for step, files in ((5, {"blend_state.json"}), (10, {"blend_state.json", "self_teacher.safetensors"})):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        saved = load_file(checkpoint / "model.safetensors")
+        assert {name for name in saved if "decoder.layers" in name} == {
+            name for name in student.state_dict() if "decoder.layers" in name
+        }
+        own = {"blend_state.json", "self_teacher.safetensors"}
+        assert {path.name for path in checkpoint.iterdir()} & own == files
+
+
+def test_the_ema_is_the_average_by_its_formula(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student, max_steps=5, teacher_phase=0.4, self_ema_decay=0.7)
+    name = "model.decoder.layers.0.fc1.weight"
+    trail = []
+
+    class Trail(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            trail.append(model.get_parameter(name).detach().clone())
+
+    trainer.add_callback(Trail())
+    trainer.train()
+    trail.append(trainer.model.get_parameter(name).detach())
+    average = trail[2]  # the student as it entered the self phase, after two of five steps
+    for weights in trail[3:]:
+        average = 0.7 * average + 0.3 * weights
+    torch.testing.assert_close(trainer.blend.self_teacher.parameters[name], average)
+
+
+@pytest.mark.parametrize(("refresh", "taken_at"), [("never", 0), ("epoch", 8)])
+def test_the_snapshot_is_the_student_of_its_epoch(tmp_path, teacher, student, refresh, taken_at):
+    trainer = make_trainer(tmp_path, teacher, student, preset="ps-kd", self_refresh=refresh, max_steps=10)
+    trail = []
+
+    class Trail(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            trail.append(model.model.decoder.layers[0].fc1.weight.detach().clone())
+
+    trainer.add_callback(Trail())
+    trainer.train()  # 4 steps an epoch
+    snapshot = trainer.blend.self_teacher.parameters["model.decoder.layers.0.fc1.weight"]
+    assert [step for step, weight in enumerate(trail) if torch.equal(weight, snapshot)] == [taken_at]
+
+
+def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, teacher, student, processor):
+    normalize = text_normalizer(processor, None)
+    evaluation = Clips(student.config, clips=7, seed=2)
+    trainer = make_trainer(
+        tmp_path,
+        teacher,
+        student,
+        evaluation,
+        compute_metrics_for(processor, normalize),
+        processor,
+        max_steps=4,
+        per_device_eval_batch_size=3,
+        eval_strategy="steps",
+        eval_steps=2,
+        preset="kd",
+    )
+    trainer.train()
+    metrics = trainer.state.log_history[-2]
+    assert metrics["step"] == 4
+    batch = collate(evaluation.rows)
+    inputs = {name: batch[name] for name in ("input_features", "labels")}
+    with torch.no_grad():
+        logits = trainer.model.eval()(**inputs).logits
+        teacher_logits = teacher(**inputs).logits
+    real = batch["labels"] != -100
+    terms = blend(
+        logits[real],
+        batch["labels"][real],
+        teacher_logits=teacher_logits[real],
+        teacher_weight=1 / 1.8,
+        temperature=2.0,
+    )
+    for name, term in {
+        "eval_loss": terms.total,
+        "eval_ce_loss": terms.ce,
+        "eval_teacher_loss": terms.teacher,
+        "eval_agreement": terms.agreement,
+    }.items():
+        assert metrics[name] == pytest.approx(term.mean().item(), rel=1e-4), name
+    assert metrics["eval_wer"] > 0 and metrics["eval_cer"] > 0
+
+
+def test_tensorboard_gets_terms_and_weights(tmp_path, teacher, student):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(tmp_path, teacher, student, report_to="tensorboard", max_steps=10, self_schedule="constant")
+    trainer.train()
+    (event_file,) = tmp_path.rglob("events.out.tfevents*")
+    events = EventAccumulator(str(event_file)).Reload()
+    weights = [event.value for event in events.Scalars("train/teacher_weight")]
+    assert weights == pytest.approx([0.8 * (1 - i / 6) for i in range(6)] + [0.0] * 4)
+    assert {f"train/{name}" for name in ("ce_loss", "teacher_loss", "self_loss", "self_weight", "agreement")} <= set(
+        events.Tags()["scalars"]
+    )
+
+
+def test_a_non_finite_loss_stops_and_names_step_and_clips(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student, preset="ce", max_steps=4)
+    trainer.train_dataset.rows[5]["input_features"][0, 0] = math.nan
+    with pytest.raises(NonFiniteLossError, match=r"at step [0-3], in 1 of 4 clips: clip-5\."):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_a_non_finite_gradient_stops_before_the_update(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student, preset="ce", max_steps=4)
+    weight = trainer.model.model.decoder.layers[0].fc1.weight
+    weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
+    with pytest.raises(NonFiniteLossError, match="gradient is not finite at step 0, last clips: clip-"):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(bf16=True),
+        dict(activation_checkpointing=True),
+        dict(activation_checkpointing=True, freeze_encoder=False),
+    ],
+    ids=str,
+)
+def test_other_ways_to_compute_follow_the_plain_trajectory(tmp_path, teacher, student, changes):
+    plain = make_trainer(tmp_path, teacher, student, freeze_encoder=changes.get("freeze_encoder", True), max_steps=10)
+    plain.train()
+    other = make_trainer(tmp_path, teacher, student, max_steps=10, **changes)
+    other.train()
+    tolerance = dict(rtol=0.1, atol=0.05) if "bf16" in changes else dict(rtol=1e-4, atol=1e-5)
+    names = ("loss", "ce_loss", "grad_norm")
+    torch.testing.assert_close(history(other, *names), history(plain, *names), **tolerance)
+
+
+def test_the_saved_student_needs_nothing_of_ours(tmp_path, teacher, student, processor):
+    spelling = {"colour": "color"}
+    processor = copy.deepcopy(processor)
+    processor.tokenizer.english_spelling_normalizer = spelling
+    trainer = make_trainer(tmp_path, teacher, student, processor=processor)
+    trainer.train()
+    trainer.save_model()
+    files = {path.name for path in tmp_path.iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "normalizer.json"} <= files
+    assert "training_args.bin" not in files  # a pickle that may hold a token
+    assert json.loads((tmp_path / "config.json").read_text())["use_cache"] is True
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path)
+    assert model.config.use_cache
+    assert AutoProcessor.from_pretrained(tmp_path).tokenizer.english_spelling_normalizer == spelling
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+
+
+def test_the_saved_dtype_is_as_asked_for_and_checkpoints_keep_float32(tmp_path, teacher, student, processor):
+    trainer = make_trainer(
+        tmp_path, teacher, student, processor=processor, save_dtype="float16", save_strategy="steps", save_steps=8
+    )
+    trainer.train()
+    trainer.save_model()
+    assert {w.dtype for w in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    assert AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path).dtype == torch.float16
+    assert {w.dtype for w in load_file(tmp_path / "checkpoint-8" / "model.safetensors").values()} == {torch.float32}
+    assert trainer.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(vocab_size=40), "31 against 40 tokens in the vocabulary|40 against 31 tokens"),
+        (dict(num_mel_bins=16), "16 against 8 mel bins"),
+    ],
+    ids=["vocabulary", "mel bins"],
+)
+def test_a_pair_that_does_not_fit_is_refused(tmp_path, processor, student, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_trainer(tmp_path, make_whisper(processor, **changes), student)
+
+
+def test_what_would_replace_the_objective_is_refused(tmp_path, teacher, student):
+    with pytest.raises(ValueError, match="compute_loss_func"):
+        ASKDTrainer(
+            model=student, args=make_trainer(tmp_path, teacher, student).args, compute_loss_func=lambda *_: None
+        )
+    with pytest.raises(UserError, match="no teacher"):
+        make_trainer(tmp_path, None, student)
