@@ -8,7 +8,7 @@ import difflib
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
@@ -126,7 +126,14 @@ class ModelArguments:
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "Attention of teacher and student: sdpa, eager, flash_attention_2."}
     )
-    revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher."})
+
+
+class SpeechSource(NamedTuple):
+    """One split of one dataset, as `load_speech` takes them."""
+
+    dataset: str
+    config: str | None
+    split: str
 
 
 @dataclass
@@ -146,7 +153,7 @@ class DataArguments:
         default=None, metadata={"help": "Where the evaluation splits are. Default: the training dataset."}
     )
     eval_dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the evaluation dataset. Default: the training dataset's."}
+        default=None, metadata={"help": "Configuration of --eval_dataset on the Hub."}
     )
     eval_splits: list[str] = field(
         default_factory=list,
@@ -170,6 +177,12 @@ class DataArguments:
         default="auto",
         metadata={"help": "auto: transcripts that are all in capitals are lower-cased, which Whisper knows better."},
     )
+    normalizer: Literal["auto", "english", "basic"] = field(
+        default="auto",
+        metadata={
+            "help": "Whisper's text normaliser for WER and CER. auto: english for English, basic for other languages."
+        },
+    )
     on_bad_audio: Literal["error", "skip"] = field(
         default="error",
         metadata={
@@ -184,7 +197,7 @@ class DataArguments:
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that check the clips before training. Default: this one."}
     )
-    compare_with_teacher: bool = field(
+    compare: bool = field(
         default=True,
         metadata={"help": "End with a table of teacher, student before and student after on the evaluation splits."},
     )
@@ -195,6 +208,16 @@ class DataArguments:
                 setattr(self, name, value)
         elif self.eval_dataset and not self.eval_splits:
             self.eval_splits = ["train"]
+
+    def train_source(self) -> SpeechSource:
+        return SpeechSource(self.dataset, self.dataset_config, self.train_split)
+
+    def eval_sources(self) -> list[SpeechSource]:
+        if self.eval_dataset:
+            dataset, config = self.eval_dataset, self.eval_dataset_config
+        else:
+            dataset, config = self.dataset, self.dataset_config
+        return [SpeechSource(dataset, config, split) for split in self.eval_splits]
 
 
 @dataclass

@@ -1,5 +1,25 @@
 """Errors that a user can cause and mend."""
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """Says what is wrong, where (file, row, field) and what to do. Scripts print it as one line and exit with 2."""
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Around a script's `main()`: a `UserError` ends it with one message and status 2, Ctrl-C with status 130."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(_fail(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"\n{message}", file=sys.stderr, flush=True)
+    return status

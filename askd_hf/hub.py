@@ -29,9 +29,9 @@ def local_or_hub(name: str) -> bool:
     Raises `UserError` if it is written as a path (`./x`, `~/x`, `/x`, `a/b/c`) and nothing is there.
     """
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():
         return True
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or not name:
+    if not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise UserError(f"no such file or directory: {name!r}{_did_you_mean(path)}")
     return False
 
@@ -62,7 +62,7 @@ def hub_access(what: str, name: str, repo_type: str = "model") -> Iterator[None]
         return
     if not constants.HF_HUB_OFFLINE:
         # huggingface_hub 2 retries every file for half a minute: without this probe it takes minutes to learn that
-        # there is no network, and WhisperTokenizer.from_pretrained then returns an empty tokenizer instead of an error.
+        # there is no network, and WhisperTokenizer.from_pretrained then returns an empty tokenizer, not an error.
         _probe(what, name, repo_type)
     try:
         yield

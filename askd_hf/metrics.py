@@ -9,7 +9,7 @@ import numpy as np
 from transformers import EvalPrediction, WhisperProcessor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-ENGLISH = ("en", "english", None)  # None: a model that knows English only
+ENGLISH = ("en", "english")
 
 
 class ErrorRate(evaluate.Metric):
@@ -34,13 +34,19 @@ class ErrorRate(evaluate.Metric):
         }
 
 
-def text_normalizer(processor: WhisperProcessor, language: str | None) -> Callable[[str], str]:
-    """Whisper's English normaliser for English, its basic one for all other languages.
+def text_normalizer(processor: WhisperProcessor, language: str | None, name: str = "auto") -> Callable[[str], str]:
+    """One of Whisper's two normalisers.
 
-    The English one maps British to American spelling by the list that comes with OpenAI's models (`normalizer.json`);
-    a model without that list leaves spelling alone.
+    The English one maps British to American spelling by the list that comes with OpenAI's models (`normalizer.json`;
+    a model without it leaves spelling alone), and writes numbers in digits, neighbouring ones joined.
+
+    Args:
+        language: of the speech; None for an English-only model.
+        name: "english", "basic" (lower case, no punctuation), or "auto": english for English, basic for the rest.
     """
-    if language is None or language.lower() in ENGLISH:
+    if name == "auto":
+        name = "english" if language is None or language.lower() in ENGLISH else "basic"
+    if name == "english":
         return EnglishTextNormalizer(processor.tokenizer.english_spelling_normalizer or {})
     return BasicTextNormalizer()
 

@@ -7,17 +7,23 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .callbacks import BLEND_STATE_FILE
+from .config import UNNAMED_RUN, ASKDConfig, ModelArguments
 from .errors import UserError
 
 
-def run_name(teacher: str | None, student: str | None, decoder_layers: str, preset: str) -> str:
-    """Such as `runs/whisper-large-v3-2-decoder-layers-askd`, from the names of the models and the preset."""
-    base = Path(student or teacher).name
-    made = (
-        "" if student else f"-{'all' if decoder_layers is None else decoder_layers.replace(',', '.')}-decoder-layers"
-    )
-    source = f"-from-{Path(teacher).name}" if student and teacher else ""
-    return f"runs/{base}{made}{source}-{preset}"
+def name_run(config: ASKDConfig, models: ModelArguments) -> None:
+    """Name `config.output_dir` after the models and the preset, unless it was given.
+
+    Such as `runs/whisper-large-v3-2-decoder-layers-askd`.
+    """
+    if config.output_dir != UNNAMED_RUN:
+        return
+    if models.student:
+        name = Path(models.student).name + (f"-from-{Path(models.teacher).name}" if models.teacher else "")
+    else:
+        layers = len(models.decoder_layers.split(",")) if "," in models.decoder_layers else models.decoder_layers
+        name = f"{Path(models.teacher).name}-{layers}-decoder-layers"
+    config.output_dir = f"runs/{name}-{config.preset}"
 
 
 def checkpoints(output_dir: Path) -> list[Path]:

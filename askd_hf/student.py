@@ -13,37 +13,32 @@ from transformers import (
 )
 
 from .errors import UserError
-from .hub import hub_access, local_or_hub
+from .hub import hub_access
 
 logger = logging.getLogger(__name__)
 
 
 def load_whisper(
-    name: str,
-    dtype: torch.dtype = torch.float32,
-    attn_implementation: str = "sdpa",
-    revision: str | None = None,
+    name: str, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
 ) -> WhisperForConditionalGeneration:
     """A Whisper model from a local directory or the Hub.
 
     Raises `UserError` if there is none, if it isn't a Whisper model, or if the Hub can't be reached.
     """
-    local_or_hub(name)
     with hub_access("the model", name):
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(name)
     if not isinstance(config, WhisperConfig):
         raise UserError(f"{name} is a {config.model_type!r} model, not Whisper: only Whisper models can be distilled")
     with hub_access("the model", name):
         return WhisperForConditionalGeneration.from_pretrained(
-            name, config=config, dtype=dtype, attn_implementation=attn_implementation, revision=revision
+            name, config=config, dtype=dtype, attn_implementation=attn_implementation
         )
 
 
-def load_processor(name: str, revision: str | None = None) -> WhisperProcessor:
+def load_processor(name: str) -> WhisperProcessor:
     """The feature extractor and tokenizer of a Whisper model. Raises `UserError` as `load_whisper` does."""
-    local_or_hub(name)
     with hub_access("the processor", name):
-        return WhisperProcessor.from_pretrained(name, revision=revision)
+        return WhisperProcessor.from_pretrained(name)
 
 
 def set_language(

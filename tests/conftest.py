@@ -83,7 +83,7 @@ def teacher(processor) -> WhisperForConditionalGeneration:
 
 
 def write_speech(folder, clips: int = 16, seed: int = 0):
-    """An audiofolder of tones: `folder/metadata.csv` and one wav a clip, 0.3 to 1 s; the text is a function of the tone."""
+    """An audiofolder of tones: `folder/metadata.csv` and one wav a clip, 0.3 to 1 s, longer texts higher."""
     rng = np.random.default_rng(seed)
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     rows = ["file_name,transcription"]

@@ -110,9 +110,9 @@ def test_half_precision_logits_are_computed_in_float32(logits, dtype):
 
 def test_a_weight_without_logits_is_refused(logits):
     student, _, _, labels = (torch.from_numpy(x) for x in logits)
-    with pytest.raises(ValueError, match="teacher weight is 0.5"):
+    with pytest.raises(ValueError, match=r"teacher weight is 0\.5"):
         blend(student, labels, teacher_weight=0.5)
-    with pytest.raises(ValueError, match="self weight is 0.5"):
+    with pytest.raises(ValueError, match=r"self weight is 0\.5"):
         blend(student, labels, self_weight=0.5)
 
 

@@ -1,0 +1,199 @@
+"""Speech with transcripts from wherever it lies, always with the columns `audio`, `text` and `clip`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import (
+    Audio,
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    ReadInstruction,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
+from huggingface_hub import constants, snapshot_download
+
+from ..errors import UserError
+from ..hub import hub_access, local_or_hub
+from .audiofolder import METADATA, audiofolder_splits, read_audiofolder
+from .text import replace_column
+
+TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "normalized_text")
+FORMATS = "a directory with metadata.csv, a directory saved by `datasets`, parquet files, or a Hub id"
+
+
+def load_speech(
+    name: str,
+    config: str | None,
+    split: str,
+    *,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Load one split of a speech dataset. Of a Hub dataset only the files of that split are downloaded.
+
+    Args:
+        name: a directory with `metadata.csv`, `.jsonl` or `.parquet` (audiofolder), at its top or one a split in
+            subdirectories; a directory of `save_to_disk`; a `.parquet` file; a directory laid out as on the Hub; or a
+            Hub id. What has no splits is the split `train`.
+        config: configuration of a dataset laid out as on the Hub.
+        split: with the slices and sums of `datasets`: `train`, `train[:100]`, `train[:10%]+test`.
+        audio_column: default: `audio`, or the only column of audio.
+        text_column: default: the first of `TEXT_COLUMNS` that is there.
+        num_proc: processes that prepare a Hub dataset.
+
+    Returns:
+        `audio`: `{"path", "bytes"}`, not decoded; `text`: string or None; `clip`: the name of the clip in messages,
+        its path or `split[row]`, unless there is such a column of strings; and the other columns. A column `text` or
+        `audio` that isn't the chosen one is dropped.
+
+    Raises:
+        UserError: no such dataset, configuration, split or column; or the Hub can't be reached.
+    """
+    parts = []
+    for part in split.split("+"):
+        base, bracket, _ = part.strip().partition("[")
+        dataset = _load_split(name, config, base, num_proc)
+        dataset = _canonical(dataset, name, base, audio_column, text_column)
+        parts.append(_slice(dataset, part.strip(), base) if bracket else dataset)
+    dataset = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    if len(dataset) == 0:
+        raise UserError(f"{name}: split {split!r} has no rows")
+    return dataset
+
+
+def _slice(dataset: Dataset, part: str, base: str) -> Dataset:
+    # `datasets` takes only word characters in the name of a split; directories have others: so slice a split "x".
+    try:
+        (read,) = ReadInstruction.from_spec("x" + part.removeprefix(base)).to_absolute({"x": len(dataset)})
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"split {part!r} of {len(dataset)} rows: {error}") from None
+    if read.from_ >= read.to:
+        raise UserError(f"split {part!r} of {len(dataset)} rows is empty")
+    return dataset.select(range(read.from_, read.to))
+
+
+def _load_split(name: str, config: str | None, split: str, num_proc: int | None) -> Dataset:
+    if not local_or_hub(name):
+        with hub_access("the dataset", name, repo_type="dataset"):
+            return _load_built(name, config, split, num_proc)
+    path = Path(name).expanduser().resolve()
+    if path.is_file() and path.suffix != ".parquet":
+        raise UserError(f"{name} is not a dataset; expected {FORMATS}")
+    has_metadata = path.is_dir() and audiofolder_splits(path)
+    is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if config is not None and (has_metadata or is_saved or path.is_file()):
+        raise UserError(f"{name} has no configurations: leave out --dataset_config {config}")
+    if is_saved:
+        saved = load_from_disk(str(path))
+        return _pick(name, split, saved if isinstance(saved, DatasetDict) else {"train": saved})
+    if has_metadata:
+        return read_audiofolder(_pick(name, split, has_metadata), path)
+    if path.is_file():
+        return _pick(name, split, {"train": Dataset.from_parquet(str(path))})
+    return _load_built(str(path), config, split, num_proc)
+
+
+def _load_built(name: str, config: str | None, split: str, num_proc: int | None) -> Dataset:
+    """A Hub dataset, or a directory laid out as one."""
+    try:
+        builder = load_dataset_builder(name, config)
+    except (EmptyDatasetError, DataFilesNotFoundError):
+        raise UserError(f"no speech in {name}; expected {FORMATS}") from None
+    except ValueError as error:  # no such configuration, or one has to be chosen
+        if constants.HF_HUB_OFFLINE and "Couldn't find cache" in str(error):
+            raise UserError(
+                f"{name}: HF_HUB_OFFLINE is set, and a dataset of which only a split was downloaded can't be found "
+                f"again then. Once: hf download {name} --repo-type dataset --local-dir DIR; then give DIR"
+            ) from None
+        if "onfig" not in str(error):
+            raise
+        raise UserError(f"{name}: {' '.join(str(error).split())} (--dataset_config)") from None
+    if builder.name == "cache":  # offline
+        return load_dataset(name, config, split=split)
+    files = {str(key): value for key, value in builder.config.data_files.items()}
+    wanted = _pick(name, split, files)
+    if builder.name == "audiofolder":
+        return _load_hub_audiofolder(name, builder, wanted)
+    if builder.name not in ("parquet", "arrow"):
+        raise UserError(f"{name} consists of {builder.name} files; expected {FORMATS}")
+    # With `split` alone `datasets` downloads every split of the configuration; with `data_files` only these.
+    return load_dataset(name, config, data_files={split: wanted}, split=split, num_proc=num_proc)
+
+
+def _load_hub_audiofolder(name: str, builder: DatasetBuilder, urls: Iterable[str]) -> Dataset:
+    """`datasets` needs torchcodec to build it: fetch the files of the split, and read them as a local directory."""
+    files = (Path(url.removeprefix(f"{builder.base_path}/")) for url in urls)
+    metadata = next((file for file in files if file.name in METADATA), None)
+    if builder.repo_id is None or metadata is None:
+        raise UserError(f"{name}: audio files, but none of {', '.join(METADATA)} beside them")
+    beside = (metadata.parent / "*").as_posix()
+    root = Path(snapshot_download(name, repo_type="dataset", revision=builder.hash, allow_patterns=beside))
+    return read_audiofolder(root / metadata, root)
+
+
+def _pick(name: str, split: str, splits: dict):
+    if split not in splits:
+        raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+    return splits[split]
+
+
+def _canonical(dataset: Dataset, name: str, split: str, audio_column: str | None, text_column: str | None) -> Dataset:
+    audio_column = audio_column or _find_audio(dataset)
+    text_column = text_column or next((c for c in TEXT_COLUMNS if c in dataset.column_names), None)
+    for column, option, what in (
+        (audio_column, "--audio_column", "audio"),
+        (text_column, "--text_column", "the transcript"),
+    ):
+        if column not in dataset.column_names:
+            raise UserError(
+                f"{name}: {'no column found' if column is None else f'no column {column!r}'} for {what}; the columns "
+                f"are {', '.join(dataset.column_names)}. Name one with {option}"
+            )
+    for column, canonical in ((audio_column, "audio"), (text_column, "text")):
+        if column != canonical:
+            dataset = dataset.remove_columns([c for c in dataset.column_names if c == canonical])
+            dataset = dataset.rename_column(column, canonical)
+    return _with_clip(_with_text(_with_audio(dataset, name), name), split)
+
+
+def _find_audio(dataset: Dataset) -> str | None:
+    if "audio" in dataset.column_names:
+        return "audio"
+    found = [column for column, feature in dataset.features.items() if isinstance(feature, Audio)]
+    return found[0] if len(found) == 1 else None
+
+
+def _with_audio(dataset: Dataset, name: str) -> Dataset:
+    feature = dataset.features["audio"]
+    if isinstance(feature, dict) and "array" in feature:
+        return dataset
+    try:
+        return dataset.cast_column("audio", Audio(decode=False))  # decoding it there would need torchcodec
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError):
+        raise UserError(f"{name}: the audio column holds {feature}, not audio. Name another: --audio_column") from None
+
+
+def _with_text(dataset: Dataset, name: str) -> Dataset:
+    feature = dataset.features["text"]
+    if not isinstance(feature, Value):
+        raise UserError(f"{name}: the transcript column holds {feature}, not text. Name another: --text_column")
+    return dataset if feature.dtype == "string" else dataset.cast_column("text", Value("string"))
+
+
+def _with_clip(dataset: Dataset, split: str) -> Dataset:
+    if "clip" in dataset.column_names and dataset.features["clip"] == Value("string"):
+        return dataset
+    paths = [None] * len(dataset)
+    if isinstance(dataset.features["audio"], Audio):
+        # flattened, so that only the paths are read and not gigabytes of audio
+        paths = dataset.select_columns("audio").flatten()["audio.path"]
+    return replace_column(dataset, "clip", [path or f"{split}[{row}]" for row, path in enumerate(paths)])

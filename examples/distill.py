@@ -1,0 +1,143 @@
+r"""Distil a Whisper model into a smaller one.
+
+    python examples/distill.py --teacher openai/whisper-large-v3
+
+makes a student of the teacher's encoder and 2 of its decoder layers and trains it on 100 hours of LibriSpeech: first
+on the teacher's distribution and the labels, then on the labels and the student's own average. With your own speech,
+a directory with audio files and a metadata.csv (file_name,transcription):
+
+    python examples/distill.py --teacher openai/whisper-small --language fr \
+        --dataset my_speech --eval_splits validation --num_train_epochs 10
+
+All options: --help. They can also stand in a YAML file: --config run.yaml. A killed or interrupted run goes on with
+--resume_from_checkpoint last. On several GPUs: accelerate launch examples/distill.py ...
+"""
+
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import WhisperForConditionalGeneration, pipeline
+
+from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, check_clips, init_student, load_speech
+from askd_hf.config import DataArguments, ModelArguments, parse_args, resolve_dtype
+from askd_hf.data import SAMPLING_RATE, decode_audio, normalize_case
+from askd_hf.errors import exit_on_user_error
+from askd_hf.evaluation import comparison, score
+from askd_hf.metrics import compute_metrics_for, text_normalizer
+from askd_hf.run_dir import checkpoint_to_resume, name_run
+from askd_hf.student import load_processor, load_whisper, set_language
+
+
+def main() -> None:
+    # ---- options: the command line, then --config, then the defaults ----
+    model_args, data_args, config = parse_args((ModelArguments, DataArguments, ASKDConfig))
+    if not (model_args.teacher or model_args.student):
+        raise UserError("--teacher is missing: a Whisper model to distil, such as openai/whisper-large-v3")
+    name_run(config, model_args)
+    resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
+
+    # ---- teacher and student ----
+    processor = load_processor(model_args.student or model_args.teacher)
+    teacher = load_teacher(model_args, config) if model_args.teacher else None
+    student = load_student(model_args, teacher)
+    set_language(student, processor, data_args.language, data_args.task)
+
+    # ---- speech: every clip is looked at once, before training starts ----
+    collator = SpeechCollator(processor, student.config)
+    train_dataset = load_split(data_args.train_source(), data_args.max_train_samples, data_args, config, collator)
+    eval_datasets = {
+        source.split: load_split(source, data_args.max_eval_samples, data_args, config, collator)
+        for source in data_args.eval_sources()
+    }
+    if not eval_datasets:
+        config.eval_strategy = "no"
+    normalize = text_normalizer(processor, data_args.language, data_args.normalizer)
+
+    # ---- training ----
+    trainer = ASKDTrainer(
+        model=student,
+        args=config,
+        teacher=teacher,
+        train_dataset=train_dataset,
+        eval_dataset=eval_datasets if len(eval_datasets) > 1 else next(iter(eval_datasets.values()), None),
+        data_collator=collator,
+        processing_class=processor,
+        compute_metrics=compute_metrics_for(processor, normalize),
+    )
+    del teacher  # the trainer frees it as soon as its weight is 0 for good
+    trainer.train(resume_from_checkpoint=resume_from)
+    if trainer.stop.stopped:
+        print(f"stopped after step {trainer.state.global_step}; go on with --resume_from_checkpoint last")
+        sys.exit(130)
+    trainer.save_state()
+    trainer.save_model()  # and pushes it, with --push_to_hub
+
+    # ---- what has become of the student ----
+    if not trainer.is_world_process_zero():
+        return
+    if eval_datasets and data_args.compare:
+        models = {}
+        if model_args.teacher:
+            models["teacher"] = load_teacher(model_args, config)
+            set_language(models["teacher"], processor, data_args.language, data_args.task)
+        models["student before"] = load_student(model_args, models.get("teacher"))
+        set_language(models["student before"], processor, data_args.language, data_args.task)
+        models["student after"] = trainer.accelerator.unwrap_model(trainer.model)
+        batch_size, device = config.per_device_eval_batch_size, config.device
+        scores = [
+            score(name, model, processor, eval_datasets, normalize, batch_size, device)
+            for name, model in models.items()
+        ]
+        clips = ", ".join(f"{len(dataset)} clips of {split}" for split, dataset in eval_datasets.items())
+        print(
+            f"\n{comparison(scores)}\n({clips}; {type(normalize).__name__}; greedy, batches of {batch_size}, {device})"
+        )
+    clip = next(iter(eval_datasets.values()), train_dataset)[0]
+    transcribe = pipeline("automatic-speech-recognition", model=config.output_dir)
+    heard = transcribe({"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE})["text"]
+    print(f"\n{clip['clip']}\n  reference: {clip['text']}\n  pipeline:  {heard.strip()}")
+    print(f'\nThe student is in {config.output_dir}: pipeline("automatic-speech-recognition", "{config.output_dir}")')
+
+
+def load_teacher(model_args: ModelArguments, config: ASKDConfig) -> WhisperForConditionalGeneration:
+    dtype = resolve_dtype(model_args.teacher_dtype, config)
+    return load_whisper(model_args.teacher, dtype, model_args.attn_implementation)
+
+
+def load_student(
+    model_args: ModelArguments, teacher: WhisperForConditionalGeneration | None
+) -> WhisperForConditionalGeneration:
+    if model_args.student:
+        return load_whisper(model_args.student, attn_implementation=model_args.attn_implementation)
+    return init_student(teacher, model_args.decoder_layers, model_args.encoder_layers)
+
+
+def load_split(
+    source, limit: int | None, data_args: DataArguments, config: ASKDConfig, collator: SpeechCollator
+) -> Dataset:
+    speech = load_speech(
+        source.dataset,
+        source.config,
+        source.split,
+        audio_column=data_args.audio_column,
+        text_column=data_args.text_column,
+        num_proc=data_args.preprocessing_num_workers,
+    )
+    if limit is not None:
+        speech = speech.select(range(min(limit, len(speech))))
+    return check_clips(
+        normalize_case(speech, data_args.text_case, source.split),
+        collator.label_ids,
+        max_seconds=collator.processor.feature_extractor.chunk_length,
+        max_label_tokens=collator.config.max_target_positions,
+        on_bad_audio=data_args.on_bad_audio,
+        num_proc=data_args.preprocessing_num_workers,
+        report_file=Path(config.output_dir) / f"skipped-{source.split}.csv",
+        split=source.split,
+    )
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
