@@ -305,6 +305,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
     logging_steps: float = field(default=25, metadata={"help": "Log every so many steps; below 1 a fraction."})
     predict_with_generate: bool = field(default=True, metadata={"help": "Evaluate WER and CER by generation."})
+    dataloader_pin_memory: bool = field(
+        default=torch.accelerator.is_available(), metadata={"help": "Pin the batches' memory. Default: with a GPU."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator makes the model's inputs from other columns."}
     )

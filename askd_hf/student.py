@@ -37,8 +37,13 @@ def load_whisper(
 
 def load_processor(name: str) -> WhisperProcessor:
     """The feature extractor and tokenizer of a Whisper model. Raises `UserError` as `load_whisper` does."""
-    with hub_access("the processor", name):
-        return WhisperProcessor.from_pretrained(name)
+    try:
+        with hub_access("the processor", name):
+            return WhisperProcessor.from_pretrained(name)
+    except OSError as error:  # a directory without preprocessor_config.json or tokenizer
+        raise UserError(
+            f"{name} has no complete Whisper processor (feature extractor and tokenizer): {error}"
+        ) from error
 
 
 def set_language(

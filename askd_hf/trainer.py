@@ -251,7 +251,9 @@ class ASKDTrainer(Seq2SeqTrainer):
         loss = terms.total.mean()
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
-        generation_inputs = {"input_features": inputs["input_features"]}
+        features = inputs["input_features"]
+        # of ones, as Whisper sees the padding's silence too; without a mask `generate` warns at every run
+        generation_inputs = {"input_features": features, "attention_mask": torch.ones_like(features[:, 0]).long()}
         _, tokens, _ = super().prediction_step(model, generation_inputs, False, ignore_keys, **gen_kwargs)
         return loss, tokens, labels
 

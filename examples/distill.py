@@ -38,9 +38,9 @@ def main() -> None:
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
 
     # ---- teacher and student ----
-    processor = load_processor(model_args.student or model_args.teacher)
     teacher = load_teacher(model_args, config) if model_args.teacher else None
     student = load_student(model_args, teacher)
+    processor = load_processor(model_args.student or model_args.teacher)
     set_language(student, processor, data_args.language, data_args.task)
 
     # ---- speech: every clip is looked at once, before training starts ----

@@ -37,6 +37,7 @@ def make_processor() -> WhisperProcessor:
         pad_token="<|endoftext|>",
     )
     tokenizer.add_tokens(SPECIAL, special_tokens=True)
+    tokenizer.set_prefix_tokens()  # looks the added tokens up
     extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
     return WhisperProcessor(extractor, tokenizer)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import librosa
 import numpy as np
 import soundfile
-import soxr
 
 SAMPLING_RATE = 16_000
 
@@ -37,7 +37,7 @@ def decode_audio(audio: Mapping[str, Any] | None) -> np.ndarray:
     samples, rate = read_audio(audio)
     if rate == SAMPLING_RATE:
         return samples
-    return soxr.resample(samples, rate, SAMPLING_RATE, quality="HQ")
+    return librosa.resample(samples, orig_sr=rate, target_sr=SAMPLING_RATE, res_type="soxr_hq")
 
 
 def read_audio(audio: Mapping[str, Any] | None) -> tuple[np.ndarray, int]:

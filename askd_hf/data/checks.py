@@ -57,7 +57,6 @@ def check_clips(
         remove_columns="audio",
         num_proc=num_proc,
         keep_in_memory=True,
-        load_from_cache_file=False,
         desc=f"Checking the clips of {split}",
     )
     # An empty transcript counts as no labels, without the tokens of the prefix.

@@ -1,0 +1,105 @@
+"""Every kind of bad row, by name and number."""
+
+import csv
+
+import numpy as np
+import pytest
+import soundfile
+from speech_files import RATE, encoded, noise, tone, write_csv
+
+from askd_hf.data import check_clips, load_speech
+from askd_hf.errors import UserError
+
+TEXTS = ["ab", "ab", "ab", "ab", "ab", "ab", "ab", "a" * 30, "", "  ", "fine"]
+BAD = {
+    1: ("1.wav", "missing file"),
+    2: ("2.wav", "not an audio file"),
+    3: ("3.wav", "truncated"),
+    4: ("4.wav", "empty"),
+    5: ("5.wav", "NaN"),
+    6: ("6.wav", "too long: 1.50 s, the limit is 1 s"),
+    7: ("7.wav", "transcript too long: 30 tokens, the limit is 20"),
+    8: ("8.wav", "empty transcript"),
+    9: ("9.wav", "empty transcript"),
+}
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Rows 0 and 10 are good, each of the others is bad in its own way."""
+    rows = [["file_name", "text"], *([f"{i}.wav", text] for i, text in enumerate(TEXTS))]
+    write_csv(tmp_path / "metadata.csv", rows)
+    for i in (0, 7, 8, 9, 10):
+        soundfile.write(tmp_path / f"{i}.wav", tone(seconds=0.25 + i / 100), RATE)
+    (tmp_path / "2.wav").write_bytes(b"<html>not found</html>")
+    (tmp_path / "3.wav").write_bytes(encoded(noise())[:9000])
+    (tmp_path / "4.wav").write_bytes(encoded(tone()[:0]))
+    soundfile.write(tmp_path / "5.wav", np.array([0.0, np.nan]), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "6.wav", tone(seconds=1.5), RATE)
+    return load_speech(str(tmp_path), None, "train")
+
+
+def check(dataset, **changes):
+    options = dict(max_seconds=1.0, max_label_tokens=20, on_bad_audio="error", split="train")
+    return check_clips(dataset, lambda text: list(map(ord, text)), **(options | changes))
+
+
+def test_error_names_every_bad_row(mixed):
+    with pytest.raises(UserError) as error:
+        check(mixed)
+    message = str(error.value)
+    lines = message.splitlines()
+    assert lines[0].startswith("train: 9 of 11 clips can't be used (2 empty transcript, 1 missing file, ")
+    assert "--on_bad_audio skip" in lines[-1]
+    listed = lines[1:-1]
+    assert len(listed) == len(BAD)
+    for line, (row, (clip, reason)) in zip(listed, BAD.items(), strict=True):
+        assert line.startswith(f"  row {row}, {clip}: {reason}")
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_skip_keeps_the_good_rows_and_lists_the_bad_ones(mixed, tmp_path, caplog, num_proc):
+    report = tmp_path / "run" / "skipped.csv"
+    kept = check(mixed, on_bad_audio="skip", report_file=report, num_proc=num_proc)
+    assert kept["clip"][:] == ["0.wav", "10.wav"]
+    assert kept["text"][:] == ["ab", "fine"]
+    assert kept["seconds"][:] == pytest.approx([0.25, 0.35])
+    assert kept["label_tokens"][:] == [2, 4]
+    with report.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["row", "clip", "reason"]
+    assert [(int(row), clip) for row, clip, _ in rows] == [(row, clip) for row, (clip, _) in BAD.items()]
+    assert all(reason.startswith(BAD[int(row)][1]) for row, _, reason in rows)
+    assert "9 of 11 clips" in caplog.text
+    assert str(report) in caplog.text
+
+
+def test_only_the_first_ten_are_shown(tmp_path):
+    write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", "x"] for i in range(13))])
+    with pytest.raises(UserError) as error:
+        check(load_speech(str(tmp_path), None, "train"))
+    lines = str(error.value).splitlines()
+    assert lines[0] == "train: 13 of 13 clips can't be used (13 missing file):"
+    assert lines[10:12] == ["  row 9, 9.wav: missing file", "  and 3 more"]
+
+
+def test_nothing_left_is_an_error(tmp_path):
+    write_csv(tmp_path / "metadata.csv", [["file_name", "text"], ["0.wav", "x"]])
+    with pytest.raises(UserError, match=r"1 of 1 clips .* nothing is left"):
+        check(load_speech(str(tmp_path), None, "train"), on_bad_audio="skip", report_file=tmp_path / "skipped.csv")
+
+
+def test_good_rows_leave_no_report(mixed, tmp_path):
+    report = tmp_path / "skipped.csv"
+    kept = check(mixed.select([0, 10]), report_file=report)
+    assert len(kept) == 2
+    assert not report.exists()
+
+
+def test_a_second_check_sees_files_that_changed(mixed, tmp_path):
+    # A dataset on disk, from which `datasets` would cache what is computed
+    good = mixed.select([0, 10]).map(lambda row: row, cache_file_name=str(tmp_path / "good.arrow"))
+    assert len(check(good)) == 2
+    (tmp_path / "10.wav").unlink()
+    with pytest.raises(UserError, match=r"row 1, 10\.wav: missing file"):
+        check(good)

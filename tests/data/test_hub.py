@@ -1,0 +1,152 @@
+"""Real requests: to a closed port, and to a Hub of our own on the loopback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_hub import fake_hub
+from speech_files import END, NO_TIMESTAMPS, START, audiofolder, tiny_processor
+
+from askd_hf.data import load_speech
+from askd_hf.errors import UserError
+from askd_hf.hub import hub_access, local_or_hub
+
+# Runs the calls of its argument and prints a result or an error each.
+LOAD = """
+import json, sys
+from transformers import WhisperProcessor
+from askd_hf.data import load_speech
+from askd_hf.errors import UserError
+from askd_hf.hub import hub_access
+
+def model(name, revision):
+    with hub_access("the model", name):
+        return WhisperProcessor.from_pretrained(name, revision=revision).tokenizer("ab").input_ids
+
+def dataset(name, config, split):
+    loaded = load_speech(name, config, split)
+    return [loaded["text"][:], loaded["clip"][:]]
+
+for kind, *arguments in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps({"model": model, "dataset": dataset}[kind](*arguments)), flush=True)
+    except UserError as error:
+        print(json.dumps(f"error: {error}"), flush=True)
+"""
+GOOD_CALLS = {
+    "model": ("model", "a/tiny", None),
+    "one split": ("dataset", "a/speech", "clean", "train.100[:1]"),
+    "audiofolder": ("dataset", "a/folder", None, "train"),
+}
+BAD_CALLS = {
+    "no such dataset on the Hub, and no such directory here": ("dataset", "a/none", None, "train"),
+    "datasets/a/gated, then log in with `hf auth login`": ("dataset", "a/gated", None, "train"),
+    "'cleen' not found. Available: ['clean']": ("dataset", "a/speech", "cleen", "train"),
+    "no split 'dev'; it has train.100, train.360": ("dataset", "a/speech", "clean", "dev"),
+    "no such model on the Hub": ("model", "a/none", None),
+    "it has no such revision": ("model", "a/tiny", "v9"),
+}
+UNREACHABLE_CALLS = {
+    "the model 'openai/whisper-none'": ("model", "openai/whisper-none", None),
+    "the dataset 'openai/speech'": ("dataset", "openai/speech", "clean", "train.100"),
+}
+
+
+def run(calls: dict[str, tuple], home: Path, endpoint: str, offline: bool = False) -> dict:
+    """The results by name; in a process of its own, because the libraries read the endpoint when they are imported."""
+    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
+    environment["HF_HUB_OFFLINE"] = "1" if offline else "0"
+    command = [sys.executable, "-c", LOAD, json.dumps(list(calls.values()))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(calls, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def fill(root: Path, scratch: Path) -> None:
+    """A model; a dataset in splits laid out as openslr/librispeech_asr is; a gated one; and audio files in folders."""
+    tiny_processor().save_pretrained(root / "models" / "a" / "tiny")
+    dataset = root / "datasets" / "a" / "speech"
+    rows = load_speech(str(audiofolder(scratch, ["ab", "cd"])), None, "train")
+    rows = rows.map(lambda row: {"audio": {"path": row["clip"][6:], "bytes": Path(row["audio"]["path"]).read_bytes()}})
+    for split in ("train.100", "train.360"):
+        (dataset / "clean" / split).mkdir(parents=True)
+        rows.remove_columns("clip").to_parquet(str(dataset / "clean" / split / "0000.parquet"))
+    (dataset / "README.md").write_text(
+        "---\nconfigs:\n- config_name: clean\n  data_files:\n"
+        "  - split: train.100\n    path: clean/train.100/*.parquet\n"
+        "  - split: train.360\n    path: clean/train.360/*.parquet\n---\n"
+    )
+    (root / "datasets" / "a" / "gated").mkdir()
+    audiofolder(root / "datasets" / "a" / "folder" / "train", ["null", "x"])
+    audiofolder(root / "datasets" / "a" / "folder" / "test", ["y"])
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory) -> tuple[dict, list[str], dict]:
+    """Results of all calls to a Hub, the files that it sent, and the results without it afterwards."""
+    folder = tmp_path_factory.mktemp("hub")
+    fill(folder / "repos", folder / "local")
+    with fake_hub(folder / "repos") as (endpoint, served):
+        online = run(GOOD_CALLS | BAD_CALLS, folder / "home", endpoint)
+    return online, served, run(GOOD_CALLS, folder / "home", endpoint, offline=True)
+
+
+def test_model_from_a_hub_and_then_from_its_cache(visit):
+    online, _, offline = visit
+    assert online["model"] == offline["model"] == [START, NO_TIMESTAMPS, 0, 1, END]
+
+
+def test_only_the_split_is_downloaded(visit):
+    online, served, offline = visit
+    assert online["one split"] == [["ab"], ["0.wav"]]
+    assert [name for name in served if name.endswith(".parquet")] == ["clean/train.100/0000.parquet"]
+    assert "hf download a/speech --repo-type dataset --local-dir DIR" in offline["one split"]
+
+
+def test_audiofolder_on_a_hub(visit):
+    online, served, _ = visit
+    assert online["audiofolder"] == [["null", "x"], ["train/audio/0.wav", "train/audio/1.wav"]]
+    assert not any(name.startswith("test/") for name in served)
+
+
+@pytest.mark.parametrize("message", BAD_CALLS)
+def test_what_a_hub_refuses(visit, message):
+    online, *_ = visit
+    assert online[message].startswith("error: ")
+    assert message in online[message]
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_unreachable_hub_is_one_line(tmp_path, offline):
+    for what, message in run(UNREACHABLE_CALLS, tmp_path, "http://127.0.0.1:9", offline).items():
+        assert message.startswith(f"error: cannot load {what}: ")
+        assert "can't be reached" in message
+        assert "make demo" in message
+        assert "\n" not in message
+
+
+def test_local_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whisper-tiny").mkdir()
+    assert local_or_hub("whisper-tiny")
+    assert local_or_hub(str(tmp_path / "whisper-tiny"))
+    assert not local_or_hub("openai/whisper-tiny")
+    for name in ("./whisper-tyni", str(tmp_path / "whisper-tyni"), "../x/", "a/b/c", ""):
+        with pytest.raises(UserError, match="no such file or directory"):
+            local_or_hub(name)
+    with pytest.raises(UserError, match=r"did you mean '.*whisper-tiny'"):
+        local_or_hub("./whisper-tyni")
+
+
+def test_other_errors_pass(tmp_path):
+    for error in (FileNotFoundError(2, "no config.json"), ValueError("bad"), KeyError("x"), UserError("mine")):
+        with pytest.raises(type(error)) as raised, hub_access("the model", str(tmp_path)):
+            raise error
+        assert raised.value is error
+    for error in (OSError(28, "No space left on device"), ValueError("bad"), UserError("mine")):
+        with pytest.raises(type(error)) as raised, hub_access("the model", "a/cached"):
+            raise error
+        assert raised.value is error

@@ -1,0 +1,248 @@
+"""`examples/distill.py` as a user runs it: on directories, with real processes, killed and resumed."""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_processor, make_whisper, write_speech
+from safetensors.torch import load_file
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "examples" / "distill.py"
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny-whisper")
+    processor = make_processor()
+    make_whisper(processor).save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("speech")
+    write_speech(directory / "train", clips=16, seed=0)
+    write_speech(directory / "validation", clips=6, seed=1)
+    return directory
+
+
+def options(teacher, dataset, output_dir, *more):
+    command = f"--teacher {teacher} --dataset {dataset} --output_dir {output_dir} --use_cpu --num_train_epochs 3"
+    return [*command.split(), "--per_device_train_batch_size", "4", "--learning_rate", "1e-2", *map(str, more)]
+
+
+def run_here(monkeypatch, capsys, *arguments):
+    """`main()` in this process: status and what was printed."""
+    spec = importlib.util.spec_from_file_location("distill", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["distill.py", *map(str, arguments)])
+    status = 0
+    try:
+        with script.exit_on_user_error():
+            script.main()
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+    status, out, err = run_here(
+        monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", "--eval_splits", "validation")
+    )
+    assert status == 0, err
+    assert re.search(r"teacher +0 - 6 .*\nself +7 - 11 ", out)
+    for row in ("teacher", "student before", "student after"):
+        assert re.search(rf"^{row} +\d+\.\d % +[\d,]+ +\d+$", out, re.MULTILINE), row
+    assert "(6 clips of validation; EnglishTextNormalizer; greedy" in out
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
+    assert model.config.decoder_layers == 2 and model.config.encoder_layers == 2
+    AutoProcessor.from_pretrained(tmp_path / "run")
+    tone = {"raw": np.sin(np.arange(8000) / 10).astype(np.float32), "sampling_rate": 16_000}
+    assert isinstance(pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))(tone)["text"], str)
+    student = load_file(tmp_path / "run" / "model.safetensors")
+    teacher = load_file(teacher_dir / "model.safetensors")
+    assert all(torch.equal(student[name], teacher[name]) for name in teacher if ".encoder." in name)
+    moved = {name for name in student if "decoder.layers" in name and name in teacher}
+    assert any(not torch.equal(student[name], teacher[name]) for name in moved)
+
+
+def test_the_command_line_wins_over_yaml_and_yaml_over_the_preset(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+    (tmp_path / "run.yaml").write_text(
+        f"teacher: {teacher_dir}\ndataset: {speech}\noutput_dir: {tmp_path / 'run'}\nuse_cpu: true\nmax_steps: 4\n"
+        "preset: kd\nteacher_weight: 0.5\ntemperature: 3.0\nlearning_rate: 1e-3\n"
+    )
+    arguments = ("--config", tmp_path / "run.yaml", "--teacher_weight", "0.25")
+    status, out, err = run_here(monkeypatch, capsys, *arguments)
+    assert status == 0, err
+    assert re.search(r"teacher +0 - 3 +0\.250 -> 0\.250", out)
+    assert run_here(monkeypatch, capsys, *arguments)[0] == 2  # the directory is taken now
+    (tmp_path / "run.yaml").write_text("teacher_wieght: 0.5\n")
+    status, _, err = run_here(monkeypatch, capsys, "--config", tmp_path / "run.yaml")
+    assert status == 2 and "did you mean 'teacher_weight'?" in err
+
+
+def break_speech(kind: str, directory: Path) -> None:
+    """Spoil the 4th clip of `directory/train` (row 3), or the whole."""
+    audio = directory / "train" / "audio" / "003.wav"
+    metadata = directory / "train" / "metadata.csv"
+    lines = metadata.read_text().splitlines()
+    if kind == "missing file":
+        audio.unlink()
+    elif kind == "corrupt":
+        audio.write_bytes(b"this is not audio at all")
+    elif kind == "truncated":
+        audio.write_bytes(audio.read_bytes()[:3000])
+    elif kind == "empty":
+        soundfile.write(audio, np.zeros(0), 16_000)
+    elif kind == "NaN":
+        soundfile.write(audio, np.full(4000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    elif kind == "too long":
+        soundfile.write(audio, 0.1 * np.ones(20_000), 16_000)
+    elif kind == "transcript too long":
+        lines[4] = "audio/003.wav," + "a" * 60
+    elif kind == "empty transcript":
+        lines[4] = "audio/003.wav, "
+    elif kind == "wrong header":
+        lines[0] = "filename,transcription"
+    elif kind == "missing column":
+        lines[0] = "file_name,words"
+    metadata.write_text("\n".join(lines) + "\n")
+
+
+ROW_PROBLEMS = ["missing file", "corrupt", "truncated", "empty", "NaN", "too long", "transcript too long"]
+ROW_PROBLEMS += ["empty transcript"]
+
+
+@pytest.mark.parametrize("kind", ROW_PROBLEMS)
+def test_a_bad_clip_is_named_before_training_or_skipped_and_listed(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech, kind
+):
+    bad = shutil.copytree(speech, tmp_path / "bad")
+    break_speech(kind, bad)
+    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, bad, tmp_path / "run"))
+    assert status == 2 and "1 of 16 clips can't be used" in err
+    assert re.search(r"row 3, train/audio/003\.wav: \S+", err) and "--on_bad_audio skip" in err
+    assert "loss" not in out and "Traceback" not in err
+    skipping = options(teacher_dir, bad, tmp_path / "run", "--on_bad_audio", "skip", "--max_steps", "2")
+    status, out, err = run_here(monkeypatch, capsys, *skipping)
+    assert status == 0, err
+    assert (tmp_path / "run" / "skipped-train.csv").read_text().splitlines()[1].startswith("3,train/audio/003.wav,")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("wrong header", "the columns are filename, transcription; expected file_name"),
+        ("missing column", "--text_column"),
+    ],
+)
+def test_a_wrong_metadata_file_is_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech, kind, message):
+    bad = shutil.copytree(speech, tmp_path / "bad")
+    break_speech(kind, bad)
+    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, bad, tmp_path / "run"))
+    assert status == 2 and message in err
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (22_050, 1), (44_100, 2), (48_000, 2)])
+def test_any_rate_and_stereo_are_just_audio(monkeypatch, capsys, tmp_path, teacher_dir, rate, channels):
+    (tmp_path / "speech" / "audio").mkdir(parents=True)
+    tone = np.sin(np.arange(rate // 2) * 2 * np.pi * 300 / rate)
+    for i in range(4):
+        soundfile.write(tmp_path / "speech" / "audio" / f"{i}.flac", np.tile(tone[:, None], (1, channels)), rate)
+    rows = "".join(f"audio/{i}.flac,abc\n" for i in range(4))
+    (tmp_path / "speech" / "metadata.csv").write_text("file_name,transcription\n" + rows)
+    arguments = options(teacher_dir, tmp_path / "speech", tmp_path / "run", "--max_steps", "1")
+    status, _, err = run_here(monkeypatch, capsys, *arguments)
+    assert status == 0, err
+
+
+def test_models_that_cannot_be_used_are_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    shutil.copy(teacher_dir / "tokenizer_config.json", tmp_path / "bert")
+    status, _, err = run_here(monkeypatch, capsys, *options(tmp_path / "bert", speech, tmp_path / "run"))
+    assert status == 2 and "is a 'bert' model, not Whisper" in err
+    other = tmp_path / "other"
+    make_whisper(make_processor(), num_mel_bins=16).save_pretrained(other)
+    make_processor().save_pretrained(other)
+    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", "--student", other))
+    assert status == 2 and "8 against 16 mel bins" in err
+    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir / "nothing", speech, tmp_path / "run"))
+    assert status == 2 and "no such file or directory" in err
+    status, _, err = run_here(monkeypatch, capsys, "--dataset", speech)
+    assert status == 2 and "--teacher is missing" in err
+
+
+def test_without_the_hub_one_line_says_so_and_names_the_demo(monkeypatch, capsys, tmp_path):
+    status, _, err = run_here(monkeypatch, capsys, "--teacher", "openai/whisper-large-v3", "--use_cpu")
+    assert status == 2 and len(err.strip().splitlines()) == 1
+    assert "openai/whisper-large-v3" in err and "make demo" in err
+
+
+# ---- real processes ----
+
+
+def start(*arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    ("self_teacher", "killed_at"),
+    # 12 steps, the self phase begins at step 7: in the teacher phase, at the boundary, in the self phase
+    [("ema", "checkpoint-3"), ("snapshot", "checkpoint-7"), ("ema", "checkpoint-9")],
+)
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech, self_teacher, killed_at):
+    more = ["--self_teacher", self_teacher, "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2"]
+    whole = start(*options(teacher_dir, speech, tmp_path / "whole", *more))
+    killed = start(*options(teacher_dir, speech, tmp_path / "killed", *more))
+    wait_for(tmp_path / "killed" / killed_at, killed)  # the directory is made first: it may well be incomplete
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    resumed = start(*options(teacher_dir, speech, tmp_path / "killed", *more, "--resume_from_checkpoint", "last"))
+    for process in (whole, resumed):
+        out, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, out[-3000:]
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_ctrl_c_ends_a_process_with_a_checkpoint_and_says_how_to_go_on(tmp_path, teacher_dir, speech):
+    arguments = options(teacher_dir, speech, tmp_path / "run", "--logging_steps", "1", "--max_steps", "5000")
+    process = start(*arguments)
+    for line in process.stdout:
+        if "'loss'" in line:
+            break
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out[-3000:]
+    step = int(re.search(r"stopped after step (\d+); go on with --resume_from_checkpoint last", out)[1])
+    assert (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").is_file()

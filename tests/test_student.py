@@ -1,0 +1,87 @@
+"""A student made of the teacher's layers."""
+
+import pytest
+import torch
+from conftest import make_whisper
+
+from askd_hf.errors import UserError
+from askd_hf.student import init_student, layers_to_copy, load_processor, load_whisper, set_language
+
+
+@pytest.mark.parametrize(
+    ("layers", "available", "expected"),
+    [
+        (2, 32, [0, 31]),
+        (4, 32, [0, 10, 21, 31]),
+        (1, 4, [3]),
+        (4, 4, [0, 1, 2, 3]),
+        ("3", 4, [0, 2, 3]),
+        ("0,2", 4, [0, 2]),
+        ([3, 1], 4, [3, 1]),
+    ],
+)
+def test_layers_are_spread_with_first_and_last_or_taken_as_given(layers, available, expected):
+    assert layers_to_copy(layers, available) == expected
+
+
+@pytest.mark.parametrize("layers", [0, 5, "two", "0,4", [1, 1], [], "-1,0"])
+def test_impossible_layers_are_refused(layers):
+    with pytest.raises(UserError, match="decoder_layers: "):
+        layers_to_copy(layers, 4)
+
+
+def test_the_student_has_the_teachers_weights(teacher):
+    student = init_student(teacher, decoder_layers=[0, 2], encoder_layers=1)
+    assert (student.config.decoder_layers, student.config.encoder_layers, student.config.num_hidden_layers) == (
+        2,
+        1,
+        1,
+    )
+    ours, theirs = student.state_dict(), teacher.state_dict()
+    source = {"decoder.layers.0.": "decoder.layers.0.", "decoder.layers.1.": "decoder.layers.2."}
+    source["encoder.layers.0."] = "encoder.layers.1."
+    for name, weight in ours.items():
+        for new, old in source.items():
+            if new in name:
+                name = name.replace(new, old)
+                break
+        assert torch.equal(weight, theirs[name]), name
+    assert teacher.config.decoder_layers == 4
+
+
+def test_a_student_of_all_layers_is_the_teacher(teacher):
+    student = init_student(teacher, decoder_layers=4).eval()
+    inputs = dict(input_features=torch.randn(2, 8, 100), decoder_input_ids=torch.tensor([[28, 3, 4], [28, 5, 6]]))
+    with torch.no_grad():
+        torch.testing.assert_close(student(**inputs).logits, teacher(**inputs).logits)
+
+
+def test_a_half_precision_teacher_gives_a_float32_student(teacher):
+    student = init_student(teacher.half())
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    assert student.config.dtype == torch.float32
+    assert student.proj_out.weight is student.model.decoder.embed_tokens.weight  # still tied
+
+
+def test_alignment_heads_follow_their_layers_or_go(teacher):
+    teacher.generation_config.alignment_heads = [[1, 0], [3, 1], [2, 1]]
+    assert init_student(teacher, [1, 3]).generation_config.alignment_heads == [[0, 0], [1, 1]]
+    assert not hasattr(init_student(teacher, [0]).generation_config, "alignment_heads")
+    assert teacher.generation_config.alignment_heads == [[1, 0], [3, 1], [2, 1]]
+
+
+def test_a_multilingual_model_needs_its_language(processor):
+    model = make_whisper(processor)
+    with pytest.raises(UserError, match="knows English only"):
+        set_language(model, processor, "french", "transcribe")
+    set_language(model, processor, "english", "transcribe")
+    model.generation_config.is_multilingual = True
+    with pytest.raises(UserError, match="--language is missing"):
+        set_language(model, processor, None, "transcribe")
+
+
+def test_a_directory_without_a_processor_is_refused(tmp_path, teacher):
+    teacher.save_pretrained(tmp_path)
+    assert load_whisper(str(tmp_path)).config.d_model == 16
+    with pytest.raises(UserError, match="no complete Whisper processor"):
+        load_processor(str(tmp_path))
