@@ -304,6 +304,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When to save checkpoints: no, steps, epoch, best."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
     logging_steps: float = field(default=25, metadata={"help": "Log every so many steps; below 1 a fraction."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "When to push, with --push_to_hub: end, every_save, checkpoint, all_checkpoints."},
+    )
     predict_with_generate: bool = field(default=True, metadata={"help": "Evaluate WER and CER by generation."})
     dataloader_pin_memory: bool = field(
         default=torch.accelerator.is_available(), metadata={"help": "Pin the batches' memory. Default: with a GPU."}

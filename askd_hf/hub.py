@@ -76,6 +76,18 @@ def hub_access(what: str, name: str, repo_type: str = "model") -> Iterator[None]
         raise
 
 
+@contextlib.contextmanager
+def hub_upload(advice: str) -> Iterator[None]:
+    """Around an upload: any failure of the Hub or the network becomes one `UserError` that ends with `advice`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, httpx.HTTPError, HfHubHTTPError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the Hub refused or can't be reached ({reason}); {advice}") from error
+
+
 def _probe(what: str, name: str, repo_type: str) -> None:
     """One request without retries. Raises `UserError` if the Hub or the repository isn't there for us."""
     try:

@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from .callbacks import AdaptiveBlendCallback, StopGracefullyCallback
 from .config import ASKDConfig
 from .errors import UserError
+from .hub import hub_upload
 from .objective import DIVERGENCES, BlendTerms, blend
 from .student import check_pair
 
@@ -92,7 +93,6 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.stop = StopGracefullyCallback()
         self.add_callback(self.blend)
         self.add_callback(self.stop)
-        self._save_dtype: torch.dtype | None = None
         self._clips: list[str] = []
         self._train_sums = self._new_sums()
         self._eval_sums = self._new_sums()
@@ -307,12 +307,23 @@ class ASKDTrainer(Seq2SeqTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the finished student in `args.save_dtype`: a directory that `pipeline` and `from_pretrained` load.
+        """Write a directory that `pipeline` and `from_pretrained` load, in `args.save_dtype`. Doesn't push.
 
-        Pushes to the Hub if `args.push_to_hub`. Checkpoints come here too, by Trainer's internal call, in float32.
+        Trainer's own would push here with `args.push_to_hub`; `push_to_hub` does it, when all else is done.
         """
-        self._save_dtype = None if _internal_call else getattr(torch, self.args.save_dtype)
-        super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call=True)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's. Raises `UserError` if it fails: the student is on disk, and the message says how to go on."""
+        again = (
+            f"hf upload {self.hub_model_id or '<your name>/<model>'} {self.args.output_dir} --exclude 'checkpoint-*/*'"
+        )
+        with hub_upload(f"the student is safe in {self.args.output_dir}; push it later with: {again}"):
+            return super().push_to_hub(*args, **kwargs)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        with hub_upload("nothing can be pushed: log in with `hf auth login`, or leave out --push_to_hub"):
+            super().init_hf_repo(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         config = self.accelerator.unwrap_model(self.model).config
@@ -328,9 +339,10 @@ class ASKDTrainer(Seq2SeqTrainer):
         spelling = getattr(getattr(self.processing_class, "tokenizer", None), "english_spelling_normalizer", None)
         if spelling:  # `save_pretrained` forgets it, and Whisper's normaliser needs it
             (directory / "normalizer.json").write_text(json.dumps(spelling, indent=2))
-        if self._save_dtype not in (None, self.model.dtype):
-            student = WhisperForConditionalGeneration.from_pretrained(directory, dtype=self._save_dtype)
-            student.save_pretrained(directory)
+        dtype = getattr(torch, self.args.save_dtype)
+        # a checkpoint keeps the dtype of training, or a resumed run would go on from rounded weights
+        if dtype != self.model.dtype and not directory.name.startswith(PREFIX_CHECKPOINT_DIR):
+            WhisperForConditionalGeneration.from_pretrained(directory, dtype=dtype).save_pretrained(directory)
 
 
 # ---- helpers ----

@@ -14,6 +14,7 @@ All options: --help. They can also stand in a YAML file: --config run.yaml. A ki
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
@@ -71,33 +72,16 @@ def main() -> None:
         print(f"stopped after step {trainer.state.global_step}; go on with --resume_from_checkpoint last")
         sys.exit(130)
     trainer.save_state()
-    trainer.save_model()  # and pushes it, with --push_to_hub
+    trainer.save_model()
 
     # ---- what has become of the student ----
-    if not trainer.is_world_process_zero():
-        return
-    if eval_datasets and data_args.compare:
-        models = {}
-        if model_args.teacher:
-            models["teacher"] = load_teacher(model_args, config)
-            set_language(models["teacher"], processor, data_args.language, data_args.task)
-        models["student before"] = load_student(model_args, models.get("teacher"))
-        set_language(models["student before"], processor, data_args.language, data_args.task)
-        models["student after"] = trainer.accelerator.unwrap_model(trainer.model)
-        batch_size, device = config.per_device_eval_batch_size, config.device
-        scores = [
-            score(name, model, processor, eval_datasets, normalize, batch_size, device)
-            for name, model in models.items()
-        ]
-        clips = ", ".join(f"{len(dataset)} clips of {split}" for split, dataset in eval_datasets.items())
-        print(
-            f"\n{comparison(scores)}\n({clips}; {type(normalize).__name__}; greedy, batches of {batch_size}, {device})"
-        )
-    clip = next(iter(eval_datasets.values()), train_dataset)[0]
-    transcribe = pipeline("automatic-speech-recognition", model=config.output_dir)
-    heard = transcribe({"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE})["text"]
-    print(f"\n{clip['clip']}\n  reference: {clip['text']}\n  pipeline:  {heard.strip()}")
-    print(f'\nThe student is in {config.output_dir}: pipeline("automatic-speech-recognition", "{config.output_dir}")')
+    if trainer.is_world_process_zero():
+        if eval_datasets and data_args.compare:
+            compare(trainer, model_args, data_args, eval_datasets, normalize)
+        listen(config.output_dir, next(iter(eval_datasets.values()), train_dataset)[0])
+        print(f'\nThe student: pipeline("automatic-speech-recognition", model="{config.output_dir}")')
+    if config.push_to_hub:
+        trainer.push_to_hub()
 
 
 def load_teacher(model_args: ModelArguments, config: ASKDConfig) -> WhisperForConditionalGeneration:
@@ -111,6 +95,38 @@ def load_student(
     if model_args.student:
         return load_whisper(model_args.student, attn_implementation=model_args.attn_implementation)
     return init_student(teacher, model_args.decoder_layers, model_args.encoder_layers)
+
+
+def compare(
+    trainer: ASKDTrainer,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    splits: dict[str, Dataset],
+    normalize: Callable[[str], str],
+) -> None:
+    """Print a table of teacher, student before and student after on the evaluation splits."""
+    config, processor = trainer.args, trainer.processing_class
+    models = {}
+    if model_args.teacher:
+        models["teacher"] = load_teacher(model_args, config)
+    models["student before"] = load_student(model_args, models.get("teacher"))
+    for model in models.values():
+        set_language(model, processor, data_args.language, data_args.task)
+    models["student after"] = trainer.accelerator.unwrap_model(trainer.model)
+    batch_size = config.per_device_eval_batch_size
+    scores = [
+        score(name, model, processor, splits, normalize, batch_size, config.device) for name, model in models.items()
+    ]
+    clips = ", ".join(f"{len(dataset)} clips of {split}" for split, dataset in splits.items())
+    print(f"\n{comparison(scores)}")
+    print(f"({clips}; {type(normalize).__name__}; greedy, batches of {batch_size}, {config.device.type})")
+
+
+def listen(model_dir: str, clip: dict) -> None:
+    """Transcribe one clip as anyone would who has nothing but the saved directory."""
+    transcribe = pipeline("automatic-speech-recognition", model=model_dir)
+    heard = transcribe({"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE})["text"]
+    print(f"\n{clip['clip']}\n  reference: {clip['text']}\n  pipeline:  {heard.strip()}")
 
 
 def load_split(

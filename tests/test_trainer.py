@@ -303,3 +303,16 @@ def test_what_would_replace_the_objective_is_refused(tmp_path, teacher, student)
         )
     with pytest.raises(UserError, match="no teacher"):
         make_trainer(tmp_path, None, student)
+
+
+def test_a_failed_push_leaves_the_student_and_says_how_to_push_it(tmp_path, teacher, student, processor):
+    trainer = make_trainer(tmp_path, teacher, student, processor=processor)
+    trainer.train()
+    trainer.save_model()
+    with pytest.raises(UserError, match="log in with `hf auth login`"):  # the tests run with HF_HUB_OFFLINE
+        trainer.push_to_hub()
+    trainer.hub_model_id = "somebody/student"
+    trainer.push_in_progress = None
+    with pytest.raises(UserError, match=rf"is safe in {tmp_path}; push it later with: hf upload somebody/student"):
+        trainer.push_to_hub()
+    assert AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path).config.decoder_layers == 2
