@@ -2,6 +2,9 @@
 
 import copy
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads only get in each other's way
@@ -22,6 +25,7 @@ from askd_hf.config import ASKDConfig
 from askd_hf.student import init_student
 from askd_hf.trainer import ASKDTrainer
 
+ROOT = Path(__file__).parents[1]
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
 
 
@@ -178,3 +182,12 @@ def history(trainer, *names: str) -> torch.Tensor:
 def student(processor) -> WhisperForConditionalGeneration:
     """Of other weights than the teacher, so that they disagree."""
     return init_student(make_whisper(processor, seed=5), decoder_layers=2)
+
+
+def launch_two(script: Path, *arguments) -> subprocess.CompletedProcess:
+    """`script` under `accelerate launch` with two processes on the CPU."""
+    # accelerate's own --cpu would start a single process, or ask for MPI; the script chooses the CPU by `use_cpu`
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launch += f" --dynamo_backend no --main_process_port {29500 + os.getpid() % 2000}"
+    command = [sys.executable, "-m", *launch.split(), str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)

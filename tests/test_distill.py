@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import make_processor, make_whisper, write_speech
+from conftest import ROOT, launch_two, make_processor, make_whisper, write_speech
 from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "distill.py"
 
 
@@ -233,6 +232,14 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech,
         assert process.returncode == 0, out[-3000:]
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, speech):
+    done = launch_two(SCRIPT, *options(teacher_dir, speech, tmp_path / "run", "--eval_splits", "validation"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(re.findall(r"^self +4 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
+    assert len(re.findall(r"^student after ", done.stdout, re.MULTILINE)) == 1
+    AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
 
 
 def test_ctrl_c_ends_a_process_with_a_checkpoint_and_says_how_to_go_on(tmp_path, teacher_dir, speech):

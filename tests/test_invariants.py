@@ -2,15 +2,14 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clips, collate, history, make_trainer, options
+from conftest import Clips, collate, history, launch_two, make_trainer, options
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+from askd_hf.run_dir import checkpoints
 
 
 def collate_without_names(rows):
@@ -55,14 +54,9 @@ def test_accumulation_does_not_change_the_trajectory(tmp_path, teacher, student,
 
 
 def two_process_run(tmp_path: Path, **changes) -> dict:
-    """`distributed_run.py` under `accelerate launch` with two CPU processes: its history and evaluation."""
-    script = Path(__file__).with_name("distributed_run.py")
+    """`distributed_run.py` with two CPU processes: its history and evaluation."""
     result = tmp_path / "result.json"
-    # accelerate's own --cpu would start a single process, or ask for MPI; the processes choose the CPU by `use_cpu`
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    launch += f" --dynamo_backend no --main_process_port {29500 + os.getpid() % 2000}"
-    command = [sys.executable, "-m", *launch.split(), str(script), str(result), json.dumps(changes)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = launch_two(Path(__file__).with_name("distributed_run.py"), result, json.dumps(changes))
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(result.read_text())
 
@@ -79,3 +73,10 @@ def test_two_processes_give_the_trajectory_of_one(tmp_path, teacher, student):
     metrics = one.evaluate()
     for name in ("eval_loss", "eval_ce_loss"):
         assert two["metrics"][name] == pytest.approx(metrics[name], rel=1e-5)
+
+
+def test_an_interrupt_of_one_process_stops_both_at_the_same_step(tmp_path, teacher, student):
+    two = two_process_run(tmp_path, preset="askd", interrupt_second_process_at=4)
+    assert (two["step"], two["stopped"]) == (5, True)
+    assert checkpoints(tmp_path)[-1].name == "checkpoint-5"
+    assert len(list((tmp_path / "checkpoint-5").glob("rng_state_*.pth"))) == 2
