@@ -1,0 +1,210 @@
+"""Train the small Whisper teacher of the demo from scratch, on digit strings composed on the fly.
+
+python examples/demo/train_teacher.py
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import soundfile as sf
+import soxr
+import torch
+from digits import HERE, MAX_SECONDS, SAMPLE_RATE, WORDS, Takes, compose, load_takes
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+    get_cosine_schedule_with_warmup,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+# The special tokens that Whisper's code looks up by name, in Whisper's order; "<|notimestamps|>" must be the last,
+# because every id above it is read as a timestamp.
+SPECIAL_TOKENS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>"]
+SPECIAL_TOKENS += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+
+
+def build_processor() -> WhisperProcessor:
+    """Features of 3 s windows, and a byte-level BPE in which "five" and " five" are one token each."""
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        merges += [(word[:end], word[end]) for end in range(1, len(word))]
+    merges += [("Ġ", word) for word in WORDS]
+    merges = list(dict.fromkeys(merges))
+    pieces = list(bytes_to_unicode().values()) + ["".join(pair) for pair in merges]
+    tokenizer = WhisperTokenizer(
+        vocab={piece: index for index, piece in enumerate(pieces + SPECIAL_TOKENS)},
+        merges=merges,
+        pad_token="<|endoftext|>",
+        extra_special_tokens=SPECIAL_TOKENS,
+    )
+    return WhisperProcessor(WhisperFeatureExtractor(feature_size=80, chunk_length=int(MAX_SECONDS)), tokenizer)
+
+
+def build_model(processor: WhisperProcessor) -> WhisperForConditionalGeneration:
+    ids = {name: processor.tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    shared = {
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|endoftext|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+        "decoder_start_token_id": ids["<|startoftranscript|>"],
+        "suppress_tokens": None,
+        "begin_suppress_tokens": None,
+    }
+    config = WhisperConfig(
+        vocab_size=len(processor.tokenizer),
+        d_model=128,
+        encoder_layers=3,
+        decoder_layers=4,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=256,
+        decoder_ffn_dim=256,
+        max_source_positions=processor.feature_extractor.nb_max_frames // 2,
+        max_target_positions=64,
+        dropout=0.1,
+        init_std=0.06,  # the default 0.02 suits wide models; at this width attention then takes much longer to form
+        apply_spec_augment=True,
+        mask_time_prob=0.1,
+        mask_time_length=8,
+        mask_feature_prob=0.1,
+        mask_feature_length=8,
+        **shared,
+    )
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        max_length=32,
+        is_multilingual=False,  # as the English-only Whisper: no language, no task in the prompt
+        no_timestamps_token_id=ids["<|notimestamps|>"],
+        prev_sot_token_id=ids["<|startofprev|>"],
+        return_timestamps=False,
+        **shared,
+    )
+    return model
+
+
+def augment(rng: np.random.Generator, wave: np.ndarray, speed: float) -> np.ndarray:
+    """Vary noise, microphone (spectral tilt), voice (speed and pitch together) and loudness; return 16 kHz."""
+    noise = rng.standard_normal(len(wave)).astype(np.float32)
+    loudness = max(float(np.sqrt(np.mean(wave**2))), 1e-3)
+    wave = wave + noise * loudness * 10 ** (-rng.uniform(10, 60) / 20)
+    tilt = rng.uniform(-0.6, 0.6)
+    wave = np.concatenate([wave[:1], wave[1:] - tilt * wave[:-1]])
+    wave = soxr.resample(wave, SAMPLE_RATE * speed, 16000, quality="LQ")
+    return wave * 10 ** (rng.uniform(-25, 5) / 20)
+
+
+def warp_frequency(features: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Stretch the mel axis of each clip, as a longer or shorter vocal tract does, and leave its tempo alone."""
+    theta = torch.zeros(len(features), 2, 3)
+    theta[:, 0, 0] = 1.0
+    theta[:, 1, 1] = factor
+    theta[:, 1, 2] = factor - 1.0  # the lowest band stays where it is
+    grid = torch.nn.functional.affine_grid(theta, [len(features), 1, *features.shape[1:]], align_corners=False)
+    images = features[:, None]
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)[:, 0]
+
+
+def make_batch(
+    rng: np.random.Generator, takes: Takes, processor: WhisperProcessor, size: int, max_digits: int
+) -> dict[str, torch.Tensor]:
+    waves, texts = [], []
+    for _ in range(size):
+        speaker = takes[list(takes)[rng.integers(len(takes))]]
+        speed = rng.uniform(0.8, 1.25)
+        room = MAX_SECONDS * speed  # seconds at 8 kHz that fill the window once the speed is changed
+        wave, text = compose(rng, speaker, 1, max_digits, (0.0, 0.35), room)
+        if rng.random() < 0.03:
+            wave, text = np.zeros_like(wave), ""  # noise alone is transcribed as nothing
+        start = rng.integers(int(room * SAMPLE_RATE) - len(wave) + 1) if rng.random() < 0.3 else 0
+        wave = np.concatenate([np.zeros(start, dtype=np.float32), wave])
+        waves.append(augment(rng, wave, speed))
+        texts.append(text)
+    features = processor.feature_extractor(waves, sampling_rate=16000, return_tensors="pt").input_features
+    features = warp_frequency(features, torch.from_numpy(rng.uniform(0.92, 1.1, size).astype(np.float32)))
+    tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
+    labels = tokens.input_ids.masked_fill(tokens.attention_mask == 0, -100)
+    return {"input_features": features, "labels": labels[:, 1:]}  # forward puts the start token back
+
+
+@torch.no_grad()
+def evaluate(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> tuple[float, int]:
+    """WER of greedy decoding on an audio folder, without any text normaliser, and the number of strings."""
+    with open(folder / "metadata.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    model.eval()
+    predictions: list[str] = []
+    for begin in range(0, len(rows), 40):
+        waves = []
+        for row in rows[begin : begin + 40]:
+            wave, sample_rate = sf.read(folder / row["file_name"], dtype="float32")
+            waves.append(soxr.resample(wave, sample_rate, 16000))
+        inputs = processor(waves, sampling_rate=16000, return_tensors="pt", return_attention_mask=True)
+        tokens = model.generate(**inputs.to(model.dtype), num_beams=1)
+        predictions += processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    model.train()
+    return jiwer.wer([row["transcription"] for row in rows], [text.strip() for text in predictions]), len(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--batch_size", type=int, default=24)
+    parser.add_argument("--learning_rate", type=float, default=1.2e-3)
+    parser.add_argument("--eval_steps", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="1 where other work shares the cores: much faster then")
+    parser.add_argument("--output_dir", type=Path, default=HERE / "teacher")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    np.random.seed(args.seed)  # Whisper's SpecAugment draws from numpy's global generator
+    rng = np.random.default_rng(args.seed)
+    processor = build_processor()
+    model = build_model(processor).train()
+    takes = load_takes("train")
+    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} M parameters")
+
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.01)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, min(200, args.steps // 10), args.steps)
+    began = time.time()
+    recent: list[float] = []
+    for step in range(1, args.steps + 1):
+        # Short strings first: cross-attention learns where a digit is before it has to learn the order of several.
+        max_digits = min(5, 1 + int(5 * step / (0.25 * args.steps)))
+        loss = model(**make_batch(rng, takes, processor, args.batch_size, max_digits)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        recent.append(loss.item())
+        if step % 50 == 0:
+            minutes = (time.time() - began) / 60
+            print(f"step {step} loss {np.mean(recent):.3f} digits {max_digits} {minutes:.1f} min", flush=True)
+            recent = []
+        if step % args.eval_steps == 0:
+            for split in ("known", "unseen"):
+                wer, _ = evaluate(model, processor, HERE / "data" / split)
+                print(f"step {step} {split} WER {wer:.2%}", flush=True)
+
+    # A student made from this model's configuration should not inherit how the teacher was regularised.
+    model.config.update({"apply_spec_augment": False, "dropout": 0.0})
+    model.half().save_pretrained(args.output_dir)
+    processor.save_pretrained(args.output_dir)
+    for split in ("known", "unseen"):
+        wer, count = evaluate(model, processor, HERE / "data" / split)
+        print(f"{split}: WER {wer:.2%} on {count} strings")
+
+
+if __name__ == "__main__":
+    main()
