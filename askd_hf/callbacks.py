@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from .config import ASKDConfig
+from .config import PRESETS, ASKDConfig
 from .errors import UserError
 from .schedule import BlendSchedule, BlendState, BlendWeights
 from .self_teacher import SELF_TEACHERS, SelfTeacher
@@ -61,24 +61,33 @@ class AdaptiveBlendCallback(TrainerCallback):
 
     # ---- the training loop's events ----
 
-    def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
-        if self.state.total_steps not in (0, state.max_steps):
-            raise UserError(
-                f"the checkpoint is of a run of {self.state.total_steps} updates, this one has {state.max_steps}: the "
-                "blend would jump. Resume with the same data, batch size and number of epochs, or start a new run "
-                "from the student (--student)"
-            )
-        if state.global_step == 0:  # a second train() of the same trainer starts over
-            self.state, self.self_teacher = BlendState(), None
-        self.state.total_steps = state.max_steps
+    def on_train_begin(
+        self, args: ASKDConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ):
         self.schedule = self._schedule(state.max_steps)
-        self.weights = self.schedule.weights(state.global_step, self.state)
+        options = {"total_steps": state.max_steps} | {name: getattr(args, name) for name in PRESETS[args.preset]}
+        if state.global_step == 0:  # also when training starts over with a smaller batch (auto_find_batch_size)
+            self.state, self.self_teacher, self._observed = BlendState(options=options), None, None
+        changed = [
+            f"{name} {self.state.options.get(name)} -> {options[name]}"
+            for name in options
+            if self.state.options.get(name) != options[name]
+        ]
+        if changed:
+            raise UserError(
+                f"the checkpoint is of another run ({', '.join(changed)}): the blend would jump. Resume with the same "
+                "options, data, batch size and number of epochs, or start a new run from the student (--student)"
+            )
+        self._begin_step(state, model)
         if state.is_world_process_zero:
             print(self.schedule.table(self.state), flush=True)
 
     def on_step_begin(
         self, args: ASKDConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ):
+        self._begin_step(state, model)
+
+    def _begin_step(self, state: TrainerState, model: nn.Module) -> None:
         self.weights = self.schedule.weights(state.global_step, self.state)
         if not self.weights.self:
             return
@@ -132,34 +141,35 @@ class StopGracefullyCallback(TrainerCallback):
     """Ctrl-C or SIGTERM ends the run after the update under way, with a checkpoint; a second Ctrl-C at once.
 
     Attributes:
-        stopped: whether the run ended so.
+        stopped: whether training ended so, before its last step.
+        requested: whether it was asked to.
     """
 
     def __init__(self):
         self.stopped = False
-        self._requested = False
+        self.requested = False
         self._previous: dict[int, signal.Handlers] = {}
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
-        if self._requested and signum == signal.SIGINT:
+        if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self._requested = True
+        self.requested = True
         print("\nstopping after this update, with a checkpoint (Ctrl-C again: at once)", flush=True)
 
     def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
-        self.stopped = self._requested = False
+        self.stopped = self.requested = False
         try:
             self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not the main thread: signals are somebody else's
             self._previous = {}
 
     def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
-        requested = self._requested
+        requested = self.requested
         if args.world_size > 1:  # all processes must stop at the same update
             flag = torch.tensor(int(requested), device=args.device)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
             requested = bool(flag.item())
-        if requested:
+        if requested and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True
             control.should_evaluate = False

@@ -3,16 +3,11 @@
 Every field is a command-line option and a key of the YAML file given by `--config`; its help is its documentation.
 """
 
-import argparse
-import difflib
-import sys
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
-import yaml
-from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments
 
 from .errors import UserError
 from .objective import DIVERGENCES, DIVERGENCES_WITH_MIX
@@ -148,7 +143,7 @@ class DataArguments:
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    train_split: str | None = field(default=None, metadata={"help": "Split to train on. Default: train."})
     eval_dataset: str | None = field(
         default=None, metadata={"help": "Where the evaluation splits are. Default: the training dataset."}
     )
@@ -203,11 +198,13 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        if self.eval_dataset and not self.eval_splits:
+            self.eval_splits = ["train"]
         if self.dataset is None:
             for name, value in DEFAULT_DATASET.items():
-                setattr(self, name, value)
-        elif self.eval_dataset and not self.eval_splits:
-            self.eval_splits = ["train"]
+                if not getattr(self, name):
+                    setattr(self, name, value)
+        self.train_split = self.train_split or "train"
 
     def train_source(self) -> SpeechSource:
         return SpeechSource(self.dataset, self.dataset_config, self.train_split)
@@ -235,43 +232,52 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         },
     )
     teacher_weight: float | None = field(
-        default=None, metadata={"help": "Weight `a` on the teacher at the first step, 0 to 1."}
+        default=None, metadata={"help": "Weight `a` on the teacher at the first step, 0 to 1. None: the preset's."}
     )
     teacher_weight_end: float | None = field(
-        default=None, metadata={"help": "Weight on the teacher that the end of the teacher phase reaches."}
+        default=None,
+        metadata={"help": "Weight on the teacher that the end of the teacher phase reaches. None: the preset's."},
     )
     teacher_phase: float | None = field(
-        default=None, metadata={"help": "The teacher phase as a fraction of the run; the self phase is the rest."}
+        default=None,
+        metadata={
+            "help": "The teacher phase as a fraction of the run; the self phase is the rest. None: the preset's."
+        },
     )
     teacher_schedule: str | None = field(
         default=None,
         metadata={
             "help": f"How the teacher's weight falls: {', '.join(TEACHER_SCHEDULES)}. adaptive: as linear, but never "
             "more than teacher_weight times the teacher's measured advantage over the student on the labels; a "
-            "student that has caught up is released early."
+            "student that has caught up is released early. None: the preset's."
         },
     )
     adaptive_window: int = field(
         default=50, metadata={"help": "Updates over which the adaptive schedule smooths the teacher's advantage."}
     )
     self_weight: float | None = field(
-        default=None, metadata={"help": "Weight `b` on the self-teacher that the self phase reaches, 0 to 1."}
+        default=None,
+        metadata={"help": "Weight `b` on the self-teacher that the self phase reaches, 0 to 1. None: the preset's."},
     )
     self_schedule: str | None = field(
-        default=None, metadata={"help": f"How the self-teacher's weight rises: {', '.join(SELF_SCHEDULES)}."}
+        default=None,
+        metadata={"help": f"How the self-teacher's weight rises: {', '.join(SELF_SCHEDULES)}. None: the preset's."},
     )
     self_teacher: str | None = field(
         default=None,
-        metadata={"help": f"The student's other self: {', '.join(SELF_TEACHERS)} (its average), or none."},
+        metadata={
+            "help": "The student's other self: ema (its average), snapshot (as it entered the phase), or none. "
+            "None: the preset's."
+        },
     )
     self_ema_decay: float = field(
         default=0.99, metadata={"help": "Share of the average that an update keeps (self_teacher=ema)."}
     )
     self_refresh: str | None = field(
-        default=None, metadata={"help": "Renew the snapshot: never, or every epoch (self_teacher=snapshot)."}
+        default=None, metadata={"help": "Renew the snapshot: never, or every epoch. None: the preset's."}
     )
     temperature: float | None = field(
-        default=None, metadata={"help": "Softens the targets and the student in the divergences."}
+        default=None, metadata={"help": "Softens the targets and the student in the divergences. None: the preset's."}
     )
     divergence: str = field(
         default="forward_kl", metadata={"help": f"Distance to the soft targets: {', '.join(DIVERGENCES)}."}
@@ -312,6 +318,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     dataloader_pin_memory: bool = field(
         default=torch.accelerator.is_available(), metadata={"help": "Pin the batches' memory. Default: with a GPU."}
     )
+    length_column_name: str = field(
+        default="label_tokens", metadata={"help": "What --train_sampling_strategy group_by_length groups by."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator makes the model's inputs from other columns."}
     )
@@ -319,15 +328,23 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     def __post_init__(self):
         if self.preset not in PRESETS:
             raise UserError(f"preset: {self.preset!r} is none of {', '.join(PRESETS)}")
-        for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        if self.self_teacher == "none":
+        given = {name for name in PRESETS[self.preset] if getattr(self, name) is not None}
+        for name in PRESETS[self.preset].keys() - given:
+            setattr(self, name, PRESETS[self.preset][name])
+        if self.self_teacher == "none" and "self_weight" not in given:
             self.self_weight = 0.0
         if self.output_dir is None:
             self.output_dir = UNNAMED_RUN
         self._check_blend()
+        self._choose_best_by_error_rate()
         super().__post_init__()
+
+    def _choose_best_by_error_rate(self) -> None:
+        """Unless told otherwise. The blend's own loss can't choose a checkpoint: its weights change over the run."""
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            self.metric_for_best_model = "wer" if self.predict_with_generate else "ce_loss"
+        if self.metric_for_best_model and self.greater_is_better is None:
+            self.greater_is_better = not self.metric_for_best_model.endswith(("wer", "cer", "loss"))
 
     def _check_blend(self) -> None:
         choices = {
@@ -349,6 +366,17 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"divergence_mix: {self.divergence_mix} is not strictly between 0 and 1")
         if not self.temperature > 0.0:
             raise UserError(f"temperature: {self.temperature} is not positive")
+        if self.self_weight and self.self_teacher == "none":
+            raise UserError(f"self_weight: {self.self_weight} has no effect without a self_teacher (ema, snapshot)")
+        if self.teacher_weight and not self.teacher_phase:
+            raise UserError(f"teacher_weight: {self.teacher_weight} has no effect with a teacher_phase of 0")
+        if self.self_refresh == "epoch" and self.self_teacher != "snapshot":
+            raise UserError("self_refresh: only a snapshot is renewed; the ema follows the student by itself")
+        if self.hub_token and self.hub_strategy != "end":
+            raise UserError(
+                "hub_strategy: Trainer publishes its arguments, and hub_token with them, unless it is `end`; log in "
+                "with `hf auth login` instead of giving hub_token"
+            )
         if self.adaptive_window < 1:
             raise UserError(f"adaptive_window: {self.adaptive_window} is not at least 1")
         if self.label_smoothing_factor:
@@ -360,42 +388,6 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     def uses_teacher(self) -> bool:
         """Whether the teacher has any weight at any step."""
         return self.teacher_phase > 0.0 and max(self.teacher_weight, self.teacher_weight_end) > 0.0
-
-
-def parse_args(types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
-    """Instances of the dataclasses `types` from the command line and the YAML file named by `--config`.
-
-    The command line wins over the file, the file over the defaults. Raises `UserError` for a key that none has.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    config_only = argparse.ArgumentParser(add_help=False)
-    config_only.add_argument("--config", type=Path)
-    config_file, rest = config_only.parse_known_args(argv)
-    parser = HfArgumentParser(types, conflict_handler="resolve", allow_abbrev=False)
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="Options as YAML; the command line wins.")
-    if config_file.config:
-        parser.set_defaults(**_read_yaml(config_file.config, types))
-    try:
-        return parser.parse_args_into_dataclasses(rest, look_for_args_file=False)[: len(types)]
-    except UserError:
-        raise
-    except ValueError as error:  # unknown options, and Seq2SeqTrainingArguments' own checks
-        raise UserError(str(error)) from error
-
-
-def _read_yaml(path: Path, types: tuple[type, ...]) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: expected `option: value` lines")
-    known = {f.name for dataclass_type in types for f in fields(dataclass_type) if f.init}
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            raise UserError(f"--config {path}: no option {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    return values
 
 
 def resolve_dtype(name: str, config: ASKDConfig) -> torch.dtype:

@@ -15,7 +15,9 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        sys.exit(_fail(f"error: {error}", 2))
+        # one from a DataLoader's worker process carries that worker's traceback before its message
+        message = str(error).rpartition("UserError: ")[2].strip()
+        sys.exit(_fail(f"error: {message}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
 

@@ -39,16 +39,19 @@ def score(
     splits: dict[str, Dataset],
     normalize: Callable[[str], str],
     batch_size: int,
-    device: torch.device,
 ) -> Score:
-    """Transcribe every split greedily, `batch_size` clips at a time. The splits have a column `seconds`."""
-    model = model.to(device).eval()
+    """Transcribe every split greedily where the model is, `batch_size` clips at a time.
+
+    Args:
+        splits: of `check_clips`: `text` and `seconds` are read besides the audio.
+    """
+    model = model.eval()
     collator = SpeechCollator(processor, model.config)
     wer, audio_seconds, run_seconds = {}, 0.0, 0.0
     for split, dataset in splits.items():
         predictions: list[str] = []
         for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collator), desc=f"{name}, {split}", leave=False):
-            features = batch["input_features"].to(device, model.dtype)
+            features = batch["input_features"].to(model.device, model.dtype)
             mask = torch.ones_like(features[:, 0]).long()  # Whisper sees the padding's silence too
             greedy = dict(attention_mask=mask, num_beams=1, do_sample=False)
             if not run_seconds:  # the very first call is slower

@@ -83,7 +83,7 @@ def hub_upload(advice: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, httpx.HTTPError, HfHubHTTPError) as error:
+    except (OSError, httpx.HTTPError, HfHubHTTPError, HFValidationError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"the Hub refused or can't be reached ({reason}); {advice}") from error
 

@@ -23,7 +23,24 @@ def name_run(config: ASKDConfig, models: ModelArguments) -> None:
     else:
         layers = len(models.decoder_layers.split(",")) if "," in models.decoder_layers else models.decoder_layers
         name = f"{Path(models.teacher).name}-{layers}-decoder-layers"
+        if models.encoder_layers:
+            name += f"-{models.encoder_layers.replace(',', '.')}-encoder-layers"
     config.output_dir = f"runs/{name}-{config.preset}"
+
+
+def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
+    """Fit the options of evaluation to the evaluation splits there are.
+
+    Raises `UserError` if an option needs evaluation and there is nothing to evaluate on.
+    """
+    if not splits:
+        if config.load_best_model_at_end or config.save_strategy == "best" or config.eval_on_start:
+            raise UserError("the best model can't be chosen, nor eval_on_start done, without --eval_splits")
+        config.eval_strategy = "no"
+    metric = config.metric_for_best_model
+    if metric and len(splits) > 1 and not any(metric.removeprefix("eval_").startswith(split) for split in splits):
+        # Trainer reports several splits as eval_<split>_wer: the first one chooses
+        config.metric_for_best_model = f"{splits[0]}_{metric.removeprefix('eval_')}"
 
 
 def checkpoints(output_dir: Path) -> list[Path]:

@@ -17,6 +17,8 @@ from .hub import hub_access
 
 logger = logging.getLogger(__name__)
 
+MULTILINGUAL_VOCABULARY = 51865
+
 
 def load_whisper(
     name: str, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
@@ -53,7 +55,8 @@ def set_language(
 
     Raises `UserError` if a multilingual model has no language, or one that it doesn't know.
     """
-    if not getattr(model.generation_config, "is_multilingual", False):  # a generation config holds what its file held
+    # a generation config holds what its file held; older ones don't say, but their vocabulary does
+    if not getattr(model.generation_config, "is_multilingual", model.config.vocab_size >= MULTILINGUAL_VOCABULARY):
         if language is not None and language.lower() not in ("en", "english"):
             raise UserError(f"--language {language}: this model knows English only")
         return
@@ -156,12 +159,26 @@ def check_pair(teacher: WhisperForConditionalGeneration, student: WhisperForCond
         "decoder_start_token_id": "as the id of the start token",
         "pad_token_id": "as the id of the padding token",
     }.items():
-        ours, theirs = getattr(teacher.config, name), getattr(student.config, name)
-        if ours != theirs:
-            differences.append(f"{ours} against {theirs} {meaning}")
+        theirs, ours = getattr(teacher.config, name), getattr(student.config, name)
+        if theirs != ours:
+            differences.append(f"{theirs} against {ours} {meaning}")
     if differences:
         raise UserError(
             f"teacher and student don't match: {'; '.join(differences)}. Choose a teacher of the student's family "
             "(all but large-v3 and turbo have 80 mel bins and 51865 tokens; the .en models have 51864), or let the "
             "student be made from the teacher (no --student)"
         )
+
+
+def same_encoder(teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration) -> bool:
+    """Whether the encoders have equal weights, up to the teacher's dtype."""
+    theirs, ours = teacher.model.encoder.state_dict(), student.model.encoder.state_dict()
+    same_heads = teacher.config.encoder_attention_heads == student.config.encoder_attention_heads
+    return (
+        same_heads
+        and theirs.keys() == ours.keys()
+        and all(
+            weight.shape == ours[name].shape and torch.equal(weight, ours[name].to(weight.device, weight.dtype))
+            for name, weight in theirs.items()
+        )
+    )

@@ -1,6 +1,7 @@
 """`ASKDTrainer`: Seq2SeqTrainer with the blend of labels, teacher and self-teacher as its loss."""
 
 import contextlib
+import copy
 import json
 import logging
 import math
@@ -20,7 +21,8 @@ from .config import ASKDConfig
 from .errors import UserError
 from .hub import hub_upload
 from .objective import DIVERGENCES, BlendTerms, blend
-from .student import check_pair
+from .run_dir import checkpoint_to_resume
+from .student import check_pair, same_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ LOG_NAMES = {
 }
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The loss or the gradient is NaN or infinite. The weights are those of the last update and still finite."""
 
 
@@ -75,10 +77,16 @@ class ASKDTrainer(Seq2SeqTrainer):
             raise UserError(f"preset {args.preset!r} has a teacher phase but there is no teacher (without: ps-kd)")
         if args.n_gpu > 1:
             raise UserError("several GPUs need one process each: start with `accelerate launch` (or torchrun)")
+        if args.fsdp or args.deepspeed:
+            raise UserError("FSDP and DeepSpeed split the weights, which the self-teacher needs whole: use DDP")
         if args.freeze_encoder:
             # `from_pretrained` leaves the position embeddings trainable, so all parameters are named here
             model.model.encoder.requires_grad_(False)
+        # as the student is to be published: Trainer switches the cache off and fills the generation config up
         self._use_cache = model.config.use_cache
+        self._generation_config = copy.deepcopy(model.generation_config)
+        if self._generation_config.max_length is None:
+            self._generation_config.max_length = model.config.max_target_positions
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
 
@@ -87,7 +95,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         if args.uses_teacher:
             check_pair(teacher, model)
             self.teacher = teacher.to(args.device).eval().requires_grad_(False)
-            self._teacher_has_our_encoder = args.freeze_encoder and _same_encoder(teacher, model)
+            self._teacher_has_our_encoder = args.freeze_encoder and same_encoder(teacher, model)
 
         self.blend = AdaptiveBlendCallback(args)
         self.stop = StopGracefullyCallback()
@@ -97,9 +105,13 @@ class ASKDTrainer(Seq2SeqTrainer):
         self._train_sums = self._new_sums()
         self._eval_sums = self._new_sums()
 
-    def train(self, *args: Any, **kwargs: Any):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        if self.args.uses_teacher and self.teacher is None and not resume_from_checkpoint:
+            raise UserError("the teacher was freed when its phase ended: make a new trainer to train again")
+        if resume_from_checkpoint is True:  # Trainer would take the newest, finished or not
+            resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir, "last")
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, **kwargs)
         finally:
             self.stop.restore()
 
@@ -139,7 +151,7 @@ class ASKDTrainer(Seq2SeqTrainer):
 
     def _run_models(self, model: nn.Module, inputs: dict[str, Tensor], keep_padding: bool) -> tuple[BlendTerms, Any]:
         """Teacher, self-teacher and student on one batch: the terms at each label token, and the student's outputs."""
-        student = self.accelerator.unwrap_model(model)
+        student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         weights = self.blend.weights
         labels = inputs["labels"]
         real = labels != -100
@@ -200,8 +212,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         return batch
 
     def _release_teacher(self) -> None:
-        """Free the teacher's memory on the accelerator; the caller's own reference, if any, is left on the CPU."""
-        self.teacher.to("cpu")
+        """Free the teacher's memory, unless the caller has kept a reference."""
         self.teacher = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -215,7 +226,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         raise NonFiniteLossError(
             f"the loss is not finite at step {self.state.global_step}, in {len(clips)} of {len(labels)} clips: "
             f"{', '.join(clips[:8])}{', ...' if len(clips) > 8 else ''}. Lower the learning rate, or look at these "
-            f"clips; the last checkpoint in {self.args.output_dir} is from before"
+            "clips. Checkpoints are from before"
         )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -224,7 +235,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         if self.accelerator.scaler is None and grad_norm is not None and not math.isfinite(grad_norm):
             raise NonFiniteLossError(
                 f"the gradient is not finite at step {self.state.global_step}, last clips: "
-                f"{', '.join(self._clips[:8])}. Lower the learning rate; the last checkpoint is from before"
+                f"{', '.join(self._clips[:8])}. Lower the learning rate. Checkpoints are from before"
             )
         return grad_norm
 
@@ -242,6 +253,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         if "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         inputs = self._prepare_inputs(inputs)
+        # bf16_full_eval casts the model
+        inputs["input_features"] = inputs["input_features"].to(self.model.dtype)
         labels = inputs["labels"]
         with torch.no_grad(), self.compute_loss_context_manager():
             terms, _ = self._run_models(model, inputs, keep_padding=False)
@@ -326,12 +339,13 @@ class ASKDTrainer(Seq2SeqTrainer):
             super().init_hf_repo(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        config = self.accelerator.unwrap_model(self.model).config
-        training_use_cache, config.use_cache = config.use_cache, self._use_cache  # Trainer had switched it off
+        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        in_training = student.config.use_cache, student.generation_config
+        student.config.use_cache, student.generation_config = self._use_cache, self._generation_config
         try:
             super()._save(output_dir, state_dict)
         finally:
-            config.use_cache = training_use_cache
+            student.config.use_cache, student.generation_config = in_training
         if not self.args.should_save:
             return
         directory = Path(output_dir or self.args.output_dir)
@@ -359,20 +373,6 @@ def _project_only(model: WhisperForConditionalGeneration, real: Tensor) -> Itera
         yield
     finally:
         hook.remove()
-
-
-def _same_encoder(teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration) -> bool:
-    """Whether the encoders have equal weights, up to the teacher's dtype."""
-    theirs, ours = teacher.model.encoder.state_dict(), student.model.encoder.state_dict()
-    same_heads = teacher.config.encoder_attention_heads == student.config.encoder_attention_heads
-    return (
-        same_heads
-        and theirs.keys() == ours.keys()
-        and all(
-            weight.shape == ours[name].shape and torch.equal(weight, ours[name].to(weight.device, weight.dtype))
-            for name, weight in theirs.items()
-        )
-    )
 
 
 def _sums(terms: BlendTerms) -> Tensor:

@@ -17,17 +17,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, check_clips, init_student, load_speech
-from askd_hf.config import DataArguments, ModelArguments, parse_args, resolve_dtype
+from askd_hf.cli import parse_args
+from askd_hf.config import DataArguments, ModelArguments, SpeechSource, resolve_dtype
 from askd_hf.data import SAMPLING_RATE, decode_audio, normalize_case
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import comparison, score
 from askd_hf.metrics import compute_metrics_for, text_normalizer
-from askd_hf.run_dir import checkpoint_to_resume, name_run
-from askd_hf.student import load_processor, load_whisper, set_language
+from askd_hf.run_dir import checkpoint_to_resume, name_run, prepare_evaluation
+from askd_hf.student import check_pair, load_processor, load_whisper, set_language
 
 
 def main() -> None:
@@ -39,21 +41,26 @@ def main() -> None:
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
 
     # ---- teacher and student ----
-    teacher = load_teacher(model_args, config) if model_args.teacher else None
+    # the student is made from the teacher's full weights; only then is the teacher cast to its working dtype
+    teacher = load_teacher(model_args) if model_args.teacher else None
     student = load_student(model_args, teacher)
+    if teacher is not None:
+        check_pair(teacher, student)
+        teacher = teacher.to(resolve_dtype(model_args.teacher_dtype, config))
     processor = load_processor(model_args.student or model_args.teacher)
     set_language(student, processor, data_args.language, data_args.task)
 
     # ---- speech: every clip is looked at once, before training starts ----
     collator = SpeechCollator(processor, student.config)
-    train_dataset = load_split(data_args.train_source(), data_args.max_train_samples, data_args, config, collator)
+    train_source = data_args.train_source()
+    train_dataset = load_split("training", train_source, data_args.max_train_samples, data_args, config, collator)
     eval_datasets = {
-        source.split: load_split(source, data_args.max_eval_samples, data_args, config, collator)
+        source.split: load_split("evaluation", source, data_args.max_eval_samples, data_args, config, collator)
         for source in data_args.eval_sources()
     }
-    if not eval_datasets:
-        config.eval_strategy = "no"
-    normalize = text_normalizer(processor, data_args.language, data_args.normalizer)
+    prepare_evaluation(config, list(eval_datasets))
+    spoken = None if data_args.task == "translate" else data_args.language  # translations are English
+    normalize = text_normalizer(processor, spoken, data_args.normalizer)
 
     # ---- training ----
     trainer = ASKDTrainer(
@@ -73,6 +80,9 @@ def main() -> None:
         sys.exit(130)
     trainer.save_state()
     trainer.save_model()
+    if trainer.stop.requested:
+        print(f"training was finished already; the student is in {config.output_dir}")
+        sys.exit(130)
 
     # ---- what has become of the student ----
     if trainer.is_world_process_zero():
@@ -84,9 +94,8 @@ def main() -> None:
         trainer.push_to_hub()
 
 
-def load_teacher(model_args: ModelArguments, config: ASKDConfig) -> WhisperForConditionalGeneration:
-    dtype = resolve_dtype(model_args.teacher_dtype, config)
-    return load_whisper(model_args.teacher, dtype, model_args.attn_implementation)
+def load_teacher(model_args: ModelArguments) -> WhisperForConditionalGeneration:
+    return load_whisper(model_args.teacher, attn_implementation=model_args.attn_implementation)
 
 
 def load_student(
@@ -104,22 +113,24 @@ def compare(
     splits: dict[str, Dataset],
     normalize: Callable[[str], str],
 ) -> None:
-    """Print a table of teacher, student before and student after on the evaluation splits."""
+    """Print a table of teacher, student before and student after on the evaluation splits, all in `save_dtype`."""
     config, processor = trainer.args, trainer.processing_class
-    models = {}
-    if model_args.teacher:
-        models["teacher"] = load_teacher(model_args, config)
-    models["student before"] = load_student(model_args, models.get("teacher"))
-    for model in models.values():
+    device, dtype, batch_size = config.device, getattr(torch, config.save_dtype), config.per_device_eval_batch_size
+    trainer.teacher = None  # as far as it still has one
+    teacher = load_teacher(model_args) if model_args.teacher else None
+    models = {} if teacher is None else {"teacher": teacher}
+    models["student before"] = load_student(model_args, teacher)
+    models["student after"] = load_whisper(config.output_dir, attn_implementation=model_args.attn_implementation)
+    scores = []
+    for name, model in models.items():
         set_language(model, processor, data_args.language, data_args.task)
-    models["student after"] = trainer.accelerator.unwrap_model(trainer.model)
-    batch_size = config.per_device_eval_batch_size
-    scores = [
-        score(name, model, processor, splits, normalize, batch_size, config.device) for name, model in models.items()
-    ]
+        scores.append(score(name, model.to(device, dtype), processor, splits, normalize, batch_size))
+        model.to("cpu")
     clips = ", ".join(f"{len(dataset)} clips of {split}" for split, dataset in splits.items())
     print(f"\n{comparison(scores)}")
-    print(f"({clips}; {type(normalize).__name__}; greedy, batches of {batch_size}, {config.device.type})")
+    print(
+        f"({clips}; {type(normalize).__name__}; greedy, batches of {batch_size}, {device.type}, {config.save_dtype})"
+    )
 
 
 def listen(model_dir: str, clip: dict) -> None:
@@ -130,7 +141,12 @@ def listen(model_dir: str, clip: dict) -> None:
 
 
 def load_split(
-    source, limit: int | None, data_args: DataArguments, config: ASKDConfig, collator: SpeechCollator
+    role: str,
+    source: SpeechSource,
+    limit: int | None,
+    data_args: DataArguments,
+    config: ASKDConfig,
+    collator: SpeechCollator,
 ) -> Dataset:
     speech = load_speech(
         source.dataset,
@@ -149,8 +165,8 @@ def load_split(
         max_label_tokens=collator.config.max_target_positions,
         on_bad_audio=data_args.on_bad_audio,
         num_proc=data_args.preprocessing_num_workers,
-        report_file=Path(config.output_dir) / f"skipped-{source.split}.csv",
-        split=source.split,
+        report_file=Path(config.output_dir) / f"skipped-{role}-{source.split}.csv",
+        split=f"{role} split {source.split}",
     )
 
 

@@ -140,7 +140,12 @@ def test_a_bad_clip_is_named_before_training_or_skipped_and_listed(
     skipping = options(teacher_dir, bad, tmp_path / "run", "--on_bad_audio", "skip", "--max_steps", "2")
     status, out, err = run_here(monkeypatch, capsys, *skipping)
     assert status == 0, err
-    assert (tmp_path / "run" / "skipped-train.csv").read_text().splitlines()[1].startswith("3,train/audio/003.wav,")
+    assert (
+        (tmp_path / "run" / "skipped-training-train.csv")
+        .read_text()
+        .splitlines()[1]
+        .startswith("3,train/audio/003.wav,")
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,244 @@
+"""Options of the command line, of YAML and of Trainer that once went wrong, or easily could."""
+
+import gc
+import re
+import weakref
+
+import pytest
+import torch
+from conftest import Clips, history, make_trainer
+from transformers import TrainerCallback
+
+from askd_hf.cli import parse_args
+from askd_hf.config import ASKDConfig, DataArguments, ModelArguments
+from askd_hf.errors import UserError, exit_on_user_error
+from askd_hf.metrics import compute_metrics_for
+from askd_hf.run_dir import name_run, prepare_evaluation
+from askd_hf.student import init_student
+
+TYPES = (ModelArguments, DataArguments, ASKDConfig)
+
+
+def from_yaml(tmp_path, text: str, *argv: str):
+    (tmp_path / "run.yaml").write_text(text)
+    return parse_args(TYPES, ["--config", str(tmp_path / "run.yaml"), *argv])
+
+
+# ---- where values come from ----
+
+
+def test_yaml_values_are_parsed_as_on_the_command_line(tmp_path):
+    models, data, config = from_yaml(
+        tmp_path,
+        "teacher: t\ndecoder_layers: 1\ndataset: d\neval_splits: validation\nlanguage: no\nlearning_rate: 1e-3\n"
+        "freeze_encoder: no\nstudent: null\nlr_scheduler_kwargs: {num_cycles: 2}\neval_steps: 0.5\nuse_cpu: true\n",
+        "--learning_rate",
+        "2e-3",
+    )
+    assert (models.decoder_layers, models.student) == ("1", None)
+    assert (data.eval_splits, data.language) == (["validation"], "no")
+    assert (config.learning_rate, config.freeze_encoder, config.eval_steps) == (2e-3, False, 0.5)
+    assert config.lr_scheduler_kwargs == {"num_cycles": 2}
+    name_run(config, models)
+    assert config.output_dir == "runs/t-1-decoder-layers-askd"
+
+
+@pytest.mark.parametrize("line", ["save_dtype: fp16", "on_bad_audio: skp", "teacher_weight: a"])
+def test_a_yaml_value_of_the_wrong_kind_ends_like_a_wrong_argument(tmp_path, capsys, line):
+    with pytest.raises(SystemExit) as stop:
+        from_yaml(tmp_path, f"teacher: t\n{line}\n")
+    assert stop.value.code == 2
+    assert f"--{line.split(':')[0]}" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--teecher"):
+        parse_args(TYPES, ["--teecher", "x"])
+
+
+def test_without_a_dataset_only_what_is_not_given_is_librispeech(tmp_path):
+    default = DataArguments()
+    assert default.train_source() == ("openslr/librispeech_asr", "clean", "train.100")
+    assert default.eval_sources() == [("openslr/librispeech_asr", "clean", "validation")]
+    given = DataArguments(dataset_config="other", train_split="train.500", eval_splits=["test"], language="en")
+    assert given.train_source() == ("openslr/librispeech_asr", "other", "train.500")
+    assert given.eval_sources() == [("openslr/librispeech_asr", "other", "test")]
+    assert given.language == "en"
+    assert DataArguments(eval_dataset="mine").eval_sources() == [("mine", None, "train")]
+    assert DataArguments(dataset="mine").train_source() == ("mine", None, "train")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(preset="ce", self_weight=0.5), "self_weight: 0.5 has no effect"),
+        (dict(preset="ps-kd", teacher_weight=0.5), "teacher_weight: 0.5 has no effect"),
+        (dict(self_refresh="epoch"), "self_refresh: only a snapshot"),
+        (dict(hub_token="hf_x", hub_strategy="every_save"), "hub_strategy: "),
+    ],
+    ids=str,
+)
+def test_an_option_without_effect_or_with_a_bad_one_is_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        ASKDConfig(output_dir=str(tmp_path), **options)
+    assert ASKDConfig(output_dir=str(tmp_path), self_teacher="none").self_weight == 0.0
+
+
+# ---- the best checkpoint ----
+
+
+def test_the_best_checkpoint_has_the_lowest_word_error_rate(tmp_path, teacher, student, processor):
+    trainer = make_trainer(
+        tmp_path,
+        teacher,
+        student,
+        Clips(student.config, clips=8, seed=2),
+        compute_metrics_for(processor, str),
+        processor,
+        max_steps=8,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+    )
+    rates = iter([70.0, 50.0, 60.0, 80.0])
+    trainer.compute_metrics = lambda _: {"wer": next(rates), "cer": 1.0}
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+
+
+def test_several_splits_choose_by_the_first_and_no_split_is_an_error(tmp_path):
+    options = dict(output_dir=str(tmp_path), load_best_model_at_end=True)
+    config = ASKDConfig(**options)
+    prepare_evaluation(config, ["known", "unseen"])
+    assert (config.metric_for_best_model, config.greater_is_better) == ("known_wer", False)
+    config = ASKDConfig(**options)
+    prepare_evaluation(config, ["known"])
+    assert config.metric_for_best_model == "wer"
+    with pytest.raises(UserError, match="--eval_splits"):
+        prepare_evaluation(ASKDConfig(**options), [])
+
+
+# ---- ways to run ----
+
+
+def test_evaluation_before_the_first_step_of_a_self_phase(tmp_path, teacher, student):
+    evaluation = Clips(student.config, clips=4, seed=2)
+    trainer = make_trainer(
+        tmp_path, None, student, evaluation, preset="ps-kd", eval_on_start=True, predict_with_generate=False
+    )
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["step"] == 0 and first["eval_self_loss"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_smaller_batch_after_running_out_of_memory(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student, auto_find_batch_size=True, max_steps=-1, num_train_epochs=1)
+    step, failed = trainer.training_step, []
+
+    def out_of_memory_once(*args, **kwargs):
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("CUDA out of memory.")
+        return step(*args, **kwargs)
+
+    trainer.training_step = out_of_memory_once
+    trainer.train()
+    assert trainer.state.global_step > 4 and trainer.teacher is None
+
+
+def test_training_again_without_the_freed_teacher_is_refused(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student)
+    trainer.train()
+    with pytest.raises(UserError, match="make a new trainer"):
+        trainer.train()
+
+
+def test_the_freed_teacher_is_really_gone(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student)
+    reference = weakref.ref(trainer.teacher)
+    trainer.train()
+    gc.collect()
+    assert reference() is None
+
+
+def test_full_half_precision_evaluation(tmp_path, teacher, student):
+    evaluation = Clips(student.config, clips=4, seed=2)
+    plain = make_trainer(tmp_path, teacher, student, evaluation).evaluate()
+    half = make_trainer(tmp_path, teacher, student, evaluation, bf16_full_eval=True).evaluate()
+    assert half["eval_ce_loss"] == pytest.approx(plain["eval_ce_loss"], rel=0.05)
+    assert half["eval_ce_loss"] != plain["eval_ce_loss"]
+
+
+def test_a_compiled_student_has_the_same_self_teacher(tmp_path, teacher, student):
+    compiled = dict(torch_compile=True, torch_compile_backend="eager")
+    runs = []
+    for changes in ({}, compiled):
+        runs.append(make_trainer(tmp_path, teacher, student, preset="ps-kd", max_steps=4, **changes))
+        runs[-1].train()
+    torch.testing.assert_close(*(history(run, "loss", "self_loss") for run in runs), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_teacher_with_a_float32_student(tmp_path, teacher, dtype):
+    student = init_student(teacher)
+    full = make_trainer(tmp_path, teacher, student, max_steps=4, teacher_phase=1.0)
+    half = make_trainer(tmp_path, teacher.to(dtype), student, max_steps=4, teacher_phase=1.0)
+    assert half._teacher_has_our_encoder  # equal up to the teacher's dtype
+    full.train()
+    half.train()
+    torch.testing.assert_close(
+        history(half, "loss", "teacher_loss"), history(full, "loss", "teacher_loss"), rtol=0.1, atol=0.01
+    )
+
+
+def test_bf16_and_activation_checkpointing_are_really_on(tmp_path, teacher, student):
+    seen = {}
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            seen["checkpointing"] = model.model.decoder.gradient_checkpointing
+
+    trainer = make_trainer(tmp_path, teacher, student, bf16=True, activation_checkpointing=True, max_steps=1)
+    trainer.add_callback(Look())
+    trainer.model.model.decoder.layers[0].fc1.register_forward_hook(
+        lambda module, args, output: seen.update(dtype=output.dtype)
+    )
+    trainer.train()
+    assert seen == {"checkpointing": True, "dtype": torch.bfloat16}
+
+
+def test_the_saved_generation_config_is_the_students_own(tmp_path, teacher, student, processor):
+    student.generation_config.max_length = None
+    evaluation = Clips(student.config, clips=4, seed=2)
+    trainer = make_trainer(
+        tmp_path, teacher, student, evaluation, compute_metrics_for(processor, str), processor, max_steps=1
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    saved = (tmp_path / "generation_config.json").read_text()
+    assert '"max_length": 32' in saved  # the decoder's positions
+    assert "top_k" not in saved and "temperature" not in saved
+
+
+@pytest.mark.parametrize("changed", [dict(self_teacher="snapshot"), dict(preset="annealing"), dict(temperature=1.0)])
+def test_resuming_with_another_blend_is_refused(tmp_path, teacher, student, changed):
+    make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=6).train()
+    other = make_trainer(tmp_path, teacher, student, **changed)
+    with pytest.raises(UserError, match="another run"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_sharded_training_is_refused(tmp_path, student):
+    with pytest.raises((UserError, ValueError), match=re.compile("fsdp", re.IGNORECASE)):
+        make_trainer(tmp_path, None, student, preset="ce", fsdp="full_shard")
+
+
+def test_a_users_error_in_a_worker_process_ends_as_one_line(capsys):
+    inner = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n"
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+        raise UserError(f"{inner}askd_hf.errors.UserError: audio/003.wav: missing file")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip() == "error: audio/003.wav: missing file"
