@@ -29,7 +29,7 @@ demo: $(INSTALLED)  ## distil the small shipped teacher on spoken digits (3 minu
 test: $(INSTALLED)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-slow: $(INSTALLED)  ## the slow tests: the whole demo, killed and resumed runs at many places
+test-slow: $(INSTALLED)  ## the slow tests: the whole demo
 	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)  ## ruff: rules and format

@@ -306,6 +306,14 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips a device and micro-batch."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Clips a device and evaluation batch."})
+    bf16: bool = field(
+        default=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        metadata={"help": "Autocast to bfloat16. Default: on a GPU that can. On a CPU also give --use_cpu."},
+    )
+    dataloader_num_workers: int = field(
+        default=4 if torch.accelerator.is_available() else 0,
+        metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else none."},
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save checkpoints: no, steps, epoch, best."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
@@ -336,6 +344,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         if self.output_dir is None:
             self.output_dir = UNNAMED_RUN
         self._check_blend()
+        if self.fp16:
+            self.bf16 = False  # it is on by default where it can be
         self._choose_best_by_error_rate()
         super().__post_init__()
 

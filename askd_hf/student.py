@@ -11,6 +11,7 @@ from transformers import (
     WhisperForConditionalGeneration,
     WhisperProcessor,
 )
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from .errors import UserError
 from .hub import hub_access
@@ -64,12 +65,12 @@ def set_language(
         raise UserError(
             "--language is missing: the model is multilingual; say what is spoken, as in --language english"
         )
-    try:
-        processor.tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
-        processor.tokenizer.prefix_tokens  # noqa: B018  (looks the language up)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"--language {language}: {error}") from error
-    model.generation_config.language = language
+    code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+    known = [token.strip("<|>") for token in model.generation_config.lang_to_id]
+    if code not in known:
+        raise UserError(f"--language {language}: the model knows {', '.join(known)}")
+    processor.tokenizer.set_prefix_tokens(language=code, task=task, predict_timestamps=False)
+    model.generation_config.language = code
     model.generation_config.task = task
     model.generation_config.forced_decoder_ids = None  # the older way to say the same; both together are refused
 

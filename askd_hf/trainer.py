@@ -85,6 +85,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         # as the student is to be published: Trainer switches the cache off and fills the generation config up
         self._use_cache = model.config.use_cache
         self._generation_config = copy.deepcopy(model.generation_config)
+        self._generation_config._from_model_config = False  # or `from_pretrained` would not read it
         if self._generation_config.max_length is None:
             self._generation_config.max_length = model.config.max_target_positions
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)

@@ -27,9 +27,10 @@ from askd_hf.trainer import ASKDTrainer
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
+MULTILINGUAL = ("<|en|>", "<|zh|>", "<|translate|>")  # languages in the order of Whisper's own list
 
 
-def make_processor() -> WhisperProcessor:
+def make_processor(more_tokens: tuple[str, ...] = ()) -> WhisperProcessor:
     """One-second windows of 100 frames, 8 mel bins; a vocabulary of letters."""
     letters = list("abcdefghijklmnopqrstuvwxyzĠ")
     tokenizer = WhisperTokenizer(
@@ -40,7 +41,7 @@ def make_processor() -> WhisperProcessor:
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
     )
-    tokenizer.add_tokens(SPECIAL, special_tokens=True)
+    tokenizer.add_tokens([*SPECIAL[:2], *more_tokens, *SPECIAL[2:]], special_tokens=True)
     tokenizer.set_prefix_tokens()  # looks the added tokens up
     extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
     return WhisperProcessor(extractor, tokenizer)
@@ -71,10 +72,28 @@ def make_whisper(processor: WhisperProcessor, seed: int = 0, **changes) -> Whisp
     )
     torch.manual_seed(seed)
     model = WhisperForConditionalGeneration(WhisperConfig(**(options | changes)))
+    model.generation_config._from_model_config = False  # as one that was read from its file
     model.generation_config.no_timestamps_token_id = token("<|notimestamps|>")
     model.generation_config.is_multilingual = False
     model.generation_config.max_length = 32
     return model
+
+
+def make_multilingual() -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """As `make_whisper`, of English and Chinese, configured as OpenAI's multilingual models are."""
+    processor = make_processor(MULTILINGUAL)
+    model = make_whisper(processor)
+    token = processor.tokenizer.convert_tokens_to_ids
+    settings = dict(
+        is_multilingual=True,
+        lang_to_id={name: token(name) for name in ("<|en|>", "<|zh|>")},
+        task_to_id={name: token(f"<|{name}|>") for name in ("transcribe", "translate")},
+        alignment_heads=[[1, 0], [3, 1]],
+        forced_decoder_ids=[[1, None], [2, token("<|transcribe|>")]],
+    )
+    for name, value in settings.items():  # `update` knows only names that are there already
+        setattr(model.generation_config, name, value)
+    return model, processor
 
 
 @pytest.fixture(scope="session")

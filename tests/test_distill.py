@@ -1,5 +1,6 @@
 """`examples/distill.py` as a user runs it: on directories, with real processes, killed and resumed."""
 
+import csv
 import importlib.util
 import os
 import re
@@ -10,13 +11,18 @@ import sys
 import time
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, launch_two, make_processor, make_whisper, write_speech
+from conftest import ROOT, launch_two, make_multilingual, make_processor, make_whisper, write_speech
 from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+from askd_hf.data import SpeechCollator
+from askd_hf.student import set_language
 
 SCRIPT = ROOT / "examples" / "distill.py"
 
@@ -78,6 +84,70 @@ def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(monkeypatch, c
     assert all(torch.equal(student[name], teacher[name]) for name in teacher if ".encoder." in name)
     moved = {name for name in student if "decoder.layers" in name and name in teacher}
     assert any(not torch.equal(student[name], teacher[name]) for name in moved)
+
+
+def test_a_multilingual_student_speaks_its_language(monkeypatch, capsys, tmp_path, speech):
+    model, processor = make_multilingual()
+    model.save_pretrained(tmp_path / "teacher")
+    processor.save_pretrained(tmp_path / "teacher")
+    arguments = options(
+        tmp_path / "teacher", speech, tmp_path / "run", "--eval_splits", "validation", "--max_steps", 2
+    )
+    status, _, err = run_here(monkeypatch, capsys, *arguments)
+    assert status == 2 and "--language is missing" in err
+    status, _, err = run_here(monkeypatch, capsys, *arguments, "--language", "klingon")
+    assert status == 2 and "--language klingon: the model knows en, zh" in err
+    status, _, err = run_here(monkeypatch, capsys, *arguments, "--language", "chinese")
+    assert status == 0, err
+    saved = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run").generation_config
+    assert (saved.language, saved.task) == ("zh", "transcribe")
+    assert saved.alignment_heads == [[1, 1]]  # of the teacher's layers 0 and 3
+    set_language(model, processor, "zh", "transcribe")
+    labels = SpeechCollator(processor, model.config).label_ids("ab")
+    assert processor.tokenizer.convert_ids_to_tokens(labels) == [
+        *("<|zh|>", "<|transcribe|>", "<|notimestamps|>", "a", "b", "<|endoftext|>")
+    ]
+    tone = {"raw": np.sin(np.arange(8000) / 10).astype(np.float32), "sampling_rate": 16_000}
+    assert isinstance(pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))(tone)["text"], str)
+
+
+def test_a_teacher_in_half_precision_leaves_no_rounding_in_the_student(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech
+):
+    arguments = options(teacher_dir, speech, tmp_path / "run", "--max_steps", 1, "--teacher_dtype", "bfloat16")
+    assert run_here(monkeypatch, capsys, *arguments)[0] == 0
+    student, teacher = (load_file(path / "model.safetensors") for path in (tmp_path / "run", teacher_dir))
+    assert all(torch.equal(student[name], teacher[name]) for name in teacher if ".encoder." in name)
+
+
+def test_a_loss_that_explodes_ends_the_run_with_one_message(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+    arguments = options(teacher_dir, speech, tmp_path / "run", "--learning_rate", "1e30")
+    status, _, err = run_here(monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert re.search(r"error: the (loss|gradient) is not finite at step \d+, .*train/audio/\d+\.wav", err)
+
+
+def test_batches_from_worker_processes_grouped_by_length(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+    more = ["--dataloader_num_workers", 2, "--train_sampling_strategy", "group_by_length", "--max_steps", 4]
+    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", *more))
+    assert status == 0, err
+
+
+def test_the_table_has_the_error_rates_that_transformers_gives(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+    more = ["--eval_splits", "validation", "--max_steps", 2, "--normalizer", "basic"]
+    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", *more))
+    assert status == 0, err
+    with (speech / "validation" / "metadata.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name, model in (("teacher", teacher_dir), ("student after", tmp_path / "run")):
+        transcribe = pipeline("automatic-speech-recognition", model=str(model))
+        heard = []
+        for row in rows:
+            wave, _ = soundfile.read(speech / "validation" / row["file_name"], dtype="float32")
+            clip = {"raw": wave, "sampling_rate": 16_000}
+            heard.append(BasicTextNormalizer()(transcribe(clip, generate_kwargs={"num_beams": 1})["text"]))
+        wer = 100 * jiwer.wer([row["transcription"] for row in rows], heard)
+        assert re.search(rf"^{name} +{wer:.1f} %", out, re.MULTILINE), (wer, out)
 
 
 def test_the_command_line_wins_over_yaml_and_yaml_over_the_preset(monkeypatch, capsys, tmp_path, teacher_dir, speech):
