@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from .config import PRESETS, ASKDConfig
+from .config import ASKDConfig
 from .errors import UserError
+from .presets import PRESETS
 from .schedule import BlendSchedule, BlendState, BlendWeights
 from .self_teacher import SELF_TEACHERS, SelfTeacher
 

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from askd_hf.callbacks import AdaptiveBlendCallback
-from askd_hf.config import PRESETS, ASKDConfig
+from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
+from askd_hf.presets import PRESETS
 from askd_hf.schedule import BlendSchedule, BlendState
 
 
