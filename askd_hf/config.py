@@ -4,6 +4,7 @@ Every field is a command-line option and a key of the YAML file given by `--conf
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,6 +69,11 @@ class SpeechSource(NamedTuple):
     dataset: str
     config: str | None
     split: str
+
+    @property
+    def name(self) -> str:
+        """What reports call it: the split, or for the only split of a directory the directory."""
+        return self.split if self.split != "train" else Path(self.dataset).name
 
 
 @dataclass

@@ -74,7 +74,10 @@ class ASKDTrainer(Seq2SeqTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for your own loss")
         if args.uses_teacher and teacher is None:
-            raise UserError(f"preset {args.preset!r} has a teacher phase but there is no teacher (without: ps-kd)")
+            raise UserError(
+                f"preset {args.preset!r} has a teacher phase but there is no teacher: give it with --teacher, or "
+                "choose a preset without one (ps-kd, ce)"
+            )
         if args.n_gpu > 1:
             raise UserError("several GPUs need one process each: start with `accelerate launch` (or torchrun)")
         if args.fsdp or args.deepspeed:

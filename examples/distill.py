@@ -37,6 +37,8 @@ def main() -> None:
     model_args, data_args, config = parse_args((ModelArguments, DataArguments, ASKDConfig))
     if not (model_args.teacher or model_args.student):
         raise UserError("--teacher is missing: a Whisper model to distil, such as openai/whisper-large-v3")
+    if config.uses_teacher and not model_args.teacher:
+        raise UserError(f"preset {config.preset} has a teacher: give it with --teacher, or choose --preset ps-kd")
     name_run(config, model_args)
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
 
@@ -55,7 +57,7 @@ def main() -> None:
     train_source = data_args.train_source()
     train_dataset = load_split("training", train_source, data_args.max_train_samples, data_args, config, collator)
     eval_datasets = {
-        source.split: load_split("evaluation", source, data_args.max_eval_samples, data_args, config, collator)
+        source.name: load_split("evaluation", source, data_args.max_eval_samples, data_args, config, collator)
         for source in data_args.eval_sources()
     }
     prepare_evaluation(config, list(eval_datasets))
@@ -113,9 +115,11 @@ def compare(
     splits: dict[str, Dataset],
     normalize: Callable[[str], str],
 ) -> None:
-    """Print a table of teacher, student before and student after on the evaluation splits, all in `save_dtype`."""
+    """Print a table of teacher, student before and student after on the evaluation splits, all in one dtype."""
     config, processor = trainer.args, trainer.processing_class
-    device, dtype, batch_size = config.device, getattr(torch, config.save_dtype), config.per_device_eval_batch_size
+    device, batch_size = config.device, config.per_device_eval_batch_size
+    # half precision is slower on a CPU, not faster
+    dtype = torch.float32 if device.type == "cpu" else getattr(torch, config.save_dtype)
     trainer.teacher = None  # as far as it still has one
     teacher = load_teacher(model_args) if model_args.teacher else None
     models = {} if teacher is None else {"teacher": teacher}
@@ -159,14 +163,14 @@ def load_split(
     if limit is not None:
         speech = speech.select(range(min(limit, len(speech))))
     return check_clips(
-        normalize_case(speech, data_args.text_case, source.split),
+        normalize_case(speech, data_args.text_case, source.name),
         collator.label_ids,
         max_seconds=collator.processor.feature_extractor.chunk_length,
         max_label_tokens=collator.config.max_target_positions,
         on_bad_audio=data_args.on_bad_audio,
         num_proc=data_args.preprocessing_num_workers,
-        report_file=Path(config.output_dir) / f"skipped-{role}-{source.split}.csv",
-        split=f"{role} split {source.split}",
+        report_file=Path(config.output_dir) / f"skipped-{role}-{source.name}.csv",
+        split=f"{role} split {source.name}",
     )
 
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from askd_hf.data import SpeechCollator
-from askd_hf.student import set_language
+from askd_hf.student import init_student, set_language
 
 SCRIPT = ROOT / "examples" / "distill.py"
 
@@ -109,6 +109,27 @@ def test_a_multilingual_student_speaks_its_language(monkeypatch, capsys, tmp_pat
     ]
     tone = {"raw": np.sin(np.arange(8000) / 10).astype(np.float32), "sampling_rate": 16_000}
     assert isinstance(pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))(tone)["text"], str)
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_a_student_of_ones_own_with_and_without_a_teacher(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech, with_teacher
+):
+    own = tmp_path / "own"
+    init_student(make_whisper(make_processor(), seed=9), [1, 2]).save_pretrained(own)
+    make_processor().save_pretrained(own)
+    arguments = ["--student", own, *options(teacher_dir, speech, tmp_path / "run", "--learning_rate", "1e-6")]
+    if not with_teacher:
+        position = arguments.index("--teacher")
+        del arguments[position : position + 2]
+        assert "give it with --teacher" in run_here(monkeypatch, capsys, *arguments)[2]
+        arguments += ["--preset", "ps-kd"]
+    status, _, err = run_here(monkeypatch, capsys, *arguments)
+    assert status == 0, err
+    before, after = (load_file(path / "model.safetensors") for path in (own, tmp_path / "run"))
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], atol=1e-3) for name in before)  # trained from there on
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_teacher_in_half_precision_leaves_no_rounding_in_the_student(
@@ -211,7 +232,7 @@ def test_a_bad_clip_is_named_before_training_or_skipped_and_listed(
     status, out, err = run_here(monkeypatch, capsys, *skipping)
     assert status == 0, err
     assert (
-        (tmp_path / "run" / "skipped-training-train.csv")
+        (tmp_path / "run" / "skipped-training-bad.csv")
         .read_text()
         .splitlines()[1]
         .startswith("3,train/audio/003.wav,")

@@ -301,7 +301,7 @@ def test_what_would_replace_the_objective_is_refused(tmp_path, teacher, student)
         ASKDTrainer(
             model=student, args=make_trainer(tmp_path, teacher, student).args, compute_loss_func=lambda *_: None
         )
-    with pytest.raises(UserError, match="no teacher"):
+    with pytest.raises(UserError, match="there is no teacher"):
         make_trainer(tmp_path, None, student)
 
 
