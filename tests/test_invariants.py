@@ -45,12 +45,31 @@ NAMES = ["loss", "grad_norm", "ce_loss", "blend_loss", "teacher_weight", "self_w
 @pytest.mark.parametrize("preset", ["askd", "ce", "ps-kd"])
 def test_accumulation_does_not_change_the_trajectory(tmp_path, teacher, student, preset):
     runs = []
-    for size in (8, 4, 1):
+    for size in (8, 2, 1):
         sizes = dict(per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
         runs.append(make_trainer(tmp_path, teacher, student, preset=preset, **sizes))
         runs[-1].train()
     for other in runs[1:]:
         torch.testing.assert_close(history(other, *NAMES), history(runs[0], *NAMES), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["askd", "ps-kd"])
+def test_padding_changes_nothing(tmp_path, teacher, student, preset):
+    """Labels padded to the longest of the batch, and to three times that: the same loss and the same gradients."""
+    trainer = make_trainer(tmp_path, teacher, student, preset=preset, max_steps=2)
+    trainer.train()  # so that there is a self-teacher
+    batch = collate(Clips(student.config, clips=6, seed=4).rows)
+    labels = batch["labels"]
+    more = torch.full((len(labels), 2 * labels.shape[1]), -100)
+    results = []
+    for padded in (labels, torch.cat([labels, more], dim=1)):
+        trainer.model.zero_grad()
+        trainer.model.train()
+        loss = trainer.compute_loss(trainer.model, {"input_features": batch["input_features"], "labels": padded})
+        loss.backward()
+        results.append([loss.detach()] + [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
+    for short, long in zip(*results, strict=True):
+        torch.testing.assert_close(long, short, rtol=1e-5, atol=1e-7)
 
 
 def two_process_run(tmp_path: Path, **changes) -> dict:
