@@ -70,7 +70,7 @@ def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(monkeypatch, c
         monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", "--eval_splits", "validation")
     )
     assert status == 0, err
-    assert re.search(r"teacher +0 - 6 .*\nself +7 - 11 ", out)
+    assert re.search(r"teacher +0 - 9 .*\nself +10 - 11 ", out)
     for row in ("teacher", "student before", "student after"):
         assert re.search(rf"^{row} +\d+\.\d % +[\d,]+ +\d+$", out, re.MULTILINE), row
     assert "(6 clips of validation; EnglishTextNormalizer; greedy" in out
@@ -316,6 +316,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 )
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech, self_teacher, killed_at):
     more = ["--self_teacher", self_teacher, "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2"]
+    more += ["--teacher_phase", "0.6"]
     whole = start(*options(teacher_dir, speech, tmp_path / "whole", *more))
     killed = start(*options(teacher_dir, speech, tmp_path / "killed", *more))
     wait_for(tmp_path / "killed" / killed_at, killed)  # the directory is made first: it may well be incomplete
@@ -333,7 +334,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech,
 def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, speech):
     done = launch_two(SCRIPT, *options(teacher_dir, speech, tmp_path / "run", "--eval_splits", "validation"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(re.findall(r"^self +4 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
+    assert len(re.findall(r"^self +5 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
     assert len(re.findall(r"^student after ", done.stdout, re.MULTILINE)) == 1
     AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
 
