@@ -77,13 +77,15 @@ def main() -> None:
     )
     del teacher  # the trainer frees it as soon as its weight is 0 for good
     trainer.train(resume_from_checkpoint=resume_from)
+    if not trainer.stop.stopped:
+        trainer.save_state()
+        trainer.save_model()
+    trainer.accelerator.end_training()  # here the processes part: the first one alone goes on
     if trainer.stop.stopped:
         print(f"stopped after step {trainer.state.global_step}; go on with --resume_from_checkpoint last")
-        sys.exit(130)
-    trainer.save_state()
-    trainer.save_model()
-    if trainer.stop.requested:
+    elif trainer.stop.requested:
         print(f"training was finished already; the student is in {config.output_dir}")
+    if trainer.stop.requested:
         sys.exit(130)
 
     # ---- what has become of the student ----

@@ -22,15 +22,16 @@ def main(run: Path, picture: Path) -> None:
     labels = [1 - a - b for a, b in zip(teacher, student, strict=True)]
     weights.stackplot(steps, labels, teacher, student, labels=["labels", "teacher", "self"], alpha=0.8)
     weights.set(ylabel="weight", ylim=(0, 1))
-    weights.legend(loc="lower left", ncols=3)
+    weights.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
     for name in sorted({key for row in history for key in row if key.endswith("wer")}):
         points = [(row["step"], row[name]) for row in history if name in row]
         label = name.removeprefix("eval_").removesuffix("wer").strip("_") or "evaluation"
         rates.plot(*zip(*points, strict=True), marker="o", label=label)
-    rates.set(xlabel="step", ylabel="WER, %", ylim=(0, None))
+    rates.set(xlabel="step", ylabel="WER, %", yscale="log")
+    rates.yaxis.set_major_formatter("{x:g}")
     rates.legend()
-    rates.grid(alpha=0.3)
+    rates.grid(alpha=0.3, which="both")
     figure.savefig(picture, dpi=110)
 
 

@@ -31,3 +31,4 @@ if trainer.is_world_process_zero():
     outcome = {"history": history(trainer, *NAMES).tolist(), "metrics": metrics}
     outcome |= {"step": trainer.state.global_step, "stopped": trainer.stop.stopped}
     result.write_text(json.dumps(outcome))
+trainer.accelerator.end_training()
