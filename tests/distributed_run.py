@@ -1,5 +1,6 @@
 """A tiny training run, started by `accelerate launch` in test_invariants.py: RESULT.json OPTIONS_AS_JSON."""
 
+import faulthandler
 import json
 import signal
 import sys
@@ -9,6 +10,7 @@ from conftest import Clips, history, init_student, make_processor, make_trainer,
 from test_invariants import NAMES
 from transformers import TrainerCallback
 
+faulthandler.dump_traceback_later(200, exit=True)  # a hang shows where it is
 result, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
 interrupt_at = changes.pop("interrupt_second_process_at", None)
 processor = make_processor()
