@@ -4,7 +4,8 @@ from typing import Any
 
 # What a preset sets: these fields and nothing else. An option given explicitly wins over its preset.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Our choices (the ASKD paper's own values are not public), the best of those compared on a little read speech.
+    # Our choices; the ASKD paper's own values are not public. Where data are few, starting from the teacher alone and
+    # keeping it for 0.8 of the run gave held-out speech a lower cross-entropy than 0.8 of it over 0.6 of the run.
     "askd": dict(
         teacher_weight=1.0,
         teacher_weight_end=0.0,

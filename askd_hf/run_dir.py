@@ -1,8 +1,11 @@
-"""A run's directory: its name, whether it is free, and the checkpoint to resume from."""
+"""A run: its directory, the checkpoint to resume from, its evaluation options, its end."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
+from accelerate import Accelerator
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -83,3 +86,16 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
     if not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
         raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: no such checkpoint, or an incomplete one")
     return resume_from_checkpoint
+
+
+def end_other_processes(accelerator: Accelerator) -> None:
+    """After training: only the main process returns, to report and publish alone. For a single process: nothing.
+
+    The others leave without Python's clean-up: while it frees the process group, Gloo's threads now and then abort
+    the process or wait for each other for ever (seen with torch 2.13).
+    """
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

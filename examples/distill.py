@@ -28,7 +28,7 @@ from askd_hf.data import SAMPLING_RATE, decode_audio, normalize_case
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import comparison, score
 from askd_hf.metrics import compute_metrics_for, text_normalizer
-from askd_hf.run_dir import checkpoint_to_resume, name_run, prepare_evaluation
+from askd_hf.run_dir import checkpoint_to_resume, end_other_processes, name_run, prepare_evaluation
 from askd_hf.student import check_pair, load_processor, load_whisper, set_language
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     if not trainer.stop.stopped:
         trainer.save_state()
         trainer.save_model()
-    trainer.accelerator.end_training()  # here the processes part: the first one alone goes on
+    end_other_processes(trainer.accelerator)
     if trainer.stop.stopped:
         print(f"stopped after step {trainer.state.global_step}; go on with --resume_from_checkpoint last")
     elif trainer.stop.requested:
@@ -89,11 +89,10 @@ def main() -> None:
         sys.exit(130)
 
     # ---- what has become of the student ----
-    if trainer.is_world_process_zero():
-        if eval_datasets and data_args.compare:
-            compare(trainer, model_args, data_args, eval_datasets, normalize)
-        listen(config.output_dir, next(iter(eval_datasets.values()), train_dataset)[0])
-        print(f'\nThe student: pipeline("automatic-speech-recognition", model="{config.output_dir}")')
+    if eval_datasets and data_args.compare:
+        compare(trainer, model_args, data_args, eval_datasets, normalize)
+    listen(config.output_dir, next(iter(eval_datasets.values()), train_dataset)[0])
+    print(f'\nThe student: pipeline("automatic-speech-recognition", model="{config.output_dir}")')
     if config.push_to_hub:
         trainer.push_to_hub()
 

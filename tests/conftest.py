@@ -211,4 +211,4 @@ def launch_two(script: Path, *arguments) -> subprocess.CompletedProcess:
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     launch += f" --dynamo_backend no --main_process_port {29500 + os.getpid() % 2000}"
     command = [sys.executable, "-m", *launch.split(), str(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=float(os.environ.get("LAUNCH_TIMEOUT", "300")))
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -10,6 +10,8 @@ from conftest import Clips, history, init_student, make_processor, make_trainer,
 from test_invariants import NAMES
 from transformers import TrainerCallback
 
+from askd_hf.run_dir import end_other_processes
+
 faulthandler.dump_traceback_later(200, exit=True)  # a hang shows where it is
 result, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
 interrupt_at = changes.pop("interrupt_second_process_at", None)
@@ -33,4 +35,4 @@ if trainer.is_world_process_zero():
     outcome = {"history": history(trainer, *NAMES).tolist(), "metrics": metrics}
     outcome |= {"step": trainer.state.global_step, "stopped": trainer.stop.stopped}
     result.write_text(json.dumps(outcome))
-trainer.accelerator.end_training()
+end_other_processes(trainer.accelerator)
