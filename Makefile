@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # one thread: the model is so small that more get in each other's way; a second core prepares the batches
 demo: export OMP_NUM_THREADS = 1
-demo: $(INSTALLED)  ## distil the small shipped teacher on spoken digits (3 minutes on 2 CPU cores)
+demo: $(INSTALLED)  ## distil the small shipped teacher on spoken digits (2 minutes on 2 CPU cores)
 	rm -rf runs/demo
 	$(BIN)/python examples/distill.py --config examples/demo/demo.yaml
 

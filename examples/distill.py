@@ -133,9 +133,7 @@ def compare(
         model.to("cpu")
     clips = ", ".join(f"{len(dataset)} clips of {split}" for split, dataset in splits.items())
     print(f"\n{comparison(scores)}")
-    print(
-        f"({clips}; {type(normalize).__name__}; greedy, batches of {batch_size}, {device.type}, {config.save_dtype})"
-    )
+    print(f"({clips}; {type(normalize).__name__}; greedy, batches of {batch_size}, {device.type}, {dtype})")
 
 
 def listen(model_dir: str, clip: dict) -> None:
