@@ -122,11 +122,6 @@ def write_speech(folder, clips: int = 16, seed: int = 0):
     return folder
 
 
-@pytest.fixture(scope="session")
-def speech_dir(tmp_path_factory):
-    return write_speech(tmp_path_factory.mktemp("speech"))
-
-
 class Clips(torch.utils.data.Dataset):
     """Random features and labels of different lengths, for tests of the trainer alone."""
 
