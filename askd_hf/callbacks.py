@@ -1,9 +1,10 @@
-"""The callbacks of a run: the blend of teacher and self-teacher, and the graceful stop."""
+"""The callbacks of a run: the blend of teacher and self-teacher, the graceful stop, the wait for data."""
 
 import json
 import logging
 import math
 import signal
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -188,3 +189,25 @@ class StopGracefullyCallback(TrainerCallback):
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
+
+
+class DataWaitCallback(TrainerCallback):
+    """How much of the steps' time goes by waiting for their batches; evaluation, logging and saving aren't counted."""
+
+    def __init__(self):
+        self._waited = self._stepped = 0.0
+        self._step_start: float | None = None
+
+    def note(self, start: float) -> None:
+        """The batches of an update, asked for at `start` (of `time.perf_counter`), are here."""
+        self._waited += time.perf_counter() - start
+        self._step_start = start
+
+    def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        self._stepped += time.perf_counter() - self._step_start
+
+    def share(self) -> float:
+        """The waiting share, 0 to 1, of the steps since the last call."""
+        share = self._waited / self._stepped if self._stepped else 0.0
+        self._waited = self._stepped = 0.0
+        return share

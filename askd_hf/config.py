@@ -165,6 +165,32 @@ class DataArguments:
 
 
 @dataclass
+class CacheArguments:
+    """What no training step changes, computed once and kept on disk for later epochs and runs."""
+
+    _argument_group_name = "caches"
+
+    cache_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory for the frozen encoder's outputs, which are computed for all clips before training: "
+            "float16, 2 * 1500 * d_model bytes a clip (1.2 MB for tiny, 3.8 MB for large). Stale ones are never used."
+        },
+    )
+    cache_teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory for the training set with the teacher's --teacher_top_k log-probabilities as columns, "
+            "computed before training (some KB a clip). It is a saved `datasets` dataset, which --dataset takes too."
+        },
+    )
+    teacher_top_k: int = field(
+        default=32,
+        metadata={"help": "Tokens of which --cache_teacher keeps the probability; all others count as one."},
+    )
+
+
+@dataclass
 class ASKDConfig(Seq2SeqTrainingArguments):
     """`Seq2SeqTrainingArguments` and the blend of labels, teacher and self-teacher.
 
@@ -240,6 +266,13 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         metadata={"help": "Weigh the teacher at each token by the probability that it gives the label there."},
     )
     freeze_encoder: bool = field(default=True, metadata={"help": "Train the decoder only."})
+    eval_blend: bool = field(
+        default=False,
+        metadata={
+            "help": "Also run teacher and self-teacher in evaluation, for eval_teacher_loss, eval_self_loss, "
+            "eval_blend_loss, eval_agreement. Without it evaluation runs the student alone."
+        },
+    )
 
     save_dtype: Literal["float32", "float16", "bfloat16"] = field(
         default="float32", metadata={"help": "Weights of the finished student on disk. Checkpoints keep float32."}

@@ -11,11 +11,13 @@ To add a divergence, write a function of (target log-probs, student log-probs, m
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Divergence = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -65,22 +67,69 @@ DIVERGENCES: dict[str, Divergence] = {
 DIVERGENCES_WITH_MIX = ("jensen_shannon", "skewed_kl")
 
 
-def soft_target_loss(
-    target_logits: Tensor, student_logits: Tensor, temperature: float, divergence: Divergence, mix: float
-) -> Tensor:
-    """T^2 * D(softmax(target / T) || softmax(student / T)) for each token.
+class TopK(NamedTuple):
+    """A soft target of which only the most probable tokens are known, and how much is left for all the others.
 
-    T^2 keeps the size of the gradient when the temperature changes (Hinton et al. 2015, section 2).
+    Every divergence above is an f-divergence, which can only lose when tokens are counted together (data-processing
+    inequality). So the divergence over the k + 1 events "token 1", ..., "token k", "any other" is a lower bound of the
+    one over the vocabulary, and equal to it where target and student share the others out in the same proportions.
 
-    Args:
-        target_logits: `(tokens, vocabulary)`, of the teacher or the self-teacher; no gradient flows into it.
-        student_logits: `(tokens, vocabulary)`.
-
-    Returns: `(tokens,)` float32.
+    Attributes:
+        token_ids: `(tokens, k)` int64, the most probable first; k is less than the vocabulary.
+        log_probs: `(tokens, k)`, their log-probabilities at the objective's temperature.
+        log_rest: `(tokens,)`, log of the probability of all others together, at that temperature.
+        label_log_prob: `(tokens,)`, of the label, at temperature 1.
     """
-    target = F.log_softmax(target_logits.detach().float() / temperature, dim=-1)
-    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    return temperature**2 * divergence(target, student, mix)
+
+    token_ids: Tensor
+    log_probs: Tensor
+    log_rest: Tensor
+    label_log_prob: Tensor
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, labels: Tensor, k: int, temperature: float) -> "TopK":
+        """Of `(tokens, vocabulary)` logits and `(tokens,)` labels."""
+        logits = logits.float()
+        token_ids = logits.topk(k).indices
+        log_probs = _coarse_log_probs(logits, token_ids, temperature)
+        return cls(token_ids, log_probs[:, :-1], log_probs[:, -1], -F.cross_entropy(logits, labels, reduction="none"))
+
+    def rows(self, rows: slice) -> "TopK":
+        return TopK(*(column[rows] for column in self))
+
+
+SoftTarget = Tensor | TopK
+"""`(tokens, vocabulary)` logits, or the most probable tokens of them."""
+
+
+class _CoarseLogits(torch.autograd.Function):
+    """logits / T of `token_ids` and, last, the logsumexp of all others: `(tokens, vocabulary)` to `(tokens, k + 1)`.
+
+    The others are added up without the chosen, as 1 - sum(chosen) would cancel where the others are improbable. By
+    hand, as autograd takes five passes over the vocabulary more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
+        peak = logits.amax(-1, keepdim=True)
+        others = (logits - peak).div_(temperature).exp_().scatter_(-1, token_ids, 0.0)
+        # the others underflow to 0 only 100 nats below the peak; the smallest number there is keeps the log finite
+        mass = others.sum(-1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).tiny)
+        ctx.save_for_backward(others, mass, token_ids)
+        ctx.temperature = temperature
+        return torch.cat([logits.gather(-1, token_ids), peak + temperature * mass.log()], dim=-1) / temperature
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        others, mass, token_ids = ctx.saved_tensors
+        gradient = gradient / ctx.temperature
+        return (others * (gradient[:, -1:] / mass)).scatter_(-1, token_ids, gradient[:, :-1]), None, None
+
+
+def _coarse_log_probs(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
+    """log-probabilities of `token_ids` and, last, of all other tokens together: `(tokens, k + 1)`."""
+    return F.log_softmax(_CoarseLogits.apply(logits, token_ids, temperature), dim=-1)
 
 
 @dataclass
@@ -105,13 +154,20 @@ class BlendTerms:
         """The terms that exist, by name, detached."""
         return {name: term.detach() for name, term in vars(self).items() if term is not None}
 
+    @classmethod
+    def concatenate(cls, parts: list["BlendTerms"]) -> "BlendTerms":
+        """The terms of consecutive tokens as one, detached."""
+        measured = [part.measured() for part in parts]
+        names = [f.name for f in fields(cls) if f.name in measured[0]]
+        return cls(**{name: torch.cat([part[name] for part in measured]) for name in names})
+
 
 def blend(
     student_logits: Tensor,
     labels: Tensor,
     *,
-    teacher_logits: Tensor | None = None,
-    self_logits: Tensor | None = None,
+    teacher: SoftTarget | None = None,
+    self_teacher: SoftTarget | None = None,
     teacher_weight: float = 0.0,
     self_weight: float = 0.0,
     temperature: float = 1.0,
@@ -121,10 +177,13 @@ def blend(
 ) -> BlendTerms:
     """The objective at every label token, before the sum over tokens and the division by their number.
 
+    T^2 keeps the size of a soft target's gradient when the temperature changes (Hinton et al. 2015, section 2). No
+    gradient flows into the targets.
+
     Args:
         student_logits: `(tokens, vocabulary)`, the positions where `labels != -100` only.
         labels: `(tokens,)`, the token that each position should predict.
-        teacher_logits, self_logits: `(tokens, vocabulary)`; required where the weight isn't 0.
+        teacher, self_teacher: the soft targets; required where the weight isn't 0.
         teacher_weight: `a`, from 0 to 1.
         self_weight: `b`, from 0 to 1 - a.
         temperature: `T`, softens targets and student alike; the cross-entropy stays at temperature 1.
@@ -132,22 +191,49 @@ def blend(
         trust_label: `g_i` is the teacher's probability of the label rather than 1; what the teacher isn't trusted with
             goes to the labels, so a confident mistake of the teacher (a hallucination) isn't learnt.
     """
-    for name, weight, logits in (("teacher", teacher_weight, teacher_logits), ("self", self_weight, self_logits)):
-        if weight and logits is None:
-            raise ValueError(f"the {name} weight is {weight} but there are no {name} logits")
-    ce = F.cross_entropy(student_logits.float(), labels, reduction="none")
+    for name, weight, target in (("teacher", teacher_weight, teacher), ("self", self_weight, self_teacher)):
+        if weight and target is None:
+            raise ValueError(f"the {name} weight is {weight} but there is no {name} target")
+    student_logits = student_logits.float()
+    log_probs = None  # shared by all terms that need them over the whole vocabulary
+    if isinstance(teacher, Tensor) or isinstance(self_teacher, Tensor):
+        log_probs = F.log_softmax(student_logits / temperature, dim=-1)
+
+    def loss(target: SoftTarget) -> Tensor:
+        if isinstance(target, TopK):
+            # normalised anew: they may come from half precision
+            known = F.log_softmax(torch.cat([target.log_probs, target.log_rest[:, None]], dim=-1).float(), dim=-1)
+            coarse = _coarse_log_probs(student_logits, target.token_ids, temperature)
+            return temperature**2 * divergence(known, coarse, mix)
+        target_log_probs = F.log_softmax(target.detach().float() / temperature, dim=-1)
+        return temperature**2 * divergence(target_log_probs, log_probs, mix)
+
+    if temperature == 1.0 and log_probs is not None:
+        ce = F.nll_loss(log_probs, labels, reduction="none")
+    else:
+        ce = F.cross_entropy(student_logits, labels, reduction="none")
     terms = BlendTerms(total=ce, ce=ce)
     on_labels: Tensor | float = 1.0 - self_weight
     soft = torch.zeros_like(ce)
-    if teacher_logits is not None:
-        terms.teacher = soft_target_loss(teacher_logits, student_logits, temperature, divergence, mix)
-        terms.teacher_ce = F.cross_entropy(teacher_logits.float(), labels, reduction="none").detach()
-        terms.agreement = (teacher_logits.argmax(-1) == student_logits.argmax(-1)).float()
+    if teacher is not None:
+        terms.teacher = loss(teacher)
+        terms.teacher_ce, best = _teacher_on_labels(teacher, labels)
+        # not by argmax, which is several times slower than amax
+        on_best = student_logits.detach().gather(-1, best[:, None])[:, 0]
+        terms.agreement = (on_best == student_logits.detach().amax(-1)).float()
         on_teacher = teacher_weight * torch.exp(-terms.teacher_ce) if trust_label else teacher_weight
         on_labels = on_labels - on_teacher
         soft = soft + on_teacher * terms.teacher
-    if self_logits is not None:
-        terms.self = soft_target_loss(self_logits, student_logits, temperature, divergence, mix)
+    if self_teacher is not None:
+        terms.self = loss(self_teacher)
         soft = soft + self_weight * terms.self
     terms.total = on_labels * ce + soft
     return terms
+
+
+@torch.no_grad()
+def _teacher_on_labels(teacher: SoftTarget, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's cross-entropy on the labels, and its most probable token: `(tokens,)` each."""
+    if isinstance(teacher, TopK):
+        return -teacher.label_log_prob.float(), teacher.token_ids[:, 0]
+    return F.cross_entropy(teacher.float(), labels, reduction="none"), teacher.argmax(-1)

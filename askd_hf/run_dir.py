@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import PartialState
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -88,14 +88,15 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
     return resume_from_checkpoint
 
 
-def end_other_processes(accelerator: Accelerator) -> None:
+def end_other_processes() -> None:
     """After training: only the main process returns, to report and publish alone. For a single process: nothing.
 
     The others leave without Python's clean-up: while it frees the process group, Gloo's threads now and then abort
     the process or wait for each other for ever (seen with torch 2.13).
     """
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
+    process = PartialState()
+    process.wait_for_everyone()
+    if not process.is_main_process:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

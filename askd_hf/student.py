@@ -183,3 +183,9 @@ def same_encoder(teacher: WhisperForConditionalGeneration, student: WhisperForCo
             for name, weight in theirs.items()
         )
     )
+
+
+def encoder_is_deterministic(config: WhisperConfig) -> bool:
+    """Whether training leaves the encoder's output alone: no SpecAugment, no layerdrop, no dropout."""
+    varies = config.apply_spec_augment or config.encoder_layerdrop or config.dropout or config.attention_dropout
+    return not (varies or config.activation_dropout)

@@ -1,41 +1,35 @@
 """`ASKDTrainer`: Seq2SeqTrainer with the blend of labels, teacher and self-teacher as its loss."""
 
-import contextlib
 import copy
 import json
 import logging
 import math
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import ProcessorMixin, Seq2SeqTrainer, WhisperForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
-from .callbacks import AdaptiveBlendCallback, StopGracefullyCallback
+from .callbacks import AdaptiveBlendCallback, DataWaitCallback, StopGracefullyCallback
 from .config import ASKDConfig
+from .data import TEACHER_COLUMNS
 from .errors import UserError
 from .hub import hub_upload
-from .objective import DIVERGENCES, BlendTerms, blend
+from .objective import DIVERGENCES, BlendTerms, TopK
+from .projection import Unprojected, chunked_blend, unprojected
 from .run_dir import checkpoint_to_resume
-from .student import check_pair, same_encoder
+from .schedule import BlendWeights
+from .student import check_pair, encoder_is_deterministic, same_encoder
+from .terms import means, new_sums, sums, sums_by_clip
 
 logger = logging.getLogger(__name__)
-
-# the terms that are logged, as columns of the sums: each a sum over label tokens, then how many tokens it sums
-TERMS = ("total", "ce", "teacher", "self", "teacher_ce", "agreement")
-LOG_NAMES = {
-    "total": "blend_loss",
-    "ce": "ce_loss",
-    "teacher": "teacher_loss",
-    "self": "self_loss",
-    "teacher_ce": "teacher_ce",
-    "agreement": "agreement",
-}
 
 
 class NonFiniteLossError(UserError):
@@ -49,15 +43,15 @@ class ASKDTrainer(Seq2SeqTrainer):
         model: the student. Its encoder is frozen here if `args.freeze_encoder`.
         args: the run's options, the blend's among them.
         teacher: a Whisper model with the student's vocabulary and mel bins; frozen and put in evaluation mode here,
-            never saved, dropped as soon as its weight is 0 for good. None if its weight is 0 from the start.
+            never saved, dropped as soon as its weight is 0 for good. None if its weight is 0 from the start, or if
+            `train_dataset` has the teacher's cached columns (`askd_hf.teacher_cache`).
         processing_class: the `WhisperProcessor` that is saved with the student.
-        kwargs: the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator` and hold `input_features`
-            `(batch, mel_bins, frames)`, `labels` `(batch, tokens)` padded with -100 and, for messages, `clip`, the
-            names of the clips.
+        kwargs: the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator`, see `SpeechCollator`.
 
     Logged besides Trainer's own values, over the label tokens since the last time: `ce_loss`, `teacher_loss`,
-    `self_loss` (with their T^2), `blend_loss` (their blend), `teacher_ce`, `agreement` and the weights. Evaluation
-    gives the same with the prefix `eval_`, and `compute_metrics` on generated tokens.
+    `self_loss` (with their T^2), `blend_loss` (their blend), `teacher_ce`, `agreement` and the weights; and
+    `data_wait`, the share of the steps' time in which they waited for their batches. Evaluation gives `eval_ce_loss`
+    (also as `eval_loss`), the other terms if `args.eval_blend`, and `compute_metrics` on generated tokens.
     """
 
     # compute_loss divides by the label tokens of the whole update itself
@@ -73,10 +67,13 @@ class ASKDTrainer(Seq2SeqTrainer):
     ):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for your own loss")
-        if args.uses_teacher and teacher is None:
+        train_dataset = kwargs.get("train_dataset")
+        cached = isinstance(train_dataset, Dataset) and set(TEACHER_COLUMNS) <= set(train_dataset.column_names)
+        if args.uses_teacher and teacher is None and (not cached or args.eval_blend):
             raise UserError(
-                f"preset {args.preset!r} has a teacher phase but there is no teacher: give it with --teacher, or "
-                "choose a preset without one (ps-kd, ce)"
+                f"preset {args.preset!r} has a teacher phase"
+                f"{' and --eval_blend evaluates it, ' if args.eval_blend else ' '}but there is no teacher: give it "
+                "with --teacher, or choose a preset without one (ps-kd, ce)"
             )
         if args.n_gpu > 1:
             raise UserError("several GPUs need one process each: start with `accelerate launch` (or torchrun)")
@@ -95,8 +92,9 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
 
         self.teacher = None
+        self._teacher_is_cached = cached
         self._teacher_has_our_encoder = False
-        if args.uses_teacher:
+        if args.uses_teacher and (args.eval_blend or not cached):
             check_pair(teacher, model)
             self.teacher = teacher.to(args.device).eval().requires_grad_(False)
             self._teacher_has_our_encoder = args.freeze_encoder and same_encoder(teacher, model)
@@ -104,13 +102,16 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.blend = AdaptiveBlendCallback(args)
         self.stop = StopGracefullyCallback()
         self.add_callback(self.blend)
-        self.add_callback(self.stop)
+        self.data_wait = DataWaitCallback()
+        for callback in (self.stop, self.data_wait):
+            self.add_callback(callback)
         self._clips: list[str] = []
-        self._train_sums = self._new_sums()
-        self._eval_sums = self._new_sums()
+        self._train_sums = new_sums(args.device)
+        self._eval_sums = new_sums(args.device)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
-        if self.args.uses_teacher and self.teacher is None and not resume_from_checkpoint:
+        needs_model = self.args.uses_teacher and not self._teacher_is_cached
+        if needs_model and self.teacher is None and not resume_from_checkpoint:
             raise UserError("the teacher was freed when its phase ended: make a new trainer to train again")
         if resume_from_checkpoint is True:  # Trainer would take the newest, finished or not
             resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir, "last")
@@ -120,6 +121,13 @@ class ASKDTrainer(Seq2SeqTrainer):
             self.stop.restore()
 
     # ---- the loss ----
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        finally:
+            self.data_wait.note(start)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(inputs)
@@ -138,82 +146,104 @@ class ASKDTrainer(Seq2SeqTrainer):
         Without `num_items_in_batch` it is the mean over the batch's own tokens. The outputs, if asked for, have the
         student's logits `(batch, tokens, vocabulary)`.
         """
-        terms, outputs = self._run_models(model, inputs, keep_padding=return_outputs)
+        if model.training and self.teacher is not None and not self.blend.needs_teacher(self.state.global_step):
+            self._release_teacher()
+        total, terms, outputs = self._run_models(model, inputs, self.blend.weights, keep_logits=return_outputs)
         if model.training:
             self._check_finite(terms.total, inputs["labels"])
-            self._train_sums += _sums(terms)
+            self._train_sums += sums(terms)
             if terms.teacher_ce is not None:
-                self.blend.observe(terms.teacher_ce, terms.ce.detach())
+                self.blend.observe(terms.teacher_ce, terms.ce)
         if num_items_in_batch is None:
-            loss = terms.total.mean()
+            loss = total / len(terms.total)
         else:
-            loss = terms.total.sum() / num_items_in_batch
+            loss = total / num_items_in_batch
             if self.args.average_tokens_across_devices:
                 # DDP averages the gradients of processes that each divided by the tokens of all
                 loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
 
-    def _run_models(self, model: nn.Module, inputs: dict[str, Tensor], keep_padding: bool) -> tuple[BlendTerms, Any]:
-        """Teacher, self-teacher and student on one batch: the terms at each label token, and the student's outputs."""
+    def _run_models(
+        self, model: nn.Module, inputs: dict[str, Tensor], weights: BlendWeights, keep_logits: bool = False
+    ) -> tuple[Tensor, BlendTerms, Any]:
+        """Student, and teacher and self-teacher where they have a weight, on one batch.
+
+        Returns: the objective summed over the label tokens, its terms at each, and the student's outputs.
+        """
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        weights = self.blend.weights
         labels = inputs["labels"]
         real = labels != -100
-        batch = {name: value for name, value in inputs.items() if name != "labels"}
+        batch = {name: value for name, value in inputs.items() if name not in ("labels", *TEACHER_COLUMNS)}
         batch["decoder_input_ids"] = shift_tokens_right(
             labels, student.config.pad_token_id, student.config.decoder_start_token_id
         )
         batch["use_cache"] = False
         # The student comes last: SpecAugment writes into its input features
-        teacher_logits = self_logits = None
-        if model.training and self.teacher is not None and not self.blend.needs_teacher(self.state.global_step):
-            self._release_teacher()
-        run_teacher = self.teacher is not None and weights.teacher > 0.0
-        run_self = self.blend.self_teacher is not None and weights.self > 0.0
+        targets = {}
         with torch.no_grad(), self.accelerator.autocast():
-            if (run_teacher or run_self) and self._encoder_is_fixed(model):
-                features = batch["input_features"].to(student.dtype)
-                batch["encoder_outputs"] = (student.model.encoder(features).last_hidden_state,)
-            if run_teacher:
-                with _project_only(self.teacher, real):
-                    teacher_logits = self.teacher(**self._teacher_inputs(batch)).logits
-            if run_self:
-                with _project_only(student, real):
-                    self_logits = self.blend.self_teacher(student, batch).logits
-        with contextlib.nullcontext() if keep_padding else _project_only(student, real):
+            self._encode(model, batch, shared=weights != BlendWeights())
+            if weights.teacher > 0.0:
+                targets["teacher"] = self._teacher_target(inputs, batch, real)
+            if weights.self > 0.0:
+                with unprojected(student, real) as noted:
+                    self.blend.self_teacher(student, batch)
+                targets["self_teacher"] = noted[0]
+        if "encoder_outputs" in batch:
+            batch.pop("input_features", None)
+        with unprojected(student, real, keep_logits) as noted:
             outputs = model(**batch)
-        terms = blend(
-            outputs.logits[real] if keep_padding else outputs.logits,
-            labels[real],
-            teacher_logits=teacher_logits,
-            self_logits=self_logits,
-            teacher_weight=weights.teacher,
-            self_weight=weights.self,
-            temperature=self.args.temperature,
-            divergence=DIVERGENCES[self.args.divergence],
-            mix=self.args.divergence_mix,
-            trust_label=self.args.trust_label,
-        )
-        return terms, outputs
+        with self.accelerator.autocast():
+            total, terms = chunked_blend(
+                noted[0],
+                labels[real],
+                **targets,
+                teacher_weight=weights.teacher,
+                self_weight=weights.self,
+                temperature=self.args.temperature,
+                divergence=DIVERGENCES[self.args.divergence],
+                mix=self.args.divergence_mix,
+                trust_label=self.args.trust_label,
+            )
+        return total, terms, outputs
 
-    def _encoder_is_fixed(self, model: nn.Module) -> bool:
-        """Whether the student's encoder gives the same output for the same clip, training or not, now and later."""
-        config = self.model.config
-        varies = config.apply_spec_augment or config.encoder_layerdrop or config.dropout or config.attention_dropout
-        return self.args.freeze_encoder and not (model.training and (varies or config.activation_dropout))
+    def _encode(self, model: nn.Module, batch: dict[str, Any], shared: bool) -> None:
+        """Put the student's `encoder_outputs` into the batch if they are cached, or `shared` by several models."""
+        student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if "encoder_outputs" in batch:
+            if model.training:
+                self._check_cache_is_valid()
+            batch["encoder_outputs"] = (batch["encoder_outputs"].to(student.dtype),)
+        elif shared and (not model.training or self._encoder_is_fixed()):
+            batch["encoder_outputs"] = (student.model.encoder(batch["input_features"].to(student.dtype))[0],)
 
-    def _teacher_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The teacher's batch: our encoder's output where the encoders are the same, else the features."""
+    def _encoder_is_fixed(self) -> bool:
+        """Whether the student's encoder gives a clip the same output at every step."""
+        return self.args.freeze_encoder and encoder_is_deterministic(self.model.config)
+
+    def _check_cache_is_valid(self) -> None:
+        if not self._encoder_is_fixed():
+            raise UserError("cached encoder outputs need a frozen encoder without SpecAugment, layerdrop, dropout")
+
+    def _teacher_target(self, inputs: dict[str, Tensor], batch: dict[str, Any], real: Tensor) -> Unprojected | TopK:
+        """What the teacher expects at the label tokens: from its cached columns, or by running it."""
+        if set(TEACHER_COLUMNS) <= inputs.keys():
+            return TopK(*(inputs[name][real] for name in TEACHER_COLUMNS))
         batch = dict(batch)
         batch.pop("attention_mask", None)  # only SpecAugment reads it
-        if "encoder_outputs" in batch:
-            if self._teacher_has_our_encoder:
-                batch.pop("input_features")
-                batch["encoder_outputs"] = (batch["encoder_outputs"][0].to(self.teacher.dtype),)
-                return batch
-            batch.pop("encoder_outputs")
-        batch["input_features"] = batch["input_features"].to(self.teacher.dtype)
-        return batch
+        if "encoder_outputs" in batch and self._teacher_has_our_encoder:
+            batch.pop("input_features", None)
+            batch["encoder_outputs"] = (batch["encoder_outputs"][0].to(self.teacher.dtype),)
+        elif "input_features" in batch:
+            batch.pop("encoder_outputs", None)
+            batch["input_features"] = batch["input_features"].to(self.teacher.dtype)
+        else:
+            raise UserError(
+                "the batches have only cached outputs of the student's encoder, and the teacher has another one: make "
+                "them with SpeechCollator(..., keep_features=True)"
+            )
+        with unprojected(self.teacher, real) as noted:
+            self.teacher(**batch)
+        return noted[0]
 
     def _release_teacher(self) -> None:
         """Free the teacher's memory, unless the caller has kept a reference."""
@@ -253,60 +283,56 @@ class ASKDTrainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The blend's terms on the labels, and generated tokens. Seq2SeqTrainer would report its plain loss."""
+        """The terms on the labels, and generated tokens, from one pass of the encoder."""
         if "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         inputs = self._prepare_inputs(inputs)
-        # bf16_full_eval casts the model
-        inputs["input_features"] = inputs["input_features"].to(self.model.dtype)
         labels = inputs["labels"]
+        if "encoder_outputs" in inputs:
+            self._check_cache_is_valid()
+        else:
+            # bf16_full_eval casts the model
+            features = inputs["input_features"].to(self.model.dtype)
+            with torch.no_grad(), self.accelerator.autocast():
+                inputs["encoder_outputs"] = self.model.model.encoder(features).last_hidden_state
         with torch.no_grad(), self.compute_loss_context_manager():
-            terms, _ = self._run_models(model, inputs, keep_padding=False)
+            weights = self.blend.weights if self.args.eval_blend else BlendWeights()
+            _, terms, _ = self._run_models(model, inputs, weights)
         # a row a clip, so that the clips that even out the processes' last batch can be dropped again
-        by_clip = self.accelerator.gather_for_metrics(_sums_by_clip(terms, labels))
+        by_clip = self.accelerator.gather_for_metrics(sums_by_clip(terms, labels))
         self._eval_sums += by_clip.sum(0)
-        loss = terms.total.mean()
+        loss = terms.ce.mean()
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
-        features = inputs["input_features"]
-        # of ones, as Whisper sees the padding's silence too; without a mask `generate` warns at every run
-        generation_inputs = {"input_features": features, "attention_mask": torch.ones_like(features[:, 0]).long()}
-        _, tokens, _ = super().prediction_step(model, generation_inputs, False, ignore_keys, **gen_kwargs)
+        encoded = BaseModelOutput(last_hidden_state=inputs["encoder_outputs"].to(self.model.dtype))
+        _, tokens, _ = super().prediction_step(model, {"encoder_outputs": encoded}, False, ignore_keys, **gen_kwargs)
         return loss, tokens, labels
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         # Seq2SeqTrainer sets plain `gather`, which keeps the clips that pad the last batch under DDP
         self.gather_function = self.accelerator.gather_for_metrics
-        self._eval_sums = self._new_sums()
+        self._eval_sums = new_sums(self.args.device)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = self._means(self._eval_sums)
-        if means:
-            output.metrics[f"{metric_key_prefix}_loss"] = means["blend_loss"]  # over tokens, not a mean of batch means
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        terms = means(self._eval_sums)
+        if terms:
+            # over tokens, not a mean of batch means; and not the blend, whose weights change from step to step
+            output.metrics[f"{metric_key_prefix}_loss"] = terms["ce_loss"]
+            if not self.args.eval_blend:
+                terms = {"ce_loss": terms["ce_loss"]}
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in terms.items()})
         return output
 
     # ---- logging ----
 
-    def _new_sums(self) -> Tensor:
-        # float64, so that the logged means are exact to the digits shown; Apple's GPUs have none
-        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
-        return torch.zeros(2 * len(TERMS), dtype=dtype, device=self.args.device)
-
-    @staticmethod
-    def _means(sums: Tensor) -> dict[str, float]:
-        """Mean of each term over the tokens where it was measured; terms that weren't are left out."""
-        values, counts = sums.view(2, -1).tolist()
-        return {LOG_NAMES[t]: v / n for t, v, n in zip(TERMS, values, counts, strict=True) if n}
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms and the weights to the log of training steps, on its way to log_history and all reporters."""
         if "loss" in logs and "learning_rate" in logs:
-            sums = self.accelerator.reduce(self._train_sums, reduction="sum")
-            logs |= self._means(sums)
+            logs |= means(self.accelerator.reduce(self._train_sums, reduction="sum"))
+            logs["data_wait"] = self.data_wait.share()
             logs["teacher_weight"], logs["self_weight"] = self.blend.weights
             if self.args.teacher_schedule == "adaptive":
                 logs["teacher_advantage"] = self.blend.state.advantage
-            self._train_sums = self._new_sums()
+            self._train_sums = new_sums(self.args.device)
         super().log(logs, start_time)
 
     # ---- saving ----
@@ -361,42 +387,3 @@ class ASKDTrainer(Seq2SeqTrainer):
         # a checkpoint keeps the dtype of training, or a resumed run would go on from rounded weights
         if dtype != self.model.dtype and not directory.name.startswith(PREFIX_CHECKPOINT_DIR):
             WhisperForConditionalGeneration.from_pretrained(directory, dtype=dtype).save_pretrained(directory)
-
-
-# ---- helpers ----
-
-
-@contextlib.contextmanager
-def _project_only(model: WhisperForConditionalGeneration, real: Tensor) -> Iterator[None]:
-    """Within it, `model` projects only the positions of the `(batch, tokens)` mask onto the vocabulary.
-
-    Its logits are then `(tokens, vocabulary)`. As a hook it works through DDP and autocast wrappers.
-    """
-    hook = model.proj_out.register_forward_pre_hook(lambda module, args: (args[0][real],))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _sums(terms: BlendTerms) -> Tensor:
-    """`(2 * len(TERMS),)` float64: the terms' sums over tokens, then how many tokens each sums."""
-    measured = terms.measured()
-    tokens = float(len(terms.total))
-    sums = [measured[t].sum() if t in measured else terms.total.new_zeros(()) for t in TERMS]
-    counts = [terms.total.new_tensor(tokens if t in measured else 0.0) for t in TERMS]
-    return torch.stack(sums + counts).detach()
-
-
-def _sums_by_clip(terms: BlendTerms, labels: Tensor) -> Tensor:
-    """`_sums` for each clip of a `(batch, tokens)` batch: `(batch, 2 * len(TERMS))`."""
-    measured = terms.measured()
-    real = labels != -100
-    columns = []
-    for term in TERMS:
-        column = terms.total.new_zeros(labels.shape)
-        if term in measured:
-            column[real] = measured[term]
-        columns.append(column.sum(1))
-    columns += [real.sum(1).to(columns[0].dtype) * (term in measured) for term in TERMS]
-    return torch.stack(columns, dim=1)

@@ -9,60 +9,74 @@ a directory with audio files and a metadata.csv (file_name,transcription):
     python examples/distill.py --teacher openai/whisper-small --language fr \
         --dataset my_speech --eval_splits validation --num_train_epochs 10
 
+Each epoch after the first, and every further run, costs a fraction with the encoder's outputs and the teacher's most
+probable tokens on disk: --cache_encoder cache/encoder --cache_teacher cache/teacher.
+
 All options: --help. They can also stand in a YAML file: --config run.yaml. A killed or interrupted run goes on with
 --resume_from_checkpoint last. On several GPUs: accelerate launch examples/distill.py ...
 """
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, pipeline
 
-from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, check_clips, init_student, load_speech
+from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
 from askd_hf.cli import parse_args
-from askd_hf.config import DataArguments, ModelArguments, SpeechSource, resolve_dtype
-from askd_hf.data import SAMPLING_RATE, decode_audio, normalize_case
+from askd_hf.config import CacheArguments, DataArguments, ModelArguments, resolve_dtype
+from askd_hf.data import SAMPLING_RATE, decode_audio
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import comparison, score
 from askd_hf.metrics import compute_metrics_for, text_normalizer
+from askd_hf.preparation import check_caches, check_split, load_split, with_encoder_cache, with_soft_labels
 from askd_hf.run_dir import checkpoint_to_resume, end_other_processes, name_run, prepare_evaluation
-from askd_hf.student import check_pair, load_processor, load_whisper, set_language
+from askd_hf.student import check_pair, load_processor, load_whisper, same_encoder, set_language
+from askd_hf.teacher_cache import has_soft_labels
 
 
 def main() -> None:
     # ---- options: the command line, then --config, then the defaults ----
-    model_args, data_args, config = parse_args((ModelArguments, DataArguments, ASKDConfig))
+    model_args, data_args, caches, config = parse_args((ModelArguments, DataArguments, CacheArguments, ASKDConfig))
     if not (model_args.teacher or model_args.student):
         raise UserError("--teacher is missing: a Whisper model to distil, such as openai/whisper-large-v3")
-    if config.uses_teacher and not model_args.teacher:
-        raise UserError(f"preset {config.preset} has a teacher: give it with --teacher, or choose --preset ps-kd")
     name_run(config, model_args)
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
 
-    # ---- teacher and student ----
-    # the student is made from the teacher's full weights; only then is the teacher cast to its working dtype
+    # ---- teacher and student: the student is made from the teacher's full weights ----
     teacher = load_teacher(model_args) if model_args.teacher else None
     student = load_student(model_args, teacher)
     if teacher is not None:
         check_pair(teacher, student)
-        teacher = teacher.to(resolve_dtype(model_args.teacher_dtype, config))
     processor = load_processor(model_args.student or model_args.teacher)
     set_language(student, processor, data_args.language, data_args.task)
+    check_caches(caches, model_args, config, student.config.vocab_size)
 
     # ---- speech: every clip is looked at once, before training starts ----
     collator = SpeechCollator(processor, student.config)
-    train_source = data_args.train_source()
-    train_dataset = load_split("training", train_source, data_args.max_train_samples, data_args, config, collator)
-    eval_datasets = {
-        source.name: load_split("evaluation", source, data_args.max_eval_samples, data_args, config, collator)
-        for source in data_args.eval_sources()
-    }
+    source = data_args.train_source()
+    train_dataset = load_split(source, data_args.max_train_samples, data_args)
+    if config.uses_teacher and teacher is None and not has_soft_labels(train_dataset):
+        raise UserError(f"preset {config.preset} has a teacher: give it with --teacher, or choose --preset ps-kd")
+    train_dataset = check_split("training", source, train_dataset, data_args, config.output_dir, collator)
+    eval_datasets = {}
+    for source in data_args.eval_sources():
+        split = load_split(source, data_args.max_eval_samples, data_args)
+        eval_datasets[source.name] = check_split("evaluation", source, split, data_args, config.output_dir, collator)
     prepare_evaluation(config, list(eval_datasets))
     spoken = None if data_args.task == "translate" else data_args.language  # translations are English
     normalize = text_normalizer(processor, spoken, data_args.normalizer)
+
+    # ---- what no step changes is computed once: --cache_encoder, --cache_teacher ----
+    collator = with_encoder_cache(collator, student, [train_dataset, *eval_datasets.values()], caches, config)
+    train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, student)
+    if teacher is not None and config.uses_teacher and (config.eval_blend or not has_soft_labels(train_dataset)):
+        teacher = teacher.to(resolve_dtype(model_args.teacher_dtype, config))
+        collator = replace(collator, keep_features=not same_encoder(teacher, student))
+    else:
+        teacher = None
 
     # ---- training ----
     trainer = ASKDTrainer(
@@ -80,7 +94,7 @@ def main() -> None:
     if not trainer.stop.stopped:
         trainer.save_state()
         trainer.save_model()
-    end_other_processes(trainer.accelerator)
+    end_other_processes()
     if trainer.stop.stopped:
         print(f"stopped after step {trainer.state.global_step}; go on with --resume_from_checkpoint last")
     elif trainer.stop.requested:
@@ -141,36 +155,6 @@ def listen(model_dir: str, clip: dict) -> None:
     transcribe = pipeline("automatic-speech-recognition", model=model_dir)
     heard = transcribe({"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE})["text"]
     print(f"\n{clip['clip']}\n  reference: {clip['text']}\n  pipeline:  {heard.strip()}")
-
-
-def load_split(
-    role: str,
-    source: SpeechSource,
-    limit: int | None,
-    data_args: DataArguments,
-    config: ASKDConfig,
-    collator: SpeechCollator,
-) -> Dataset:
-    speech = load_speech(
-        source.dataset,
-        source.config,
-        source.split,
-        audio_column=data_args.audio_column,
-        text_column=data_args.text_column,
-        num_proc=data_args.preprocessing_num_workers,
-    )
-    if limit is not None:
-        speech = speech.select(range(min(limit, len(speech))))
-    return check_clips(
-        normalize_case(speech, data_args.text_case, source.name),
-        collator.label_ids,
-        max_seconds=collator.processor.feature_extractor.chunk_length,
-        max_label_tokens=collator.config.max_target_positions,
-        on_bad_audio=data_args.on_bad_audio,
-        num_proc=data_args.preprocessing_num_workers,
-        report_file=Path(config.output_dir) / f"skipped-{role}-{source.name}.csv",
-        split=f"{role} split {source.name}",
-    )
 
 
 if __name__ == "__main__":

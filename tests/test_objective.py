@@ -51,8 +51,8 @@ def test_the_whole_objective_is_its_formula(logits, name, temperature, trust_lab
         return blend(
             student_logits,
             torch.from_numpy(labels),
-            teacher_logits=torch.from_numpy(teacher),
-            self_logits=torch.from_numpy(self_),
+            teacher=torch.from_numpy(teacher),
+            self_teacher=torch.from_numpy(self_),
             teacher_weight=a,
             self_weight=b,
             divergence=DIVERGENCES[name],
@@ -77,7 +77,7 @@ def test_the_whole_objective_is_its_formula(logits, name, temperature, trust_lab
 def test_terms_are_per_token_and_only_the_total_has_a_gradient(logits):
     student, teacher, _, labels = (torch.from_numpy(x) for x in logits)
     student = student.requires_grad_()
-    terms = blend(student, labels, teacher_logits=teacher, teacher_weight=0.5, temperature=2.0)
+    terms = blend(student, labels, teacher=teacher, teacher_weight=0.5, temperature=2.0)
     measured = terms.measured()
     assert set(measured) == {"total", "ce", "teacher", "teacher_ce", "agreement"}
     assert all(term.shape == (TOKENS,) and not term.requires_grad for term in measured.values())
@@ -96,11 +96,11 @@ def test_a_divergence_from_itself_is_zero(logits):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_computed_in_float32(logits, dtype):
     student, teacher, _, labels = (torch.from_numpy(x) for x in logits)
-    half = blend(student.to(dtype), labels, teacher_logits=teacher.to(dtype), teacher_weight=0.5, temperature=2.0)
+    half = blend(student.to(dtype), labels, teacher=teacher.to(dtype), teacher_weight=0.5, temperature=2.0)
     same_values = blend(
         student.to(dtype).double(),
         labels,
-        teacher_logits=teacher.to(dtype).double(),
+        teacher=teacher.to(dtype).double(),
         teacher_weight=0.5,
         temperature=2.0,
     )
@@ -121,6 +121,6 @@ def test_trust_gives_what_it_takes_from_a_mistaken_teacher_to_the_labels():
     sure_and_wrong, sure_and_right = torch.tensor([[0.0, 30.0], [30.0, 0.0]])
     student = torch.tensor([[1.0, 0.5], [1.0, 0.5]])
     teacher = torch.stack([sure_and_wrong, sure_and_right])
-    terms = blend(student, labels, teacher_logits=teacher, teacher_weight=1.0, trust_label=True)
+    terms = blend(student, labels, teacher=teacher, teacher_weight=1.0, trust_label=True)
     torch.testing.assert_close(terms.total[0], terms.ce[0])
     torch.testing.assert_close(terms.total[1], terms.teacher[1])

@@ -79,7 +79,7 @@ def test_the_logged_terms_are_those_of_the_models(tmp_path, processor, student, 
     terms = blend(
         student_logits[real],
         batch["labels"][real],
-        teacher_logits=teacher_logits[real],
+        teacher=teacher_logits[real],
         teacher_weight=0.8,
         temperature=2.0,
         divergence=DIVERGENCES["forward_kl"],
@@ -189,7 +189,7 @@ def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, t
     terms = blend(
         logits[real],
         batch["labels"][real],
-        teacher_logits=teacher_logits[real],
+        teacher=teacher_logits[real],
         teacher_weight=1 / 1.8,
         temperature=2.0,
     )

@@ -2,16 +2,21 @@
 
 from .audio import SAMPLING_RATE, AudioError, decode_audio
 from .checks import check_clips
-from .collator import SpeechCollator
+from .collator import TEACHER_COLUMNS, SpeechCollator
+from .encoder_cache import EncoderCache, cache_encoder, encoder_fingerprint
 from .loading import load_speech
 from .text import normalize_case
 
 __all__ = [
     "SAMPLING_RATE",
+    "TEACHER_COLUMNS",
     "AudioError",
+    "EncoderCache",
     "SpeechCollator",
+    "cache_encoder",
     "check_clips",
     "decode_audio",
+    "encoder_fingerprint",
     "load_speech",
     "normalize_case",
 ]

@@ -10,6 +10,8 @@ import librosa
 import numpy as np
 import soundfile
 
+from ..errors import UserError
+
 SAMPLING_RATE = 16_000
 
 # A size that a program wrote before it knew the length, because its output was a pipe: 0xFFFFFFFF or close to 2^31.
@@ -38,6 +40,14 @@ def decode_audio(audio: Mapping[str, Any] | None) -> np.ndarray:
     if rate == SAMPLING_RATE:
         return samples
     return librosa.resample(samples, orig_sr=rate, target_sr=SAMPLING_RATE, res_type="soxr_hq")
+
+
+def waveform(row: Mapping[str, Any]) -> np.ndarray:
+    """The row's `audio` as `decode_audio` gives it; raises `UserError` with the clip's name if it can't be decoded."""
+    try:
+        return decode_audio(row["audio"])
+    except AudioError as error:
+        raise UserError(f"{row['clip']}: {error}. It was sound when it was checked before training") from error
 
 
 def read_audio(audio: Mapping[str, Any] | None) -> tuple[np.ndarray, int]:

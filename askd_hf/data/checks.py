@@ -1,12 +1,14 @@
 """One look at every clip before training, rather than a crash in its third hour."""
 
 import csv
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from datasets import Dataset
 
 from ..errors import UserError
@@ -45,7 +47,7 @@ def check_clips(
         split: its name in messages.
 
     Returns:
-        The good rows, with `seconds` (float) and `label_tokens` (int) added.
+        The good rows, with `seconds` (float), `label_tokens` (int) and `audio_key` (see `audio_key`) added.
 
     Raises:
         UserError: bad rows with "error", or not one good row.
@@ -69,6 +71,7 @@ def check_clips(
             bad[row] = reason
     checked = replace_column(dataset, "seconds", seconds)
     checked = replace_column(checked, "label_tokens", lengths)
+    checked = replace_column(checked, "audio_key", sounds["audio_key"][:])
     if not bad:
         return checked
     _report(bad, dataset, on_bad_audio, report_file, split)
@@ -79,8 +82,20 @@ def _measure(row: Mapping[str, Any]) -> dict[str, Any]:
     try:
         samples, rate = read_audio(row["audio"])
     except AudioError as error:
-        return {"seconds": 0.0, "problem": str(error)}
-    return {"seconds": len(samples) / rate, "problem": ""}
+        return {"seconds": 0.0, "audio_key": "", "problem": str(error)}
+    return {"seconds": len(samples) / rate, "audio_key": audio_key(samples, rate), "problem": ""}
+
+
+def audio_key(samples: np.ndarray, rate: int) -> str:
+    """32 hexadecimal digits that stand for a clip's content, whatever its file is called and how it is compressed.
+
+    Args:
+        samples: float32 `(samples,)`, mono.
+        rate: in Hz.
+    """
+    digest = hashlib.blake2b(f"{rate} ".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(samples, dtype="<f4"))
+    return digest.hexdigest()
 
 
 def _reason(sound: Mapping[str, Any], label_tokens: int, max_seconds: float, max_label_tokens: int) -> str | None:

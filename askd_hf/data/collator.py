@@ -1,21 +1,25 @@
-"""Rows of speech to a batch of features and labels."""
+"""Rows of speech to a batch of features, or of the encoder's cached outputs, and labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import WhisperConfig, WhisperProcessor
 
 from ..errors import UserError
-from .audio import SAMPLING_RATE, AudioError, decode_audio
+from .audio import SAMPLING_RATE, waveform
+from .encoder_cache import EncoderCache
 
 IGNORED = -100
+# the teacher's soft labels, in the order of `objective.TopK`; see `askd_hf.teacher_cache`
+TEACHER_COLUMNS = ("teacher_token_ids", "teacher_log_probs", "teacher_log_rest", "teacher_label_log_prob")
 
 
 @dataclass
 class SpeechCollator:
-    """Decodes the audio of a batch and tokenizes its text; nothing is kept on disk.
+    """Decodes the audio of a batch, or reads the encoder's outputs from the cache, and tokenizes its text.
 
     The language and the task of the labels are those of the tokenizer (`tokenizer.set_prefix_tokens`).
 
@@ -23,10 +27,15 @@ class SpeechCollator:
         processor: the feature extractor and tokenizer of the teacher.
         config: of the student. `decoder_start_token_id` is stripped from the labels; with `apply_spec_augment` the
             batch has an attention mask, so that only speech is masked out.
+        encoder_cache: of the student's encoder, with all clips (`cache_encoder`). The batch then has the encoder's
+            outputs in place of features, and no audio is decoded.
+        keep_features: with an `encoder_cache` make the features nevertheless, for a teacher with another encoder.
     """
 
     processor: WhisperProcessor
     config: WhisperConfig
+    encoder_cache: EncoderCache | None = None
+    keep_features: bool = False
 
     def label_ids(self, text: str) -> list[int]:
         """The labels of a transcript: prefix, text, end of text; without the leading start token.
@@ -43,30 +52,35 @@ class SpeechCollator:
         return ids[1:]
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        """A batch from rows with `audio`, `text` and `clip` (see `load_speech`).
+        """A batch from rows with `audio`, `text` and `clip` (see `load_speech`); for the cache also `audio_key`.
+
+        Rows may have the teacher's soft labels, `TEACHER_COLUMNS`.
 
         Returns:
-            `input_features`: float32 `(batch, mel bins, frames)`; `labels`: int64 `(batch, longest label)`, filled up
-            with -100; `clip`: list of str; with SpecAugment also `attention_mask`: int `(batch, frames)`.
+            `input_features`: float32 `(batch, mel bins, frames)`, with SpecAugment also `attention_mask`: int `(batch,
+            frames)`; and/or `encoder_outputs`: float16 `(batch, positions, d_model)`; `labels`: int64 `(batch, longest
+            label)`, filled up with -100; `clip`: list of str; and the teacher's columns, if there are any: `(batch,
+            longest label)` or `(batch, longest label, k)`, filled up with 0.
 
         Raises:
-            UserError: a clip can't be decoded. It could when it was checked, so it has changed since.
+            UserError: a clip can't be decoded, or isn't in the cache: it has changed since it was checked.
         """
-        features = self.processor.feature_extractor(
-            [self._waveform(row) for row in rows],
-            sampling_rate=SAMPLING_RATE,
-            return_attention_mask=self.config.apply_spec_augment,
-            return_tensors="pt",
-        )
+        batch = {}
+        if self.encoder_cache is None or self.keep_features:
+            batch |= self.processor.feature_extractor(
+                [waveform(row) for row in rows],
+                sampling_rate=SAMPLING_RATE,
+                return_attention_mask=self.config.apply_spec_augment,
+                return_tensors="pt",
+            )
+        if self.encoder_cache is not None:
+            batch["encoder_outputs"] = self.encoder_cache.read([row["audio_key"] for row in rows])
         labels = [torch.tensor(self.label_ids(row["text"])) for row in rows]
-        return {
-            **features,
-            "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-            "clip": [row["clip"] for row in rows],
-        }
-
-    def _waveform(self, row: Mapping[str, Any]):
-        try:
-            return decode_audio(row["audio"])
-        except AudioError as error:
-            raise UserError(f"{row['clip']}: {error}. It was sound when it was checked before training") from error
+        batch["labels"] = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        batch["clip"] = [row["clip"] for row in rows]
+        for name in TEACHER_COLUMNS:
+            if name in rows[0]:
+                dtype = torch.int64 if name == "teacher_token_ids" else torch.float32
+                columns = [torch.from_numpy(np.array(row[name])).to(dtype) for row in rows]
+                batch[name] = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True)
+        return batch

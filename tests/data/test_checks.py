@@ -103,3 +103,26 @@ def test_a_second_check_sees_files_that_changed(mixed, tmp_path):
     (tmp_path / "10.wav").unlink()
     with pytest.raises(UserError, match=r"row 1, 10\.wav: missing file"):
         check(good)
+
+
+def test_the_audio_key_is_of_the_content(tmp_path):
+    wave = (32767 * tone()).astype(np.int16)
+    changed = wave.copy()
+    changed[100] += 1
+    stereo = np.stack([wave, wave], axis=1)
+    files = {
+        "a.wav": dict(data=wave, samplerate=RATE),
+        "other name.wav": dict(data=wave, samplerate=RATE),
+        "a.flac": dict(data=wave, samplerate=RATE, subtype="PCM_16"),
+        "stereo.wav": dict(data=stereo, samplerate=RATE),
+        "one sample.wav": dict(data=changed, samplerate=RATE),
+        "faster.wav": dict(data=wave, samplerate=2 * RATE),
+        "shorter.wav": dict(data=wave[:-1], samplerate=RATE),
+    }
+    for name, content in files.items():
+        soundfile.write(tmp_path / name, **content)
+    write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([name, "x"] for name in files)])
+    same, named, flac, stereo, *others = check(load_speech(str(tmp_path), None, "train"))["audio_key"][:]
+    assert same == named == flac == stereo
+    assert len({same, *others}) == 4
+    assert len(same) == 32

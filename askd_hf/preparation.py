@@ -1,0 +1,136 @@
+"""From the options to what training needs: checked splits, the encoder's cache, the teacher's soft labels."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import WhisperForConditionalGeneration
+
+from .config import ASKDConfig, CacheArguments, DataArguments, ModelArguments, SpeechSource, resolve_dtype
+from .data import SpeechCollator, cache_encoder, check_clips, load_speech, normalize_case
+from .errors import UserError
+from .student import encoder_is_deterministic, same_encoder
+from .teacher_cache import ALL_COLUMNS, cache_teacher, check_soft_labels, has_soft_labels, teacher_settings
+
+
+def load_split(source: SpeechSource, limit: int | None, data_args: DataArguments) -> Dataset:
+    """A split as it is, its first `limit` rows."""
+    speech = load_speech(
+        source.dataset,
+        source.config,
+        source.split,
+        audio_column=data_args.audio_column,
+        text_column=data_args.text_column,
+        num_proc=data_args.preprocessing_num_workers,
+    )
+    if limit is not None:
+        speech = speech.select(range(min(limit, len(speech))))
+    return speech
+
+
+def check_split(
+    role: str,
+    source: SpeechSource,
+    speech: Dataset,
+    data_args: DataArguments,
+    report_to: str,
+    collator: SpeechCollator,
+) -> Dataset:
+    """The rows that can be used, every clip decoded once. Those that can't are listed in the directory `report_to`."""
+    return check_clips(
+        normalize_case(speech, data_args.text_case, source.name),
+        collator.label_ids,
+        max_seconds=collator.processor.feature_extractor.chunk_length,
+        max_label_tokens=collator.config.max_target_positions,
+        on_bad_audio=data_args.on_bad_audio,
+        num_proc=data_args.preprocessing_num_workers,
+        report_file=Path(report_to) / f"skipped-{role}-{source.name}.csv",
+        split=f"{role} split {source.name}",
+    )
+
+
+def check_caches(caches: CacheArguments, models: ModelArguments, config: ASKDConfig, vocabulary: int) -> None:
+    """Raise `UserError` for cache options that can't be."""
+    if caches.cache_teacher and not models.teacher:
+        raise UserError("--cache_teacher labels with a teacher: give it with --teacher")
+    if not 1 <= caches.teacher_top_k < vocabulary:
+        raise UserError(f"--teacher_top_k {caches.teacher_top_k} is not from 1 to {vocabulary - 1}, the vocabulary's")
+    if caches.cache_encoder and not config.freeze_encoder:
+        raise UserError("--cache_encoder needs an encoder that stays as it is: leave --freeze_encoder on")
+
+
+def with_encoder_cache(
+    collator: SpeechCollator,
+    model: WhisperForConditionalGeneration,
+    datasets: list[Dataset],
+    caches: CacheArguments,
+    config: ASKDConfig,
+) -> SpeechCollator:
+    """The collator, reading `model`'s encoder outputs from `--cache_encoder`; what isn't there is computed first."""
+    if caches.cache_encoder is None:
+        return collator
+    if not encoder_is_deterministic(model.config):
+        raise UserError(
+            "--cache_encoder: the model's config asks for SpecAugment, layerdrop or dropout, with which the encoder's "
+            "output is another in every epoch. Set them to 0 in its config.json, or train without the cache"
+        )
+    cache = cache_encoder(
+        model,
+        collator.processor,
+        datasets,
+        caches.cache_encoder,
+        batch_size=config.per_device_eval_batch_size,
+        device=config.device,
+        dtype=resolve_dtype("auto", config),
+        process_index=config.process_index,
+        num_processes=config.world_size,
+        num_workers=config.dataloader_num_workers,
+    )
+    PartialState().wait_for_everyone()
+    cache.reload()
+    return replace(collator, encoder_cache=cache)
+
+
+def with_soft_labels(
+    dataset: Dataset,
+    teacher: WhisperForConditionalGeneration | None,
+    collator: SpeechCollator,
+    models: ModelArguments,
+    caches: CacheArguments,
+    config: ASKDConfig,
+    same_encoder_as: WhisperForConditionalGeneration,
+) -> Dataset:
+    """The dataset with its teacher columns: those it came with, checked, or those of `--cache_teacher`.
+
+    Without either it has none. The teacher is left on the CPU as it was.
+
+    Args:
+        same_encoder_as: the model that the collator's encoder cache is of.
+    """
+    has_labels = has_soft_labels(dataset)
+    if not (has_labels or caches.cache_teacher):
+        return dataset
+    if not config.uses_teacher:
+        return dataset.remove_columns([name for name in ALL_COLUMNS if name in dataset.column_names])
+    dtype = resolve_dtype(models.teacher_dtype, config)
+    settings = None
+    if teacher is not None:
+        settings = teacher_settings(teacher, models.teacher, caches.teacher_top_k, config.temperature, dtype)
+    if not caches.cache_teacher:
+        check_soft_labels(dataset, collator, config.temperature, settings)
+        return dataset
+    if not same_encoder(teacher, same_encoder_as):
+        collator = replace(collator, encoder_cache=None)
+    autocast = resolve_dtype("auto", config)
+    return cache_teacher(
+        lambda: teacher.to(config.device, dtype).eval(),
+        settings,
+        dataset,
+        collator,
+        caches.cache_teacher,
+        batch_size=config.per_device_eval_batch_size,
+        autocast=None if autocast == torch.float32 else autocast,
+        num_workers=config.dataloader_num_workers,
+    )

@@ -1,0 +1,153 @@
+"""From hidden states to the objective, without the `(tokens, vocabulary)` logits of a whole batch.
+
+The vocabulary is a hundred times as wide as the model. So the label tokens are projected onto it a chunk at a time,
+for student, teacher and self-teacher together; the objective and its gradient with respect to the student's logits are
+worked out at once, and only the gradients of the hidden states and of the projection's weight are kept for the
+backward pass. Peak memory is a few chunks of logits and one gradient of the weight, whatever the batch; and unlike
+recomputation in the backward pass this projects the student's tokens once (as Liger's fused cross-entropy does).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import WhisperForConditionalGeneration
+
+from .objective import BlendTerms, TopK, blend
+
+# Tokens of a chunk. On a CPU of a Whisper vocabulary 26 MB: malloc hands out over 32 MB as new zeroed pages each time.
+PROJECTED_AT_ONCE = {"cpu": 128, "default": 1024}
+# Tokens that the objective sees at once: on a CPU so few that its many passes over them stay in the cache, which makes
+# them two to three times as fast; elsewhere the whole chunk, for few kernels.
+BLENDED_AT_ONCE = {"cpu": 16, "default": 1024}
+
+
+class Unprojected(NamedTuple):
+    """Logits before their projection: `hidden` `(tokens, d_model)`, `weight` `(vocabulary, d_model)`."""
+
+    hidden: Tensor
+    weight: Tensor
+
+    def in_compute_dtype(self) -> "Unprojected":
+        """In the dtype that autocast, if it is on here, would multiply them in; cast once and not once a chunk."""
+        device = self.hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        return Unprojected(self.hidden.to(dtype), self.weight.to(dtype))
+
+
+@contextlib.contextmanager
+def unprojected(
+    model: WhisperForConditionalGeneration, real: Tensor, keep_logits: bool = False
+) -> Iterator[list[Unprojected]]:
+    """Within it, `model` notes what it would project at the positions of the `(batch, tokens)` mask, and does not.
+
+    Unless `keep_logits`, its logits are empty. As a hook it works through DDP and autocast wrappers, and notes the
+    weights that `functional_call` puts in the projection's place.
+    """
+    noted: list[Unprojected] = []
+
+    def note(projection: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        hidden = args[0][real]
+        noted.append(Unprojected(hidden, projection.weight))
+        return None if keep_logits else (hidden[:0],)
+
+    hook = model.proj_out.register_forward_pre_hook(note)
+    try:
+        yield noted
+    finally:
+        hook.remove()
+
+
+def chunked_blend(
+    student: Unprojected,
+    labels: Tensor,
+    *,
+    teacher: Unprojected | TopK | None = None,
+    self_teacher: Unprojected | TopK | None = None,
+    **options: Any,
+) -> tuple[Tensor, BlendTerms]:
+    """`objective.blend` of logits that are never there all at once.
+
+    Args:
+        student: of the label tokens, the positions where `labels != -100` only.
+        labels: `(tokens,)`.
+        teacher, self_teacher: the soft targets at the same tokens.
+        options: the other arguments of `blend`.
+
+    Returns: the objective summed over tokens, with its gradient (once: a second backward pass raises), and the terms
+        at every token without one.
+    """
+    targets = {
+        name: target.in_compute_dtype() if isinstance(target, Unprojected) else target
+        for name, target in {"teacher": teacher, "self_teacher": self_teacher}.items()
+        if target is not None
+    }
+    parts: list[BlendTerms] = []
+
+    def blend_chunk(logits: Tensor, chunk: slice, with_gradient: bool) -> Tensor:
+        """The sum of a chunk's objective; its terms are noted, and its gradient replaces the logits."""
+        chunk_targets = {
+            name: target.rows(chunk) if isinstance(target, TopK) else target.hidden[chunk] @ target.weight.T
+            for name, target in targets.items()
+        }
+        chunk_total = logits.new_zeros((), dtype=torch.float32)
+        for rows in _slices(len(logits), BLENDED_AT_ONCE, logits.device):
+            row_targets = {
+                name: target.rows(rows) if isinstance(target, TopK) else target[rows]
+                for name, target in chunk_targets.items()
+            }
+            with torch.set_grad_enabled(with_gradient):
+                row_logits = logits[rows].detach().requires_grad_(with_gradient)
+                terms = blend(row_logits, labels[chunk][rows], **row_targets, **options)
+                if with_gradient:
+                    (logits[rows],) = torch.autograd.grad(terms.total.sum(), row_logits)
+            parts.append(BlendTerms(**terms.measured()))
+            chunk_total += parts[-1].total.sum()
+        return chunk_total
+
+    total = _ProjectInChunks.apply(student.hidden, student.weight, blend_chunk)
+    return total, BlendTerms.concatenate(parts)
+
+
+class _ProjectInChunks(torch.autograd.Function):
+    """The sum of `blend_chunk` over the chunks of hidden @ weight.T, with the gradients of both worked out at once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, blend_chunk: Callable[[Tensor, slice, bool], Tensor]
+    ) -> Tensor:
+        of_hidden, of_weight, _ = ctx.needs_input_grad
+        ctx.hidden_gradient = torch.empty_like(hidden) if of_hidden else None
+        ctx.weight_gradient = None
+        h, w = Unprojected(hidden, weight).in_compute_dtype()
+        total = hidden.new_zeros((), dtype=torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for chunk in _slices(len(h), PROJECTED_AT_ONCE, h.device):
+                logits = h[chunk] @ w.T
+                total += blend_chunk(logits, chunk, of_hidden or of_weight)
+                # here `logits` holds their gradient
+                if of_hidden:
+                    ctx.hidden_gradient[chunk] = (logits @ w).to(hidden.dtype)
+                if of_weight and ctx.weight_gradient is None:
+                    ctx.weight_gradient = (logits.T @ h[chunk]).to(weight.dtype)
+                elif of_weight and w.dtype == weight.dtype:
+                    ctx.weight_gradient.addmm_(logits.T, h[chunk])
+                elif of_weight:  # half precision: added up in the weight's own
+                    ctx.weight_gradient += logits.T @ h[chunk]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        # handed on and scaled in place, as the weight's is the largest tensor of the step
+        gradients = [g if g is None else g.mul_(gradient) for g in (ctx.hidden_gradient, ctx.weight_gradient)]
+        del ctx.hidden_gradient, ctx.weight_gradient
+        return *gradients, None
+
+
+def _slices(length: int, at_once: dict[str, int], device: torch.device) -> Iterator[slice]:
+    size = at_once.get(device.type, at_once["default"])
+    return (slice(start, start + size) for start in range(0, max(length, 1), size))

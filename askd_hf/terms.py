@@ -1,0 +1,53 @@
+"""The objective's terms on their way to the log: sums over label tokens, and how many tokens each sums."""
+
+import torch
+from torch import Tensor
+
+from .objective import BlendTerms
+
+# the terms that are logged, as columns of the sums: each a sum over label tokens, then how many tokens it sums
+LOG_NAMES = {
+    "total": "blend_loss",
+    "ce": "ce_loss",
+    "teacher": "teacher_loss",
+    "self": "self_loss",
+    "teacher_ce": "teacher_ce",
+    "agreement": "agreement",
+}
+
+
+def new_sums(device: torch.device) -> Tensor:
+    """`(2 * terms,)` zeros."""
+    # float64, so that the logged means are exact to the digits shown; Apple's GPUs have none
+    return torch.zeros(
+        2 * len(LOG_NAMES), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
+    )
+
+
+def sums(terms: BlendTerms) -> Tensor:
+    """`(2 * terms,)`: the terms' sums over tokens, then how many tokens each sums; 0 for a term that isn't there."""
+    measured = terms.measured()
+    tokens = float(len(terms.total))
+    values = [measured[t].sum() if t in measured else terms.total.new_zeros(()) for t in LOG_NAMES]
+    counts = [terms.total.new_tensor(tokens if t in measured else 0.0) for t in LOG_NAMES]
+    return torch.stack(values + counts)
+
+
+def sums_by_clip(terms: BlendTerms, labels: Tensor) -> Tensor:
+    """`sums` for each clip of `(batch, tokens)` labels: `(batch, 2 * terms)`."""
+    measured = terms.measured()
+    real = labels != -100
+    columns = []
+    for term in LOG_NAMES:
+        column = terms.total.new_zeros(labels.shape)
+        if term in measured:
+            column[real] = measured[term]
+        columns.append(column.sum(1))
+    columns += [real.sum(1).to(columns[0].dtype) * (term in measured) for term in LOG_NAMES]
+    return torch.stack(columns, dim=1)
+
+
+def means(summed: Tensor) -> dict[str, float]:
+    """By name in the log: the mean of each term over the tokens where it was measured; the others are left out."""
+    values, counts = summed.view(2, -1).tolist()
+    return {name: v / n for name, v, n in zip(LOG_NAMES.values(), values, counts, strict=True) if n}

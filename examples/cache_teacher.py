@@ -1,0 +1,65 @@
+r"""Label speech with a teacher once, so that students can be trained without it, here or elsewhere.
+
+    python examples/cache_teacher.py --teacher openai/whisper-large-v3 --cache_teacher speech-by-large-v3
+
+saves the 100 hours of LibriSpeech with the teacher's 32 most probable tokens at every label token as further columns
+(--teacher_top_k). Any machine then trains on it without loading the teacher:
+
+    python examples/distill.py --student my-student --dataset speech-by-large-v3
+
+Options of speech, teacher, language and temperature are those of examples/distill.py, and must be the same there: what
+doesn't fit is refused. With --push_labels_to you/speech-by-large-v3 it is also pushed to the Hub, audio included. An
+interrupted pass goes on where it stopped; on several GPUs: accelerate launch examples/cache_teacher.py ...
+"""
+
+from dataclasses import dataclass, field
+
+from askd_hf import ASKDConfig, SpeechCollator, UserError
+from askd_hf.cli import parse_args
+from askd_hf.config import CacheArguments, DataArguments, ModelArguments
+from askd_hf.errors import exit_on_user_error
+from askd_hf.hub import hub_upload
+from askd_hf.preparation import check_caches, check_split, load_split, with_encoder_cache, with_soft_labels
+from askd_hf.run_dir import end_other_processes
+from askd_hf.student import load_processor, load_whisper, set_language
+
+
+@dataclass
+class PushArguments:
+    """Where the labelled speech goes."""
+
+    _argument_group_name = "hub"
+
+    push_labels_to: str | None = field(
+        default=None, metadata={"help": "Hub id of a dataset to push the labelled speech to; it is made private."}
+    )
+
+
+def main() -> None:
+    model_args, data_args, caches, push, config = parse_args(
+        (ModelArguments, DataArguments, CacheArguments, PushArguments, ASKDConfig)
+    )
+    if not (model_args.teacher and caches.cache_teacher):
+        raise UserError("--teacher and --cache_teacher are needed: who labels, and the directory for the labels")
+    teacher = load_whisper(model_args.teacher, attn_implementation=model_args.attn_implementation)
+    processor = load_processor(model_args.teacher)
+    set_language(teacher, processor, data_args.language, data_args.task)
+    check_caches(caches, model_args, config, teacher.config.vocab_size)
+
+    collator = SpeechCollator(processor, teacher.config)
+    source = data_args.train_source()
+    speech = load_split(source, data_args.max_train_samples, data_args)
+    speech = check_split("training", source, speech, data_args, f"{caches.cache_teacher}.skipped", collator)
+
+    collator = with_encoder_cache(collator, teacher, [speech], caches, config)
+    labelled = with_soft_labels(speech, teacher, collator, model_args, caches, config, teacher)
+    end_other_processes()
+    print(f"{len(labelled)} labelled clips: --dataset {caches.cache_teacher}")
+    if push.push_labels_to:
+        with hub_upload(f"the labels are safe in {caches.cache_teacher}: run the same command again"):
+            labelled.push_to_hub(push.push_labels_to, private=True)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,399 @@
+"""The cache against the encoder itself, and against everything that can go wrong with files."""
+
+import json
+import multiprocessing
+import pickle
+import shutil
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import make_processor, make_whisper, write_speech
+from datasets import Dataset
+from speech_files import RATE, tone
+from torch.utils.data import DataLoader
+
+from askd_hf.data import EncoderCache, SpeechCollator, cache_encoder, check_clips, encoder_fingerprint, load_speech
+from askd_hf.errors import UserError
+
+ROW_BYTES = 2 * 50 * 16
+
+
+def speech(folder: Path) -> Dataset:
+    dataset = load_speech(str(folder), None, "train")
+    return check_clips(dataset, list, max_seconds=1.0, max_label_tokens=20, on_bad_audio="error")
+
+
+@pytest.fixture
+def clips(tmp_path) -> Dataset:
+    return speech(write_speech(tmp_path / "speech", clips=6))
+
+
+@pytest.fixture
+def model(processor):
+    return make_whisper(processor).eval()
+
+
+def cached(model, processor, datasets, directory, **changes) -> EncoderCache:
+    options = dict(batch_size=4, device=torch.device("cpu"), dtype=torch.float32)
+    return cache_encoder(model, processor, datasets, directory, **(options | changes))
+
+
+def plain(model, processor, dataset: Dataset) -> torch.Tensor:
+    """The encoder's float32 outputs without any cache."""
+    features = SpeechCollator(processor, model.config)(list(dataset))["input_features"]
+    with torch.no_grad():
+        return model.model.encoder(features).last_hidden_state
+
+
+def assert_plain(cache: EncoderCache, model, processor, dataset: Dataset) -> None:
+    """The cache has the encoder's outputs for all clips, up to float16's rounding."""
+    expected = plain(model, processor, dataset)
+    torch.testing.assert_close(cache.read(dataset["audio_key"][:]).float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def encoded_by(model) -> list[int]:
+    """The sizes of the batches that the encoder has seen since, as a list that grows."""
+    batches = []
+    model.model.encoder.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
+    return batches
+
+
+def part(cache: EncoderCache, end: str, number: int = 0) -> Path:
+    return cache.folder / f"part-{number:05d}.{end}"
+
+
+def rows_on_disk(cache: EncoderCache) -> int:
+    return sum(len(file.read_bytes().splitlines()) for file in cache.folder.glob("*.keys"))
+
+
+def test_values_are_the_encoders(model, processor, clips, tmp_path, capsys):
+    cache = cached(model, processor, [clips], tmp_path / "cache")
+    outputs = cache.read(clips["audio_key"][:])
+    assert outputs.dtype == torch.float16
+    assert_plain(cache, model, processor, clips)
+    again = cache.read(clips["audio_key"][2::-1])  # any clips in any order
+    assert torch.equal(again, outputs[[2, 1, 0]])
+    assert part(cache, "f16").stat().st_size == 6 * ROW_BYTES
+    assert part(cache, "keys").read_text().split() == clips["audio_key"][:]
+    printed = capsys.readouterr()
+    assert f"encoder cache {cache.folder}: 6 clips, 0.00 GB on disk (0 of 6 there); " in printed.out
+    assert "Encoding: 100%" in printed.err
+
+
+def test_decoder_logits_are_the_same(model, processor, clips, tmp_path):
+    cache = cached(model, processor, [clips], tmp_path)
+    batch = SpeechCollator(processor, model.config, cache, keep_features=True)(list(clips))
+    with torch.no_grad():
+        expected = model(input_features=batch["input_features"], labels=batch["labels"]).logits
+        outputs = (batch["encoder_outputs"].float(),)
+        got = model(encoder_outputs=outputs, labels=batch["labels"]).logits
+    torch.testing.assert_close(got, expected, rtol=0, atol=5e-3)
+    assert expected.abs().max() > 1
+
+
+def test_a_second_call_computes_nothing(model, processor, clips, tmp_path, capsys):
+    cached(model, processor, [clips], tmp_path)
+    batches = encoded_by(model)
+    assert_plain(cached(model, processor, [clips], tmp_path), model, processor, clips)
+    assert batches == [6]  # of the comparison itself
+    assert "(6 of 6 there)" in capsys.readouterr().out
+
+
+def test_only_new_and_changed_clips_are_computed(model, processor, clips, tmp_path):
+    cached(model, processor, [clips.select(range(4))], tmp_path / "cache")
+    batches = encoded_by(model)
+    cached(model, processor, [clips], tmp_path / "cache")
+    assert batches == [2]
+    audio, metadata = tmp_path / "speech" / "audio", tmp_path / "speech" / "metadata.csv"
+    soundfile.write(audio / "001.wav", tone(700), RATE)
+    (audio / "002.wav").rename(audio / "x.wav")
+    metadata.write_text(metadata.read_text().replace("002.wav", "x.wav"))
+    changed = speech(tmp_path / "speech")
+    cache = cached(model, processor, [changed], tmp_path / "cache")
+    assert batches == [2, 1]
+    assert sum(a != b for a, b in zip(changed["audio_key"], clips["audio_key"], strict=True)) == 1
+    assert_plain(cache, model, processor, changed)
+
+
+def test_each_distinct_clip_of_several_data_sets_is_computed_once(model, processor, clips, tmp_path):
+    batches = encoded_by(model)
+    parts = [clips.select([0, 1]), clips.select([1, 2, 3, 4]).remove_columns("seconds"), clips.select([5, 0])]
+    cache = cached(model, processor, parts, tmp_path, num_workers=1)
+    assert sum(batches) == rows_on_disk(cache) == 6
+    assert_plain(cache, model, processor, clips)
+
+
+def test_shares_of_processes_that_start_one_after_the_other(model, processor, clips, tmp_path):
+    batches = encoded_by(model)
+    for index in range(2):
+        cache = cached(model, processor, [clips], tmp_path, process_index=index, num_processes=2)
+    assert batches == [3, 3]
+    assert_plain(cache, model, processor, clips)
+
+
+def test_the_model_is_left_as_it_was(processor, clips, tmp_path):
+    model = make_whisper(processor, dropout=0.5, encoder_layerdrop=0.5).train()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    cache = cached(model, processor, [clips], tmp_path, dtype=torch.bfloat16)
+    assert all(module.training for module in model.modules())
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, before[name])
+    # in evaluation mode, or half of it would be dropped
+    error = (cache.read(clips["audio_key"][:]).float() - plain(model.eval(), processor, clips)).abs()
+    assert error.max() < 0.3
+    assert 1e-3 < error.mean() < 0.03  # bfloat16 has 8 bits
+
+
+def test_the_fingerprint_is_of_all_that_counts(model, processor, tmp_path):
+    def fingerprint(dtype="float32", **settings):
+        other = make_processor()
+        for name, value in settings.items():
+            setattr(other.feature_extractor, name, value)
+        return encoder_fingerprint(model, other, dtype)
+
+    first = fingerprint()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    saved = type(model).from_pretrained(tmp_path), type(processor).from_pretrained(tmp_path)
+    assert encoder_fingerprint(*saved, "float32") == first
+    with torch.no_grad():
+        model.model.decoder.layer_norm.weight += 1
+        assert fingerprint(return_attention_mask=True) == first
+        others = [fingerprint("bfloat16"), fingerprint(hop_length=80), fingerprint(padding_value=0.1)]
+        model.model.encoder.layers[1].fc2.bias[3] += 1e-6
+        others.append(fingerprint())
+        model.config.encoder_attention_heads = 4
+        others.append(fingerprint())
+    others.append(encoder_fingerprint(model.to(torch.bfloat16), processor, "float32"))
+    assert len({first, *others}) == 7
+
+
+def test_a_changed_encoder_or_feature_is_computed_anew(model, processor, clips, tmp_path):
+    cache = cached(model, processor, [clips], tmp_path)
+    before = {file.name: file.read_bytes() for file in cache.folder.iterdir()}
+    batches = encoded_by(model)
+    louder = make_processor()
+    louder.feature_extractor.padding_value = 0.1
+    assert cached(model, louder, [clips], tmp_path).folder != cache.folder
+    with torch.no_grad():
+        model.model.encoder.conv1.weight *= 1.5
+    trained = cached(model, processor, [clips], tmp_path)
+    assert sum(batches) == 12
+    assert_plain(trained, model, processor, clips)
+    assert {file.name: file.read_bytes() for file in cache.folder.iterdir()} == before
+    settings = json.loads((trained.folder / "settings.json").read_text())
+    assert settings["encoder"]["d_model"] == 16
+    assert settings["features"]["hop_length"] == 160
+    assert settings["computed_in"] == "float32"
+
+
+def fill_slowly(folder: Path, directory: Path, process_index: int = 0, num_processes: int = 1) -> None:
+    """Runs in a process of its own."""
+    processor = make_processor()
+    model = make_whisper(processor)
+    model.model.encoder.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    shares = dict(process_index=process_index, num_processes=num_processes)
+    cached(model, processor, [speech(folder)], directory, batch_size=1, **shares)
+
+
+def start(*args) -> multiprocessing.Process:
+    process = multiprocessing.get_context("spawn").Process(target=fill_slowly, args=args)
+    process.start()
+    return process
+
+
+def test_a_killed_pass_is_resumed(model, processor, tmp_path):
+    folder, directory = write_speech(tmp_path / "speech", clips=24), tmp_path / "cache"
+    clips = speech(folder)
+    process = start(folder, directory)
+    keys = directory / encoder_fingerprint(model, processor, "float32") / "part-00000.keys"
+    while process.is_alive() and not (keys.exists() and keys.read_bytes().count(b"\n") >= 4):
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    there = keys.read_bytes().count(b"\n")
+    assert 4 <= there < 24
+    kept = keys.with_suffix(".f16").read_bytes()[: there * ROW_BYTES]
+    batches = encoded_by(model)
+    cache = cached(model, processor, [clips], directory)
+    assert sum(batches) == 24 - there
+    assert part(cache, "f16").read_bytes()[: len(kept)] == kept
+    assert rows_on_disk(cache) == 24
+    assert_plain(cache, model, processor, clips)
+
+
+def test_two_processes_write_at_once(model, processor, tmp_path):
+    folder, directory = write_speech(tmp_path / "speech", clips=24), tmp_path / "cache"
+    processes = [start(folder, directory, index, 2) for index in range(2)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    clips, batches = speech(folder), encoded_by(model)
+    cache = cached(model, processor, [clips], directory)
+    assert batches == []
+    assert rows_on_disk(cache) == 24
+    assert_plain(cache, model, processor, clips)
+
+
+def test_writers_take_different_parts_and_reload_sees_both(tmp_path):
+    cache, other = EncoderCache(tmp_path, 50, 16), EncoderCache(tmp_path, 50, 16)
+    ones, twos = torch.ones(1, 50, 16).half(), torch.full((1, 50, 16), 2.0).half()
+    with cache.writing() as append, other.writing() as append_other:
+        append(["a"], ones)
+        append_other(["b"], twos)
+        append(["b"], twos)  # both have computed it
+        append_other(["c"], ones)
+    assert part(cache, "keys", 0).read_text() == "a\nb\n"
+    assert part(cache, "keys", 1).read_text() == "b\nc\n"
+    assert "a" not in cache
+    cache.reload()
+    assert torch.equal(cache.read(["a", "b", "c"]), torch.cat([ones, twos, ones]))
+    with cache.writing() as append:  # the parts are free again
+        append(["d"], twos)
+    assert part(cache, "keys", 0).read_text() == "a\nb\nd\n"
+
+
+@pytest.mark.parametrize(
+    "rows, keys, complete",
+    [
+        (b"\1" * ROW_BYTES, b"", 6),  # killed between a row and its key
+        (b"\1" * (ROW_BYTES // 3), b"", 6),  # within a row
+        (b"\1" * ROW_BYTES, b"0123", 6),  # within the key
+        (b"", b"0123\n", 6),  # a disk that lost the row, but kept the key
+        (b"\1" * 2 * ROW_BYTES, b"\0" * 40 + b"12\n", 6),  # a power cut that left zeros
+        (None, b"", 5),  # a disk that lost the end of the last row
+    ],
+)
+def test_a_torn_tail_is_healed(model, processor, clips, tmp_path, rows, keys, complete):
+    cache = cached(model, processor, [clips], tmp_path / "cache")
+    expected = cache.read(clips["audio_key"][:])
+    data = part(cache, "f16").read_bytes()
+    part(cache, "f16").write_bytes(data[:-10] if rows is None else data + rows)
+    with part(cache, "keys").open("ab") as file:
+        file.write(keys)
+    cache.reload()
+    assert [key in cache for key in clips["audio_key"]] == [True] * complete + [False] * (6 - complete)
+    more = speech(write_speech(tmp_path / "more", clips=3, seed=7))
+    batches = encoded_by(model)
+    cache = cached(model, processor, [clips, more], tmp_path / "cache", batch_size=1)
+    assert len(batches) == 6 - complete + 3
+    assert torch.equal(cache.read(clips["audio_key"][:5]), expected[:5])
+    torch.testing.assert_close(cache.read(clips["audio_key"][5:]), expected[5:])
+    assert_plain(cache, model, processor, more)
+    assert part(cache, "f16").stat().st_size == 9 * ROW_BYTES
+    assert rows_on_disk(cache) == 9
+
+
+def test_ctrl_c_leaves_a_valid_store(model, processor, clips, tmp_path):
+    def interrupt(*_):
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+
+    batches = encoded_by(model)
+    hook = model.model.encoder.register_forward_pre_hook(interrupt)
+    model.train()
+    with pytest.raises(KeyboardInterrupt):
+        cached(model, processor, [clips], tmp_path, batch_size=1)
+    hook.remove()
+    assert model.model.encoder.training
+    cached(model, processor, [clips], tmp_path, batch_size=1)
+    assert len(batches) == 6
+
+
+def test_no_room_is_said_before_anything_is_computed(model, processor, clips, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    cached(model, processor, [clips.select(range(4))], tmp_path)
+    batches = encoded_by(model)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**12, 10**12, 500_000_000 + 2 * ROW_BYTES - 1))
+    message = r"no room on the disk\. 2 clips need 0\.00 GB, 0\.50 GB stay in reserve, 0\.50 GB are free\. Make room"
+    with pytest.raises(UserError, match=message):
+        cached(model, processor, [clips], tmp_path)
+    assert batches == []
+    cached(model, processor, [clips.select(range(4))], tmp_path)  # what is there needs no room
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**12, 10**12, 500_000_000 + 2 * ROW_BYTES))
+    cached(model, processor, [clips], tmp_path)
+    assert batches == [2]
+
+
+def test_a_disk_that_fills_up_on_the_way(model, processor, tmp_path):
+    resource = pytest.importorskip("resource")
+    clips = speech(write_speech(tmp_path / "speech", clips=24))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(20.5 * ROW_BYTES), limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"File too large.*what was computed before is kept"):
+            cached(model, processor, [clips], tmp_path / "cache", batch_size=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    batches = encoded_by(model)
+    cache = cached(model, processor, [clips], tmp_path / "cache", batch_size=3)
+    assert sum(batches) == 24 - 18
+    assert_plain(cache, model, processor, clips)
+
+
+def test_a_place_that_cant_be_written_to(model, processor, clips, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"encoder cache .*file.*Not a directory.*name another directory"):
+        cached(model, processor, [clips], tmp_path / "file")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e5])
+def test_an_output_beyond_float16_is_refused(model, processor, clips, tmp_path, value):
+    def spoil(module, args, output):
+        output.last_hidden_state[1, 7, 3] = value
+
+    model.model.encoder.register_forward_hook(spoil)
+    with pytest.raises(UserError, match=r"^audio/001\.wav: the encoder's output is NaN, infinite or beyond 65504"):
+        cached(model, processor, [clips], tmp_path)
+    assert rows_on_disk(EncoderCache(tmp_path / encoder_fingerprint(model, processor, "float32"), 50, 16)) == 0
+
+
+def test_augmentation_is_refused(processor, clips, tmp_path):
+    with pytest.raises(UserError, match="apply_spec_augment True"):
+        cached(make_whisper(processor, apply_spec_augment=True), processor, [clips], tmp_path)
+    noisy = make_processor()
+    noisy.feature_extractor.dither = 1e-4
+    with pytest.raises(UserError, match=r"dither 0\.0001"):
+        cached(make_whisper(processor), noisy, [clips], tmp_path)
+
+
+def test_a_clip_that_changed_since_its_check_is_named(model, processor, clips, tmp_path):
+    (tmp_path / "speech" / "audio" / "004.wav").unlink()
+    with pytest.raises(UserError, match=r"audio/004\.wav: missing file"):
+        cached(model, processor, [clips], tmp_path / "cache")
+
+
+def test_what_isnt_there_is_named(model, processor, clips, tmp_path):
+    cache = cached(model, processor, [clips.select(range(4))], tmp_path)
+    keys = clips["audio_key"][:]
+    with pytest.raises(UserError, match=rf"no output for 2 of 6 clips \(audio_key {keys[4]}, \.\.\.\)"):
+        cache.read(keys)
+
+
+def test_batches_from_the_cache_need_no_audio(model, processor, clips, tmp_path):
+    cache = cached(model, processor, [clips], tmp_path / "cache")
+    expected = SpeechCollator(processor, model.config)(list(clips))
+    both = SpeechCollator(processor, model.config, cache, keep_features=True)(list(clips))
+    shutil.rmtree(tmp_path / "speech")
+    batch = SpeechCollator(processor, model.config, cache)(list(clips))
+    assert list(batch) == ["encoder_outputs", "labels", "clip"]
+    assert list(both) == ["input_features", "encoder_outputs", "labels", "clip"]
+    assert torch.equal(both["input_features"], expected["input_features"])
+    for got in (batch, both):
+        assert torch.equal(got["encoder_outputs"], cache.read(clips["audio_key"][:]))
+        assert torch.equal(got["labels"], expected["labels"])
+        assert got["clip"] == expected["clip"]
+
+
+def test_spawned_data_workers_open_the_files_themselves(model, processor, clips, tmp_path):
+    cache = cached(model, processor, [clips], tmp_path)
+    expected = cache.read(clips["audio_key"][:])
+    assert len(pickle.dumps(cache)) < 1000
+    collator = SpeechCollator(processor, model.config, cache)
+    batches = DataLoader(clips, batch_size=4, collate_fn=collator, num_workers=1, multiprocessing_context="spawn")
+    assert torch.equal(torch.cat([batch["encoder_outputs"] for batch in batches]), expected)

@@ -1,0 +1,118 @@
+"""`examples/cost_model.py` counts the operations that PyTorch counts."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, make_processor, make_whisper
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from askd_hf.student import init_student
+
+
+def load_example(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+cost = load_example("cost_model")
+SHAPE = cost.Shape(width=32, encoder_layers=2, decoder_layers=4, mels=8, vocabulary=400, positions=60, max_tokens=48)
+CLIPS, TOKENS, PADDED = 3, 8, 12
+
+
+@pytest.fixture(scope="module")
+def teacher() -> WhisperForConditionalGeneration:
+    """Of `SHAPE`; its attention is written out, so that the counter sees all of its products."""
+    config = dict(d_model=32, encoder_ffn_dim=128, decoder_ffn_dim=128, num_mel_bins=8, vocab_size=400)
+    model = make_whisper(make_processor(), max_source_positions=60, max_target_positions=48, **config)
+    model.set_attn_implementation("eager")
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def student(teacher) -> WhisperForConditionalGeneration:
+    student = init_student(teacher, decoder_layers=2)
+    student.set_attn_implementation("eager")
+    student.model.encoder.requires_grad_(False)
+    return student.train()
+
+
+def batch(padded: int) -> dict[str, torch.Tensor]:
+    """Features and labels, the first `TOKENS` of each clip real."""
+    labels = torch.full((CLIPS, padded), -100)
+    labels[:, :TOKENS] = 5
+    return {"input_features": torch.randn(CLIPS, SHAPE.mels, 2 * SHAPE.positions), "labels": labels}
+
+
+def counted(run) -> float:
+    """FLOPs of `run` for one clip, by PyTorch's counter."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / CLIPS
+
+
+def test_the_encoder(teacher):
+    features = batch(PADDED)["input_features"]
+    assert counted(lambda: teacher.model.encoder(features)) == pytest.approx(cost.encoder_forward(SHAPE), rel=0.02)
+
+
+@pytest.mark.parametrize(("scenario", "padded"), [(0, SHAPE.max_tokens), (1, PADDED)])
+def test_the_naive_step(teacher, student, scenario, padded):
+    def step():
+        inputs = batch(padded)
+        with torch.no_grad():
+            target = teacher(**inputs).logits.softmax(-1)
+        output = student(**inputs)
+        (output.loss + F.kl_div(output.logits.log_softmax(-1), target, reduction="sum")).backward()
+
+    expected = cost.step_flops(cost.SCENARIOS[scenario], SHAPE, 2, TOKENS, PADDED)
+    assert counted(step) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_decoder_on_cached_encoder_output(teacher, student):
+    encoded = torch.randn(CLIPS, SHAPE.positions, SHAPE.width)
+    labels = batch(PADDED)["labels"]
+
+    def step():
+        inputs = labels.clamp_min(0)
+        hidden = student.model.decoder(inputs, encoder_hidden_states=encoded, use_cache=False).last_hidden_state
+        real = labels != -100
+        F.cross_entropy(student.proj_out(hidden[real]), labels[real]).backward()
+
+    scenario = next(s for s in cost.SCENARIOS if s.name == "ours, both cached")
+    expected = cost.step_flops(scenario, SHAPE, 2, TOKENS, PADDED)
+    assert counted(step) == pytest.approx(expected, rel=0.02)
+
+
+def test_trained_parameters_and_the_size_of_large_v3(student):
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    assert cost.trained_parameters(SHAPE, 2) == pytest.approx(trained, rel=0.05)
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(
+            WhisperConfig(
+                d_model=1280,
+                encoder_layers=32,
+                decoder_layers=32,
+                encoder_attention_heads=20,
+                decoder_attention_heads=20,
+                encoder_ffn_dim=5120,
+                decoder_ffn_dim=5120,
+                num_mel_bins=128,
+                vocab_size=51_866,
+            )
+        )
+    decoder = sum(p.numel() for p in model.model.decoder.parameters())
+    assert cost.trained_parameters(cost.Shape(), 32) == pytest.approx(decoder, rel=0.01)
+
+
+def test_the_table_says_that_it_is_computed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cost_model.py", "--hours", "10"])
+    cost.main()
+    out = capsys.readouterr().out
+    assert all(f"| {scenario.name} |" in out for scenario in cost.SCENARIOS)
+    assert "Computed, not measured" in out
