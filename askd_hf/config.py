@@ -373,6 +373,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"adaptive_window: {self.adaptive_window} is not at least 1")
         if self.label_smoothing_factor:
             raise UserError("label_smoothing_factor: the soft targets do its work; it must be 0")
+        if self.use_liger_kernel:
+            raise UserError("use_liger_kernel: Liger has no kernels for Whisper; it would change nothing")
         if self.remove_unused_columns:
             raise UserError("remove_unused_columns: must be False, the collator needs the audio and text columns")
 

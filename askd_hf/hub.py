@@ -83,8 +83,12 @@ def hub_upload(advice: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, httpx.HTTPError, HfHubHTTPError, HFValidationError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (OSError, httpx.HTTPError, RuntimeError, ValueError) as error:
+        # a failed upload of one large file comes as RuntimeError, an answer that isn't the Hub's as ValueError
+        refusal = next((cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError)), None)
+        reason = (str(refusal or error).strip().splitlines() or [type(error).__name__])[0]
+        if refusal is not None and refusal.response.status_code in (401, 403):
+            reason += "; log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
         raise UserError(f"the Hub refused or can't be reached ({reason}); {advice}") from error
 
 
@@ -128,6 +132,8 @@ def _explain(error: BaseException, name: str, repo_type: str) -> str | None:
             "it isn't in the local cache, and the Hub can't be reached because HF_HUB_OFFLINE is set. Give a local "
             "directory, or unset it; `make demo` runs without the Hub"
         )
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return "the Hub refuses your token, which may have expired: log in with `hf auth login`, or set HF_TOKEN anew"
     if isinstance(error, UNREACHABLE) or (isinstance(error, HfHubHTTPError) and error.response.status_code >= 429):
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return (

@@ -11,7 +11,7 @@ To add a divergence, write a function of (target log-probs, student log-probs, m
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -153,13 +153,6 @@ class BlendTerms:
     def measured(self) -> dict[str, Tensor]:
         """The terms that exist, by name, detached."""
         return {name: term.detach() for name, term in vars(self).items() if term is not None}
-
-    @classmethod
-    def concatenate(cls, parts: list["BlendTerms"]) -> "BlendTerms":
-        """The terms of consecutive tokens as one, detached."""
-        measured = [part.measured() for part in parts]
-        names = [f.name for f in fields(cls) if f.name in measured[0]]
-        return cls(**{name: torch.cat([part[name] for part in measured]) for name in names})
 
 
 def blend(

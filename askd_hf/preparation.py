@@ -55,7 +55,7 @@ def check_caches(caches: CacheArguments, models: ModelArguments, config: ASKDCon
     """Raise `UserError` for cache options that can't be."""
     if caches.cache_teacher and not models.teacher:
         raise UserError("--cache_teacher labels with a teacher: give it with --teacher")
-    if not 1 <= caches.teacher_top_k < vocabulary:
+    if caches.cache_teacher and not 1 <= caches.teacher_top_k < vocabulary:
         raise UserError(f"--teacher_top_k {caches.teacher_top_k} is not from 1 to {vocabulary - 1}, the vocabulary's")
     if caches.cache_encoder and not config.freeze_encoder:
         raise UserError("--cache_encoder needs an encoder that stays as it is: leave --freeze_encoder on")

@@ -85,7 +85,8 @@ def chunked_blend(
         for name, target in {"teacher": teacher, "self_teacher": self_teacher}.items()
         if target is not None
     }
-    parts: list[BlendTerms] = []
+    # one tensor a term, filled row by row: small ones kept between the chunks would break up malloc's free blocks
+    measured: dict[str, Tensor] = {}
 
     def blend_chunk(logits: Tensor, chunk: slice, with_gradient: bool) -> Tensor:
         """The sum of a chunk's objective; its terms are noted, and its gradient replaces the logits."""
@@ -104,12 +105,15 @@ def chunked_blend(
                 terms = blend(row_logits, labels[chunk][rows], **row_targets, **options)
                 if with_gradient:
                     (logits[rows],) = torch.autograd.grad(terms.total.sum(), row_logits)
-            parts.append(BlendTerms(**terms.measured()))
-            chunk_total += parts[-1].total.sum()
+            for name, term in terms.measured().items():
+                if name not in measured:
+                    measured[name] = term.new_empty(len(labels))
+                measured[name][chunk][rows] = term
+            chunk_total += terms.total.detach().sum()
         return chunk_total
 
     total = _ProjectInChunks.apply(student.hidden, student.weight, blend_chunk)
-    return total, BlendTerms.concatenate(parts)
+    return total, BlendTerms(**measured)
 
 
 class _ProjectInChunks(torch.autograd.Function):

@@ -256,10 +256,11 @@ def _save(
     whole = concatenate_datasets([dataset.select(list(missing.values())), labels], axis=1)
     if stored is not None:
         whole = concatenate_datasets([stored, whole])
-    saving, old = (directory.with_name(f"{directory.name}.{end}") for end in ("saving", "old"))
+    saving, old = (directory.with_name(f"{directory.name}.{end}") for end in ("saving", "replaced"))
     shutil.rmtree(saving, ignore_errors=True)
     whole.save_to_disk(str(saving))
     if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of a process killed before the last line here
         directory.rename(old)
     saving.rename(directory)
     shutil.rmtree(old, ignore_errors=True)
@@ -267,7 +268,7 @@ def _save(
 
 def _open(directory: Path, settings: str, dataset: Dataset) -> Dataset | None:
     """What is saved there; None if nothing is. Raises `UserError` if `dataset` labelled so doesn't belong there."""
-    old = directory.with_name(f"{directory.name}.old")
+    old = directory.with_name(f"{directory.name}.replaced")
     if old.is_dir() and not directory.exists():  # killed between the two renamings of `_save`
         old.rename(directory)
     if not directory.exists() or not any(directory.iterdir()):

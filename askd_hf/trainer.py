@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import ProcessorMixin, Seq2SeqTrainer, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .callbacks import AdaptiveBlendCallback, DataWaitCallback, StopGracefullyCallback
 from .config import ASKDConfig
-from .data import TEACHER_COLUMNS
+from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler
 from .errors import UserError
 from .hub import hub_upload
 from .objective import DIVERGENCES, BlendTerms, TopK
@@ -273,6 +275,16 @@ class ASKDTrainer(Seq2SeqTrainer):
             )
         return grad_norm
 
+    # ---- batches ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            return ResumableLengthGroupedSampler(
+                sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed
+            )
+        return sampler
+
     # ---- evaluation ----
 
     def prediction_step(
@@ -304,8 +316,14 @@ class ASKDTrainer(Seq2SeqTrainer):
         loss = terms.ce.mean()
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
-        encoded = BaseModelOutput(last_hidden_state=inputs["encoder_outputs"].to(self.model.dtype))
-        _, tokens, _ = super().prediction_step(model, {"encoder_outputs": encoded}, False, ignore_keys, **gen_kwargs)
+        encoded = inputs["encoder_outputs"].to(self.model.dtype)
+        # the mask is of ones, as Whisper sees the padding's silence too; without it `generate` warns at every run
+        frames = 2 * encoded.shape[1]
+        generation_inputs = {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=encoded),
+            "attention_mask": torch.ones(len(encoded), frames, dtype=torch.long, device=encoded.device),
+        }
+        _, tokens, _ = super().prediction_step(model, generation_inputs, False, ignore_keys, **gen_kwargs)
         return loss, tokens, labels
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:

@@ -31,7 +31,11 @@ class PushArguments:
     _argument_group_name = "hub"
 
     push_labels_to: str | None = field(
-        default=None, metadata={"help": "Hub id of a dataset to push the labelled speech to; it is made private."}
+        default=None,
+        metadata={
+            "help": "Hub id of a dataset to push the labelled speech to. It is made private if it is new; one that is "
+            "public stays so."
+        },
     )
 
 
@@ -56,7 +60,8 @@ def main() -> None:
     end_other_processes()
     print(f"{len(labelled)} labelled clips: --dataset {caches.cache_teacher}")
     if push.push_labels_to:
-        with hub_upload(f"the labels are safe in {caches.cache_teacher}: run the same command again"):
+        advice = f"the labels are safe in {caches.cache_teacher}: run the same command again, if need be after "
+        with hub_upload(advice + "`hf auth login` with a token that may write there"):
             labelled.push_to_hub(push.push_labels_to, private=True)
 
 

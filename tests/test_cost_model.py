@@ -74,19 +74,23 @@ def test_the_naive_step(teacher, student, scenario, padded):
     assert counted(step) == pytest.approx(expected, rel=0.02)
 
 
-def test_the_decoder_on_cached_encoder_output(teacher, student):
-    encoded = torch.randn(CLIPS, SHAPE.positions, SHAPE.width)
-    labels = batch(PADDED)["labels"]
+@pytest.mark.parametrize("scenario", cost.SCENARIOS[2:], ids=lambda scenario: scenario.name)
+def test_a_step_of_our_trainer(monkeypatch, teacher, student, scenario):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import benchmark_steps as steps
 
-    def step():
-        inputs = labels.clamp_min(0)
-        hidden = student.model.decoder(inputs, encoder_hidden_states=encoded, use_cache=False).last_hidden_state
-        real = labels != -100
-        F.cross_entropy(student.proj_out(hidden[real]), labels[real]).backward()
-
-    scenario = next(s for s in cost.SCENARIOS if s.name == "ours, both cached")
+    inputs = steps.with_encoder_output(batch(PADDED), student, bf16=False)
+    inputs = steps.with_teacher_columns(inputs, teacher, k=8)
+    drop = ["input_features"] if scenario.reads_encoder else ["encoder_outputs"]
+    drop += [] if scenario.reads_teacher else steps.TEACHER_COLUMNS
+    inputs = {name: column for name, column in inputs.items() if name not in drop}
+    options = steps.trainer_options(torch.device("cpu"), bf16=False, torch_compile=False)
+    if scenario.self_teacher:
+        step = steps.self_phase(student, "ema", options)
+    else:
+        step = steps.teacher_phase(student, None if scenario.reads_teacher else teacher, options)
     expected = cost.step_flops(scenario, SHAPE, 2, TOKENS, PADDED)
-    assert counted(step) == pytest.approx(expected, rel=0.02)
+    assert counted(lambda: step(inputs)) == pytest.approx(expected, rel=0.02)
 
 
 def test_trained_parameters_and_the_size_of_large_v3(student):

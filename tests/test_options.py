@@ -125,9 +125,8 @@ def test_several_splits_choose_by_the_first_and_no_split_is_an_error(tmp_path):
 
 def test_evaluation_before_the_first_step_of_a_self_phase(tmp_path, teacher, student):
     evaluation = Clips(student.config, clips=4, seed=2)
-    trainer = make_trainer(
-        tmp_path, None, student, evaluation, preset="ps-kd", eval_on_start=True, predict_with_generate=False
-    )
+    changes = dict(eval_on_start=True, eval_blend=True, predict_with_generate=False)
+    trainer = make_trainer(tmp_path, None, student, evaluation, preset="ps-kd", **changes)
     trainer.train()
     first = trainer.state.log_history[0]
     assert first["step"] == 0 and first["eval_self_loss"] == pytest.approx(0.0, abs=1e-6)
@@ -178,6 +177,23 @@ def test_a_compiled_student_has_the_same_self_teacher(tmp_path, teacher, student
         runs.append(make_trainer(tmp_path, teacher, student, preset="ps-kd", max_steps=4, **changes))
         runs[-1].train()
     torch.testing.assert_close(*(history(run, "loss", "self_loss") for run in runs), rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_run_is_the_same_run(tmp_path, teacher, student):
+    """Hooks are at work in every step, label lengths change, and evaluation runs the model in between."""
+    evaluation = Clips(student.config, clips=4, seed=2)
+    changes = dict(max_steps=8, eval_strategy="steps", eval_steps=3, eval_blend=True, predict_with_generate=False)
+    runs = []
+    for compiled in ({}, dict(torch_compile=True, torch_compile_backend="eager")):
+        runs.append(make_trainer(tmp_path, teacher, student, evaluation, **changes, **compiled))
+        runs[-1].train()
+    plain, compiled = (
+        [(row["step"], {name: row[name] for name in row if "loss" in name}) for row in run.state.log_history]
+        for run in runs
+    )
+    assert [step for step, _ in plain] == [step for step, _ in compiled]
+    for (step, ours), (_, theirs) in zip(plain, compiled, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-6), step
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

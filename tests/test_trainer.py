@@ -176,6 +176,7 @@ def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, t
         eval_strategy="steps",
         eval_steps=2,
         preset="kd",
+        eval_blend=True,
     )
     trainer.train()
     metrics = trainer.state.log_history[-2]
@@ -194,7 +195,8 @@ def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, t
         temperature=2.0,
     )
     for name, term in {
-        "eval_loss": terms.total,
+        "eval_loss": terms.ce,
+        "eval_blend_loss": terms.total,
         "eval_ce_loss": terms.ce,
         "eval_teacher_loss": terms.teacher,
         "eval_agreement": terms.agreement,

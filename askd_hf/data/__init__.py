@@ -5,6 +5,7 @@ from .checks import check_clips
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .encoder_cache import EncoderCache, cache_encoder, encoder_fingerprint
 from .loading import load_speech
+from .sampler import ResumableLengthGroupedSampler
 from .text import normalize_case
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "TEACHER_COLUMNS",
     "AudioError",
     "EncoderCache",
+    "ResumableLengthGroupedSampler",
     "SpeechCollator",
     "cache_encoder",
     "check_clips",

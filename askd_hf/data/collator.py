@@ -9,7 +9,7 @@ import torch
 from transformers import WhisperConfig, WhisperProcessor
 
 from ..errors import UserError
-from .audio import SAMPLING_RATE, waveform
+from .audio import extract_features
 from .encoder_cache import EncoderCache
 
 IGNORED = -100
@@ -67,12 +67,7 @@ class SpeechCollator:
         """
         batch = {}
         if self.encoder_cache is None or self.keep_features:
-            batch |= self.processor.feature_extractor(
-                [waveform(row) for row in rows],
-                sampling_rate=SAMPLING_RATE,
-                return_attention_mask=self.config.apply_spec_augment,
-                return_tensors="pt",
-            )
+            batch |= extract_features(self.processor.feature_extractor, rows, self.config.apply_spec_augment)
         if self.encoder_cache is not None:
             batch["encoder_outputs"] = self.encoder_cache.read([row["audio_key"] for row in rows])
         labels = [torch.tensor(self.label_ids(row["text"])) for row in rows]

@@ -1,0 +1,253 @@
+r"""What distilling a large Whisper should cost, computed and not measured.
+
+    python examples/cost_model.py --hours 1000 --epochs 10
+
+counts the floating-point operations of a training step, and the bytes that it moves, for Whisper large-v3 and a
+student with 2 decoder layers on one H100, and divides them by what the GPU, its memory and the disk can do. Every
+function below is arithmetic that can be checked by hand; tests/test_cost_model.py checks the operations against
+PyTorch's own counter. What is assumed and what is left out is printed below the table.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from askd_hf.cli import parse_args
+from askd_hf.errors import exit_on_user_error
+
+PEAK_FLOPS = 989e12  # an H100's bf16 matrix products, dense, a second
+MEMORY_BANDWIDTH = 3.35e12  # bytes a second of its memory
+
+ASSUMPTIONS = """\
+Computed, not measured. Assumed:
+- a clip has {clip_seconds:g} s and {tokens:.0f} label tokens, padded to {padded:.0f} in a batch of {batch_size};
+- matrix products run in bf16 at {utilization:.0%} of the H100's {peak:.0f} TFLOP/s, the same in all rows: what isn't a
+  matrix product, launching kernels and waiting for Python are in the rest;
+- weights, gradients, AdamW's moments and {passes} passes over the float32 logits move at {bandwidth:.2f} TB/s;
+- the caches are read at {read_bandwidth:g} GB/s while the GPU computes, and the slower of the two counts;
+- decoding audio, making features, evaluation and checkpoints cost nothing, in favour of the naive rows."""
+
+
+@dataclass
+class CostArguments:
+    """The run that is computed."""
+
+    hours: float = field(default=1000.0, metadata={"help": "Hours of audio."})
+    clip_seconds: float = field(default=15.0, metadata={"help": "Mean length of a clip."})
+    tokens_per_second: float = field(default=3.3, metadata={"help": "Label tokens in a second of speech."})
+    padding: float = field(
+        default=1.5, metadata={"help": "The longest of a batch's labels, as a multiple of their mean length."}
+    )
+    epochs: int = field(default=10, metadata={"help": "Epochs of training."})
+    batch_size: int = field(default=32, metadata={"help": "Clips a step."})
+    decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of the student."})
+    top_k: int = field(default=32, metadata={"help": "Tokens that the teacher cache holds at every label token."})
+    utilization: float = field(default=0.4, metadata={"help": "Share of the GPU's peak that is reached."})
+    read_bandwidth: float = field(default=5.0, metadata={"help": "GB/s that the disk with the caches gives."})
+
+
+class Shape(NamedTuple):
+    """A Whisper model; large-v3 unless told otherwise. The inner width of the MLPs is 4 * width."""
+
+    width: int = 1280
+    encoder_layers: int = 32
+    decoder_layers: int = 32
+    mels: int = 128
+    vocabulary: int = 51_866
+    positions: int = 1500
+    max_tokens: int = 448
+
+
+class Scenario(NamedTuple):
+    """A way to train, by what one step computes."""
+
+    name: str
+    encoder_passes: int
+    teacher: bool = False
+    self_teacher: bool = False
+    padded_to_all: bool = False
+    """labels padded to the decoder's maximum rather than to the batch's longest"""
+    projects_padding: bool = False
+    reads_encoder: bool = False
+    reads_teacher: bool = False
+
+
+SCENARIOS = [
+    Scenario("naive, padded to 448", 2, teacher=True, padded_to_all=True, projects_padding=True),
+    Scenario("naive, padded to the batch", 2, teacher=True, projects_padding=True),
+    Scenario("ours, no caches", 1, teacher=True),
+    Scenario("ours, encoder cached", 0, teacher=True, reads_encoder=True),
+    Scenario("ours, both cached", 0, reads_encoder=True, reads_teacher=True),
+    Scenario("ours, self phase", 0, self_teacher=True, reads_encoder=True),
+]
+
+# ---- operations; a multiplication and its addition are 2 ----
+
+
+def encoder_forward(shape: Shape) -> float:
+    """FLOPs of the encoder for one clip; it always sees 30 s."""
+    d, p = shape.width, shape.positions
+    convolutions = 2 * 3 * shape.mels * d * (2 * p) + 2 * 3 * d * d * p  # kernels of 3, the second with stride 2
+    projections = 4 * 2 * p * d * d
+    attention = 2 * 2 * p * p * d  # query times key, weights times value
+    mlp = 2 * 2 * p * d * 4 * d
+    return convolutions + shape.encoder_layers * (projections + attention + mlp)
+
+
+def _decoder_layer(shape: Shape, tokens: float) -> tuple[float, float]:
+    """FLOPs of one decoder layer, forward, for one clip: of its tokens, and of the encoder's keys and values."""
+    d, p = shape.width, shape.positions
+    projections = (4 + 2) * 2 * tokens * d * d  # self-attention's four, cross-attention's query and output
+    attention = 2 * 2 * tokens * tokens * d + 2 * 2 * tokens * p * d  # the causal half isn't left out
+    mlp = 2 * 2 * tokens * d * 4 * d
+    return projections + attention + mlp, 2 * 2 * p * d * d
+
+
+def decoder_forward(shape: Shape, layers: int, tokens: float) -> float:
+    """FLOPs of the decoder without the vocabulary, for one clip of `tokens` positions."""
+    return layers * sum(_decoder_layer(shape, tokens))
+
+
+def decoder_backward(shape: Shape, layers: int, tokens: float) -> float:
+    """Likewise, backward: the gradients of weights and of inputs, but none of the frozen encoder's output."""
+    of_tokens, of_keys_and_values = _decoder_layer(shape, tokens)
+    return layers * (2 * of_tokens + of_keys_and_values)
+
+
+def projection_forward(shape: Shape, tokens: float) -> float:
+    """FLOPs of the logits of `tokens` positions. Backward, for weight and hidden states, are twice as many."""
+    return 2 * tokens * shape.width * shape.vocabulary
+
+
+def step_flops(scenario: Scenario, shape: Shape, student_layers: int, tokens: float, padded: float) -> float:
+    """FLOPs of one clip in one training step, of `tokens` label tokens padded to `padded`."""
+    positions = shape.max_tokens if scenario.padded_to_all else padded
+    projected = positions if scenario.projects_padding else tokens
+    total = scenario.encoder_passes * encoder_forward(shape)
+    if scenario.teacher:
+        total += decoder_forward(shape, shape.decoder_layers, positions) + projection_forward(shape, projected)
+    if scenario.self_teacher:
+        total += decoder_forward(shape, student_layers, positions) + projection_forward(shape, projected)
+    total += decoder_forward(shape, student_layers, positions) + projection_forward(shape, projected)
+    return total + decoder_backward(shape, student_layers, positions) + 2 * projection_forward(shape, projected)
+
+
+# ---- bytes ----
+
+# Reads and writes of a (tokens, vocabulary) float32 tensor in one step, counted in the naive step: two projections,
+# two temperatures, three softmaxes, divergence, mask, sum, and about as many again backward. Ours makes fewer, but is
+# counted with as many: only the tokens differ.
+LOGIT_PASSES = 40
+# AdamW reads weight, gradient and both moments and writes all but the gradient; clipping reads and writes the gradient
+OPTIMIZER_PASSES = 7 + 2
+AVERAGE_PASSES = 3  # the self-teacher's moving average: reads itself and the weight, writes itself
+
+
+def trained_parameters(shape: Shape, layers: int) -> float:
+    """Weights of the decoder's matrices, and of the embedding that is also the projection; biases are left out."""
+    d = shape.width
+    return layers * (8 * d * d + 2 * d * 4 * d) + (shape.vocabulary + shape.max_tokens) * d
+
+
+def encoder_cache_bytes(shape: Shape) -> float:
+    """Of one clip: float16 of all positions."""
+    return 2 * shape.positions * shape.width
+
+
+def teacher_cache_bytes(tokens: float, k: int) -> float:
+    """Of one clip: k token ids and log-probabilities of 2 bytes each, the rest's and the label's of 4 bytes."""
+    return tokens * (k * (2 + 2) + 2 * 4)
+
+
+def read_bytes(scenario: Scenario, shape: Shape, tokens: float, k: int) -> float:
+    """From disk for one clip in one step."""
+    encoder = encoder_cache_bytes(shape) if scenario.reads_encoder else 0.0
+    return encoder + (teacher_cache_bytes(tokens, k) if scenario.reads_teacher else 0.0)
+
+
+# ---- seconds ----
+
+
+def compute_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
+    """The GPU's seconds for one step."""
+    tokens, padded = clip_tokens(args)
+    flops = args.batch_size * step_flops(scenario, shape, args.decoder_layers, tokens, padded)
+    positions = shape.max_tokens if scenario.padded_to_all else padded
+    logits = args.batch_size * (positions if scenario.projects_padding else tokens) * shape.vocabulary
+    passes = OPTIMIZER_PASSES + (AVERAGE_PASSES if scenario.self_teacher else 0)
+    moved = 4 * (LOGIT_PASSES * logits + passes * trained_parameters(shape, args.decoder_layers))
+    return flops / (args.utilization * PEAK_FLOPS) + moved / MEMORY_BANDWIDTH
+
+
+def read_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
+    """The disk's seconds for one step."""
+    tokens, _ = clip_tokens(args)
+    return args.batch_size * read_bytes(scenario, shape, tokens, args.top_k) / (args.read_bandwidth * 1e9)
+
+
+def cache_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
+    """The GPU's seconds for the passes over one clip that fill the caches, once before training."""
+    tokens, padded = clip_tokens(args)
+    flops = encoder_forward(shape) if scenario.reads_encoder else 0.0
+    if scenario.reads_teacher:
+        flops += decoder_forward(shape, shape.decoder_layers, padded) + projection_forward(shape, tokens)
+    return flops / (args.utilization * PEAK_FLOPS)
+
+
+def clip_tokens(args: CostArguments) -> tuple[float, float]:
+    """Label tokens of a mean clip, and the positions it is padded to in its batch."""
+    tokens = args.clip_seconds * args.tokens_per_second
+    return tokens, args.padding * tokens
+
+
+# ---- the table ----
+
+
+def row(scenario: Scenario, shape: Shape, args: CostArguments) -> dict[str, float]:
+    """The numbers of one line; sizes and rates in giga-, times in hours or as named."""
+    clips = 3600 * args.hours / args.clip_seconds
+    steps = args.epochs * clips / args.batch_size
+    tokens, padded = clip_tokens(args)
+    compute, reading = compute_seconds(scenario, shape, args), read_seconds(scenario, shape, args)
+    a_clip = read_bytes(scenario, shape, tokens, args.top_k)
+    once = clips * cache_seconds(scenario, shape, args) / 3600
+    return {
+        "GFLOP a clip": step_flops(scenario, shape, args.decoder_layers, tokens, padded) / 1e9,
+        "ms a step": 1000 * max(compute, reading),
+        "of it GPU": 1000 * compute,
+        "filling caches, h": once,
+        "training, h": steps * max(compute, reading) / 3600,
+        "in all, h": once + steps * max(compute, reading) / 3600,
+        "disk, GB": clips * a_clip / 1e9,
+        "read at full speed, GB/s": args.batch_size * a_clip / compute / 1e9,
+    }
+
+
+def markdown(rows: dict[str, dict[str, float]]) -> str:
+    heads = next(iter(rows.values())).keys()
+    naive = [values["in all, h"] for name, values in rows.items() if name.startswith("naive")]
+    lines = [f"| | {' | '.join(heads)} | times faster than naive: 448 / batch |"]
+    lines.append("|---|" + "---:|" * (len(heads) + 1))
+    for name, values in rows.items():
+        cells = [f"{value:,.1f}" if value else "" for value in values.values()]
+        faster = " / ".join(f"{hours / values['in all, h']:.1f}" for hours in naive)
+        lines.append(f"| {name} | {' | '.join(cells)} | {faster} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    (args,) = parse_args((CostArguments,))
+    shape = Shape()
+    tokens, padded = clip_tokens(args)
+    clips = 3600 * args.hours / args.clip_seconds
+    print(
+        f"Whisper large-v3, student with {args.decoder_layers} decoder layers, {args.hours:g} hours of audio: "
+        f"{clips:,.0f} clips, {args.epochs} epochs, {args.epochs * clips / args.batch_size:,.0f} steps\n"
+    )
+    print(markdown({scenario.name: row(scenario, shape, args) for scenario in SCENARIOS}))
+    assumed = vars(args) | dict(tokens=tokens, padded=padded, passes=LOGIT_PASSES)
+    print("\n" + ASSUMPTIONS.format(peak=PEAK_FLOPS / 1e12, bandwidth=MEMORY_BANDWIDTH / 1e12, **assumed))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,41 @@
+"""A labelling pass in a process of its own, for test_teacher_cache.py: SPEECH DIRECTORY [WHERE_IT_KILLS_ITSELF]."""
+
+import faulthandler
+import os
+import signal
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from conftest import make_processor, make_whisper
+from test_teacher_cache import PART_CLIPS, label, speech
+
+from askd_hf import teacher_cache
+from askd_hf.data import SpeechCollator
+from askd_hf.run_dir import end_other_processes
+
+faulthandler.dump_traceback_later(200, exit=True)  # a hang shows where it is
+PartialState(cpu=True)
+folder, directory, killed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+teacher_cache.PART_CLIPS = PART_CLIPS
+processor = make_processor()
+teacher = make_whisper(processor).eval()
+calls = []
+
+
+def kill(*_) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if killed == ["labelling"]:  # in the third batch
+    teacher.register_forward_pre_hook(lambda *_: calls.append(1) if len(calls) < 2 else kill())
+if killed == ["saving"]:  # when the old dataset has been renamed
+    rename = Path.rename
+    Path.rename = lambda *names: calls.append(rename(*names)) if not calls else kill()
+if killed == ["cleaning up"]:  # when the new dataset is in its place, and the old one isn't gone yet
+    rmtree = teacher_cache.shutil.rmtree
+    teacher_cache.shutil.rmtree = lambda path, *args, **kwargs: (
+        kill() if f"{path}".endswith(".replaced") and len(saved) > 0 else rmtree(path, *args, **kwargs)
+    )
+label(directory, speech(folder), SpeechCollator(processor, teacher.config), teacher)
+end_other_processes()

@@ -1,0 +1,137 @@
+"""`--push_labels_to` of `examples/cache_teacher.py`, and training on what it pushed, with a Hub on the loopback."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, make_processor, make_whisper, write_speech
+from datasets import Dataset, load_from_disk
+
+from askd_hf.student import init_student
+from askd_hf.teacher_cache import ALL_COLUMNS
+
+sys.path.append(str(Path(__file__).parent / "data"))
+from fake_hub import FakeHub, serve_hub
+
+WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
+PARQUET = "data/train-00000-of-00001.parquet"
+CLIPS = 16
+
+
+@dataclass
+class Visit:
+    """A folder with models and speech, a Hub, and the processes that were run with them."""
+
+    folder: Path
+    hub: FakeHub
+    ended: dict[str, subprocess.CompletedProcess] = field(default_factory=dict)
+    labels: list[dict] = field(default_factory=list)  # the labelled rows as they were on disk
+    recordings: list[bytes] = field(default_factory=list)
+
+    def run(self, **commands: tuple) -> None:
+        """Run scripts side by side, `name=(script, arguments, token)`: each with an empty cache of its own.
+
+        In processes of their own, because the libraries read the endpoint when they are imported.
+        """
+        started = {}
+        for name, (script, arguments, token) in commands.items():
+            environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+            environment |= {"HF_HOME": str(self.folder / "homes" / name), "HF_ENDPOINT": self.hub.endpoint}
+            environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+            if token is not None:
+                environment["HF_TOKEN"] = token
+            command = [sys.executable, str(ROOT / "examples" / script), *arguments.split(), "--use_cpu"]
+            pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            started[name] = subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
+        for name, process in started.items():
+            out, err = process.communicate(timeout=240)
+            self.ended[name] = subprocess.CompletedProcess(name, process.returncode, out, err)
+
+    def losses(self, run: str) -> list[float]:
+        state = json.loads((self.folder / run / "trainer_state.json").read_text())
+        return [row["loss"] for row in state["log_history"] if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory) -> Iterator[Visit]:
+    folder = tmp_path_factory.mktemp("push")
+    processor = make_processor()
+    teacher, student = make_whisper(processor), init_student(make_whisper(processor, seed=5), decoder_layers=2)
+    for name, model in {"teacher": teacher, "student": student}.items():
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    write_speech(folder / "speech", CLIPS)
+
+    label = "--teacher teacher --dataset speech --cache_teacher labelled --teacher_top_k 8 --push_labels_to"
+    train = "--student student --max_steps 6 --logging_steps 1 --learning_rate 1e-2 --per_device_train_batch_size 4"
+    with serve_hub(folder / "hub", {WRITER: "write", READER: "read"}) as hub:
+        visit = Visit(folder, hub)
+        visit.run(no_token=("cache_teacher.py", f"{label} me/nothing", None))
+        visit.run(
+            reader=("cache_teacher.py", f"{label} me/nothing", READER),
+            writer=("cache_teacher.py", f"{label} me/labelled", WRITER),
+            local=("distill.py", f"{train} --dataset labelled --output_dir local", None),
+        )
+        visit.labels = load_from_disk(str(folder / "labelled")).select_columns(["text", *ALL_COLUMNS]).to_list()
+        visit.recordings = [file.read_bytes() for file in sorted((folder / "speech" / "audio").iterdir())]
+        shutil.rmtree(folder / "labelled")
+        shutil.rmtree(folder / "speech")
+        visit.run(pushed=("distill.py", f"{train} --dataset me/labelled --output_dir pushed", READER))
+        yield visit
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("no_token", "401 Unauthorized"), ("reader", "403 Forbidden: You don't have the rights to create a dataset")],
+)
+def test_without_the_right_to_write_the_labels_are_kept(visit, name, reason):
+    done = visit.ended[name]
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert reason in message
+    assert "the labels are safe in labelled: run the same command again" in message
+    assert "hf auth login" in message
+    assert not (visit.hub.root / "datasets" / "me" / "nothing").exists()
+
+
+def test_labels_are_not_computed_again_for_another_push(visit):
+    assert f"(0 of {CLIPS} there)" in visit.ended["no_token"].stdout
+    for name in ("reader", "writer"):
+        assert f"({CLIPS} of {CLIPS} there)" in visit.ended[name].stdout
+
+
+def test_audio_and_labels_arrive_in_a_private_dataset(visit):
+    assert visit.ended["writer"].returncode == 0, visit.ended["writer"].stderr
+    assert visit.hub.private == {"datasets/me/labelled"}
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{visit.hub.endpoint}/api/datasets/me/labelled")
+    (commit,) = visit.hub.commits["datasets/me/labelled"]
+    assert set(commit.written) == {PARQUET, "README.md"}
+    pushed = Dataset.from_parquet(str(visit.hub.root / "datasets" / "me" / "labelled" / PARQUET), keep_in_memory=True)
+    assert [row["bytes"] for row in pushed["audio"]] == visit.recordings
+    assert pushed.select_columns(["text", *ALL_COLUMNS]).to_list() == visit.labels
+    assert len(visit.labels) == CLIPS
+
+
+def test_training_on_the_pushed_dataset_is_training_on_the_local_one(visit):
+    for name in ("local", "pushed"):
+        assert visit.ended[name].returncode == 0, visit.ended[name].stderr
+    assert visit.hub.served.count(PARQUET) == 1
+    assert visit.losses("pushed") == visit.losses("local")
+    assert len(visit.losses("local")) == 6
+
+
+def test_tokens_are_never_printed(visit):
+    for done in visit.ended.values():
+        assert not any(token in done.stdout + done.stderr for token in (WRITER, READER))
+    assert len(visit.ended) == 5

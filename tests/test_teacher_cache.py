@@ -1,0 +1,373 @@
+"""The teacher's labels on disk against the teacher itself, and against all that happens to files."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import launch_two, make_processor, make_whisper, write_speech
+from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
+
+from askd_hf import teacher_cache
+from askd_hf.data import TEACHER_COLUMNS, SpeechCollator, cache_encoder, check_clips, load_speech
+from askd_hf.data.text import replace_column
+from askd_hf.errors import UserError
+from askd_hf.teacher_cache import ALL_COLUMNS, SOFT_LABELS, cache_teacher, check_soft_labels, teacher_settings
+
+CLIPS, TOP_K, TEMPERATURE, BATCH, PART_CLIPS = 7, 5, 2.0, 2, 2
+
+
+def speech(folder: Path) -> Dataset:
+    collator = SpeechCollator(processor := make_processor(), make_whisper(processor).config)
+    dataset = load_speech(str(folder), None, "train")
+    return check_clips(dataset, collator.label_ids, max_seconds=1.0, max_label_tokens=20, on_bad_audio="error")
+
+
+def settings(teacher, name="tiny", top_k=TOP_K, temperature=TEMPERATURE, dtype=torch.float32) -> str:
+    return teacher_settings(teacher, name, top_k, temperature, dtype)
+
+
+def label(directory, dataset, collator, teacher, batch_size=BATCH, autocast=None, num_workers=0, **changes) -> Dataset:
+    options = dict(batch_size=batch_size, autocast=autocast, num_workers=num_workers)
+    return cache_teacher(lambda: teacher, settings(teacher, **changes), dataset, collator, directory, **options)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_speech(tmp_path / "speech", CLIPS)
+
+
+@pytest.fixture
+def clips(folder) -> Dataset:
+    return speech(folder)
+
+
+@pytest.fixture
+def collator(processor, teacher) -> SpeechCollator:
+    return SpeechCollator(processor, teacher.config)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(teacher_cache, "PART_CLIPS", PART_CLIPS)
+
+
+def labelled_by(teacher) -> list[int]:
+    """The sizes of the batches that the teacher has labelled since, as a list that grows."""
+    sizes = []
+
+    def note(module, args, kwargs):
+        if "labels" not in kwargs:  # of the comparison in `assert_plain`
+            sizes.append(len(kwargs["decoder_input_ids"]))
+
+    teacher.register_forward_pre_hook(note, with_kwargs=True)
+    return sizes
+
+
+def rows(dataset: Dataset, names=ALL_COLUMNS) -> dict[str, dict]:
+    """By clip."""
+    return {row["clip"]: {name: row[name] for name in names} for row in dataset.select_columns(["clip", *names])}
+
+
+def assert_plain(labelled: Dataset, teacher, collator, top_k=TOP_K, temperature=TEMPERATURE, tolerance=1e-3) -> None:
+    """The columns are the teacher's logits, each clip alone and unpadded, up to float16's rounding."""
+    for row in labelled:
+        batch = collator([{name: row[name] for name in ("audio", "text", "clip", "audio_key")}])
+        with torch.no_grad():
+            logits = teacher(input_features=batch["input_features"], labels=batch["labels"]).logits[0].double()
+        log_probs = torch.log_softmax(logits / temperature, dim=-1)
+        best, token_ids = log_probs.topk(top_k)
+        others = log_probs.scatter(-1, token_ids, -torch.inf)
+        assert (
+            [len(row[name]) for name in TEACHER_COLUMNS] == 4 * [batch["labels"].shape[1]] == 4 * [row["label_tokens"]]
+        )
+        assert torch.tensor(np.array(row["teacher_token_ids"], dtype=int)).equal(token_ids)
+        for name, expected in {
+            "teacher_log_probs": best,
+            "teacher_log_rest": others.logsumexp(-1),
+            "teacher_label_log_prob": torch.log_softmax(logits, -1).gather(-1, batch["labels"][0][:, None])[:, 0],
+        }.items():
+            got = torch.tensor(np.array(row[name], dtype=np.float64))
+            torch.testing.assert_close(
+                got, expected, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+# ---- the labels ----
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, CLIPS])
+def test_the_labels_are_the_teachers_whatever_the_batch(teacher, collator, clips, tmp_path, batch_size, capsys):
+    labelled = label(tmp_path / "cache", clips, collator, teacher, batch_size)
+    assert labelled.column_names == clips.column_names + list(ALL_COLUMNS) and len(labelled) == CLIPS
+    assert_plain(labelled, teacher, collator)
+    assert f"cache: {CLIPS} clips, 0.0 MB on disk besides the audio (0 of {CLIPS} there)" in capsys.readouterr().out
+
+
+def test_other_temperatures_and_numbers_of_tokens(teacher, collator, clips, tmp_path):
+    labelled = label(tmp_path / "cache", clips, collator, teacher, temperature=1.0, top_k=30)
+    assert_plain(labelled, teacher, collator, 30, 1.0)
+
+
+def test_from_cached_encoder_outputs_they_are_the_same(teacher, processor, collator, clips, tmp_path):
+    options = dict(batch_size=4, device=torch.device("cpu"), dtype=torch.float32)
+    cache = cache_encoder(teacher, processor, [clips], tmp_path / "encoder", **options)
+    calls = []
+    teacher.model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    labelled = label(tmp_path / "cache", clips, SpeechCollator(processor, teacher.config, cache), teacher)
+    assert calls == []
+    assert_plain(labelled, teacher, collator, tolerance=5e-3)
+
+
+def test_in_bfloat16_they_are_the_same_up_to_its_rounding(processor, collator, clips, tmp_path):
+    labelled = {}
+    for name, options in {
+        "autocast": dict(autocast=torch.bfloat16),
+        "cast": dict(dtype=torch.bfloat16, autocast=torch.bfloat16),
+        "cast alone": dict(dtype=torch.bfloat16),
+        "float32": dict(),
+    }.items():
+        model = make_whisper(processor).eval().to(options.get("dtype", torch.float32))
+        labelled[name] = label(tmp_path / name, clips, collator, model, **options)
+    exact = labelled.pop("float32")
+    for dataset in labelled.values():
+        pairs = zip(dataset["teacher_label_log_prob"], exact["teacher_label_log_prob"], strict=True)
+        differences = np.abs(np.concatenate([np.array(a) - np.array(b) for a, b in pairs]))
+        assert 1e-4 < differences.mean() < 0.1
+
+
+def test_batches_from_worker_processes(teacher, collator, clips, tmp_path):
+    labelled = label(tmp_path / "cache", clips, collator, teacher, num_workers=1)
+    assert rows(labelled) == rows(label(tmp_path / "other", clips, collator, teacher))
+
+
+def test_a_batch_has_the_labels_of_its_clips_padded(teacher, collator, clips, tmp_path):
+    labelled = label(tmp_path / "cache", clips, collator, teacher)
+    batch = collator([labelled[3], labelled[0]])
+    length = batch["labels"].shape[1]
+    for name in TEACHER_COLUMNS:
+        column = batch[name]
+        assert column.shape == ((2, length, TOP_K) if name in TEACHER_COLUMNS[:2] else (2, length))
+        assert column.dtype == (torch.int64 if name == "teacher_token_ids" else torch.float32)
+        for i, row in enumerate((3, 0)):
+            values = torch.tensor(np.array(labelled[row][name], dtype=np.float64))
+            assert torch.equal(column[i][batch["labels"][i] != -100].double(), values)
+
+
+def test_a_teacher_that_gives_nan_is_an_error_that_names_the_clip(teacher, collator, clips, tmp_path):
+    second = collator([clips[1]])["input_features"]
+
+    def spoil(module, args, kwargs):
+        features = kwargs["input_features"].clone()
+        features[[torch.equal(clip, second[0]) for clip in features]] = torch.nan
+        return args, kwargs | {"input_features": features}
+
+    teacher.register_forward_pre_hook(spoil, with_kwargs=True)
+    with pytest.raises(UserError, match=r"^the teacher's logits are not finite for audio/001\.wav: look at"):
+        label(tmp_path / "cache", clips, collator, teacher)
+    assert not (tmp_path / "cache").exists()
+
+
+# ---- what is there already ----
+
+
+def test_a_second_call_computes_nothing_and_writes_nothing(teacher, collator, clips, tmp_path, capsys):
+    first = label(tmp_path / "cache", clips, collator, teacher)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*")}
+
+    def never():
+        raise AssertionError("the teacher isn't needed")
+
+    for dataset in (clips, clips.select([4, 1]), first):  # a subset, and what has labels already
+        again = cache_teacher(never, settings(teacher, "renamed"), dataset, collator, tmp_path / "cache", batch_size=2)
+        assert again["clip"][:] == dataset["clip"][:]
+        assert rows(again).items() <= rows(first).items()
+        assert f"({len(dataset)} of {len(dataset)} there)" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "speech"]
+
+
+def test_rows_in_another_order_and_twice_get_their_own_labels(teacher, collator, clips, tmp_path):
+    first = label(tmp_path / "cache", clips, collator, teacher)
+    order = [6, 0, 3, 3, 2, 5, 1, 4, 0]
+    again = label(tmp_path / "cache", clips.select(order), collator, teacher)
+    assert again["clip"][:] == clips.select(order)["clip"][:]
+    for row, i in zip(again, order, strict=True):
+        assert row == first[i]
+    sizes = labelled_by(teacher)
+    twice = label(tmp_path / "new", clips.select(order), collator, teacher)
+    assert sum(sizes) == CLIPS and len(load_from_disk(tmp_path / "new")) == CLIPS
+    assert twice["teacher_token_ids"][:] == again["teacher_token_ids"][:]
+
+
+def test_only_new_and_changed_clips_are_labelled(teacher, collator, folder, tmp_path, capsys):
+    all_clips = speech(folder)
+    first = label(tmp_path / "cache", all_clips.select(range(5)), collator, teacher)
+    sizes = labelled_by(teacher)
+    second = label(tmp_path / "cache", all_clips, collator, teacher)
+    assert sum(sizes) == 2 and "(5 of 7 there)" in capsys.readouterr().out
+    assert rows(first).items() <= rows(second).items()
+    metadata = folder / "metadata.csv"
+    lines = metadata.read_text().splitlines()
+    lines[2] = "audio/001.wav,fed"
+    metadata.write_text("\n".join(lines) + "\n")
+    shutil.copy(folder / "audio" / "003.wav", folder / "audio" / "004.wav")
+    changed = speech(folder)
+    third = label(tmp_path / "cache", changed, collator, teacher)
+    assert sum(sizes) == 2 + 2 and "(5 of 7 there)" in capsys.readouterr().out
+    assert_plain(third, teacher, collator)
+    same = {f"audio/{i:03d}.wav" for i in (0, 2, 3, 5, 6)}
+    assert {clip for clip, row in rows(third).items() if row == rows(second)[clip]} == same
+    # the old ones are still there for the old data
+    label(tmp_path / "cache", all_clips, collator, teacher)
+    assert sum(sizes) == 4 and len(load_from_disk(tmp_path / "cache")) == CLIPS + 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(temperature=3.0), r"temperature 2\.0 \(now 3\.0\)\. Use the same, or name another directory"),
+        (dict(top_k=4), r"top_k 5 \(now 4\)"),
+        (dict(dtype=torch.bfloat16), r"dtype float32 \(now bfloat16\)"),
+        (dict(top_k=4, name="x", temperature=1.0), r"teacher tiny \(now x\), top_k 5 \(now 4\), temperature 2\.0"),
+    ],
+    ids=str,
+)
+def test_labels_made_otherwise_are_refused(teacher, collator, clips, tmp_path, changes, message):
+    label(tmp_path / "cache", clips, collator, teacher)
+    with pytest.raises(UserError, match=rf"--cache_teacher \S+cache was made with .*{message}"):
+        label(tmp_path / "cache", clips, collator, teacher, **changes)
+
+
+def test_another_teacher_is_refused_whatever_its_name(processor, teacher, collator, clips, tmp_path):
+    label(tmp_path / "cache", clips, collator, teacher)
+    with torch.no_grad():
+        teacher.model.decoder.layers[1].fc1.bias[3] += 1e-3
+    with pytest.raises(UserError, match=r"was made with weights \w{32} \(now \w{32}\)"):
+        label(tmp_path / "cache", clips, collator, teacher)
+    label(tmp_path / "cache", clips, collator, make_whisper(processor).eval(), name="the same elsewhere")
+
+
+def test_directories_with_something_else_are_refused(teacher, collator, clips, tmp_path):
+    clips.save_to_disk(tmp_path / "plain")
+    with pytest.raises(UserError, match=r"plain: a dataset without a teacher's labels; name a new directory"):
+        label(tmp_path / "plain", clips, collator, teacher)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("precious")
+    with pytest.raises(UserError, match="notes: no dataset is saved there; name a new directory"):
+        label(tmp_path / "notes", clips, collator, teacher)
+    assert (tmp_path / "notes" / "a.txt").read_text() == "precious"
+    label(tmp_path / "cache", clips, collator, teacher)
+    with pytest.raises(UserError, match=r"other columns \(.*\) than this one \(.*speaker\): name another directory"):
+        label(tmp_path / "cache", replace_column(clips, "speaker", ["x"] * CLIPS), collator, teacher)
+    (tmp_path / "empty").mkdir()
+    assert len(label(tmp_path / "empty", clips, collator, teacher)) == CLIPS
+
+
+# ---- interrupted passes ----
+
+
+def run(folder, directory, *killed) -> subprocess.CompletedProcess:
+    script = Path(__file__).with_name("teacher_cache_run.py")
+    command = [sys.executable, str(script), str(folder), str(directory), *killed]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_a_pass_that_was_killed_goes_on(teacher, collator, folder, clips, tmp_path, small_parts):
+    done = run(folder, tmp_path / "cache", "labelling")
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "cache.unfinished" / "part-000-00002.tmp").write_bytes(b"half a part")
+    sizes = labelled_by(teacher)
+    label(tmp_path / "cache", clips, collator, teacher)
+    assert sum(sizes) == CLIPS - 2 * BATCH
+    label(tmp_path / "whole", clips, collator, teacher)
+    resumed, whole = (load_from_disk(tmp_path / name) for name in ("cache", "whole"))
+    assert resumed.features == whole.features and resumed.to_dict() == whole.to_dict()
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "whole", "speech"}
+
+
+@pytest.mark.parametrize("where", ["saving", "cleaning up"])
+def test_a_pass_that_was_killed_while_it_saved_goes_on(teacher, collator, folder, clips, tmp_path, small_parts, where):
+    label(tmp_path / "cache", clips.select(range(3)), collator, teacher)
+    done = run(folder, tmp_path / "cache", where)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    assert (tmp_path / "cache.replaced").exists() and (tmp_path / "cache").exists() == (where == "cleaning up")
+    sizes = labelled_by(teacher)
+    again = label(tmp_path / "cache", clips, collator, teacher)
+    assert sizes == []  # all parts were done
+    assert_plain(again, teacher, collator)
+    other = speech(write_speech(tmp_path / "more", 2, seed=9))
+    label(tmp_path / "cache", other, collator, teacher)
+    assert len(load_from_disk(tmp_path / "cache")) == CLIPS + 2
+    left = {"cache", "speech", "more"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_parts_of_another_teacher_are_not_taken(processor, teacher, collator, folder, clips, tmp_path):
+    parts = tmp_path / "cache.unfinished"
+    parts.mkdir()
+    labels = label(tmp_path / "other", clips, collator, make_whisper(processor, seed=8).eval()).select_columns(
+        list(ALL_COLUMNS)
+    )
+    labels.cast(SOFT_LABELS).to_parquet(parts / "part-000-00000.parquet")
+    with pytest.raises(UserError, match=r"cache\.unfinished was made with weights"):
+        label(tmp_path / "cache", clips, collator, teacher)
+
+
+def test_two_processes_label_half_each(teacher, collator, folder, clips, tmp_path, small_parts):
+    label(tmp_path / "one", clips, collator, teacher)
+    done = launch_two(Path(__file__).with_name("teacher_cache_run.py"), folder, tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("(0 of 7 there)") == 1
+    one, two = (load_from_disk(tmp_path / name) for name in ("one", "two"))
+    assert one.features == two.features and one["clip"][:] == two["clip"][:]
+    assert_plain(two, teacher, collator)
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "speech"}
+
+
+# ---- the saved dataset ----
+
+
+def test_it_is_a_dataset_of_its_own_with_the_audio_in_it(teacher, collator, folder, clips, tmp_path):
+    labelled = label(tmp_path / "cache", clips, collator, teacher)
+    shutil.rmtree(folder)
+    load_from_disk(tmp_path / "cache").to_parquet(tmp_path / "cache.parquet")
+    shutil.copytree(tmp_path / "cache", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "cache")
+    for name in ("elsewhere", "cache.parquet"):
+        loaded = load_speech(str(tmp_path / name), None, "train")
+        loaded = check_clips(loaded, collator.label_ids, max_seconds=1.0, max_label_tokens=20, on_bad_audio="error")
+        assert {column: loaded.features[column] for column in ALL_COLUMNS} == dict(SOFT_LABELS)
+        assert rows(loaded) == rows(labelled)
+        assert loaded["audio_key"][:] == clips["audio_key"][:]
+        check_soft_labels(loaded, collator, TEMPERATURE, settings(teacher, "any name", top_k=9))
+        assert_plain(loaded, teacher, collator)
+    hub = load_dataset("parquet", data_files=str(tmp_path / "cache.parquet"), cache_dir=str(tmp_path), split="train")
+    assert {column: hub.features[column] for column in ALL_COLUMNS} == dict(SOFT_LABELS)
+
+
+def test_labels_that_do_not_belong_to_the_run_are_refused(processor, teacher, collator, clips, tmp_path):
+    labelled = label(tmp_path / "cache", clips, collator, teacher)
+    check_soft_labels(labelled, collator, TEMPERATURE, None)
+    with pytest.raises(UserError, match=r"at temperature 2, the run's is 1\. Change that, or label it again"):
+        check_soft_labels(labelled, collator, 1.0, None)
+    other = make_whisper(processor, seed=8)
+    with pytest.raises(UserError, match=r"labelled by its teacher by another teacher \(tiny\)"):
+        check_soft_labels(labelled, collator, TEMPERATURE, settings(other))
+    larger = SpeechCollator(processor, make_whisper(processor, vocab_size=40).config)
+    with pytest.raises(UserError, match=r"with 31 tokens in the vocabulary, the student has 40"):
+        check_soft_labels(labelled, larger, TEMPERATURE, None)
+    edited = replace_column(labelled, "text", ["ab", *labelled["text"][1:5], "abc", "abcd"])
+    with pytest.raises(UserError, match=r"^3 of 7 rows have other audio or another .* row 0, audio/000\.wav: label"):
+        check_soft_labels(edited, collator, TEMPERATURE, None)
+    swapped = replace_column(labelled, "audio_key", [*labelled["audio_key"][:5], *labelled["audio_key"][:4:-1]])
+    with pytest.raises(UserError, match=r"^2 of 7 rows"):
+        check_soft_labels(swapped, collator, TEMPERATURE, None)
+    mixed = concatenate_datasets([labelled, label(tmp_path / "other", clips, collator, teacher, temperature=3.0)])
+    with pytest.raises(UserError, match="at temperature 3, the run's is 2"):
+        check_soft_labels(mixed, collator, TEMPERATURE, None)
