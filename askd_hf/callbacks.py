@@ -27,6 +27,11 @@ BLEND_STATE_FILE = "blend_state.json"
 SELF_TEACHER_FILE = "self_teacher.safetensors"
 
 
+def data_epoch(state: TrainerState) -> int:
+    """The epoch of the data, from the step and not from an event: on_epoch_begin comes again when a run is resumed."""
+    return math.floor((state.epoch or 0.0) + 1e-6)
+
+
 class AdaptiveBlendCallback(TrainerCallback):
     """Drives the blend: the only owner of its weights, its saved state and the self-teacher.
 
@@ -93,8 +98,7 @@ class AdaptiveBlendCallback(TrainerCallback):
         self.weights = self.schedule.weights(state.global_step, self.state)
         if not self.weights.self:
             return
-        # the epoch of the data, from the step and not from an event: on_epoch_begin comes again when a run is resumed
-        epoch = math.floor((state.epoch or 0.0) + 1e-6)
+        epoch = data_epoch(state)
         if self.self_teacher is None:
             self.self_teacher = SELF_TEACHERS[self.config.self_teacher](model, self.config.self_ema_decay)
             if self._loaded_self_teacher is not None:

@@ -180,13 +180,17 @@ class CacheArguments:
     cache_teacher: str | None = field(
         default=None,
         metadata={
-            "help": "Directory for the training set with the teacher's --teacher_top_k log-probabilities as columns, "
-            "computed before training (some KB a clip). It is a saved `datasets` dataset, which --dataset takes too."
+            "help": "Directory for a copy of the training set, audio included, with the teacher's --teacher_top_k "
+            "log-probabilities as columns (some KB a clip), computed before training. It is a saved `datasets` "
+            "dataset: given as --dataset, no teacher is loaded at all."
         },
     )
     teacher_top_k: int = field(
         default=32,
-        metadata={"help": "Tokens of which --cache_teacher keeps the probability; all others count as one."},
+        metadata={
+            "help": "Tokens of which --cache_teacher keeps the probability. All others count as one, which makes the "
+            "divergence a lower bound of the whole: a close one at --temperature 1, where the teacher is sure."
+        },
     )
 
 
@@ -269,8 +273,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     eval_blend: bool = field(
         default=False,
         metadata={
-            "help": "Also run teacher and self-teacher in evaluation, for eval_teacher_loss, eval_self_loss, "
-            "eval_blend_loss, eval_agreement. Without it evaluation runs the student alone."
+            "help": "Also run teacher and self-teacher in evaluation, for eval_teacher_loss, eval_teacher_ce, "
+            "eval_self_loss, eval_blend_loss, eval_agreement. Without it evaluation runs the student alone."
         },
     )
 

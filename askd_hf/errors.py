@@ -10,6 +10,18 @@ class UserError(ValueError):
 
 
 @contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Around writing: a full or unwritable disk becomes a `UserError` that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{what}: {error.strerror or error}. Make it possible to write there, or name another directory; what was "
+            "computed before is kept"
+        ) from error
+
+
+@contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Around a script's `main()`: a `UserError` ends it with one message and status 2, Ctrl-C with status 130."""
     try:

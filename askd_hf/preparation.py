@@ -11,8 +11,10 @@ from transformers import WhisperForConditionalGeneration
 from .config import ASKDConfig, CacheArguments, DataArguments, ModelArguments, SpeechSource, resolve_dtype
 from .data import SpeechCollator, cache_encoder, check_clips, load_speech, normalize_case
 from .errors import UserError
-from .student import encoder_is_deterministic, same_encoder
+from .student import encoder_is_deterministic
 from .teacher_cache import ALL_COLUMNS, cache_teacher, check_soft_labels, has_soft_labels, teacher_settings
+
+LARGEST_VOCABULARY = 2**16
 
 
 def load_split(source: SpeechSource, limit: int | None, data_args: DataArguments) -> Dataset:
@@ -54,9 +56,16 @@ def check_split(
 def check_caches(caches: CacheArguments, models: ModelArguments, config: ASKDConfig, vocabulary: int) -> None:
     """Raise `UserError` for cache options that can't be."""
     if caches.cache_teacher and not models.teacher:
-        raise UserError("--cache_teacher labels with a teacher: give it with --teacher")
+        raise UserError(
+            "--cache_teacher labels with a teacher: give it with --teacher. To train on what it has labelled before: "
+            f"--dataset {caches.cache_teacher}"
+        )
+    if caches.cache_teacher and not config.uses_teacher:
+        raise UserError(f"--cache_teacher has no use: --preset {config.preset} has no teacher phase")
     if caches.cache_teacher and not 1 <= caches.teacher_top_k < vocabulary:
         raise UserError(f"--teacher_top_k {caches.teacher_top_k} is not from 1 to {vocabulary - 1}, the vocabulary's")
+    if caches.cache_teacher and vocabulary > LARGEST_VOCABULARY:
+        raise UserError(f"--cache_teacher: {vocabulary} tokens; it keeps their ids as uint16, {LARGEST_VOCABULARY}")
     if caches.cache_encoder and not config.freeze_encoder:
         raise UserError("--cache_encoder needs an encoder that stays as it is: leave --freeze_encoder on")
 
@@ -100,30 +109,30 @@ def with_soft_labels(
     models: ModelArguments,
     caches: CacheArguments,
     config: ASKDConfig,
-    same_encoder_as: WhisperForConditionalGeneration,
 ) -> Dataset:
     """The dataset with its teacher columns: those it came with, checked, or those of `--cache_teacher`.
 
-    Without either it has none. The teacher is left on the CPU as it was.
+    Without either, or without a use for them, it has none.
 
     Args:
-        same_encoder_as: the model that the collator's encoder cache is of.
+        teacher: with its full weights. To label it is cast and moved to where the run computes.
     """
-    has_labels = has_soft_labels(dataset)
-    if not (has_labels or caches.cache_teacher):
-        return dataset
     if not config.uses_teacher:
-        return dataset.remove_columns([name for name in ALL_COLUMNS if name in dataset.column_names])
-    dtype = resolve_dtype(models.teacher_dtype, config)
+        return without_soft_labels(dataset)
+    if not (has_soft_labels(dataset) or caches.cache_teacher):
+        return without_soft_labels(dataset)
+    dtype, autocast = resolve_dtype(models.teacher_dtype, config), resolve_dtype("auto", config)
+    autocast = None if autocast == torch.float32 else autocast
     settings = None
     if teacher is not None:
-        settings = teacher_settings(teacher, models.teacher, caches.teacher_top_k, config.temperature, dtype)
+        top_k, temperature = caches.teacher_top_k, config.temperature
+        settings = teacher_settings(teacher, models.teacher, top_k, temperature, autocast or dtype)
     if not caches.cache_teacher:
         check_soft_labels(dataset, collator, config.temperature, settings)
         return dataset
-    if not same_encoder(teacher, same_encoder_as):
+    cache = collator.encoder_cache
+    if cache is not None and not cache.is_of(teacher, collator.processor):
         collator = replace(collator, encoder_cache=None)
-    autocast = resolve_dtype("auto", config)
     return cache_teacher(
         lambda: teacher.to(config.device, dtype).eval(),
         settings,
@@ -131,6 +140,10 @@ def with_soft_labels(
         collator,
         caches.cache_teacher,
         batch_size=config.per_device_eval_batch_size,
-        autocast=None if autocast == torch.float32 else autocast,
+        autocast=autocast,
         num_workers=config.dataloader_num_workers,
     )
+
+
+def without_soft_labels(dataset: Dataset) -> Dataset:
+    return dataset.remove_columns([name for name in ALL_COLUMNS if name in dataset.column_names])

@@ -8,7 +8,7 @@ recomputation in the backward pass this projects the student's tokens once (as L
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +67,7 @@ def chunked_blend(
     *,
     teacher: Unprojected | TopK | None = None,
     self_teacher: Unprojected | TopK | None = None,
+    gradient_scale: float = 1.0,
     **options: Any,
 ) -> tuple[Tensor, BlendTerms]:
     """`objective.blend` of logits that are never there all at once.
@@ -75,63 +76,82 @@ def chunked_blend(
         student: of the label tokens, the positions where `labels != -100` only.
         labels: `(tokens,)`.
         teacher, self_teacher: the soft targets at the same tokens.
+        gradient_scale: the gradient is kept multiplied by it until the backward pass: in float16 the loss scale over
+            the number of tokens, or small gradients are lost.
         options: the other arguments of `blend`.
 
-    Returns: the objective summed over tokens, with its gradient (once: a second backward pass raises), and the terms
-        at every token without one.
+    Returns: the objective summed over tokens, with its gradient (for one backward pass), and the terms at every token
+        without one.
     """
     targets = {
         name: target.in_compute_dtype() if isinstance(target, Unprojected) else target
         for name, target in {"teacher": teacher, "self_teacher": self_teacher}.items()
         if target is not None
     }
-    # one tensor a term, filled row by row: small ones kept between the chunks would break up malloc's free blocks
-    measured: dict[str, Tensor] = {}
+    chunks = _Chunks(labels, targets, options, gradient_scale)
+    if torch.is_grad_enabled():
+        total = _ProjectInChunks.apply(student.hidden, student.weight, chunks)
+    else:
+        hidden, weight = student.in_compute_dtype()
+        with torch.autocast(hidden.device.type, enabled=False):
+            total = sum(chunks.blend(hidden[chunk] @ weight.T, chunk) for chunk in chunks.slices(hidden))
+    return total, BlendTerms(**chunks.terms)
 
-    def blend_chunk(logits: Tensor, chunk: slice, with_gradient: bool) -> Tensor:
-        """The sum of a chunk's objective; its terms are noted, and its gradient replaces the logits."""
-        chunk_targets = {
+
+class _Chunks:
+    """The objective on one chunk of logits after another. Notes the terms."""
+
+    def __init__(
+        self, labels: Tensor, targets: dict[str, Unprojected | TopK], options: dict[str, Any], gradient_scale: float
+    ):
+        self.labels, self.targets, self.options, self.gradient_scale = labels, targets, options, gradient_scale
+        # one tensor a term, filled row by row: small ones kept between the chunks would break up malloc's free blocks
+        self.terms: dict[str, Tensor] = {}
+
+    def slices(self, hidden: Tensor) -> Iterator[slice]:
+        return _slices(len(hidden), PROJECTED_AT_ONCE, hidden.device)
+
+    def blend(self, logits: Tensor, chunk: slice, with_gradient: bool = False) -> Tensor:
+        """The sum over a chunk of logits, `(tokens, vocabulary)`; their place is taken by their gradient, if asked."""
+        targets = {
             name: target.rows(chunk) if isinstance(target, TopK) else target.hidden[chunk] @ target.weight.T
-            for name, target in targets.items()
+            for name, target in self.targets.items()
         }
-        chunk_total = logits.new_zeros((), dtype=torch.float32)
+        total = logits.new_zeros((), dtype=torch.float32)
         for rows in _slices(len(logits), BLENDED_AT_ONCE, logits.device):
             row_targets = {
                 name: target.rows(rows) if isinstance(target, TopK) else target[rows]
-                for name, target in chunk_targets.items()
+                for name, target in targets.items()
             }
             with torch.set_grad_enabled(with_gradient):
                 row_logits = logits[rows].detach().requires_grad_(with_gradient)
-                terms = blend(row_logits, labels[chunk][rows], **row_targets, **options)
+                terms = blend(row_logits, self.labels[chunk][rows], **row_targets, **self.options)
                 if with_gradient:
-                    (logits[rows],) = torch.autograd.grad(terms.total.sum(), row_logits)
+                    scaled = terms.total.sum() * self.gradient_scale
+                    (logits[rows],) = torch.autograd.grad(scaled, row_logits)
             for name, term in terms.measured().items():
-                if name not in measured:
-                    measured[name] = term.new_empty(len(labels))
-                measured[name][chunk][rows] = term
-            chunk_total += terms.total.detach().sum()
-        return chunk_total
-
-    total = _ProjectInChunks.apply(student.hidden, student.weight, blend_chunk)
-    return total, BlendTerms(**measured)
+                if name not in self.terms:
+                    self.terms[name] = term.new_empty(len(self.labels))
+                self.terms[name][chunk][rows] = term
+            total += terms.total.detach().sum()
+        return total
 
 
 class _ProjectInChunks(torch.autograd.Function):
-    """The sum of `blend_chunk` over the chunks of hidden @ weight.T, with the gradients of both worked out at once."""
+    """The sum of `_Chunks.blend` over hidden @ weight.T, with the gradients of both worked out at once."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, blend_chunk: Callable[[Tensor, slice, bool], Tensor]
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, chunks: _Chunks) -> Tensor:
         of_hidden, of_weight, _ = ctx.needs_input_grad
+        ctx.gradient_scale = chunks.gradient_scale
         ctx.hidden_gradient = torch.empty_like(hidden) if of_hidden else None
         ctx.weight_gradient = None
         h, w = Unprojected(hidden, weight).in_compute_dtype()
         total = hidden.new_zeros((), dtype=torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            for chunk in _slices(len(h), PROJECTED_AT_ONCE, h.device):
+            for chunk in chunks.slices(h):
                 logits = h[chunk] @ w.T
-                total += blend_chunk(logits, chunk, of_hidden or of_weight)
+                total += chunks.blend(logits, chunk, with_gradient=of_hidden or of_weight)
                 # here `logits` holds their gradient
                 if of_hidden:
                     ctx.hidden_gradient[chunk] = (logits @ w).to(hidden.dtype)
@@ -146,9 +166,12 @@ class _ProjectInChunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        if ctx.gradient_scale is None:
+            raise RuntimeError("the gradient of the objective is worked out for one backward pass only")
         # handed on and scaled in place, as the weight's is the largest tensor of the step
+        gradient = gradient / ctx.gradient_scale
         gradients = [g if g is None else g.mul_(gradient) for g in (ctx.hidden_gradient, ctx.weight_gradient)]
-        del ctx.hidden_gradient, ctx.weight_gradient
+        ctx.gradient_scale = ctx.hidden_gradient = ctx.weight_gradient = None
         return *gradients, None
 
 

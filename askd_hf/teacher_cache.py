@@ -6,18 +6,20 @@ a hash of the clip's audio and its label tokens, and `teacher_settings`, their t
 that no longer belong to a row, or to a run, are found out before training.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
-from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetInfo, Features, List, Value, concatenate_datasets, load_from_disk
+from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration
@@ -25,12 +27,13 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from .data import TEACHER_COLUMNS, SpeechCollator
 from .data.encoder_cache import weights_digest
-from .errors import UserError
+from .errors import UserError, disk_errors
 from .objective import TopK
 from .projection import unprojected
 
 PART_CLIPS = 256  # a killed pass loses at most so many clips a process
 TOKENS_AT_ONCE = 1024  # projected onto the vocabulary
+RELABEL = "label it again: examples/cache_teacher.py, or --cache_teacher DIR"
 KEY, SETTINGS = "teacher_key", "teacher_settings"
 ALL_COLUMNS = (KEY, SETTINGS, *TEACHER_COLUMNS)
 # float16 keeps a log-probability to 0.05 %; the target is normalised anew when it is read
@@ -49,11 +52,16 @@ SOFT_LABELS = Features(
 def teacher_settings(
     teacher: WhisperForConditionalGeneration, name: str, top_k: int, temperature: float, dtype: torch.dtype
 ) -> str:
-    """What soft labels depend on besides audio and labels, as JSON. `teacher` has its full weights, not yet cast."""
+    """What soft labels depend on besides audio and labels, as JSON.
+
+    Args:
+        teacher: with its full weights, not yet cast.
+        dtype: that it computes in: of autocast, or else of its weights.
+    """
     settings = dict(
         teacher=name,
         weights=weights_digest(teacher),
-        dtype=str(dtype).removeprefix("torch."),
+        computed_in=str(dtype).removeprefix("torch."),
         vocabulary=teacher.config.vocab_size,
         top_k=top_k,
         temperature=temperature,
@@ -74,15 +82,13 @@ def has_soft_labels(dataset: Dataset) -> bool:
     return set(ALL_COLUMNS) <= set(dataset.column_names)
 
 
-def check_soft_labels(dataset: Dataset, collator: SpeechCollator, temperature: float, ours: str | None) -> None:
-    """Raise `UserError` unless the dataset's teacher columns belong to its rows and to this run.
+def check_settings(dataset: Dataset, temperature: float, vocabulary: int, ours: str | None = None) -> None:
+    """Raise `UserError` unless the dataset's soft labels are such as a run needs.
 
     Args:
-        dataset: of `check_clips`, loaded with its teacher columns.
-        temperature: of the objective.
+        temperature, vocabulary: of the objective, of the student.
         ours: `teacher_settings` of this run's teacher; None if it has none of its own.
     """
-    advice = "label it again: examples/cache_teacher.py, or --cache_teacher DIR"
     for text in dataset.unique(SETTINGS):
         settings = json.loads(text)
         differences = []
@@ -90,21 +96,26 @@ def check_soft_labels(dataset: Dataset, collator: SpeechCollator, temperature: f
             differences.append(f"at temperature {settings['temperature']:g}, the run's is {temperature:g}")
         if ours is not None and settings["weights"] != json.loads(ours)["weights"]:
             differences.append(f"by another teacher ({settings['teacher']})")
-        if settings["vocabulary"] != collator.config.vocab_size:
-            differences.append(
-                f"with {settings['vocabulary']} tokens in the vocabulary, the student has {collator.config.vocab_size}"
-            )
+        if settings["vocabulary"] != vocabulary:
+            differences.append(f"with {settings['vocabulary']} tokens in the vocabulary, the student has {vocabulary}")
         if differences:
-            raise UserError(
-                f"the dataset was labelled by its teacher {'; '.join(differences)}. Change that, or {advice}"
-            )
-    changed = [
-        i for i, (a, b) in enumerate(zip(dataset[KEY][:], label_keys(dataset, collator), strict=True)) if a != b
-    ]
+            raise UserError(f"the dataset was labelled {'; '.join(differences)}. Change that, or {RELABEL}")
+
+
+def check_soft_labels(dataset: Dataset, collator: SpeechCollator, temperature: float, ours: str | None) -> None:
+    """As `check_settings`, and unless they are those of the dataset's audio and transcripts as they are now.
+
+    Args:
+        dataset: of `check_clips`, loaded with its teacher columns.
+        ours: `teacher_settings` of this run's teacher; None if it has none of its own.
+    """
+    check_settings(dataset, temperature, collator.config.vocab_size, ours)
+    keys = zip(dataset[KEY][:], label_keys(dataset, collator), strict=True)
+    changed = [row for row, (then, now) in enumerate(keys) if then != now]
     if changed:
         raise UserError(
             f"{len(changed)} of {len(dataset)} rows have other audio or another transcript than when the teacher "
-            f"labelled them, the first is row {changed[0]}, {dataset['clip'][changed[0]]}: {advice}. (Other label "
+            f"labelled them, the first is row {changed[0]}, {dataset['clip'][changed[0]]}: {RELABEL}. (Other label "
             "tokens may come from another --language, --task, --text_case or tokenizer)"
         )
 
@@ -120,10 +131,11 @@ def cache_teacher(
     autocast: torch.dtype | None = None,
     num_workers: int = 0,
 ) -> Dataset:
-    """The dataset with the teacher's columns, from `directory`, where those that aren't there yet are added first.
+    """The rows of the dataset with the teacher's columns, from `directory`; what isn't there is labelled first.
 
-    `directory` is a dataset of `save_to_disk`: all rows that were ever labelled there, with all their columns. The
-    pass goes on where it was interrupted. Of several processes each labels its share, and the main one saves.
+    `directory` is a dataset of `save_to_disk`: all rows that were ever labelled there, with all their columns and
+    their audio. The pass goes on where it was interrupted. Of several processes, which must share the disk, each
+    labels its part, and the main one saves.
 
     Args:
         load_teacher: gives the teacher where it is to run, in its working dtype; called if a label is missing.
@@ -133,33 +145,33 @@ def cache_teacher(
         autocast: the dtype to compute in, if not the teacher's.
 
     Raises:
-        UserError: `directory` has the labels of another teacher, temperature or k, or other columns.
+        UserError: `directory` has the labels of another teacher, temperature or k, or other columns; another run is
+            labelling there; no room on the disk.
     """
-    process = PartialState()
     directory = Path(directory)
     dataset = dataset.remove_columns([name for name in ALL_COLUMNS if name in dataset.column_names])
     keys = label_keys(dataset, collator)
     stored = _open(directory, settings, dataset)
     there = set() if stored is None else set(stored[KEY][:])
-    # each once, in the order of the rows, and the same for all processes: nothing is saved there before all are done
-    missing = {key: row for row, key in reversed(list(enumerate(keys))) if key not in there}
-    missing = dict(reversed(missing.items()))
-    if process.is_main_process:
-        _say_size(directory, dataset, json.loads(settings)["top_k"], len(missing))
+    # each once, and the same for all processes: nothing is saved there before all are done
+    missing = {key: row for row, key in enumerate(keys) if key not in there}
+    _check_room(directory, dataset, list(missing.values()), json.loads(settings)["top_k"])
     if missing:
+        process = PartialState()
         unfinished = directory.with_name(f"{directory.name}.unfinished")
-        unfinished.mkdir(parents=True, exist_ok=True)
-        share = list(missing.items())[process.process_index :: process.num_processes]
-        _label(load_teacher(), settings, dataset, share, collator, unfinished, batch_size, autocast, num_workers)
-        process.wait_for_everyone()
-        if process.is_main_process:
-            _save(stored, dataset, missing, _read_parts(unfinished, settings), directory)
-            shutil.rmtree(unfinished)
-        process.wait_for_everyone()
+        with disk_errors(f"--cache_teacher {directory}"), _alone(unfinished):
+            share = list(missing.items())[process.process_index :: process.num_processes]
+            _label(load_teacher(), settings, dataset, share, collator, unfinished, batch_size, autocast, num_workers)
+            process.wait_for_everyone()
+            if process.is_main_process:
+                # a process killed after it had saved left its parts
+                parts = [part for part in _parts(unfinished, settings) if not there.issuperset(part[KEY][:])]
+                _save(stored, parts, directory)
+                shutil.rmtree(unfinished)
+            process.wait_for_everyone()
         stored = load_from_disk(str(directory))
     rows = {key: row for row, key in enumerate(stored[KEY][:])}
-    labels = stored.select_columns(list(ALL_COLUMNS)).select([rows[key] for key in keys])
-    return concatenate_datasets([dataset, labels], axis=1)
+    return stored.select([rows[key] for key in keys], keep_in_memory=True)
 
 
 @torch.no_grad()
@@ -200,26 +212,33 @@ def _label(
     autocast: torch.dtype | None,
     num_workers: int,
 ) -> None:
-    """Label the clips `(key, row)` that aren't in `unfinished` yet; a file there for every `PART_CLIPS` of them."""
-    process = PartialState()
+    """Label the clips `(key, row)` that aren't in `unfinished` yet; a dataset there for about every `PART_CLIPS`."""
     read = json.loads(settings)
-    done = set(_read_parts(unfinished, settings)[KEY][:])
+    done = {key for part in _parts(unfinished, settings) for key in part[KEY][:]}
     share = [(key, row) for key, row in share if key not in done]
-    progress = tqdm(total=len(share), desc="Labelling", unit="clip", disable=not process.is_main_process)
-    for start in range(0, len(share), PART_CLIPS):
-        part = share[start : start + PART_CLIPS]
-        clips = dataset.select([row for _, row in part])
-        columns: dict[str, list] = {KEY: [key for key, _ in part], SETTINGS: [settings] * len(part)}
-        columns |= {name: [] for name in TEACHER_COLUMNS}
+    clips = dataset.select([row for _, row in share], keep_in_memory=True)
+    columns: dict[str, list] = {name: [] for name in ALL_COLUMNS}
+    written = 0
+    progress = tqdm(total=len(share), desc="Labelling", unit="clip", disable=not PartialState().is_main_process)
+    try:
         for batch in DataLoader(clips, batch_size, collate_fn=collator, num_workers=num_workers):
             target = soft_labels(teacher, batch, read["top_k"], read["temperature"], autocast)
             lengths = (batch["labels"] != -100).sum(1).tolist()
             _check_finite(target, batch["clip"], lengths)
             for name, column in zip(TEACHER_COLUMNS, target, strict=True):
                 columns[name] += [clip.numpy() for clip in column.cpu().split(lengths)]
+            columns[KEY] += [key for key, _ in share[progress.n : progress.n + len(lengths)]]
+            columns[SETTINGS] += [settings] * len(lengths)
             progress.update(len(lengths))
-        _write_part(Dataset.from_dict(columns, features=SOFT_LABELS), unfinished, process.process_index)
-    progress.close()
+            if progress.n - written >= PART_CLIPS:
+                _write_part(clips.select(range(written, progress.n)), columns, unfinished)
+                written, columns = progress.n, {name: [] for name in ALL_COLUMNS}
+    finally:  # after Ctrl-C too
+        progress.close()
+        whole = len(columns[SETTINGS])
+        if whole:
+            columns = {name: column[:whole] for name, column in columns.items()}
+            _write_part(clips.select(range(written, written + whole)), columns, unfinished)
 
 
 def _check_finite(target: TopK, clips: list[str], lengths: list[int]) -> None:
@@ -229,33 +248,34 @@ def _check_finite(target: TopK, clips: list[str], lengths: list[int]) -> None:
         raise UserError(f"the teacher's logits are not finite for {', '.join(bad)}: look at these clips")
 
 
-def _write_part(part: Dataset, unfinished: Path, process_index: int) -> None:
-    """Whole or not at all, under a name that is free."""
-    number = len(list(unfinished.glob(f"part-{process_index:03d}-*.parquet")))
-    file = unfinished / f"part-{process_index:03d}-{number:05d}.parquet"
-    pq.write_table(part.data.table, file.with_suffix(".tmp"))
-    os.replace(file.with_suffix(".tmp"), file)
+def _write_part(clips: Dataset, columns: dict[str, list], unfinished: Path) -> None:
+    """Clips with their labels, whole or not at all."""
+    # in memory: joined on the disk, a dataset with an index would first be written anew as a whole
+    rows = Dataset(clips.with_format("arrow")[:], info=DatasetInfo(features=clips.features))
+    labels = Dataset.from_dict(columns, features=SOFT_LABELS)
+    process = PartialState().process_index
+    number = sum(part.suffix != ".saving" for part in unfinished.glob(f"part-{process:03d}-*"))
+    part = unfinished / f"part-{process:03d}-{number:05d}"
+    saving = part.with_suffix(".saving")
+    shutil.rmtree(saving, ignore_errors=True)
+    concatenate_datasets([rows, labels], axis=1).save_to_disk(str(saving))
+    for file in saving.iterdir():  # on the disk before its name is
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+    saving.rename(part)
 
 
-def _read_parts(unfinished: Path, settings: str) -> Dataset:
+def _parts(unfinished: Path, settings: str) -> list[Dataset]:
     """What interrupted passes have labelled."""
-    tables = [Dataset(pq.read_table(file)).cast(SOFT_LABELS) for file in sorted(unfinished.glob("part-*.parquet"))]
-    if not tables:
-        return Dataset.from_dict({name: [] for name in SOFT_LABELS}, features=SOFT_LABELS)
-    parts = concatenate_datasets(tables)
-    _check_settings(parts, settings, unfinished)
+    parts = [load_from_disk(str(part)) for part in sorted(unfinished.glob("part-*")) if part.suffix != ".saving"]
+    for part in parts:
+        _check_same_settings(part, settings, unfinished)
     return parts
 
 
-def _save(
-    stored: Dataset | None, dataset: Dataset, missing: dict[str, int], labelled: Dataset, directory: Path
-) -> None:
-    """Save the rows in `stored` and the `missing` ones, `{key: row}`, to `directory`: whole or not at all."""
-    rows = {key: row for row, key in enumerate(labelled[KEY][:])}
-    labels = labelled.select([rows[key] for key in missing])
-    whole = concatenate_datasets([dataset.select(list(missing.values())), labels], axis=1)
-    if stored is not None:
-        whole = concatenate_datasets([stored, whole])
+def _save(stored: Dataset | None, parts: list[Dataset], directory: Path) -> None:
+    """Save what is `stored` and the parts to `directory`: whole or not at all."""
+    whole = concatenate_datasets(parts if stored is None else [stored, *parts])
     saving, old = (directory.with_name(f"{directory.name}.{end}") for end in ("saving", "replaced"))
     shutil.rmtree(saving, ignore_errors=True)
     whole.save_to_disk(str(saving))
@@ -266,11 +286,27 @@ def _save(
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _alone(unfinished: Path) -> Iterator[None]:
+    """Make the directory, and be the only run that labels there."""
+    unfinished.mkdir(parents=True, exist_ok=True)
+    if not PartialState().is_main_process:
+        yield
+        return
+    try:
+        with FileLock(unfinished / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{unfinished}: another run is labelling there; wait for it, or stop it") from None
+
+
 def _open(directory: Path, settings: str, dataset: Dataset) -> Dataset | None:
     """What is saved there; None if nothing is. Raises `UserError` if `dataset` labelled so doesn't belong there."""
+    process = PartialState()
     old = directory.with_name(f"{directory.name}.replaced")
-    if old.is_dir() and not directory.exists():  # killed between the two renamings of `_save`
-        old.rename(directory)
+    if process.is_main_process and old.is_dir() and not directory.exists():
+        old.rename(directory)  # a process was killed between the two renamings of `_save`
+    process.wait_for_everyone()
     if not directory.exists() or not any(directory.iterdir()):
         return None
     try:
@@ -279,7 +315,7 @@ def _open(directory: Path, settings: str, dataset: Dataset) -> Dataset | None:
         raise UserError(f"--cache_teacher {directory}: no dataset is saved there; name a new directory") from error
     if not isinstance(stored, Dataset) or not has_soft_labels(stored):
         raise UserError(f"--cache_teacher {directory}: a dataset without a teacher's labels; name a new directory")
-    _check_settings(stored, settings, directory)
+    _check_same_settings(stored, settings, directory)
     columns = {name: feature for name, feature in stored.features.items() if name not in ALL_COLUMNS}
     if columns != dict(dataset.features):
         raise UserError(
@@ -289,7 +325,7 @@ def _open(directory: Path, settings: str, dataset: Dataset) -> Dataset | None:
     return stored
 
 
-def _check_settings(labelled: Dataset, settings: str, directory: Path) -> None:
+def _check_same_settings(labelled: Dataset, settings: str, directory: Path) -> None:
     ours = json.loads(settings)
     for text in labelled.unique(SETTINGS):
         theirs = json.loads(text)
@@ -302,11 +338,36 @@ def _check_settings(labelled: Dataset, settings: str, directory: Path) -> None:
             )
 
 
-def _say_size(directory: Path, dataset: Dataset, top_k: int, missing: int) -> None:
-    token_bytes = 4 * top_k + 8
-    size = sum(dataset["label_tokens"][:]) * token_bytes
+def _check_room(directory: Path, dataset: Dataset, missing: list[int], top_k: int) -> None:
+    """Say how big the cache will be; raise `UserError` if the disk is too small for what is missing."""
+    if not PartialState().is_main_process:
+        return
+    labels = sum(dataset["label_tokens"][:]) * (4 * top_k + 8)
     print(
-        f"teacher cache {directory}: {len(dataset)} clips, {size / 1e6:.1f} MB on disk besides the audio "
-        f"({len(dataset) - missing} of {len(dataset)} there)",
+        f"teacher cache {directory}: {len(dataset)} clips, {labels / 1e6:.1f} MB of labels on disk beside the audio "
+        f"({len(dataset) - len(missing)} of {len(dataset)} there)",
         flush=True,
     )
+    if not missing:
+        return
+    stored = sum(file.stat().st_size for file in directory.iterdir()) if directory.is_dir() else 0
+    # what was there and what is new, once more while both are being joined
+    needed = stored + 2 * (_audio_bytes(dataset.select(missing, keep_in_memory=True)) + labels)
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise UserError(
+            f"--cache_teacher {directory}: no room on the disk. {needed / 1e9:.2f} GB are needed while it is written, "
+            f"{free / 1e9:.2f} GB are free. Make room, or name a directory on another disk"
+        )
+
+
+def _audio_bytes(dataset: Dataset) -> int:
+    """Of the clips' files, which are saved with the labels."""
+    total = 0
+    for audio in dataset.with_format("arrow").select_columns("audio").iter(1000):
+        embedded, paths = (pc.struct_field(audio["audio"], name) for name in ("bytes", "path"))
+        total += pc.sum(pc.binary_length(embedded)).as_py() or 0
+        alone = [path for path, content in zip(paths, embedded, strict=True) if not content.is_valid]
+        total += sum(Path(path.as_py()).stat().st_size for path in alone if path.is_valid)
+    return total

@@ -1,8 +1,9 @@
-"""The objective's terms on their way to the log: sums over label tokens, and how many tokens each sums."""
+"""The objective's terms on their way to the log: checked, then summed over label tokens."""
 
 import torch
 from torch import Tensor
 
+from .errors import UserError
 from .objective import BlendTerms
 
 # the terms that are logged, as columns of the sums: each a sum over label tokens, then how many tokens it sums
@@ -51,3 +52,25 @@ def means(summed: Tensor) -> dict[str, float]:
     """By name in the log: the mean of each term over the tokens where it was measured; the others are left out."""
     values, counts = summed.view(2, -1).tolist()
     return {name: v / n for name, v, n in zip(LOG_NAMES.values(), values, counts, strict=True) if n}
+
+
+class NonFiniteLossError(UserError):
+    """The loss or the gradient is NaN or infinite. The weights are those of the last update and still finite."""
+
+
+def check_finite(terms: BlendTerms, labels: Tensor, clips: list[str], step: int) -> None:
+    """Raise `NonFiniteLossError`, with the names of the clips, if the objective isn't finite at every token.
+
+    Args:
+        labels: `(batch, tokens)`, of which `terms` are those at label tokens.
+        clips: the names of the batch's clips; may be empty.
+    """
+    if torch.isfinite(terms.total.sum()):
+        return
+    rows = (labels != -100).nonzero()[:, 0][~torch.isfinite(terms.total)].unique().tolist()
+    names = [clips[row] if row < len(clips) else f"row {row} of the batch" for row in rows]
+    raise NonFiniteLossError(
+        f"the loss is not finite at step {step}, in {len(names)} of {len(labels)} clips: "
+        f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}. Lower the learning rate, or look at these clips. "
+        "Checkpoints are from before"
+    )

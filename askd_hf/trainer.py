@@ -19,9 +19,9 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
-from .callbacks import AdaptiveBlendCallback, DataWaitCallback, StopGracefullyCallback
+from .callbacks import AdaptiveBlendCallback, DataWaitCallback, StopGracefullyCallback, data_epoch
 from .config import ASKDConfig
-from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler
+from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler, SpeechCollator
 from .errors import UserError
 from .hub import hub_upload
 from .objective import DIVERGENCES, BlendTerms, TopK
@@ -29,13 +29,10 @@ from .projection import Unprojected, chunked_blend, unprojected
 from .run_dir import checkpoint_to_resume
 from .schedule import BlendWeights
 from .student import check_pair, encoder_is_deterministic, same_encoder
-from .terms import means, new_sums, sums, sums_by_clip
+from .teacher_cache import check_settings, has_soft_labels
+from .terms import NonFiniteLossError, check_finite, means, new_sums, sums, sums_by_clip
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(UserError):
-    """The loss or the gradient is NaN or infinite. The weights are those of the last update and still finite."""
 
 
 class ASKDTrainer(Seq2SeqTrainer):
@@ -70,7 +67,9 @@ class ASKDTrainer(Seq2SeqTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for your own loss")
         train_dataset = kwargs.get("train_dataset")
-        cached = isinstance(train_dataset, Dataset) and set(TEACHER_COLUMNS) <= set(train_dataset.column_names)
+        cached = isinstance(train_dataset, Dataset) and has_soft_labels(train_dataset)
+        if cached and args.uses_teacher:
+            check_settings(train_dataset, args.temperature, model.config.vocab_size)
         if args.uses_teacher and teacher is None and (not cached or args.eval_blend):
             raise UserError(
                 f"preset {args.preset!r} has a teacher phase"
@@ -81,6 +80,8 @@ class ASKDTrainer(Seq2SeqTrainer):
             raise UserError("several GPUs need one process each: start with `accelerate launch` (or torchrun)")
         if args.fsdp or args.deepspeed:
             raise UserError("FSDP and DeepSpeed split the weights, which the self-teacher needs whole: use DDP")
+        if args.ddp_static_graph:
+            raise UserError("ddp_static_graph: DDP would miss the gradients of a loss outside of the model's forward")
         if args.freeze_encoder:
             # `from_pretrained` leaves the position embeddings trainable, so all parameters are named here
             model.model.encoder.requires_grad_(False)
@@ -95,21 +96,29 @@ class ASKDTrainer(Seq2SeqTrainer):
 
         self.teacher = None
         self._teacher_is_cached = cached
-        self._teacher_has_our_encoder = False
         if args.uses_teacher and (args.eval_blend or not cached):
             check_pair(teacher, model)
             self.teacher = teacher.to(args.device).eval().requires_grad_(False)
-            self._teacher_has_our_encoder = args.freeze_encoder and same_encoder(teacher, model)
+        self._check_encoder()
 
         self.blend = AdaptiveBlendCallback(args)
         self.stop = StopGracefullyCallback()
-        self.add_callback(self.blend)
         self.data_wait = DataWaitCallback()
-        for callback in (self.stop, self.data_wait):
+        for callback in (self.blend, self.stop, self.data_wait):
             self.add_callback(callback)
         self._clips: list[str] = []
         self._train_sums = new_sums(args.device)
         self._eval_sums = new_sums(args.device)
+
+    def _check_encoder(self) -> None:
+        """See whose encoder the student has, by its weights as they are now. Raises `UserError` for a stale cache."""
+        shares = self.teacher is not None and self.args.freeze_encoder
+        self._teacher_has_our_encoder = shares and same_encoder(self.teacher, self.model)
+        cache = self.data_collator.encoder_cache if isinstance(self.data_collator, SpeechCollator) else None
+        if cache is not None:
+            self._check_cache_is_valid()
+            if not cache.is_of(self.model, self.data_collator.processor):
+                raise UserError(f"encoder cache {cache.folder}: it isn't of the student's encoder and features")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         needs_model = self.args.uses_teacher and not self._teacher_is_cached
@@ -150,9 +159,14 @@ class ASKDTrainer(Seq2SeqTrainer):
         """
         if model.training and self.teacher is not None and not self.blend.needs_teacher(self.state.global_step):
             self._release_teacher()
-        total, terms, outputs = self._run_models(model, inputs, self.blend.weights, keep_logits=return_outputs)
+        # what the backward pass will multiply the gradient by; only float16 has a scaler
+        scaler = self.accelerator.scaler
+        scale = 1.0 if scaler is None else scaler.get_scale() / (num_items_in_batch or 1)
+        total, terms, outputs = self._run_models(
+            model, inputs, self.blend.weights, keep_logits=return_outputs, gradient_scale=float(scale)
+        )
         if model.training:
-            self._check_finite(terms.total, inputs["labels"])
+            check_finite(terms, inputs["labels"], self._clips, self.state.global_step)
             self._train_sums += sums(terms)
             if terms.teacher_ce is not None:
                 self.blend.observe(terms.teacher_ce, terms.ce)
@@ -166,7 +180,12 @@ class ASKDTrainer(Seq2SeqTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _run_models(
-        self, model: nn.Module, inputs: dict[str, Tensor], weights: BlendWeights, keep_logits: bool = False
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        weights: BlendWeights,
+        keep_logits: bool = False,
+        gradient_scale: float = 1.0,
     ) -> tuple[Tensor, BlendTerms, Any]:
         """Student, and teacher and self-teacher where they have a weight, on one batch.
 
@@ -205,6 +224,7 @@ class ASKDTrainer(Seq2SeqTrainer):
                 divergence=DIVERGENCES[self.args.divergence],
                 mix=self.args.divergence_mix,
                 trust_label=self.args.trust_label,
+                gradient_scale=gradient_scale,
             )
         return total, terms, outputs
 
@@ -254,17 +274,6 @@ class ASKDTrainer(Seq2SeqTrainer):
             torch.cuda.empty_cache()
         logger.warning("step %d: the teacher's weight is 0 from here on; it is freed", self.state.global_step)
 
-    def _check_finite(self, total: Tensor, labels: Tensor) -> None:
-        if torch.isfinite(total.sum()):
-            return
-        rows = (labels != -100).nonzero()[:, 0][~torch.isfinite(total)].unique().tolist()
-        clips = [self._clips[row] if row < len(self._clips) else f"row {row} of the batch" for row in rows]
-        raise NonFiniteLossError(
-            f"the loss is not finite at step {self.state.global_step}, in {len(clips)} of {len(labels)} clips: "
-            f"{', '.join(clips[:8])}{', ...' if len(clips) > 8 else ''}. Lower the learning rate, or look at these "
-            "clips. Checkpoints are from before"
-        )
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # the last look before the update, so that no checkpoint ever holds NaN weights; fp16's scaler skips its own
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -280,9 +289,8 @@ class ASKDTrainer(Seq2SeqTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            return ResumableLengthGroupedSampler(
-                sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed
-            )
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return ResumableLengthGroupedSampler(sampler, seed, lambda: data_epoch(self.state))
         return sampler
 
     # ---- evaluation ----
@@ -366,6 +374,7 @@ class ASKDTrainer(Seq2SeqTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.blend.load(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._check_encoder()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a directory that `pipeline` and `from_pretrained` load, in `args.save_dtype`. Doesn't push.

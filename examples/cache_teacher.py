@@ -13,6 +13,7 @@ interrupted pass goes on where it stopped; on several GPUs: accelerate launch ex
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from askd_hf import ASKDConfig, SpeechCollator, UserError
 from askd_hf.cli import parse_args
@@ -53,10 +54,10 @@ def main() -> None:
     collator = SpeechCollator(processor, teacher.config)
     source = data_args.train_source()
     speech = load_split(source, data_args.max_train_samples, data_args)
-    speech = check_split("training", source, speech, data_args, f"{caches.cache_teacher}.skipped", collator)
+    speech = check_split("training", source, speech, data_args, f"{Path(caches.cache_teacher)}.skipped", collator)
 
     collator = with_encoder_cache(collator, teacher, [speech], caches, config)
-    labelled = with_soft_labels(speech, teacher, collator, model_args, caches, config, teacher)
+    labelled = with_soft_labels(speech, teacher, collator, model_args, caches, config)
     end_other_processes()
     print(f"{len(labelled)} labelled clips: --dataset {caches.cache_teacher}")
     if push.push_labels_to:

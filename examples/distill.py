@@ -31,7 +31,14 @@ from askd_hf.data import SAMPLING_RATE, decode_audio
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import comparison, score
 from askd_hf.metrics import compute_metrics_for, text_normalizer
-from askd_hf.preparation import check_caches, check_split, load_split, with_encoder_cache, with_soft_labels
+from askd_hf.preparation import (
+    check_caches,
+    check_split,
+    load_split,
+    with_encoder_cache,
+    with_soft_labels,
+    without_soft_labels,
+)
 from askd_hf.run_dir import checkpoint_to_resume, end_other_processes, name_run, prepare_evaluation
 from askd_hf.student import check_pair, load_processor, load_whisper, same_encoder, set_language
 from askd_hf.teacher_cache import has_soft_labels
@@ -63,7 +70,7 @@ def main() -> None:
     train_dataset = check_split("training", source, train_dataset, data_args, config.output_dir, collator)
     eval_datasets = {}
     for source in data_args.eval_sources():
-        split = load_split(source, data_args.max_eval_samples, data_args)
+        split = without_soft_labels(load_split(source, data_args.max_eval_samples, data_args))
         eval_datasets[source.name] = check_split("evaluation", source, split, data_args, config.output_dir, collator)
     prepare_evaluation(config, list(eval_datasets))
     spoken = None if data_args.task == "translate" else data_args.language  # translations are English
@@ -71,7 +78,7 @@ def main() -> None:
 
     # ---- what no step changes is computed once: --cache_encoder, --cache_teacher ----
     collator = with_encoder_cache(collator, student, [train_dataset, *eval_datasets.values()], caches, config)
-    train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, student)
+    train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config)
     if teacher is not None and config.uses_teacher and (config.eval_blend or not has_soft_labels(train_dataset)):
         teacher = teacher.to(resolve_dtype(model_args.teacher_dtype, config))
         collator = replace(collator, keep_features=not same_encoder(teacher, student))

@@ -35,4 +35,4 @@ if trainer.is_world_process_zero():
     outcome = {"history": history(trainer, *NAMES).tolist(), "metrics": metrics}
     outcome |= {"step": trainer.state.global_step, "stopped": trainer.stop.stopped}
     result.write_text(json.dumps(outcome))
-end_other_processes(trainer.accelerator)
+end_other_processes()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from conftest import make_processor, make_whisper
-from test_teacher_cache import PART_CLIPS, label, speech
+from test_teacher_cache import PART_CLIPS, label, labelled_by, speech
 
 from askd_hf import teacher_cache
 from askd_hf.data import SpeechCollator
@@ -29,13 +29,16 @@ def kill(*_) -> None:
 
 if killed == ["labelling"]:  # in the third batch
     teacher.register_forward_pre_hook(lambda *_: calls.append(1) if len(calls) < 2 else kill())
-if killed == ["saving"]:  # when the old dataset has been renamed
+if killed == ["saving"]:  # when the old dataset has been renamed, and the new one not yet
     rename = Path.rename
-    Path.rename = lambda *names: calls.append(rename(*names)) if not calls else kill()
+    Path.rename = lambda path, target: kill() if target == directory else rename(path, target)
 if killed == ["cleaning up"]:  # when the new dataset is in its place, and the old one isn't gone yet
     rmtree = teacher_cache.shutil.rmtree
+    replaced = directory.with_name(f"{directory.name}.replaced")
     teacher_cache.shutil.rmtree = lambda path, *args, **kwargs: (
-        kill() if f"{path}".endswith(".replaced") and len(saved) > 0 else rmtree(path, *args, **kwargs)
+        kill() if path == replaced and replaced.exists() else rmtree(path, *args, **kwargs)
     )
+sizes = labelled_by(teacher)
 label(directory, speech(folder), SpeechCollator(processor, teacher.config), teacher)
+print(f"process {PartialState().process_index}: {sum(sizes)} clips", flush=True)
 end_other_processes()

@@ -49,12 +49,12 @@ def options(teacher, dataset, output_dir, *more):
     return [*command.split(), "--per_device_train_batch_size", "4", "--learning_rate", "1e-2", *map(str, more)]
 
 
-def run_here(monkeypatch, capsys, *arguments):
+def run_here(monkeypatch, capsys, *arguments, file=SCRIPT):
     """`main()` in this process: status and what was printed."""
-    spec = importlib.util.spec_from_file_location("distill", SCRIPT)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    monkeypatch.setattr(sys, "argv", ["distill.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", [file.name, *map(str, arguments)])
     status = 0
     try:
         with script.exit_on_user_error():

@@ -42,7 +42,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from ..errors import UserError
+from ..errors import UserError, disk_errors
 from .audio import extract_features
 
 FORMAT = 1  # to be raised with every change of the files, or of how audio becomes features: old caches are left alone
@@ -68,6 +68,11 @@ class EncoderCache:
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
+
+    def is_of(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> bool:
+        """Whether the outputs are those of this model's encoder as it is now, with these features."""
+        computed_in = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))["computed_in"]
+        return self.folder.name == encoder_fingerprint(model, processor, computed_in)
 
     def reload(self) -> None:
         """Look at the files again, for what this and other processes have added."""
@@ -98,7 +103,7 @@ class EncoderCache:
     def writing(self) -> Iterator[Callable[[list[str], Tensor], None]]:
         """A function that appends clips: their keys, and their outputs as float16 `(clips, positions, width)`."""
         with contextlib.ExitStack() as stack:
-            with _disk_errors(self.folder):
+            with disk_errors(f"encoder cache {self.folder}"):
                 part = self._lock_part(stack)
                 keys_there = _complete_keys(part, self.row_bytes)
                 data, lines = (stack.enter_context(FileIO(part.with_suffix(end), "ab")) for end in (".f16", ".keys"))
@@ -107,7 +112,7 @@ class EncoderCache:
                 lines.truncate(sum(len(key) + 1 for key in keys_there))
 
             def append(keys: list[str], outputs: Tensor) -> None:
-                with _disk_errors(self.folder):
+                with disk_errors(f"encoder cache {self.folder}"):
                     # in this order, so that a key never stands for a row that isn't on the disk
                     _write(data, outputs.contiguous().numpy().tobytes())
                     _write(lines, "".join(f"{key}\n" for key in keys).encode("ascii"))
@@ -138,17 +143,6 @@ def _write(file: FileIO, content: bytes) -> None:
     while rest:
         rest = rest[file.write(rest) :]
     os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"encoder cache {folder}: {error.strerror}. Make it possible to write there, or name another directory; "
-            "what was computed before is kept"
-        ) from error
 
 
 def encoder_fingerprint(model: WhisperForConditionalGeneration, processor: WhisperProcessor, dtype_name: str) -> str:
@@ -280,7 +274,7 @@ def _refuse_augmentation(model: WhisperForConditionalGeneration, processor: Whis
 def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
     if (folder / "settings.json").exists():
         return
-    with _disk_errors(folder):
+    with disk_errors(f"encoder cache {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f"settings.{os.getpid()}.tmp"
         unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,360 @@
+"""Training on cached encoder outputs and cached labels of the teacher, against training without caches."""
+
+import copy
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, make_processor, make_whisper, options, write_speech
+from datasets import load_from_disk
+from safetensors.torch import load_file
+from test_distill import run_here, start, wait_for
+from test_teacher_cache import label, speech
+
+from askd_hf.config import ASKDConfig
+from askd_hf.data import TEACHER_COLUMNS, SpeechCollator, cache_encoder
+from askd_hf.errors import UserError
+from askd_hf.metrics import compute_metrics_for, text_normalizer
+from askd_hf.student import init_student
+from askd_hf.trainer import ASKDTrainer
+
+LABELLER = ROOT / "examples" / "cache_teacher.py"
+ALL_BUT_ONE = 30  # of the vocabulary's 31 tokens
+# half precision on disk, after some updates
+TOLERANCE = dict(rtol=5e-3, atol=5e-3)
+SAME_STEPS = ("loss", "ce_loss", "blend_loss", "teacher_loss", "self_loss", "teacher_ce", "agreement", "grad_norm")
+SAME_STEPS += ("teacher_weight", "self_weight", "teacher_advantage")
+
+
+@pytest.fixture
+def clips(tmp_path):
+    return speech(write_speech(tmp_path / "speech", 8))
+
+
+@pytest.fixture
+def collator(processor, teacher):
+    return SpeechCollator(processor, teacher.config)
+
+
+def encoded(model, processor, datasets, directory):
+    size = dict(batch_size=4, device=torch.device("cpu"), dtype=torch.float32)
+    return cache_encoder(model, processor, datasets, directory, **size)
+
+
+def make_trainer(output_dir, student, dataset, collator, teacher=None, eval_dataset=None, metrics=None, **changes):
+    """10 steps on 8 clips, of which the teacher phase takes 6."""
+    options_here = dict(teacher_weight=0.8, teacher_phase=0.6, max_steps=10, learning_rate=3e-3) | changes
+    return ASKDTrainer(
+        model=copy.deepcopy(student),
+        args=ASKDConfig(**options(output_dir, **options_here)),
+        teacher=copy.deepcopy(teacher),
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collator,
+        compute_metrics=metrics,
+    )
+
+
+def steps(log_history) -> dict[str, torch.Tensor]:
+    """By name, what was logged of the steps that had it."""
+    rows = [row for row in log_history if "loss" in row]
+    return {name: torch.tensor([row[name] for row in rows if name in row]) for name in SAME_STEPS}
+
+
+def trained(*args, **changes) -> dict[str, torch.Tensor]:
+    trainer = make_trainer(*args, **changes)
+    trainer.train()
+    return steps(trainer.state.log_history)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(trust_label=True, divergence="jensen_shannon", temperature=1.0),
+        dict(teacher_schedule="adaptive", adaptive_window=2),
+        dict(per_device_train_batch_size=1, gradient_accumulation_steps=3, divergence="reverse_kl"),
+    ],
+    ids=str,
+)
+def test_labels_of_nearly_all_tokens_train_as_the_teacher_itself(tmp_path, teacher, student, collator, clips, changes):
+    temperature = changes.get("temperature", 2.0)
+    labelled = label(tmp_path / "cache", clips, collator, teacher, top_k=ALL_BUT_ONE, temperature=temperature)
+    live = trained(tmp_path, student, clips, collator, teacher, **changes)
+    cached = trained(tmp_path, student, labelled, collator, **changes)
+    assert len(live["loss"]) == 10 and 0 < len(live["teacher_loss"]) < 10 and len(live["self_loss"]) > 0
+    assert (len(live["teacher_advantage"]) > 0) == ("teacher_schedule" in changes)
+    torch.testing.assert_close(cached, live, **TOLERANCE)
+    assert not torch.equal(cached["teacher_loss"], live["teacher_loss"])  # it has been rounded
+
+
+def test_with_fewer_tokens_only_the_divergence_is_less(tmp_path, teacher, student, collator, clips):
+    one_step = dict(max_steps=1, teacher_phase=1.0, per_device_train_batch_size=8)
+    last = torch.zeros(1)
+    live = trained(tmp_path, student, clips, collator, teacher, **one_step)
+    for top_k in (1, 3, 9, ALL_BUT_ONE):
+        labelled = label(tmp_path / f"{top_k}", clips, collator, teacher, top_k=top_k)
+        cached = trained(tmp_path, student, labelled, collator, **one_step)
+        assert last < cached["teacher_loss"] < live["teacher_loss"] + 1e-3
+        for name in ("ce_loss", "teacher_ce", "agreement", "teacher_weight"):
+            torch.testing.assert_close(cached[name], live[name])
+        last = cached["teacher_loss"]
+    assert last > 0.99 * live["teacher_loss"]
+
+
+@pytest.mark.parametrize("own_encoder", [True, False], ids=["the student's own encoder", "the teacher's encoder"])
+def test_cached_encoder_outputs_train_as_the_encoder_itself(
+    tmp_path, processor, teacher, student, collator, clips, own_encoder
+):
+    """A teacher with another encoder still gets features, and one with the student's the cached outputs."""
+    student = student if own_encoder else init_student(teacher)
+    cache = encoded(student, processor, [clips], tmp_path / "encoder")
+    plain = trained(tmp_path, student, clips, collator, teacher)
+    both = SpeechCollator(processor, student.config, cache, keep_features=own_encoder)
+    trainer = make_trainer(tmp_path, student, clips, both, teacher)
+    calls = {"student": 0, "teacher": 0}
+
+    def count(name):
+        calls[name] += 1
+
+    trainer.model.model.encoder.register_forward_pre_hook(lambda *_: count("student"))
+    trainer.teacher.model.encoder.register_forward_pre_hook(lambda *_: count("teacher"))
+    trainer.train()
+    assert calls == {"student": 0, "teacher": 6 if own_encoder else 0}
+    torch.testing.assert_close(steps(trainer.state.log_history), plain, **TOLERANCE)
+    if own_encoder:
+        outputs_only = SpeechCollator(processor, student.config, cache)
+        with pytest.raises(
+            UserError, match=r"the teacher has another one: make them with SpeechCollator\(.*keep_feat"
+        ):
+            trained(tmp_path, student, clips, outputs_only, teacher)
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(freeze_encoder=False), dict(dropout=0.1), dict(apply_spec_augment=True)], ids=str
+)
+def test_cached_outputs_of_an_encoder_that_changes_are_refused(tmp_path, processor, student, clips, changes):
+    cache = encoded(student, processor, [clips], tmp_path / "encoder")
+    for name in changes.keys() - {"freeze_encoder"}:
+        setattr(student.config, name, changes[name])
+    changes = dict(preset="ce", teacher_weight=None, teacher_phase=None) | {
+        name: value for name, value in changes.items() if name == "freeze_encoder"
+    }
+    with pytest.raises(UserError, match="cached encoder outputs need a frozen encoder without SpecAugment"):
+        trained(tmp_path, student, clips, SpeechCollator(processor, student.config, cache), **changes)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("eval_blend", [False, True])
+def test_evaluation_runs_the_encoder_once_or_not_and_the_teacher_only_if_asked(
+    tmp_path, processor, teacher, student, clips, cached, eval_blend
+):
+    evaluation = speech(write_speech(tmp_path / "evaluation", 5, seed=3))
+    collator = SpeechCollator(processor, student.config)
+    with torch.no_grad():
+        batch = collator(list(evaluation))
+        real = batch["labels"] != -100
+        logits = student.eval()(input_features=batch["input_features"], labels=batch["labels"]).logits
+        expected = torch.nn.functional.cross_entropy(logits[real], batch["labels"][real]).item()
+    if cached:
+        cache = encoded(student, processor, [clips, evaluation], tmp_path / "encoder")
+        collator = SpeechCollator(processor, student.config, cache, keep_features=True)
+    metrics = compute_metrics_for(processor, text_normalizer(processor, None))
+    once = dict(max_steps=1, learning_rate=0.0, preset="kd", teacher_phase=1.0, per_device_eval_batch_size=2)
+    trainer = make_trainer(
+        tmp_path, student, clips, collator, teacher, evaluation, metrics, eval_blend=eval_blend, **once
+    )
+    trainer.train()
+    calls = {"encoder": 0, "teacher": 0}
+
+    def count(name):
+        calls[name] += 1
+
+    trainer.model.model.encoder.register_forward_pre_hook(lambda *_: count("encoder"))
+    trainer.teacher.register_forward_pre_hook(lambda *_: count("teacher"))
+    result = trainer.evaluate()
+    batches = 3
+    assert calls["encoder"] == (0 if cached else batches)
+    assert calls["teacher"] == (batches if eval_blend else 0)
+    assert result["eval_loss"] == result["eval_ce_loss"] == pytest.approx(expected, rel=2e-3 if cached else 1e-5)
+    assert {"eval_wer", "eval_cer"} <= result.keys()
+    assert ({"eval_teacher_loss", "eval_blend_loss", "eval_agreement"} <= result.keys()) == eval_blend
+
+
+# ---- the scripts ----
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory):
+    return save(make_whisper(make_processor()), tmp_path_factory.mktemp("tiny-whisper"))
+
+
+@pytest.fixture(scope="module")
+def student_dir(tmp_path_factory):
+    """Of another encoder than the teacher's."""
+    student = init_student(make_whisper(make_processor(), seed=5), decoder_layers=2)
+    return save(student, tmp_path_factory.mktemp("tiny-student"))
+
+
+def save(model, directory: Path) -> Path:
+    model.save_pretrained(directory)
+    make_processor().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def speech_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("speech")
+    write_speech(directory / "train", clips=12, seed=0)
+    write_speech(directory / "validation", clips=4, seed=1)
+    return directory
+
+
+def arguments(output_dir, dataset, **more) -> list[str]:
+    """6 steps, of which the teacher phase takes 4."""
+    given = dict(output_dir=output_dir, dataset=dataset, max_steps=6, logging_steps=1, learning_rate=3e-3) | more
+    given |= dict(per_device_train_batch_size=4, teacher_phase=0.6, compare=False)
+    return [
+        "--use_cpu",
+        *(text for name, value in given.items() if value is not None for text in (f"--{name}", f"{value}")),
+    ]
+
+
+def finished(monkeypatch, capsys, output_dir, dataset, **more) -> tuple[dict, str, str]:
+    """A run of `distill.py`: what it logged and printed."""
+    status, out, err = run_here(monkeypatch, capsys, *arguments(output_dir, dataset, **more))
+    assert status == 0, err
+    return steps(json.loads((output_dir / "trainer_state.json").read_text())["log_history"]), out, err
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def test_runs_with_caches_follow_the_run_without_and_the_second_computes_nothing(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
+):
+    given = dict(teacher=teacher_dir, eval_splits="validation")
+    caches = dict(cache_encoder=tmp_path / "encoder", cache_teacher=tmp_path / "labels", teacher_top_k=ALL_BUT_ONE)
+    plain, out, _ = finished(monkeypatch, capsys, tmp_path / "plain", speech_dir, **given)
+    assert "there)" not in out
+    first, out, err = finished(monkeypatch, capsys, tmp_path / "first", speech_dir, **given, **caches)
+    assert "(0 of 16 there)" in out and "(0 of 12 there)" in out and "Encoding: 100%" in err
+    second, out, err = finished(monkeypatch, capsys, tmp_path / "second", speech_dir, **given, **caches)
+    assert "(16 of 16 there)" in out and "(12 of 12 there)" in out
+    assert "Encoding" not in err and "Labelling" not in err
+    assert len(plain["loss"]) == 6 and len(plain["teacher_loss"]) == 4
+    torch.testing.assert_close(first, plain, **TOLERANCE)
+    for name, weight in weights(tmp_path / "first").items():
+        assert torch.equal(weights(tmp_path / "second")[name], weight), name
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    states = [json.loads((tmp_path / run / "trainer_state.json").read_text()) for run in ("plain", "first")]
+    evaluations = [[row["eval_loss"] for row in state["log_history"] if "eval_loss" in row] for state in states]
+    assert evaluations[0] and evaluations[1] == pytest.approx(evaluations[0], rel=5e-3)
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_a_student_with_another_encoder_than_its_teachers(
+    monkeypatch, capsys, tmp_path, teacher_dir, student_dir, speech_dir, with_labels
+):
+    """The encoder's cache is the student's, the teacher gets features."""
+    given = dict(teacher=teacher_dir, student=student_dir)
+    caches = dict(cache_encoder=tmp_path / "encoder")
+    if with_labels:
+        caches |= dict(cache_teacher=tmp_path / "labels", teacher_top_k=ALL_BUT_ONE)
+    plain, _, _ = finished(monkeypatch, capsys, tmp_path / "plain", speech_dir, **given)
+    cached, _, _ = finished(monkeypatch, capsys, tmp_path / "cached", speech_dir, **given, **caches)
+    torch.testing.assert_close(cached, plain, **TOLERANCE)
+
+
+def test_labelled_speech_trains_students_without_the_teacher(
+    monkeypatch, capsys, tmp_path, teacher_dir, student_dir, speech_dir
+):
+    labels = tmp_path / "labels"
+    labelling = ["--use_cpu", "--teacher", teacher_dir, "--dataset", speech_dir, "--cache_teacher", labels]
+    labelling += ["--teacher_top_k", ALL_BUT_ONE, "--output_dir", tmp_path / "unused"]
+    status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
+    assert status == 0, err
+    assert "(0 of 12 there)" in out and f"12 labelled clips: --dataset {labels}" in out
+    assert not (tmp_path / "unused").exists() and set(TEACHER_COLUMNS) <= set(load_from_disk(labels).column_names)
+    live, _, _ = finished(monkeypatch, capsys, tmp_path / "live", speech_dir, teacher=teacher_dir, student=student_dir)
+    alone, out, _ = finished(monkeypatch, capsys, tmp_path / "alone", labels, student=student_dir)
+    torch.testing.assert_close(alone, live, **TOLERANCE)
+    assert "there)" not in out
+    # with its teacher and the encoder's cache beside it
+    both, out, _ = finished(
+        monkeypatch, capsys, tmp_path / "both", labels,
+        teacher=teacher_dir, student=student_dir, cache_encoder=tmp_path / "encoder",
+    )  # fmt: skip
+    torch.testing.assert_close(both, live, **TOLERANCE)
+    # labels that aren't wanted are left alone, also where they wouldn't fit
+    without = dict(student=student_dir, preset="ce", temperature=3.0)
+    plain, _, _ = finished(monkeypatch, capsys, tmp_path / "plain", speech_dir, **without)
+    finished(monkeypatch, capsys, tmp_path / "ignored", labels, **without)
+    assert len(plain["teacher_loss"]) == 0
+    for name, weight in weights(tmp_path / "plain").items():
+        assert torch.equal(weights(tmp_path / "ignored")[name], weight), name
+    for more, message in (
+        (dict(temperature=3.0), "labelled by its teacher at temperature 2, the run's is 3"),
+        (dict(eval_blend=True), "and --eval_blend evaluates it"),
+    ):
+        status, _, err = run_here(
+            monkeypatch, capsys, *arguments(tmp_path / "run", labels, student=student_dir, **more)
+        )
+        assert status == 2 and message in err, err
+
+
+def test_options_that_cannot_be_are_one_message(monkeypatch, capsys, tmp_path, teacher_dir, student_dir, speech_dir):
+    augmented = save(make_whisper(make_processor(), apply_spec_augment=True), tmp_path / "augmented")
+    encoder, labels = dict(cache_encoder=tmp_path / "encoder"), dict(cache_teacher=tmp_path / "labels")
+    labels_5 = labels | dict(teacher_top_k=5)
+    for more, message in (
+        (dict(teacher=teacher_dir, freeze_encoder=False) | encoder, "--cache_encoder needs an encoder that stays as"),
+        (dict(teacher=augmented) | encoder, "--cache_encoder: the model's config asks for SpecAugment"),
+        (dict(student=student_dir, preset="ce") | labels_5, "--cache_teacher labels with a teacher: give it with"),
+        (dict(student=student_dir), "has a teacher: give it with --teacher, or choose --preset ps-kd"),
+        (dict(teacher=teacher_dir) | labels, "--teacher_top_k 32 is not from 1 to 30, the vocabulary's"),
+        (dict(teacher=teacher_dir, teacher_top_k=0) | labels, "--teacher_top_k 0 is not from 1 to 30"),
+    ):
+        status, _, err = run_here(monkeypatch, capsys, *arguments(tmp_path / "run", speech_dir, **more))
+        assert status == 2 and re.search(rf"^error: .*{re.escape(message)}", err, re.MULTILINE), err
+    assert {path.name for path in tmp_path.iterdir()} == {"augmented"}
+    status, _, err = run_here(monkeypatch, capsys, "--teacher", teacher_dir, "--use_cpu", file=LABELLER)
+    assert status == 2 and "error: --teacher and --cache_teacher are needed" in err
+    for preset in ("ce", "ps-kd"):
+        for_nobody = ["--teacher", teacher_dir, "--dataset", speech_dir, "--cache_teacher", tmp_path / "labels"]
+        status, out, err = run_here(monkeypatch, capsys, *for_nobody, "--use_cpu", "--preset", preset, file=LABELLER)
+        assert status == 2 and f"error: --preset {preset} has no teacher" in err and "labelled clips" not in out
+
+
+def test_clips_skipped_in_labelling_are_listed_beside_the_labels(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
+):
+    bad = shutil.copytree(speech_dir, tmp_path / "bad")
+    (bad / "train" / "audio" / "003.wav").write_bytes(b"this is not audio at all")
+    labelling = ["--use_cpu", "--teacher", teacher_dir, "--dataset", bad, "--on_bad_audio", "skip"]
+    labelling += ["--cache_teacher", f"{tmp_path / 'labels'}/", "--teacher_top_k", 5]
+    for there in (0, 11):
+        status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
+        assert status == 0, err
+        assert f"({there} of 11 there)" in out and "11 labelled clips: --dataset" in out
+    assert "3,train/audio/003.wav," in (tmp_path / "labels.skipped" / "skipped-training-bad.csv").read_text()
+    assert len(load_from_disk(tmp_path / "labels")) == 11
+
+
+def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    given = dict(teacher=teacher_dir, save_strategy="steps", save_steps=1, save_total_limit=2, max_steps=12)
+    given |= dict(cache_encoder=tmp_path / "encoder", cache_teacher=tmp_path / "labels", teacher_top_k=5)
+    finished(monkeypatch, capsys, tmp_path / "whole", speech_dir, **given)
+    killed = start(*arguments(tmp_path / "killed", speech_dir, **given))
+    wait_for(tmp_path / "killed" / "checkpoint-3", killed)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    _, out, _ = finished(monkeypatch, capsys, tmp_path / "killed", speech_dir, **given, resume_from_checkpoint="last")
+    assert "(12 of 12 there)" in out
+    a, b = (weights(tmp_path / name) for name in ("whole", "killed"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
