@@ -17,7 +17,7 @@ from askd_hf import teacher_cache
 from askd_hf.data import TEACHER_COLUMNS, SpeechCollator, cache_encoder, check_clips, load_speech
 from askd_hf.data.text import replace_column
 from askd_hf.errors import UserError
-from askd_hf.teacher_cache import ALL_COLUMNS, cache_teacher, check_soft_labels, teacher_settings
+from askd_hf.teacher_cache import ALL_COLUMNS, SOFT_LABELS, cache_teacher, check_soft_labels, teacher_settings
 
 CLIPS, TOP_K, TEMPERATURE, BATCH, PART_CLIPS = 7, 5, 2.0, 2, 2
 
