@@ -298,7 +298,7 @@ def test_labelled_speech_trains_students_without_the_teacher(
     for name, weight in weights(tmp_path / "plain").items():
         assert torch.equal(weights(tmp_path / "ignored")[name], weight), name
     for more, message in (
-        (dict(temperature=3.0), "labelled by its teacher at temperature 2, the run's is 3"),
+        (dict(temperature=3.0), "labelled at temperature 2, the run's is 3"),
         (dict(eval_blend=True), "and --eval_blend evaluates it"),
     ):
         status, _, err = run_here(
@@ -327,7 +327,11 @@ def test_options_that_cannot_be_are_one_message(monkeypatch, capsys, tmp_path, t
     for preset in ("ce", "ps-kd"):
         for_nobody = ["--teacher", teacher_dir, "--dataset", speech_dir, "--cache_teacher", tmp_path / "labels"]
         status, out, err = run_here(monkeypatch, capsys, *for_nobody, "--use_cpu", "--preset", preset, file=LABELLER)
-        assert status == 2 and f"error: --preset {preset} has no teacher" in err and "labelled clips" not in out
+        assert (
+            status == 2
+            and f"error: --cache_teacher has no use: --preset {preset} has no teacher" in err
+            and "labelled clips" not in out
+        )
 
 
 def test_clips_skipped_in_labelling_are_listed_beside_the_labels(
