@@ -196,7 +196,10 @@ class StopGracefullyCallback(TrainerCallback):
 
 
 class DataWaitCallback(TrainerCallback):
-    """How much of the steps' time goes by waiting for their batches; evaluation, logging and saving aren't counted."""
+    """How much of this process's steps goes by waiting for their batches, and for other processes to have theirs.
+
+    Evaluation, logging and saving aren't counted.
+    """
 
     def __init__(self):
         self._waited = self._stepped = 0.0

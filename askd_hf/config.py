@@ -17,6 +17,7 @@ from .schedule import SELF_SCHEDULES, TEACHER_SCHEDULES
 from .self_teacher import SELF_TEACHERS
 
 UNNAMED_RUN = "runs/unnamed"
+BLEND_METRICS = ("blend_loss", "teacher_loss", "self_loss", "teacher_ce", "agreement")
 
 # 100 hours of read English, 6 GB; its splits are named as on the Hub
 DEFAULT_DATASET = dict(
@@ -373,6 +374,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
                 "hub_strategy: Trainer publishes its arguments, and hub_token with them, unless it is `end`; log in "
                 "with `hf auth login` instead of giving hub_token"
             )
+        if (self.metric_for_best_model or "").removeprefix("eval_") in BLEND_METRICS and not self.eval_blend:
+            raise UserError(f"metric_for_best_model: {self.metric_for_best_model} is evaluated only with eval_blend")
         if self.adaptive_window < 1:
             raise UserError(f"adaptive_window: {self.adaptive_window} is not at least 1")
         if self.label_smoothing_factor:

@@ -218,7 +218,7 @@ def _label(
     share = [(key, row) for key, row in share if key not in done]
     clips = dataset.select([row for _, row in share], keep_in_memory=True)
     columns: dict[str, list] = {name: [] for name in ALL_COLUMNS}
-    written = 0
+    labelled = written = 0  # counted here: a progress bar that isn't shown doesn't count
     progress = tqdm(total=len(share), desc="Labelling", unit="clip", disable=not PartialState().is_main_process)
     try:
         for batch in DataLoader(clips, batch_size, collate_fn=collator, num_workers=num_workers):
@@ -227,12 +227,13 @@ def _label(
             _check_finite(target, batch["clip"], lengths)
             for name, column in zip(TEACHER_COLUMNS, target, strict=True):
                 columns[name] += [clip.numpy() for clip in column.cpu().split(lengths)]
-            columns[KEY] += [key for key, _ in share[progress.n : progress.n + len(lengths)]]
+            columns[KEY] += [key for key, _ in share[labelled : labelled + len(lengths)]]
             columns[SETTINGS] += [settings] * len(lengths)
+            labelled += len(lengths)
             progress.update(len(lengths))
-            if progress.n - written >= PART_CLIPS:
-                _write_part(clips.select(range(written, progress.n)), columns, unfinished)
-                written, columns = progress.n, {name: [] for name in ALL_COLUMNS}
+            if labelled - written >= PART_CLIPS:
+                _write_part(clips.select(range(written, labelled)), columns, unfinished)
+                written, columns = labelled, {name: [] for name in ALL_COLUMNS}
     finally:  # after Ctrl-C too
         progress.close()
         whole = len(columns[SETTINGS])
