@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .callbacks import AdaptiveBlendCallback, DataWaitCallback, StopGracefullyCallback, data_epoch
 from .config import ASKDConfig
-from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler, SpeechCollator
+from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler, SpeechCollator, encode
 from .errors import UserError
 from .hub import hub_upload
 from .objective import DIVERGENCES, BlendTerms, TopK
@@ -202,7 +202,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         # The student comes last: SpecAugment writes into its input features
         targets = {}
         with torch.no_grad(), self.accelerator.autocast():
-            self._encode(model, batch, shared=weights != BlendWeights())
+            self._encode(model, batch)
             if weights.teacher > 0.0:
                 targets["teacher"] = self._teacher_target(inputs, batch, real)
             if weights.self > 0.0:
@@ -228,15 +228,15 @@ class ASKDTrainer(Seq2SeqTrainer):
             )
         return total, terms, outputs
 
-    def _encode(self, model: nn.Module, batch: dict[str, Any], shared: bool) -> None:
-        """Put the student's `encoder_outputs` into the batch if they are cached, or `shared` by several models."""
+    def _encode(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """Put the student's `encoder_outputs` into the batch, for all models, unless its encoder is trained."""
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         if "encoder_outputs" in batch:
             if model.training:
                 self._check_cache_is_valid()
             batch["encoder_outputs"] = (batch["encoder_outputs"].to(student.dtype),)
-        elif shared and (not model.training or self._encoder_is_fixed()):
-            batch["encoder_outputs"] = (student.model.encoder(batch["input_features"].to(student.dtype))[0],)
+        elif not model.training or self._encoder_is_fixed():
+            batch["encoder_outputs"] = (encode(student.model.encoder, batch["input_features"].to(student.dtype)),)
 
     def _encoder_is_fixed(self) -> bool:
         """Whether the student's encoder gives a clip the same output at every step."""
@@ -314,7 +314,7 @@ class ASKDTrainer(Seq2SeqTrainer):
             # bf16_full_eval casts the model
             features = inputs["input_features"].to(self.model.dtype)
             with torch.no_grad(), self.accelerator.autocast():
-                inputs["encoder_outputs"] = self.model.model.encoder(features).last_hidden_state
+                inputs["encoder_outputs"] = encode(self.model.model.encoder, features)
         with torch.no_grad(), self.compute_loss_context_manager():
             weights = self.blend.weights if self.args.eval_blend else BlendWeights()
             _, terms, _ = self._run_models(model, inputs, weights)

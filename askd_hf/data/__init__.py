@@ -3,7 +3,7 @@
 from .audio import SAMPLING_RATE, AudioError, decode_audio
 from .checks import check_clips
 from .collator import TEACHER_COLUMNS, SpeechCollator
-from .encoder_cache import EncoderCache, cache_encoder, encoder_fingerprint
+from .encoder_cache import EncoderCache, cache_encoder, encode, encoder_fingerprint
 from .loading import load_speech
 from .sampler import ResumableLengthGroupedSampler
 from .text import normalize_case
@@ -18,6 +18,7 @@ __all__ = [
     "cache_encoder",
     "check_clips",
     "decode_audio",
+    "encode",
     "encoder_fingerprint",
     "load_speech",
     "normalize_case",

@@ -246,10 +246,19 @@ def _ready(encoder: nn.Module, device: torch.device) -> Iterator[nn.Module]:
         encoder.to(before).train(training)
 
 
+def encode(encoder: nn.Module, features: Tensor) -> Tensor:
+    """The output `(clips, positions, d_model)` for `(clips, mel bins, frames)`, of an encoder that isn't trained.
+
+    On a CPU two clips at a time: a fifth faster than 16, whose activations don't stay in its caches.
+    """
+    at_once = 2 if features.device.type == "cpu" else len(features)
+    return torch.cat([encoder(part).last_hidden_state for part in features.split(at_once)])
+
+
 def _encode(encoder: nn.Module, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
     """Float16 `(batch, positions, d_model)` on the CPU."""
     with torch.no_grad(), torch.autocast(encoder.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        outputs = encoder(batch["input_features"].to(encoder.device, encoder.dtype)).last_hidden_state
+        outputs = encode(encoder, batch["input_features"].to(encoder.device, encoder.dtype))
     outputs = outputs.to(torch.float16).cpu()
     finite = outputs.isfinite().flatten(1).all(dim=1).tolist()
     if not all(finite):
