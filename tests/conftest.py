@@ -122,6 +122,15 @@ def write_speech(folder, clips: int = 16, seed: int = 0):
     return folder
 
 
+@pytest.fixture(scope="session")
+def speech_dir(tmp_path_factory) -> Path:
+    """A directory with the splits train, 16 clips, and validation, 6."""
+    directory = tmp_path_factory.mktemp("speech")
+    write_speech(directory / "train", clips=16, seed=0)
+    write_speech(directory / "validation", clips=6, seed=1)
+    return directory
+
+
 class Clips(torch.utils.data.Dataset):
     """Random features and labels of different lengths, for tests of the trainer alone."""
 

@@ -205,14 +205,6 @@ def save(model, directory: Path) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def speech_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("speech")
-    write_speech(directory / "train", clips=12, seed=0)
-    write_speech(directory / "validation", clips=4, seed=1)
-    return directory
-
-
 def arguments(output_dir, dataset, **more) -> list[str]:
     """6 steps, of which the teacher phase takes 4."""
     given = dict(output_dir=output_dir, dataset=dataset, max_steps=6, logging_steps=1, learning_rate=3e-3) | more
@@ -242,9 +234,9 @@ def test_runs_with_caches_follow_the_run_without_and_the_second_computes_nothing
     plain, out, _ = finished(monkeypatch, capsys, tmp_path / "plain", speech_dir, **given)
     assert "there)" not in out
     first, out, err = finished(monkeypatch, capsys, tmp_path / "first", speech_dir, **given, **caches)
-    assert "(0 of 16 there)" in out and "(0 of 12 there)" in out and "Encoding: 100%" in err
+    assert "(0 of 22 there)" in out and "(0 of 16 there)" in out and "Encoding: 100%" in err
     second, out, err = finished(monkeypatch, capsys, tmp_path / "second", speech_dir, **given, **caches)
-    assert "(16 of 16 there)" in out and "(12 of 12 there)" in out
+    assert "(22 of 22 there)" in out and "(16 of 16 there)" in out
     assert "Encoding" not in err and "Labelling" not in err
     assert len(plain["loss"]) == 6 and len(plain["teacher_loss"]) == 4
     torch.testing.assert_close(first, plain, **TOLERANCE)
@@ -278,7 +270,7 @@ def test_labelled_speech_trains_students_without_the_teacher(
     labelling += ["--teacher_top_k", ALL_BUT_ONE, "--output_dir", tmp_path / "unused"]
     status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
     assert status == 0, err
-    assert "(0 of 12 there)" in out and f"12 labelled clips: --dataset {labels}" in out
+    assert "(0 of 16 there)" in out and f"16 labelled clips: --dataset {labels}" in out
     assert not (tmp_path / "unused").exists() and set(TEACHER_COLUMNS) <= set(load_from_disk(labels).column_names)
     live, _, _ = finished(monkeypatch, capsys, tmp_path / "live", speech_dir, teacher=teacher_dir, student=student_dir)
     alone, out, _ = finished(monkeypatch, capsys, tmp_path / "alone", labels, student=student_dir)
@@ -341,12 +333,12 @@ def test_clips_skipped_in_labelling_are_listed_beside_the_labels(
     (bad / "train" / "audio" / "003.wav").write_bytes(b"this is not audio at all")
     labelling = ["--use_cpu", "--teacher", teacher_dir, "--dataset", bad, "--on_bad_audio", "skip"]
     labelling += ["--cache_teacher", f"{tmp_path / 'labels'}/", "--teacher_top_k", 5]
-    for there in (0, 11):
+    for there in (0, 15):
         status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
         assert status == 0, err
-        assert f"({there} of 11 there)" in out and "11 labelled clips: --dataset" in out
+        assert f"({there} of 15 there)" in out and "15 labelled clips: --dataset" in out
     assert "3,train/audio/003.wav," in (tmp_path / "labels.skipped" / "skipped-training-bad.csv").read_text()
-    assert len(load_from_disk(tmp_path / "labels")) == 11
+    assert len(load_from_disk(tmp_path / "labels")) == 15
 
 
 def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
@@ -359,6 +351,6 @@ def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsy
     killed.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     _, out, _ = finished(monkeypatch, capsys, tmp_path / "killed", speech_dir, **given, resume_from_checkpoint="last")
-    assert "(12 of 12 there)" in out
+    assert "(16 of 16 there)" in out
     a, b = (weights(tmp_path / name) for name in ("whole", "killed"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, launch_two, make_multilingual, make_processor, make_whisper, write_speech
+from conftest import ROOT, launch_two, make_multilingual, make_processor, make_whisper
 from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
@@ -33,14 +33,6 @@ def teacher_dir(tmp_path_factory):
     processor = make_processor()
     make_whisper(processor).save_pretrained(directory)
     processor.save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("speech")
-    write_speech(directory / "train", clips=16, seed=0)
-    write_speech(directory / "validation", clips=6, seed=1)
     return directory
 
 
@@ -65,9 +57,11 @@ def run_here(monkeypatch, capsys, *arguments, file=SCRIPT):
     return status, out, err
 
 
-def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
+):
     status, out, err = run_here(
-        monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", "--eval_splits", "validation")
+        monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation")
     )
     assert status == 0, err
     assert re.search(r"teacher +0 - 9 .*\nself +10 - 11 ", out)
@@ -86,12 +80,12 @@ def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(monkeypatch, c
     assert any(not torch.equal(student[name], teacher[name]) for name in moved)
 
 
-def test_a_multilingual_student_speaks_its_language(monkeypatch, capsys, tmp_path, speech):
+def test_a_multilingual_student_speaks_its_language(monkeypatch, capsys, tmp_path, speech_dir):
     model, processor = make_multilingual()
     model.save_pretrained(tmp_path / "teacher")
     processor.save_pretrained(tmp_path / "teacher")
     arguments = options(
-        tmp_path / "teacher", speech, tmp_path / "run", "--eval_splits", "validation", "--max_steps", 2
+        tmp_path / "teacher", speech_dir, tmp_path / "run", "--eval_splits", "validation", "--max_steps", 2
     )
     status, _, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 2 and "--language is missing" in err
@@ -113,12 +107,12 @@ def test_a_multilingual_student_speaks_its_language(monkeypatch, capsys, tmp_pat
 
 @pytest.mark.parametrize("with_teacher", [True, False])
 def test_a_student_of_ones_own_with_and_without_a_teacher(
-    monkeypatch, capsys, tmp_path, teacher_dir, speech, with_teacher
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, with_teacher
 ):
     own = tmp_path / "own"
     init_student(make_whisper(make_processor(), seed=9), [1, 2]).save_pretrained(own)
     make_processor().save_pretrained(own)
-    arguments = ["--student", own, *options(teacher_dir, speech, tmp_path / "run", "--learning_rate", "1e-6")]
+    arguments = ["--student", own, *options(teacher_dir, speech_dir, tmp_path / "run", "--learning_rate", "1e-6")]
     if not with_teacher:
         position = arguments.index("--teacher")
         del arguments[position : position + 2]
@@ -133,47 +127,49 @@ def test_a_student_of_ones_own_with_and_without_a_teacher(
 
 
 def test_a_teacher_in_half_precision_leaves_no_rounding_in_the_student(
-    monkeypatch, capsys, tmp_path, teacher_dir, speech
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
 ):
-    arguments = options(teacher_dir, speech, tmp_path / "run", "--max_steps", 1, "--teacher_dtype", "bfloat16")
+    arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--max_steps", 1, "--teacher_dtype", "bfloat16")
     assert run_here(monkeypatch, capsys, *arguments)[0] == 0
     student, teacher = (load_file(path / "model.safetensors") for path in (tmp_path / "run", teacher_dir))
     assert all(torch.equal(student[name], teacher[name]) for name in teacher if ".encoder." in name)
 
 
-def test_a_loss_that_explodes_ends_the_run_with_one_message(monkeypatch, capsys, tmp_path, teacher_dir, speech):
-    arguments = options(teacher_dir, speech, tmp_path / "run", "--learning_rate", "1e30")
+def test_a_loss_that_explodes_ends_the_run_with_one_message(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--learning_rate", "1e30")
     status, _, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 2
     assert re.search(r"error: the (loss|gradient) is not finite at step \d+, .*train/audio/\d+\.wav", err)
 
 
-def test_batches_from_worker_processes_grouped_by_length(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+def test_batches_from_worker_processes_grouped_by_length(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     more = ["--dataloader_num_workers", 2, "--train_sampling_strategy", "group_by_length", "--max_steps", 4]
-    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", *more))
+    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
     assert status == 0, err
 
 
-def test_the_table_has_the_error_rates_that_transformers_gives(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+def test_the_table_has_the_error_rates_that_transformers_gives(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     more = ["--eval_splits", "validation", "--max_steps", 2, "--normalizer", "basic"]
-    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", *more))
+    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
     assert status == 0, err
-    with (speech / "validation" / "metadata.csv").open(newline="") as file:
+    with (speech_dir / "validation" / "metadata.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for name, model in (("teacher", teacher_dir), ("student after", tmp_path / "run")):
         transcribe = pipeline("automatic-speech-recognition", model=str(model))
         heard = []
         for row in rows:
-            wave, _ = soundfile.read(speech / "validation" / row["file_name"], dtype="float32")
+            wave, _ = soundfile.read(speech_dir / "validation" / row["file_name"], dtype="float32")
             clip = {"raw": wave, "sampling_rate": 16_000}
             heard.append(BasicTextNormalizer()(transcribe(clip, generate_kwargs={"num_beams": 1})["text"]))
         wer = 100 * jiwer.wer([row["transcription"] for row in rows], heard)
         assert re.search(rf"^{name} +{wer:.1f} %", out, re.MULTILINE), (wer, out)
 
 
-def test_the_command_line_wins_over_yaml_and_yaml_over_the_preset(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+def test_the_command_line_wins_over_yaml_and_yaml_over_the_preset(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
+):
     (tmp_path / "run.yaml").write_text(
-        f"teacher: {teacher_dir}\ndataset: {speech}\noutput_dir: {tmp_path / 'run'}\nuse_cpu: true\nmax_steps: 4\n"
+        f"teacher: {teacher_dir}\ndataset: {speech_dir}\noutput_dir: {tmp_path / 'run'}\nuse_cpu: true\nmax_steps: 4\n"
         "preset: kd\nteacher_weight: 0.5\ntemperature: 3.0\nlearning_rate: 1e-3\n"
     )
     arguments = ("--config", tmp_path / "run.yaml", "--teacher_weight", "0.25")
@@ -220,9 +216,9 @@ ROW_PROBLEMS += ["empty transcript"]
 
 @pytest.mark.parametrize("kind", ROW_PROBLEMS)
 def test_a_bad_clip_is_named_before_training_or_skipped_and_listed(
-    monkeypatch, capsys, tmp_path, teacher_dir, speech, kind
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, kind
 ):
-    bad = shutil.copytree(speech, tmp_path / "bad")
+    bad = shutil.copytree(speech_dir, tmp_path / "bad")
     break_speech(kind, bad)
     status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, bad, tmp_path / "run"))
     assert status == 2 and "1 of 16 clips can't be used" in err
@@ -246,8 +242,8 @@ def test_a_bad_clip_is_named_before_training_or_skipped_and_listed(
         ("missing column", "--text_column"),
     ],
 )
-def test_a_wrong_metadata_file_is_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech, kind, message):
-    bad = shutil.copytree(speech, tmp_path / "bad")
+def test_a_wrong_metadata_file_is_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, kind, message):
+    bad = shutil.copytree(speech_dir, tmp_path / "bad")
     break_speech(kind, bad)
     status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, bad, tmp_path / "run"))
     assert status == 2 and message in err
@@ -266,20 +262,22 @@ def test_any_rate_and_stereo_are_just_audio(monkeypatch, capsys, tmp_path, teach
     assert status == 0, err
 
 
-def test_models_that_cannot_be_used_are_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech):
+def test_models_that_cannot_be_used_are_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     shutil.copy(teacher_dir / "tokenizer_config.json", tmp_path / "bert")
-    status, _, err = run_here(monkeypatch, capsys, *options(tmp_path / "bert", speech, tmp_path / "run"))
+    status, _, err = run_here(monkeypatch, capsys, *options(tmp_path / "bert", speech_dir, tmp_path / "run"))
     assert status == 2 and "is a 'bert' model, not Whisper" in err
     other = tmp_path / "other"
     make_whisper(make_processor(), num_mel_bins=16).save_pretrained(other)
     make_processor().save_pretrained(other)
-    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", "--student", other))
+    status, _, err = run_here(
+        monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", "--student", other)
+    )
     assert status == 2 and "8 against 16 mel bins" in err
-    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir / "nothing", speech, tmp_path / "run"))
+    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir / "nothing", speech_dir, tmp_path / "run"))
     assert status == 2 and "no such file or directory" in err
-    status, _, err = run_here(monkeypatch, capsys, "--dataset", speech)
+    status, _, err = run_here(monkeypatch, capsys, "--dataset", speech_dir)
     assert status == 2 and "--teacher is missing" in err
 
 
@@ -314,16 +312,16 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
     # 12 steps, the self phase begins at step 7: in the teacher phase, at the boundary, in the self phase
     [("ema", "checkpoint-3"), ("snapshot", "checkpoint-7"), ("ema", "checkpoint-9")],
 )
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech, self_teacher, killed_at):
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech_dir, self_teacher, killed_at):
     more = ["--self_teacher", self_teacher, "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2"]
     more += ["--teacher_phase", "0.6"]
-    whole = start(*options(teacher_dir, speech, tmp_path / "whole", *more))
-    killed = start(*options(teacher_dir, speech, tmp_path / "killed", *more))
+    whole = start(*options(teacher_dir, speech_dir, tmp_path / "whole", *more))
+    killed = start(*options(teacher_dir, speech_dir, tmp_path / "killed", *more))
     wait_for(tmp_path / "killed" / killed_at, killed)  # the directory is made first: it may well be incomplete
     killed.kill()
     killed.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    resumed = start(*options(teacher_dir, speech, tmp_path / "killed", *more, "--resume_from_checkpoint", "last"))
+    resumed = start(*options(teacher_dir, speech_dir, tmp_path / "killed", *more, "--resume_from_checkpoint", "last"))
     for process in (whole, resumed):
         out, _ = process.communicate(timeout=200)
         assert process.returncode == 0, out[-3000:]
@@ -331,16 +329,16 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech,
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, speech):
-    done = launch_two(SCRIPT, *options(teacher_dir, speech, tmp_path / "run", "--eval_splits", "validation"))
+def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, speech_dir):
+    done = launch_two(SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(re.findall(r"^self +5 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
     assert len(re.findall(r"^student after ", done.stdout, re.MULTILINE)) == 1
     AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
 
 
-def test_ctrl_c_ends_a_process_with_a_checkpoint_and_says_how_to_go_on(tmp_path, teacher_dir, speech):
-    arguments = options(teacher_dir, speech, tmp_path / "run", "--logging_steps", "1", "--max_steps", "5000")
+def test_ctrl_c_ends_a_process_with_a_checkpoint_and_says_how_to_go_on(tmp_path, teacher_dir, speech_dir):
+    arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--logging_steps", "1", "--max_steps", "5000")
     process = start(*arguments)
     for line in process.stdout:
         if "'loss'" in line:
