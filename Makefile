@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow cards lint format clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ test: $(INSTALLED)  ## the tests, without the slow ones
 
 test-slow: $(INSTALLED)  ## the slow tests: the whole demo
 	$(BIN)/python -m pytest -m slow
+
+cards: $(INSTALLED)  ## render the golden model cards of model_cards/ anew
+	$(BIN)/python tests/make_cards.py
 
 lint: $(INSTALLED)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -307,7 +307,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     logging_steps: float = field(default=25, metadata={"help": "Log every so many steps; below 1 a fraction."})
     hub_strategy: str = field(
         default="end",
-        metadata={"help": "When to push, with --push_to_hub: end, every_save, checkpoint, all_checkpoints."},
+        metadata={
+            "help": "When to publish, with --push_to_hub: end, or every_save (also the student of every checkpoint)."
+        },
     )
     predict_with_generate: bool = field(default=True, metadata={"help": "Evaluate WER and CER by generation."})
     dataloader_pin_memory: bool = field(
@@ -369,10 +371,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"teacher_weight: {self.teacher_weight} has no effect with a teacher_phase of 0")
         if self.self_refresh == "epoch" and self.self_teacher != "snapshot":
             raise UserError("self_refresh: only a snapshot is renewed; the ema follows the student by itself")
-        if self.hub_token and self.hub_strategy != "end":
+        if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise UserError(
-                "hub_strategy: Trainer publishes its arguments, and hub_token with them, unless it is `end`; log in "
-                "with `hf auth login` instead of giving hub_token"
+                f"hub_strategy: {str(self.hub_strategy)!r} publishes the optimizer's state, and here only the student "
+                "is ever published: choose every_save (the student of every checkpoint) or end"
             )
         if (self.metric_for_best_model or "").removeprefix("eval_") in BLEND_METRICS and not self.eval_blend:
             raise UserError(f"metric_for_best_model: {self.metric_for_best_model} is evaluated only with eval_blend")

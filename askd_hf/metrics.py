@@ -3,24 +3,25 @@
 from collections.abc import Callable
 
 import datasets
-import evaluate
 import jiwer
 import numpy as np
 from transformers import EvalPrediction, WhisperProcessor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
+from .evaluate_library import Metric, MetricInfo
+
 ENGLISH = ("en", "english")
 
 
-class ErrorRate(evaluate.Metric):
+class ErrorRate(Metric):
     """Corpus-level WER and CER. `evaluate.load("wer")` would fetch its script from the Hub; this one works offline.
 
     `compute(predictions=..., references=...)` takes lists of strings and gives `{"wer": ..., "cer": ...}`, in percent:
     all edits of the corpus over all words (characters) of the references.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
+    def _info(self) -> MetricInfo:
+        return MetricInfo(
             description="Word and character error rate in percent (jiwer)",
             citation="",
             inputs_description="predictions and references: one string a clip",

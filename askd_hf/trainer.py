@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import ProcessorMixin, Seq2SeqTrainer, WhisperForConditionalGeneration
+from transformers import ProcessorMixin, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -23,9 +23,10 @@ from .callbacks import AdaptiveBlendCallback, DataWaitCallback, StopGracefullyCa
 from .config import ASKDConfig
 from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler, SpeechCollator, encode
 from .errors import UserError
-from .hub import hub_upload
+from .facts import Origin, cached_teacher, gather_facts
 from .objective import DIVERGENCES, BlendTerms, TopK
 from .projection import Unprojected, chunked_blend, unprojected
+from .publishing import PublishingTrainer
 from .run_dir import checkpoint_to_resume
 from .schedule import BlendWeights
 from .student import check_pair, encoder_is_deterministic, same_encoder
@@ -35,7 +36,7 @@ from .terms import NonFiniteLossError, check_finite, means, new_sums, sums, sums
 logger = logging.getLogger(__name__)
 
 
-class ASKDTrainer(Seq2SeqTrainer):
+class ASKDTrainer(PublishingTrainer):
     """Distils `teacher` into `model` by the objective of `askd_hf.objective`.
 
     Args:
@@ -45,6 +46,7 @@ class ASKDTrainer(Seq2SeqTrainer):
             never saved, dropped as soon as its weight is 0 for good. None if its weight is 0 from the start, or if
             `train_dataset` has the teacher's cached columns (`askd_hf.teacher_cache`).
         processing_class: the `WhisperProcessor` that is saved with the student.
+        origin: where models and speech come from, for the model card. Default: what the models know of it.
         kwargs: the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator`, see `SpeechCollator`.
 
     Logged besides Trainer's own values, over the label tokens since the last time: `ce_loss`, `teacher_loss`,
@@ -62,6 +64,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         args: ASKDConfig,
         teacher: WhisperForConditionalGeneration | None = None,
         processing_class: ProcessorMixin | None = None,
+        origin: Origin | None = None,
         **kwargs: Any,
     ):
         if kwargs.get("compute_loss_func") is not None:
@@ -94,6 +97,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
 
+        self.origin = Origin.of_models(teacher, model) if origin is None else origin
         self.teacher = None
         self._teacher_is_cached = cached
         if args.uses_teacher and (args.eval_blend or not cached):
@@ -383,18 +387,6 @@ class ASKDTrainer(Seq2SeqTrainer):
         """
         super().save_model(output_dir, _internal_call=True)
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's. Raises `UserError` if it fails: the student is on disk, and the message says how to go on."""
-        again = (
-            f"hf upload {self.hub_model_id or '<your name>/<model>'} {self.args.output_dir} --exclude 'checkpoint-*/*'"
-        )
-        with hub_upload(f"the student is safe in {self.args.output_dir}; push it later with: {again}"):
-            return super().push_to_hub(*args, **kwargs)
-
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        with hub_upload("nothing can be pushed: log in with `hf auth login`, or leave out --push_to_hub"):
-            super().init_hf_repo(*args, **kwargs)
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         in_training = student.config.use_cache, student.generation_config
@@ -414,3 +406,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         # a checkpoint keeps the dtype of training, or a resumed run would go on from rounded weights
         if dtype != self.model.dtype and not directory.name.startswith(PREFIX_CHECKPOINT_DIR):
             WhisperForConditionalGeneration.from_pretrained(directory, dtype=dtype).save_pretrained(directory)
+        if self._teacher_is_cached and self.args.uses_teacher and self.origin.teacher is None:
+            self.origin.teacher = cached_teacher(self.train_dataset)
+        facts = gather_facts(directory, self.origin, self.args, self.state, self.blend, self.train_dataset)
+        facts.save(directory)

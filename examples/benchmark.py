@@ -50,6 +50,7 @@ from askd_hf import init_student
 from askd_hf.cli import parse_args
 from askd_hf.data import TEACHER_COLUMNS
 from askd_hf.errors import UserError, exit_on_user_error
+from askd_hf.evaluation.memory import peak_bytes
 
 
 @dataclass
@@ -242,7 +243,7 @@ def measure(bench: Bench, names: list[str], with_memory: bool) -> dict[str, dict
         longest = max(range(len(bench.batches)), key=lambda i: bench.batches[i]["labels"].shape[1])
         for name in names:
             batch = columns_for(name, bench, longest)
-            results[name]["peak_bytes"] = memory.peak_bytes(lambda: update[name](batch), args.device)  # noqa: B023
+            results[name]["peak_bytes"] = peak_bytes(lambda: update[name](batch), args.device)  # noqa: B023
             results[name]["held_bytes"] = steps.held_bytes(update[name].held())
     return results
 

@@ -1,10 +1,6 @@
 """Memory: of a step, and of the loss alone, naive and ours."""
 
-import ctypes
-import gc
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +8,7 @@ import torch.nn.functional as F
 from benchmark_steps import TEMPERATURE, distil_whisper_loss
 from torch import Tensor
 
+from askd_hf.evaluation.memory import peak_bytes
 from askd_hf.objective import TopK
 from askd_hf.projection import Unprojected, chunked_blend
 
@@ -72,35 +69,3 @@ def measure_loss(kind: str, size: tuple[int, int, int, int], device: torch.devic
     run(1)  # so that libraries have taken what they take once
     student.hidden.grad = student.weight.grad = None
     return {"peak_bytes": peak_bytes(lambda: run(len(labels)), device)} | result
-
-
-# ---- memory ----
-
-
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """The most memory that `run` takes above what was taken before it; None where that can't be measured.
-
-    On a CPU it is that of the process as Linux counts it. The high-water mark is reset first, and what the C library
-    has kept of freed memory is given back, so that it isn't reused unseen.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status_bytes("VmRSS")
-        run()
-        return _status_bytes("VmHWM") - before
-    except (OSError, AttributeError):  # another system or C library, or not allowed
-        return None
-
-
-def _status_bytes(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])

@@ -17,19 +17,18 @@ All options: --help. They can also stand in a YAML file: --config run.yaml. A ki
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
 from askd_hf.cli import parse_args
+from askd_hf.comparison import compare
 from askd_hf.config import CacheArguments, DataArguments, ModelArguments, resolve_dtype
 from askd_hf.data import SAMPLING_RATE, decode_audio
 from askd_hf.errors import exit_on_user_error
-from askd_hf.evaluation import comparison, score
+from askd_hf.evaluation import tables
+from askd_hf.facts import Origin
 from askd_hf.metrics import compute_metrics_for, text_normalizer
 from askd_hf.preparation import (
     check_caches,
@@ -76,6 +75,8 @@ def main() -> None:
     spoken = None if data_args.task == "translate" else data_args.language  # translations are English
     normalize = text_normalizer(processor, spoken, data_args.normalizer)
 
+    origin = Origin.of(model_args, data_args, teacher, student)  # for the model card
+
     # ---- what no step changes is computed once: --cache_encoder, --cache_teacher ----
     collator = with_encoder_cache(collator, student, [train_dataset, *eval_datasets.values()], caches, config)
     train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config)
@@ -94,6 +95,7 @@ def main() -> None:
         eval_dataset=eval_datasets if len(eval_datasets) > 1 else next(iter(eval_datasets.values()), None),
         data_collator=collator,
         processing_class=processor,
+        origin=origin,
         compute_metrics=compute_metrics_for(processor, normalize),
     )
     del teacher  # the trainer frees it as soon as its weight is 0 for good
@@ -111,9 +113,12 @@ def main() -> None:
 
     # ---- what has become of the student ----
     if eval_datasets and data_args.compare:
-        compare(trainer, model_args, data_args, eval_datasets, normalize)
+        trainer.teacher = None  # as far as it still has one
+        models = load_models(model_args, config.output_dir)
+        print(f"\n{tables(compare(models, processor, eval_datasets, data_args, config))}")
     listen(config.output_dir, next(iter(eval_datasets.values()), train_dataset)[0])
     print(f'\nThe student: pipeline("automatic-speech-recognition", model="{config.output_dir}")')
+    trainer.create_model_card()
     if config.push_to_hub:
         trainer.push_to_hub()
 
@@ -130,31 +135,16 @@ def load_student(
     return init_student(teacher, model_args.decoder_layers, model_args.encoder_layers)
 
 
-def compare(
-    trainer: ASKDTrainer,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    splits: dict[str, Dataset],
-    normalize: Callable[[str], str],
-) -> None:
-    """Print a table of teacher, student before and student after on the evaluation splits, all in one dtype."""
-    config, processor = trainer.args, trainer.processing_class
-    device, batch_size = config.device, config.per_device_eval_batch_size
-    # half precision is slower on a CPU, not faster
-    dtype = torch.float32 if device.type == "cpu" else getattr(torch, config.save_dtype)
-    trainer.teacher = None  # as far as it still has one
+def load_models(model_args: ModelArguments, output_dir: str) -> dict[str, tuple[str, WhisperForConditionalGeneration]]:
+    """Student, student before and teacher, each with what it was loaded by."""
     teacher = load_teacher(model_args) if model_args.teacher else None
-    models = {} if teacher is None else {"teacher": teacher}
-    models["student before"] = load_student(model_args, teacher)
-    models["student after"] = load_whisper(config.output_dir, attn_implementation=model_args.attn_implementation)
-    scores = []
-    for name, model in models.items():
-        set_language(model, processor, data_args.language, data_args.task)
-        scores.append(score(name, model.to(device, dtype), processor, splits, normalize, batch_size))
-        model.to("cpu")
-    clips = ", ".join(f"{len(dataset)} clips of {split}" for split, dataset in splits.items())
-    print(f"\n{comparison(scores)}")
-    print(f"({clips}; {type(normalize).__name__}; greedy, batches of {batch_size}, {device.type}, {dtype})")
+    student = load_whisper(output_dir, attn_implementation=model_args.attn_implementation)
+    models = {"student": (output_dir, student)}
+    made_of = model_args.student or f"layers of {model_args.teacher}"
+    models["student before"] = (made_of, load_student(model_args, teacher))
+    if teacher is not None:
+        models["teacher"] = (model_args.teacher, teacher)
+    return models
 
 
 def listen(model_dir: str, clip: dict) -> None:

@@ -17,11 +17,13 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT, launch_two, make_multilingual, make_processor, make_whisper
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from askd_hf.data import SpeechCollator
+from askd_hf.evaluation import Results
 from askd_hf.student import init_student, set_language
 
 SCRIPT = ROOT / "examples" / "distill.py"
@@ -65,9 +67,20 @@ def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
     )
     assert status == 0, err
     assert re.search(r"teacher +0 - 9 .*\nself +10 - 11 ", out)
-    for row in ("teacher", "student before", "student after"):
-        assert re.search(rf"^{row} +\d+\.\d % +[\d,]+ +\d+$", out, re.MULTILINE), row
-    assert "(6 clips of validation; EnglishTextNormalizer; greedy" in out
+    for row in ("validation  student", "student before", "teacher"):
+        rates = r"\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)"
+        assert re.search(rf"^ *{row} +{rates} +{rates} +english +6 ", out, re.MULTILINE), row
+    results = Results.load(tmp_path / "run" / "evaluation" / "results.json")
+    assert [model.name for model in results.models.values()] == [
+        str(tmp_path / "run"),
+        f"layers of {teacher_dir}",
+        str(teacher_dir),
+    ]
+    assert [row.role for row in results.speed.rows if row.batch_size == 6] == list(results.models)
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    wer = next(result for result in card.data.eval_results if result.metric_type == "wer")
+    assert wer.metric_value == round(results.sets[0].scores["student"].wer, 2)
+    assert (tmp_path / "run" / "evaluation" / "report.html").is_file() and (tmp_path / "run" / "run.png").is_file()
     model = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
     assert model.config.decoder_layers == 2 and model.config.encoder_layers == 2
     AutoProcessor.from_pretrained(tmp_path / "run")
@@ -154,7 +167,8 @@ def test_the_table_has_the_error_rates_that_transformers_gives(monkeypatch, caps
     assert status == 0, err
     with (speech_dir / "validation" / "metadata.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for name, model in (("teacher", teacher_dir), ("student after", tmp_path / "run")):
+    results = Results.load(tmp_path / "run" / "evaluation" / "results.json")
+    for role, model in (("teacher", teacher_dir), ("student", tmp_path / "run")):
         transcribe = pipeline("automatic-speech-recognition", model=str(model))
         heard = []
         for row in rows:
@@ -162,7 +176,8 @@ def test_the_table_has_the_error_rates_that_transformers_gives(monkeypatch, caps
             clip = {"raw": wave, "sampling_rate": 16_000}
             heard.append(BasicTextNormalizer()(transcribe(clip, generate_kwargs={"num_beams": 1})["text"]))
         wer = 100 * jiwer.wer([row["transcription"] for row in rows], heard)
-        assert re.search(rf"^{name} +{wer:.1f} %", out, re.MULTILINE), (wer, out)
+        assert results.sets[0].scores[role].wer == pytest.approx(wer)
+        assert re.search(rf" {role} +{wer:.2f} \(", out, re.MULTILINE), (wer, out)
 
 
 def test_the_command_line_wins_over_yaml_and_yaml_over_the_preset(
@@ -333,7 +348,7 @@ def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, spee
     done = launch_two(SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(re.findall(r"^self +5 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
-    assert len(re.findall(r"^student after ", done.stdout, re.MULTILINE)) == 1
+    assert len(re.findall(r"^validation  student ", done.stdout, re.MULTILINE)) == 1
     AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
 
 

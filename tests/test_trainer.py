@@ -312,10 +312,10 @@ def test_a_failed_push_leaves_the_student_and_says_how_to_push_it(tmp_path, teac
     trainer = make_trainer(tmp_path, teacher, student, processor=processor)
     trainer.train()
     trainer.save_model()
-    with pytest.raises(UserError, match="log in with `hf auth login`"):  # the tests run with HF_HUB_OFFLINE
+    resume = f"python examples/push.py --model {tmp_path} --repo {tmp_path.name}"
+    with pytest.raises(UserError, match=f"is safe in {tmp_path}; go on with: {resume}"):  # with HF_HUB_OFFLINE
         trainer.push_to_hub()
-    trainer.hub_model_id = "somebody/student"
-    trainer.push_in_progress = None
-    with pytest.raises(UserError, match=rf"is safe in {tmp_path}; push it later with: hf upload somebody/student"):
+    trainer.args.hub_model_id = "somebody/student"
+    with pytest.raises(UserError, match="--repo somebody/student"):
         trainer.push_to_hub()
     assert AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path).config.decoder_layers == 2

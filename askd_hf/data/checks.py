@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,23 +23,24 @@ SHOWN = 10
 
 def check_clips(
     dataset: Dataset,
-    tokenize: Callable[[str], list[int]],
+    tokenize: Callable[[str], list[int]] | None,
     *,
     max_seconds: float,
-    max_label_tokens: int,
+    max_label_tokens: float = math.inf,
     on_bad_audio: Literal["error", "skip"],
     num_proc: int | None = None,
     report_file: Path | None = None,
     split: str = "train",
 ) -> Dataset:
-    """Decode every clip, tokenize every transcript, and refuse or drop the rows that can't be trained on.
+    """Decode every clip, tokenize every transcript, and refuse or drop the rows that can't be used.
 
     Bad are: missing, corrupt, truncated and empty audio, NaN samples, clips over `max_seconds`, empty transcripts, and
     labels over `max_label_tokens`. Rows are counted from 0.
 
     Args:
         dataset: of `load_speech`.
-        tokenize: text to label ids (`SpeechCollator.label_ids`).
+        tokenize: text to label ids (`SpeechCollator.label_ids`). None, where nothing is trained: any transcript is
+            good, and none at all is.
         max_seconds: what the feature extractor would cut off, its `chunk_length`.
         max_label_tokens: of the decoder, its `max_target_positions`.
         on_bad_audio: "error": raise if a row is bad. "skip": drop bad rows with a warning.
@@ -47,7 +49,8 @@ def check_clips(
         split: its name in messages.
 
     Returns:
-        The good rows, with `seconds` (float), `label_tokens` (int) and `audio_key` (see `audio_key`) added.
+        The good rows, with `seconds` (float), `audio_key` (see `audio_key`) and, if tokenized, `label_tokens` (int)
+        added.
 
     Raises:
         UserError: bad rows with "error", or not one good row.
@@ -62,15 +65,18 @@ def check_clips(
         desc=f"Checking the clips of {split}",
     )
     # An empty transcript counts as no labels, without the tokens of the prefix.
-    lengths = [len(tokenize(text)) if text and text.strip() else 0 for text in dataset["text"]]
+    lengths = None
+    if tokenize is not None:
+        lengths = [len(tokenize(text)) if text and text.strip() else 0 for text in dataset["text"]]
     seconds = sounds["seconds"][:]
     bad = {}
     for row, sound in enumerate(sounds):
-        reason = _reason(sound, lengths[row], max_seconds, max_label_tokens)
+        reason = _reason(sound, lengths and lengths[row], max_seconds, max_label_tokens)
         if reason is not None:
             bad[row] = reason
     checked = replace_column(dataset, "seconds", seconds)
-    checked = replace_column(checked, "label_tokens", lengths)
+    if lengths is not None:
+        checked = replace_column(checked, "label_tokens", lengths)
     checked = replace_column(checked, "audio_key", sounds["audio_key"][:])
     if not bad:
         return checked
@@ -98,7 +104,9 @@ def audio_key(samples: np.ndarray, rate: int) -> str:
     return digest.hexdigest()
 
 
-def _reason(sound: Mapping[str, Any], label_tokens: int, max_seconds: float, max_label_tokens: int) -> str | None:
+def _reason(
+    sound: Mapping[str, Any], label_tokens: int | None, max_seconds: float, max_label_tokens: float
+) -> str | None:
     """Why a row is bad: a kind, and after a colon the details. None if it is good."""
     if sound["problem"]:
         return sound["problem"]
@@ -106,7 +114,7 @@ def _reason(sound: Mapping[str, Any], label_tokens: int, max_seconds: float, max
         return f"too long: {sound['seconds']:.2f} s, the limit is {max_seconds:g} s"
     if label_tokens == 0:
         return "empty transcript"
-    if label_tokens > max_label_tokens:
+    if label_tokens is not None and label_tokens > max_label_tokens:
         return f"transcript too long: {label_tokens} tokens, the limit is {max_label_tokens}"
     return None
 

@@ -303,7 +303,7 @@ class Handler(BaseHTTPRequestHandler):
             entry = {"oid": item["oid"], "size": item["size"]}
             if not (self.hub.objects / item["oid"]).is_file():
                 # the path is the permission: the client sends no token there
-                path = f"/objects/{secrets.token_hex(8)}"
+                path = f"/objects/{'/'.join(repo.parts[-2:])}/{secrets.token_hex(8)}"
                 self.hub.awaited[path] = item["oid"]
                 entry["actions"] = {"upload": {"href": self.hub.endpoint + path}}
             found.append(entry)

@@ -126,3 +126,10 @@ def test_the_audio_key_is_of_the_content(tmp_path):
     assert same == named == flac == stereo
     assert len({same, *others}) == 4
     assert len(same) == 32
+
+
+def test_without_a_tokenizer_any_transcript_is_good(mixed):
+    kept = check_clips(mixed, None, max_seconds=1.0, on_bad_audio="skip")
+    assert kept["clip"][:] == ["0.wav", "7.wav", "8.wav", "9.wav", "10.wav"]
+    assert kept["text"][:] == [TEXTS[i] for i in (0, 7, 8, 9, 10)]
+    assert "label_tokens" not in kept.column_names

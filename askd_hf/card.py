@@ -1,0 +1,220 @@
+"""The model card, filled in from a run's `training.json` and from evaluation results.
+
+What wasn't measured is left out. The text is in `templates/model_card.md`, its tables are in `card_text.py`; here are
+the metadata and what is known of the model's limits.
+"""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .card_text import (
+    comparison,
+    descent,
+    dropped,
+    hyperparameter_table,
+    model_table,
+    objective,
+    phase_table,
+    score_table,
+    set_name,
+    settings_line,
+    speculative_line,
+    speech_line,
+    speed_conditions,
+    speed_table,
+    symbols,
+)
+from .evaluation.results import CONFIDENCE, Results, Scores, SetResult
+from .facts import LICENSE_FIELDS, Facts, Origin
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+TAGS = ["whisper", "knowledge-distillation", "askd_hf", "hf-asr-leaderboard"]
+TASK = "automatic-speech-recognition"
+# Whisper's code of Javanese isn't the one of ISO 639-1, which the Hub asks for
+ISO_CODES = {"jw": "jv"}
+STUDENT, TEACHER = "student", "teacher"
+
+
+def render_card(facts: Facts, results: Results | None, repo_id: str, figure: bool = False) -> ModelCard:
+    """The card of a run.
+
+    Args:
+        facts: of `training.json`.
+        results: of an evaluation in which it is the `student`; None: the card has no results section.
+        repo_id: where the model is published, `you/name`: as the examples in the card load it.
+        figure: whether `run.png` is published beside the card.
+    """
+    title = repo_id.split("/")[-1]
+    data = card_data(facts, results, title)
+    tables = {}
+    if results is not None:
+        tables = dict(
+            scores=score_table(results) if any(entry.speech for entry in results.sets) else None,
+            models=model_table(results),
+            comparisons=[comparison(entry) for entry in results.sets if entry.paired],
+            dropped=[dropped(entry) for entry in results.sets if entry.dropped],
+            settings=settings_line(results.settings),
+            blocks=sorted({entry.blocks for entry in results.sets if entry.speech}),
+            speed=results.speed and speed_table(results.speed),
+            conditions=results.speed and speed_conditions(results.speed),
+            speculative=results.speculative and speculative_line(results.speculative),
+        )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=title,
+        repo=repo_id,
+        facts=facts,
+        origin=facts.origin,
+        student=facts.student,
+        parameters=f"{facts.student.parameters:,}",
+        descent=descent(facts.origin),
+        # given the teacher's encoder output it needs no encoder of its own
+        assistant="AutoModelForCausalLM" if has_teachers_encoder(facts) else "AutoModelForSpeechSeq2Seq",
+        speech=speech_line(facts),
+        formula=objective(facts.arguments),
+        symbols=symbols(facts),
+        phases=phase_table(facts),
+        hyperparameters=hyperparameter_table(facts),
+        versions=", ".join(f"{name} {number}" for name, number in facts.versions.items()),
+        figure=figure,
+        evaluation=tables,
+        confidence=f"{100 * CONFIDENCE:g}",
+        limits=limits(facts, results),
+    )
+
+
+def has_teachers_encoder(facts: Facts) -> bool:
+    origin = facts.origin
+    return facts.arguments["freeze_encoder"] and origin.student is None and origin.copied_encoder_layers is None
+
+
+# ---- metadata ----
+
+
+def card_data(facts: Facts, results: Results | None, title: str) -> ModelCardData:
+    """The metadata, of which the Hub makes filters, the model's tree and its leaderboards."""
+    origin = facts.origin
+    base = origin.student or origin.teacher  # what training started from
+    on_hub = base is not None and base.on_hub
+    measured = model_index(results) if results is not None else []
+    return ModelCardData(
+        language=origin.language and ISO_CODES.get(origin.language, origin.language),
+        **inherited_license(origin),
+        library_name="transformers",
+        pipeline_tag=TASK,
+        base_model=base.name if on_hub else None,
+        # the Hub knows adapter, merge, quantized and finetune: of these a distilled student is a finetune
+        base_model_relation="finetune" if on_hub else None,
+        datasets=[origin.dataset] if origin.on_hub else None,
+        metrics=["wer", "cer"] if measured else None,
+        tags=TAGS,
+        model_name=title if measured else None,
+        eval_results=measured or None,
+    )
+
+
+def inherited_license(origin: Origin) -> dict[str, str]:
+    """What the cards of teacher and of the model that training started from state, unless they disagree."""
+    stated = [model.license for model in (origin.teacher, origin.student) if model and model.license]
+    return (
+        {key: stated[0].get(key) for key in LICENSE_FIELDS}
+        if stated and stated.count(stated[0]) == len(stated)
+        else {}
+    )
+
+
+def model_index(results: Results) -> list[EvalResult]:
+    """The student's WER and CER on each set with speech."""
+    found = []
+    for entry in results.sets:
+        scores = entry.scores.get(STUDENT)
+        if not entry.speech or scores is None:
+            continue
+        for metric in ("wer", "cer"):
+            value, interval = getattr(scores, metric), getattr(scores, f"{metric}_interval")
+            if value is None:
+                continue
+            arguments = dict(normalizer=entry.normalizer, clips=entry.clips, hours=round(entry.hours, 2))
+            if interval is not None:
+                arguments["interval"] = [round(bound, 2) for bound in interval]
+            method = "" if entry.method == "short" else f", {entry.method} long-form"
+            found.append(
+                EvalResult(
+                    task_type=TASK,
+                    task_name="Automatic Speech Recognition",
+                    dataset_type=dataset_name(entry),
+                    dataset_name=entry.name,
+                    dataset_config=entry.config,
+                    dataset_split=entry.split,
+                    dataset_args={"language": entry.language} if entry.language else None,
+                    metric_type=metric,
+                    metric_name=f"{metric.upper()} ({entry.normalizer} normaliser, {entry.clips} clips{method})",
+                    metric_value=round(value, 2),
+                    metric_args=arguments,
+                )
+            )
+    return found
+
+
+def dataset_name(entry: SetResult) -> str:
+    """Its Hub id, or without the path what isn't on the Hub."""
+    return entry.dataset if entry.on_hub else Path(entry.dataset).name
+
+
+# ---- limits ----
+
+
+def limits(facts: Facts, results: Results | None) -> list[str]:
+    """What it can't do by its making, and where the evaluation saw it fail."""
+    student, origin = facts.student, facts.origin
+    found = []
+    if facts.step < facts.total_steps:
+        found.append(
+            f"This is a checkpoint of step {facts.step:,} of {facts.total_steps:,}: training wasn't finished."
+        )
+    if not student.timestamps:
+        found.append(f"No timestamps, and no audio longer than {student.window:g} s at once.")
+    elif not student.word_timestamps:
+        found.append('No word timestamps (`return_timestamps="word"`): it has no alignment heads.')
+    if student.multilingual:
+        trained = f"`{origin.language}` only" if origin.language else "a language that its facts don't name"
+        found.append(f"Trained on {trained}: the other languages of its vocabulary may have been unlearnt.")
+    elif origin.language is not None:
+        found.append(f"One language only: `{origin.language}`.")
+    if results is None:
+        return [*found, "Its error rates haven't been measured."]
+    for entry in results.sets:
+        if STUDENT in entry.scores:
+            found += failures(entry, entry.scores[STUDENT], entry.scores.get(TEACHER))
+    return found
+
+
+def failures(entry: SetResult, student: Scores, teacher: Scores | None) -> list[str]:
+    """What went wrong on one set."""
+
+    def beside(value: str | None) -> str:
+        return "" if value is None else f" (teacher: {value})"
+
+    name = set_name(entry)
+    if not entry.speech:
+        theirs = beside(teacher and f"{teacher.clips_with_text}")
+        return [
+            f"Text where nobody speaks: {student.clips_with_text} of {entry.clips} clips of {name} got some{theirs}."
+        ]
+    found = []
+    if student.insertion_rate:
+        theirs = beside(teacher and f"{teacher.insertion_rate:.2f} %")
+        found.append(f"Words that nobody said on {name}: {student.insertion_rate:.2f} % of the reference's{theirs}.")
+    if student.repeated_5grams:
+        theirs = beside(teacher and f"{teacher.repeated_5grams:.2f} %")
+        found.append(
+            f"Loops on {name}: {student.repeated_5grams:.2f} % of its word 5-grams stood there before{theirs}."
+        )
+    rates = student.wer_by_speaker.values()
+    if len(rates) > 1:
+        found.append(
+            f"Speakers differ on {name}: WER from {min(rates):.1f} to {max(rates):.1f} % over {len(rates)} of them."
+        )
+    return found

@@ -1,0 +1,291 @@
+"""The sentences and tables of the model card, each a string of Markdown; `card.py` puts them into its template."""
+
+from typing import Any
+
+from .evaluation.results import Paired, Results, SetResult, Speculative, Speed
+from .facts import Ancestor, Facts, Origin
+from .objective import DIVERGENCES_WITH_MIX
+
+# what the objective and the schedule say already
+NOT_HYPERPARAMETERS = ("teacher_weight", "teacher_weight_end", "teacher_phase", "self_weight", "temperature")
+
+
+# ---- where it comes from ----
+
+
+def link(model: Ancestor) -> str:
+    return f"[{model.name}](https://huggingface.co/{model.name})" if model.on_hub else f"`{model.name}`"
+
+
+def listed(items: list[Any]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    words = [str(item) for item in items]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def descent(origin: Origin) -> str:
+    """The sentence that says of which models it was made, and how."""
+    if origin.student is not None:
+        start = f"Training started from {link(origin.student)}"
+    elif origin.teacher is not None and origin.copied_decoder_layers is not None:
+        layers = f"decoder {plural('layer', origin.copied_decoder_layers)}"
+        if origin.copied_encoder_layers is None:
+            layers = f"encoder and {layers}"
+        else:
+            layers = f"encoder {plural('layer', origin.copied_encoder_layers)} and {layers}"
+        start = f"Training started from the {layers} (counted from 0) of {link(origin.teacher)}"
+    elif origin.teacher is not None:
+        start = f"Training started from layers of {link(origin.teacher)}"
+    else:
+        return ""
+    if origin.teacher is None:
+        return f"{start}."
+    teacher = "its teacher" if origin.student is None else f"with {link(origin.teacher)} as its teacher"
+    sizes = ""
+    if origin.teacher.decoder_layers is not None:
+        sizes = (
+            f", which has {origin.teacher.encoder_layers} encoder and {origin.teacher.decoder_layers} decoder layers"
+        )
+        sizes += f" and {origin.teacher.parameters:,} parameters"
+    return f"{start}, {teacher}{sizes}."
+
+
+def plural(noun: str, items: list[int]) -> str:
+    return f"{noun}{'s' if len(items) > 1 else ''} {listed(items)}"
+
+
+def speech_line(facts: Facts) -> str:
+    """What it was trained on."""
+    origin, known = facts.origin, []
+    if origin.dataset is not None:
+        link_ = f"https://huggingface.co/datasets/{origin.dataset}"
+        name = f"[{origin.dataset}]({link_})" if origin.on_hub else f"`{origin.dataset}`"
+        details = [
+            f"{kind} `{value}`" for kind, value in (("configuration", origin.config), ("split", origin.split)) if value
+        ]
+        known.append(name + (f" ({', '.join(details)})" if details else ""))
+    if facts.clips is not None:
+        known.append(f"{facts.clips:,} clips")
+    if facts.hours is not None:
+        known.append(f"{facts.hours:.2f} hours" if facts.hours < 10 else f"{facts.hours:,.0f} hours")
+    if origin.language is not None:
+        known.append(f"language `{origin.language}`")
+    if origin.task != "transcribe":
+        known.append(f"task `{origin.task}`")
+    return ", ".join(known)
+
+
+# ---- the training procedure ----
+
+
+def objective(arguments: dict[str, Any]) -> str:
+    """The objective with the terms that the run had."""
+    teacher, own = uses(arguments)
+    on_teacher = "a·gᵢ" if arguments["trust_label"] else "a"
+    on_labels = " - ".join(["1", *([on_teacher] if teacher else []), *(["b"] if own else [])])
+    terms = [f"({on_labels})·CEᵢ" if teacher or own else "CEᵢ"]
+    if teacher:
+        terms.append(f"{on_teacher}·{divergence('teacherᵢ', arguments)}")
+    if own:
+        terms.append(f"b·{divergence('selfᵢ', arguments)}")
+    return f"L = Σᵢ [ {' + '.join(terms)} ] / N"
+
+
+def uses(arguments: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether teacher and self-teacher had any weight."""
+    teacher = arguments["teacher_phase"] > 0 and max(arguments["teacher_weight"], arguments["teacher_weight_end"]) > 0
+    return teacher, arguments["self_weight"] > 0 and (arguments["teacher_phase"] < 1 or not teacher)
+
+
+def divergence(target: str, arguments: dict[str, Any]) -> str:
+    """T² D(target, student) in symbols, T as a number."""
+    name, mix = arguments["divergence"], f"{arguments['divergence_mix']:g}"
+    written = {
+        "forward_kl": f"KL({target} ‖ studentᵢ)",
+        "reverse_kl": f"KL(studentᵢ ‖ {target})",
+        "jensen_shannon": f"JSD_{mix}({target} ‖ studentᵢ)",
+        "skewed_kl": f"KL({target} ‖ {mix}·{target} + (1 - {mix})·studentᵢ)",
+    }[name]
+    temperature = f"{arguments['temperature']:g}"
+    return written if temperature == "1" else f"{temperature}²·{written}"
+
+
+def symbols(facts: Facts) -> list[str]:
+    """What the objective's letters stand for, with the values they had."""
+    arguments = facts.arguments
+    teacher, own = uses(arguments)
+    lines = ["CEᵢ: the cross-entropy of the student on label token i; N: the label tokens of an update"]
+    if teacher:
+        text = f"a: the weight on the teacher, `{arguments['teacher_schedule']}`"
+        if arguments["teacher_schedule"] == "adaptive":
+            text += ", never more than its measured advantage over the student on the labels allows"
+        lines.append(text)
+    if teacher and arguments["trust_label"]:
+        lines.append("gᵢ: the teacher's probability of the label")
+    if own:
+        kind = "its running average" if arguments["self_teacher"] == "ema" else "an earlier snapshot of it"
+        detail = f", decay {arguments['self_ema_decay']:g}" if arguments["self_teacher"] == "ema" else ""
+        if arguments["self_refresh"] == "epoch":
+            detail = ", renewed every epoch"
+        lines.append(
+            f"b: the weight on the student's own earlier self ({kind}{detail}), `{arguments['self_schedule']}`"
+        )
+    if (teacher or own) and arguments["temperature"] != 1:
+        lines.append(f"teacher, self and student in the divergence: at temperature {arguments['temperature']:g}")
+    if (teacher or own) and arguments["divergence"] in DIVERGENCES_WITH_MIX:
+        lines.append(f"the share of the target in the divergence's mixture: {arguments['divergence_mix']:g}")
+    return lines
+
+
+def phase_table(facts: Facts) -> str:
+    adaptive = facts.arguments["teacher_schedule"] == "adaptive"
+    most = " (at most)" if adaptive else ""
+    least = " (at least)" if adaptive or facts.arguments["trust_label"] else ""
+    rows = []
+    for phase in facts.phases:
+        steps = f"{phase['first_step']} to {phase['last_step']}"
+        (a, a_end), (b, b_end) = phase["teacher_weight"], phase["self_weight"]
+        rows.append([phase["phase"], steps, course(1 - a - b, 1 - a_end - b_end), course(a, a_end), course(b, b_end)])
+    return table(
+        ["phase", "steps", f"weight on the labels{least}", f"on the teacher{most}, a", "on its own self, b"], rows
+    )
+
+
+def course(first: float, last: float) -> str:
+    return f"{first:.3g}" if first == last else f"{first:.3g} → {last:.3g}"
+
+
+def hyperparameter_table(facts: Facts) -> str:
+    """What the schedule doesn't say; options that are off, or without a value, are left out."""
+    arguments = {name: value for name, value in facts.arguments.items() if name not in NOT_HYPERPARAMETERS}
+    teacher, own = uses(facts.arguments)
+    unused = {"adaptive_window"} if facts.arguments["teacher_schedule"] != "adaptive" else set()
+    unused |= set() if teacher else {"teacher_schedule", "trust_label"}
+    unused |= set() if own else {"self_schedule", "self_teacher", "self_refresh"}
+    if not own or facts.arguments["self_teacher"] != "ema":
+        unused.add("self_ema_decay")
+    if facts.arguments["divergence"] not in DIVERGENCES_WITH_MIX:
+        unused.add("divergence_mix")
+    if arguments["max_steps"] <= 0:
+        unused.add("max_steps")
+    elif arguments["max_steps"] > 0:
+        unused.add("num_train_epochs")
+    rows = [
+        [f"`{name}`", f"{value:g}" if isinstance(value, float) else str(value)]
+        for name, value in arguments.items()
+        if name not in unused and value is not None and value is not False
+    ]
+    return table(["option", "value"], rows)
+
+
+# ---- the evaluation ----
+
+
+def table(header: list[str], rows: list[list[str]], numbers_from: int | None = None) -> str:
+    """A Markdown table; columns from `numbers_from` on are aligned to the right."""
+    numbers_from = len(header) if numbers_from is None else numbers_from
+    rules = ["---" if i < numbers_from else "---:" for i in range(len(header))]
+    lines = [header, rules, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval is not None else "")
+
+
+def set_name(entry: SetResult) -> str:
+    return entry.name if entry.method == "short" else f"{entry.name}, {entry.method}"
+
+
+def score_table(results: Results) -> str:
+    rows = []
+    for entry in results.sets:
+        if not entry.speech:
+            continue
+        for role in (role for role in results.models if role in entry.scores):
+            s = entry.scores[role]
+            errors = f"{s.substitutions} / {s.deletions} / {s.insertions}"
+            wer, cer = with_interval(s.wer, s.wer_interval), with_interval(s.cer, s.cer_interval)
+            rows.append(
+                [set_name(entry), f"{entry.clips:,}", f"{entry.hours:.2f}", entry.normalizer, role, wer, cer, errors]
+            )
+    header = [
+        "set",
+        "clips",
+        "hours",
+        "normaliser",
+        "model",
+        "WER, %",
+        "CER, %",
+        "words substituted / deleted / inserted",
+    ]
+    return table(header, rows, 5)
+
+
+def model_table(results: Results) -> str:
+    rows = []
+    for role, model in results.models.items():
+        size = "" if model.megabytes is None else f"{model.megabytes:,.1f}"
+        rows.append([role, f"{model.encoder_layers} / {model.decoder_layers}", f"{model.parameters:,}", size])
+    return table(["model", "encoder / decoder layers", "parameters", "MB on disk"], rows, 1)
+
+
+def comparison(entry: SetResult) -> str:
+    paired: Paired = entry.paired
+    low, high = paired.interval
+    return (
+        f"{set_name(entry)}: WER of the {paired.first} less that of the {paired.second}: "
+        f"{paired.difference:+.2f} points [{low:+.2f}, {high:+.2f}]; probability that the {paired.first}'s is lower: "
+        f"{100 * paired.probability_of_improvement:.1f} %"
+    )
+
+
+def dropped(entry: SetResult) -> str:
+    reasons = ", ".join(f"{count:,} ({reason})" for reason, count in entry.dropped.items())
+    return f"{set_name(entry)}: clips not scored: {reasons}"
+
+
+def settings_line(settings: dict[str, Any]) -> str:
+    """The settings that are a single value, and none that is a path."""
+    plain = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
+    shown = {name: value for name, value in plain.items() if not (isinstance(value, str) and set(value) & {"/", "\\"})}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+
+
+def speed_table(speed: Speed) -> str:
+    rows = []
+    for row in speed.rows:
+        seconds = [f"{part.median:.2f}" for part in (row.total, row.encoder, row.decoder)]
+        memory = "" if row.peak_memory_mb is None else f"{row.peak_memory_mb:,.0f}"
+        faster = "" if row.times_faster is None else f"{row.times_faster:.2f}"
+        latency, rtfx = f"{row.latency:.3f}", f"{row.rtfx:.1f}"
+        rows.append([row.role, str(row.batch_size), *seconds, latency, rtfx, memory, faster])
+    header = [
+        "model",
+        "batch",
+        "seconds",
+        "encoder",
+        "decoder",
+        "latency, s",
+        "audio s / s",
+        "peak memory, MB",
+        "times faster",
+    ]
+    return table(header, rows, 1)
+
+
+def speed_conditions(speed: Speed) -> str:
+    return (
+        f"{speed.clips} clips of {speed.set}, {speed.audio_seconds:.0f} s of audio; medians of {speed.repetitions} "
+        f"interleaved repetitions; {speed.device}, {speed.dtype}, {speed.threads} threads, {speed.attention} attention"
+    )
+
+
+def speculative_line(found: Speculative) -> str:
+    return (
+        f"As the assistant of its teacher, on {found.clips} clips of {found.set}: {found.identical} of {found.clips} "
+        f"have exactly the teacher's tokens, the teacher kept {100 * found.acceptance_rate:.1f} % of the proposed "
+        f"tokens, and it was {found.times_faster:.2f} times as fast as the teacher alone (greedy, batch 1)."
+    )

@@ -1,0 +1,36 @@
+"""How good and how fast models are: sets of speech -> manifests -> scores -> results, table and report."""
+
+from .long_form import join_clips, transcribe_long
+from .manifest import FOLDER, Manifest
+from .options import EvaluationArguments
+from .report import write_report
+from .results import Results
+from .scoring import normalizer_for, save_spelling, score_directory
+from .speculative import measure_speculative
+from .speed import measure_speed
+from .suites import EvalSet, suite_sets
+from .table import tables
+from .transcribe import Decoding, PreparedSet, complete, plan_manifests, prepare_set
+
+__all__ = [
+    "FOLDER",
+    "Decoding",
+    "EvalSet",
+    "EvaluationArguments",
+    "Manifest",
+    "PreparedSet",
+    "Results",
+    "complete",
+    "join_clips",
+    "measure_speculative",
+    "measure_speed",
+    "normalizer_for",
+    "plan_manifests",
+    "prepare_set",
+    "save_spelling",
+    "score_directory",
+    "suite_sets",
+    "tables",
+    "transcribe_long",
+    "write_report",
+]

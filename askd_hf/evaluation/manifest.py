@@ -1,0 +1,186 @@
+"""What a model made of a set of clips, on disk while it is being made: one JSON object a clip and line.
+
+    DIR/manifests/ROLE/SET.jsonl  a line a clip, appended batch by batch
+    DIR/manifests/ROLE/SET.json   what the lines depend on: the model's weights, the clips, how it was decoded
+
+Scores are made from these files alone. A run that was killed goes on where it stopped; lines that other weights, other
+clips or other options have made are never mixed with new ones.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, disk_errors
+from .results import ModelFacts
+
+FOLDER = "manifests"
+# what must agree for lines to stand in one file, and how the message calls it
+MUST_AGREE = {
+    "set": "the set",
+    "weights": "the model's weights",
+    "data": "the clips or their transcripts",
+    "method": "the method",
+    "decoding": "how it is decoded",
+}
+ELSEWHERE = "Take another --output_dir, or start this one anew with --overwrite True"
+
+
+@dataclass
+class Settings:
+    """The sidecar of a manifest.
+
+    Attributes:
+        role: student, teacher...
+        facts: of the model, with the name it was loaded by.
+        set: its name, dataset, config, split, language and task, and whether the dataset is on the Hub.
+        method: short, sequential or chunked.
+        decoding: what the texts depend on besides weights and clips: beams, token limit, dtype, timestamps.
+        run: what they don't depend on: batch size, device, versions, date.
+        weights: digest of the weights as they were loaded.
+        data: digest of the clips' audio and transcripts, in the order of the manifest.
+        rows: how many lines a complete manifest has.
+        dropped: clips that were never decoded, by reason.
+        complete: whether all lines are there.
+    """
+
+    role: str
+    facts: ModelFacts
+    set: dict[str, Any]
+    method: str
+    decoding: dict[str, Any]
+    run: dict[str, Any]
+    weights: str
+    data: str
+    rows: int
+    dropped: dict[str, int]
+    complete: bool = False
+
+
+class Manifest:
+    """The lines of one model on one set, and their settings.
+
+    Args:
+        folder: `DIR/manifests`.
+        role, name: of the model, of the set: they name the files.
+    """
+
+    def __init__(self, folder: Path, role: str, name: str):
+        self.lines_file = folder / role / f"{name}.jsonl"
+        self.settings_file = folder / role / f"{name}.json"
+
+    def begin(self, settings: Settings, batch_size: int, overwrite: bool = False) -> int:
+        """Make the files ready to be appended to.
+
+        Half a line at the end is cut off, and what a batch of `batch_size` has begun: so the batches that follow are
+        those of a run that was never interrupted, and give the same texts to the last bit.
+
+        Args:
+            settings: of this run.
+            overwrite: throw away lines that other settings have made; without it they are refused.
+
+        Returns:
+            How many lines are there already.
+
+        Raises:
+            UserError: the lines there were made with other settings, or the disk can't be written.
+        """
+        with disk_errors(f"manifest {self.lines_file}"):
+            self.lines_file.parent.mkdir(parents=True, exist_ok=True)
+            then = self.settings() if self.settings_file.exists() else None
+            differences = [] if then is None else _differences(then, settings)
+            if differences and not overwrite:
+                what = "; ".join(differences)
+                raise UserError(f"{self.lines_file} was made otherwise. What differs: {what}. {ELSEWHERE}")
+            if differences or then is None:  # without a sidecar nobody knows what lines belong to
+                self.lines_file.unlink(missing_ok=True)
+            complete = self._complete_lines()
+            count = min(len(complete), settings.rows)
+            if count == settings.rows:
+                settings = dataclasses.replace(settings, complete=True, run=settings.run if then is None else then.run)
+            else:
+                count -= count % batch_size
+            self._write_settings(settings)
+            with self.lines_file.open("ab") as file:
+                file.truncate(sum(len(line) for line, _ in complete[:count]))
+        return count
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Add lines; on the disk when this returns."""
+        content = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        with disk_errors(f"manifest {self.lines_file}"), self.lines_file.open("ab") as file:
+            file.write(content.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Note that all lines are there."""
+        self._write_settings(dataclasses.replace(self.settings(), complete=True))
+
+    def settings(self) -> Settings:
+        data = json.loads(self.settings_file.read_text(encoding="utf-8"))
+        return Settings(**{**data, "facts": ModelFacts(**data["facts"])})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The complete lines."""
+        return [row for _, row in self._complete_lines()]
+
+    def _complete_lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """The lines up to the first that isn't whole, as they are in the file and what they say."""
+        if not self.lines_file.exists():
+            return []
+        found = []
+        for line in self.lines_file.read_bytes().splitlines(keepends=True):
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:  # zeros after a power cut
+                row = None
+            if row is None:
+                break
+            found.append((line, row))
+        return found
+
+    def _write_settings(self, settings: Settings) -> None:
+        unfinished = self.settings_file.with_name(f"{self.settings_file.name}.tmp")
+        text = json.dumps(dataclasses.asdict(settings), indent=2, ensure_ascii=False, allow_nan=False)
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.replace(self.settings_file)
+
+
+def _differences(then: Settings, now: Settings) -> list[str]:
+    """What of `MUST_AGREE` doesn't, for a message."""
+    found = []
+    for name, meaning in MUST_AGREE.items():
+        old, new = getattr(then, name), getattr(now, name)
+        if old == new:
+            continue
+        if isinstance(old, dict):
+            keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            meaning += " (" + ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in keys) + ")"
+        elif name == "method":
+            meaning += f" ({old}, now {new})"
+        elif name == "weights":
+            meaning += f" (of {then.facts.name}, now {now.facts.name})"
+        elif then.rows != now.rows:
+            meaning += f" ({then.rows} clips, now {now.rows})"
+        found.append(meaning)
+    return found
+
+
+def read_manifests(folder: Path) -> dict[str, dict[str, Manifest]]:
+    """The manifests in `DIR/manifests`, by the name of their files and by role, both in a fixed order.
+
+    Roles are in that of a comparison: the student first, the teacher last.
+    """
+    found: dict[str, dict[str, Manifest]] = {}
+    for file in sorted(folder.glob("*/*.json"), key=lambda file: (file.stem, role_order(file.parent.name))):
+        role, name = file.parent.name, file.name.removesuffix(".json")
+        found.setdefault(name, {})[role] = Manifest(folder, role, name)
+    return found
+
+
+def role_order(role: str) -> tuple[int, str]:
+    return {"student": 0, "teacher": 2}.get(role, 1), role

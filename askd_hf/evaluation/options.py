@@ -1,0 +1,185 @@
+"""The options of `examples/evaluate.py`: every field is one, its help is its documentation."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..errors import UserError
+from .bootstrap import RESAMPLES
+from .suites import SUITE_NAMES, EvalSet, language_code, suite_sets
+from .transcribe import Decoding
+
+
+@dataclass
+class EvaluationArguments:
+    """The models, the speech, and what to find out."""
+
+    _argument_group_name = "evaluation"
+
+    model: str | None = field(
+        default=None, metadata={"help": "Whisper model to evaluate, the student: a local directory or a Hub id."}
+    )
+    teacher: str | None = field(default=None, metadata={"help": "Model to compare it with, as a rule its teacher."})
+    suite: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Named sets, several if you like: {', '.join(SUITE_NAMES)}. open-asr is LibriSpeech, AMI, "
+            "Earnings-22 and TED-LIUM; common-voice and fleurs are of one --language."
+        },
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Your own speech, besides or instead of a suite: a directory with metadata.csv, a saved dataset, "
+            "parquet, or a Hub id. If all transcripts are empty it is a set without speech: any text is made up."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of --dataset on the Hub."})
+    eval_splits: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Splits of --dataset, each a set. Default: train, the one of a directory without splits."},
+    )
+    audio_column: str | None = field(default=None, metadata={"help": "Column of --dataset with the audio."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of --dataset with the transcript."})
+    speaker_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of --dataset with the speaker. Default: found by name."},
+    )
+    language: str | None = field(
+        default=None,
+        metadata={"help": "Language of the speech, as in english or fr. Required for multilingual models."},
+    )
+    task: Literal["transcribe", "translate"] = field(
+        default="transcribe",
+        metadata={"help": "What multilingual models are asked to do with --dataset; translations are English."},
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first so many clips of each set only."}
+    )
+    on_bad_audio: Literal["error", "skip"] = field(
+        default="error",
+        metadata={"help": "A clip that can't be decoded: stop before evaluating, or skip and count it."},
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "For manifests, results and report. Default: runs/evaluation-NAME."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Decode anew what other settings have made in --output_dir."}
+    )
+    score_only: bool = field(
+        default=False,
+        metadata={"help": "Score the manifests in --output_dir again, as with another --normalizer; decode nothing."},
+    )
+    normalizer: Literal["auto", "english", "basic", "none"] = field(
+        default="auto",
+        metadata={
+            "help": "Texts are compared as normalised by Whisper's English normaliser, its basic one, or not at all. "
+            "auto: english for English, basic for other languages."
+        },
+    )
+    resamples: int = field(default=RESAMPLES, metadata={"help": "Of the bootstrap, for the intervals."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1... Default: a GPU if there is one."})
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = field(
+        default="auto", metadata={"help": "Weights while decoding. auto: float16 on a GPU, float32 on a CPU."}
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "Attention of the models: sdpa, eager, flash_attention_2."}
+    )
+    batch_size: int = field(default=16, metadata={"help": "Clips at a time."})
+    num_beams: int = field(default=1, metadata={"help": "Beams of the search; 1 is greedy."})
+    generation_max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a clip, at most. Default: what the model's generation config says."}
+    )
+    num_workers: int = field(
+        default=4 if torch.accelerator.is_available() else 0,
+        metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else none."},
+    )
+    timestamps: Literal["none", "segment", "word"] = field(
+        default="none",
+        metadata={
+            "help": "Also write to the manifests when segments or words are said (chunks). Texts may differ a little "
+            "from those without."
+        },
+    )
+    long_form: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Also evaluate clips that are longer than the model hears at once (30 s): sequential, chunked or "
+            "both. Without it they are left out and counted."
+        },
+    )
+    join_clips: float | None = field(
+        default=None,
+        metadata={"help": "For --long_form: make recordings of about so many seconds of a speaker's clips in a row."},
+    )
+    speed: bool = field(default=False, metadata={"help": "Measure speed and memory of the models, taking turns."})
+    speculative: bool = field(
+        default=False, metadata={"help": "Measure speculative decoding of the teacher with the student's help."}
+    )
+    speed_clips: int = field(
+        default=32, metadata={"help": "Clips of the first set that --speed and --speculative take, spread over it."}
+    )
+    speed_batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 16], metadata={"help": "Clips a batch of --speed; all models at each."}
+    )
+    repetitions: int = field(default=5, metadata={"help": "Timed passes of --speed and --speculative."})
+
+    def __post_init__(self):
+        if self.score_only:
+            if self.output_dir is None:
+                raise UserError("--score_only scores what is in --output_dir: which?")
+            return
+        if self.model is None:
+            raise UserError("--model is missing: a Whisper model to evaluate")
+        if not (self.suite or self.dataset):
+            raise UserError(f"--suite or --dataset is missing. Suites: {', '.join(SUITE_NAMES)}")
+        if unknown := set(self.long_form) - {"sequential", "chunked"}:
+            raise UserError(f"--long_form {' '.join(sorted(unknown))}: there are sequential and chunked")
+        if self.join_clips is not None and not self.long_form:
+            raise UserError("--join_clips makes recordings for --long_form: give sequential, chunked or both")
+        if self.speculative and self.teacher is None:
+            raise UserError("--speculative needs the --teacher, whose text the student speeds up")
+        for name in ("batch_size", "num_beams", "generation_max_length", "resamples", "speed_clips", "repetitions"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)} is not at least 1")
+        if self.output_dir is None:
+            self.output_dir = f"runs/evaluation-{Path(self.model).name}"
+        if self.device is None:
+            self.device = str(torch.accelerator.current_accelerator() or "cpu")
+
+    def sets(self) -> list[EvalSet]:
+        """All that is asked for, a set once. Raises `UserError` if two sets would have one name."""
+        sets = [source for name in self.suite for source in suite_sets(name, self.language)]
+        if self.dataset:
+            for split in self.eval_splits or ["train"]:
+                sets.append(self._own_set(split))
+        named: dict[str, EvalSet] = {}
+        for source in sets:
+            if named.setdefault(source.name, source) != source:
+                raise UserError(f"two different sets are called {source.name}: evaluate them with two --output_dir")
+        return list(named.values())
+
+    def _own_set(self, split: str) -> EvalSet:
+        name = Path(self.dataset).name + ("" if split == "train" else f"-{split}")
+        return EvalSet(
+            re.sub(r"[^\w.-]+", "-", name).strip("-"),
+            self.dataset,
+            self.dataset_config,
+            split,
+            self.text_column,
+            self.audio_column,
+            self.speaker_column,
+            language_code(self.language),
+            self.task,
+        )
+
+    def decoding(self) -> Decoding:
+        return Decoding(self.num_beams, self.generation_max_length, self.timestamps, self.batch_size, self.num_workers)
+
+    def torch_dtype(self) -> torch.dtype:
+        if self.dtype == "auto":
+            return torch.float32 if torch.device(self.device).type == "cpu" else torch.float16
+        return getattr(torch, self.dtype)

@@ -1,0 +1,294 @@
+"""From sets of speech to manifests: what is decoded, in which order, how."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..data import SpeechCollator, check_clips
+from ..data.encoder_cache import weights_digest
+from ..data.text import replace_column
+from ..errors import UserError
+from ..hub import local_or_hub
+from ..student import set_language
+from .long_form import Method, Timestamps, check_can_transcribe, join_clips, transcribe_long
+from .manifest import Manifest, Settings
+from .results import ModelFacts
+from .speed import model_facts
+from .suites import EvalSet, load_set
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How texts are generated.
+
+    Attributes:
+        num_beams: 1 is greedy.
+        generation_max_length: tokens of a clip (or of a window of a long one), at most. None: as many as the model's
+            generation config says.
+        timestamps: of segments or words, kept as the manifest's `chunks`.
+        batch_size: clips at a time.
+        num_workers: processes that decode audio and compute features; 0 is this one.
+    """
+
+    num_beams: int = 1
+    generation_max_length: int | None = None
+    timestamps: Timestamps = "none"
+    batch_size: int = 16
+    num_workers: int = 0
+
+
+@dataclass
+class PreparedSet:
+    """The clips of a set that one method decodes, longest first: if memory is short, that shows at once.
+
+    Attributes:
+        source: where they are from; its name is that of the results and of the manifests' files.
+        clips: `audio`, `text` (never None), `clip`, `seconds`, `audio_key` and, where known, `speaker`.
+        dropped: clips of the set that aren't decoded, by reason.
+    """
+
+    source: EvalSet
+    method: Method
+    clips: Dataset
+    dropped: dict[str, int]
+
+    def digest(self) -> str:
+        """32 hexadecimal digits for audio, transcripts and speakers, in their order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self.clips.remove_columns(["audio", "clip"]):
+            digest.update(json.dumps([row["audio_key"], row["text"], row.get("speaker")]).encode())
+        return digest.hexdigest()
+
+
+def prepare_set(
+    source: EvalSet,
+    *,
+    window: float,
+    long_form: list[Method] | None = None,
+    join_seconds: float | None = None,
+    limit: int | None = None,
+    on_bad_audio: Literal["error", "skip"] = "error",
+    num_proc: int | None = None,
+    report_file: Path | None = None,
+) -> list[PreparedSet]:
+    """Load a set and look at every clip once. Transcripts may be empty.
+
+    Args:
+        window: seconds that the model hears at once. Longer clips are left out and counted.
+        long_form: methods for the longer clips, each a set of its own: `NAME-sequential`, `NAME-chunked`.
+        join_seconds: for these methods join consecutive clips to recordings of so many seconds.
+        limit, num_proc: as in `load_set`.
+        on_bad_audio, report_file: as in `check_clips`, of audio that can't be decoded.
+
+    Raises:
+        UserError: as `load_set` and `check_clips`, and if nothing is left to decode.
+    """
+    speech = load_set(source, limit, num_proc)
+    options = dict(max_seconds=math.inf, on_bad_audio=on_bad_audio, num_proc=num_proc, split=source.name)
+    checked = check_clips(speech, None, report_file=report_file, **options)
+    checked = replace_column(checked, "text", [text or "" for text in checked["text"][:]])
+    bad = len(speech) - len(checked)
+    dropped = {"audio that can't be decoded": bad} if bad else {}
+
+    short = _longest_first(checked, 0.0, window)
+    long = _longest_first(checked, window, math.inf)
+    prepared = []
+    if len(short):
+        too_long = {f"longer than {window:g} s": len(long)} if len(long) else {}
+        prepared.append(PreparedSet(source, "short", short, dropped | too_long))
+    name = source.name
+    if join_seconds is not None:
+        name += "-joined"
+        long = _longest_first(check_clips(join_clips(checked, join_seconds), None, **options), window, math.inf)
+    for method in long_form or []:
+        if len(long):
+            prepared.append(PreparedSet(dataclasses.replace(source, name=f"{name}-{method}"), method, long, dropped))
+    if not prepared:
+        raise UserError(
+            f"{source.name}: all clips are longer than {window:g} s, what the model hears at once: evaluate them with "
+            "--long_form sequential"
+        )
+    return prepared
+
+
+def _longest_first(checked: Dataset, above: float, up_to: float) -> Dataset:
+    """The clips over `above` and up to `up_to` seconds."""
+    seconds = checked["seconds"][:]
+    order = sorted(range(len(checked)), key=lambda row: -seconds[row])
+    return checked.select([row for row in order if above < seconds[row] <= up_to])
+
+
+@dataclass
+class Job:
+    """A manifest to be completed.
+
+    Attributes:
+        done: how many of its lines are there.
+    """
+
+    role: str
+    model: WhisperForConditionalGeneration
+    processor: WhisperProcessor
+    prepared: PreparedSet
+    decoding: Decoding
+    manifest: Manifest
+    done: int
+
+
+def plan_manifests(
+    role: str,
+    name: str,
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    sets: list[PreparedSet],
+    decoding: Decoding,
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    overwrite: bool = False,
+) -> list[Job]:
+    """What a model still has to decode. Nothing is decoded yet, and what can be refused is refused here.
+
+    Args:
+        role, name: of the model: `student`, and what it was loaded by.
+        model: as it was loaded, in float32; it is left on `device` in `dtype`.
+        folder: of the manifests, `DIR/manifests`.
+        overwrite: throw away what other settings have made; without it that is refused.
+
+    Raises:
+        UserError: there are manifests of other settings; a multilingual model has no language, or not this one; the
+            model can't do what is asked; the disk can't be written.
+    """
+    facts, weights = model_facts(name, model), weights_digest(model)
+    model = model.to(device, dtype).eval()
+    for prepared in sets:
+        set_language(model, processor, prepared.source.language, prepared.source.task)
+        check_can_transcribe(model, prepared.method, decoding.timestamps)
+    jobs = []
+    for prepared in sets:
+        manifest = Manifest(folder, role, prepared.source.name)
+        settings = _settings(role, facts, model, weights, prepared, decoding)
+        at_once = decoding.batch_size if prepared.method == "short" else 1
+        done = manifest.begin(settings, at_once, overwrite)
+        jobs.append(Job(role, model, processor, prepared, decoding, manifest, done))
+    return jobs
+
+
+def _settings(
+    role: str,
+    facts: ModelFacts,
+    model: WhisperForConditionalGeneration,
+    weights: str,
+    prepared: PreparedSet,
+    decoding: Decoding,
+) -> Settings:
+    source = dataclasses.asdict(prepared.source)
+    return Settings(
+        role=role,
+        facts=facts,
+        set={name: source[name] for name in ("name", "dataset", "config", "split", "language", "task")}
+        | {"on_hub": not local_or_hub(source["dataset"])},
+        method=prepared.method,
+        decoding=dict(
+            num_beams=decoding.num_beams,
+            generation_max_length=decoding.generation_max_length,
+            timestamps=decoding.timestamps,
+            dtype=str(model.dtype).removeprefix("torch."),
+        ),
+        run=dict(
+            batch_size=decoding.batch_size,
+            device=model.device.type,
+            attention=model.config._attn_implementation,
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            date=datetime.date.today().isoformat(),
+        ),
+        weights=weights,
+        data=prepared.digest(),
+        rows=len(prepared.clips),
+        dropped=prepared.dropped,
+    )
+
+
+@torch.inference_mode()
+def complete(job: Job) -> None:
+    """Decode what a manifest lacks, and append it batch by batch."""
+    clips, total, title = job.prepared.clips, len(job.prepared.clips), f"{job.role}, {job.prepared.source.name}"
+    if job.done == total:
+        return
+    set_language(job.model, job.processor, job.prepared.source.language, job.prepared.source.task)
+    rest = clips.select(range(job.done, total))
+    if job.prepared.method == "short" and job.decoding.timestamps == "none":
+        batches = _in_batches(job.model, job.processor, rest, job.decoding)
+    else:
+        batches = _through_pipeline(job, rest)
+    known = iter(rest.remove_columns("audio"))
+    with tqdm(total=total, initial=job.done, desc=title, unit="clip") as progress:
+        for heard in batches:
+            job.manifest.append([_line(next(known), what) for what in heard])
+            progress.update(len(heard))
+    job.manifest.finish()
+
+
+def _line(row: dict[str, Any], heard: dict[str, Any]) -> dict[str, Any]:
+    """A clip's line of the manifest."""
+    line = dict(clip=row["clip"], reference=row["text"], prediction=heard["text"].strip(), duration=row["seconds"])
+    line["seconds"] = heard["seconds"]
+    if row.get("speaker") is not None:
+        line["speaker"] = row["speaker"]
+    line["tokens"] = heard["tokens"]
+    if heard.get("chunks") is not None:
+        line["chunks"] = heard["chunks"]
+    return line
+
+
+def _in_batches(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Dataset, decoding: Decoding
+) -> Iterator[list[dict[str, Any]]]:
+    """For each batch what was heard in its clips: `text`, `tokens`, and the share of the `seconds` of `generate`."""
+    options = dict(num_beams=decoding.num_beams, do_sample=False, return_timestamps=False)
+    if decoding.generation_max_length is not None:
+        options["max_length"] = decoding.generation_max_length
+    not_text = {model.generation_config.pad_token_id, processor.tokenizer.eos_token_id}
+    collator = SpeechCollator(processor, model.config)
+    for batch in DataLoader(clips, decoding.batch_size, collate_fn=collator, num_workers=decoding.num_workers):
+        features = batch["input_features"].to(model.device, model.dtype)
+        mask = torch.ones_like(features[:, 0]).long()  # Whisper sees the padding's silence too
+        start = time.perf_counter()
+        tokens = model.generate(features, attention_mask=mask, **options).tolist()
+        seconds = (time.perf_counter() - start) / len(tokens)
+        texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        counts = [sum(token not in not_text for token in ids) for ids in tokens]
+        heard = zip(texts, counts, strict=True)
+        yield [dict(text=text, tokens=count, seconds=seconds) for text, count in heard]
+
+
+def _through_pipeline(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
+    """As `_in_batches` clip by clip, for recordings of any length, and with timestamps as `chunks` if asked for."""
+    transcripts = transcribe_long(
+        job.model,
+        job.processor,
+        clips,
+        job.prepared.method,
+        batch_size=job.decoding.batch_size,
+        timestamps=job.decoding.timestamps,
+        num_beams=job.decoding.num_beams,
+        max_length=job.decoding.generation_max_length,
+    )
+    for heard in transcripts:
+        yield [dataclasses.asdict(heard)]

@@ -1,0 +1,59 @@
+"""The picture of a run: the weights of the blend, its losses, and the word error rate where it was evaluated."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+LOSSES = {"ce_loss": "labels (cross-entropy)", "teacher_loss": "teacher (T²·D)", "self_loss": "self (T²·D)"}
+
+
+def write_run_figure(log_history: list[dict[str, Any]], path: Path) -> None:
+    """Draw a run from the `log_history` of its `trainer_state.json` into a picture; its suffix says of which format.
+
+    Without evaluations in the run there is no panel of error rates.
+    """
+    training = [row for row in log_history if "teacher_weight" in row]
+    names = sorted({key for row in log_history for key in row if key.startswith("eval_") and key.endswith("wer")})
+    panels = 3 if names else 2
+    # not by pyplot: checkpoints are drawn within training, which may have no display, and pictures of its own
+    figure = Figure(figsize=(8, 2.5 * panels), layout="constrained")
+    axes = figure.subplots(panels, 1, sharex=True)
+    _draw_weights(axes[0], training)
+    _draw_losses(axes[1], training)
+    if names:
+        _draw_error_rates(axes[2], log_history, names)
+    axes[-1].set(xlabel="step")
+    figure.savefig(path, dpi=110)
+
+
+def _draw_weights(axes: Axes, training: list[dict[str, Any]]) -> None:
+    steps = [row["step"] for row in training]
+    teacher, own = ([row[name] for row in training] for name in ("teacher_weight", "self_weight"))
+    labels = [1 - a - b for a, b in zip(teacher, own, strict=True)]
+    axes.stackplot(steps, labels, teacher, own, labels=["labels", "teacher", "self"], alpha=0.8)
+    axes.set(ylabel="weight", ylim=(0, 1))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
+def _draw_losses(axes: Axes, training: list[dict[str, Any]]) -> None:
+    for name, label in LOSSES.items():
+        points = [(row["step"], row[name]) for row in training if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label)
+    axes.set(ylabel="loss a token", yscale="log")
+    if training:
+        axes.legend()
+    axes.grid(alpha=0.3, which="both")
+
+
+def _draw_error_rates(axes: Axes, log_history: list[dict[str, Any]], names: list[str]) -> None:
+    for name in names:
+        points = [(row["step"], row[name]) for row in log_history if name in row]
+        label = name.removeprefix("eval_").removesuffix("wer").strip("_") or "evaluation"
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.set(ylabel="WER, %", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")

@@ -1,0 +1,190 @@
+"""A run's directory on the Hub: the student, what it takes to use it, its card. Nothing else, in one commit."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
+
+from .card import STUDENT, render_card
+from .errors import UserError
+from .evaluation.results import Results
+from .facts import FACTS_FILE, Facts
+from .figure import write_run_figure
+from .hub import hub_upload
+
+logger = logging.getLogger(__name__)
+
+CARD, FIGURE = "README.md", "run.png"
+# Only these leave the machine: by their names, so that nothing that some run may put beside them ever does.
+PUBLISHED = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "normalizer.json",
+    FACTS_FILE,
+    CARD,
+    FIGURE,
+)
+RESULTS = Path("evaluation") / "results.json"  # where examples/distill.py puts them in a run's directory
+PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
+
+Answer = TypeVar("Answer")
+
+
+def publish(
+    directory: Path,
+    repo_id: str,
+    *,
+    results: Path | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload the student",
+) -> str:
+    """Publish a run with a card made anew, and return the commit's address.
+
+    Args:
+        directory: of a run, or of one of its checkpoints.
+        repo_id: `you/name`, or `name` for one of your own; made if it isn't there.
+        results: `results.json` of an evaluation. None: the run's own (`RESULTS`), if it has one.
+        private: whether a new repository is private; True also refuses one that is public already.
+        token: None: that of `hf auth login` or of HF_TOKEN.
+        revision: a branch that exists; None: the main one.
+
+    Raises:
+        UserError: the directory isn't complete, the results are another model's, or the Hub refused or couldn't be
+            reached, also after several attempts. Then everything is still in the directory, and the message has the
+            command that goes on.
+    """
+    check_complete(directory)
+    advice = resume_advice(directory, repo_id)
+    with hub_upload(advice):
+        repo_id = create_repository(repo_id, private, token)
+    write_card(directory, repo_id, results)
+    with hub_upload(advice):
+        return upload(directory, repo_id, token, revision, commit_message)
+
+
+def resume_advice(directory: Path, repo_id: str) -> str:
+    return (
+        f"the model is safe in {directory}; go on with: python examples/push.py --model {directory} --repo {repo_id}"
+    )
+
+
+def check_complete(directory: Path) -> None:
+    """Raise `UserError` unless `from_pretrained` and the card have what they need."""
+    if not directory.is_dir():
+        raise UserError(f"no such directory: {str(directory)!r}")
+    needed = ("config.json", "generation_config.json", "tokenizer_config.json", FACTS_FILE)
+    missing = [name for name in needed if not (directory / name).is_file()]
+    if not any(directory.glob("model*.safetensors")):
+        missing.append("model.safetensors")
+    if missing:
+        raise UserError(
+            f"{directory} isn't the directory of a finished run of examples/distill.py: it has no {', '.join(missing)}"
+        )
+
+
+def write_card(directory: Path, repo_id: str, results: Path | None = None) -> ModelCard:
+    """Write the card and, from `trainer_state.json`, the figure into a run's directory; `results` as in `publish`."""
+    facts = Facts.load(directory)
+    if results is None and (directory / RESULTS).is_file():
+        results = directory / RESULTS
+    found = None if results is None else load_results(results, facts)
+    state = directory / "trainer_state.json"
+    if state.is_file():
+        write_run_figure(json.loads(state.read_text())["log_history"], directory / FIGURE)
+    card = render_card(facts, found, repo_id, figure=(directory / FIGURE).is_file())
+    card.save(directory / CARD)
+    return card
+
+
+def load_results(path: Path, facts: Facts) -> Results:
+    """Raises `UserError` if they can't be read, or are of a model of another size than the run's student."""
+    try:
+        results = Results.load(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} isn't the results.json of examples/evaluate.py: {error}") from error
+    ours, theirs = facts.student, results.models.get(STUDENT)
+    sizes = [(m.encoder_layers, m.decoder_layers, m.parameters) for m in (ours, theirs) if m is not None]
+    if len(sizes) < 2 or sizes[0] != sizes[1]:
+        raise UserError(
+            f"{path} is of another model than the student of this run: evaluate it with examples/evaluate.py"
+        )
+    return results
+
+
+# ---- the Hub ----
+
+
+def create_repository(repo_id: str, private: bool | None, token: str | None) -> str:
+    """Make it, unless it is there, and return its whole id. With `private` one that is public is refused."""
+    check_token(token)
+    api = HfApi()
+    repo_id = retried(lambda: api.create_repo(repo_id, private=private, token=token, exist_ok=True)).repo_id
+    if private and not retried(lambda: api.repo_info(repo_id, token=token)).private:
+        raise UserError(
+            f"{repo_id} is public already, so nothing was published: make it private in its settings, choose another "
+            "repository, or leave out --private"
+        )
+    return repo_id
+
+
+def upload(directory: Path, repo_id: str, token: str | None, revision: str | None, commit_message: str) -> str:
+    """Commit the files that `PUBLISHED` names, and return the commit's address."""
+    names = sorted(file.name for file in directory.iterdir() if file.is_file() and published(file.name))
+
+    def commit() -> str:
+        # Made anew at every attempt, as they remember what the Hub had before it. Large files that have arrived aren't
+        # sent again, and a commit of which only the answer was lost isn't made twice.
+        files = [CommitOperationAdd(name, directory / name) for name in names]
+        done = HfApi().create_commit(repo_id, files, commit_message=commit_message, token=token, revision=revision)
+        return done.commit_url
+
+    return retried(commit)
+
+
+def published(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in PUBLISHED)
+
+
+def check_token(token: str | None) -> None:
+    """Raise `UserError` for a token that HTTP can't carry, whose error message would show it."""
+    token = token or get_token() or ""
+    if not all("!" <= character <= "~" for character in token):
+        raise UserError("the Hub's token has characters that none has: log in again with `hf auth login`")
+
+
+def retried(call: Callable[[], Answer]) -> Answer:
+    """Call again, after a pause each, where the Hub is out of order or the connection is cut.
+
+    huggingface_hub by itself tries five times again to send a large file, whose failure then comes as RuntimeError and
+    is final here too; but it neither makes a repository nor a commit twice.
+    """
+    for pause in PAUSES:
+        try:
+            return call()
+        except (httpx.TransportError, HfHubHTTPError, json.JSONDecodeError) as error:
+            # an answer in HTML instead of JSON is some gateway's error page
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
+            logger.warning("the Hub is out of order (%s): again in %g s", type(error).__name__, pause)
+            time.sleep(pause)
+    return call()

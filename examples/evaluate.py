@@ -1,0 +1,144 @@
+r"""Find out how good a Whisper model is, beside its teacher: error rates with intervals, made-up text, speed.
+
+    python examples/evaluate.py --model runs/my-student --teacher openai/whisper-large-v3 --suite open-asr
+
+transcribes LibriSpeech, AMI, Earnings-22 and TED-LIUM with both, writes what they made of every clip to
+runs/evaluation-my-student/manifests, and the scores to a table here, to results.json and to report.html. With your own
+speech, a directory with audio files and a metadata.csv (file_name,transcription,speaker), and speed:
+
+    python examples/evaluate.py --model runs/my-student --teacher openai/whisper-small --language fr \
+        --dataset my_speech --eval_splits test --speed True --speculative True
+
+An interrupted run goes on where it stopped: give the same command again. Scores come from the manifests alone, so
+another normaliser needs neither models nor speech:
+
+    python examples/evaluate.py --score_only True --output_dir runs/evaluation-my-student --normalizer basic
+
+All options: --help. They can also stand in a YAML file: --config evaluation.yaml.
+"""
+
+from pathlib import Path
+
+import torch
+
+from askd_hf import load_processor, load_whisper
+from askd_hf.cli import parse_args
+from askd_hf.errors import exit_on_user_error
+from askd_hf.evaluation import (
+    FOLDER,
+    EvaluationArguments,
+    PreparedSet,
+    Results,
+    complete,
+    measure_speculative,
+    measure_speed,
+    plan_manifests,
+    prepare_set,
+    save_spelling,
+    score_directory,
+    tables,
+    write_report,
+)
+from askd_hf.student import set_language
+
+
+def main() -> None:
+    (args,) = parse_args((EvaluationArguments,))
+    directory = Path(args.output_dir)
+    if args.score_only:
+        results = score_directory(directory, args.normalizer, args.resamples)
+        report(keep_measurements(results, directory), directory)
+        return
+
+    # ---- models: the one under test first, what it is compared with last ----
+    sources = args.sets()
+    names = {"student": args.model} | ({"teacher": args.teacher} if args.teacher else {})
+    processors = {role: load_processor(name) for role, name in names.items()}
+    models = {role: load_whisper(name, attn_implementation=args.attn_implementation) for role, name in names.items()}
+
+    # ---- speech: every clip is looked at once, before anything is decoded ----
+    sets: list[PreparedSet] = []
+    for source in sources:
+        sets += prepare_set(
+            source,
+            window=min(processor.feature_extractor.chunk_length for processor in processors.values()),
+            long_form=args.long_form,
+            join_seconds=args.join_clips,
+            limit=args.max_eval_samples,
+            on_bad_audio=args.on_bad_audio,
+            num_proc=args.num_workers or None,
+            report_file=directory / f"skipped-{source.name}.csv",
+        )
+
+    # ---- manifests: what is there already isn't decoded again ----
+    jobs = []
+    for role, name in names.items():
+        save_spelling(directory / FOLDER, processors[role].tokenizer.english_spelling_normalizer)
+        jobs += plan_manifests(
+            role,
+            name,
+            models[role],
+            processors[role],
+            sets,
+            args.decoding(),
+            directory / FOLDER,
+            device=torch.device(args.device),
+            dtype=args.torch_dtype(),
+            overwrite=args.overwrite,
+        )
+    for job in jobs:
+        complete(job)
+
+    # ---- scores, from the manifests alone ----
+    results = score_directory(directory, args.normalizer, args.resamples)
+
+    # ---- speed: models take turns on the same clips, spread over the first set of short ones ----
+    if args.speed or args.speculative:
+        measured = next(prepared for prepared in sets if prepared.method == "short")
+        number = min(args.speed_clips, len(measured.clips))
+        clips = measured.clips.select([i * len(measured.clips) // number for i in range(number)])
+        for role, model in models.items():
+            set_language(model, processors[role], measured.source.language, measured.source.task)
+    if args.speed:
+        results.speed = measure_speed(
+            models,
+            processors,
+            clips,
+            measured.source.name,
+            batch_sizes=args.speed_batch_sizes,
+            repetitions=args.repetitions,
+            max_length=args.generation_max_length,
+        )
+    if args.speculative:
+        results.speculative = measure_speculative(
+            models["teacher"],
+            models["student"],
+            processors["teacher"],
+            clips,
+            measured.source.name,
+            repetitions=args.repetitions,
+            max_length=args.generation_max_length,
+        )
+    report(results, directory)
+
+
+def keep_measurements(results: Results, directory: Path) -> Results:
+    """With the speed that an earlier run has measured of the same models: it has nothing to do with normalisers."""
+    file = directory / "results.json"
+    if file.exists():
+        earlier = Results.load(file)
+        if earlier.models == results.models:
+            results.speed, results.speculative = earlier.speed, earlier.speculative
+    return results
+
+
+def report(results: Results, directory: Path) -> None:
+    """Print the tables, and write `results.json` and `report.html`."""
+    results.save(directory / "results.json")
+    print(f"\n{tables(results)}\n")
+    print(f"{directory / 'results.json'}, {write_report(results, directory)}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

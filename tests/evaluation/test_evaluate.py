@@ -1,0 +1,266 @@
+"""`examples/evaluate.py` as a user runs it: real processes, killed and continued, with and without the models."""
+
+import importlib.util
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jiwer
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, make_multilingual, make_processor, make_whisper, write_speech
+from transformers import pipeline
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+from askd_hf.cli import parse_args
+from askd_hf.data import SAMPLING_RATE, decode_audio, load_speech
+from askd_hf.errors import UserError
+from askd_hf.evaluation import EvaluationArguments, Results
+from askd_hf.student import init_student
+
+SCRIPT = ROOT / "examples" / "evaluate.py"
+DEMO = ROOT / "examples" / "demo"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Directories of a tiny teacher and its student."""
+    directory = tmp_path_factory.mktemp("models")
+    processor, teacher = make_processor(), make_whisper(make_processor())
+    for name, model in (("teacher", teacher), ("student", init_student(teacher, 2))):
+        model.save_pretrained(directory / name)
+        processor.save_pretrained(directory / name)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    return write_speech(tmp_path_factory.mktemp("data") / "speech", clips=10)
+
+
+class Run(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capfd):
+    """The script's `main()` in this process: starting another one takes longer than all that it does."""
+    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run(*arguments) -> Run:
+        monkeypatch.setattr(sys, "argv", [SCRIPT.name, *map(str, arguments)])
+        status = 0
+        try:
+            with script.exit_on_user_error():
+                script.main()
+        except SystemExit as stop:
+            status = stop.code
+        return Run(status, *capfd.readouterr())
+
+    return run
+
+
+def lines(directory: Path, role: str, name: str) -> list[dict]:
+    file = directory / "manifests" / role / f"{name}.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
+    """With the teacher that comes with the demo, on its spoken digits."""
+    run = evaluate(
+        *("--model", DEMO / "teacher", "--dataset", DEMO / "data", "--eval_splits", "unseen", "--normalizer", "basic"),
+        *("--max_eval_samples", 24, "--batch_size", 5, "--output_dir", tmp_path, "--device", "cpu"),
+    )
+    assert run.returncode == 0, run.stderr
+    clips = load_speech(str(DEMO / "data"), None, "unseen").select(range(24))
+    recognize = pipeline("automatic-speech-recognition", model=str(DEMO / "teacher"), device="cpu")
+    waves = [{"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE} for clip in clips]
+    heard = [recognize(wave, generate_kwargs={"num_beams": 1}) for wave in waves]
+    normalize = BasicTextNormalizer()
+    references, predictions = [normalize(text) for text in clips["text"]], [normalize(h["text"]) for h in heard]
+    result = Results.load(tmp_path / "results.json").sets[0]
+    wer = 100 * jiwer.wer(references, predictions)
+    assert 0 < wer < 100
+    assert result.scores["student"].wer == pytest.approx(wer, abs=1e-9)
+    assert result.scores["student"].cer == pytest.approx(100 * jiwer.cer(references, predictions), abs=1e-9)
+    assert result.clips == 24 and result.blocks == "clip" and result.name == "data-unseen"
+    assert f"{wer:.2f} (" in run.stdout and "basic" in run.stdout
+    assert (tmp_path / "report.html").is_file()
+    durations = [line["duration"] for line in lines(tmp_path, "student", "data-unseen")]
+    assert durations == sorted(durations, reverse=True)
+
+
+def test_student_and_teacher_then_scores_without_models_and_speech(evaluate, tmp_path, models, speech):
+    own = tmp_path / "own"
+    shutil.copytree(models, own / "models")
+    shutil.copytree(speech, own / "speech")
+    out = tmp_path / "out"
+    first = evaluate(
+        *("--model", own / "models/student", "--teacher", own / "models/teacher", "--dataset", own / "speech"),
+        *("--output_dir", out, "--device", "cpu", "--batch_size", 4),
+    )
+    assert first.returncode == 0, first.stderr
+    results = Results.load(out / "results.json")
+    assert list(results.models) == ["student", "teacher"]
+    assert (results.models["student"].decoder_layers, results.models["teacher"].decoder_layers) == (2, 4)
+    (result,) = results.sets
+    assert list(result.scores) == ["student", "teacher"] and result.paired.second == "teacher"
+    assert len(lines(out, "teacher", "speech")) == 10
+    assert set(lines(out, "teacher", "speech")[0]) == {
+        *("clip", "reference", "prediction", "duration", "seconds", "tokens")
+    }
+
+    shutil.rmtree(own)
+    again = evaluate("--score_only", "True", "--output_dir", out, "--normalizer", "none")
+    assert again.returncode == 0, again.stderr
+    rescored = Results.load(out / "results.json")
+    assert rescored.sets[0].normalizer == "none"
+    assert rescored.sets[0].scores["student"].seconds == result.scores["student"].seconds
+    assert "none" in again.stdout
+
+
+def test_a_killed_run_goes_on(evaluate, tmp_path, models):
+    speech = write_speech(tmp_path / "speech", clips=150)
+    arguments = "--model", models / "student", "--dataset", speech, "--device", "cpu", "--batch_size", 3
+    whole = evaluate(*arguments, "--output_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    manifest = tmp_path / "killed" / "manifests" / "student" / "speech.jsonl"
+    command = [sys.executable, str(SCRIPT), *map(str, arguments), "--output_dir", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 100
+        while not (manifest.exists() and manifest.read_bytes().count(b"\n") >= 9):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    left = manifest.read_bytes().splitlines(keepends=True)
+    assert 9 <= len(left) < 150
+    scoring = evaluate("--score_only", "True", "--output_dir", tmp_path / "killed")
+    assert scoring.returncode == 2 and "incomplete" in scoring.stderr
+    manifest.write_bytes(b"".join(left[:10]) + left[1][:30])  # in the middle of a batch, and of a line
+
+    rest = evaluate(*arguments, "--output_dir", tmp_path / "killed")
+    assert rest.returncode == 0, rest.stderr
+    continued = manifest.read_bytes().splitlines(keepends=True)
+    assert continued[:9] == left[:9]  # with their `seconds`: these were not decoded again
+    timeless = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in lines(tmp_path / run, "student", "speech")]
+        for run in ("whole", "killed")
+    ]
+    assert timeless[0] == timeless[1]
+    assert len(timeless[0]) == 150
+
+    assert evaluate(*arguments, "--output_dir", tmp_path / "killed").returncode == 0
+    assert manifest.read_bytes().splitlines(keepends=True) == continued  # complete: nothing to decode
+
+
+def test_other_options_and_other_weights_are_refused(evaluate, tmp_path, models, speech):
+    arguments = "--dataset", speech, "--device", "cpu", "--output_dir", tmp_path / "out", "--max_eval_samples", 4
+    assert evaluate("--model", models / "student", *arguments).returncode == 0
+    manifest = tmp_path / "out" / "manifests" / "student" / "speech.jsonl"
+    before = manifest.read_bytes()
+    beams = evaluate("--model", models / "student", *arguments, "--num_beams", 2)
+    assert beams.returncode == 2
+    assert "num_beams 1, now 2" in beams.stderr and "--overwrite" in beams.stderr
+    weights = evaluate("--model", models / "teacher", *arguments)
+    assert weights.returncode == 2 and "the model's weights" in weights.stderr
+    assert manifest.read_bytes() == before
+    overwritten = evaluate("--model", models / "teacher", *arguments, "--overwrite", "True")
+    assert overwritten.returncode == 0
+    assert manifest.read_bytes() != before
+
+
+def test_speech_that_is_too_long_and_a_set_without_any(evaluate, tmp_path, models):
+    """The tiny models hear one second at once."""
+    write_speech(tmp_path / "speech", clips=4)
+    wave = np.sin(np.arange(3 * 16_000) / 20)
+    soundfile.write(tmp_path / "speech" / "long.wav", wave, 16_000)
+    with (tmp_path / "speech" / "metadata.csv").open("a") as file:
+        file.write("long.wav,abc\n")
+    (tmp_path / "noise").mkdir()
+    soundfile.write(tmp_path / "noise" / "a.wav", 0.1 * wave[:8000], 16_000)
+    soundfile.write(tmp_path / "noise" / "b.wav", 0.0 * wave[:4000], 16_000)
+    (tmp_path / "noise" / "metadata.csv").write_text("file_name,transcription\na.wav,\nb.wav,\n")
+    out = tmp_path / "out"
+    shared = "--model", models / "student", "--device", "cpu", "--output_dir", out
+    assert evaluate(*shared, "--dataset", tmp_path / "speech").returncode == 0
+    run = evaluate(*shared, "--dataset", tmp_path / "noise")  # joins the other set in the same directory
+    assert run.returncode == 0, run.stderr
+    noise, speech = Results.load(out / "results.json").sets
+    assert (speech.name, speech.clips, speech.dropped) == ("speech", 4, {"longer than 1 s": 1})
+    assert (noise.speech, noise.clips, noise.scores["student"].wer) == (False, 2, None)
+    assert "without speech" in run.stdout and "speech: 1 clips not scored: longer than 1 s" in run.stdout
+
+
+def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
+    model, processor = make_multilingual()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    shared = "--model", tmp_path / "model", "--dataset", speech, "--device", "cpu", "--output_dir", tmp_path / "out"
+    refused = evaluate(*shared)
+    assert refused.returncode == 2 and "--language is missing" in refused.stderr
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+    assert evaluate(*shared, "--language", "chinese").returncode == 0
+    (result,) = Results.load(tmp_path / "out" / "results.json").sets
+    assert (result.language, result.normalizer) == ("zh", "basic")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--dataset x", "--model is missing"),
+        ("--model x", "--suite or --dataset is missing"),
+        ("--model x --suite nothing", "there are librispeech"),
+        ("--model x --dataset y --long_form both", "there are sequential and chunked"),
+        ("--model x --dataset y --join_clips 60", "--long_form"),
+        ("--model x --dataset y --speculative True", "--teacher"),
+        ("--score_only True", "--output_dir: which"),
+        ("--model x --dataset y --batch_size 0", "not at least 1"),
+    ],
+)
+def test_options_that_make_no_evaluation(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parse_args((EvaluationArguments,), arguments.split())[0].sets()
+
+
+def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, models):
+    speech = write_speech(tmp_path / "speech", clips=6)
+    out = tmp_path / "out"
+    run = evaluate(
+        *("--model", models / "student", "--teacher", models / "teacher", "--dataset", speech, "--output_dir", out),
+        *("--device", "cpu", "--long_form", "chunked", "--join_clips", 2.5, "--generation_max_length", 5),
+        *("--speed", "True", "--speculative", "True", "--speed_clips", 4, "--speed_batch_sizes", 1, 2),
+        *("--repetitions", 2),
+    )
+    assert run.returncode == 0, run.stderr
+    results = Results.load(out / "results.json")
+    short, joined = results.sets
+    assert (short.name, short.method, joined.name, joined.method) == (
+        *("speech", "short", "speech-joined-chunked", "chunked"),
+    )
+    assert joined.clips < short.clips and joined.reference_words == short.reference_words == 6
+    assert max(line["tokens"] for line in lines(out, "teacher", "speech")) == 5
+    assert [(row.role, row.batch_size) for row in results.speed.rows] == [
+        *(("student", 1), ("teacher", 1), ("student", 2), ("teacher", 2)),
+    ]
+    assert (results.speed.set, results.speed.clips, results.speculative.clips) == ("speech", 4, 4)
+    assert "RTFx" in run.stdout and "speculative decoding" in run.stdout
+
+    again = evaluate("--score_only", "True", "--output_dir", out, "--normalizer", "none")
+    assert again.returncode == 0, again.stderr
+    kept = Results.load(out / "results.json")
+    assert (kept.speed, kept.speculative) == (results.speed, results.speculative)
+    assert kept.sets[0].normalizer == "none"

@@ -1,0 +1,117 @@
+"""Lines that are kept, cut off, refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from askd_hf.errors import UserError
+from askd_hf.evaluation.manifest import Manifest, Settings, read_manifests
+from askd_hf.evaluation.results import ModelFacts
+
+SETTINGS = Settings(
+    role="student",
+    facts=ModelFacts("runs/tiny", 1000, 0.5, 2, 2),
+    set=dict(
+        name="set.1", dataset="speech", config=None, split="test", language="en", task="transcribe", on_hub=False
+    ),
+    method="short",
+    decoding=dict(num_beams=1, generation_max_length=None, timestamps="none", dtype="float32"),
+    run=dict(batch_size=4, device="cpu"),
+    weights="00ff",
+    data="abcd",
+    rows=10,
+    dropped={},
+)
+
+
+def line(i: int) -> dict:
+    return dict(clip=f"{i}.wav", reference="a\u2028b\r é", prediction="a", duration=1.5, seconds=0.1, tokens=2)
+
+
+@pytest.fixture
+def manifest(tmp_path) -> Manifest:
+    """Two batches of 4, the second unfinished: 3 lines and half a one."""
+    manifest = Manifest(tmp_path, "student", "set.1")
+    assert manifest.begin(SETTINGS, batch_size=4) == 0
+    manifest.append([line(i) for i in range(4)])
+    manifest.append([line(i) for i in range(4, 7)])
+    with manifest.lines_file.open("ab") as file:
+        file.write(json.dumps(line(7)).encode()[:20])
+    return manifest
+
+
+def test_what_a_killed_batch_has_left_is_cut_off(manifest):
+    before = manifest.lines_file.read_bytes().splitlines(keepends=True)[:4]
+    assert len(manifest.rows()) == 7
+    assert manifest.begin(SETTINGS, batch_size=4) == 4
+    assert manifest.lines_file.read_bytes() == b"".join(before)
+    manifest.append([line(i) for i in range(4, 8)])
+    assert manifest.rows() == [line(i) for i in range(8)]
+
+
+def test_zeros_after_a_power_cut_are_no_line(manifest):
+    with manifest.lines_file.open("ab") as file:
+        file.write(b"\0" * 50 + b"\n" + json.dumps(line(8)).encode() + b"\n")
+    assert len(manifest.rows()) == 7
+
+
+def test_complete_means_all_rows(manifest):
+    manifest.begin(SETTINGS, batch_size=4)
+    assert not manifest.settings().complete
+    manifest.append([line(i) for i in range(4, 10)])
+    manifest.finish()
+    assert manifest.settings() == dataclasses.replace(SETTINGS, complete=True)
+    today = dataclasses.replace(SETTINGS, run=dict(batch_size=8, device="cuda"))
+    assert manifest.begin(today, batch_size=8) == 10  # 10 % 8 lines of the last batch stay
+    assert manifest.settings() == dataclasses.replace(SETTINGS, complete=True)  # decoded as it was then
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(weights="1111"), r"the model's weights \(of runs/tiny, now runs/tiny\)"),
+        (dict(data="1111", rows=11), r"the clips or their transcripts \(10 clips, now 11\)"),
+        (dict(data="1111"), "the clips or their transcripts"),
+        (dict(decoding={**SETTINGS.decoding, "num_beams": 5}), r"how it is decoded \(num_beams 1, now 5\)"),
+        (dict(method="chunked"), r"the method \(short, now chunked\)"),
+        (dict(set={**SETTINGS.set, "language": "fr"}), r"the set \(language en, now fr\)"),
+    ],
+)
+def test_other_settings_are_refused_unless_overwritten(manifest, change, message):
+    before = manifest.lines_file.read_bytes()
+    other = dataclasses.replace(SETTINGS, **change)
+    with pytest.raises(UserError, match=rf"set\.1\.jsonl was made otherwise.*{message}.*--output_dir.*--overwrite"):
+        manifest.begin(other, batch_size=4)
+    assert manifest.lines_file.read_bytes() == before
+    assert manifest.settings() == SETTINGS
+    assert manifest.begin(other, batch_size=4, overwrite=True) == 0
+    assert manifest.rows() == []
+    assert manifest.settings() == other
+
+
+def test_a_moved_model_another_day_and_batch_size_are_no_difference(manifest):
+    moved = dataclasses.replace(
+        SETTINGS, facts=dataclasses.replace(SETTINGS.facts, name="elsewhere"), run=dict(batch_size=3, device="cuda")
+    )
+    assert manifest.begin(moved, batch_size=3) == 6
+    assert manifest.settings().facts.name == "elsewhere"
+
+
+def test_lines_that_nobody_knows_the_settings_of_are_not_used(manifest):
+    manifest.settings_file.unlink()
+    assert manifest.begin(SETTINGS, batch_size=4) == 0
+    assert manifest.rows() == []
+
+
+def test_manifests_are_found_with_the_student_first_and_the_teacher_last(tmp_path):
+    for role in ("teacher", "before", "student"):
+        for name in ("b", "a.x"):
+            Manifest(tmp_path, role, name).begin(SETTINGS, batch_size=4)
+    (tmp_path / "normalizer.json").write_text("{}")
+    found = read_manifests(tmp_path)
+    assert {name: list(roles) for name, roles in found.items()} == {
+        name: ["student", "before", "teacher"] for name in ("a.x", "b")
+    }
+    assert list(found) == ["a.x", "b"]
+    assert found["a.x"]["before"].lines_file == tmp_path / "before" / "a.x.jsonl"

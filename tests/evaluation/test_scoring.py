@@ -1,0 +1,200 @@
+"""Scores from manifests that were written by hand."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from test_manifest import SETTINGS
+
+from askd_hf.errors import UserError
+from askd_hf.evaluation import Results, normalizer_for, save_spelling, score_directory, tables
+from askd_hf.evaluation.manifest import Manifest
+from askd_hf.evaluation.scoring import repeated_ngrams
+
+SPOKEN = [  # speaker, reference, the student's text, the teacher's
+    (
+        "ann",
+        "The colour of the sea, Mr. Smith!",
+        "the color of sea mister smith",
+        "The color of the sea, Mr Smith.",
+    ),
+    ("ann", "twenty one ships", "21 ships sailed away", "21 ships"),
+    ("ben", "won't you come", "will you come", "won't you come"),
+    ("cem", "a b c d", "a b c d", "a b c"),
+    ("dee", "uh hmm", "hmm", ""),  # nothing but fillers: dropped by the English normaliser
+    ("eve", "ignore_time_segment_in_scoring", "what was said", "what was said"),
+]
+
+
+def write(directory, role, texts, name="spoken", **changes):
+    """A complete manifest of (speaker, reference, prediction)."""
+    settings = dataclasses.replace(SETTINGS, role=role, weights=role, rows=len(texts), **changes)
+    settings.set = {**SETTINGS.set, "name": name} | changes.get("set", {})
+    manifest = Manifest(directory / "manifests", role, name)
+    manifest.begin(settings, batch_size=4)
+    lines = []
+    for i, (speaker, reference, prediction) in enumerate(texts):
+        line = dict(clip=f"{i}.wav", reference=reference, prediction=prediction, duration=3.6, seconds=0.5, tokens=3)
+        lines.append(line | ({"speaker": speaker} if speaker else {}))
+    manifest.append(lines)
+    manifest.finish()
+    return manifest
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    save_spelling(tmp_path / "manifests", {"colour": "color"})
+    write(tmp_path, "student", [row[:3] for row in SPOKEN])
+    write(tmp_path, "teacher", [(*row[:2], row[3]) for row in SPOKEN])
+    return tmp_path
+
+
+def edits(reference: list, prediction: list) -> int:
+    """Levenshtein's distance, the table filled in row by row."""
+    row = list(range(len(prediction) + 1))
+    for i, left in enumerate(reference, start=1):
+        previous, row = row, [i]
+        for j, right in enumerate(prediction, start=1):
+            row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (left != right)))
+    return row[-1]
+
+
+def test_counts_by_hand(evaluation):
+    result = score_directory(evaluation).sets[0]
+    assert (result.normalizer, result.clips, result.speech, result.blocks) == ("english", 4, True, "clip")
+    # the color of the sea mister smith; 21 ships; will not you come; a b c d
+    assert result.reference_words == 7 + 2 + 4 + 4
+    assert result.hours == pytest.approx(4 * 3.6 / 3600)
+    assert result.dropped == {"reference empty after normalisation": 1, "ignore time segment in scoring": 1}
+    student, teacher = result.scores["student"], result.scores["teacher"]
+    # without `the`; with `sailed away`; without `not`
+    assert (student.substitutions, student.deletions, student.insertions) == (0, 2, 2)
+    assert (teacher.substitutions, teacher.deletions, teacher.insertions) == (0, 1, 0)
+    assert student.wer == pytest.approx(100 * 4 / 17)
+    assert student.insertion_rate == pytest.approx(100 * 2 / 17)
+    assert student.wer_by_speaker == pytest.approx({"ann": 100 * 3 / 9, "ben": 25.0, "cem": 0.0})
+    assert student.clips_with_text == 4
+    assert student.seconds == pytest.approx(2.0)
+    assert result.paired.difference == pytest.approx(100 * 3 / 17)
+    assert (result.paired.first, result.paired.second) == ("student", "teacher")
+    assert result.paired.interval[0] <= result.paired.difference <= result.paired.interval[1]
+    assert result.paired.probability_of_improvement < 0.1
+
+
+@pytest.mark.parametrize("normalizer", ["english", "basic", "none"])
+def test_rates_are_those_of_an_own_alignment(evaluation, normalizer):
+    result = score_directory(evaluation, normalizer).sets[0]
+    name, normalize = normalizer_for(normalizer, "en", {"colour": "color"})
+    assert name == result.normalizer == normalizer
+    kept = [row for row in SPOKEN[:-1] if normalize(row[1])]
+    assert len(kept) == result.clips == (4 if normalizer == "english" else 5)
+    for role, column in (("student", 2), ("teacher", 3)):
+        pairs = [(normalize(row[1]), normalize(row[column])) for row in kept]
+        words = sum(edits(a.split(), b.split()) for a, b in pairs) / sum(len(a.split()) for a, _ in pairs)
+        letters = sum(edits(list(a), list(b)) for a, b in pairs) / sum(len(a) for a, _ in pairs)
+        scores = result.scores[role]
+        assert (scores.wer, scores.cer) == pytest.approx((100 * words, 100 * letters))
+        assert scores.substitutions + scores.deletions + scores.insertions == round(words * result.reference_words)
+        assert scores.wer_interval[0] <= scores.wer <= scores.wer_interval[1]
+        assert scores.cer_interval[0] <= scores.cer <= scores.cer_interval[1]
+
+
+def test_normalisers_by_name():
+    text = "The Colour, isn't it twenty-one?"
+    spelling = {"colour": "color"}
+    assert normalizer_for("english", "fr", spelling)[1](text) == "the color is not it 21"
+    assert normalizer_for("english", "en", {})[1](text) == "the colour is not it 21"
+    assert normalizer_for("basic", "en", spelling)[1](text) == "the colour isn t it twenty one"
+    assert normalizer_for("none", "en", spelling)[1](f" {text} \n") == text
+    assert [normalizer_for("auto", language, {})[0] for language in ("en", "English", None, "fr")] == [
+        "english",
+        "english",
+        "english",
+        "basic",
+    ]
+
+
+def test_a_set_without_speech_counts_what_was_made_up(tmp_path):
+    loop = "thanks for watching this " * 4
+    texts = [(None, "", "you"), (None, "", " . "), (None, " ", ""), (None, "", loop)]
+    write(tmp_path, "student", texts)
+    result = score_directory(tmp_path).sets[0]
+    assert (result.speech, result.clips, result.dropped, result.reference_words) == (False, 4, {}, 0)
+    scores = result.scores["student"]
+    assert scores.clips_with_text == 2  # a full stop is no text
+    assert (scores.wer, scores.wer_interval, scores.insertion_rate) == (None, None, None)
+    assert (scores.substitutions, scores.deletions, scores.insertions) == (0, 0, 17)
+    assert scores.repeated_5grams == pytest.approx(100 * 8 / 12)  # 16 words, 12 of five, 4 different ones
+    assert "without speech" in tables(score_directory(tmp_path))
+
+
+def test_repeated_5grams():
+    assert repeated_ngrams(["a b c d e", "a b c d e"]) == 0.0  # not in the same text
+    assert repeated_ngrams(["a b c d", ""]) == 0.0
+    assert repeated_ngrams(["a a a a a a"]) == 50.0
+    assert repeated_ngrams(["a b c a b c a b"]) == pytest.approx(100 * 1 / 4)
+
+
+def test_speakers_are_drawn_where_there_are_five(tmp_path):
+    rng = np.random.default_rng(0)
+    texts = [(f"s{i % 5}", "a b c d", " ".join(rng.choice(list("abcd"), size=4))) for i in range(30)]
+    write(tmp_path, "student", texts)
+    result = score_directory(tmp_path, "basic").sets[0]
+    assert result.blocks == "speaker"
+    assert result.scores["student"].wer_by_speaker.keys() == {f"s{i}" for i in range(5)}
+    assert "bootstrap over speakers" in tables(score_directory(tmp_path, "basic"))
+
+
+def test_results_survive_the_file_and_tell_what_they_are(evaluation):
+    results = score_directory(evaluation)
+    results.save(evaluation / "results.json")
+    assert Results.load(evaluation / "results.json") == results
+    assert json.loads((evaluation / "results.json").read_text())["sets"][0]["normalizer"] == "english"
+    text = tables(results)
+    assert "english" in text
+    assert "spoken: 1 clips not scored: reference empty after normalisation" in text
+    assert "23.53 (" in text  # 4 / 17
+
+
+def test_conditions_that_differ_are_all_told(evaluation):
+    settings = score_directory(evaluation).settings
+    assert (settings["num_beams"], settings["batch_size"], settings["device"]) == (1, 4, "cpu")
+    write(evaluation, "student", [row[:3] for row in SPOKEN], name="another", run=dict(batch_size=8, device="cpu"))
+    settings = score_directory(evaluation).settings
+    assert (settings["num_beams"], settings["batch_size"], settings["device"]) == (1, "8, 4", "cpu")
+
+
+def test_the_intervals_are_the_same_every_time(evaluation):
+    assert score_directory(evaluation) == score_directory(evaluation)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(complete=False), r"teacher/spoken\.jsonl is incomplete: .* again"),
+        (dict(data="ffff"), "other clips or transcripts than that of the student"),
+        (dict(decoding={"num_beams": 5}), "was decoded with .*'num_beams': 5"),
+    ],
+)
+def test_manifests_that_cannot_be_compared(evaluation, change, message):
+    file = evaluation / "manifests" / "teacher" / "spoken.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        score_directory(evaluation)
+
+
+def test_manifests_of_two_models_in_one_role(evaluation):
+    write(evaluation, "student", [row[:3] for row in SPOKEN], name="another")
+    file = evaluation / "manifests" / "student" / "another.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": "ffff"}))
+    with pytest.raises(UserError, match="of another model"):
+        score_directory(evaluation)
+
+
+def test_nothing_to_score(tmp_path):
+    with pytest.raises(UserError, match="no manifests"):
+        score_directory(tmp_path)
+    write(tmp_path, "student", [(None, "IGNORE_TIME_SEGMENT_IN_SCORING", "x")])
+    with pytest.raises(UserError, match="no clip is left"):
+        score_directory(tmp_path)

@@ -1,0 +1,160 @@
+"""The teacher's exact text, the share of proposals that it kept, and an assistant that is left as it was."""
+
+import copy
+
+import pytest
+import torch
+from conftest import make_processor, make_whisper, write_speech
+
+from askd_hf import init_student
+from askd_hf.data import load_speech
+from askd_hf.errors import UserError
+from askd_hf.evaluation import speculative
+from askd_hf.evaluation.speculative import as_assistant, counting_proposals, measure_speculative
+
+
+@pytest.fixture
+def clips(tmp_path):
+    return load_speech(str(write_speech(tmp_path, clips=2)), None, "train")
+
+
+@pytest.fixture
+def other_encoder(processor):
+    return make_whisper(processor, seed=5, decoder_layers=2).eval()
+
+
+@pytest.fixture
+def same_encoder(teacher):
+    return init_student(teacher, 2).eval()
+
+
+@pytest.mark.parametrize("kind", ["same_encoder", "other_encoder"])
+def test_the_teacher_keeps_its_tokens(kind, teacher, processor, clips, request):
+    student = request.getfixturevalue(kind)
+    result = measure_speculative(teacher, student, processor, clips, "tones", repetitions=1)
+    assert (result.set, result.clips, result.identical) == ("tones", 2, 2)
+    assert 0 <= result.acceptance_rate < 1  # untrained and of fewer layers, it can't be right always
+    assert result.teacher.lowest > 0 and result.assisted.lowest > 0 and result.times_faster > 0
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_teacher_keeps_all_of_its_own_proposals(shared, teacher, processor, clips, monkeypatch):
+    twin = copy.deepcopy(teacher)
+    monkeypatch.setattr(speculative, "same_encoder", lambda *_: shared)
+    result = measure_speculative(teacher, twin, processor, clips, "tones", repetitions=1)
+    assert (result.identical, result.acceptance_rate) == (2, 1.0)
+
+
+def test_a_shared_encoder_runs_once(teacher, same_encoder, other_encoder, processor, clips):
+    runs = {"teacher": 0, "same": 0, "other": 0}
+    for name, model in {"teacher": teacher, "same": same_encoder, "other": other_encoder}.items():
+        model.model.encoder.register_forward_hook(lambda *_, name=name: runs.update({name: runs[name] + 1}))
+    measure_speculative(teacher, same_encoder, processor, clips, "tones", repetitions=1)
+    assert runs == {"teacher": 2 * 4, "same": 0, "other": 0}  # 2 clips, alone and helped, untimed and timed
+    measure_speculative(teacher, other_encoder, processor, clips, "tones", repetitions=1)
+    assert runs == {"teacher": 2 * 2 * 4, "same": 0, "other": 2 * 2}
+
+
+def write_always(model, tokens: list[int]) -> None:
+    """Make a model write these tokens whatever it hears: at every position it is sure of the next one."""
+
+    def replace_logits(_, args, kwargs, output):
+        new = output.logits.shape[1]
+        past = output.past_key_values.get_seq_length() - new
+        output.logits.fill_(0.0)
+        for i in range(new):
+            # the logits at a position are for the token after it; the prompt has 2: start and no timestamps
+            place = past + i - 1
+            output.logits[:, i, tokens[place] if 0 <= place < len(tokens) else tokens[-1]] = 50.0
+        return output
+
+    model.register_forward_hook(replace_logits, with_kwargs=True)
+
+
+@pytest.mark.parametrize("proposed_at_once", [3, 5])
+def test_acceptance_counted_by_hand(teacher, other_encoder, processor, clips, proposed_at_once):
+    ids = processor.tokenizer.convert_tokens_to_ids
+    end = ids("<|endoftext|>")
+    write_always(teacher, [*map(ids, "abcdefgh"), end])
+    write_always(other_encoder, [*map(ids, "abXdefgX".replace("X", "z")), end])
+    config = other_encoder.generation_config
+    config.num_assistant_tokens, config.num_assistant_tokens_schedule = proposed_at_once, "constant"
+    config.assistant_confidence_threshold = 0.0
+    result = measure_speculative(teacher, other_encoder, processor, clips, "tones", repetitions=1)
+    # 3 at once: ab(z) -> c; def -> g; (z)<end> -> h; <end>
+    # 5 at once: ab(zde) -> c; defg(z) -> h; <end>
+    kept, made = {3: (2 + 3 + 0 + 1, 3 + 3 + 2 + 1), 5: (2 + 4 + 1, 5 + 5 + 1)}[proposed_at_once]
+    assert result.identical == 2
+    assert result.acceptance_rate == pytest.approx(kept / made)
+
+
+def test_nothing_right(teacher, other_encoder, processor, clips):
+    ids = processor.tokenizer.convert_tokens_to_ids
+    write_always(teacher, [*map(ids, "abc"), ids("<|endoftext|>")])
+    write_always(other_encoder, [ids("z")])
+    result = measure_speculative(teacher, other_encoder, processor, clips, "tones", repetitions=1)
+    assert (result.identical, result.acceptance_rate) == (2, 0.0)
+
+
+def test_the_ratio_is_that_of_the_clock(teacher, other_encoder, processor, clips, monkeypatch):
+    clock, order = [0.0], []
+    generate = teacher.generate
+    # the untimed pass over 2 clips, then 3 passes in which a clip takes so long
+    takes = {False: iter([9.0] * 2 + [4.0] * 2 + [6.0] * 2 + [5.0] * 2), True: iter([9.0] * 2 + [2.0] * 2 + [1.0] * 4)}
+
+    def slow_generate(*args, **kwargs):
+        helped = "assistant_model" in kwargs
+        order.append(helped)
+        clock[0] += next(takes[helped])
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(teacher, "generate", slow_generate)
+    monkeypatch.setattr(speculative, "now", lambda device: clock[0])
+    result = measure_speculative(teacher, other_encoder, processor, clips, "tones", repetitions=3)
+    assert (result.teacher.median, result.assisted.median) == (10.0, 2.0)
+    assert result.times_faster == 5.0  # of 8 / 4, 12 / 2, 10 / 2
+    assert order[4:] == [False, True] * 2 + [True, False] * 2 + [False, True] * 2
+
+
+def test_the_assistant_is_left_as_it_was(teacher, same_encoder, other_encoder, processor, clips):
+    for student in (same_encoder, other_encoder):
+        student.generation_config.num_assistant_tokens_schedule = "heuristic"  # which `generate` notes there
+        config, before = student.generation_config, student.generation_config.to_dict()
+        features = torch.randn(1, 8, 100)
+        alone = student.generate(features)
+        measure_speculative(teacher, student, processor, clips, "tones", repetitions=1)
+        assert student.generation_config is config
+        assert config.to_dict() == before
+        assert not hasattr(config, "force_unique_generate_call")
+        assert student.config.is_encoder_decoder
+        assert torch.equal(student.generate(features), alone)
+
+
+def test_the_assistant_is_left_as_it_was_after_an_error(teacher, other_encoder):
+    config = other_encoder.generation_config
+    with pytest.raises(KeyError), as_assistant(other_encoder, teacher) as assistant:
+        teacher.generate(torch.randn(1, 8, 100), assistant_model=assistant)
+        raise KeyError
+    assert other_encoder.generation_config is config and not hasattr(config, "force_unique_generate_call")
+
+
+def test_counting_ends(teacher, other_encoder):
+    features = torch.randn(1, 8, 100)
+    with counting_proposals() as count:
+        teacher.generate(features, assistant_model=other_encoder)
+    made = count.made
+    assert made > 0
+    teacher.generate(features, assistant_model=other_encoder)
+    assert count.made == made
+
+
+def test_another_vocabulary_is_refused(teacher, clips):
+    processor = make_processor(("<|en|>",))
+    student = make_whisper(processor)
+    with pytest.raises(UserError, match="tokens in the vocabulary"):
+        measure_speculative(teacher, student, processor, clips, "tones")
+
+
+def test_no_room_for_proposals(teacher, other_encoder, processor, clips):
+    with pytest.raises(UserError, match="proposed nothing"):
+        measure_speculative(teacher, other_encoder, processor, clips, "tones", max_length=1)

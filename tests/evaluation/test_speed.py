@@ -1,0 +1,232 @@
+"""Speed is measured on what `generate` does, and the ratios are those of the seconds that the clock showed."""
+
+import itertools
+import json
+import statistics
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_whisper, write_speech
+from transformers import PreTrainedModel
+
+from askd_hf import init_student
+from askd_hf.data import load_speech
+from askd_hf.errors import UserError
+from askd_hf.evaluation import memory, speed
+from askd_hf.evaluation.speed import measure_speed, model_facts, transcribe_in_halves
+
+
+@pytest.fixture
+def clips(tmp_path):
+    return load_speech(str(write_speech(tmp_path / "speech", clips=5)), None, "train")
+
+
+@pytest.fixture
+def pair(processor):
+    """A student and a teacher that write texts of different lengths."""
+    return {"student": make_whisper(processor, seed=2, decoder_layers=2), "teacher": make_whisper(processor)}
+
+
+def both(processor, pair):
+    return dict.fromkeys(pair, processor)
+
+
+def features_of(processor, clips):
+    waves = [soundfile.read(row["audio"]["path"], dtype="float32")[0] for row in clips]
+    return processor.feature_extractor(waves, sampling_rate=16_000, return_tensors="pt").input_features
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_the_halves_give_the_tokens_of_plain_generate(processor, pair, clips, batch_size):
+    features = features_of(processor, clips)
+    for model in pair.values():
+        for batch in features.split(batch_size):
+            plain = model.eval().generate(batch, num_beams=1, do_sample=False)
+            for _ in range(2):  # a second time, in case the first has left something behind
+                tokens, encoder, decoder = transcribe_in_halves(model, batch)
+                assert torch.equal(tokens, plain)
+            assert encoder > 0 and decoder > 0
+
+
+class FakeTime:
+    """A clock that only stands still and is put forward: the encoder takes 1 s a batch, `generate` what is said."""
+
+    def __init__(self, monkeypatch, models, decoding):
+        self.now = 0.0
+        self.order = []
+        self.decoding = decoding  # role -> an endless iterator of seconds
+        monkeypatch.setattr(speed, "now", lambda device: self.now)
+        for role, model in models.items():
+            self.slow_down(role, model)
+
+    def slow_down(self, role: str, model: PreTrainedModel):
+        encode, generate = model.model.encoder.forward, model.generate
+
+        def slow_encode(*args, **kwargs):
+            self.now += 1.0
+            return encode(*args, **kwargs)
+
+        def slow_generate(*args, **kwargs):
+            self.order.append(role)
+            self.now += next(self.decoding[role])
+            return generate(*args, **kwargs)
+
+        model.model.encoder.forward = slow_encode
+        model.generate = slow_generate
+
+
+def test_times_are_those_of_the_clock(processor, pair, clips, monkeypatch):
+    # warm-up, then 3 passes of 2 batches (of 3 and 2 clips), then the measurement of memory
+    student = iter([99.0, *(1.5, 0.5), *(3.5, 0.5), *(6.5, 1.5), 99.0])
+    teacher = iter([99.0, *(9.0, 9.0), *(5.0, 5.0), *(4.0, 4.0), 99.0])
+    FakeTime(monkeypatch, pair, {"student": student, "teacher": teacher})
+    result = measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[3], repetitions=3)
+    ours, theirs = result.rows
+    assert (ours.role, ours.batch_size, theirs.role) == ("student", 3, "teacher")
+    # totals: student 2+2, 2+4, 2+8; teacher 2+18, 2+10, 2+8
+    assert (ours.total.median, ours.total.lowest, ours.total.highest) == (6.0, 4.0, 10.0)
+    assert (theirs.total.median, theirs.total.lowest, theirs.total.highest) == (12.0, 10.0, 20.0)
+    assert (ours.encoder.median, ours.decoder.median, theirs.decoder.highest) == (2.0, 4.0, 18.0)
+    assert ours.times_faster == statistics.median([20 / 4, 12 / 6, 10 / 10]) == 2.0
+    assert theirs.times_faster == 1.0
+    # only the batches of 3: encoder and decoder of the first in every pass
+    assert ours.latency == statistics.median([1 + 1.5, 1 + 3.5, 1 + 6.5])
+    seconds = sum(soundfile.info(row["audio"]["path"]).duration for row in clips)
+    assert result.audio_seconds == pytest.approx(seconds)
+    assert ours.rtfx == pytest.approx(seconds / 6)
+    assert (result.set, result.clips, result.repetitions) == ("tones", 5, 3)
+
+
+def test_models_take_turns_and_start_in_turn(processor, pair, clips, monkeypatch):
+    pair = {"student": pair["student"], "before": make_whisper(processor, seed=3), "teacher": pair["teacher"]}
+    fake = FakeTime(monkeypatch, pair, {role: itertools.repeat(1.0) for role in pair})
+    measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[5], repetitions=3)
+    warm_up, *passes, _ = [fake.order[i : i + 3] for i in range(0, len(fake.order), 3)]
+    assert warm_up == ["student", "before", "teacher"]
+    assert passes == [
+        ["student", "before", "teacher"],
+        ["before", "teacher", "student"],
+        ["teacher", "student", "before"],
+    ]
+
+
+def test_tokens_are_counted_without_filling_and_end(processor, pair, clips):
+    result = measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[1, 5], repetitions=1)
+    end = processor.tokenizer.eos_token_id
+    for role, model in pair.items():
+        texts = [model.generate(one[None])[0].tolist() for one in features_of(processor, clips)]
+        expected = sum(token != end for text in texts for token in text)
+        assert expected > 0
+        assert [row.tokens for row in result.rows if row.role == role] == [expected, expected]
+
+
+def test_what_fills_a_batch_up_is_not_counted(processor, pair):
+    end = processor.tokenizer.eos_token_id
+    assert speed.count_tokens(pair["student"], torch.tensor([[5, 6, 7, end], [5, end, end, end], [end] * 4])) == 4
+
+
+def test_the_limit_of_tokens_holds_for_all_models(processor, pair, clips):
+    result = measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[1], repetitions=1, max_length=3)
+    limited = [model.generate(features_of(processor, clips), max_length=3) for model in pair.values()]
+    assert max(tokens.shape[1] for tokens in limited) < 10
+    assert [row.tokens for row in result.rows] == [
+        speed.count_tokens(model, tokens) for model, tokens in zip(pair.values(), limited, strict=True)
+    ]
+
+
+def test_conditions_are_noted(processor, pair, clips):
+    result = measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[2], repetitions=1)
+    assert (result.dtype, result.attention) == ("float32", "sdpa")
+    assert result.threads == torch.get_num_threads()
+    assert result.device
+
+
+def test_a_model_alone_is_faster_than_nobody(processor, pair, clips):
+    alone = {"student": pair["student"]}
+    result = measure_speed(alone, both(processor, alone), clips, "tones", batch_sizes=[1], repetitions=1)
+    assert [row.times_faster for row in result.rows] == [None]
+
+
+def test_different_conditions_are_refused(processor, pair, clips):
+    pair["student"].to(torch.bfloat16)
+    with pytest.raises(ValueError, match="bfloat16"):
+        measure_speed(pair, both(processor, pair), clips, "tones")
+
+
+def test_too_few_clips_for_a_batch(processor, pair, clips):
+    with pytest.raises(UserError, match="5 clips can't fill a batch of 16"):
+        measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[1, 16])
+
+
+def test_a_clip_longer_than_the_window_is_named(processor, pair, clips, tmp_path):
+    soundfile.write(tmp_path / "speech/audio/003.wav", np.zeros(24_000), 16_000)
+    with pytest.raises(UserError, match=r"003\.wav: 1\.5 s"):
+        measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[1])
+
+
+# ---- memory ----
+
+
+def test_the_peak_is_that_of_the_call():
+    megabytes = 1_000_000
+
+    def take_and_free():
+        taken = np.ones(40 * megabytes, dtype=np.uint8)
+        return taken.sum()
+
+    take_and_free()
+    measured = [memory.peak_bytes(run, torch.device("cpu")) for run in (take_and_free, lambda: None, take_and_free)]
+    if measured[0] is None:
+        pytest.skip("no /proc/self/clear_refs here")
+    assert 39 * megabytes < measured[0] < 50 * megabytes
+    assert measured[1] < 10 * megabytes
+    assert 39 * megabytes < measured[2] < 50 * megabytes
+
+
+def test_peak_memory_has_the_weights(processor, pair, clips):
+    result = measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[1], repetitions=1)
+    for row, model in zip(result.rows, pair.values(), strict=True):
+        # the projection to the vocabulary is the token embedding: counted once
+        assert memory.weight_bytes(model) == 4 * model.num_parameters()
+        assert row.peak_memory_mb is None or row.peak_memory_mb >= 4 * model.num_parameters() / 1e6
+
+
+# ---- facts ----
+
+
+def test_facts_of_a_directory(processor, tmp_path):
+    student = init_student(make_whisper(processor), 2)
+    student.save_pretrained(tmp_path / "whole")
+    facts = model_facts(str(tmp_path / "whole"), student)
+    assert (facts.encoder_layers, facts.decoder_layers) == (2, 2)
+    assert facts.parameters == sum(p.numel() for p in student.parameters())
+    assert facts.megabytes == (tmp_path / "whole/model.safetensors").stat().st_size / 1e6
+    (tmp_path / "whole/model.fp32.safetensors").write_bytes(b"another format of the same weights")
+    assert model_facts(str(tmp_path / "whole"), student) == facts
+
+
+def test_size_of_weights_in_several_files(processor, tmp_path):
+    model = make_whisper(processor)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = list(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert model_facts(str(tmp_path), model).megabytes == sum(f.stat().st_size for f in shards) / 1e6
+    shards[0].unlink()
+    assert model_facts(str(tmp_path), model).megabytes is None
+
+
+def test_size_of_weights_in_the_hub_cache(processor, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = make_whisper(processor)
+    assert model_facts("someone/whisper", model).megabytes is None
+    snapshot = tmp_path / "models--someone--whisper" / "snapshots" / "abc"
+    model.save_pretrained(snapshot)
+    (tmp_path / "models--someone--whisper/refs").mkdir()
+    (tmp_path / "models--someone--whisper/refs/main").write_text("abc")
+    weights = (snapshot / "model.safetensors").stat().st_size
+    assert model_facts("someone/whisper", model).megabytes == weights / 1e6
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "missing.safetensors"}}))
+    assert model_facts("someone/whisper", model).megabytes is None

@@ -1,0 +1,80 @@
+"""What is loaded for a suite."""
+
+import pytest
+from conftest import write_speech
+from datasets import Audio, Dataset
+
+from askd_hf.errors import UserError
+from askd_hf.evaluation import EvalSet, EvaluationArguments, suite_sets
+from askd_hf.evaluation.suites import SUITES, load_set
+
+
+def test_the_five_sets_of_the_paper():
+    names = ["librispeech-test-clean", "librispeech-test-other", "ami", "earnings22", "tedlium"]
+    assert [source.name for source in suite_sets("open-asr")] == names
+    assert all(source.language == "en" for sets in SUITES.values() for source in sets)
+
+
+@pytest.mark.parametrize(
+    ("suite", "language", "dataset", "config", "code"),
+    [
+        ("fleurs", "French", "google/fleurs", "fr_fr", "fr"),
+        ("fleurs", "zh", "google/fleurs", "cmn_hans_cn", "zh"),
+        ("fleurs", "mandarin", "google/fleurs", "cmn_hans_cn", "zh"),
+        ("fleurs", "es", "google/fleurs", "es_419", "es"),
+        ("fleurs", "yue", "google/fleurs", "yue_hant_hk", "yue"),
+        ("common-voice", "sv", "fixie-ai/common_voice_17_0", "sv-SE", "sv"),
+        ("common-voice", "german", "fixie-ai/common_voice_17_0", "de", "de"),
+    ],
+)
+def test_sets_by_language(suite, language, dataset, config, code):
+    (source,) = suite_sets(suite, language)
+    assert (source.dataset, source.config, source.language) == (dataset, config, code)
+    assert source.name == f"{suite}-{code}"
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "message"),
+    [
+        ("open_asr", None, "did you mean open-asr"),
+        ("fleurs", None, "choose one, as in --language"),
+        ("fleurs", "klingon", "hasn't --language klingon"),
+        ("ami", "fr", "is English"),
+    ],
+)
+def test_suites_that_there_are_not(name, language, message):
+    with pytest.raises(UserError, match=message):
+        suite_sets(name, language)
+
+
+def test_several_suites_and_own_speech_in_one_run():
+    args = EvaluationArguments(
+        model="x", suite=["librispeech", "librispeech-test-other"], dataset="a/my speech", eval_splits=["test[:5%]"]
+    )
+    names = [source.name for source in args.sets()]
+    assert names == ["librispeech-test-clean", "librispeech-test-other", "my-speech-test-5"]
+    args.eval_splits = ["test[:5%]", "test[5:]"]
+    with pytest.raises(UserError, match="two different sets are called my-speech-test-5"):
+        args.sets()
+
+
+@pytest.mark.parametrize("speaker_column", ["client_id", None])
+def test_only_what_is_needed_is_kept(tmp_path, speaker_column):
+    table = {
+        "path": [{"path": f"{i}.wav", "bytes": b"x"} for i in range(3)],
+        "sentence": ["a", None, "c"],
+        "client_id": [7, None, 9],
+        "text": ["no", "no", "no"],
+    }
+    Dataset.from_dict(table).cast_column("path", Audio(decode=False)).to_parquet(tmp_path / "test.parquet")
+    source = EvalSet("own", str(tmp_path), None, "test", "sentence", "path", speaker_column)
+    loaded = load_set(source, limit=2)
+    assert set(loaded.column_names) == {"audio", "text", "clip", "speaker"}
+    assert (loaded["text"][:], loaded["speaker"][:]) == (["a", None], ["7", None])
+
+
+def test_speakers_that_are_not_there(tmp_path):
+    write_speech(tmp_path, clips=2)
+    assert "speaker" not in load_set(EvalSet("own", str(tmp_path), None, "train")).column_names
+    with pytest.raises(UserError, match=r"no column 'who' for the speaker.*--speaker_column"):
+        load_set(EvalSet("own", str(tmp_path), None, "train", speaker_column="who"))

@@ -1,0 +1,207 @@
+"""Export to CTranslate2: the converted model is run for real, by CTranslate2 and by faster-whisper, on real speech."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import ctranslate2
+import jiwer
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_multilingual
+
+from askd_hf.data import decode_audio, load_speech
+from askd_hf.errors import UserError
+from askd_hf.export import (
+    agreement,
+    check_extra,
+    export_ctranslate2,
+    input_features,
+    transcribe_ctranslate2,
+    transcribe_faster_whisper,
+    transcribe_transformers,
+)
+from askd_hf.student import load_processor, load_whisper, set_language
+
+sys.path.append(str(ROOT / "tests" / "data"))
+from fake_hub import serve_hub
+from spoken_digits import TEACHER, long_teacher, save_long_teacher
+
+SPEECH = ROOT / "examples" / "demo" / "data" / "known"
+SCRIPT = ROOT / "examples" / "export.py"
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return load_processor(str(TEACHER))
+
+
+@pytest.fixture
+def teacher():
+    return load_whisper(str(TEACHER)).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, processor) -> Path:
+    """The demo's teacher, converted."""
+    directory = tmp_path_factory.mktemp("export") / "teacher"
+    export_ctranslate2(load_whisper(str(TEACHER)), processor, str(TEACHER), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def saved_long(tmp_path_factory) -> Path:
+    return save_long_teacher(tmp_path_factory.mktemp("long") / "model")
+
+
+@pytest.fixture(scope="module")
+def long_exported(tmp_path_factory, saved_long) -> Path:
+    """The same with windows of 30 s, as faster-whisper needs them."""
+    directory = tmp_path_factory.mktemp("export") / "long"
+    export_ctranslate2(*long_teacher(), str(saved_long), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def speech() -> list[dict]:
+    return list(load_speech(str(SPEECH), None, "train").select(range(12)))
+
+
+@pytest.fixture(scope="module")
+def clips(speech) -> list[np.ndarray]:
+    return [decode_audio(row["audio"]) for row in speech]
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_converted_model_gives_the_tokens_of_transformers(exported, teacher, processor, clips):
+    converted = ctranslate2.models.Whisper(str(exported), device="cpu")
+    prompt = processor.tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>"])
+    count = 0
+    for clip in clips:
+        features = input_features(processor, clip)
+        expected = teacher.generate(features, num_beams=1)[0].tolist()
+        view = ctranslate2.StorageView.from_array(features.numpy())
+        heard = converted.generate(view, [prompt], beam_size=1)[0].sequences_ids[0]
+        assert heard == [token for token in expected if token != teacher.config.eos_token_id]
+        count += len(heard)
+    assert count > 36  # three words a clip
+
+
+def test_faster_whisper_hears_what_transformers_hears(long_exported, clips):
+    model, processor = long_teacher()
+    expected = [text.strip() for text in transcribe_transformers(model, processor, clips)]
+    # it pads a clip's features with zeros, where Whisper has silence; so the clips fill the window here
+    padded = [np.pad(clip, (0, 30 * 16_000 - len(clip))) for clip in clips]
+    heard = transcribe_faster_whisper(long_exported, padded, "en", "transcribe")
+    assert [text.strip() for text in heard] == expected
+    assert len({text for text in expected if len(text.split()) > 1}) > 6
+
+
+def test_a_multilingual_model_is_asked_in_the_language_given(tmp_path):
+    texts = set()
+    for language in ("en", "zh"):
+        model, processor = make_multilingual()
+        model.save_pretrained(tmp_path / language)
+        set_language(model, processor, language, "transcribe")
+        clips = [np.random.default_rng(seed).normal(0, 0.1, 16_000).astype(np.float32) for seed in range(3)]
+        expected = transcribe_transformers(model.eval(), processor, clips)
+        export_ctranslate2(model, processor, str(tmp_path / language), tmp_path / f"{language}-out")
+        heard = transcribe_ctranslate2(tmp_path / f"{language}-out", processor, clips, 32)
+        assert heard == expected  # of random weights: as long as a text can be, or nearly so
+        assert max(map(len, heard)) > 8
+        texts.add(tuple(heard))
+    assert len(texts) == 2
+
+
+def test_8_bits_take_less_than_half_the_size_and_hear_nearly_the_same(
+    tmp_path, exported, teacher, processor, speech, clips
+):
+    export_ctranslate2(teacher, processor, str(TEACHER), tmp_path / "int8", "int8")
+    sizes = [(directory / "model.bin").stat().st_size for directory in (tmp_path / "int8", exported)]
+    assert sizes[0] < sizes[1] / 2
+    heard = [text.strip() for text in transcribe_ctranslate2(tmp_path / "int8", processor, clips, 64)]
+    assert 100 * jiwer.wer([row["text"] for row in speech], heard) <= 10
+
+
+def test_a_planted_difference_is_reported(tmp_path, teacher, processor, speech, clips):
+    expected = transcribe_transformers(teacher, processor, clips)
+    with torch.no_grad():  # what a broken conversion could do: two layers swapped
+        layers = teacher.model.decoder.layers
+        layers[1], layers[2] = layers[2], layers[1]
+    export_ctranslate2(teacher, processor, str(TEACHER), tmp_path / "swapped")
+    heard = transcribe_ctranslate2(tmp_path / "swapped", processor, clips, 64)
+    result = agreement("ctranslate2", [row["clip"] for row in speech], expected, heard, str)
+    differing = [i for i in range(len(clips)) if expected[i].strip() != heard[i].strip()]
+    assert differing
+    assert [clip for clip, _, _ in result.differing] == [speech[i]["clip"] for i in differing]
+    wer = 100 * jiwer.wer([text.strip() for text in expected], [text.strip() for text in heard])
+    assert result.wer == pytest.approx(wer)
+    first_line, *examples = str(result).splitlines()
+    assert first_line == (
+        f"ctranslate2: another text than transformers in {len(differing)} of 12 clips; WER between the two {wer:.2f} %"
+    )
+    assert examples[:3] == [
+        f"  {speech[differing[0]]['clip']}",
+        f"    transformers: {expected[differing[0]].strip()}",
+        f"    ctranslate2:  {heard[differing[0]].strip()}",
+    ]
+
+
+def test_the_report_counts_texts_and_shows_five():
+    same = agreement("x", ["a", "b"], [" one", "two"], ["one", " two "], str.lower)
+    assert str(same) == "x: the same text as transformers in all 2 clips"
+    names = [str(i) for i in range(8)]
+    result = agreement("x", names, ["One two"] * 8, ["one two"] + ["one"] * 7, str.lower)
+    assert len(result.differing) == 8  # the case differs in the first: another text, no other word
+    assert result.wer == pytest.approx(100 * 7 / 16)
+    lines = str(result).splitlines()
+    assert lines[0] == "x: another text than transformers in 8 of 8 clips; WER between the two 43.75 %"
+    assert len(lines) == 1 + 5 * 3 + 1
+    assert lines[-1] == "  ... and 3 more"
+    assert agreement("x", ["a"], [""], ["one"], str.lower).wer is None
+
+
+def test_the_script_converts_compares_and_overwrites_nothing(tmp_path, saved_long):
+    arguments = ["--model", saved_long, "--output_dir", "out", "--dataset", SPEECH, "--max_samples", 6]
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "ctranslate2: the same text as transformers in all 6 clips" in done.stdout
+    assert re.search(r"^faster-whisper: (another|the same) text (than|as) transformers in ", done.stdout, re.MULTILINE)
+    assert "No word timestamps: " in done.stdout
+    assert {file.name for file in tmp_path.iterdir()} == {"out"}  # and nothing unfinished beside it
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"model.bin", "config.json", "vocabulary.json", "tokenizer.json", "preprocessor_config.json"} <= written
+    before = (tmp_path / "out" / "model.bin").stat().st_mtime_ns
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: --output_dir out is there already; name another, or remove it first"
+    assert (tmp_path / "out" / "model.bin").stat().st_mtime_ns == before
+
+
+def test_a_model_of_the_hub_is_exported_and_one_with_other_windows_compared_in_ctranslate2_alone(tmp_path, exported):
+    model = tmp_path / "hub" / "models" / "me" / "student"
+    model.parent.mkdir(parents=True)
+    model.symlink_to(TEACHER)
+    with serve_hub(tmp_path / "hub") as hub:
+        environment = dict(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "home"), NO_PROXY="127.0.0.1")
+        environment |= dict(HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1")
+        done = run("--model", "me/student", "--dataset", SPEECH, "--max_samples", 2, cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert "ctranslate2: the same text as transformers in all 2 clips" in done.stdout
+    assert "faster-whisper: can't run this model, whose window is 3 s and not 30 s" in done.stdout
+    written = tmp_path / "student-ctranslate2"
+    assert (written / "model.bin").read_bytes() == (exported / "model.bin").read_bytes()
+
+
+def test_without_the_extra_the_user_is_told_what_to_install(monkeypatch):
+    check_extra()
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    with pytest.raises(UserError, match=r"pip install '\.\[export\]'"):
+        check_extra()

@@ -1,0 +1,55 @@
+"""The picture of a run: what is drawn is what was logged."""
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+from askd_hf.figure import write_run_figure
+
+TRAINING = [
+    dict(step=10, loss=3.0, teacher_weight=1.0, self_weight=0.0, ce_loss=2.0, teacher_loss=3.0),
+    dict(step=20, loss=1.0, teacher_weight=0.0, self_weight=0.2, ce_loss=1.0, self_loss=0.1),
+]
+EVALUATION = [dict(step=0, eval_known_wer=150.0), dict(step=20, eval_known_wer=12.0, eval_unseen_wer=30.0)]
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[matplotlib.figure.Figure]:
+    """The figures that are saved, for a look at what they hold."""
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+
+    def note(figure, *args, **kwargs):
+        figures.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", note)
+    return figures
+
+
+def lines(axes) -> dict[str, list[list[float]]]:
+    return {line.get_label(): np.stack(line.get_data()).T.tolist() for line in axes.get_lines()}
+
+
+def test_weights_losses_and_error_rates_are_those_of_the_log(tmp_path, drawn):
+    write_run_figure([*TRAINING, *EVALUATION], tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    weights, losses, rates = drawn[0].axes
+    tops = [area.get_paths()[0].vertices[:, 1].max() for area in weights.collections]
+    assert tops == pytest.approx([0.8, 1.0, 1.0])  # labels, then the teacher on top of them, then the self
+    assert lines(losses) == {
+        "labels (cross-entropy)": [[10, 2.0], [20, 1.0]],
+        "teacher (T²·D)": [[10, 3.0]],
+        "self (T²·D)": [[20, 0.1]],
+    }
+    assert lines(rates) == {"known": [[0, 150.0], [20, 12.0]], "unseen": [[20, 30.0]]}
+
+
+def test_without_evaluations_there_is_no_panel_of_error_rates(tmp_path, drawn):
+    write_run_figure(TRAINING, tmp_path / "run.png")
+    assert len(drawn[0].axes) == 2
+
+
+def test_a_run_that_logged_nothing_yet_is_drawn(tmp_path, drawn):
+    write_run_figure([], tmp_path / "run.png")
+    assert len(drawn[0].axes) == 2

@@ -1,0 +1,145 @@
+"""A teacher whose vocabulary is another than the student's."""
+
+import copy
+
+import pytest
+import torch
+from conftest import MULTILINGUAL, make_processor, make_trainer, make_whisper
+from transformers import WhisperTokenizer
+
+from askd_hf.errors import UserError
+from askd_hf.student import init_student
+from askd_hf.vocabulary import token_partners, with_vocabulary_of
+
+ENGLISH_ONLY = make_processor().tokenizer
+
+
+def renumbered(tokenizer: WhisperTokenizer, order: list[int]) -> WhisperTokenizer:
+    """The same tokens with other ids: token `order[i]` is now `i`. Letters are first, as added tokens must be last."""
+    names = tokenizer.convert_ids_to_tokens(order)
+    letters = sum(len(name) == 1 for name in names)
+    ours = WhisperTokenizer(
+        vocab={name: i for i, name in enumerate(names[:letters])},
+        merges=[],
+        unk_token="<|endoftext|>",
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+    )
+    ours.add_tokens(names[letters:], special_tokens=True)
+    ours.set_prefix_tokens()
+    return ours
+
+
+@pytest.fixture
+def permuted():
+    """A tokenizer of the same tokens with other ids, and for each of its tokens the id in the ordinary one."""
+    size = len(ENGLISH_ONLY)
+    generator = torch.Generator().manual_seed(0)
+    letters = torch.randperm(27, generator=generator).tolist()
+    special = (27 + torch.randperm(size - 27, generator=generator)).tolist()
+    tokenizer = renumbered(ENGLISH_ONLY, letters + special)
+    old = [ENGLISH_ONLY.get_vocab()[token] for token in tokenizer.convert_ids_to_tokens(range(size))]
+    assert old != list(range(size))
+    return tokenizer, torch.tensor(old)
+
+
+def in_other_ids(model, old: torch.Tensor):
+    """The same model with its vocabulary permuted: its token `i` is the token `old[i]` of `model`."""
+    other = copy.deepcopy(model)
+    other.model.decoder.embed_tokens.weight.data = model.model.decoder.embed_tokens.weight.data[old]
+    other.tie_weights()
+    new = old.argsort()
+    for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(other.config, name, int(new[getattr(model.config, name)]))
+    return other
+
+
+def test_partners_are_tokens_of_the_same_text(permuted):
+    tokenizer, old = permuted
+    assert torch.equal(token_partners(tokenizer, ENGLISH_ONLY), old.argsort())
+    assert torch.equal(token_partners(ENGLISH_ONLY, tokenizer), old)
+
+
+def test_a_language_more_moves_the_tokens_behind_it():
+    teacher, student = make_processor(MULTILINGUAL).tokenizer, make_processor(MULTILINGUAL[:1]).tokenizer
+    partners = token_partners(teacher, student)
+    assert partners[:30].tolist() == list(range(30))  # letters, end, start, <|en|>
+    assert partners[30:].tolist() == [32, 33]  # transcribe, notimestamps
+    back = token_partners(student, teacher)
+    names = teacher.convert_ids_to_tokens((back < 0).nonzero().flatten().tolist())
+    assert names == ["<|zh|>", "<|translate|>"]
+
+
+@pytest.mark.parametrize("trained", [0, 8])
+def test_a_permuted_teacher_distils_as_the_ordinary_one(tmp_path, teacher, student, permuted, trained):
+    tokenizer, old = permuted
+    strange = in_other_ids(teacher, old)
+    adapted = with_vocabulary_of(student, ENGLISH_ONLY, strange, tokenizer)
+    for name, weight in teacher.state_dict().items():
+        assert torch.equal(adapted.state_dict()[name], weight), name
+    runs = []
+    for i, model in enumerate((teacher, adapted)):
+        trainer = make_trainer(tmp_path / str(i), model, student, preset="kd", max_steps=max(trained, 1))
+        trainer.train()
+        runs.append(trainer)
+    assert [row.get("teacher_loss") for row in runs[0].state.log_history] == [
+        row.get("teacher_loss") for row in runs[1].state.log_history
+    ]
+    for name, weight in runs[0].model.state_dict().items():
+        assert torch.equal(runs[1].model.state_dict()[name], weight), name
+
+
+def test_without_the_permutation_undone_it_would_be_another_teacher(teacher, permuted):
+    _, old = permuted
+    ids = torch.randint(0, 26, (1, 5))
+    features = torch.randn(1, 8, 100)
+    plain, strange = (m(features, decoder_input_ids=ids).logits for m in (teacher, in_other_ids(teacher, old)))
+    assert (plain - strange).abs().max() > 0.1
+
+
+def test_a_token_of_the_teacher_alone_gives_its_probability_to_the_others():
+    ours, theirs = make_processor(MULTILINGUAL[:1]), make_processor(MULTILINGUAL)
+    teacher = make_whisper(theirs).eval()
+    student = init_student(make_whisper(ours, seed=5))
+    adapted = with_vocabulary_of(student, ours.tokenizer, teacher, theirs.tokenizer)
+    partners = token_partners(theirs.tokenizer, ours.tokenizer)
+    ids, features = torch.randint(0, 26, (2, 5)), torch.randn(2, 8, 100)
+    with torch.no_grad():
+        whole = teacher(features, decoder_input_ids=partners[ids]).logits.softmax(-1)
+        seen = adapted(features, decoder_input_ids=ids).logits.softmax(-1)
+    expected = whole[..., partners]
+    torch.testing.assert_close(seen, expected / expected.sum(-1, keepdim=True))
+    assert seen.shape[-1] == len(ours.tokenizer)
+
+
+def test_a_token_of_the_student_alone_is_as_likely_as_the_start_token():
+    ours, theirs = make_processor(MULTILINGUAL), make_processor(MULTILINGUAL[:1])
+    teacher = make_whisper(theirs).eval()
+    student = init_student(make_whisper(ours, seed=5))
+    adapted = with_vocabulary_of(student, ours.tokenizer, teacher, theirs.tokenizer)
+    token = ours.tokenizer.convert_tokens_to_ids
+    with torch.no_grad():
+        logits = adapted(torch.randn(1, 8, 100), decoder_input_ids=torch.tensor([[0, 1, 2]])).logits[0, -1]
+    assert logits[token("<|zh|>")] == logits[token("<|startoftranscript|>")]
+    assert logits[token("<|translate|>")] == logits[token("<|startoftranscript|>")]
+    assert logits[token("<|transcribe|>")] != logits[token("<|startoftranscript|>")]
+
+
+def test_a_language_that_the_teacher_does_not_know_is_refused():
+    ours, theirs = make_processor(MULTILINGUAL), make_processor(MULTILINGUAL[:1])
+    ours.tokenizer.set_prefix_tokens(language="zh", task="transcribe", predict_timestamps=False)
+    student, teacher = make_whisper(ours), make_whisper(theirs)
+    with pytest.raises(UserError, match=r"the teacher has no <\|zh\|>, with which"):
+        with_vocabulary_of(student, ours.tokenizer, teacher, theirs.tokenizer)
+
+
+def test_the_same_vocabulary_leaves_the_teacher_as_it_is(teacher, student):
+    assert with_vocabulary_of(student, ENGLISH_ONLY, teacher, make_processor().tokenizer) is teacher
+
+
+def test_another_way_to_split_text_is_refused_with_advice():
+    vocab = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyzĠ")} | {"ab": 27}
+    other = WhisperTokenizer(vocab=vocab, merges=[("a", "b")], unk_token="<|endoftext|>", pad_token="<|endoftext|>")
+    with pytest.raises(UserError, match=r"split text into different tokens.*pseudo_label"):
+        token_partners(other, ENGLISH_ONLY)
