@@ -11,6 +11,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 
 from .errors import UserError
+from .metrics import Normalizer
 from .objective import DIVERGENCES, DIVERGENCES_WITH_MIX
 from .presets import PRESETS
 from .schedule import SELF_SCHEDULES, TEACHER_SCHEDULES
@@ -120,10 +121,11 @@ class DataArguments:
         default="auto",
         metadata={"help": "auto: transcripts that are all in capitals are lower-cased, which Whisper knows better."},
     )
-    normalizer: Literal["auto", "english", "basic"] = field(
+    normalizer: Normalizer = field(
         default="auto",
         metadata={
-            "help": "Whisper's text normaliser for WER and CER. auto: english for English, basic for other languages."
+            "help": "Text normaliser for WER and CER: Whisper's english or basic one, or none. auto: english for "
+            "English, basic for other languages."
         },
     )
     on_bad_audio: Literal["error", "skip"] = field(

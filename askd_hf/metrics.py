@@ -1,6 +1,7 @@
 """Word and character error rate, in percent, of texts normalised as Whisper's authors do."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import datasets
 import jiwer
@@ -11,6 +12,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 from .evaluate_library import Metric, MetricInfo
 
 ENGLISH = ("en", "english")
+Normalizer = Literal["auto", "english", "basic", "none"]
 
 
 class ErrorRate(Metric):
@@ -35,21 +37,34 @@ class ErrorRate(Metric):
         }
 
 
-def text_normalizer(processor: WhisperProcessor, language: str | None, name: str = "auto") -> Callable[[str], str]:
-    """One of Whisper's two normalisers.
-
-    The English one maps British to American spelling by the list that comes with OpenAI's models (`normalizer.json`;
-    a model without it leaves spelling alone), and writes numbers in digits, neighbouring ones joined.
+def normalizer_for(
+    name: Normalizer, language: str | None, spelling: dict[str, str]
+) -> tuple[str, Callable[[str], str]]:
+    """A text normaliser and its name.
 
     Args:
-        language: of the speech; None for an English-only model.
-        name: "english", "basic" (lower case, no punctuation), or "auto": english for English, basic for the rest.
+        name: `english`: Whisper's for English, which expands contractions, drops fillers, writes numbers in digits and
+            British words as American ones; `basic`: Whisper's for all other languages: lower case, no punctuation;
+            `none`: only white space is squeezed; `auto`: english for English, basic for the rest.
+        language: of the speech; None, where a model knows English only, counts as English.
+        spelling: British to American words, from a model's `normalizer.json`.
     """
     if name == "auto":
         name = "english" if language is None or language.lower() in ENGLISH else "basic"
     if name == "english":
-        return EnglishTextNormalizer(processor.tokenizer.english_spelling_normalizer or {})
-    return BasicTextNormalizer()
+        normalize = EnglishTextNormalizer(spelling)
+    elif name == "basic":
+        normalize = BasicTextNormalizer()
+    else:
+        normalize = str
+    return name, lambda text: " ".join(normalize(text).split())
+
+
+def text_normalizer(
+    processor: WhisperProcessor, language: str | None, name: Normalizer = "auto"
+) -> Callable[[str], str]:
+    """`normalizer_for` with the spelling list that came with a model; one without it leaves spelling alone."""
+    return normalizer_for(name, language, processor.tokenizer.english_spelling_normalizer or {})[1]
 
 
 def error_rates(predictions: list[str], references: list[str], normalize: Callable[[str], str]) -> dict[str, float]:

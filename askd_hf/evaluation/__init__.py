@@ -5,7 +5,7 @@ from .manifest import FOLDER, Manifest
 from .options import EvaluationArguments
 from .report import write_report
 from .results import Results
-from .scoring import normalizer_for, save_spelling, score_directory
+from .scoring import save_spelling, score_directory
 from .speculative import measure_speculative
 from .speed import measure_speed
 from .suites import EvalSet, suite_sets
@@ -24,7 +24,6 @@ __all__ = [
     "join_clips",
     "measure_speculative",
     "measure_speed",
-    "normalizer_for",
     "plan_manifests",
     "prepare_set",
     "save_spelling",

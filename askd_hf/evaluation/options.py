@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ..errors import UserError
+from ..metrics import Normalizer
 from .bootstrap import RESAMPLES
 from .suites import SUITE_NAMES, EvalSet, language_code, suite_sets
 from .transcribe import Decoding
@@ -73,7 +74,7 @@ class EvaluationArguments:
         default=False,
         metadata={"help": "Score the manifests in --output_dir again, as with another --normalizer; decode nothing."},
     )
-    normalizer: Literal["auto", "english", "basic", "none"] = field(
+    normalizer: Normalizer = field(
         default="auto",
         metadata={
             "help": "Texts are compared as normalised by Whisper's English normaliser, its basic one, or not at all. "

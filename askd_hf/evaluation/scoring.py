@@ -2,48 +2,24 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jiwer
 import numpy as np
 from tqdm.auto import tqdm
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from ..errors import UserError
-from ..metrics import ENGLISH
+from ..metrics import Normalizer, normalizer_for
 from .bootstrap import RESAMPLES, SEED, blocks_of, interval, probability_of_improvement, resampled_rates
 from .manifest import FOLDER, Manifest, Settings, read_manifests, role_order
 from .results import Paired, Results, Scores, SetResult
 
-Normalizer = Literal["auto", "english", "basic", "none"]
 SPELLING_FILE = "normalizer.json"  # beside the manifests, as it lies beside OpenAI's models
 # TED-LIUM's transcript of stretches that nobody transcribed; the Open ASR Leaderboard drops it as well
 UNTRANSCRIBED = "ignore time segment in scoring"
 LONGEST_REPEAT = 5
-
-
-def normalizer_for(name: Normalizer, language: str | None, spelling: dict[str, str]) -> tuple[str, Callable]:
-    """A text normaliser and its name.
-
-    Args:
-        name: `english`: Whisper's for English, which expands contractions, drops fillers, writes numbers in digits and
-            British words as American ones; `basic`: Whisper's for all other languages: lower case, no punctuation;
-            `none`: only white space is squeezed; `auto`: english for English, basic for the rest.
-        language: of the speech; None, where a model knows English only, counts as English.
-        spelling: British to American words, from a model's `normalizer.json`.
-    """
-    if name == "auto":
-        name = "english" if language is None or language.lower() in ENGLISH else "basic"
-    if name == "english":
-        normalize = EnglishTextNormalizer(spelling)
-    elif name == "basic":
-        normalize = BasicTextNormalizer()
-    else:
-        normalize = str
-    return name, lambda text: " ".join(normalize(text).split())
 
 
 def save_spelling(folder: Path, spelling: dict[str, str] | None) -> None:

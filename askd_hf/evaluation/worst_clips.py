@@ -8,9 +8,10 @@ from typing import Any
 
 import jiwer
 
+from ..metrics import normalizer_for
 from .manifest import Manifest
 from .results import SetResult
-from .scoring import UNTRANSCRIBED, count_errors, drop_reason, load_spelling, normalizer_for
+from .scoring import UNTRANSCRIBED, count_errors, drop_reason, load_spelling
 
 WORST_CLIPS = 20  # of a set
 NEIGHBOURS = 6  # right words shown on either side of an error; longer runs are cut

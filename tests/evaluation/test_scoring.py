@@ -8,9 +8,10 @@ import pytest
 from test_manifest import SETTINGS
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Results, normalizer_for, save_spelling, score_directory, tables
+from askd_hf.evaluation import Results, save_spelling, score_directory, tables
 from askd_hf.evaluation.manifest import Manifest
 from askd_hf.evaluation.scoring import repeated_ngrams
+from askd_hf.metrics import normalizer_for
 
 SPOKEN = [  # speaker, reference, the student's text, the teacher's
     (
