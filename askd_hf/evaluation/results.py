@@ -36,7 +36,7 @@ class Scores:
 
     Attributes:
         wer, cer: percent, corpus level. None for a set without speech.
-        wer_interval, cer_interval: percent, by bootstrap over `SetResult.blocks`.
+        wer_interval, cer_interval: percent, by bootstrap over `SetResult.blocks`; None if there is only one of them.
         substitutions, deletions, insertions: of words, over the corpus.
         insertion_rate: insertions over the references' words, percent.
         repeated_5grams: share of the predictions' word 5-grams that stand earlier in the same prediction, percent.

@@ -236,10 +236,11 @@ def _scores(
     for i, score in enumerate(scores.values()):
         score.wer = _percent(word_errors[i], word_counts)
         score.cer = _percent(character_errors[i], character_counts)
-        score.wer_interval, score.cer_interval = interval(wers[i]), interval(cers[i])
+        if blocks.any():  # of a single block every resample is the same: that says nothing
+            score.wer_interval, score.cer_interval = interval(wers[i]), interval(cers[i])
         score.insertion_rate = 100 * score.insertions / int(word_counts.sum())
         score.wer_by_speaker = _by_speaker(word_errors[i], word_counts, speakers)
-    if len(scores) == 1:
+    if len(scores) == 1 or not blocks.any():
         return scores, None
     roles = list(scores)
     return scores, Paired(

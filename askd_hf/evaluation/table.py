@@ -53,7 +53,9 @@ def _each(results: list[SetResult]) -> list[tuple[str, str, SetResult, Scores]]:
     ]
 
 
-def _with_interval(value: float, interval: tuple[float, float]) -> str:
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return f"{value:.2f}"
     low, high = interval
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
 

@@ -8,7 +8,7 @@ import pytest
 from test_manifest import SETTINGS
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Results, save_spelling, score_directory, tables
+from askd_hf.evaluation import Results, save_spelling, score_directory, tables, write_report
 from askd_hf.evaluation.manifest import Manifest
 from askd_hf.evaluation.scoring import repeated_ngrams
 from askd_hf.metrics import normalizer_for
@@ -128,6 +128,17 @@ def test_a_set_without_speech_counts_what_was_made_up(tmp_path):
     assert (scores.substitutions, scores.deletions, scores.insertions) == (0, 0, 17)
     assert scores.repeated_5grams == pytest.approx(100 * 8 / 12)  # 16 words, 12 of five, 4 different ones
     assert "without speech" in tables(score_directory(tmp_path))
+
+
+def test_of_one_clip_no_interval_is_claimed(tmp_path):
+    for role, text in (("student", "a b c"), ("teacher", "a b c d")):
+        write(tmp_path, role, [("ann", "a b c d", text)])
+    results = score_directory(tmp_path)
+    scores = results.sets[0].scores["student"]
+    assert (scores.wer, scores.wer_interval, scores.cer_interval) == (25.0, None, None)
+    assert results.sets[0].paired is None
+    assert "25.00 " in tables(results)
+    write_report(results, tmp_path)
 
 
 def test_repeated_5grams():
