@@ -28,8 +28,7 @@ REPETITIONS = 3
 
 
 def compare(
-    models: dict[str, tuple[str, WhisperForConditionalGeneration]],
-    processor: WhisperProcessor,
+    models: dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]],
     splits: dict[str, Dataset],
     data_args: DataArguments,
     config: ASKDConfig,
@@ -40,7 +39,7 @@ def compare(
     there is overwritten.
 
     Args:
-        models: by role, `student` first, `teacher` last: what it was loaded by, and the model in float32.
+        models: by role, `student` first, `teacher` last: what it was loaded by, the model in float32, its processor.
         splits: of `check_split`, named as `data_args.eval_sources()` are.
     """
     folder = Path(config.output_dir) / EVALUATION
@@ -51,7 +50,6 @@ def compare(
         batch_size=config.per_device_eval_batch_size,
         num_workers=config.dataloader_num_workers,
     )
-    save_spelling(folder / FOLDER, processor.tokenizer.english_spelling_normalizer)
     sets = [
         PreparedSet(
             EvalSet(
@@ -68,7 +66,8 @@ def compare(
         )
         for source in data_args.eval_sources()
     ]
-    for role, (name, model) in models.items():
+    for role, (name, model, processor) in models.items():
+        save_spelling(folder / FOLDER, processor.tokenizer.english_spelling_normalizer)
         jobs = plan_manifests(
             role,
             name,
@@ -86,8 +85,8 @@ def compare(
     results = score_directory(folder, data_args.normalizer)
     clips = sets[0].clips.select(range(min(SPEED_CLIPS, len(sets[0].clips))))
     results.speed = measure_speed(
-        {role: model for role, (_, model) in models.items()},
-        dict.fromkeys(models, processor),
+        {role: model for role, (_, model, _) in models.items()},
+        {role: processor for role, (_, _, processor) in models.items()},
         clips,
         sets[0].source.name,
         batch_sizes=sorted({1, len(clips)}),

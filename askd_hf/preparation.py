@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from .config import ASKDConfig, CacheArguments, DataArguments, ModelArguments, SpeechSource, resolve_dtype
 from .data import SpeechCollator, cache_encoder, check_clips, load_speech, normalize_case
@@ -109,6 +109,7 @@ def with_soft_labels(
     models: ModelArguments,
     caches: CacheArguments,
     config: ASKDConfig,
+    teacher_extractor: WhisperFeatureExtractor | None = None,
 ) -> Dataset:
     """The dataset with its teacher columns: those it came with, checked, or those of `--cache_teacher`.
 
@@ -116,6 +117,7 @@ def with_soft_labels(
 
     Args:
         teacher: with its full weights. To label it is cast and moved to where the run computes.
+        teacher_extractor: if it isn't the student's, which `collator` has.
     """
     if not config.uses_teacher:
         return without_soft_labels(dataset)
@@ -130,6 +132,8 @@ def with_soft_labels(
     if not caches.cache_teacher:
         check_soft_labels(dataset, collator, config.temperature, settings)
         return dataset
+    if teacher_extractor is not None:
+        collator = replace(collator, processor=WhisperProcessor(teacher_extractor, collator.processor.tokenizer))
     cache = collator.encoder_cache
     if cache is not None and not cache.is_of(teacher, collator.processor):
         collator = replace(collator, encoder_cache=None)

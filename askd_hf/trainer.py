@@ -42,9 +42,9 @@ class ASKDTrainer(PublishingTrainer):
     Args:
         model: the student. Its encoder is frozen here if `args.freeze_encoder`.
         args: the run's options, the blend's among them.
-        teacher: a Whisper model with the student's vocabulary and mel bins; frozen and put in evaluation mode here,
-            never saved, dropped as soon as its weight is 0 for good. None if its weight is 0 from the start, or if
-            `train_dataset` has the teacher's cached columns (`askd_hf.teacher_cache`).
+        teacher: a Whisper model with the student's vocabulary (`askd_hf.vocabulary` sees to it); frozen and put in
+            evaluation mode here, never saved, dropped as soon as its weight is 0 for good. None if its weight is 0
+            from the start, or if `train_dataset` has the teacher's cached columns (`askd_hf.teacher_cache`).
         processing_class: the `WhisperProcessor` that is saved with the student.
         origin: where models and speech come from, for the model card. Default: what the models know of it.
         kwargs: the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator`, see `SpeechCollator`.
@@ -101,7 +101,7 @@ class ASKDTrainer(PublishingTrainer):
         self.teacher = None
         self._teacher_is_cached = cached
         if args.uses_teacher and (args.eval_blend or not cached):
-            check_pair(teacher, model)
+            check_pair(teacher, model, own_features=self._teacher_has_own_features())
             self.teacher = teacher.to(args.device).eval().requires_grad_(False)
         self._check_encoder()
 
@@ -123,6 +123,9 @@ class ASKDTrainer(PublishingTrainer):
             self._check_cache_is_valid()
             if not cache.is_of(self.model, self.data_collator.processor):
                 raise UserError(f"encoder cache {cache.folder}: it isn't of the student's encoder and features")
+
+    def _teacher_has_own_features(self) -> bool:
+        return isinstance(self.data_collator, SpeechCollator) and self.data_collator.teacher_extractor is not None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         needs_model = self.args.uses_teacher and not self._teacher_is_cached
@@ -198,7 +201,8 @@ class ASKDTrainer(PublishingTrainer):
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         labels = inputs["labels"]
         real = labels != -100
-        batch = {name: value for name, value in inputs.items() if name not in ("labels", *TEACHER_COLUMNS)}
+        not_students = ("labels", "teacher_input_features", *TEACHER_COLUMNS)
+        batch = {name: value for name, value in inputs.items() if name not in not_students}
         batch["decoder_input_ids"] = shift_tokens_right(
             labels, student.config.pad_token_id, student.config.decoder_start_token_id
         )
@@ -259,14 +263,15 @@ class ASKDTrainer(PublishingTrainer):
         if "encoder_outputs" in batch and self._teacher_has_our_encoder:
             batch.pop("input_features", None)
             batch["encoder_outputs"] = (batch["encoder_outputs"][0].to(self.teacher.dtype),)
-        elif "input_features" in batch:
-            batch.pop("encoder_outputs", None)
-            batch["input_features"] = batch["input_features"].to(self.teacher.dtype)
         else:
-            raise UserError(
-                "the batches have only cached outputs of the student's encoder, and the teacher has another one: make "
-                "them with SpeechCollator(..., keep_features=True)"
-            )
+            features = inputs.get("teacher_input_features", inputs.get("input_features"))
+            if features is None:
+                raise UserError(
+                    "the batches have only cached outputs of the student's encoder, and the teacher has another one: "
+                    "make them with SpeechCollator(..., teacher_extractor=...)"
+                )
+            batch.pop("encoder_outputs", None)
+            batch["input_features"] = features.to(self.teacher.dtype)
         with unprojected(self.teacher, real) as noted:
             self.teacher(**batch)
         return noted[0]

@@ -17,7 +17,7 @@ import logging
 
 import torch
 from torch import Tensor
-from transformers import WhisperForConditionalGeneration, WhisperTokenizer
+from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
 from .errors import UserError
 
@@ -53,22 +53,25 @@ def _pieces(tokenizer: WhisperTokenizer) -> tuple[set[str], list]:
 
 
 def with_vocabulary_of(
-    student: WhisperForConditionalGeneration,
+    student: WhisperConfig,
     student_tokenizer: WhisperTokenizer,
     teacher: WhisperForConditionalGeneration,
     teacher_tokenizer: WhisperTokenizer,
 ) -> WhisperForConditionalGeneration:
     """`teacher` itself if it has the student's vocabulary, or else a copy that has it. See the module's docstring.
 
+    Args:
+        student: its config.
+
     Raises `UserError` as `token_partners`, and if the teacher lacks a token that starts every transcript, as that of
     its language.
     """
     partners = token_partners(teacher_tokenizer, student_tokenizer)
-    size = student.config.vocab_size
+    size = student.vocab_size
+    if size == teacher.config.vocab_size and student_tokenizer.get_vocab() == teacher_tokenizer.get_vocab():
+        return teacher
     # rows beyond the tokenizer's tokens, if there are, stand for nothing
     partners = torch.cat([partners, partners.new_full((max(size - len(partners), 0),), -1)])[:size]
-    if size == teacher.config.vocab_size and torch.equal(partners, torch.arange(size)):
-        return teacher
     names = student_tokenizer.convert_ids_to_tokens(range(len(student_tokenizer)))
     lacking = [names[i] for i in student_tokenizer.prefix_tokens if partners[i] < 0]
     if lacking:
@@ -87,7 +90,7 @@ def with_vocabulary_of(
 
 
 def _with_rows(
-    teacher: WhisperForConditionalGeneration, partners: Tensor, student: WhisperForConditionalGeneration
+    teacher: WhisperForConditionalGeneration, partners: Tensor, student: WhisperConfig
 ) -> WhisperForConditionalGeneration:
     # -1: a token without a partner
     rows = torch.where(partners < 0, teacher.config.decoder_start_token_id, partners)
@@ -95,7 +98,7 @@ def _with_rows(
     config = copy.deepcopy(teacher.config)
     config.vocab_size = len(rows)
     for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(config, name, getattr(student.config, name))
+        setattr(config, name, getattr(student, name))
     with torch.device("meta"):  # no memory for weights that are replaced
         ours = WhisperForConditionalGeneration(config)
     weights = teacher.state_dict() | {"model.decoder.embed_tokens.weight": weight, "proj_out.weight": weight}

@@ -7,6 +7,7 @@ saves the 100 hours of LibriSpeech with the teacher's 32 most probable tokens at
 
     python examples/distill.py --student my-student --dataset speech-by-large-v3
 
+For a student of another vocabulary than the teacher's, such as openai/whisper-small's, name it here too: --student.
 Options of speech, teacher, language and temperature are those of examples/distill.py, and must be the same there: what
 doesn't fit is refused. With --push_labels_to you/speech-by-large-v3 it is also pushed to the Hub, audio included. An
 interrupted pass goes on where it stopped; on several GPUs: accelerate launch examples/cache_teacher.py ...
@@ -14,6 +15,8 @@ interrupted pass goes on where it stopped; on several GPUs: accelerate launch ex
 
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from transformers import WhisperProcessor
 
 from askd_hf import ASKDConfig, SpeechCollator, UserError
 from askd_hf.cli import parse_args
@@ -23,6 +26,7 @@ from askd_hf.hub import hub_upload
 from askd_hf.preparation import check_caches, check_split, load_split, with_encoder_cache, with_soft_labels
 from askd_hf.run_dir import end_other_processes
 from askd_hf.student import load_processor, load_whisper, set_language
+from askd_hf.vocabulary import with_vocabulary_of
 
 
 @dataclass
@@ -48,7 +52,13 @@ def main() -> None:
         raise UserError("--teacher and --cache_teacher are needed: who labels, and the directory for the labels")
     teacher = load_whisper(model_args.teacher, attn_implementation=model_args.attn_implementation)
     processor = load_processor(model_args.teacher)
-    set_language(teacher, processor, data_args.language, data_args.task)
+    if model_args.student:  # the labels are in its vocabulary
+        student, ours = load_whisper(model_args.student), load_processor(model_args.student)
+        set_language(student, ours, data_args.language, data_args.task)
+        teacher = with_vocabulary_of(student.config, ours.tokenizer, teacher, processor.tokenizer)
+        processor = WhisperProcessor(processor.feature_extractor, ours.tokenizer)
+    else:
+        set_language(teacher, processor, data_args.language, data_args.task)
     check_caches(caches, model_args, config, teacher.config.vocab_size)
 
     collator = SpeechCollator(processor, teacher.config)

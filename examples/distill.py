@@ -19,7 +19,7 @@ All options: --help. They can also stand in a YAML file: --config run.yaml. A ki
 import sys
 from dataclasses import replace
 
-from transformers import WhisperForConditionalGeneration, pipeline
+from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
 from askd_hf.cli import parse_args
@@ -41,6 +41,7 @@ from askd_hf.preparation import (
 from askd_hf.run_dir import checkpoint_to_resume, end_other_processes, name_run, prepare_evaluation
 from askd_hf.student import check_pair, load_processor, load_whisper, same_encoder, set_language
 from askd_hf.teacher_cache import has_soft_labels
+from askd_hf.vocabulary import with_vocabulary_of
 
 
 def main() -> None:
@@ -54,10 +55,15 @@ def main() -> None:
     # ---- teacher and student: the student is made from the teacher's full weights ----
     teacher = load_teacher(model_args) if model_args.teacher else None
     student = load_student(model_args, teacher)
-    if teacher is not None:
-        check_pair(teacher, student)
     processor = load_processor(model_args.student or model_args.teacher)
     set_language(student, processor, data_args.language, data_args.task)
+    teacher_extractor = None
+    if teacher is not None:
+        # it may have another vocabulary (large-v3 has a token more) and other mel bins (128, not 80) than the student
+        theirs = load_processor(model_args.teacher)
+        teacher = with_vocabulary_of(student.config, processor.tokenizer, teacher, theirs.tokenizer)
+        teacher_extractor = None if same_encoder(teacher, student) else theirs.feature_extractor
+        check_pair(teacher, student, own_features=True)
     check_caches(caches, model_args, config, student.config.vocab_size)
 
     # ---- speech: every clip is looked at once, before training starts ----
@@ -79,10 +85,10 @@ def main() -> None:
 
     # ---- what no step changes is computed once: --cache_encoder, --cache_teacher ----
     collator = with_encoder_cache(collator, student, [train_dataset, *eval_datasets.values()], caches, config)
-    train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config)
+    train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, teacher_extractor)
     if teacher is not None and config.uses_teacher and (config.eval_blend or not has_soft_labels(train_dataset)):
         teacher = teacher.to(resolve_dtype(model_args.teacher_dtype, config))
-        collator = replace(collator, keep_features=not same_encoder(teacher, student))
+        collator = replace(collator, teacher_extractor=teacher_extractor)
     else:
         teacher = None
 
@@ -115,7 +121,7 @@ def main() -> None:
     if eval_datasets and data_args.compare:
         trainer.teacher = None  # as far as it still has one
         models = load_models(model_args, config.output_dir)
-        print(f"\n{tables(compare(models, processor, eval_datasets, data_args, config))}")
+        print(f"\n{tables(compare(models, eval_datasets, data_args, config))}")
     listen(config.output_dir, next(iter(eval_datasets.values()), train_dataset)[0])
     print(f'\nThe student: pipeline("automatic-speech-recognition", model="{config.output_dir}")')
     trainer.create_model_card()
@@ -135,15 +141,20 @@ def load_student(
     return init_student(teacher, model_args.decoder_layers, model_args.encoder_layers)
 
 
-def load_models(model_args: ModelArguments, output_dir: str) -> dict[str, tuple[str, WhisperForConditionalGeneration]]:
-    """Student, student before and teacher, each with what it was loaded by."""
+def load_models(
+    model_args: ModelArguments, output_dir: str
+) -> dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]]:
+    """Student, student before and teacher, each with what it was loaded by and its processor."""
     teacher = load_teacher(model_args) if model_args.teacher else None
     student = load_whisper(output_dir, attn_implementation=model_args.attn_implementation)
-    models = {"student": (output_dir, student)}
+    processor = load_processor(output_dir)
     made_of = model_args.student or f"layers of {model_args.teacher}"
-    models["student before"] = (made_of, load_student(model_args, teacher))
+    models = {
+        "student": (output_dir, student, processor),
+        "student before": (made_of, load_student(model_args, teacher), processor),
+    }
     if teacher is not None:
-        models["teacher"] = (model_args.teacher, teacher)
+        models["teacher"] = (model_args.teacher, teacher, load_processor(model_args.teacher))
     return models
 
 

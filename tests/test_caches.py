@@ -113,7 +113,9 @@ def test_cached_encoder_outputs_train_as_the_encoder_itself(
     student = student if own_encoder else init_student(teacher)
     cache = encoded(student, processor, [clips], tmp_path / "encoder")
     plain = trained(tmp_path, student, clips, collator, teacher)
-    both = SpeechCollator(processor, student.config, cache, keep_features=own_encoder)
+    both = SpeechCollator(
+        processor, student.config, cache, teacher_extractor=processor.feature_extractor if own_encoder else None
+    )
     trainer = make_trainer(tmp_path, student, clips, both, teacher)
     calls = {"student": 0, "teacher": 0}
 
@@ -161,7 +163,7 @@ def test_evaluation_runs_the_encoder_once_or_not_and_the_teacher_only_if_asked(
         expected = torch.nn.functional.cross_entropy(logits[real], batch["labels"][real]).item()
     if cached:
         cache = encoded(student, processor, [clips, evaluation], tmp_path / "encoder")
-        collator = SpeechCollator(processor, student.config, cache, keep_features=True)
+        collator = SpeechCollator(processor, student.config, cache, processor.feature_extractor)
     metrics = compute_metrics_for(processor, text_normalizer(processor, None))
     once = dict(max_steps=1, learning_rate=0.0, preset="kd", teacher_phase=1.0, per_device_eval_batch_size=2)
     trainer = make_trainer(

@@ -1,14 +1,21 @@
-"""A teacher whose vocabulary is another than the student's."""
+"""A teacher whose vocabulary, or whose mel bins, are others than the student's."""
 
 import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import MULTILINGUAL, make_processor, make_trainer, make_whisper
-from transformers import WhisperTokenizer
+from conftest import MULTILINGUAL, ROOT, make_processor, make_trainer, make_whisper
+from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from askd_hf.data import decode_audio, load_speech
 from askd_hf.errors import UserError
-from askd_hf.student import init_student
+from askd_hf.student import init_student, load_whisper
 from askd_hf.vocabulary import token_partners, with_vocabulary_of
 
 ENGLISH_ONLY = make_processor().tokenizer
@@ -75,7 +82,7 @@ def test_a_language_more_moves_the_tokens_behind_it():
 def test_a_permuted_teacher_distils_as_the_ordinary_one(tmp_path, teacher, student, permuted, trained):
     tokenizer, old = permuted
     strange = in_other_ids(teacher, old)
-    adapted = with_vocabulary_of(student, ENGLISH_ONLY, strange, tokenizer)
+    adapted = with_vocabulary_of(student.config, ENGLISH_ONLY, strange, tokenizer)
     for name, weight in teacher.state_dict().items():
         assert torch.equal(adapted.state_dict()[name], weight), name
     runs = []
@@ -102,7 +109,7 @@ def test_a_token_of_the_teacher_alone_gives_its_probability_to_the_others():
     ours, theirs = make_processor(MULTILINGUAL[:1]), make_processor(MULTILINGUAL)
     teacher = make_whisper(theirs).eval()
     student = init_student(make_whisper(ours, seed=5))
-    adapted = with_vocabulary_of(student, ours.tokenizer, teacher, theirs.tokenizer)
+    adapted = with_vocabulary_of(student.config, ours.tokenizer, teacher, theirs.tokenizer)
     partners = token_partners(theirs.tokenizer, ours.tokenizer)
     ids, features = torch.randint(0, 26, (2, 5)), torch.randn(2, 8, 100)
     with torch.no_grad():
@@ -117,7 +124,7 @@ def test_a_token_of_the_student_alone_is_as_likely_as_the_start_token():
     ours, theirs = make_processor(MULTILINGUAL), make_processor(MULTILINGUAL[:1])
     teacher = make_whisper(theirs).eval()
     student = init_student(make_whisper(ours, seed=5))
-    adapted = with_vocabulary_of(student, ours.tokenizer, teacher, theirs.tokenizer)
+    adapted = with_vocabulary_of(student.config, ours.tokenizer, teacher, theirs.tokenizer)
     token = ours.tokenizer.convert_tokens_to_ids
     with torch.no_grad():
         logits = adapted(torch.randn(1, 8, 100), decoder_input_ids=torch.tensor([[0, 1, 2]])).logits[0, -1]
@@ -131,11 +138,11 @@ def test_a_language_that_the_teacher_does_not_know_is_refused():
     ours.tokenizer.set_prefix_tokens(language="zh", task="transcribe", predict_timestamps=False)
     student, teacher = make_whisper(ours), make_whisper(theirs)
     with pytest.raises(UserError, match=r"the teacher has no <\|zh\|>, with which"):
-        with_vocabulary_of(student, ours.tokenizer, teacher, theirs.tokenizer)
+        with_vocabulary_of(student.config, ours.tokenizer, teacher, theirs.tokenizer)
 
 
 def test_the_same_vocabulary_leaves_the_teacher_as_it_is(teacher, student):
-    assert with_vocabulary_of(student, ENGLISH_ONLY, teacher, make_processor().tokenizer) is teacher
+    assert with_vocabulary_of(student.config, ENGLISH_ONLY, teacher, make_processor().tokenizer) is teacher
 
 
 def test_another_way_to_split_text_is_refused_with_advice():
@@ -143,3 +150,93 @@ def test_another_way_to_split_text_is_refused_with_advice():
     other = WhisperTokenizer(vocab=vocab, merges=[("a", "b")], unk_token="<|endoftext|>", pad_token="<|endoftext|>")
     with pytest.raises(UserError, match=r"split text into different tokens.*pseudo_label"):
         token_partners(other, ENGLISH_ONLY)
+
+
+# ---- large-v3 and small ----
+
+
+def whisper_shaped(folder: Path, mel_bins: int, languages: list[str]) -> WhisperTokenizer:
+    """A tiny model and its processor in `folder`, with a vocabulary of the size and order of a real multilingual one.
+
+    Its text tokens are single bytes, and 50,001 that no text has.
+    """
+    pieces = [*bytes_to_unicode().values(), *(f"<{i}>" for i in range(50_001))]
+    tokenizer = WhisperTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        merges=[],
+        unk_token="<|endoftext|>",
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+    )
+    tasks = ["translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"]
+    special = [f"<|{name}|>" for name in ("endoftext", "startoftranscript", *languages, *tasks)]
+    special += [f"<|{i * 0.02:.2f}|>" for i in range(1501)]
+    tokenizer.add_tokens(special, special_tokens=True)
+    token = tokenizer.convert_tokens_to_ids
+    processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=mel_bins, chunk_length=1), tokenizer)
+    model = make_whisper(processor, num_mel_bins=mel_bins, vocab_size=len(tokenizer), init_std=0.2)
+    settings = dict(
+        is_multilingual=True,
+        lang_to_id={f"<|{name}|>": token(f"<|{name}|>") for name in languages},
+        task_to_id={name: token(f"<|{name}|>") for name in ("transcribe", "translate")},
+    )
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return tokenizer
+
+
+def run(folder: Path, command: str) -> str:
+    """A script of examples/ in `folder`; what it wrote to stderr."""
+    script, *arguments = command.split()
+    command = [sys.executable, ROOT / "examples" / script, *arguments, "--language", "en", "--use_cpu"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+CACHES = "--cache_encoder encoder --cache_teacher labels --teacher_top_k 51864"
+
+
+@pytest.mark.parametrize("teacher", ["live", "cached", "absent"])
+def test_a_teacher_like_large_v3_distils_into_a_student_like_small(tmp_path, speech_dir, teacher):
+    languages = list(LANGUAGES)
+    assert languages[-1] == "yue"
+    theirs = whisper_shaped(tmp_path / "teacher", 128, languages)
+    ours = whisper_shaped(tmp_path / "student", 80, languages[:-1])
+    assert (len(theirs), len(ours)) == (51866, 51865)
+    assert theirs.convert_tokens_to_ids("<|transcribe|>") == ours.convert_tokens_to_ids("<|transcribe|>") + 1
+    train = "distill.py --student student --preset kd --max_steps 3 --output_dir run --logging_steps 1"
+    speech = f"--teacher teacher --dataset {speech_dir}"
+    if teacher == "live":
+        warned = run(tmp_path, f"{train} {speech} --eval_splits validation")
+    elif teacher == "cached":
+        warned = run(tmp_path, f"{train} {speech} --eval_splits validation {CACHES}")
+    else:
+        warned = run(tmp_path, f"cache_teacher.py {speech} --student student {CACHES}")
+        run(tmp_path, f"{train} --dataset labels")
+    assert "1 of its tokens aren't the student's, 0 of the student's aren't the teacher's" in warned
+    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    losses = [row["teacher_loss"] for row in log if "teacher_loss" in row]
+    assert len(losses) == 3
+
+    # the first loss by hand: all clips are in the first batch
+    student, model = (load_whisper(str(tmp_path / name)).eval() for name in ("student", "teacher"))
+    total, tokens = 0.0, 0
+    partners = token_partners(theirs, ours)
+    ours.set_prefix_tokens(language="en", task="transcribe", predict_timestamps=False)
+    extractors = {80: WhisperFeatureExtractor(80, chunk_length=1), 128: WhisperFeatureExtractor(128, chunk_length=1)}
+    for row in load_speech(str(speech_dir), None, "train"):
+        ids = torch.tensor(ours.encode(row["text"]))
+        wave = decode_audio(row["audio"])
+        features = {
+            n: e(wave, sampling_rate=16_000, return_tensors="pt").input_features for n, e in extractors.items()
+        }
+        with torch.no_grad():
+            q = student(features[80], decoder_input_ids=ids[None, :-1]).logits[0] / 2
+            p = model(features[128], decoder_input_ids=partners[ids][None, :-1]).logits[0, :, partners] / 2
+        total += 4 * (p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum().item()
+        tokens += len(ids) - 1
+    assert losses[0] == pytest.approx(total / tokens, rel=1e-4 if teacher == "live" else 2e-3)

@@ -54,14 +54,14 @@ def waveform(row: Mapping[str, Any]) -> np.ndarray:
 
 
 def extract_features(
-    extractor: WhisperFeatureExtractor, rows: list[Mapping[str, Any]], with_mask: bool = False
+    extractor: WhisperFeatureExtractor, waves: list[np.ndarray], with_mask: bool = False
 ) -> dict[str, Tensor]:
-    """The rows' `input_features`, float32 `(rows, mel bins, frames)`, and if asked for their `attention_mask`.
+    """`input_features` of `waveform`s, float32 `(clips, mel bins, frames)`, and if asked for their `attention_mask`.
 
     Clip by clip, which gives the same numbers as all at once in half the time: a clip's spectra stay in the cache.
     """
     options = dict(sampling_rate=SAMPLING_RATE, return_attention_mask=with_mask, return_tensors="pt")
-    clips = [extractor(waveform(row), **options) for row in rows]
+    clips = [extractor(wave, **options) for wave in waves]
     return {name: torch.cat([clip[name] for clip in clips]) for name in clips[0]}
 
 

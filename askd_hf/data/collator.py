@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import WhisperConfig, WhisperProcessor
+from torch import Tensor
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperProcessor
 
 from ..errors import UserError
-from .audio import extract_features
+from .audio import extract_features, waveform
 from .encoder_cache import EncoderCache
 
 IGNORED = -100
@@ -24,18 +25,18 @@ class SpeechCollator:
     The language and the task of the labels are those of the tokenizer (`tokenizer.set_prefix_tokens`).
 
     Args:
-        processor: the feature extractor and tokenizer of the teacher.
+        processor: the feature extractor and tokenizer of the student.
         config: of the student. `decoder_start_token_id` is stripped from the labels; with `apply_spec_augment` the
             batch has an attention mask, so that only speech is masked out.
         encoder_cache: of the student's encoder, with all clips (`cache_encoder`). The batch then has the encoder's
             outputs in place of features, and no audio is decoded.
-        keep_features: with an `encoder_cache` make the features nevertheless, for a teacher with another encoder.
+        teacher_extractor: of a teacher whose encoder isn't the student's. The batch then has features for it too.
     """
 
     processor: WhisperProcessor
     config: WhisperConfig
     encoder_cache: EncoderCache | None = None
-    keep_features: bool = False
+    teacher_extractor: WhisperFeatureExtractor | None = None
 
     def label_ids(self, text: str) -> list[int]:
         """The labels of a transcript: prefix, text, end of text; without the leading start token.
@@ -58,18 +59,23 @@ class SpeechCollator:
 
         Returns:
             `input_features`: float32 `(batch, mel bins, frames)`, with SpecAugment also `attention_mask`: int `(batch,
-            frames)`; and/or `encoder_outputs`: float16 `(batch, positions, d_model)`; `labels`: int64 `(batch, longest
-            label)`, filled up with -100; `clip`: list of str; and the teacher's columns, if there are any: `(batch,
-            longest label)` or `(batch, longest label, k)`, filled up with 0.
+            frames)`; or `encoder_outputs`: float16 `(batch, positions, d_model)`; with `teacher_extractor` also
+            `teacher_input_features`, as `input_features` but for their number of mel bins; `labels`: int64 `(batch,
+            longest label)`, filled up with -100; `clip`: list of str; and the teacher's columns, if there are any:
+            `(batch, longest label)` or `(batch, longest label, k)`, filled up with 0.
 
         Raises:
             UserError: a clip can't be decoded, or isn't in the cache: it has changed since it was checked.
         """
         batch = {}
-        if self.encoder_cache is None or self.keep_features:
-            batch |= extract_features(self.processor.feature_extractor, rows, self.config.apply_spec_augment)
-        if self.encoder_cache is not None:
+        if self.encoder_cache is None or self.teacher_extractor is not None:
+            waves = [waveform(row) for row in rows]  # once, for both models
+        if self.encoder_cache is None:
+            batch |= extract_features(self.processor.feature_extractor, waves, self.config.apply_spec_augment)
+        else:
             batch["encoder_outputs"] = self.encoder_cache.read([row["audio_key"] for row in rows])
+        if self.teacher_extractor is not None:
+            batch["teacher_input_features"] = self._teacher_features(waves, batch.get("input_features"))
         labels = [torch.tensor(self.label_ids(row["text"])) for row in rows]
         batch["labels"] = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
         batch["clip"] = [row["clip"] for row in rows]
@@ -79,3 +85,9 @@ class SpeechCollator:
                 columns = [torch.from_numpy(np.array(row[name])).to(dtype) for row in rows]
                 batch[name] = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True)
         return batch
+
+    def _teacher_features(self, waves: list[np.ndarray], ours: Tensor | None) -> Tensor:
+        """The student's, if they are the same, but a copy: SpecAugment writes into the student's."""
+        if ours is not None and self.teacher_extractor.to_dict() == self.processor.feature_extractor.to_dict():
+            return ours.clone()
+        return extract_features(self.teacher_extractor, waves)["input_features"]

@@ -43,7 +43,7 @@ from tqdm.auto import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from ..errors import UserError, disk_errors
-from .audio import extract_features
+from .audio import extract_features, waveform
 
 FORMAT = 1  # to be raised with every change of the files, or of how audio becomes features: old caches are left alone
 ENCODER_SHAPE = ("num_mel_bins", "d_model", "max_source_positions", "encoder_layers", "encoder_attention_heads")
@@ -232,7 +232,7 @@ def cache_encoder(
 
 
 def _collate(extractor: WhisperFeatureExtractor, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    features = extract_features(extractor, rows)
+    features = extract_features(extractor, [waveform(row) for row in rows])
     return {**features, "clip": [row["clip"] for row in rows], "audio_key": [row["audio_key"] for row in rows]}
 
 

@@ -124,7 +124,7 @@ def clip_features(
 ) -> list[Tensor]:
     """Every clip's features `(mel bins, frames)` on the model's device and in its dtype."""
     rows = dataset.select_columns(["audio", "clip"])
-    clips = (extract_features(processor.feature_extractor, [row])["input_features"][0] for row in rows)
+    clips = (extract_features(processor.feature_extractor, [waveform(row)])["input_features"][0] for row in rows)
     return [clip.to(model.device, model.dtype) for clip in tqdm(clips, "Features", len(dataset), leave=False)]
 
 

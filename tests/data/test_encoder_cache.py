@@ -86,9 +86,9 @@ def test_values_are_the_encoders(model, processor, clips, tmp_path, capsys):
 
 def test_decoder_logits_are_the_same(model, processor, clips, tmp_path):
     cache = cached(model, processor, [clips], tmp_path)
-    batch = SpeechCollator(processor, model.config, cache, keep_features=True)(list(clips))
+    batch = SpeechCollator(processor, model.config, cache, processor.feature_extractor)(list(clips))
     with torch.no_grad():
-        expected = model(input_features=batch["input_features"], labels=batch["labels"]).logits
+        expected = model(input_features=batch["teacher_input_features"], labels=batch["labels"]).logits
         outputs = (batch["encoder_outputs"].float(),)
         got = model(encoder_outputs=outputs, labels=batch["labels"]).logits
     torch.testing.assert_close(got, expected, rtol=0, atol=5e-3)
@@ -381,12 +381,12 @@ def test_what_isnt_there_is_named(model, processor, clips, tmp_path):
 def test_batches_from_the_cache_need_no_audio(model, processor, clips, tmp_path):
     cache = cached(model, processor, [clips], tmp_path / "cache")
     expected = SpeechCollator(processor, model.config)(list(clips))
-    both = SpeechCollator(processor, model.config, cache, keep_features=True)(list(clips))
+    both = SpeechCollator(processor, model.config, cache, processor.feature_extractor)(list(clips))
     shutil.rmtree(tmp_path / "speech")
     batch = SpeechCollator(processor, model.config, cache)(list(clips))
     assert list(batch) == ["encoder_outputs", "labels", "clip"]
-    assert list(both) == ["input_features", "encoder_outputs", "labels", "clip"]
-    assert torch.equal(both["input_features"], expected["input_features"])
+    assert list(both) == ["encoder_outputs", "teacher_input_features", "labels", "clip"]
+    assert torch.equal(both["teacher_input_features"], expected["input_features"])
     for got in (batch, both):
         assert torch.equal(got["encoder_outputs"], cache.read(clips["audio_key"][:]))
         assert torch.equal(got["labels"], expected["labels"])
