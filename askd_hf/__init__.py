@@ -1,5 +1,7 @@
 """Distil Whisper with Adaptive Self-Knowledge Distillation, on the Hugging Face Trainer."""
 
+__version__ = "0.1.0"
+
 from .callbacks import AdaptiveBlendCallback
 from .config import ASKDConfig
 from .data import SpeechCollator, check_clips, load_speech
@@ -8,8 +10,6 @@ from .objective import blend
 from .schedule import BlendSchedule
 from .student import init_student, load_processor, load_whisper
 from .trainer import ASKDTrainer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ASKDConfig",

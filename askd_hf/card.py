@@ -16,6 +16,7 @@ from .card_text import (
     model_table,
     objective,
     phase_table,
+    rates_line,
     score_table,
     set_name,
     settings_line,
@@ -24,19 +25,24 @@ from .card_text import (
     speed_conditions,
     speed_table,
     symbols,
+    title_line,
+    was_distilled,
+    was_taught,
 )
 from .evaluation.results import CONFIDENCE, Results, Scores, SetResult
-from .facts import LICENSE_FIELDS, Facts, Origin
+from .facts import Facts
+from .origin import LICENSE_FIELDS, Origin
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-TAGS = ["whisper", "knowledge-distillation", "askd_hf", "hf-asr-leaderboard"]
 TASK = "automatic-speech-recognition"
 # Whisper's code of Javanese isn't the one of ISO 639-1, which the Hub asks for
 ISO_CODES = {"jw": "jv"}
 STUDENT, TEACHER = "student", "teacher"
 
 
-def render_card(facts: Facts, results: Results | None, repo_id: str, figure: bool = False) -> ModelCard:
+def render_card(
+    facts: Facts, results: Results | None, repo_id: str, figure: bool = False, license: str | None = None
+) -> ModelCard:
     """The card of a run.
 
     Args:
@@ -44,13 +50,15 @@ def render_card(facts: Facts, results: Results | None, repo_id: str, figure: boo
         results: of an evaluation in which it is the `student`; None: the card has no results section.
         repo_id: where the model is published, `you/name`: as the examples in the card load it.
         figure: whether `run.png` is published beside the card.
+        license: as the Hub calls it; None: that of the model that training started from, if its card states one.
     """
     title = repo_id.split("/")[-1]
-    data = card_data(facts, results, title)
+    data = card_data(facts, results, title, license)
     tables = {}
     if results is not None:
         tables = dict(
             scores=score_table(results) if any(entry.speech for entry in results.sets) else None,
+            rates=rates_line(results),
             models=model_table(results),
             comparisons=[comparison(entry) for entry in results.sets if entry.paired],
             dropped=[dropped(entry) for entry in results.sets if entry.dropped],
@@ -68,10 +76,9 @@ def render_card(facts: Facts, results: Results | None, repo_id: str, figure: boo
         facts=facts,
         origin=facts.origin,
         student=facts.student,
-        parameters=f"{facts.student.parameters:,}",
-        descent=descent(facts.origin),
-        # given the teacher's encoder output it needs no encoder of its own
-        assistant="AutoModelForCausalLM" if has_teachers_encoder(facts) else "AutoModelForSpeechSeq2Seq",
+        title_line=title_line(facts),
+        descent=descent(facts),
+        assistant=assistant_class(facts),
         speech=speech_line(facts),
         formula=objective(facts.arguments),
         symbols=symbols(facts),
@@ -85,53 +92,59 @@ def render_card(facts: Facts, results: Results | None, repo_id: str, figure: boo
     )
 
 
-def has_teachers_encoder(facts: Facts) -> bool:
-    origin = facts.origin
-    return facts.arguments["freeze_encoder"] and origin.student is None and origin.copied_encoder_layers is None
+def assistant_class(facts: Facts) -> str | None:
+    """By which transformers loads it as the assistant of its teacher; None if it has none that anyone could load."""
+    if not (was_taught(facts) and facts.origin.teacher.on_hub):
+        return None
+    # given the output of an encoder like its own it needs none
+    has_its_encoder = facts.arguments["freeze_encoder"] and facts.origin.teachers_encoder
+    return "AutoModelForCausalLM" if has_its_encoder else "AutoModelForSpeechSeq2Seq"
 
 
 # ---- metadata ----
 
 
-def card_data(facts: Facts, results: Results | None, title: str) -> ModelCardData:
+def card_data(facts: Facts, results: Results | None, title: str, license: str | None = None) -> ModelCardData:
     """The metadata, of which the Hub makes filters, the model's tree and its leaderboards."""
     origin = facts.origin
-    base = origin.student or origin.teacher  # what training started from
-    on_hub = base is not None and base.on_hub
+    on_hub = origin.base is not None and origin.base.on_hub
+    distilled = ["knowledge-distillation"] if was_distilled(facts) else []
     measured = model_index(results) if results is not None else []
     return ModelCardData(
         language=origin.language and ISO_CODES.get(origin.language, origin.language),
-        **inherited_license(origin),
+        **(inherited_license(origin) if license is None else {"license": license}),
         library_name="transformers",
         pipeline_tag=TASK,
-        base_model=base.name if on_hub else None,
+        base_model=origin.base.name if on_hub else None,
         # the Hub knows adapter, merge, quantized and finetune: of these a distilled student is a finetune
         base_model_relation="finetune" if on_hub else None,
         datasets=[origin.dataset] if origin.on_hub else None,
         metrics=["wer", "cer"] if measured else None,
-        tags=TAGS,
+        tags=["whisper", *distilled, "askd_hf", "hf-asr-leaderboard"],
         model_name=title if measured else None,
         eval_results=measured or None,
     )
 
 
 def inherited_license(origin: Origin) -> dict[str, str]:
-    """What the cards of teacher and of the model that training started from state, unless they disagree."""
-    stated = [model.license for model in (origin.teacher, origin.student) if model and model.license]
-    return (
-        {key: stated[0].get(key) for key in LICENSE_FIELDS}
-        if stated and stated.count(stated[0]) == len(stated)
-        else {}
-    )
+    """What the card of the model that training started from states: it was made of that one's weights."""
+    stated = {} if origin.base is None else origin.base.license
+    return {key: stated[key] for key in LICENSE_FIELDS if key in stated}
 
 
 def model_index(results: Results) -> list[EvalResult]:
-    """The student's WER and CER on each set with speech."""
-    found = []
+    """The student's WER and CER on each set with speech that it transcribed."""
+    found, taken = [], set()
     for entry in results.sets:
         scores = entry.scores.get(STUDENT)
-        if not entry.speech or scores is None:
+        if not entry.speech or scores is None or entry.task != "transcribe":
             continue
+        # huggingface_hub takes results of one type, configuration and split for the same set's
+        dataset, config = entry.dataset if entry.on_hub else entry.name, entry.config
+        if (dataset, config, entry.split) in taken:
+            config = entry.name
+        taken.add((dataset, config, entry.split))
+        normalizer = "no" if entry.normalizer == "none" else entry.normalizer
         for metric in ("wer", "cer"):
             value, interval = getattr(scores, metric), getattr(scores, f"{metric}_interval")
             if value is None:
@@ -144,23 +157,18 @@ def model_index(results: Results) -> list[EvalResult]:
                 EvalResult(
                     task_type=TASK,
                     task_name="Automatic Speech Recognition",
-                    dataset_type=dataset_name(entry),
+                    dataset_type=dataset,
                     dataset_name=entry.name,
-                    dataset_config=entry.config,
+                    dataset_config=config,
                     dataset_split=entry.split,
                     dataset_args={"language": entry.language} if entry.language else None,
                     metric_type=metric,
-                    metric_name=f"{metric.upper()} ({entry.normalizer} normaliser, {entry.clips} clips{method})",
+                    metric_name=f"{metric.upper()} ({normalizer} normaliser, {entry.clips} clips{method})",
                     metric_value=round(value, 2),
                     metric_args=arguments,
                 )
             )
     return found
-
-
-def dataset_name(entry: SetResult) -> str:
-    """Its Hub id, or without the path what isn't on the Hub."""
-    return entry.dataset if entry.on_hub else Path(entry.dataset).name
 
 
 # ---- limits ----
@@ -170,7 +178,9 @@ def limits(facts: Facts, results: Results | None) -> list[str]:
     """What it can't do by its making, and where the evaluation saw it fail."""
     student, origin = facts.student, facts.origin
     found = []
-    if facts.step < facts.total_steps:
+    if facts.step == 0:
+        found.append("It wasn't trained: its weights are as `askd_hf` found them.")
+    elif facts.step < facts.total_steps:
         found.append(
             f"This is a checkpoint of step {facts.step:,} of {facts.total_steps:,}: training wasn't finished."
         )
@@ -178,10 +188,10 @@ def limits(facts: Facts, results: Results | None) -> list[str]:
         found.append(f"No timestamps, and no audio longer than {student.window:g} s at once.")
     elif not student.word_timestamps:
         found.append('No word timestamps (`return_timestamps="word"`): it has no alignment heads.')
-    if student.multilingual:
+    if student.multilingual and facts.step:
         trained = f"`{origin.language}` only" if origin.language else "a language that its facts don't name"
         found.append(f"Trained on {trained}: the other languages of its vocabulary may have been unlearnt.")
-    elif origin.language is not None:
+    elif origin.language is not None and not student.multilingual:
         found.append(f"One language only: `{origin.language}`.")
     if results is None:
         return [*found, "Its error rates haven't been measured."]

@@ -3,8 +3,9 @@
 from typing import Any
 
 from .evaluation.results import Paired, Results, SetResult, Speculative, Speed
-from .facts import Ancestor, Facts, Origin
+from .facts import Facts
 from .objective import DIVERGENCES_WITH_MIX
+from .origin import HUB, Ancestor
 
 # what the objective and the schedule say already
 NOT_HYPERPARAMETERS = ("teacher_weight", "teacher_weight_end", "teacher_phase", "self_weight", "temperature")
@@ -14,7 +15,7 @@ NOT_HYPERPARAMETERS = ("teacher_weight", "teacher_weight_end", "teacher_phase", 
 
 
 def link(model: Ancestor) -> str:
-    return f"[{model.name}](https://huggingface.co/{model.name})" if model.on_hub else f"`{model.name}`"
+    return f"[{model.name}]({HUB}/{model.name})" if model.on_hub else f"`{model.name}`"
 
 
 def listed(items: list[Any]) -> str:
@@ -23,31 +24,51 @@ def listed(items: list[Any]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def descent(origin: Origin) -> str:
-    """The sentence that says of which models it was made, and how."""
-    if origin.student is not None:
-        start = f"Training started from {link(origin.student)}"
-    elif origin.teacher is not None and origin.copied_decoder_layers is not None:
-        layers = f"decoder {plural('layer', origin.copied_decoder_layers)}"
-        if origin.copied_encoder_layers is None:
-            layers = f"encoder and {layers}"
-        else:
-            layers = f"encoder {plural('layer', origin.copied_encoder_layers)} and {layers}"
-        start = f"Training started from the {layers} (counted from 0) of {link(origin.teacher)}"
-    elif origin.teacher is not None:
-        start = f"Training started from layers of {link(origin.teacher)}"
+def descent(facts: Facts) -> str:
+    """The sentence that says of which models it was made, and how; empty if that isn't known."""
+    origin = facts.origin
+    begun = "Training started from" if facts.step else "Its weights are those of"
+    taught = was_taught(facts)
+    if origin.from_teacher:
+        layers = "layers"
+        if origin.copied_decoder_layers is not None:
+            encoder = "encoder"
+            if origin.copied_encoder_layers is not None:
+                encoder += f" {plural('layer', origin.copied_encoder_layers)}"
+            layers = f"the {encoder} and decoder {plural('layer', origin.copied_decoder_layers)} (counted from 0)"
+        sentence = f"{begun} {layers} of {link(origin.teacher)}" + (", its teacher" if taught else "")
+    elif taught:
+        start = "It was trained" if origin.student is None else f"{begun} {link(origin.student)},"
+        sentence = f"{start} with {link(origin.teacher)} as its teacher"
     else:
-        return ""
-    if origin.teacher is None:
-        return f"{start}."
-    teacher = "its teacher" if origin.student is None else f"with {link(origin.teacher)} as its teacher"
-    sizes = ""
+        return "" if origin.student is None else f"{begun} {link(origin.student)}."
     if origin.teacher.decoder_layers is not None:
-        sizes = (
-            f", which has {origin.teacher.encoder_layers} encoder and {origin.teacher.decoder_layers} decoder layers"
+        sentence += (
+            f", which has {origin.teacher.encoder_layers} encoder and {origin.teacher.decoder_layers} decoder layers "
+            f"and {origin.teacher.parameters:,} parameters"
         )
-        sizes += f" and {origin.teacher.parameters:,} parameters"
-    return f"{start}, {teacher}{sizes}."
+    return f"{sentence}."
+
+
+def was_taught(facts: Facts) -> bool:
+    """Whether a model that is known by its name was its teacher."""
+    return facts.origin.teacher is not None and facts.step > 0 and uses(facts.arguments)[0]
+
+
+def was_distilled(facts: Facts) -> bool:
+    """Whether it learned from a teacher or from itself, not from the labels alone."""
+    return facts.step > 0 and any(uses(facts.arguments))
+
+
+def title_line(facts: Facts) -> str:
+    """What it is."""
+    kind = "recogniser"
+    if facts.origin.task == "translate":
+        kind = "translator" + (f", from `{facts.origin.language}` into English," if facts.origin.language else "")
+    made = "distilled" if was_distilled(facts) else "trained" if facts.step else "made"
+    student = facts.student
+    layers = f"{student.encoder_layers} encoder and {student.decoder_layers} decoder layers"
+    return f"A Whisper speech {kind} with {layers} and\n{student.parameters:,} parameters, {made} with `askd_hf`."
 
 
 def plural(noun: str, items: list[int]) -> str:
@@ -58,8 +79,7 @@ def speech_line(facts: Facts) -> str:
     """What it was trained on."""
     origin, known = facts.origin, []
     if origin.dataset is not None:
-        link_ = f"https://huggingface.co/datasets/{origin.dataset}"
-        name = f"[{origin.dataset}]({link_})" if origin.on_hub else f"`{origin.dataset}`"
+        name = f"[{origin.dataset}]({HUB}/datasets/{origin.dataset})" if origin.on_hub else f"`{origin.dataset}`"
         details = [
             f"{kind} `{value}`" for kind, value in (("configuration", origin.config), ("split", origin.split)) if value
         ]
@@ -122,6 +142,11 @@ def symbols(facts: Facts) -> list[str]:
         lines.append(text)
     if teacher and arguments["trust_label"]:
         lines.append("gᵢ: the teacher's probability of the label")
+    if teacher and facts.top_k is not None:
+        lines.append(
+            f"teacherᵢ: its {facts.top_k} most probable tokens one by one, all others lumped together; so the "
+            "divergence is a lower bound of the one over the whole vocabulary"
+        )
     if own:
         kind = "its running average" if arguments["self_teacher"] == "ema" else "an earlier snapshot of it"
         detail = f", decay {arguments['self_ema_decay']:g}" if arguments["self_teacher"] == "ema" else ""
@@ -196,7 +221,9 @@ def with_interval(value: float | None, interval: tuple[float, float] | None) -> 
 
 
 def set_name(entry: SetResult) -> str:
-    return entry.name if entry.method == "short" else f"{entry.name}, {entry.method}"
+    details = [entry.method] if entry.method != "short" else []
+    details += [entry.task] if entry.task != "transcribe" else []
+    return ", ".join([entry.name, *details])
 
 
 def score_table(results: Results) -> str:
@@ -222,6 +249,15 @@ def score_table(results: Results) -> str:
         "words substituted / deleted / inserted",
     ]
     return table(header, rows, 5)
+
+
+def rates_line(results: Results) -> str:
+    """What the rates of `score_table` are of."""
+    normalizers = {entry.normalizer for entry in results.sets if entry.speech}
+    if normalizers == {"none"}:
+        return "Corpus-level rates of the texts as they are"
+    as_they_are = " (none: of the texts as they are)" if "none" in normalizers else ""
+    return f"Corpus-level rates after Whisper's text normaliser of that name{as_they_are}"
 
 
 def model_table(results: Results) -> str:

@@ -1,5 +1,7 @@
 """What has become of a student: itself, as it was before, and its teacher, on a run's evaluation splits."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,7 +22,11 @@ from .evaluation import (
     score_directory,
     write_report,
 )
-from .evaluation.suites import language_code
+from .evaluation.manifest import read_manifests
+from .evaluation.scoring import SPELLING_FILE
+from .evaluation.suites import language_code, with_speakers
+
+logger = logging.getLogger(__name__)
 
 EVALUATION = "evaluation"  # in the run's directory; the model card takes its results from there
 SPEED_CLIPS = 16
@@ -32,17 +38,21 @@ def compare(
     splits: dict[str, Dataset],
     data_args: DataArguments,
     config: ASKDConfig,
+    skipped: Mapping[str, int] | None = None,
 ) -> Results:
     """Evaluate models on a run's evaluation splits, as `examples/evaluate.py` does on any speech.
 
     Writes manifests, `results.json` and `report.html` to `evaluation` in the run's directory; what an earlier run left
-    there is overwritten.
+    there, of these splits and models or others, is overwritten or removed: it was of other weights.
 
     Args:
         models: by role, `student` first, `teacher` last: what it was loaded by, the model in float32, its processor.
         splits: of `check_split`, named as `data_args.eval_sources()` are.
+        skipped: how many clips of each split `check_split` has left out.
     """
     folder = Path(config.output_dir) / EVALUATION
+    sets = _sets(splits, data_args, skipped or {})
+    remove_others(folder, [prepared.source.name for prepared in sets], list(models))
     # half precision is slower on a CPU, not faster
     dtype = torch.float32 if config.device.type == "cpu" else getattr(torch, config.save_dtype)
     decoding = Decoding(
@@ -50,38 +60,11 @@ def compare(
         batch_size=config.per_device_eval_batch_size,
         num_workers=config.dataloader_num_workers,
     )
-    sets = [
-        PreparedSet(
-            EvalSet(
-                source.name,
-                source.dataset,
-                source.config,
-                source.split,
-                language=language_code(data_args.language),
-                task=data_args.task,
-            ),
-            "short",
-            splits[source.name],
-            {},
-        )
-        for source in data_args.eval_sources()
-    ]
-    for role, (name, model, processor) in models.items():
+    for _, _, processor in models.values():
         save_spelling(folder / FOLDER, processor.tokenizer.english_spelling_normalizer)
-        jobs = plan_manifests(
-            role,
-            name,
-            model,
-            processor,
-            sets,
-            decoding,
-            folder / FOLDER,
-            device=config.device,
-            dtype=dtype,
-            overwrite=True,
-        )
-        for job in jobs:
-            complete(job)
+    jobs = plan_manifests(models, sets, decoding, folder / FOLDER, device=config.device, dtype=dtype, overwrite=True)
+    for job in jobs:
+        complete(job)
     results = score_directory(folder, data_args.normalizer)
     clips = sets[0].clips.select(range(min(SPEED_CLIPS, len(sets[0].clips))))
     results.speed = measure_speed(
@@ -96,3 +79,40 @@ def compare(
     results.save(folder / "results.json")
     write_report(results, folder)
     return results
+
+
+def _sets(splits: dict[str, Dataset], data_args: DataArguments, skipped: Mapping[str, int]) -> list[PreparedSet]:
+    sets = []
+    for source in data_args.eval_sources():
+        number = skipped.get(source.name)
+        sets.append(
+            PreparedSet(
+                EvalSet(
+                    source.name,
+                    source.dataset,
+                    source.config,
+                    source.split,
+                    language=language_code(data_args.language),
+                    task=data_args.task,
+                ),
+                "short",
+                with_speakers(splits[source.name]),
+                {"skipped, --on_bad_audio": number} if number else {},
+            )
+        )
+    return sets
+
+
+def remove_others(folder: Path, sets: list[str], roles: list[str]) -> None:
+    """Remove an earlier evaluation from `folder`, but for manifests of these sets and roles.
+
+    Others couldn't be scored together with what has been trained since.
+    """
+    for name in ("results.json", "report.html", f"{FOLDER}/{SPELLING_FILE}"):
+        (folder / name).unlink(missing_ok=True)
+    for name, manifests in read_manifests(folder / FOLDER).items():
+        for role, manifest in manifests.items():
+            if name not in sets or role not in roles:
+                logger.warning("%s is of an earlier evaluation: removed", manifest.lines_file)
+                manifest.lines_file.unlink(missing_ok=True)
+                manifest.settings_file.unlink()

@@ -3,6 +3,7 @@
 Every field is a command-line option and a key of the YAML file given by `--config`; its help is its documentation.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -75,7 +76,7 @@ class SpeechSource(NamedTuple):
     @property
     def name(self) -> str:
         """What reports call it: the split, or for the only split of a directory the directory."""
-        return self.split if self.split != "train" else Path(self.dataset).name
+        return self.split if self.split != "train" else Path(os.path.abspath(self.dataset)).name  # of `.` as well
 
 
 @dataclass

@@ -15,6 +15,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from .data import SAMPLING_RATE
 from .errors import UserError, disk_errors
 from .metrics import error_rates
+from .student import existing_heads
 
 FASTER_WHISPER_WINDOW = 30  # seconds; it takes no model with another one
 EXAMPLES = 5  # of differing texts that a report shows
@@ -45,10 +46,7 @@ def check_extra() -> None:
 def alignment_heads(model: WhisperForConditionalGeneration) -> list[list[int]] | None:
     """The heads, (layer, head), that word timestamps are read from: those that the model names, if it has them all."""
     heads = getattr(model.generation_config, "alignment_heads", None)  # a generation config holds what its file held
-    layers, width = model.config.decoder_layers, model.config.decoder_attention_heads
-    if not heads or not all(0 <= layer < layers and 0 <= head < width for layer, head in heads):
-        return None
-    return heads
+    return existing_heads(heads, model.config.decoder_layers, model.config.decoder_attention_heads)
 
 
 def export_ctranslate2(

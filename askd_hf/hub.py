@@ -2,6 +2,9 @@
 
 import contextlib
 import difflib
+import json
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from .errors import UserError
 
 UNREACHABLE = (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError, ConnectionError, TimeoutError)
 PROBE_SECONDS = 10
+REFUSED_CARD = "Invalid metadata in README.md"  # how huggingface_hub's ValueError begins
 
 
 def local_or_hub(name: str) -> bool:
@@ -78,18 +82,36 @@ def hub_access(what: str, name: str, repo_type: str = "model") -> Iterator[None]
 
 @contextlib.contextmanager
 def hub_upload(advice: str) -> Iterator[None]:
-    """Around an upload: any failure of the Hub or the network becomes one `UserError` that ends with `advice`."""
+    """Around an upload: any failure becomes one `UserError` that says whose it is and ends with `advice`."""
     try:
         yield
     except UserError:
         raise
     except (OSError, httpx.HTTPError, RuntimeError, ValueError) as error:
-        # a failed upload of one large file comes as RuntimeError, an answer that isn't the Hub's as ValueError
-        refusal = next((cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError)), None)
-        reason = (str(refusal or error).strip().splitlines() or [type(error).__name__])[0]
-        if refusal is not None and refusal.response.status_code in (401, 403):
-            reason += "; log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
-        raise UserError(f"the Hub refused or can't be reached ({reason}); {advice}") from error
+        # a failed upload of one large file comes as RuntimeError, an answer that isn't the Hub's as JSONDecodeError
+        raise UserError(f"{_upload_failure(error)}; {advice}") from error
+
+
+def _upload_failure(error: Exception) -> str:
+    causes = list(_chain(error))
+    if str(error).startswith(REFUSED_CARD):
+        fields = [line.strip("- ") for line in str(error).splitlines()[1:]]
+        help_ = "; give one that it knows with --license" if any('"license"' in field for field in fields) else ""
+        return f"the Hub refuses the metadata of the card: {textwrap.shorten('; '.join(fields), 300)}{help_}"
+    if not any(isinstance(cause, (httpx.HTTPError, json.JSONDecodeError, *UNREACHABLE)) for cause in causes):
+        return f"nothing was published: {_first_lines(error)}"
+    refusal = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    reason = _first_lines(refusal or error)
+    if refusal is not None and refusal.response.status_code in (401, 403):
+        reason += "; log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
+    return f"the Hub refused or can't be reached ({reason})"
+
+
+def _first_lines(error: Exception) -> str:
+    """Two lines of its message as one, without addresses: that of an upload is as good as a password."""
+    lines = [line.strip() for line in re.sub(r"\s*for url:? \S+", "", str(error)).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("For more information check")]
+    return " ".join(lines[:2]) or type(error).__name__
 
 
 def _probe(what: str, name: str, repo_type: str) -> None:

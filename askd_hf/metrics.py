@@ -8,10 +8,12 @@ import jiwer
 import numpy as np
 from transformers import EvalPrediction, WhisperProcessor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from .evaluate_library import Metric, MetricInfo
 
-ENGLISH = ("en", "english")
+UNSPACED = ("zh", "ja", "th", "lo", "my", "km", "yue")  # words aren't between spaces: scored by letter, as OpenAI does
+BY_LETTER = "basic, by letter"
 Normalizer = Literal["auto", "english", "basic", "none"]
 
 
@@ -44,20 +46,28 @@ def normalizer_for(
 
     Args:
         name: `english`: Whisper's for English, which expands contractions, drops fillers, writes numbers in digits and
-            British words as American ones; `basic`: Whisper's for all other languages: lower case, no punctuation;
-            `none`: only white space is squeezed; `auto`: english for English, basic for the rest.
-        language: of the speech; None, where a model knows English only, counts as English.
+            British words as American ones; `basic`: Whisper's for all other languages: lower case, no punctuation, and
+            in those of `UNSPACED` every letter is a word (`BY_LETTER`); `none`: only white space is squeezed; `auto`:
+            english for English, basic for the rest.
+        language: of the texts, a code or a name; None, where a model knows English only, counts as English.
         spelling: British to American words, from a model's `normalizer.json`.
     """
+    code = language_code(language) or "en"
     if name == "auto":
-        name = "english" if language is None or language.lower() in ENGLISH else "basic"
+        name = "english" if code == "en" else "basic"
     if name == "english":
         normalize = EnglishTextNormalizer(spelling)
     elif name == "basic":
-        normalize = BasicTextNormalizer()
+        name = BY_LETTER if code in UNSPACED else name
+        normalize = BasicTextNormalizer(split_letters=name == BY_LETTER)
     else:
         normalize = str
     return name, lambda text: " ".join(normalize(text).split())
+
+
+def language_code(language: str | None) -> str | None:
+    """`fr` for `French`; what isn't a name is a code already."""
+    return language and TO_LANGUAGE_CODE.get(language.lower(), language.lower())
 
 
 def text_normalizer(

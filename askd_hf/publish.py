@@ -2,31 +2,33 @@
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import httpx
 
 from .card import STUDENT, render_card
-from .errors import UserError
+from .data.encoder_cache import weights_digest
+from .errors import UserError, disk_errors
 from .evaluation.results import Results
 from .facts import FACTS_FILE, Facts
 from .figure import write_run_figure
 from .hub import hub_upload
+from .student import load_whisper
 
 logger = logging.getLogger(__name__)
 
 CARD, FIGURE = "README.md", "run.png"
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # Only these leave the machine: by their names, so that nothing that some run may put beside them ever does.
 PUBLISHED = (
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
+    *WEIGHTS,
     "config.json",
     "generation_config.json",
     "processor_config.json",
@@ -56,6 +58,7 @@ def publish(
     private: bool | None = None,
     token: str | None = None,
     revision: str | None = None,
+    license: str | None = None,
     commit_message: str = "Upload the student",
 ) -> str:
     """Publish a run with a card made anew, and return the commit's address.
@@ -63,10 +66,11 @@ def publish(
     Args:
         directory: of a run, or of one of its checkpoints.
         repo_id: `you/name`, or `name` for one of your own; made if it isn't there.
-        results: `results.json` of an evaluation. None: the run's own (`RESULTS`), if it has one.
+        results: `results.json` of an evaluation of these weights. None: the run's own (`RESULTS`), if it has one.
         private: whether a new repository is private; True also refuses one that is public already.
         token: None: that of `hf auth login` or of HF_TOKEN.
         revision: a branch that exists; None: the main one.
+        license: as the Hub calls it; None: that of the model that training started from, if its card states one.
 
     Raises:
         UserError: the directory isn't complete, the results are another model's, or the Hub refused or couldn't be
@@ -74,18 +78,30 @@ def publish(
             command that goes on.
     """
     check_complete(directory)
-    advice = resume_advice(directory, repo_id)
+    found = find_results(directory, results)
+    advice = resume_advice(directory, repo_id, results=results, private=private, revision=revision, license=license)
     with hub_upload(advice):
-        repo_id = create_repository(repo_id, private, token)
-    write_card(directory, repo_id, results)
+        repo_id = create_repository(repo_id, private, token, revision)
+    write_card(directory, repo_id, found, license)
     with hub_upload(advice):
         return upload(directory, repo_id, token, revision, commit_message)
 
 
-def resume_advice(directory: Path, repo_id: str) -> str:
-    return (
-        f"the model is safe in {directory}; go on with: python examples/push.py --model {directory} --repo {repo_id}"
-    )
+def resume_advice(
+    directory: Path,
+    repo_id: str,
+    *,
+    results: Path | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    license: str | None = None,
+) -> str:
+    """The command that publishes the same, to be pasted; arguments as in `publish`."""
+    command = ["python", "examples/push.py", "--model", str(directory), "--repo", repo_id]
+    for name, value in dict(results=results, revision=revision, license=license).items():
+        command += [] if value is None else [f"--{name}", str(value)]
+    command += ["--private"] if private else []
+    return f"the model is safe in {directory}; go on with: {shlex.join(command)}"
 
 
 def check_complete(directory: Path) -> None:
@@ -102,31 +118,46 @@ def check_complete(directory: Path) -> None:
         )
 
 
-def write_card(directory: Path, repo_id: str, results: Path | None = None) -> ModelCard:
-    """Write the card and, from `trainer_state.json`, the figure into a run's directory; `results` as in `publish`."""
+def write_card(directory: Path, repo_id: str, results: Results | None, license: str | None = None) -> ModelCard:
+    """Write the card and, from `trainer_state.json`, the figure into a run's directory; `license` as in `publish`."""
     facts = Facts.load(directory)
-    if results is None and (directory / RESULTS).is_file():
-        results = directory / RESULTS
-    found = None if results is None else load_results(results, facts)
     state = directory / "trainer_state.json"
-    if state.is_file():
-        write_run_figure(json.loads(state.read_text())["log_history"], directory / FIGURE)
-    card = render_card(facts, found, repo_id, figure=(directory / FIGURE).is_file())
-    card.save(directory / CARD)
+    with disk_errors(f"the model card in {directory}"):
+        if state.is_file():
+            write_run_figure(json.loads(state.read_text())["log_history"], directory / FIGURE)
+        card = render_card(facts, results, repo_id, (directory / FIGURE).is_file(), license)
+        card.save(directory / CARD)
     return card
 
 
-def load_results(path: Path, facts: Facts) -> Results:
-    """Raises `UserError` if they can't be read, or are of a model of another size than the run's student."""
+def find_results(directory: Path, given: Path | None = None) -> Results | None:
+    """The evaluation of a directory's weights: the one given, or the run's own, which is passed over if it isn't.
+
+    Raises `UserError` as `load_results` does, if one is given.
+    """
+    if given is not None:
+        return load_results(given, directory)
+    if not (directory / RESULTS).is_file():
+        return None
+    try:
+        return load_results(directory / RESULTS, directory)
+    except UserError as error:
+        logger.warning("the card has no results: %s", error)
+        return None
+
+
+def load_results(path: Path, directory: Path) -> Results:
+    """Raises `UserError` if they can't be read, or are of other weights than those in the directory."""
     try:
         results = Results.load(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} isn't the results.json of examples/evaluate.py: {error}") from error
-    ours, theirs = facts.student, results.models.get(STUDENT)
-    sizes = [(m.encoder_layers, m.decoder_layers, m.parameters) for m in (ours, theirs) if m is not None]
-    if len(sizes) < 2 or sizes[0] != sizes[1]:
+    student = results.models.get(STUDENT)
+    # an evaluation notes them as they were loaded, in float32
+    if student is None or student.weights != weights_digest(load_whisper(str(directory))):
         raise UserError(
-            f"{path} is of another model than the student of this run: evaluate it with examples/evaluate.py"
+            f"{path} is of another model than the one in {directory}: evaluate that with examples/evaluate.py --model "
+            f"{shlex.quote(str(directory))}"
         )
     return results
 
@@ -134,12 +165,24 @@ def load_results(path: Path, facts: Facts) -> Results:
 # ---- the Hub ----
 
 
-def create_repository(repo_id: str, private: bool | None, token: str | None) -> str:
-    """Make it, unless it is there, and return its whole id. With `private` one that is public is refused."""
+def create_repository(repo_id: str, private: bool | None, token: str | None, revision: str | None = None) -> str:
+    """Make it, unless it is there, and return its whole id.
+
+    Raises `UserError` with `private` for one that is public, and for a `revision`, a branch, that it doesn't have.
+    """
     check_token(token)
     api = HfApi()
     repo_id = retried(lambda: api.create_repo(repo_id, private=private, token=token, exist_ok=True)).repo_id
-    if private and not retried(lambda: api.repo_info(repo_id, token=token)).private:
+    if not private and revision is None:
+        return repo_id
+    try:
+        info = retried(lambda: api.repo_info(repo_id, revision=revision, token=token))
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{repo_id} has no branch {revision!r}, so nothing was published: make it first, with `hf repos branch "
+            f"create {repo_id} {revision}`"
+        ) from error
+    if private and not info.private:
         raise UserError(
             f"{repo_id} is public already, so nothing was published: make it private in its settings, choose another "
             "repository, or leave out --private"
@@ -148,21 +191,30 @@ def create_repository(repo_id: str, private: bool | None, token: str | None) -> 
 
 
 def upload(directory: Path, repo_id: str, token: str | None, revision: str | None, commit_message: str) -> str:
-    """Commit the files that `PUBLISHED` names, and return the commit's address."""
+    """Commit the files that `PUBLISHED` names, and return the commit's address.
+
+    Weights of an earlier commit are deleted: transformers would take a whole file there before the shards of this one.
+    """
     names = sorted(file.name for file in directory.iterdir() if file.is_file() and published(file.name))
 
     def commit() -> str:
         # Made anew at every attempt, as they remember what the Hub had before it. Large files that have arrived aren't
         # sent again, and a commit of which only the answer was lost isn't made twice.
-        files = [CommitOperationAdd(name, directory / name) for name in names]
-        done = HfApi().create_commit(repo_id, files, commit_message=commit_message, token=token, revision=revision)
+        changes = [CommitOperationAdd(name, directory / name) for name in names]
+        there = HfApi().list_repo_files(repo_id, revision=revision, token=token)
+        changes += [CommitOperationDelete(name) for name in there if matches(name, WEIGHTS) and name not in names]
+        done = HfApi().create_commit(repo_id, changes, commit_message=commit_message, token=token, revision=revision)
         return done.commit_url
 
     return retried(commit)
 
 
 def published(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in PUBLISHED)
+    return matches(name, PUBLISHED)
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def check_token(token: str | None) -> None:

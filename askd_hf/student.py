@@ -49,6 +49,18 @@ def load_processor(name: str) -> WhisperProcessor:
         ) from error
 
 
+def check_processor(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+    """Raise `UserError` unless the features are of the shape that the model hears."""
+    extractor, config = processor.feature_extractor, model.config
+    made = extractor.feature_size, extractor.nb_max_frames
+    heard = config.num_mel_bins, 2 * config.max_source_positions
+    if made != heard:
+        raise UserError(
+            f"{model.name_or_path or 'the model'} hears {heard[0]} mel bins and {heard[1]} frames, its "
+            f"preprocessor_config.json makes {made[0]} and {made[1]}: they don't belong together"
+        )
+
+
 def set_language(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, language: str | None, task: str
 ) -> None:
@@ -150,6 +162,13 @@ def _generation_config(teacher: WhisperForConditionalGeneration, kept: list[int]
     return generation_config
 
 
+def existing_heads(heads: list[list[int]] | None, layers: int, heads_a_layer: int) -> list[list[int]] | None:
+    """Alignment heads, (layer, head), as a generation config names them, if a decoder of this shape has them all."""
+    if not heads or not all(0 <= layer < layers and 0 <= head < heads_a_layer for layer, head in heads):
+        return None
+    return heads
+
+
 def check_pair(
     teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration, own_features: bool = False
 ) -> None:
@@ -158,6 +177,19 @@ def check_pair(
     Args:
         own_features: the batch has features for each of them, so they needn't have the same mel bins.
     """
+    differences = pair_differences(teacher, student, own_features)
+    if differences:
+        raise UserError(
+            f"teacher and student don't match: {'; '.join(differences)}. Another vocabulary: "
+            "askd_hf.vocabulary.with_vocabulary_of; other mel bins: SpeechCollator(..., teacher_extractor=...). The "
+            "scripts do both by themselves"
+        )
+
+
+def pair_differences(
+    teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration, own_features: bool = False
+) -> list[str]:
+    """What `check_pair` refuses, in words."""
     differences = []
     for name, meaning in {
         "vocab_size": "tokens in the vocabulary",
@@ -170,12 +202,7 @@ def check_pair(
         theirs, ours = getattr(teacher.config, name), getattr(student.config, name)
         if theirs != ours:
             differences.append(f"{theirs} against {ours} {meaning}")
-    if differences:
-        raise UserError(
-            f"teacher and student don't match: {'; '.join(differences)}. Another vocabulary: "
-            "askd_hf.vocabulary.with_vocabulary_of; other mel bins: SpeechCollator(..., teacher_extractor=...). The "
-            "scripts do both by themselves"
-        )
+    return differences
 
 
 def same_encoder(teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration) -> bool:

@@ -23,8 +23,9 @@ from .callbacks import AdaptiveBlendCallback, DataWaitCallback, StopGracefullyCa
 from .config import ASKDConfig
 from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler, SpeechCollator, encode
 from .errors import UserError
-from .facts import Origin, cached_teacher, gather_facts
+from .facts import FACTS_FILE, gather_facts
 from .objective import DIVERGENCES, BlendTerms, TopK
+from .origin import Origin
 from .projection import Unprojected, chunked_blend, unprojected
 from .publishing import PublishingTrainer
 from .run_dir import checkpoint_to_resume
@@ -411,7 +412,6 @@ class ASKDTrainer(PublishingTrainer):
         # a checkpoint keeps the dtype of training, or a resumed run would go on from rounded weights
         if dtype != self.model.dtype and not directory.name.startswith(PREFIX_CHECKPOINT_DIR):
             WhisperForConditionalGeneration.from_pretrained(directory, dtype=dtype).save_pretrained(directory)
-        if self._teacher_is_cached and self.args.uses_teacher and self.origin.teacher is None:
-            self.origin.teacher = cached_teacher(self.train_dataset)
-        facts = gather_facts(directory, self.origin, self.args, self.state, self.blend, self.train_dataset)
-        facts.save(directory)
+        if self.state.global_step > 0 or not (directory / FACTS_FILE).is_file():  # or they tell of an earlier run
+            run = self.origin, self.args, self.state, self.blend, self.train_dataset, self.is_in_train
+            gather_facts(directory, *run).save(directory)

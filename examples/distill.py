@@ -28,8 +28,8 @@ from askd_hf.config import CacheArguments, DataArguments, ModelArguments, resolv
 from askd_hf.data import SAMPLING_RATE, decode_audio
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import tables
-from askd_hf.facts import Origin
 from askd_hf.metrics import compute_metrics_for, text_normalizer
+from askd_hf.origin import Origin
 from askd_hf.preparation import (
     check_caches,
     check_split,
@@ -39,7 +39,7 @@ from askd_hf.preparation import (
     without_soft_labels,
 )
 from askd_hf.run_dir import checkpoint_to_resume, end_other_processes, name_run, prepare_evaluation
-from askd_hf.student import check_pair, load_processor, load_whisper, same_encoder, set_language
+from askd_hf.student import check_pair, check_processor, load_processor, load_whisper, same_encoder, set_language
 from askd_hf.teacher_cache import has_soft_labels
 from askd_hf.vocabulary import with_vocabulary_of
 
@@ -56,11 +56,13 @@ def main() -> None:
     teacher = load_teacher(model_args) if model_args.teacher else None
     student = load_student(model_args, teacher)
     processor = load_processor(model_args.student or model_args.teacher)
+    check_processor(student, processor)
     set_language(student, processor, data_args.language, data_args.task)
     teacher_extractor = None
     if teacher is not None:
         # it may have another vocabulary (large-v3 has a token more) and other mel bins (128, not 80) than the student
         theirs = load_processor(model_args.teacher)
+        check_processor(teacher, theirs)
         teacher = with_vocabulary_of(student.config, processor.tokenizer, teacher, theirs.tokenizer)
         teacher_extractor = None if same_encoder(teacher, student) else theirs.feature_extractor
         check_pair(teacher, student, own_features=True)
@@ -73,10 +75,11 @@ def main() -> None:
     if config.uses_teacher and teacher is None and not has_soft_labels(train_dataset):
         raise UserError(f"preset {config.preset} has a teacher: give it with --teacher, or choose --preset ps-kd")
     train_dataset = check_split("training", source, train_dataset, data_args, config.output_dir, collator)
-    eval_datasets = {}
+    eval_datasets, skipped = {}, {}
     for source in data_args.eval_sources():
         split = without_soft_labels(load_split(source, data_args.max_eval_samples, data_args))
         eval_datasets[source.name] = check_split("evaluation", source, split, data_args, config.output_dir, collator)
+        skipped[source.name] = len(split) - len(eval_datasets[source.name])
     prepare_evaluation(config, list(eval_datasets))
     spoken = None if data_args.task == "translate" else data_args.language  # translations are English
     normalize = text_normalizer(processor, spoken, data_args.normalizer)
@@ -114,6 +117,8 @@ def main() -> None:
         print(f"stopped after step {trainer.state.global_step}; go on with --resume_from_checkpoint last")
     elif trainer.stop.requested:
         print(f"training was finished already; the student is in {config.output_dir}")
+        if config.push_to_hub:
+            print(f"it wasn't published: {trainer.push_advice()}")
     if trainer.stop.requested:
         sys.exit(130)
 
@@ -121,7 +126,10 @@ def main() -> None:
     if eval_datasets and data_args.compare:
         trainer.teacher = None  # as far as it still has one
         models = load_models(model_args, config.output_dir)
-        print(f"\n{tables(compare(models, eval_datasets, data_args, config))}")
+        try:
+            print(f"\n{tables(compare(models, eval_datasets, data_args, config, skipped))}")
+        except UserError as error:  # the student is trained and saved: the rest is worth doing
+            print(f"\nno comparison: {error}", file=sys.stderr)
     listen(config.output_dir, next(iter(eval_datasets.values()), train_dataset)[0])
     print(f'\nThe student: pipeline("automatic-speech-recognition", model="{config.output_dir}")')
     trainer.create_model_card()

@@ -29,6 +29,7 @@ from askd_hf.evaluation import (
     EvaluationArguments,
     PreparedSet,
     Results,
+    check_can_assist,
     complete,
     measure_speculative,
     measure_speed,
@@ -36,10 +37,11 @@ from askd_hf.evaluation import (
     prepare_set,
     save_spelling,
     score_directory,
+    spread_clips,
     tables,
     write_report,
 )
-from askd_hf.student import set_language
+from askd_hf.student import check_processor, set_language
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def main() -> None:
     directory = Path(args.output_dir)
     if args.score_only:
         results = score_directory(directory, args.normalizer, args.resamples)
-        report(keep_measurements(results, directory), directory)
+        report(with_earlier(results, directory), directory)
         return
 
     # ---- models: the one under test first, what it is compared with last ----
@@ -55,6 +57,8 @@ def main() -> None:
     names = {"student": args.model} | ({"teacher": args.teacher} if args.teacher else {})
     processors = {role: load_processor(name) for role, name in names.items()}
     models = {role: load_whisper(name, attn_implementation=args.attn_implementation) for role, name in names.items()}
+    for role, model in models.items():
+        check_processor(model, processors[role])
 
     # ---- speech: every clip is looked at once, before anything is decoded ----
     sets: list[PreparedSet] = []
@@ -70,42 +74,42 @@ def main() -> None:
             report_file=directory / f"skipped-{source.name}.csv",
         )
 
+    if args.speed or args.speculative:  # what to time: known before anything is decoded
+        timed_set, clips = spread_clips(sets, args.speed_clips)
+    if args.speculative:
+        check_can_assist(models["teacher"], models["student"])
+
     # ---- manifests: what is there already isn't decoded again ----
-    jobs = []
-    for role, name in names.items():
-        save_spelling(directory / FOLDER, processors[role].tokenizer.english_spelling_normalizer)
-        jobs += plan_manifests(
-            role,
-            name,
-            models[role],
-            processors[role],
-            sets,
-            args.decoding(),
-            directory / FOLDER,
-            device=torch.device(args.device),
-            dtype=args.torch_dtype(),
-            overwrite=args.overwrite,
-        )
+    for processor in processors.values():
+        save_spelling(directory / FOLDER, processor.tokenizer.english_spelling_normalizer)
+    jobs = plan_manifests(
+        {role: (name, models[role], processors[role]) for role, name in names.items()},
+        sets,
+        args.decoding(),
+        directory / FOLDER,
+        device=torch.device(args.device),
+        dtype=args.torch_dtype(),
+        overwrite=args.overwrite,
+    )
     for job in jobs:
         complete(job)
 
-    # ---- scores, from the manifests alone ----
-    results = score_directory(directory, args.normalizer, args.resamples)
+    # ---- scores, from the manifests alone, with what an earlier run has measured of the same weights ----
+    results = with_earlier(score_directory(directory, args.normalizer, args.resamples), directory)
+    report(results, directory)
+    if not (args.speed or args.speculative):
+        return
 
     # ---- speed: models take turns on the same clips, spread over the first set of short ones ----
-    if args.speed or args.speculative:
-        measured = next(prepared for prepared in sets if prepared.method == "short")
-        number = min(args.speed_clips, len(measured.clips))
-        clips = measured.clips.select([i * len(measured.clips) // number for i in range(number)])
-        for role, model in models.items():
-            set_language(model, processors[role], measured.source.language, measured.source.task)
+    for role, model in models.items():
+        set_language(model, processors[role], timed_set.language, timed_set.task)
     if args.speed:
         results.speed = measure_speed(
             models,
             processors,
             clips,
-            measured.source.name,
-            batch_sizes=args.speed_batch_sizes,
+            timed_set.name,
+            batch_sizes=sorted({min(size, len(clips)) for size in args.speed_batch_sizes}),
             repetitions=args.repetitions,
             max_length=args.generation_max_length,
         )
@@ -115,20 +119,18 @@ def main() -> None:
             models["student"],
             processors["teacher"],
             clips,
-            measured.source.name,
+            timed_set.name,
             repetitions=args.repetitions,
             max_length=args.generation_max_length,
         )
     report(results, directory)
 
 
-def keep_measurements(results: Results, directory: Path) -> Results:
-    """With the speed that an earlier run has measured of the same models: it has nothing to do with normalisers."""
+def with_earlier(results: Results, directory: Path) -> Results:
+    """With the speed that an earlier run has measured of the same weights."""
     file = directory / "results.json"
     if file.exists():
-        earlier = Results.load(file)
-        if earlier.models == results.models:
-            results.speed, results.speculative = earlier.speed, earlier.speculative
+        results.keep_measurements(Results.load(file))
     return results
 
 

@@ -37,7 +37,16 @@ class PushArguments:
         default=False,
         metadata={"help": "Make a new repository private; one that is public already is refused."},
     )
-    revision: str | None = field(default=None, metadata={"help": "Branch to commit to. Default: the main one."})
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch to commit to, which must be there. Default: the main one."}
+    )
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": "Licence of the student, as the Hub calls it, such as mit. Default: that of the model that "
+            "training started from, if its card states one."
+        },
+    )
 
 
 def main() -> None:
@@ -48,6 +57,7 @@ def main() -> None:
         results=Path(options.results) if options.results else None,
         private=options.private or None,
         revision=options.revision,
+        license=options.license,
     )
     print(f"published: {address}")
 

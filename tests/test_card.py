@@ -4,12 +4,11 @@ import dataclasses
 import functools
 import json
 import re
-from pathlib import Path
 
 import jinja2
 import pytest
 import yaml
-from conftest import ROOT, make_multilingual, make_trainer
+from conftest import ROOT
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from make_cards import CARDS, GOLDEN, INPUTS, read_facts, read_results, render
@@ -17,18 +16,9 @@ from make_cards import CARDS, GOLDEN, INPUTS, read_facts, read_results, render
 from askd_hf.card import TEMPLATE, inherited_license, model_index, render_card
 from askd_hf.card_text import objective
 from askd_hf.data import decode_audio
-from askd_hf.facts import (
-    ARGUMENTS,
-    FACTS_FILE,
-    Ancestor,
-    Facts,
-    Origin,
-    Student,
-    cached_teacher,
-    public_name,
-    stated_license,
-)
-from askd_hf.student import init_student, load_processor, load_whisper, set_language
+from askd_hf.evaluation.results import Results
+from askd_hf.origin import Ancestor, Origin, cached_teacher
+from askd_hf.student import init_student, load_processor, load_whisper
 from askd_hf.teacher_cache import SETTINGS
 
 MADE_UP = ("made-up-facts", "made-up-results", "you/made-up", True)
@@ -63,7 +53,7 @@ def test_the_hub_reads_the_metadata_back():
     assert (first.dataset_type, first.dataset_config, first.dataset_split) == ("you/made-up-speech", "clean", "test")
     assert first.metric_name == "WER (basic normaliser, 1111 clips)"
     assert first.metric_args == dict(normalizer="basic", clips=1111, hours=2.22, interval=[10.5, 11.75])
-    assert expected[2].dataset_type == "lectures"  # what isn't on the Hub is named without its path
+    assert expected[2].dataset_type == "made-up-lectures"  # what isn't on the Hub has no path
     assert card.data.model_name == "made-up"
     metadata = card.data.to_dict()
     del metadata["model-index"]
@@ -179,105 +169,164 @@ def test_the_formula_has_the_terms_of_the_run(changes, formula):
 # ---- licences ----
 
 
-def test_the_licence_is_the_teachers_where_it_is_stated(tmp_path):
-    (tmp_path / "README.md").write_text(
-        "---\nlicense: other\nlicense_name: made-up\nlicense_link: LICENSE\ntags: [x]\n---\n# x\n"
-    )
-    stated = stated_license(str(tmp_path))
-    assert stated == dict(license="other", license_name="made-up", license_link="LICENSE")
+def test_the_licence_is_that_of_what_training_started_from():
+    mit, apache = ({"license": name} for name in ("mit", "apache-2.0"))
+    teacher = Ancestor("a/t", True, mit)
+    assert inherited_license(Origin(teacher=teacher, from_teacher=True)) == mit
+    assert inherited_license(Origin(teacher=teacher, student=Ancestor("a/s", True, apache))) == apache
+    assert inherited_license(Origin(teacher=teacher, student=Ancestor("a/s", True))) == {}
+    assert inherited_license(Origin(teacher=teacher)) == {}  # it only learned from it
+    whole = dict(license="other", license_name="made-up", license_link="https://somewhere/LICENSE")
     facts = read_facts("made-up-facts")
-    facts.origin.teacher.license = stated
+    facts.origin.teacher.license = whole
     data = render_card(facts, None, "you/x").data.to_dict()
-    assert (data["license"], data["license_name"], data["license_link"]) == ("other", "made-up", "LICENSE")
+    assert {key: data[key] for key in whole} == whole
+    data = render_card(facts, None, "you/x", license="mit").data.to_dict()
+    assert data["license"] == "mit" and not {"license_name", "license_link"} & data.keys()
     facts.origin.teacher.license = {}
     assert "license" not in render_card(facts, None, "you/x").data.to_dict()
-    assert stated_license(str(tmp_path / "none")) == {} and stated_license("somebody/unreachable") == {}
 
 
-def test_two_licences_that_differ_are_left_out():
-    mit, apache = ({"license": name} for name in ("mit", "apache-2.0"))
-    teacher, student = Ancestor("a/t", True, mit), Ancestor("a/s", True, apache)
-    assert inherited_license(Origin(teacher=teacher, student=student)) == {}
-    assert inherited_license(Origin(teacher=teacher, student=Ancestor("a/s", True)))["license"] == "mit"
+# ---- where it comes from, and what it was ----
+
+CE = dict(teacher_phase=0.0, teacher_weight=0.0, teacher_weight_end=0.0, self_weight=0.0)
 
 
-# ---- facts ----
+def card_of(arguments: dict | None = None, facts: dict | None = None, **origin) -> ModelCard:
+    """The card of the made-up run, changed."""
+    found = read_facts("made-up-facts")
+    found = dataclasses.replace(found, **(facts or {}), arguments=found.arguments | (arguments or {}))
+    found.origin = dataclasses.replace(found.origin, **origin)
+    return render_card(found, None, "you/x")
 
 
-def test_the_facts_are_those_of_the_run(tmp_path, teacher, student, processor):
-    token = "hf_aSecretThatMustNotBeThere"
-    trainer = make_trainer(tmp_path / "run", teacher, student, processor=processor, max_steps=10, hub_token=token)
-    trainer.train()
-    trainer.save_model()
-    text = (tmp_path / "run" / FACTS_FILE).read_text()
-    assert token not in text and str(tmp_path) not in text
-    facts = Facts.load(tmp_path / "run")
-    assert (facts.step, facts.total_steps, facts.clips, facts.batch_size) == (10, 10, 16, 4)
-    assert facts.student.parameters == student.num_parameters()
-    assert (facts.student.encoder_layers, facts.student.decoder_layers, facts.student.window) == (2, 2, 1.0)
-    assert facts.student.dtype == "float32" and not facts.student.timestamps
-    assert facts.origin.language == "en"
-    last = [row for row in trainer.state.log_history if "teacher_weight" in row][-1]
-    assert facts.weights["self"] == last["self_weight"] > 0
-    assert facts.phases[0]["teacher_weight"][0] == 0.8 and facts.phases[0]["last_step"] == 5
-    assert facts.phases[1]["self_weight"][1] == last["self_weight"]
-    assert facts.arguments.keys() == set(ARGUMENTS)
-    assert facts.arguments["learning_rate"] == 1e-2
-    assert json.loads(text)["arguments"]["preset"] == "askd"
+def test_no_teacher_is_claimed_that_was_not_used():
+    started = (
+        "Training started from the encoder and decoder layers 0 and 31 (counted from 0) of [openai/whisper-large-v3]"
+    )
+    assert f"{started}(https://huggingface.co/openai/whisper-large-v3), its teacher, which has 32" in card_of().text
+    for arguments in (CE, PS_KD):
+        card = card_of(arguments)
+        assert f"{started}(https://huggingface.co/openai/whisper-large-v3), which has 32 encoder" in card.text
+        assert "its teacher" not in card.text and "assistant" not in card.text
+        assert card.data.base_model == "openai/whisper-large-v3"
+        distilled = arguments is PS_KD
+        assert ("distilled with" in card.text) == ("knowledge-distillation" in card.data.tags) == distilled
+        assert ("trained with" in card.text) == (not distilled)
+    card = card_of(PS_KD, from_teacher=False, student=Ancestor("you/start", True))
+    assert "Training started from [you/start](https://huggingface.co/you/start).\n" in card.text
+    assert "whisper-large" not in card.text
 
 
-def test_what_the_files_say_is_read_from_them(tmp_path):
-    model, processor = make_multilingual()
-    set_language(model, processor, "english", "transcribe")
-    model.save_pretrained(tmp_path)
-    found = Student.of(tmp_path)
-    assert found.multilingual and not found.timestamps and not found.word_timestamps
-    generation = json.loads((tmp_path / "generation_config.json").read_text())
-    generation["no_timestamps_token_id"] = model.config.vocab_size - 5  # so that four timestamp tokens follow
-    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert Student.of(tmp_path).timestamps and Student.of(tmp_path).word_timestamps
-    del generation["alignment_heads"]
-    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert Student.of(tmp_path).timestamps and not Student.of(tmp_path).word_timestamps
+def test_no_descent_is_claimed_of_a_student_from_scratch():
+    card = card_of(from_teacher=False, teachers_encoder=False)
+    expected = (
+        "It was trained with [openai/whisper-large-v3](https://huggingface.co/openai/whisper-large-v3) as its teacher"
+    )
+    assert expected in card.text and "started from" not in card.text
+    assert not {"base_model", "base_model_relation", "license"} & card.data.to_dict().keys()
 
 
 @pytest.mark.parametrize(
-    ("name", "public"),
-    [
-        ("openai/whisper-small", ("openai/whisper-small", True)),
-        ("/home/somebody/secret/teacher", ("teacher", False)),
-        ("~/models/teacher/", ("teacher", False)),
-        (str(Path(__file__).parent), ("tests", False)),
-        (None, (None, False)),
-    ],
+    ("freeze_encoder", "teachers_encoder", "loaded_as"),
+    [(True, True, "CausalLM"), (True, False, "SpeechSeq2Seq"), (False, True, "SpeechSeq2Seq")],
 )
-def test_only_hub_ids_are_named_whole(name, public):
-    assert public_name(name) == public
+def test_the_assistant_goes_without_an_encoder_only_if_it_is_the_teachers(freeze_encoder, teachers_encoder, loaded_as):
+    text = card_of(dict(freeze_encoder=freeze_encoder), teachers_encoder=teachers_encoder).text
+    assert f"student = AutoModelFor{loaded_as}.from_pretrained" in text
 
 
-def test_models_tell_where_they_come_from(teacher):
-    teacher.config._name_or_path = teacher.name_or_path = "somebody/teacher"
-    student = init_student(teacher, 2)
-    made = Origin.of_models(teacher, student)
-    assert made.teacher.name == "somebody/teacher" and made.teacher.decoder_layers == 4 and made.student is None
-    student.name_or_path = "somebody/student"
-    assert Origin.of_models(teacher, student).student.name == "somebody/student"
-    assert Origin.of_models(None, student).teacher is None
+def test_a_translator_says_so():
+    text = card_of(task="translate").text
+    assert "A Whisper speech translator, from `fr` into English, with 32 encoder" in text and "recogniser" not in text
+    assert "--dataset my_speech --language fr --task translate" in text
+    assert '.transcribe("speech.flac", language="fr", task="translate")' in text
+    text = card_of().text
+    assert "A Whisper speech recogniser with 32 encoder" in text and "translator" not in text and "task" not in text
+
+
+def test_a_student_that_was_not_trained_has_no_training_section():
+    card = card_of(facts=dict(step=0, total_steps=0, phases=[], epochs=0.0))
+    assert "## Training" not in card.text and "updates of" not in card.text and "It wasn't trained" in card.text
+    assert "made with `askd_hf`. Its weights are those of the encoder and decoder layers" in card.text
+    assert "knowledge-distillation" not in card.data.tags and "## Citation" in card.text
+
+
+def test_the_step_of_the_best_weights_is_named():
+    text = card_of(dict(metric_for_best_model="wer"), facts=dict(best_step=200)).text
+    assert "Published are the weights of step 200, the best by\n`wer`." in text
+    assert "Published are" not in card_of().text
+
+
+def test_of_cached_labels_the_bound_is_named():
+    text = card_of(facts=dict(top_k=8)).text
+    assert (
+        "teacherᵢ: its 8 most probable tokens one by one, all others lumped together" in text and "lower bound" in text
+    )
+    assert "lower bound" not in card_of().text and "lower bound" not in card_of(CE, facts=dict(top_k=8)).text
+
+
+def test_faster_whisper_is_shown_for_its_own_window_alone():
+    student = read_facts("made-up-facts").student
+    assert "faster_whisper" in card_of().text
+    assert "faster_whisper" not in card_of(facts=dict(student=dataclasses.replace(student, window=20.0))).text
 
 
 def test_who_labelled_the_training_set_is_named_but_no_base_model():
-    labelled = Dataset.from_dict({SETTINGS: [json.dumps({"teacher": "openai/whisper-large-v3"})]})
+    for place in ("proj/secret-v3", "/home/somebody/secret-v3", "C:\\somebody\\secret-v3"):
+        labelled = Dataset.from_dict({SETTINGS: [json.dumps({"teacher": place})]})
+        origin = dict(teacher=cached_teacher(labelled), student=Ancestor("you/start", True), from_teacher=False)
+        card = card_of(**origin)
+        assert "from [you/start](https://huggingface.co/you/start), with `secret-v3` as its teacher." in card.text
+        assert "proj" not in card.text and "somebody" not in card.text
+        assert card.data.base_model == "you/start"
+    card = card_of(**origin | dict(student=Ancestor("start", False)))
+    assert not {"base_model", "base_model_relation"} & card.data.to_dict().keys()
+
+
+# ---- results ----
+
+
+def with_sets(*changes: dict) -> Results:
+    """Results on as many sets like the first of the made-up ones, changed."""
+    results = read_results("made-up-results")
+    return dataclasses.replace(results, sets=[dataclasses.replace(results.sets[0], **each) for each in changes])
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [dict(name=name, dataset=f"/{name}/speech", config=None, on_hub=False) for name in ("a", "b")],
+        [dict(name=f"made-up-{method}", method=method) for method in ("short", "sequential", "chunked")],
+        [dict(name=name, dataset=dots, config=None, on_hub=False) for name, dots in (("a", "."), ("b", ".."))],
+    ],
+    ids=["local", "methods", "dots"],
+)
+def test_every_set_stays_one_in_the_metadata(sets):
+    results = with_sets(*sets)
+    card = ModelCard(str(render_card(read_facts("made-up-facts"), results, "you/x")))
+    found = [(result.dataset_name, result.metric_type) for result in card.data.eval_results]
+    assert found == [(each["name"], metric) for each in sets for metric in ("wer", "cer")]
+    assert card.data.eval_results == model_index(results)
+    assert all(result.dataset_type not in ("", ".", "..", "speech") for result in card.data.eval_results)
+
+
+def test_a_translation_is_no_recognition():
+    results = with_sets(dict(name="plain"), dict(name="into-english", task="translate"))
+    card = render_card(read_facts("made-up-facts"), results, "you/x")
+    assert {result.dataset_name for result in card.data.eval_results} == {"plain"}
+    assert "| into-english, translate | 1,111 |" in card.text and "| plain | 1,111 |" in card.text
+
+
+def test_the_texts_as_they_are_have_no_normaliser():
     facts = read_facts("made-up-facts")
-    facts.origin.teacher, facts.origin.student = cached_teacher(labelled), Ancestor("you/start", True)
-    facts.origin.copied_decoder_layers = None
-    card = render_card(facts, None, "you/x")
-    assert (
-        "from [you/start](https://huggingface.co/you/start), with `openai/whisper-large-v3` as its teacher."
-        in card.text
-    )
-    assert card.data.base_model == "you/start"
-    facts.origin.student.on_hub = False
-    assert not {"base_model", "base_model_relation"} & render_card(facts, None, "you/x").data.to_dict().keys()
+    plain = with_sets(dict(normalizer="none"))
+    card = render_card(facts, plain, "you/x")
+    assert "Corpus-level rates of the texts as they are;" in card.text and "Whisper's text normaliser" not in card.text
+    assert card.data.eval_results[0].metric_name == "WER (no normaliser, 1111 clips)"
+    both = with_sets(dict(normalizer="none"), dict(name="b", normalizer="basic"))
+    expected = "Whisper's text normaliser of that name (none: of the texts as they are);"
+    assert expected in render_card(facts, both, "you/x").text
 
 
 def test_all_inputs_are_used():

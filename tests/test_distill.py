@@ -23,6 +23,7 @@ from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from askd_hf.data import SpeechCollator
+from askd_hf.errors import UserError
 from askd_hf.evaluation import Results
 from askd_hf.student import init_student, set_language
 
@@ -69,7 +70,7 @@ def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
     assert re.search(r"teacher +0 - 9 .*\nself +10 - 11 ", out)
     for row in ("validation  student", "student before", "teacher"):
         rates = r"\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)"
-        assert re.search(rf"^ *{row} +{rates} +{rates} +english +6 ", out, re.MULTILINE), row
+        assert re.search(rf"^ *{row} +{rates} +{rates} +english, no spelling list +6 ", out, re.MULTILINE), row
     results = Results.load(tmp_path / "run" / "evaluation" / "results.json")
     assert [model.name for model in results.models.values()] == [
         str(tmp_path / "run"),
@@ -178,6 +179,54 @@ def test_the_table_has_the_error_rates_that_transformers_gives(monkeypatch, caps
         wer = 100 * jiwer.wer([row["transcription"] for row in rows], heard)
         assert results.sets[0].scores[role].wer == pytest.approx(wer)
         assert re.search(rf" {role} +{wer:.2f} \(", out, re.MULTILINE), (wer, out)
+
+
+def test_a_run_that_goes_on_leaves_nothing_of_its_earlier_evaluation(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
+):
+    """Which was of another split; and of a model that isn't compared any more."""
+    arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--save_strategy", "steps", "--save_steps", 1)
+    arguments += ["--max_steps", 2]
+    status, _, err = run_here(monkeypatch, capsys, *arguments, "--eval_splits", "validation")
+    assert status == 0, err
+    manifests = tmp_path / "run" / "evaluation" / "manifests"
+    shutil.copytree(manifests / "student", manifests / "another")
+    (manifests / "normalizer.json").write_text('{"a": "b"}')
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    more = ["--eval_splits", "train[:4]", "--resume_from_checkpoint", "last"]
+    status, _, err = run_here(monkeypatch, capsys, *arguments, *more)
+    assert status == 0 and "no comparison" not in err, err
+    results = Results.load(tmp_path / "run" / "evaluation" / "results.json")
+    assert [(entry.name, list(entry.scores)) for entry in results.sets] == [("train[:4]", list(results.models))]
+    assert list(results.models) == ["student", "student before", "teacher"] and results.sets[0].spelling is False
+    assert {file.stem for file in manifests.rglob("*.json*")} == {"train[:4]"}
+
+
+def test_a_comparison_that_fails_costs_nothing_else(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    def fail(*args):
+        raise UserError("they can't be compared")
+
+    monkeypatch.setattr("askd_hf.comparison.compare", fail)
+    arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation", "--max_steps", 1)
+    status, out, err = run_here(monkeypatch, capsys, *arguments)
+    assert status == 0 and "no comparison: they can't be compared" in err
+    assert "pipeline:" in out and (tmp_path / "run" / "README.md").is_file()
+
+
+def test_what_was_skipped_and_who_spoke_is_in_the_results(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    speech = shutil.copytree(speech_dir, tmp_path / "speech")
+    metadata = speech / "validation" / "metadata.csv"
+    header, *rows = metadata.read_text().splitlines()
+    (speech / "validation" / "audio" / "005.wav").unlink()
+    speakers = ["7", "8", "9", "10", "11", "7"]
+    lines = [f"{header},speaker_id", *(f"{row},{name}" for row, name in zip(rows, speakers, strict=True))]
+    metadata.write_text("\n".join(lines) + "\n")
+    more = ["--eval_splits", "validation", "--on_bad_audio", "skip", "--max_steps", 1]
+    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", *more))
+    assert status == 0, err
+    (result,) = Results.load(tmp_path / "run" / "evaluation" / "results.json").sets
+    assert (result.clips, result.dropped) == (5, {"skipped, --on_bad_audio": 1})
+    assert result.scores["student"].wer_by_speaker.keys() == set(speakers) and result.blocks == "speaker"
 
 
 def test_the_command_line_wins_over_yaml_and_yaml_over_the_preset(
@@ -289,7 +338,7 @@ def test_models_that_cannot_be_used_are_refused(monkeypatch, capsys, tmp_path, t
     status, _, err = run_here(
         monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", "--student", other)
     )
-    assert status == 2 and "8 against 16 mel bins" in err
+    assert status == 2 and "hears 16 mel bins and 100 frames, its preprocessor_config.json makes 8 and 100" in err
     status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir / "nothing", speech_dir, tmp_path / "run"))
     assert status == 2 and "no such file or directory" in err
     status, _, err = run_here(monkeypatch, capsys, "--dataset", speech_dir)
@@ -348,7 +397,7 @@ def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, spee
     done = launch_two(SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(re.findall(r"^self +5 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
-    assert len(re.findall(r"^validation  student ", done.stdout, re.MULTILINE)) == 1
+    assert len(re.findall(r" WER % +CER % ", done.stdout)) == 1
     AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
 
 

@@ -6,11 +6,11 @@ from .options import EvaluationArguments
 from .report import write_report
 from .results import Results
 from .scoring import save_spelling, score_directory
-from .speculative import measure_speculative
+from .speculative import check_can_assist, measure_speculative
 from .speed import measure_speed
 from .suites import EvalSet, suite_sets
 from .table import tables
-from .transcribe import Decoding, PreparedSet, complete, plan_manifests, prepare_set
+from .transcribe import Decoding, PreparedSet, complete, plan_manifests, prepare_set, spread_clips
 
 __all__ = [
     "FOLDER",
@@ -20,6 +20,7 @@ __all__ = [
     "Manifest",
     "PreparedSet",
     "Results",
+    "check_can_assist",
     "complete",
     "join_clips",
     "measure_speculative",
@@ -28,6 +29,7 @@ __all__ = [
     "prepare_set",
     "save_spelling",
     "score_directory",
+    "spread_clips",
     "suite_sets",
     "tables",
     "transcribe_long",

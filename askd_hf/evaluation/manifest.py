@@ -10,6 +10,7 @@ clips or other options have made are never mixed with new ones.
 import dataclasses
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ MUST_AGREE = {
     "method": "the method",
     "decoding": "how it is decoded",
 }
+# of a set: where a dataset lies may change, and `data` has its clips
+MAY_DIFFER = {"dataset", "on_hub"}
 ELSEWHERE = "Take another --output_dir, or start this one anew with --overwrite True"
 
 
@@ -39,7 +42,8 @@ class Settings:
         set: its name, dataset, config, split, language and task, and whether the dataset is on the Hub.
         method: short, sequential or chunked.
         decoding: what the texts depend on besides weights and clips: beams, token limit, dtype, timestamps.
-        run: what they don't depend on: batch size, device, versions, date.
+        run: what they don't depend on, up to rounding: batch size, device, versions, date; of an interrupted run that
+            went on with others, all of them. And `token_limit`, of a clip, where it is known.
         weights: digest of the weights as they were loaded.
         data: digest of the clips' audio and transcripts, in the order of the manifest.
         rows: how many lines a complete manifest has.
@@ -76,7 +80,8 @@ class Manifest:
         """Make the files ready to be appended to.
 
         Half a line at the end is cut off, and what a batch of `batch_size` has begun: so the batches that follow are
-        those of a run that was never interrupted, and give the same texts to the last bit.
+        those of a run that was never interrupted, and give the same texts to the last bit, unless the batch size is
+        another one now; then the sidecar has both.
 
         Args:
             settings: of this run.
@@ -90,12 +95,10 @@ class Manifest:
         """
         with disk_errors(f"manifest {self.lines_file}"):
             self.lines_file.parent.mkdir(parents=True, exist_ok=True)
+            if not overwrite:
+                self.refuse_others(settings)
             then = self.settings() if self.settings_file.exists() else None
-            differences = [] if then is None else _differences(then, settings)
-            if differences and not overwrite:
-                what = "; ".join(differences)
-                raise UserError(f"{self.lines_file} was made otherwise. What differs: {what}. {ELSEWHERE}")
-            if differences or then is None:  # without a sidecar nobody knows what lines belong to
+            if then is None or _differences(then, settings):  # without a sidecar nobody knows what lines belong to
                 self.lines_file.unlink(missing_ok=True)
             complete = self._complete_lines()
             count = min(len(complete), settings.rows)
@@ -103,10 +106,22 @@ class Manifest:
                 settings = dataclasses.replace(settings, complete=True, run=settings.run if then is None else then.run)
             else:
                 count -= count % batch_size
+                if then is not None and count:
+                    run = {
+                        name: all_values([then.run.get(name, value), value]) for name, value in settings.run.items()
+                    }
+                    settings = dataclasses.replace(settings, run=run)
             self._write_settings(settings)
             with self.lines_file.open("ab") as file:
                 file.truncate(sum(len(line) for line, _ in complete[:count]))
         return count
+
+    def refuse_others(self, settings: Settings) -> None:
+        """Raise `UserError` if the lines that are there were made with other settings than these."""
+        differences = _differences(self.settings(), settings) if self.settings_file.exists() else []
+        if differences:
+            what = "; ".join(differences)
+            raise UserError(f"{self.lines_file} was made otherwise. What differs: {what}. {ELSEWHERE}")
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add lines; on the disk when this returns."""
@@ -155,6 +170,8 @@ def _differences(then: Settings, now: Settings) -> list[str]:
     found = []
     for name, meaning in MUST_AGREE.items():
         old, new = getattr(then, name), getattr(now, name)
+        if name == "set":
+            old, new = ({key: value for key, value in of.items() if key not in MAY_DIFFER} for of in (old, new))
         if old == new:
             continue
         if isinstance(old, dict):
@@ -180,6 +197,50 @@ def read_manifests(folder: Path) -> dict[str, dict[str, Manifest]]:
         role, name = file.parent.name, file.name.removesuffix(".json")
         found.setdefault(name, {})[role] = Manifest(folder, role, name)
     return found
+
+
+def check_comparable(folder: Path, sidecars: dict[str, dict[str, Settings]]) -> None:
+    """Raise `UserError` unless all manifests are complete, of one model a role, and of the same clips a set.
+
+    Args:
+        folder: of the manifests, for the messages.
+        sidecars: by set and role.
+    """
+    weights: dict[str, Settings] = {}
+    decoding = next(iter(next(iter(sidecars.values())).values())).decoding
+    for name, roles in sidecars.items():
+        first = next(iter(roles.values()))
+        for role, settings in roles.items():
+            file = folder / role / f"{name}.jsonl"
+            if not settings.complete:
+                raise UserError(
+                    f"{file} is incomplete: run that evaluation again, it goes on where it stopped; or remove the "
+                    "file and the .json beside it, or take another --output_dir"
+                )
+            if weights.setdefault(role, settings).weights != settings.weights:
+                raise UserError(
+                    f"{file} is of another model ({settings.facts.name}) than the manifests of the other sets "
+                    f"({weights[role].facts.name}). Evaluate that set again with --overwrite True, remove the file "
+                    "and the .json beside it, or take another --output_dir"
+                )
+            if settings.decoding != decoding:
+                raise UserError(
+                    f"{file} was decoded with {settings.decoding}, others in {folder} with {decoding}: they can't be "
+                    "compared. Take another --output_dir, or evaluate all again with --overwrite True"
+                )
+            if settings.data != first.data:
+                raise UserError(
+                    f"{file} is of other clips or transcripts than that of the {first.role}: they can't be compared. "
+                    "Take another --output_dir, or evaluate both again with --overwrite True"
+                )
+
+
+def all_values(values: Iterable[Any]) -> Any:
+    """The value if it is one; else all of them as text, each once."""
+    found = {}
+    for value in values:
+        found |= {part: part for part in value.split(", ")} if isinstance(value, str) else {str(value): value}
+    return next(iter(found.values())) if len(found) == 1 else ", ".join(found)
 
 
 def role_order(role: str) -> tuple[int, str]:

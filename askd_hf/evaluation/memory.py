@@ -12,9 +12,10 @@ from torch import nn
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     """The most memory that `run` takes above what was taken before it; None where that can't be measured.
 
-    On a GPU it is what PyTorch has allocated there. On a CPU it is the resident memory of the process as Linux counts
-    it: the high-water mark is reset first, and what the C library has kept of freed memory is given back, so that it
-    isn't reused unseen. Other threads of the process would be counted with it.
+    On a CUDA GPU it is what PyTorch has allocated there; of other accelerators it isn't known. On a CPU it is the
+    resident memory of the process as Linux counts it: the high-water mark is reset first, and what the C library has
+    kept of freed memory is given back, so that it isn't reused unseen. Other threads of the process would be counted
+    with it.
     """
     gc.collect()
     if device.type == "cuda":
@@ -24,6 +25,8 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":  # the process's memory isn't that accelerator's
+        return None
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")

@@ -1,5 +1,6 @@
 """The options of `examples/evaluate.py`: every field is one, its help is its documentation."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ class EvaluationArguments:
         default="auto",
         metadata={
             "help": "Texts are compared as normalised by Whisper's English normaliser, its basic one, or not at all. "
-            "auto: english for English, basic for other languages."
+            "auto: english for English, basic for other languages, by letter in those without spaces."
         },
     )
     resamples: int = field(default=RESAMPLES, metadata={"help": "Of the bootstrap, for the intervals."})
@@ -114,7 +115,10 @@ class EvaluationArguments:
     )
     join_clips: float | None = field(
         default=None,
-        metadata={"help": "For --long_form: make recordings of about so many seconds of a speaker's clips in a row."},
+        metadata={
+            "help": "For --long_form: make recordings of about so many seconds of a speaker's clips in a row. Longer "
+            "than a window (30 s)."
+        },
     )
     speed: bool = field(default=False, metadata={"help": "Measure speed and memory of the models, taking turns."})
     speculative: bool = field(
@@ -124,7 +128,8 @@ class EvaluationArguments:
         default=32, metadata={"help": "Clips of the first set that --speed and --speculative take, spread over it."}
     )
     speed_batch_sizes: list[int] = field(
-        default_factory=lambda: [1, 16], metadata={"help": "Clips a batch of --speed; all models at each."}
+        default_factory=lambda: [1, 16],
+        metadata={"help": "Clips a batch of --speed; all models at each. At most as many as there are."},
     )
     repetitions: int = field(default=5, metadata={"help": "Timed passes of --speed and --speculative."})
 
@@ -143,11 +148,15 @@ class EvaluationArguments:
             raise UserError("--join_clips makes recordings for --long_form: give sequential, chunked or both")
         if self.speculative and self.teacher is None:
             raise UserError("--speculative needs the --teacher, whose text the student speeds up")
+        if not self.speed_batch_sizes or min(self.speed_batch_sizes) < 1:
+            raise UserError(
+                f"--speed_batch_sizes {' '.join(map(str, self.speed_batch_sizes))}: not all are at least 1"
+            )
         for name in ("batch_size", "num_beams", "generation_max_length", "resamples", "speed_clips", "repetitions"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} is not at least 1")
         if self.output_dir is None:
-            self.output_dir = f"runs/evaluation-{Path(self.model).name}"
+            self.output_dir = f"runs/evaluation-{_last_part(self.model)}"
         if self.device is None:
             self.device = str(torch.accelerator.current_accelerator() or "cpu")
 
@@ -164,7 +173,8 @@ class EvaluationArguments:
         return list(named.values())
 
     def _own_set(self, split: str) -> EvalSet:
-        name = Path(self.dataset).name + ("" if split == "train" else f"-{split}")
+        parts = [_last_part(self.dataset), self.dataset_config, None if split == "train" else split]
+        name = "-".join(part for part in parts if part)
         return EvalSet(
             re.sub(r"[^\w.-]+", "-", name).strip("-"),
             self.dataset,
@@ -184,3 +194,8 @@ class EvaluationArguments:
         if self.dtype == "auto":
             return torch.float32 if torch.device(self.device).type == "cpu" else torch.float16
         return getattr(torch, self.dtype)
+
+
+def _last_part(name: str) -> str:
+    """What to call a directory, file or Hub id: `.` by the directory's name."""
+    return Path(os.path.abspath(name)).name

@@ -17,6 +17,7 @@ import jinja2
 
 from ..errors import disk_errors
 from .results import CONFIDENCE, Results, Scores, SetResult, SpeedOfModel
+from .table import BROKEN_WORDS, PLAIN
 from .worst_clips import worst_clips
 
 HARDEST_SPEAKERS = 10
@@ -73,11 +74,17 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "error_axis": Axis.over(s.wer for entry in scored for s in entry.scores.values() if s.wer is not None),
         "difference_axis": Axis.over(end for entry in scored if entry.paired for end in entry.paired.interval),
         "seconds_axis": Axis.over(row.encoder.median + row.decoder.median for row in timed),
+        "against_teacher": any(row.times_faster is not None for row in timed),
         "faster": [row for row in timed if row.role == roles[0] and row.times_faster is not None],
         "trade": speed_against_wer(results),
         "speakers": [by_speaker(entry, roles) for entry in scored if _several_speakers(entry)],
         "worst": [(entry, *found) for entry in results.sets if (found := worst_clips(entry, manifests, roles[0]))],
         "settings": _flat(results.settings),
+        "broken": [entry.name for entry in scored if entry.broken_words],
+        "broken_words": BROKEN_WORDS,
+        "plain": PLAIN,
+        "silent": lambda entry: entry.silent_clips if entry.speech else entry.clips,
+        "made_up": _made_up,
     }
 
 
@@ -145,6 +152,12 @@ def _ends(scores: Scores) -> list[float]:
     return [value for value in (scores.wer, *(scores.wer_interval or ())) if value is not None]
 
 
+def _made_up(entry: SetResult, role: str) -> int:
+    """How many clips got text though nobody speaks, of a set without speech or of the clips without a transcript."""
+    scores = entry.scores[role]
+    return scores.silent_with_text if entry.speech else scores.clips_with_text
+
+
 @dataclass
 class Headline:
     """The WER of all models over the sets that may stand in one mean.
@@ -192,8 +205,8 @@ class Trade:
 
 
 def speed_against_wer(results: Results) -> Trade | None:
-    """None unless both were measured."""
-    if results.speed is None:
+    """None unless both were measured, and of greedy decoding, as the speed is."""
+    if results.speed is None or results.settings.get("num_beams", 1) != 1:
         return None
     source = next((entry for entry in results.sets if entry.name == results.speed.set and _wer(entry)), None)
     summary = headline(results)

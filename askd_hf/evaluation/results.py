@@ -21,6 +21,8 @@ class ModelFacts:
         parameters: of the whole model.
         megabytes: of its weights' files on disk (10^6 bytes); None if they are no files here.
         encoder_layers, decoder_layers: how many.
+        stored_dtype: of the floating-point weights in these files, such as `float16`; None if they are no files here.
+        weights: digest of the weights that were evaluated; None where it wasn't noted.
     """
 
     name: str
@@ -28,21 +30,28 @@ class ModelFacts:
     megabytes: float | None
     encoder_layers: int
     decoder_layers: int
+    stored_dtype: str | None = None
+    weights: str | None = None
 
 
 @dataclass
 class Scores:
-    """One model on one set, texts normalised.
+    """One model on one set, texts normalised unless it says otherwise.
 
     Attributes:
         wer, cer: percent, corpus level. None for a set without speech.
         wer_interval, cer_interval: percent, by bootstrap over `SetResult.blocks`; None if there is only one of them.
         substitutions, deletions, insertions: of words, over the corpus.
         insertion_rate: insertions over the references' words, percent.
-        repeated_5grams: share of the predictions' word 5-grams that stand earlier in the same prediction, percent.
-        clips_with_text: how many clips got any text; in a set without speech all of them are hallucinations.
+        repeated_5grams: share of the predictions' word 5-grams that stand earlier in the same prediction, percent; of
+            texts in lower case without punctuation, whatever the normaliser, as a normaliser may delete a loop.
+        clips_with_text: how many clips got any text, in the same form; in a set without speech all of them are
+            hallucinations.
         wer_by_speaker: percent; empty where speakers aren't known.
         seconds: spent transcribing, for information: speed is measured apart, see `Speed`.
+        clips_at_limit: how many clips' text was still going on at the limit of tokens; None where it isn't known, as
+            of what the pipeline transcribes.
+        silent_with_text: how many of `SetResult.silent_clips` got any text.
     """
 
     wer: float | None
@@ -57,6 +66,8 @@ class Scores:
     clips_with_text: int
     seconds: float
     wer_by_speaker: dict[str, float] = field(default_factory=dict)
+    clips_at_limit: int | None = None
+    silent_with_text: int = 0
 
 
 @dataclass
@@ -88,14 +99,21 @@ class SetResult:
         language: spoken, as a code such as `en`.
         task: transcribe, or translate, into English.
         method: `short` (clips up to 30 s, batched), or long-form: `sequential`, `chunked`.
-        normalizer: english, basic or none.
+        normalizer: english; basic; basic, by letter (of languages without spaces); or none.
         clips: scored.
         dropped: clips that weren't scored, by reason.
         hours: of audio, of the scored clips.
         reference_words: after normalisation; 0 for a set without speech.
-        speech: False if no reference has any text: then only `clips_with_text` says something.
+        speech: False if no reference has any text as it stands in the dataset: then only `clips_with_text` says
+            something.
         blocks: what the bootstrap draws: `speaker` or `clip`.
         scores: by role (`student`, `teacher`, ...).
+        spelling: whether the English normaliser had a list of British and American words, which comes with a model;
+            None for other normalisers.
+        broken_words: whether words of the references have combining marks, such as the vowel signs of Hindi: the
+            basic normaliser breaks them up there.
+        silent_clips: clips with an empty reference as it stands in the dataset, in a set with speech as well, where
+            they count as dropped.
     """
 
     name: str
@@ -115,6 +133,16 @@ class SetResult:
     paired: Paired | None = None
     on_hub: bool = False
     task: str = "transcribe"
+    spelling: bool | None = None
+    broken_words: bool = False
+    silent_clips: int = 0
+
+    @property
+    def normalizer_name(self) -> str:
+        """The normaliser, and whether it had a spelling list."""
+        if self.spelling is None:
+            return self.normalizer
+        return f"{self.normalizer}, {'with' if self.spelling else 'no'} spelling list"
 
 
 @dataclass
@@ -154,7 +182,7 @@ class SpeedOfModel:
 
 @dataclass
 class Speed:
-    """All models on the same clips in one interleaved run."""
+    """All models on the same clips in one interleaved run, with greedy decoding."""
 
     set: str
     clips: int
@@ -206,7 +234,21 @@ class Results:
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        unfinished = path.with_name(f"{path.name}.tmp")
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.replace(path)  # whole or not at all: the next run reads it
+
+    def keep_measurements(self, earlier: "Results") -> None:
+        """Take over what an earlier run has measured of the same weights, and this one hasn't."""
+
+        def same(*roles: str) -> bool:
+            then, now = ([of.models[role].weights for role in roles if role in of.models] for of in (earlier, self))
+            return then == now and len(now) == len(roles) and None not in now
+
+        if self.speed is None and earlier.speed is not None and same(*{row.role for row in earlier.speed.rows}):
+            self.speed = earlier.speed
+        if self.speculative is None and earlier.speculative is not None and same("student", "teacher"):
+            self.speculative = earlier.speculative
 
     @classmethod
     def load(cls, path: Path) -> "Results":

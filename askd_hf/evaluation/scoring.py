@@ -1,6 +1,8 @@
 """Scores from manifests alone: neither model nor audio is needed, so that other normalisers cost seconds."""
 
+import dataclasses
 import json
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +13,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from ..metrics import Normalizer, normalizer_for
+from ..metrics import BY_LETTER, UNSPACED, Normalizer, normalizer_for
 from .bootstrap import RESAMPLES, SEED, blocks_of, interval, probability_of_improvement, resampled_rates
-from .manifest import FOLDER, Manifest, Settings, read_manifests, role_order
+from .manifest import FOLDER, Manifest, Settings, all_values, check_comparable, read_manifests, role_order
 from .results import Paired, Results, Scores, SetResult
+from .suites import UNTRANSCRIBED, is_untranscribed
 
 SPELLING_FILE = "normalizer.json"  # beside the manifests, as it lies beside OpenAI's models
-# TED-LIUM's transcript of stretches that nobody transcribed; the Open ASR Leaderboard drops it as well
-UNTRANSCRIBED = "ignore time segment in scoring"
+NO_REFERENCE = "no transcript"
+EMPTIED = "reference empty after normalisation"
 LONGEST_REPEAT = 5
 
 
@@ -75,13 +78,22 @@ def repeated_ngrams(texts: list[str], n: int = LONGEST_REPEAT) -> float:
     return 100 * repeated / total if total else 0.0
 
 
+def plain_words(text: str, language: str | None) -> str:
+    """A text in lower case without punctuation: nothing that was said is taken out, as normalisers do with fillers.
+
+    In languages without spaces every letter counts as a word.
+    """
+    kept = "".join(" " if unicodedata.category(letter)[0] in "PS" else letter for letter in text.lower())
+    return " ".join("".join(kept.split()) if language in UNSPACED else kept.split())
+
+
 def drop_reason(raw: str, reference: str) -> str | None:
     """Why a clip of a set with speech can't be scored, from its reference before and after normalisation."""
-    if UNTRANSCRIBED in raw.lower().replace("_", " "):
+    if is_untranscribed(raw):
         return UNTRANSCRIBED
-    if not reference:
-        return "reference empty after normalisation"
-    return None
+    if not raw.strip():
+        return NO_REFERENCE
+    return None if reference else EMPTIED
 
 
 def score_directory(directory: Path, normalizer: Normalizer = "auto", resamples: int = RESAMPLES) -> Results:
@@ -100,10 +112,10 @@ def score_directory(directory: Path, normalizer: Normalizer = "auto", resamples:
     if not manifests:
         raise UserError(f"{folder}: no manifests; evaluate a model first, with --output_dir {directory}")
     sidecars = {name: {role: m.settings() for role, m in roles.items()} for name, roles in manifests.items()}
-    _check(folder, sidecars)
+    check_comparable(folder, sidecars)
     spelling = load_spelling(folder)
     every = [settings for roles in sidecars.values() for settings in roles.values()]
-    models = {settings.role: settings.facts for settings in every}
+    models = {settings.role: dataclasses.replace(settings.facts, weights=settings.weights) for settings in every}
     results = Results(
         models={role: models[role] for role in sorted(models, key=role_order)},
         settings=_conditions(every) | {"resamples": resamples, "seed": SEED},
@@ -117,35 +129,13 @@ def score_directory(directory: Path, normalizer: Normalizer = "auto", resamples:
 def _conditions(every: list[Settings]) -> dict[str, Any]:
     """How and where everything was decoded; of what wasn't the same for all, such as the date, all values."""
     conditions = [settings.decoding | settings.run for settings in every]
-    values = {name: list(dict.fromkeys(of_one.get(name) for of_one in conditions)) for name in conditions[0]}
-    return {name: found[0] if len(found) == 1 else ", ".join(map(str, found)) for name, found in values.items()}
+    names = dict.fromkeys(name for of_one in conditions for name in of_one)
+    return {name: all_values(of_one[name] for of_one in conditions if name in of_one) for name in names}
 
 
-def _check(folder: Path, sidecars: dict[str, dict[str, Settings]]) -> None:
-    """Raise `UserError` unless all manifests are complete, of one model a role, and of the same clips a set."""
-    weights: dict[str, Settings] = {}
-    decoding = next(iter(next(iter(sidecars.values())).values())).decoding
-    for name, roles in sidecars.items():
-        first = next(iter(roles.values()))
-        for role, settings in roles.items():
-            file = folder / role / f"{name}.jsonl"
-            if not settings.complete:
-                raise UserError(f"{file} is incomplete: run the evaluation again, it goes on where it stopped")
-            if weights.setdefault(role, settings).weights != settings.weights:
-                raise UserError(
-                    f"{file} is of another model ({settings.facts.name}) than the manifests of the other sets "
-                    f"({weights[role].facts.name}): evaluate that set again with --overwrite True, or remove the file"
-                )
-            if settings.decoding != decoding:
-                raise UserError(
-                    f"{file} was decoded with {settings.decoding}, others in {folder} with {decoding}: they can't be "
-                    "compared. Evaluate all again with --overwrite True"
-                )
-            if settings.data != first.data:
-                raise UserError(
-                    f"{file} is of other clips or transcripts than that of the {first.role}: they can't be compared. "
-                    "Evaluate both again with --overwrite True"
-                )
+def text_language(task: str, language: str | None) -> str | None:
+    """Of the texts of a set: translations are English."""
+    return "en" if task == "translate" else language
 
 
 def score_set(
@@ -161,55 +151,100 @@ def score_set(
         manifests, sidecars: by role, the model under test first, the teacher last; all of the same clips.
     """
     settings = next(iter(sidecars.values()))
-    language = "en" if settings.set["task"] == "translate" else settings.set["language"]
+    language = text_language(settings.set["task"], settings.set["language"])
     name, normalize = normalizer_for(normalizer, language, spelling)
     rows = {role: manifest.rows() for role, manifest in manifests.items()}
     some = next(iter(rows.values()))
     references = [normalize(row["reference"]) for row in some]
     dropped = [drop_reason(row["reference"], text) for row, text in zip(some, references, strict=True)]
-    # where no reference has any text, the set is one without speech: nothing is missing from it
-    speech = any(text and reason is None for text, reason in zip(references, dropped, strict=True))
+    # where no reference says anything, the set is one without speech: nothing is missing from it
+    speech = any(reason in (None, EMPTIED) for reason in dropped)
+    silent = [i for i, reason in enumerate(dropped) if reason == NO_REFERENCE]
     if not speech:
         dropped = [reason if reason == UNTRANSCRIBED else None for reason in dropped]
     kept = [i for i, reason in enumerate(dropped) if reason is None]
+    counts = dict(Counter(reason for reason in dropped if reason is not None))
     if not kept:
-        raise UserError(f"{settings.set['name']}: no clip is left to score; all say {UNTRANSCRIBED!r}")
-    references = [references[i] for i in kept]
-    predictions = {role: [normalize(lines[i]["prediction"]) for i in kept] for role, lines in rows.items()}
-    speakers = [some[i].get("speaker") for i in kept]
-    seconds = {role: sum(lines[i]["seconds"] for i in kept) for role, lines in rows.items()}
-    blocks, block_of = blocks_of(speakers)
-    scores, paired = _scores(references, predictions, speakers, seconds, block_of, speech, resamples)
+        raise UserError(f"{settings.set['name']}: no clip is left to score ({counts}); another --normalizer may help")
+    scored = Scored(
+        references=[references[i] for i in kept],
+        predictions={role: [normalize(lines[i]["prediction"]) for i in kept] for role, lines in rows.items()},
+        speakers=[some[i].get("speaker") for i in kept],
+        seconds={role: sum(lines[i]["seconds"] for i in kept) for role, lines in rows.items()},
+        by_letter=name == BY_LETTER,
+    )
+    blocks, scores, paired = _scores(scored, speech, resamples)
+    for role, score in scores.items():
+        _add_plain_counts(score, rows[role], kept, silent, language)
+        score.clips_at_limit = _at_limit([rows[role][i] for i in kept], sidecars[role])
     return SetResult(
         **settings.set,
         method=settings.method,
         normalizer=name,
         clips=len(kept),
-        dropped=settings.dropped | dict(Counter(reason for reason in dropped if reason is not None)),
+        dropped=settings.dropped | counts,
         hours=sum(some[i]["duration"] for i in kept) / 3600,
-        reference_words=sum(len(text.split()) for text in references),
+        reference_words=sum(len(text.split()) for text in scored.references),
         speech=speech,
         blocks=blocks,
         scores=scores,
         paired=paired,
+        spelling=bool(spelling) if name == "english" else None,
+        broken_words=name in ("basic", BY_LETTER) and any(_has_marks(some[i]["reference"]) for i in kept),
+        silent_clips=len(silent),
     )
 
 
-def _scores(
-    references: list[str],
-    predictions: dict[str, list[str]],
-    speakers: list[str | None],
-    seconds: dict[str, float],
-    blocks: np.ndarray,
-    speech: bool,
-    resamples: int,
-) -> tuple[dict[str, Scores], Paired | None]:
-    """The scores of all roles, and the comparison of the first with the last of them."""
-    words = {role: count_errors(jiwer.process_words(references, texts)) for role, texts in predictions.items()}
-    scores = {}
-    for role, texts in predictions.items():
-        counts = words[role]
-        scores[role] = Scores(
+def _has_marks(text: str) -> bool:
+    """Whether letters have combining marks that aren't one character with them, as vowel signs: basic drops these."""
+    return any(unicodedata.category(letter)[0] == "M" for letter in unicodedata.normalize("NFKC", text))
+
+
+def _at_limit(lines: list[dict[str, Any]], settings: Settings) -> int | None:
+    """How many texts have as many tokens as there may be; None if nobody knows how many that are."""
+    limit = settings.run.get("token_limit")
+    return sum(line["tokens"] >= limit for line in lines) if isinstance(limit, int) else None
+
+
+def _add_plain_counts(
+    scores: Scores, lines: list[dict[str, Any]], kept: list[int], silent: list[int], language: str | None
+) -> None:
+    """What is counted in texts that no normaliser has touched."""
+    plain = [plain_words(line["prediction"], language) for line in lines]
+    texts = [plain[i] for i in kept]
+    scores.repeated_5grams = repeated_ngrams(texts)
+    scores.clips_with_text = sum(map(bool, texts))
+    scores.silent_with_text = sum(bool(plain[i]) for i in silent)
+
+
+@dataclass
+class Scored:
+    """The clips of a set that are scored, normalised.
+
+    Attributes:
+        predictions: by role.
+        speakers: None where they aren't known.
+        seconds: spent transcribing, by role.
+        by_letter: whether every letter was made a word; the spaces between are no characters then.
+    """
+
+    references: list[str]
+    predictions: dict[str, list[str]]
+    speakers: list[str | None]
+    seconds: dict[str, float]
+    by_letter: bool
+
+    def characters(self, texts: list[str]) -> list[str]:
+        return [text.replace(" ", "") for text in texts] if self.by_letter else texts
+
+
+def _scores(scored: Scored, speech: bool, resamples: int) -> tuple[str, dict[str, Scores], Paired | None]:
+    """What the bootstrap draws, the scores of all roles, and the comparison of the first with the last of them."""
+    words = {
+        role: count_errors(jiwer.process_words(scored.references, texts)) for role, texts in scored.predictions.items()
+    }
+    scores = {
+        role: Scores(
             wer=None,
             wer_interval=None,
             cer=None,
@@ -218,18 +253,30 @@ def _scores(
             deletions=int(counts.deletions.sum()),
             insertions=int(counts.insertions.sum()),
             insertion_rate=None,
-            repeated_5grams=repeated_ngrams(texts),
-            clips_with_text=sum(map(bool, texts)),
-            seconds=seconds[role],
+            repeated_5grams=0.0,
+            clips_with_text=0,
+            seconds=scored.seconds[role],
         )
-    if not speech:
-        return scores, None
+        for role, counts in words.items()
+    }
+    drawn, blocks = blocks_of(scored.speakers)
+    paired = _rates(scored, words, scores, blocks, resamples) if speech else None
+    return drawn, scores, paired
 
-    word_counts = np.array([len(text.split()) for text in references])
-    character_counts = np.array([len(text) for text in references])
+
+def _rates(
+    scored: Scored, words: dict[str, Errors], scores: dict[str, Scores], blocks: np.ndarray, resamples: int
+) -> Paired | None:
+    """Fill in the error rates of a set with speech."""
+    word_counts = np.array([len(text.split()) for text in scored.references])
+    characters = scored.characters(scored.references)
+    character_counts = np.array([len(text) for text in characters])
     word_errors = np.stack([counts.total for counts in words.values()])
     character_errors = np.stack(
-        [count_errors(jiwer.process_characters(references, texts)).total for texts in predictions.values()]
+        [
+            count_errors(jiwer.process_characters(characters, scored.characters(texts))).total
+            for texts in scored.predictions.values()
+        ]
     )
     wers = resampled_rates(word_errors, word_counts, blocks, resamples)
     cers = resampled_rates(character_errors, character_counts, blocks, resamples)
@@ -239,11 +286,11 @@ def _scores(
         if blocks.any():  # of a single block every resample is the same: that says nothing
             score.wer_interval, score.cer_interval = interval(wers[i]), interval(cers[i])
         score.insertion_rate = 100 * score.insertions / int(word_counts.sum())
-        score.wer_by_speaker = _by_speaker(word_errors[i], word_counts, speakers)
+        score.wer_by_speaker = _by_speaker(word_errors[i], word_counts, scored.speakers)
     if len(scores) == 1 or not blocks.any():
-        return scores, None
+        return None
     roles = list(scores)
-    return scores, Paired(
+    return Paired(
         first=roles[0],
         second=roles[-1],
         difference=scores[roles[0]].wer - scores[roles[-1]].wer,

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, WhisperForCausalLM, WhisperForConditio
 from transformers.generation import AssistedCandidateGenerator
 
 from ..errors import UserError
-from ..student import check_pair, same_encoder
+from ..student import pair_differences, same_encoder
 from .results import Speculative
 from .speed import GREEDY, check_alike, clip_features, clip_seconds, now, timing
 
@@ -56,7 +56,7 @@ def measure_speculative(
             long or can't be decoded.
         ValueError: the models are on different devices, of different dtypes or attention.
     """
-    check_pair(teacher.eval(), student.eval())
+    check_can_assist(teacher.eval(), student.eval())
     check_alike({"teacher": teacher, "student": student})
     clip_seconds(dataset, processor.feature_extractor.chunk_length)
     clips = clip_features(teacher, processor, dataset)
@@ -92,6 +92,15 @@ def measure_speculative(
         teacher=timing(seconds["teacher"]),
         assisted=timing(seconds["assisted"]),
     )
+
+
+def check_can_assist(teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration) -> None:
+    """Raise `UserError` unless the student's tokens and features are its teacher's."""
+    if differences := pair_differences(teacher, student):
+        raise UserError(
+            f"no speculative decoding of this teacher with this student: {'; '.join(differences)}. Leave out "
+            "--speculative"
+        )
 
 
 @contextlib.contextmanager

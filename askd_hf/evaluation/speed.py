@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -29,6 +30,7 @@ from .memory import peak_bytes, weight_bytes
 from .results import ModelFacts, Speed, SpeedOfModel, Timing
 
 GREEDY: dict[str, Any] = dict(num_beams=1, do_sample=False)
+STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors calls them
 
 
 @dataclass
@@ -61,7 +63,7 @@ def measure_speed(
 
     Batch by batch the models take turns; who begins changes with every repetition. Each has a call that isn't timed
     before. Peak memory is measured afterwards, on the batch with the most tokens: the model's weights and what a batch
-    takes above them, as if the other models weren't there; None on a CPU without Linux's accounts.
+    takes above them, as if the other models weren't there; None where it can't be told (see `peak_bytes`).
 
     Args:
         models: by role; the last one (the teacher) is what the others are compared with. All on one device, in one
@@ -130,8 +132,8 @@ def clip_features(
 
 def now(device: torch.device) -> float:
     """Seconds on a clock, when all that the device was told to do is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
@@ -260,7 +262,17 @@ def model_facts(name: str, model: WhisperForConditionalGeneration) -> ModelFacts
         megabytes=sum(file.stat().st_size for file in files) / 1e6 if files else None,
         encoder_layers=model.config.encoder_layers,
         decoder_layers=model.config.decoder_layers,
+        stored_dtype=_stored_dtype(files),
     )
+
+
+def _stored_dtype(files: list[Path]) -> str | None:
+    """Of the floating-point tensors in safetensors files; several where they differ, None without files."""
+    found = set()
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return ", ".join(sorted(STORED[name] for name in found & STORED.keys())) or None
 
 
 def _weight_files(name: str) -> list[Path]:

@@ -9,13 +9,16 @@ import difflib
 from dataclasses import dataclass, replace
 
 from datasets import Dataset
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from ..data import load_speech
+from ..data.text import replace_column
 from ..errors import UserError
+from ..metrics import language_code
 
 ESB = "hf-audio/esb-datasets-test-only-sorted"
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
+# TED-LIUM's transcript of stretches that nobody transcribed; the Open ASR Leaderboard drops it as well
+UNTRANSCRIBED = "ignore time segment in scoring"
 
 # configurations of google/fleurs that Whisper has the language of, and the four whose code isn't Whisper's
 FLEURS_CONFIGS = """
@@ -108,11 +111,6 @@ def suite_sets(name: str, language: str | None = None) -> list[EvalSet]:
     return [EvalSet(f"{name}-{code}", *source, code)]
 
 
-def language_code(language: str | None) -> str | None:
-    """`fr` for `French`; what isn't a name is a code already."""
-    return language and TO_LANGUAGE_CODE.get(language.lower(), language.lower())
-
-
 def load_set(source: EvalSet, limit: int | None = None, num_proc: int | None = None) -> Dataset:
     """A set's first `limit` rows with the columns `audio`, `text`, `clip` and, where speakers are known, `speaker`.
 
@@ -134,11 +132,27 @@ def load_set(source: EvalSet, limit: int | None = None, num_proc: int | None = N
             f"{source.dataset}: no column {source.speaker_column!r} for the speaker; the columns are "
             f"{', '.join(columns)} (--speaker_column)"
         )
-    speaker = source.speaker_column or next((name for name in SPEAKER_COLUMNS if name in columns), None)
-    kept = ["audio", "text", "clip"]
-    if speaker is None:
-        return speech.select_columns(kept)
-    names = [None if name is None else str(name) for name in speech[speaker][:]]
-    speech = speech.select_columns(kept)
-    # a speaker may be missing for some rows, or for all
-    return speech.add_column("speaker", names) if any(names) else speech
+    speech = with_speakers(speech, source.speaker_column)
+    kept = ("audio", "text", "clip", "speaker")
+    return speech.select_columns([name for name in kept if name in speech.column_names])
+
+
+def with_speakers(speech: Dataset, column: str | None = None) -> Dataset:
+    """`speech` with a column `speaker` of strings, None where it isn't known; without one where none is.
+
+    Args:
+        column: where they are. Default: the first of `SPEAKER_COLUMNS` that is there.
+    """
+    column = column or next((name for name in SPEAKER_COLUMNS if name in speech.column_names), None)
+    if column is None:
+        return speech
+    # a missing one is None or "", or in a column of numbers NaN, which isn't equal to itself
+    names = [None if name in (None, "") or name != name else str(name) for name in speech[column][:]]
+    if any(names):
+        return replace_column(speech, "speaker", names)
+    return speech.remove_columns("speaker") if "speaker" in speech.column_names else speech
+
+
+def is_untranscribed(text: str) -> bool:
+    """Whether a transcript says that there is none."""
+    return UNTRANSCRIBED in text.lower().replace("_", " ")

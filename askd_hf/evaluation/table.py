@@ -2,11 +2,16 @@
 
 from .results import CONFIDENCE, Results, Scores, SetResult, Speculative, Speed
 
+BROKEN_WORDS = (
+    "basic takes out combining marks, such as vowel signs, and breaks words there: WER and CER are of what is left"
+)
+PLAIN = "in lower case without punctuation, whatever the normaliser"
+
 
 def tables(results: Results) -> str:
     """All tables that the results have something for, each with its conditions in the line below."""
     speech = [result for result in results.sets if result.speech]
-    silent = [result for result in results.sets if not result.speech]
+    silent = [result for result in results.sets if not result.speech or result.silent_clips]
     parts = [_models(results)]
     if speech:
         parts += [_error_rates(speech), *_paired(speech), _error_kinds(speech), *_by_speaker(speech)]
@@ -38,7 +43,7 @@ def columns(rows: list[list[str]], left: int = 1) -> str:
 def _models(results: Results) -> str:
     rows = [["", "parameters", "MB on disk", "encoder + decoder layers", ""]]
     for role, facts in results.models.items():
-        megabytes = "?" if facts.megabytes is None else f"{facts.megabytes:.1f}"
+        megabytes = "?" if facts.megabytes is None else f"{facts.megabytes:.1f} {facts.stored_dtype or ''}".rstrip()
         layers = f"{facts.encoder_layers} + {facts.decoder_layers}"
         rows.append([role, f"{facts.parameters:,}", megabytes, layers, facts.name])
     return columns(rows)
@@ -63,11 +68,15 @@ def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
 def _error_rates(results: list[SetResult]) -> str:
     rows = [["", "", "WER %", "CER %", "normaliser", "clips", "words", "hours"]]
     for name, role, result, scores in _each(results):
-        of_set = [result.normalizer, f"{result.clips:,}", f"{result.reference_words:,}", f"{result.hours:.2f}"]
+        of_set = [result.normalizer_name, f"{result.clips:,}", f"{result.reference_words:,}", f"{result.hours:.2f}"]
         wer, cer = _with_interval(scores.wer, scores.wer_interval), _with_interval(scores.cer, scores.cer_interval)
         rows.append([name, role, wer, cer, *of_set])
     drawn = " or ".join(sorted({f"{result.blocks}s" for result in results}))
-    return f"{columns(rows, left=2)}\n(in brackets {100 * CONFIDENCE:g} % intervals, by bootstrap over {drawn})"
+    notes = f"(in brackets {100 * CONFIDENCE:g} % intervals, by bootstrap over {drawn})"
+    broken = [result.name for result in results if result.broken_words]
+    if broken:
+        notes += f"\n({', '.join(broken)}: {BROKEN_WORDS})"
+    return f"{columns(rows, left=2)}\n{notes}"
 
 
 def _paired(results: list[SetResult]) -> list[str]:
@@ -82,11 +91,17 @@ def _paired(results: list[SetResult]) -> list[str]:
 
 
 def _error_kinds(results: list[SetResult]) -> str:
-    rows = [["", "", "substitutions", "deletions", "insertions", "insertions %", "repeated 5-grams %"]]
+    header = ["substitutions", "deletions", "insertions", "insertions %", "repeated 5-grams %", "clips at token limit"]
+    rows = [["", "", *header]]
     for name, role, _, scores in _each(results):
         counts = [f"{n:,}" for n in (scores.substitutions, scores.deletions, scores.insertions)]
-        rows.append([name, role, *counts, f"{scores.insertion_rate:.2f}", f"{scores.repeated_5grams:.2f}"])
-    return columns(rows, left=2)
+        rates = [f"{scores.insertion_rate:.2f}", f"{scores.repeated_5grams:.2f}"]
+        rows.append([name, role, *counts, *rates, _known(scores.clips_at_limit)])
+    return f"{columns(rows, left=2)}\n(repeated 5-grams {PLAIN}; the rest as normalised for the WER)"
+
+
+def _known(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
 
 
 def _by_speaker(results: list[SetResult]) -> list[str]:
@@ -102,12 +117,16 @@ def _by_speaker(results: list[SetResult]) -> list[str]:
 
 
 def _non_speech(results: list[SetResult]) -> str:
-    rows = [["without speech", "", "clips", "with any text", "%", "words", "repeated 5-grams %"]]
+    """Sets without speech, and in sets with speech the clips that have no transcript."""
+    rows = [["without speech", "", "method", "clips", "with any text", "%", "repeated 5-grams %", "at token limit"]]
     for name, role, result, scores in _each(results):
-        share = f"{100 * scores.clips_with_text / result.clips:.1f}"
-        counts = [f"{result.clips:,}", f"{scores.clips_with_text:,}", share, f"{scores.insertions:,}"]
-        rows.append([name, role, *counts, f"{scores.repeated_5grams:.2f}"])
-    return columns(rows, left=2)
+        clips, with_text = result.clips, scores.clips_with_text
+        of_all = [f"{scores.repeated_5grams:.2f}", _known(scores.clips_at_limit)]
+        if result.speech:  # these are of the other clips
+            clips, with_text, of_all = result.silent_clips, scores.silent_with_text, ["", ""]
+        share = f"{100 * with_text / clips:.1f}"
+        rows.append([name, role, result.method, f"{clips:,}", f"{with_text:,}", share, *of_all])
+    return f"{columns(rows, left=2)}\n(clips with an empty reference; text {PLAIN})"
 
 
 def _dropped(results: list[SetResult]) -> str:
@@ -129,9 +148,9 @@ def _speed(speed: Speed) -> str:
         faster = "" if row.times_faster is None else f"{row.times_faster:.2f}"
         rows.append([row.role, str(row.batch_size), *seconds, f"{row.latency:.3f}", f"{row.rtfx:.1f}", memory, faster])
     return (
-        f"{columns(rows)}\n(median, lowest and highest of {speed.repetitions} interleaved repetitions; {speed.clips} "
-        f"clips of {speed.set}, {speed.audio_seconds:.0f} s of audio; {speed.device}, {speed.dtype}, {speed.threads} "
-        f"threads, {speed.attention}; without audio decoding and features)"
+        f"{columns(rows)}\n(greedy; median, lowest and highest of {speed.repetitions} interleaved repetitions; "
+        f"{speed.clips} clips of {speed.set}, {speed.audio_seconds:.0f} s of audio; {speed.device}, {speed.dtype}, "
+        f"{speed.threads} threads, {speed.attention}; without audio decoding and features)"
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -25,10 +26,12 @@ from ..errors import UserError
 from ..hub import local_or_hub
 from ..student import set_language
 from .long_form import Method, Timestamps, check_can_transcribe, join_clips, transcribe_long
-from .manifest import Manifest, Settings
+from .manifest import Manifest, Settings, check_comparable, read_manifests
 from .results import ModelFacts
 from .speed import model_facts
-from .suites import EvalSet, load_set
+from .suites import UNTRANSCRIBED, EvalSet, is_untranscribed, load_set
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,17 @@ def prepare_set(
     Args:
         window: seconds that the model hears at once. Longer clips are left out and counted.
         long_form: methods for the longer clips, each a set of its own: `NAME-sequential`, `NAME-chunked`.
-        join_seconds: for these methods join consecutive clips to recordings of so many seconds.
+        join_seconds: for these methods join consecutive clips, those that somebody transcribed, to recordings of up to
+            so many seconds; they take all of these.
         limit, num_proc: as in `load_set`.
         on_bad_audio, report_file: as in `check_clips`, of audio that can't be decoded.
 
     Raises:
-        UserError: as `load_set` and `check_clips`, and if nothing is left to decode.
+        UserError: as `load_set` and `check_clips`, if `join_seconds` isn't over `window`, and if nothing is left to
+            decode.
     """
+    if join_seconds is not None and join_seconds <= window:
+        raise UserError(f"--join_clips {join_seconds:g}: long recordings are over {window:g} s, the model's window")
     speech = load_set(source, limit, num_proc)
     options = dict(max_seconds=math.inf, on_bad_audio=on_bad_audio, num_proc=num_proc, split=source.name)
     checked = check_clips(speech, None, report_file=report_file, **options)
@@ -111,9 +118,15 @@ def prepare_set(
         too_long = {f"longer than {window:g} s": len(long)} if len(long) else {}
         prepared.append(PreparedSet(source, "short", short, dropped | too_long))
     name = source.name
-    if join_seconds is not None:
+    if long_form and join_seconds is not None:
         name += "-joined"
-        long = _longest_first(check_clips(join_clips(checked, join_seconds), None, **options), window, math.inf)
+        transcribed = checked.select([row for row, text in enumerate(checked["text"]) if not is_untranscribed(text)])
+        if len(transcribed) < len(checked):
+            dropped = dropped | {UNTRANSCRIBED: len(checked) - len(transcribed)}
+        joined = join_clips(transcribed, join_seconds) if len(transcribed) else transcribed
+        long = _longest_first(check_clips(joined, None, **options), 0.0, math.inf) if len(joined) else joined
+    if long_form and not len(long):
+        logger.warning("%s: nothing for --long_form: no clip is longer than %g s (--join_clips)", source.name, window)
     for method in long_form or []:
         if len(long):
             prepared.append(PreparedSet(dataclasses.replace(source, name=f"{name}-{method}"), method, long, dropped))
@@ -132,11 +145,25 @@ def _longest_first(checked: Dataset, above: float, up_to: float) -> Dataset:
     return checked.select([row for row in order if above < seconds[row] <= up_to])
 
 
+def spread_clips(sets: list[PreparedSet], number: int) -> tuple[EvalSet, Dataset]:
+    """`number` clips, if there are so many, spread over the first set of short ones, and where they are from.
+
+    Raises `UserError` if no set has short clips.
+    """
+    prepared = next((prepared for prepared in sets if prepared.method == "short"), None)
+    if prepared is None:
+        raise UserError("--speed and --speculative take clips of at most a window, and no set has any: leave them out")
+    total = len(prepared.clips)
+    number = min(number, total)
+    return prepared.source, prepared.clips.select([i * total // number for i in range(number)])
+
+
 @dataclass
 class Job:
     """A manifest to be completed.
 
     Attributes:
+        settings: its sidecar.
         done: how many of its lines are there.
     """
 
@@ -146,14 +173,12 @@ class Job:
     prepared: PreparedSet
     decoding: Decoding
     manifest: Manifest
-    done: int
+    settings: Settings
+    done: int = 0
 
 
 def plan_manifests(
-    role: str,
-    name: str,
-    model: WhisperForConditionalGeneration,
-    processor: WhisperProcessor,
+    models: dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]],
     sets: list[PreparedSet],
     decoding: Decoding,
     folder: Path,
@@ -162,31 +187,49 @@ def plan_manifests(
     dtype: torch.dtype,
     overwrite: bool = False,
 ) -> list[Job]:
-    """What a model still has to decode. Nothing is decoded yet, and what can be refused is refused here.
+    """What models still have to decode. Nothing is decoded yet, and what can be refused is refused here.
 
     Args:
-        role, name: of the model: `student`, and what it was loaded by.
-        model: as it was loaded, in float32; it is left on `device` in `dtype`.
+        models: by role, `student` first, `teacher` last: what it was loaded by, the model as it was loaded, in
+            float32, and its processor. The models are left on `device` in `dtype`.
         folder: of the manifests, `DIR/manifests`.
-        overwrite: throw away what other settings have made; without it that is refused.
+        overwrite: throw away what other settings have made of these sets; without it that is refused.
 
     Raises:
-        UserError: there are manifests of other settings; a multilingual model has no language, or not this one; the
-            model can't do what is asked; the disk can't be written.
+        UserError: there are manifests of other settings, or of other sets or roles that these can't be compared with;
+            a multilingual model has no language, or not this one; the model can't do what is asked; the disk can't be
+            written.
     """
-    facts, weights = model_facts(name, model), weights_digest(model)
-    model = model.to(device, dtype).eval()
-    for prepared in sets:
-        set_language(model, processor, prepared.source.language, prepared.source.task)
-        check_can_transcribe(model, prepared.method, decoding.timestamps)
     jobs = []
-    for prepared in sets:
-        manifest = Manifest(folder, role, prepared.source.name)
-        settings = _settings(role, facts, model, weights, prepared, decoding)
-        at_once = decoding.batch_size if prepared.method == "short" else 1
-        done = manifest.begin(settings, at_once, overwrite)
-        jobs.append(Job(role, model, processor, prepared, decoding, manifest, done))
+    for role, (name, model, processor) in models.items():
+        facts, weights = model_facts(name, model), weights_digest(model)
+        model = model.to(device, dtype).eval()
+        for prepared in sets:
+            set_language(model, processor, prepared.source.language, prepared.source.task)
+            check_can_transcribe(model, prepared.method, decoding.timestamps)
+            settings = _settings(role, facts, model, weights, prepared, decoding)
+            if prepared.method == "short" and decoding.timestamps == "none":  # of the others only the text is known
+                settings.run["token_limit"] = token_limit(model, processor, decoding.generation_max_length)
+            manifest = Manifest(folder, role, prepared.source.name)
+            jobs.append(Job(role, model, processor, prepared, decoding, manifest, settings))
+    _check_plan(folder, jobs, overwrite)
+    for job in jobs:
+        at_once = decoding.batch_size if job.prepared.method == "short" else 1
+        job.done = job.manifest.begin(job.settings, at_once, overwrite)
     return jobs
+
+
+def _check_plan(folder: Path, jobs: list[Job], overwrite: bool) -> None:
+    """Raise `UserError` if what is in `folder` couldn't be scored together with what the jobs will make."""
+    planned: dict[str, dict[str, Settings]] = {}
+    for job in jobs:
+        if not overwrite:
+            job.manifest.refuse_others(job.settings)
+        planned.setdefault(job.prepared.source.name, {})[job.role] = dataclasses.replace(job.settings, complete=True)
+    for name, manifests in read_manifests(folder).items():
+        for role, manifest in manifests.items():
+            planned.setdefault(name, {}).setdefault(role, manifest.settings())
+    check_comparable(folder, planned)
 
 
 def _settings(
@@ -276,6 +319,18 @@ def _in_batches(
         counts = [sum(token not in not_text for token in ids) for ids in tokens]
         heard = zip(texts, counts, strict=True)
         yield [dict(text=text, tokens=count, seconds=seconds) for text, count in heard]
+
+
+def token_limit(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, max_length: int | None
+) -> int | None:
+    """How many tokens of a text `generate` writes at most; None if its configuration doesn't say.
+
+    Whisper's `generate` doesn't count the prompt in `max_length`, and ends at the decoder's last position.
+    """
+    config = model.generation_config
+    limit = max_length or config.max_new_tokens or config.max_length
+    return limit and min(limit, model.config.max_target_positions - len(processor.tokenizer.prefix_tokens))
 
 
 def _through_pipeline(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:

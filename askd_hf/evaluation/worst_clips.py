@@ -11,7 +11,8 @@ import jiwer
 from ..metrics import normalizer_for
 from .manifest import Manifest
 from .results import SetResult
-from .scoring import UNTRANSCRIBED, count_errors, drop_reason, load_spelling
+from .scoring import count_errors, drop_reason, load_spelling, text_language
+from .suites import UNTRANSCRIBED
 
 WORST_CLIPS = 20  # of a set
 NEIGHBOURS = 6  # right words shown on either side of an error; longer runs are cut
@@ -64,7 +65,8 @@ def worst_clips(entry: SetResult, manifests: Path, student: str) -> tuple[list[C
     rows = {role: Manifest(manifests, role, entry.name).rows() for role in entry.scores}
     if not rows.get(student):
         return None
-    _, normalize = normalizer_for(entry.normalizer, entry.language, load_spelling(manifests))
+    language, name = text_language(entry.task, entry.language), entry.normalizer.partition(",")[0]
+    _, normalize = normalizer_for(name, language, load_spelling(manifests))
     references = [normalize(row["reference"]) for row in rows[student]]
     clips = [row["clip"] for row in rows[student]]
     output = jiwer.process_words(references, [normalize(row["prediction"]) for row in rows[student]])
@@ -73,12 +75,13 @@ def worst_clips(entry: SetResult, manifests: Path, student: str) -> tuple[list[C
     if not wrong:
         return None
     worst = sorted(wrong, key=lambda i: (-errors[i], lengths[i], clips[i]))[:WORST_CLIPS]
-    texts: dict[str, dict[str, str]] = {clips[i]: {} for i in worst}
-    for role, lines in rows.items():
-        for line in lines:
-            if line["clip"] in texts:
-                texts[line["clip"]][role] = normalize(line["prediction"])
-    return [_clip(rows[student][i], references[i], texts[clips[i]]) for i in worst], len(wrong)
+    # by their place, which is the same in all manifests of a set: several clips may have one name
+    texts = [
+        {role: normalize(lines[i]["prediction"]) for role, lines in rows.items() if i < len(lines)} for i in worst
+    ]
+    return [_clip(rows[student][i], references[i], of_clip) for i, of_clip in zip(worst, texts, strict=True)], len(
+        wrong
+    )
 
 
 def _is_scored(entry: SetResult, row: dict[str, Any], reference: str) -> bool:

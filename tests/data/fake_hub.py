@@ -1,5 +1,7 @@
 """A Hub on a loopback port: serves the directories `models/OWNER/NAME` and `datasets/OWNER/NAME`, and takes uploads.
 
+A branch DEV of a repository is the directory `NAME@DEV` beside it.
+
 It speaks what huggingface_hub 1 and 2 say over HTTP: reading, creating a repository, large files as LFS objects,
 commits. Uploading clients need HF_HUB_DISABLE_XET=1: where hf_xet is installed they otherwise send large files to
 another service in a protocol of its own, whatever this server answers.
@@ -21,10 +23,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import huggingface_hub
+import yaml
+from huggingface_hub import constants
+
 USER = "me"  # whom all tokens belong to
 KINDS = ("models", "datasets")
 LARGE = (".parquet", ".safetensors", ".bin", ".pt", ".arrow", ".wav", ".flac")
 LARGE_BYTES = 5_000_000
+LICENSES = ("apache-2.0", "mit", "cc-by-sa-4.0", "other", "unknown")  # of those that the Hub knows
 
 
 @dataclass
@@ -164,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
         if api and parts == ["whoami-v2"]:
             return self._whoami()
         if api and parts == ["validate-yaml"]:
-            return reply({"errors": [], "warnings": []})
+            return self._validate(json.loads(self.body)["content"])
         if api and parts == ["repos", "create"]:
             return self._create(json.loads(self.body))
         kind = parts.pop(0) if parts[0] in KINDS else "models"
@@ -175,7 +182,9 @@ class Handler(BaseHTTPRequestHandler):
         if name.endswith(".git") and [action, *rest] == ["info", "lfs", "objects", "batch"]:
             return self._batch(repo, json.loads(self.body))
         if rest and rest[0] not in ("main", self.hub.head(repo)):
-            raise Refused(404, f"Invalid rev id: {rest[0]}", "RevisionNotFound")
+            repo = repo.with_name(f"{repo.name}@{rest[0]}")
+            if not repo.is_dir():
+                raise Refused(404, f"Invalid rev id: {rest[0]}", "RevisionNotFound")
         below = "/".join(rest[1:])
         if not api:
             return self._resolve(repo, below)
@@ -285,6 +294,13 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.private.add(name)
         return reply({"url": url, "name": f"{owner}/{wish['name']}"})
 
+    def _validate(self, card: str) -> Reply:
+        license = yaml.safe_load(card.split("---\n")[1]).get("license", LICENSES[0])
+        if license not in LICENSES:
+            message = f'"license" must be one of [{", ".join(LICENSES)}]'
+            raise Refused(400, message, content={"errors": [{"message": message}], "warnings": []})
+        return reply({"errors": [], "warnings": []})
+
     def _preupload(self, repo: Path, wish: dict[str, Any]) -> Reply:
         """For every file whether it comes as an LFS object or within the commit, and what is there already."""
         self._check_may_write(repo.parts[-3], repo.parts[-2])
@@ -386,6 +402,20 @@ def serve_hub(root: Path, tokens: dict[str, str] | None = None) -> Iterator[Fake
             yield hub
         finally:
             server.shutdown()
+
+
+@contextlib.contextmanager
+def hub_of_this_process(root: Path, tokens: dict[str, str], monkeypatch: Any) -> Iterator[FakeHub]:
+    """`serve_hub` for the libraries of this process, as far as they don't read the endpoint when they are imported."""
+    with serve_hub(root, tokens) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        huggingface_hub.close_session()
+        yield hub
+    huggingface_hub.close_session()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import soundfile
 from conftest import ROOT, make_multilingual, make_processor, make_whisper, write_speech
 from transformers import pipeline
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from askd_hf.cli import parse_args
 from askd_hf.data import SAMPLING_RATE, decode_audio, load_speech
@@ -67,6 +68,7 @@ def evaluate(monkeypatch, capfd):
             status = stop.code
         return Run(status, *capfd.readouterr())
 
+    run.script = script
     return run
 
 
@@ -98,6 +100,38 @@ def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
     assert (tmp_path / "report.html").is_file()
     durations = [line["duration"] for line in lines(tmp_path, "student", "data-unseen")]
     assert durations == sorted(durations, reverse=True)
+
+
+def test_the_wer_in_english_with_a_spelling_list_is_that_of_jiwer_too(evaluate, tmp_path):
+    """A transcript is a word that the model's spelling list makes into what the model has heard there."""
+    clips = load_speech(str(DEMO / "data"), None, "unseen").select(range(24))
+    recognize = pipeline("automatic-speech-recognition", model=str(DEMO / "teacher"), device="cpu")
+    waves = [{"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE} for clip in clips]
+    heard = [recognize(wave, generate_kwargs={"num_beams": 1})["text"] for wave in waves]
+    numbers = [EnglishTextNormalizer({})(text).strip() for text in heard]  # "six six" is 66
+    row = next(row for row, number in enumerate(numbers) if number.isdigit())
+    spelling = {"colour": numbers[row]}
+    texts = ["Colour!" if i == row else text for i, text in enumerate(clips["text"])]
+
+    shutil.copytree(DEMO / "teacher", tmp_path / "model")
+    (tmp_path / "model" / "normalizer.json").write_text(json.dumps(spelling))
+    clips.remove_columns("text").add_column("text", texts).to_parquet(tmp_path / "digits.parquet")
+    run = evaluate(
+        *("--model", tmp_path / "model", "--dataset", tmp_path / "digits.parquet", "--batch_size", 5),
+        *("--output_dir", tmp_path / "out", "--device", "cpu"),
+    )
+    assert run.returncode == 0, run.stderr
+
+    def rates(spelling):
+        normalize = EnglishTextNormalizer(spelling)
+        references, predictions = ([normalize(text) for text in either] for either in (texts, heard))
+        return 100 * jiwer.wer(references, predictions), 100 * jiwer.cer(references, predictions)
+
+    result = Results.load(tmp_path / "out" / "results.json").sets[0]
+    assert (result.normalizer, result.spelling, result.clips) == ("english", True, 24)
+    assert (result.scores["student"].wer, result.scores["student"].cer) == pytest.approx(rates(spelling), abs=1e-9)
+    assert rates(spelling)[0] < rates({})[0]
+    assert f"{rates(spelling)[0]:.2f} (" in run.stdout and "english, with spelling list" in run.stdout
 
 
 def test_student_and_teacher_then_scores_without_models_and_speech(evaluate, tmp_path, models, speech):
@@ -215,7 +249,7 @@ def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
     assert not list((tmp_path / "out").rglob("*.jsonl"))
     assert evaluate(*shared, "--language", "chinese").returncode == 0
     (result,) = Results.load(tmp_path / "out" / "results.json").sets
-    assert (result.language, result.normalizer) == ("zh", "basic")
+    assert (result.language, result.normalizer) == ("zh", "basic, by letter")
 
 
 @pytest.mark.parametrize(
@@ -229,11 +263,85 @@ def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
         ("--model x --dataset y --speculative True", "--teacher"),
         ("--score_only True", "--output_dir: which"),
         ("--model x --dataset y --batch_size 0", "not at least 1"),
+        ("--model x --dataset y --speed_batch_sizes 4 0", "--speed_batch_sizes 4 0: not all are at least 1"),
     ],
 )
 def test_options_that_make_no_evaluation(arguments, message):
     with pytest.raises(UserError, match=message):
         parse_args((EvaluationArguments,), arguments.split())[0].sets()
+
+
+def test_what_could_not_be_scored_together_is_refused_before_decoding(evaluate, tmp_path, models, speech):
+    out = tmp_path / "out"
+    other = write_speech(tmp_path / "other", clips=3)
+    shared = "--device", "cpu", "--output_dir", out, "--max_eval_samples", 3
+    assert evaluate("--model", models / "student", "--dataset", speech, *shared).returncode == 0
+
+    def refused(*arguments, file="student/speech.jsonl") -> str:
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        run = evaluate(*arguments, *shared)
+        assert run.returncode == 2 and file in run.stderr and "another --output_dir" in run.stderr, run.stderr
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+        return run.stderr
+
+    student = "--model", models / "student", "--dataset"
+    assert "was decoded with" in refused(*student, other, "--num_beams", 2)
+    assert "was decoded with" in refused(*student, other, "--num_beams", 2, "--overwrite", True)
+    assert "of another model" in refused("--model", models / "teacher", "--dataset", other)
+    sidecar = out / "manifests" / "student" / "speech.json"
+    sidecar.write_text(sidecar.read_text().replace('"complete": true', '"complete": false'))
+    assert "is incomplete" in refused(*student, other)
+
+
+def test_what_cannot_be_timed_is_refused_before_decoding(evaluate, tmp_path, models, speech):
+    soundfile.write(tmp_path / "long.wav", np.sin(np.arange(3 * 16_000) / 20), 16_000)
+    (tmp_path / "metadata.csv").write_text("file_name,transcription\nlong.wav,abc\n")
+    out = tmp_path / "out"
+    shared = "--model", models / "student", "--device", "cpu", "--output_dir", out
+    run = evaluate(*shared, "--dataset", tmp_path, "--long_form", "chunked", "--speed", True)
+    assert run.returncode == 2 and "no set has any: leave them out" in run.stderr
+    processor = make_processor(("<|more|>",))
+    make_whisper(processor).save_pretrained(tmp_path / "teacher")
+    processor.save_pretrained(tmp_path / "teacher")
+    run = evaluate(*shared, "--dataset", speech, "--teacher", tmp_path / "teacher", "--speculative", True)
+    assert run.returncode == 2 and re.search(r"32 against 31 tokens in the vocabulary.* Leave out", run.stderr)
+    assert not list(out.rglob("*.jsonl"))
+
+
+def test_what_was_measured_stays_as_long_as_the_weights_do(evaluate, tmp_path, models):
+    speech = write_speech(tmp_path / "speech", clips=6)
+    out = tmp_path / "out"
+    shared = "--dataset", speech, "--device", "cpu", "--output_dir", out, "--generation_max_length", 3
+    student, teacher = ("--model", models / "student"), ("--teacher", models / "teacher")
+    # the teacher's manifest, then the speed of the student alone, on fewer clips than the largest default batch
+    assert evaluate(*student, *teacher, *shared).returncode == 0
+    assert evaluate(*student, *shared, "--speed", True, "--repetitions", 1).returncode == 0
+    alone = Results.load(out / "results.json")
+    assert [(row.role, row.batch_size, row.times_faster) for row in alone.speed.rows] == [
+        *(("student", 1, None), ("student", 6, None)),
+    ]
+    page = (out / "report.html").read_text()
+    assert list(alone.models) == ["student", "teacher"]
+    assert "each model in turn" not in page and ">times the teacher" not in page
+
+    assert evaluate(*student, *teacher, *shared).returncode == 0
+    assert Results.load(out / "results.json").speed == alone.speed
+    moved = shutil.copytree(models / "student", tmp_path / "moved")
+    assert evaluate("--model", moved, *shared).returncode == 0
+    assert Results.load(out / "results.json").speed == alone.speed
+    assert evaluate("--model", models / "teacher", *shared, "--overwrite", True).returncode == 0
+    assert Results.load(out / "results.json").speed is None
+
+
+def test_scores_are_there_before_anything_is_timed(evaluate, tmp_path, models, speech, monkeypatch):
+    def fail(*args, **options):
+        raise UserError("the machine is tired")
+
+    monkeypatch.setattr(evaluate.script, "measure_speed", fail)
+    run = evaluate("--model", models / "student", "--dataset", speech, "--device", "cpu", "--speed", True,
+                   "--output_dir", tmp_path)  # fmt: skip
+    assert run.returncode == 2 and "the machine is tired" in run.stderr
+    assert "WER %" in run.stdout and len(Results.load(tmp_path / "results.json").sets) == 1
 
 
 def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, models):

@@ -98,6 +98,20 @@ def test_a_moved_model_another_day_and_batch_size_are_no_difference(manifest):
     assert manifest.settings().facts.name == "elsewhere"
 
 
+def test_another_batch_size_is_noted_beside_the_first(manifest):
+    """The 7 lines there were made 4 at a time; the rest is to be made one at a time, and once more interrupted."""
+    alone = dataclasses.replace(SETTINGS, run=dict(batch_size=1, device="cpu"))
+    for _ in range(2):
+        assert manifest.begin(alone, batch_size=1) == 7
+        assert manifest.settings().run == dict(batch_size="4, 1", device="cpu")
+
+
+def test_another_place_of_the_dataset_is_no_difference(manifest):
+    elsewhere = dataclasses.replace(SETTINGS, set={**SETTINGS.set, "dataset": "./speech", "on_hub": True})
+    assert manifest.begin(elsewhere, batch_size=4) == 4
+    assert manifest.settings().set["dataset"] == "./speech"
+
+
 def test_lines_that_nobody_knows_the_settings_of_are_not_used(manifest):
     manifest.settings_file.unlink()
     assert manifest.begin(SETTINGS, batch_size=4) == 0

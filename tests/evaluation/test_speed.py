@@ -166,7 +166,20 @@ def test_a_clip_longer_than_the_window_is_named(processor, pair, clips, tmp_path
         measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[1])
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_the_clock_waits_for_any_accelerator(kind, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    speed.now(torch.device(kind))
+    speed.now(torch.device("cpu"))
+    assert waited == [torch.device(kind)]
+
+
 # ---- memory ----
+
+
+def test_no_memory_is_claimed_of_an_accelerator_that_keeps_no_account():
+    assert memory.peak_bytes(lambda: np.ones(10**7).sum(), torch.device("mps")) is None
 
 
 def test_the_peak_is_that_of_the_call():
@@ -205,6 +218,15 @@ def test_facts_of_a_directory(processor, tmp_path):
     assert facts.megabytes == (tmp_path / "whole/model.safetensors").stat().st_size / 1e6
     (tmp_path / "whole/model.fp32.safetensors").write_bytes(b"another format of the same weights")
     assert model_facts(str(tmp_path / "whole"), student) == facts
+
+
+def test_the_dtype_on_disk_is_said(processor, tmp_path):
+    model = make_whisper(processor)
+    assert model_facts("layers of something", model).stored_dtype is None
+    model.save_pretrained(tmp_path / "whole")
+    assert model_facts(str(tmp_path / "whole"), model).stored_dtype == "float32"
+    model.half().save_pretrained(tmp_path / "half", max_shard_size="20KB")
+    assert model_facts(str(tmp_path / "half"), model.float()).stored_dtype == "float16"
 
 
 def test_size_of_weights_in_several_files(processor, tmp_path):

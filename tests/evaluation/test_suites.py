@@ -6,7 +6,7 @@ from datasets import Audio, Dataset
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import EvalSet, EvaluationArguments, suite_sets
-from askd_hf.evaluation.suites import SUITES, load_set
+from askd_hf.evaluation.suites import SUITES, load_set, with_speakers
 
 
 def test_the_five_sets_of_the_paper():
@@ -58,6 +58,14 @@ def test_several_suites_and_own_speech_in_one_run():
         args.sets()
 
 
+def test_sets_and_directories_have_names(tmp_path, monkeypatch):
+    (tmp_path / "my.speech").mkdir()
+    monkeypatch.chdir(tmp_path / "my.speech")
+    args = EvaluationArguments(model=".", dataset=".", dataset_config="far", eval_splits=["test", "train"])
+    assert [source.name for source in args.sets()] == ["my.speech-far-test", "my.speech-far"]
+    assert args.output_dir == "runs/evaluation-my.speech"
+
+
 @pytest.mark.parametrize("speaker_column", ["client_id", None])
 def test_only_what_is_needed_is_kept(tmp_path, speaker_column):
     table = {
@@ -71,6 +79,19 @@ def test_only_what_is_needed_is_kept(tmp_path, speaker_column):
     loaded = load_set(source, limit=2)
     assert set(loaded.column_names) == {"audio", "text", "clip", "speaker"}
     assert (loaded["text"][:], loaded["speaker"][:]) == (["a", None], ["7", None])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([7.0, None, float("nan")], ["7.0", None, None]),
+        ([None, None, None], None),
+        (["ann", "", "ben"], ["ann", None, "ben"]),
+    ],
+)
+def test_speakers_of_any_kind_are_names_or_nobody(names, expected):
+    speech = with_speakers(Dataset.from_dict({"clip": ["a", "b", "c"], "speaker": names}))
+    assert (speech["speaker"][:] if "speaker" in speech.column_names else None) == expected
 
 
 def test_speakers_that_are_not_there(tmp_path):

@@ -1,0 +1,179 @@
+"""Where a run's models and speech come from, as far as it may be published: names without paths, licences."""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+
+import yaml
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
+from transformers import WhisperForConditionalGeneration
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from .config import DataArguments, ModelArguments
+from .student import MULTILINGUAL_VOCABULARY, layers_to_copy, same_encoder
+from .teacher_cache import SETTINGS
+
+logger = logging.getLogger(__name__)
+
+HUB = "https://huggingface.co"
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+@dataclass
+class Ancestor:
+    """A model that the student comes from.
+
+    Attributes:
+        name: its Hub id, or the last part of its path.
+        on_hub: whether it is a Hub id.
+        license: what its card states of `LICENSE_FIELDS`.
+        encoder_layers, decoder_layers, parameters: None if it wasn't loaded.
+    """
+
+    name: str
+    on_hub: bool
+    license: dict[str, str] = field(default_factory=dict)
+    encoder_layers: int | None = None
+    decoder_layers: int | None = None
+    parameters: int | None = None
+
+    @classmethod
+    def of(cls, name: str, model: WhisperForConditionalGeneration | None = None) -> "Ancestor":
+        """Of a directory or Hub id, as `from_pretrained` takes it, and the model loaded from there."""
+        ancestor = cls(*public_name(name), license=stated_license(name))
+        if model is not None:
+            ancestor.encoder_layers, ancestor.decoder_layers = model.config.encoder_layers, model.config.decoder_layers
+            ancestor.parameters = model.num_parameters()
+        return ancestor
+
+
+@dataclass
+class Origin:
+    """Where a run's models and speech come from.
+
+    Attributes:
+        teacher: whose distribution the student learns, and the model that its layers are from; None if there is none.
+        student: what training started from; None: from layers of the teacher, or it isn't known.
+        from_teacher: whether training started from layers of the teacher.
+        teachers_encoder: whether the student had the teacher's encoder before training.
+        copied_decoder_layers, copied_encoder_layers: the teacher's layers that it started from; None: all, or no such.
+        dataset, on_hub, config, split: what was trained on, the name as in `Ancestor`; None if that isn't known.
+        language: spoken, as a code such as `en`; None if that isn't known.
+        task: transcribe or translate.
+    """
+
+    teacher: Ancestor | None = None
+    student: Ancestor | None = None
+    from_teacher: bool = False
+    teachers_encoder: bool = False
+    copied_decoder_layers: list[int] | None = None
+    copied_encoder_layers: list[int] | None = None
+    dataset: str | None = None
+    on_hub: bool = False
+    config: str | None = None
+    split: str | None = None
+    language: str | None = None
+    task: str = "transcribe"
+
+    @classmethod
+    def of(
+        cls,
+        models: ModelArguments,
+        data: DataArguments,
+        teacher: WhisperForConditionalGeneration | None,
+        student: WhisperForConditionalGeneration,
+    ) -> "Origin":
+        """From the options of `examples/distill.py`, and its models before training."""
+        origin = cls(config=data.dataset_config, split=data.train_split, task=data.task)
+        origin.dataset, origin.on_hub = public_name(data.dataset)
+        origin.language = language_code(data.language, student)
+        if models.teacher:
+            origin.teacher = Ancestor.of(models.teacher, teacher)
+            origin.teachers_encoder = same_encoder(teacher, student)
+        if models.student:
+            origin.student = Ancestor.of(models.student)
+        else:
+            origin.from_teacher = True
+            available = teacher.config
+            origin.copied_decoder_layers = layers_to_copy(models.decoder_layers, available.decoder_layers)
+            if models.encoder_layers:
+                origin.copied_encoder_layers = layers_to_copy(
+                    models.encoder_layers, available.encoder_layers, "encoder"
+                )
+        return origin
+
+    @classmethod
+    def of_models(
+        cls, teacher: WhisperForConditionalGeneration | None, student: WhisperForConditionalGeneration
+    ) -> "Origin":
+        """As far as the models tell by themselves."""
+        origin = cls(language=language_code(None, student))
+        started_from = student.name_or_path  # of a student made by `init_student` it is the teacher's
+        if teacher is not None and teacher.name_or_path:
+            origin.teacher = Ancestor.of(teacher.name_or_path, teacher)
+            origin.teachers_encoder = same_encoder(teacher, student)
+            origin.from_teacher = started_from == teacher.name_or_path
+        if started_from and not origin.from_teacher:
+            origin.student = Ancestor.of(started_from)
+        return origin
+
+    @property
+    def base(self) -> Ancestor | None:
+        """The model whose weights training started from, as far as that is known."""
+        return self.teacher if self.from_teacher else self.student
+
+
+def public_name(name: str | None) -> tuple[str | None, bool]:
+    """A Hub id as it is, of anything else the last part of its path; and whether it is a Hub id."""
+    if name is None:
+        return None, False
+    try:
+        validate_repo_id(name)
+        on_hub = not Path(name).expanduser().exists()
+    except HFValidationError:
+        on_hub = False
+    return (name if on_hub else Path(name).expanduser().resolve().name), on_hub
+
+
+def cached_teacher(dataset: Dataset) -> Ancestor:
+    """Who labelled a dataset of `teacher_cache`. What was a path elsewhere can look like a Hub id: none is claimed."""
+    return Ancestor(PureWindowsPath(json.loads(dataset[SETTINGS][0])["teacher"]).name, on_hub=False)  # / and \\
+
+
+def language_code(language: str | None, student: WhisperForConditionalGeneration) -> str | None:
+    """`fr` for `French`; without a language that of the student, if it has only one."""
+    if language is not None:
+        return TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+    multilingual = getattr(
+        student.generation_config, "is_multilingual", student.config.vocab_size >= MULTILINGUAL_VOCABULARY
+    )
+    return None if multilingual else "en"
+
+
+def stated_license(name: str) -> dict[str, str]:
+    """What the card of a model, a directory or Hub id, says of its licence; nothing without a card to be had.
+
+    A link into the model's own repository is made whole, or dropped where that isn't on the Hub.
+    """
+    card = Path(name).expanduser() / "README.md"
+    try:
+        if Path(name).expanduser().exists():
+            if not card.is_file():
+                return {}
+            data = ModelCard.load(card, ignore_metadata_errors=True).data
+        else:
+            data = ModelCard.load(name, ignore_metadata_errors=True).data
+    except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError) as error:
+        logger.info("no model card of %s, so its licence isn't known: %s", name, error)
+        return {}
+    stated = {key: data.get(key) for key in LICENSE_FIELDS}
+    stated = {key: value for key, value in stated.items() if isinstance(value, str)}
+    link = stated.get("license_link")
+    if link is not None and "://" not in link:
+        del stated["license_link"]
+        if public_name(name)[1]:
+            stated["license_link"] = f"{HUB}/{name}/blob/main/{link}"
+    return stated

@@ -1,0 +1,137 @@
+"""What normalisers would hide: loops, made-up fillers, clips without a transcript, languages that they break."""
+
+import json
+
+import jiwer
+import pytest
+from test_scoring import SPOKEN, write
+
+from askd_hf.errors import UserError
+from askd_hf.evaluation import Results, save_spelling, score_directory, tables, write_report
+from askd_hf.evaluation.scoring import plain_words
+from askd_hf.metrics import BY_LETTER, normalizer_for
+
+
+def of_language(language: str | None, **more) -> dict:
+    return {"set": {"language": language} | more}
+
+
+@pytest.mark.parametrize("normalizer", ["english", "basic", "none"])
+def test_loops_of_fillers_are_counted_whatever_the_normaliser(tmp_path, normalizer):
+    write(tmp_path, "student", [(None, "yes", "Mm-hmm. " * 5), (None, "so", "So (laughs)")])
+    result = score_directory(tmp_path, normalizer).sets[0]
+    # mm hmm mm hmm ..., 10 words: 6 of five, 2 different ones
+    assert result.scores["student"].repeated_5grams == pytest.approx(100 * 4 / 6)
+    assert result.scores["student"].clips_with_text == 2
+
+
+def test_fillers_where_nobody_speaks_are_text(tmp_path):
+    write(tmp_path, "student", [(None, "", "Uh, hmm."), (None, " ", "..."), (None, "", "[music]")])
+    result = score_directory(tmp_path, "english").sets[0]
+    assert (result.speech, result.clips, result.scores["student"].clips_with_text) == (False, 3, 2)
+    assert "text in lower case without punctuation, whatever the normaliser" in tables(score_directory(tmp_path))
+
+
+def test_letters_are_words_where_there_are_no_spaces():
+    assert plain_words("你好。你好!", "zh") == "你 好 你 好"
+    assert plain_words("Don't, (really)!", "en") == "don t really"
+
+
+def test_a_set_whose_references_are_fillers_has_speech(tmp_path):
+    write(tmp_path, "student", [(None, "Hmm.", "yes"), (None, "uh", ""), (None, "seven", "seven")])
+    result = score_directory(tmp_path, "english").sets[0]
+    assert (result.speech, result.clips, result.silent_clips) == (True, 1, 0)
+    assert result.dropped == {"reference empty after normalisation": 2}
+    write(tmp_path, "student", [(None, "Hmm.", "yes"), (None, "uh", "")], name="only")
+    with pytest.raises(UserError, match=r"only: no clip is left .* another --normalizer may help"):
+        score_directory(tmp_path, "english")
+    assert score_directory(tmp_path, "basic").sets[0].clips == 2
+
+
+def test_what_is_made_up_in_a_set_with_speech_is_shown(tmp_path):
+    texts = [(None, "one two", "one"), (None, "", "Thank you."), (None, " ", ""), (None, "hmm", "x"), (None, "", "Uh")]
+    write(tmp_path, "student", texts)
+    results = score_directory(tmp_path, "english")
+    result = results.sets[0]
+    assert (result.speech, result.clips, result.silent_clips) == (True, 1, 3)
+    assert result.dropped == {"no transcript": 3, "reference empty after normalisation": 1}
+    assert (result.scores["student"].silent_with_text, result.scores["student"].clips_with_text) == (2, 1)
+    (row,) = [line.split() for line in tables(results).splitlines() if " short " in line]
+    assert row == ["spoken", "student", "short", "3", "2", "66.7"]
+    page = write_report(results, tmp_path).read_text()
+    assert "2 of 3" in page and "66.7 %" in page
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == results
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(3, 6), (4, 0), (None, None), ("3, 4", None)])
+def test_clips_that_ran_into_the_limit_are_counted(tmp_path, limit, expected):
+    """All lines that `write` makes have 3 tokens."""
+    run = dict(batch_size=4, device="cpu") | ({} if limit is None else {"token_limit": limit})
+    write(tmp_path, "student", [row[:3] for row in SPOKEN], run=run)
+    results = score_directory(tmp_path, "none")
+    assert results.sets[0].scores["student"].clips_at_limit == (expected and expected - 1)  # one isn't transcribed
+    row = next(line for line in tables(results).splitlines() if line.startswith("spoken") and line.count(".") == 2)
+    assert row.split()[-1] == {None: "?", 6: "5", 0: "0"}[expected]
+
+
+# ---- languages that the basic normaliser wasn't made for ----
+
+
+@pytest.mark.parametrize("language", ["zh", "Chinese", "ja", "th", "yue"])
+def test_every_letter_is_a_word_where_words_have_no_spaces(language):
+    name, normalize = normalizer_for("auto", language, {})
+    assert (name, normalize("今天。天气 好")) == (BY_LETTER, "今 天 天 气 好")
+    assert normalizer_for("none", language, {})[0] == "none"
+    assert normalizer_for("basic", "de", {})[0] == "basic"
+
+
+def test_scores_by_letter_count_no_spaces(tmp_path):
+    write(tmp_path, "student", [(None, "今天天气很好", "今天天汽好"), (None, "再见。", "再见")], **of_language("zh"))
+    results = score_directory(tmp_path)
+    result, scores = results.sets[0], results.sets[0].scores["student"]
+    assert (result.normalizer, result.reference_words, result.broken_words) == (BY_LETTER, 8, False)
+    assert scores.wer == scores.cer == pytest.approx(100 * 2 / 8)
+    assert "basic, by letter" in tables(results)
+    page = write_report(results, tmp_path).read_text()
+    assert "basic, by letter normaliser" in page and "<mark>汽</mark>" in page  # the worst clips are by letter as well
+
+
+def test_words_that_the_basic_normaliser_breaks_are_told(tmp_path):
+    write(tmp_path, "student", [(None, "नमस्ते दुनिया", "नमस्ते")], **of_language("hi"))
+    write(tmp_path, "student", [(None, "Grüße e\u0301te\u0301", "Grüße")], name="other", **of_language("fr"))
+    results = score_directory(tmp_path)
+    assert {result.name: result.broken_words for result in results.sets} == {"spoken": True, "other": False}
+    for text in (tables(results), write_report(results, tmp_path).read_text()):
+        assert text.count("spoken: basic takes out combining marks, such as vowel signs") == 1
+
+
+# ---- the spelling list ----
+
+
+@pytest.mark.parametrize(("spelling", "wer", "name"), [({}, 25.0, "no"), ({"colour": "color"}, 0.0, "with")])
+def test_whether_there_was_a_spelling_list_is_told(tmp_path, spelling, wer, name):
+    save_spelling(tmp_path / "manifests", spelling)
+    write(tmp_path, "student", [(None, "the colour of it", "the color of it")])
+    results = score_directory(tmp_path)
+    assert (results.sets[0].scores["student"].wer, results.sets[0].spelling) == (wer, bool(spelling))
+    assert f"english, {name} spelling list" in tables(results)
+    assert f"english normaliser, {name} spelling list" in write_report(results, tmp_path).read_text()
+    assert score_directory(tmp_path, "basic").sets[0].spelling is None
+
+
+def test_translations_are_normalised_as_english_in_the_worst_clips_too(tmp_path):
+    write(tmp_path, "student", [(None, "it's 7 o'clock", "it is late")], **of_language("zh", task="translate"))
+    results = score_directory(tmp_path, "basic")
+    assert results.sets[0].normalizer == "basic"
+    references = [["it", "s", "7", "o", "clock"]]
+    errors = jiwer.process_words([" ".join(references[0])], ["it is late"])
+    page = write_report(results, tmp_path).read_text()
+    assert f"{errors.substitutions + errors.deletions} errors" in page
+
+
+def test_weights_are_noted_even_where_the_sidecar_has_them_apart(tmp_path):
+    write(tmp_path, "student", [(None, "a b", "a")])
+    file = tmp_path / "manifests" / "student" / "spoken.json"
+    assert json.loads(file.read_text())["facts"]["weights"] is None  # as the sidecars of older runs are
+    assert score_directory(tmp_path).models["student"].weights == "student"

@@ -1,0 +1,69 @@
+"""What is decoded: which clips, by which method, and what is refused before."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_multilingual, make_whisper
+
+from askd_hf.errors import UserError
+from askd_hf.evaluation import EvalSet, prepare_set, spread_clips
+from askd_hf.evaluation.transcribe import token_limit
+from askd_hf.student import set_language
+
+CLIPS = [(0.4, "a b"), (0.9, "c"), (0.3, "ignore_time_segment_in_scoring"), (0.5, "d e"), (2.2, "f"), (0.8, "")]
+
+
+@pytest.fixture
+def source(tmp_path):
+    rows = ["file_name,transcription"]
+    for i, (seconds, text) in enumerate(CLIPS):
+        soundfile.write(tmp_path / f"{i}.wav", np.sin(np.arange(int(16_000 * seconds)) / 9), 16_000)
+        rows.append(f"{i}.wav,{text}")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return EvalSet("own", str(tmp_path), None, "train")
+
+
+def test_all_joined_recordings_are_decoded(source):
+    short, joined = prepare_set(source, window=1.0, long_form=["chunked"], join_seconds=2.0)
+    assert (short.source.name, len(short.clips), short.dropped) == ("own", 5, {"longer than 1 s": 1})
+    assert (joined.source.name, joined.method) == ("own-joined-chunked", "chunked")
+    # 0.4 + 0.9 s and the pause; 0.5 s, with which 2.2 s doesn't fit; 2.2 s; 0.8 s
+    assert dict(zip(joined.clips["text"], joined.clips["seconds"], strict=True)) == pytest.approx(
+        {"f": 2.2, "a b c": 1.8, "": 0.8, "d e": 0.5}
+    )
+    assert joined.dropped == {"ignore time segment in scoring": 1}
+
+
+def test_recordings_that_would_not_be_long_are_refused(source):
+    for seconds in (0.5, 1.0):
+        with pytest.raises(UserError, match=rf"--join_clips {seconds:g}: long recordings are over 1 s"):
+            prepare_set(source, window=1.0, long_form=["chunked"], join_seconds=seconds)
+
+
+def test_it_is_said_when_nothing_is_long(source, caplog):
+    assert [prepared.source.name for prepared in prepare_set(source, window=3.0, long_form=["sequential"])] == ["own"]
+    assert "own: nothing for --long_form" in caplog.text
+    caplog.clear()
+    assert len(prepare_set(source, window=2.0, long_form=["sequential"])) == 2
+    assert not caplog.records
+
+
+def test_clips_to_time_are_spread_over_the_short_ones(source):
+    sets = prepare_set(source, window=1.0, long_form=["chunked"])
+    timed, clips = spread_clips(sets[::-1], 2)
+    assert (timed.name, clips["seconds"][:]) == ("own", [0.9, 0.5])  # the first and the third of five, longest first
+    assert len(spread_clips(sets, 32)[1]) == 5
+    with pytest.raises(UserError, match="no set has any: leave them out"):
+        spread_clips(sets[1:], 2)
+
+
+@pytest.mark.parametrize("max_length", [None, 5])
+def test_the_limit_of_tokens_is_that_of_generate(processor, max_length):
+    """The models are untrained: they go on until they are stopped."""
+    multilingual, its_processor = make_multilingual()
+    set_language(multilingual, its_processor, "zh", "transcribe")
+    options = {} if max_length is None else {"max_length": max_length}
+    for model, of_model in ((make_whisper(processor, seed=2), processor), (multilingual, its_processor)):
+        tokens = model.eval().generate(torch.randn(2, 8, 100), **options)
+        assert token_limit(model, of_model, max_length) == tokens.shape[1]

@@ -1,0 +1,204 @@
+"""What a run leaves for its card: where its models are from, how they were trained, and no secrets."""
+
+import json
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Clips, collate, make_multilingual, make_processor, make_trainer, make_whisper, options
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+import askd_hf
+from askd_hf.config import ASKDConfig
+from askd_hf.errors import UserError
+from askd_hf.facts import ARGUMENTS, FACTS_FILE, Facts, Student
+from askd_hf.origin import Origin, public_name, stated_license
+from askd_hf.student import init_student, set_language
+from askd_hf.teacher_cache import ALL_COLUMNS
+from askd_hf.trainer import ASKDTrainer
+
+
+def test_the_facts_are_those_of_the_run(tmp_path, teacher, student, processor):
+    token = "hf_aSecretThatMustNotBeThere"
+    trainer = make_trainer(tmp_path / "run", teacher, student, processor=processor, max_steps=10, hub_token=token)
+    trainer.train()
+    trainer.save_model()
+    text = (tmp_path / "run" / FACTS_FILE).read_text()
+    assert token not in text and str(tmp_path) not in text
+    facts = Facts.load(tmp_path / "run")
+    assert (facts.step, facts.total_steps, facts.clips, facts.batch_size) == (10, 10, 16, 4)
+    assert facts.student.parameters == student.num_parameters()
+    assert (facts.student.encoder_layers, facts.student.decoder_layers, facts.student.window) == (2, 2, 1.0)
+    assert facts.student.dtype == "float32" and not facts.student.timestamps
+    assert facts.origin.language == "en"
+    last = [row for row in trainer.state.log_history if "teacher_weight" in row][-1]
+    assert facts.weights["self"] == last["self_weight"] > 0
+    assert facts.phases[0]["teacher_weight"][0] == 0.8 and facts.phases[0]["last_step"] == 5
+    assert facts.phases[1]["self_weight"][1] == last["self_weight"]
+    assert facts.arguments.keys() == set(ARGUMENTS)
+    assert facts.arguments["learning_rate"] == 1e-2
+    assert json.loads(text)["arguments"]["preset"] == "askd"
+
+
+def test_what_the_files_say_is_read_from_them(tmp_path):
+    model, processor = make_multilingual()
+    set_language(model, processor, "english", "transcribe")
+    model.save_pretrained(tmp_path)
+    found = Student.of(tmp_path)
+    assert found.multilingual and not found.timestamps and not found.word_timestamps
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    generation["no_timestamps_token_id"] = model.config.vocab_size - 5  # so that four timestamp tokens follow
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert Student.of(tmp_path).timestamps and Student.of(tmp_path).word_timestamps
+    for heads in ([[4, 0]], [[1, 0], [0, 2]]):  # it has 4 layers of 2 heads
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation | {"alignment_heads": heads}))
+        assert Student.of(tmp_path).timestamps and not Student.of(tmp_path).word_timestamps
+    del generation["alignment_heads"]
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert Student.of(tmp_path).timestamps and not Student.of(tmp_path).word_timestamps
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("openai/whisper-small", ("openai/whisper-small", True)),
+        ("/home/somebody/secret/teacher", ("teacher", False)),
+        ("~/models/teacher/", ("teacher", False)),
+        (str(Path(__file__).parent), ("tests", False)),
+        (None, (None, False)),
+    ],
+)
+def test_only_hub_ids_are_named_whole(name, public):
+    assert public_name(name) == public
+
+
+def test_models_tell_where_they_come_from(teacher):
+    teacher.config._name_or_path = teacher.name_or_path = "somebody/teacher"
+    student = init_student(teacher, 2)
+    made = Origin.of_models(teacher, student)
+    assert made.teacher.name == "somebody/teacher" and made.teacher.decoder_layers == 4 and made.student is None
+    assert made.from_teacher and made.teachers_encoder and made.base is made.teacher
+    student.name_or_path = "somebody/student"
+    made = Origin.of_models(teacher, student)
+    assert made.base is made.student and made.student.name == "somebody/student" and not made.from_teacher
+    assert Origin.of_models(None, student).teacher is None
+    scratch = make_whisper(make_processor(), seed=7)
+    for name in ("somebody/teacher", ""):
+        teacher.name_or_path = name
+        made = Origin.of_models(teacher, scratch)
+        assert not made.from_teacher and not made.teachers_encoder and made.base is None
+
+
+def test_what_is_not_on_the_hub_is_named_without_its_path(tmp_path, monkeypatch):
+    (tmp_path / "speech").mkdir()
+    monkeypatch.chdir(tmp_path / "speech")
+    assert public_name(".") == ("speech", False)
+    assert public_name("..") == (tmp_path.name, False)
+
+
+def test_what_a_card_states_of_its_licence(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: other\nlicense_name: made-up\nlicense_link: LICENSE\ntags: [x]\n---\n# x\n")
+    stated = dict(license="other", license_name="made-up")
+    assert stated_license(str(tmp_path)) == stated  # a link into a directory leads nowhere
+    card.write_text(card.read_text().replace("LICENSE", "https://somewhere/x"))
+    assert stated_license(str(tmp_path)) == stated | dict(license_link="https://somewhere/x")
+    card.write_text("---\nlicense: [mit\ntags: }\n---\n# x\n")
+    assert stated_license(str(tmp_path)) == {}
+    assert stated_license(str(tmp_path / "none")) == {} and stated_license("somebody/unreachable") == {}
+
+
+def test_a_link_to_a_licence_on_the_hub_is_made_whole(monkeypatch):
+    card = ModelCard("---\nlicense: other\nlicense_link: LICENSE.md\n---\n# x\n")
+    monkeypatch.setattr(ModelCard, "load", lambda *args, **kwargs: card)
+    assert stated_license("a/b")["license_link"] == "https://huggingface.co/a/b/blob/main/LICENSE.md"
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Clips that nobody has counted."""
+
+    def __init__(self, config):
+        self.clips = Clips(config)
+
+    def __iter__(self):
+        return iter(self.clips.rows)
+
+
+def test_a_stream_has_no_number_of_clips(tmp_path, teacher, student, processor):
+    trainer = ASKDTrainer(
+        model=student,
+        args=ASKDConfig(**options(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)),
+        teacher=teacher,
+        train_dataset=Stream(student.config),
+        data_collator=collate,
+        processing_class=processor,
+    )
+    trainer.train()
+    facts = Facts.load(tmp_path / "checkpoint-2")
+    assert (facts.step, facts.clips, facts.hours) == (2, None, None)
+
+
+def test_of_the_best_weights_the_step_is_known(tmp_path, teacher, student, processor):
+    changes = dict(
+        eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, load_best_model_at_end=True
+    )
+    # where more is better the best loss is that of the beginning
+    changes |= dict(metric_for_best_model="loss", greater_is_better=True, predict_with_generate=False, max_steps=6)
+    trainer = make_trainer(tmp_path, teacher, student, Clips(student.config, seed=2), processor=processor, **changes)
+    trainer.train()
+    trainer.save_model()
+    losses = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+    best = max(losses, key=losses.get)
+    facts = Facts.load(tmp_path)
+    assert best < 6 and (facts.step, facts.best_step) == (6, best)
+    assert facts.arguments["metric_for_best_model"] == "loss"
+    checkpoint, saved = (
+        load_file(place / "model.safetensors") for place in (tmp_path / f"checkpoint-{best}", tmp_path)
+    )
+    assert all(torch.equal(checkpoint[name], saved[name]) for name in saved)
+    assert Facts.load(tmp_path / "checkpoint-6").best_step is None
+
+
+def test_of_cached_labels_their_number_is_known(tmp_path, teacher, student, processor):
+    trainer = make_trainer(tmp_path, teacher, student, processor=processor, max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    assert Facts.load(tmp_path).top_k is None and Facts.load(tmp_path).origin.teacher is None
+    settings = json.dumps(dict(teacher="proj/teacher", top_k=8))
+    trainer.train_dataset = Dataset.from_dict({name: [settings] for name in ALL_COLUMNS})
+    trainer.save_model()
+    facts = Facts.load(tmp_path)
+    assert facts.top_k == 8 and facts.origin.teacher.name == "teacher"
+    trainer.args.teacher_phase = 0.0
+    trainer.save_model()
+    assert Facts.load(tmp_path).top_k is None
+
+
+def test_saving_without_training_keeps_what_is_known(tmp_path, teacher, student, processor):
+    trainer = make_trainer(tmp_path, teacher, student, processor=processor, max_steps=2)
+    trainer.train()
+    trainer.save_state()
+    trainer.save_model()
+    before = {name: (tmp_path / name).read_bytes() for name in (FACTS_FILE, "trainer_state.json")}
+    other = make_trainer(tmp_path, teacher, student, processor=processor)
+    other.save_model()
+    with pytest.raises(UserError, match="go on with"):  # with HF_HUB_OFFLINE
+        other.push_to_hub()
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+    other.save_model(str(tmp_path / "elsewhere"))
+    assert Facts.load(tmp_path / "elsewhere").step == 0
+
+
+def test_a_package_that_was_not_installed_has_its_version(tmp_path, teacher, student, processor, monkeypatch):
+    def installed(name: str) -> str:
+        if name == "askd-hf":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr("askd_hf.facts.version", installed)
+    trainer = make_trainer(tmp_path, teacher, student, processor=processor)
+    trainer.save_model()
+    assert Facts.load(tmp_path).versions["askd-hf"] == askd_hf.__version__
