@@ -214,6 +214,12 @@ def failures(entry: SetResult, student: Scores, teacher: Scores | None) -> list[
             f"Text where nobody speaks: {student.clips_with_text} of {entry.clips} clips of {name} got some{theirs}."
         ]
     found = []
+    if entry.silent_clips:
+        theirs = beside(teacher and f"{teacher.silent_with_text}")
+        found.append(
+            f"Text where nobody speaks: {student.silent_with_text} of {entry.silent_clips} such clips of {name} got "
+            f"some{theirs}."
+        )
     if student.insertion_rate:
         theirs = beside(teacher and f"{teacher.insertion_rate:.2f} %")
         found.append(f"Words that nobody said on {name}: {student.insertion_rate:.2f} % of the reference's{theirs}.")

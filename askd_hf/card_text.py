@@ -236,7 +236,7 @@ def score_table(results: Results) -> str:
             errors = f"{s.substitutions} / {s.deletions} / {s.insertions}"
             wer, cer = with_interval(s.wer, s.wer_interval), with_interval(s.cer, s.cer_interval)
             rows.append(
-                [set_name(entry), f"{entry.clips:,}", f"{entry.hours:.2f}", entry.normalizer, role, wer, cer, errors]
+                [set_name(entry), f"{entry.clips:,}", f"{entry.hours:.2f}", entry.normalizer_name, role, wer, cer, errors]
             )
     header = [
         "set",
@@ -264,6 +264,8 @@ def model_table(results: Results) -> str:
     rows = []
     for role, model in results.models.items():
         size = "" if model.megabytes is None else f"{model.megabytes:,.1f}"
+        if model.stored_dtype is not None:
+            size += f" {model.stored_dtype}"
         rows.append([role, f"{model.encoder_layers} / {model.decoder_layers}", f"{model.parameters:,}", size])
     return table(["model", "encoder / decoder layers", "parameters", "MB on disk"], rows, 1)
 
@@ -315,7 +317,7 @@ def speed_table(speed: Speed) -> str:
 def speed_conditions(speed: Speed) -> str:
     return (
         f"{speed.clips} clips of {speed.set}, {speed.audio_seconds:.0f} s of audio; medians of {speed.repetitions} "
-        f"interleaved repetitions; {speed.device}, {speed.dtype}, {speed.threads} threads, {speed.attention} attention"
+        f"interleaved repetitions, greedy; {speed.device}, {speed.dtype}, {speed.threads} threads, {speed.attention} attention"
     )
 
 
