@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import ProcessorMixin, WhisperForConditionalGeneration
@@ -19,6 +20,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
+from .adapter import load_adapter, merged
 from .callbacks import AdaptiveBlendCallback, DataWaitCallback, StopGracefullyCallback, data_epoch
 from .config import ASKDConfig
 from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler, SpeechCollator, encode
@@ -41,7 +43,8 @@ class ASKDTrainer(PublishingTrainer):
     """Distils `teacher` into `model` by the objective of `askd_hf.objective`.
 
     Args:
-        model: the student. Its encoder is frozen here if `args.freeze_encoder`.
+        model: the student, or an adapter on it (`askd_hf.adapter`), of which then nothing else is trained. Its encoder
+            is frozen here if `args.freeze_encoder`.
         args: the run's options, the blend's among them.
         teacher: a Whisper model with the student's vocabulary (`askd_hf.vocabulary` sees to it); frozen and put in
             evaluation mode here, never saved, dropped as soon as its weight is 0 for good. None if its weight is 0
@@ -61,7 +64,7 @@ class ASKDTrainer(PublishingTrainer):
 
     def __init__(
         self,
-        model: WhisperForConditionalGeneration,
+        model: WhisperForConditionalGeneration | PeftModel,
         args: ASKDConfig,
         teacher: WhisperForConditionalGeneration | None = None,
         processing_class: ProcessorMixin | None = None,
@@ -86,6 +89,11 @@ class ASKDTrainer(PublishingTrainer):
             raise UserError("FSDP and DeepSpeed split the weights, which the self-teacher needs whole: use DDP")
         if args.ddp_static_graph:
             raise UserError("ddp_static_graph: DDP would miss the gradients of a loss outside of the model's forward")
+        self.adapter = None
+        if isinstance(model, PeftModel):
+            self.adapter, model = model, model.get_base_model()
+            if args.push_to_hub and args.hub_strategy != "end":
+                raise UserError("hub_strategy: a checkpoint of an adapter is no student: choose end")
         if args.freeze_encoder:
             # `from_pretrained` leaves the position embeddings trainable, so all parameters are named here
             model.model.encoder.requires_grad_(False)
@@ -383,8 +391,17 @@ class ASKDTrainer(PublishingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.blend.load(Path(resume_from_checkpoint))
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.adapter is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_adapter(self.adapter, Path(resume_from_checkpoint))
         self._check_encoder()
+
+    def _load_best_model(self) -> None:
+        if self.adapter is None:
+            super()._load_best_model()
+        else:
+            load_adapter(self.adapter, Path(self.state.best_model_checkpoint))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a directory that `pipeline` and `from_pretrained` load, in `args.save_dtype`. Doesn't push.
@@ -394,6 +411,14 @@ class ASKDTrainer(PublishingTrainer):
         super().save_model(output_dir, _internal_call=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        directory = Path(output_dir or self.args.output_dir)
+        is_checkpoint = directory.name.startswith(PREFIX_CHECKPOINT_DIR)
+        if self.adapter is not None and is_checkpoint:
+            self.adapter.save_pretrained(directory)
+            return
+        trained = self.model
+        if self.adapter is not None:
+            self.model, state_dict = merged(self.adapter), None
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         in_training = student.config.use_cache, student.generation_config
         student.config.use_cache, student.generation_config = self._use_cache, self._generation_config
@@ -401,16 +426,16 @@ class ASKDTrainer(PublishingTrainer):
             super()._save(output_dir, state_dict)
         finally:
             student.config.use_cache, student.generation_config = in_training
+            self.model = trained
         if not self.args.should_save:
             return
-        directory = Path(output_dir or self.args.output_dir)
         (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of all arguments, a Hub token among them
         spelling = getattr(getattr(self.processing_class, "tokenizer", None), "english_spelling_normalizer", None)
         if spelling:  # `save_pretrained` forgets it, and Whisper's normaliser needs it
             (directory / "normalizer.json").write_text(json.dumps(spelling, indent=2))
         dtype = getattr(torch, self.args.save_dtype)
         # a checkpoint keeps the dtype of training, or a resumed run would go on from rounded weights
-        if dtype != self.model.dtype and not directory.name.startswith(PREFIX_CHECKPOINT_DIR):
+        if dtype != self.model.dtype and not is_checkpoint:
             WhisperForConditionalGeneration.from_pretrained(directory, dtype=dtype).save_pretrained(directory)
         if self.state.global_step > 0 or not (directory / FACTS_FILE).is_file():  # or they tell of an earlier run
             run = self.origin, self.args, self.state, self.blend, self.train_dataset, self.is_in_train

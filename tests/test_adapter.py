@@ -1,0 +1,148 @@
+"""LoRA: only the adapter is trained and saved, and the finished student is a plain Whisper."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import Clips, collate, history, options
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import WhisperForConditionalGeneration
+
+from askd_hf import ASKDConfig, ASKDTrainer, UserError
+from askd_hf.adapter import load_adapter, merged, with_lora
+from askd_hf.config import LoraArguments
+
+
+def make_trainer(output_dir, teacher, student, processor=None, lora=None, eval_dataset=None, **changes) -> ASKDTrainer:
+    config = ASKDConfig(**options(output_dir, **(dict(teacher_weight=0.8, teacher_phase=0.6) | changes)))
+    torch.manual_seed(0)
+    adapter = with_lora(copy.deepcopy(student), lora or LoraArguments(lora_rank=4), config.freeze_encoder)
+    return ASKDTrainer(
+        model=adapter,
+        args=config,
+        teacher=copy.deepcopy(teacher),
+        train_dataset=Clips(student.config),
+        eval_dataset=eval_dataset,
+        data_collator=collate,
+        processing_class=processor,
+    )
+
+
+@torch.no_grad()
+def logits(model, student) -> torch.Tensor:
+    batch = collate(list(Clips(student.config, clips=4)))
+    ids = batch["labels"].clamp(min=0)
+    return model.eval()(input_features=batch["input_features"], decoder_input_ids=ids).logits
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+def test_the_finished_student_has_the_adapters_logits_and_is_a_plain_whisper(
+    tmp_path, teacher, student, processor, dora
+):
+    trainer = make_trainer(tmp_path, teacher, student, processor, LoraArguments(lora_rank=4, use_dora=dora))
+    trainer.train()
+    trainer.save_model()
+    expected = logits(trainer.adapter, student)
+    saved = WhisperForConditionalGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(saved, student), expected, rtol=0, atol=1e-4)
+    assert (expected - logits(student, student)).abs().max() > 0.1  # it has learnt something
+    weights = load_file(tmp_path / "model.safetensors")
+    assert not any("lora" in name or "base_layer" in name for name in weights)
+    assert weights.keys() == {name for name in student.state_dict() if name != "proj_out.weight"}
+    assert not list(tmp_path.glob("adapter*"))
+    # the trainer's own model is still the one with the adapter
+    assert any("lora" in name for name, _ in trainer.model.named_parameters())
+
+
+def test_the_student_loads_where_there_is_no_peft(tmp_path, teacher, student, processor):
+    make_trainer(tmp_path, teacher, student, processor, max_steps=1).save_model()
+    code = "import sys; sys.modules['peft'] = None\n"
+    code += "from transformers import WhisperForConditionalGeneration as W\n"
+    code += f"print(W.from_pretrained({str(tmp_path)!r}).num_parameters())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == str(student.num_parameters()), done.stderr
+
+
+def test_only_the_adapter_is_trained_averaged_and_saved(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=8)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and all("lora" in name and ".decoder." in name for name in changed)
+    trained = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert trainer.blend.self_teacher.parameters.keys() == trained == changed
+    checkpoint = tmp_path / "checkpoint-8"
+    assert not (checkpoint / "model.safetensors").exists()
+    saved = load_file(checkpoint / "adapter_model.safetensors")
+    assert len(saved) == len(trained) and all("lora" in name for name in saved)
+    average = load_file(checkpoint / "self_teacher.safetensors")
+    assert average.keys() == trained
+    size = sum(t.numel() for t in saved.values())
+    assert size == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+
+
+def test_a_resumed_run_ends_with_the_same_adapter(tmp_path, teacher, student):
+    saving = dict(save_strategy="steps", save_steps=3, max_steps=8)
+    whole = make_trainer(tmp_path / "a", teacher, student, **saving)
+    whole.train()
+    resumed = make_trainer(tmp_path / "a", teacher, student, **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"))
+    assert resumed.state.global_step == 8
+    for name, weight in whole.adapter.state_dict().items():
+        assert torch.equal(resumed.adapter.state_dict()[name], weight), name
+    assert torch.equal(history(whole, "loss")[-2:], history(resumed, "loss")[-2:])
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(tmp_path, teacher, student):
+    make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=4, max_steps=4).train()
+    checkpoint = tmp_path / "checkpoint-4"
+    for arguments in (LoraArguments(lora_rank=2), LoraArguments(lora_rank=4, lora_target_modules=["q_proj"])):
+        other = with_lora(copy.deepcopy(student), arguments, freeze_encoder=True)
+        with pytest.raises(UserError, match="is of another adapter"):
+            load_adapter(other, checkpoint)
+    (checkpoint / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="isn't a checkpoint of a run with LoRA"):
+        load_adapter(other, checkpoint)
+
+
+def test_what_is_adapted(student):
+    def adapted(**arguments) -> set[str]:
+        freeze = arguments.pop("freeze_encoder", True)
+        model = with_lora(copy.deepcopy(student), LoraArguments(lora_rank=2, **arguments), freeze).get_base_model()
+        return {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+
+    everything = adapted()
+    assert len(everything) == 2 * 10 and not any(".encoder." in name for name in everything)
+    assert len(adapted(freeze_encoder=False)) == 2 * 10 + 2 * 6
+    assert {name.rpartition(".")[2] for name in adapted(lora_target_modules=["q_proj", "fc1"])} == {"q_proj", "fc1"}
+    with pytest.raises(UserError, match="--lora_target_modules query: the student's layers have fc1, fc2, k_proj"):
+        adapted(lora_target_modules=["query"])
+
+
+def test_merging_leaves_the_adapter_alone(student):
+    adapter = with_lora(copy.deepcopy(student), LoraArguments(lora_rank=2), freeze_encoder=True)
+    before = {name: weight.clone() for name, weight in adapter.state_dict().items()}
+    plain = merged(adapter)
+    assert type(plain) is WhisperForConditionalGeneration and isinstance(adapter, PeftModel)
+    assert all(torch.equal(weight, before[name]) for name, weight in adapter.state_dict().items())
+
+
+def test_checkpoints_of_an_adapter_are_not_published(tmp_path, teacher, student):
+    with pytest.raises(UserError, match="a checkpoint of an adapter is no student: choose end"):
+        make_trainer(tmp_path, teacher, student, push_to_hub=True, hub_strategy="every_save")
+
+
+def test_the_best_adapter_is_the_one_that_is_kept(tmp_path, teacher, student):
+    config = dict(save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, max_steps=6)
+    config |= dict(load_best_model_at_end=True, metric_for_best_model="ce_loss", predict_with_generate=False)
+    trainer = make_trainer(tmp_path, teacher, student, eval_dataset=Clips(student.config, seed=2), **config)
+    trainer.train()
+    best = tmp_path / f"checkpoint-{trainer.state.best_global_step}"
+    saved = load_file(best / "adapter_model.safetensors")
+    ours = {name.replace(".default", ""): weight for name, weight in trainer.adapter.state_dict().items()}
+    assert saved and all(torch.equal(ours[name], weight) for name, weight in saved.items())
+    losses = {row["step"]: row["eval_ce_loss"] for row in trainer.state.log_history if "eval_ce_loss" in row}
+    assert trainer.state.best_global_step == min(losses, key=losses.get)
