@@ -1,12 +1,13 @@
 """LoRA: the student's weights stay as they are, and small matrices beside them are trained (Hu et al. 2021).
 
-The trainer is given a `PeftModel`. It trains the Whisper model inside, whose layers PEFT has replaced, so that all else
-is as without an adapter: only the adapter is optimised, averaged into the self-teacher and saved in checkpoints. The
-finished student has it merged into its weights, and is a plain Whisper again.
+The trainer is given a `PeftModel`. It trains the Whisper model inside, whose layers PEFT has replaced, so that all
+else is as without an adapter: only the adapter is optimised, averaged into the self-teacher and saved in checkpoints.
+The finished student has it merged into its weights, and is a plain Whisper again.
 """
 
 import copy
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -15,8 +16,35 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import WhisperForConditionalGeneration
 
-from .config import LoraArguments
 from .errors import UserError
+
+
+@dataclass
+class LoraArguments:
+    """Training an adapter in place of the student's weights."""
+
+    _argument_group_name = "LoRA"
+
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train an adapter of this rank, merged at the end. Default: all weights."}
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "The adapter is scaled by lora_alpha / lora_rank. Default: twice the rank."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+        metadata={"help": "Linear layers of every decoder layer (and encoder layer, unless it is frozen) to adapt."},
+    )
+    use_dora: bool = field(
+        default=False, metadata={"help": "DoRA: the weights' magnitude is trained apart from their direction."}
+    )
+
+    def __post_init__(self):
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise UserError(f"lora_rank: {self.lora_rank} is not at least 1")
+        if self.use_dora and self.lora_rank is None:
+            raise UserError("use_dora: it needs --lora_rank")
 
 
 def with_lora(student: WhisperForConditionalGeneration, arguments: LoraArguments, freeze_encoder: bool) -> PeftModel:

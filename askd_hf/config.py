@@ -199,34 +199,6 @@ class CacheArguments:
 
 
 @dataclass
-class LoraArguments:
-    """Training an adapter in place of the student's weights."""
-
-    _argument_group_name = "LoRA"
-
-    lora_rank: int | None = field(
-        default=None, metadata={"help": "Train an adapter of this rank, merged at the end. Default: all weights."}
-    )
-    lora_alpha: float | None = field(
-        default=None, metadata={"help": "The adapter is scaled by lora_alpha / lora_rank. Default: twice the rank."}
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
-    lora_target_modules: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
-        metadata={"help": "Linear layers of every decoder layer (and encoder layer, unless it is frozen) to adapt."},
-    )
-    use_dora: bool = field(
-        default=False, metadata={"help": "DoRA: the weights' magnitude is trained apart from their direction."}
-    )
-
-    def __post_init__(self):
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise UserError(f"lora_rank: {self.lora_rank} is not at least 1")
-        if self.use_dora and self.lora_rank is None:
-            raise UserError("use_dora: it needs --lora_rank")
-
-
-@dataclass
 class ASKDConfig(Seq2SeqTrainingArguments):
     """`Seq2SeqTrainingArguments` and the blend of labels, teacher and self-teacher.
 
