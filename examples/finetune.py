@@ -1,12 +1,13 @@
 r"""Train a Whisper of your own further: on labels and its own average, with a teacher or without, whole or with LoRA.
 
-    python examples/finetune.py --student you/whisper-small-fr --language fr --dataset my_speech --eval_splits validation
+    python examples/finetune.py --student you/whisper-small-fr --language fr \
+        --dataset my_speech --eval_splits validation
 
 fine-tunes it on the labels and, as a regulariser, on the student's own average: self-distillation, without a teacher.
 A teacher adds its distribution at first; it may have another vocabulary or other mel bins, as large-v3 has:
 
-    python examples/finetune.py --student you/whisper-small-fr --language fr --dataset my_speech --eval_splits validation \
-        --teacher openai/whisper-large-v3 --preset askd
+    python examples/finetune.py --student you/whisper-small-fr --language fr \
+        --dataset my_speech --eval_splits validation --teacher openai/whisper-large-v3 --preset askd
 
 --lora_rank 32 --learning_rate 1e-3 trains an adapter only, a few hundredths of the weights, and merges it at the end.
 
@@ -31,7 +32,7 @@ class FinetuningConfig(ASKDConfig):
     preset: str = field(
         default="ps-kd",
         metadata={
-            "help": "As in examples/distill.py: ps-kd (self only), askd (teacher, then self), kd, annealing, ce."
+            "help": "As of examples/distill.py: ps-kd (self only), askd (teacher, then self), ce..."
         },
     )
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate; of an adapter, 1e-3."})
