@@ -19,9 +19,10 @@ All options: --help. They can also stand in a YAML file: --config run.yaml. A ki
 import sys
 from dataclasses import replace
 
-from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
+from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline, set_seed
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
+from askd_hf.adapter import LoraArguments, with_lora
 from askd_hf.cli import parse_args
 from askd_hf.comparison import compare
 from askd_hf.config import CacheArguments, DataArguments, ModelArguments, resolve_dtype
@@ -45,8 +46,17 @@ from askd_hf.vocabulary import with_vocabulary_of
 
 
 def main() -> None:
-    # ---- options: the command line, then --config, then the defaults ----
-    model_args, data_args, caches, config = parse_args((ModelArguments, DataArguments, CacheArguments, ASKDConfig))
+    # options: the command line, then --config, then the defaults
+    distill(*parse_args((ModelArguments, DataArguments, CacheArguments, LoraArguments, ASKDConfig)))
+
+
+def distill(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    caches: CacheArguments,
+    lora: LoraArguments,
+    config: ASKDConfig,
+) -> None:
     if not (model_args.teacher or model_args.student):
         raise UserError("--teacher is missing: a Whisper model to distil, such as openai/whisper-large-v3")
     name_run(config, model_args)
@@ -96,8 +106,9 @@ def main() -> None:
         teacher = None
 
     # ---- training ----
+    set_seed(config.seed)  # for the adapter's first weights; the trainer sets it for its own
     trainer = ASKDTrainer(
-        model=student,
+        model=with_lora(student, lora, config.freeze_encoder) if lora.lora_rank else student,
         args=config,
         teacher=teacher,
         train_dataset=train_dataset,

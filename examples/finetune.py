@@ -31,9 +31,7 @@ class FinetuningConfig(ASKDConfig):
 
     preset: str = field(
         default="ps-kd",
-        metadata={
-            "help": "As of examples/distill.py: ps-kd (self only), askd (teacher, then self), ce..."
-        },
+        metadata={"help": "As of examples/distill.py: ps-kd (self only), askd (teacher, then self), ce..."},
     )
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate; of an adapter, 1e-3."})
 

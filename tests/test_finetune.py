@@ -1,0 +1,92 @@
+"""`examples/finetune.py` as a user runs it on a student of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, make_processor, make_whisper
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from askd_hf.data import decode_audio, load_speech
+from askd_hf.student import init_student
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A directory with a student, and a teacher that has another encoder."""
+    folder = tmp_path_factory.mktemp("models")
+    processor = make_processor()
+    for name, model in {
+        "student": init_student(make_whisper(processor, seed=5), 2),
+        "teacher": make_whisper(processor),
+    }.items():
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    return folder
+
+
+def finetune(folder: Path, speech: Path, output_dir: Path, *more: str) -> subprocess.CompletedProcess:
+    command = f"finetune.py --student student --dataset {speech} --eval_splits validation --output_dir {output_dir}"
+    command += " --max_steps 6 --logging_steps 1 --use_cpu"
+    script, *arguments = [*command.split(), *more]
+    command = [sys.executable, ROOT / "examples" / script, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--teacher", "teacher", "--preset", "askd"],
+        ["--lora_rank", "4", "--learning_rate", "1e-2"],
+        ["--teacher", "teacher", "--preset", "askd", "--lora_rank", "4", "--use_dora", "--learning_rate", "1e-2"],
+    ],
+    ids=["labels and itself", "with a teacher", "LoRA", "DoRA with a teacher"],
+)
+def test_a_student_of_ones_own(models, speech_dir, tmp_path, more):
+    done = finetune(models, speech_dir, tmp_path / "run", *more)
+    assert done.returncode == 0, done.stderr
+    before, after = (load_file(d / "model.safetensors") for d in (models / "student", tmp_path / "run"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any(".encoder." in name for name in changed)
+    embeddings = "model.decoder.embed_tokens.weight"
+    assert (embeddings in changed) == ("--lora_rank" not in more)
+    clip = load_speech(str(speech_dir), None, "validation")[0]
+    heard = pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))(
+        {"raw": decode_audio(clip["audio"]), "sampling_rate": 16_000}
+    )
+    assert isinstance(heard["text"], str)
+
+
+def test_a_killed_run_with_lora_goes_on(models, speech_dir, tmp_path):
+    more = ["--lora_rank", "4", "--learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", "2"]
+    whole = finetune(models, speech_dir, tmp_path / "whole", *more)
+    assert whole.returncode == 0, whole.stderr
+    started = finetune(models, speech_dir, tmp_path / "run", *more)
+    assert started.returncode == 0, started.stderr
+    run = tmp_path / "run"
+    for finished in (run / "model.safetensors", run / "checkpoint-6" / "trainer_state.json"):
+        finished.unlink()  # as if it had been killed after step 4
+    resumed = finetune(models, speech_dir, run, *more, "--resume_from_checkpoint", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--teacher", "teacher"], "--teacher has no use: --preset ps-kd has no teacher phase; choose --preset askd"),
+        (["--preset", "askd"], "preset askd has a teacher: give it with --teacher"),
+        (["--lora_rank", "0"], "lora_rank: 0 is not at least 1"),
+        (["--use_dora"], "use_dora: it needs --lora_rank"),
+        (["--lora_rank", "4", "--lora_target_modules", "nothing"], "--lora_target_modules nothing: the student's"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(models, speech_dir, tmp_path, more, message):
+    done = finetune(models, speech_dir, tmp_path / "run", *more)
+    assert done.returncode == 2 and f"error: {message}" in done.stderr, done.stderr
