@@ -1,4 +1,4 @@
-"""The callbacks of a run: the blend of teacher and self-teacher, the graceful stop, the wait for data."""
+"""The callbacks of a run: the blend of teacher and self-teacher, the graceful and the early stop, the throughput."""
 
 import json
 import logging
@@ -195,14 +195,15 @@ class StopGracefullyCallback(TrainerCallback):
         self._previous = {}
 
 
-class DataWaitCallback(TrainerCallback):
-    """How much of this process's steps goes by waiting for their batches, and for other processes to have theirs.
+class ThroughputCallback(TrainerCallback):
+    """How fast the steps are, and how much of them is waiting for batches, and for other processes to have theirs.
 
     Evaluation, logging and saving aren't counted.
     """
 
     def __init__(self):
         self._waited = self._stepped = 0.0
+        self._steps = 0
         self._step_start: float | None = None
 
     def note(self, start: float) -> None:
@@ -212,9 +213,43 @@ class DataWaitCallback(TrainerCallback):
 
     def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self._stepped += time.perf_counter() - self._step_start
+        self._steps += 1
 
-    def share(self) -> float:
-        """The waiting share, 0 to 1, of the steps since the last call."""
-        share = self._waited / self._stepped if self._stepped else 0.0
+    def measured(self, args: ASKDConfig, state: TrainerState) -> dict[str, float]:
+        """Of the steps since the last call: `data_wait`, the share spent waiting, 0 to 1; `clips_per_second`, over all
+        processes; `hours_left` to the last step at this pace.
+        """
+        if not self._stepped:
+            return {}
+        clips = self._steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        left = (state.max_steps - state.global_step) * self._stepped / self._steps
+        values = dict(
+            data_wait=self._waited / self._stepped, clips_per_second=clips / self._stepped, hours_left=left / 3600
+        )
         self._waited = self._stepped = 0.0
-        return share
+        self._steps = 0
+        return values
+
+
+class StopEarlyCallback(TrainerCallback):
+    """Ends a run whose `metric_for_best_model` hasn't got better in the last `patience` evaluations.
+
+    transformers' own counts evaluations in memory, and begins anew in a run that is resumed; this counts those in the
+    saved history.
+    """
+
+    def __init__(self, patience: int):
+        self.patience = patience
+
+    def on_evaluate(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        values = [row[name] for row in state.log_history if name in row]
+        if values and evaluations_since_best(values, args.greater_is_better) >= self.patience:
+            logger.warning("step %d: %s was best %d evaluations ago", state.global_step, name, self.patience)
+            control.should_training_stop = True
+
+
+def evaluations_since_best(values: list[float], greater_is_better: bool) -> int:
+    """How many values came after the best; of equal ones the first is the best."""
+    best = max(values) if greater_is_better else min(values)
+    return len(values) - 1 - values.index(best)

@@ -273,6 +273,13 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         default=False,
         metadata={"help": "Weigh the teacher at each token by the probability that it gives the label there."},
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop when metric_for_best_model, by default the WER, hasn't got better in so many evaluations. "
+            "With load_best_model_at_end."
+        },
+    )
     freeze_encoder: bool = field(default=True, metadata={"help": "Train the decoder only."})
     eval_blend: bool = field(
         default=False,
@@ -383,6 +390,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"metric_for_best_model: {self.metric_for_best_model} is evaluated only with eval_blend")
         if self.adaptive_window < 1:
             raise UserError(f"adaptive_window: {self.adaptive_window} is not at least 1")
+        if self.early_stopping_patience is not None and not (
+            self.early_stopping_patience >= 1 and self.load_best_model_at_end
+        ):
+            raise UserError("early_stopping_patience: it must be at least 1, and needs load_best_model_at_end")
         if self.label_smoothing_factor:
             raise UserError("label_smoothing_factor: the soft targets do its work; it must be 0")
         if self.use_liger_kernel:

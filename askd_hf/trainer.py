@@ -21,7 +21,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .adapter import load_adapter, merged
-from .callbacks import AdaptiveBlendCallback, DataWaitCallback, StopGracefullyCallback, data_epoch
+from .callbacks import (
+    AdaptiveBlendCallback,
+    StopEarlyCallback,
+    StopGracefullyCallback,
+    ThroughputCallback,
+    data_epoch,
+)
 from .config import ASKDConfig
 from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler, SpeechCollator, encode
 from .errors import UserError
@@ -55,7 +61,7 @@ class ASKDTrainer(PublishingTrainer):
 
     Logged besides Trainer's own values, over the label tokens since the last time: `ce_loss`, `teacher_loss`,
     `self_loss` (with their T^2), `blend_loss` (their blend), `teacher_ce`, `agreement` and the weights; and
-    `data_wait`, the share of the steps' time in which they waited for their batches. Evaluation gives `eval_ce_loss`
+    what `ThroughputCallback.measured` tells. Evaluation gives `eval_ce_loss`
     (also as `eval_loss`), the other terms if `args.eval_blend`, and `compute_metrics` on generated tokens.
     """
 
@@ -116,9 +122,11 @@ class ASKDTrainer(PublishingTrainer):
 
         self.blend = AdaptiveBlendCallback(args)
         self.stop = StopGracefullyCallback()
-        self.data_wait = DataWaitCallback()
-        for callback in (self.blend, self.stop, self.data_wait):
+        self.throughput = ThroughputCallback()
+        for callback in (self.blend, self.stop, self.throughput):
             self.add_callback(callback)
+        if args.early_stopping_patience is not None:
+            self.add_callback(StopEarlyCallback(args.early_stopping_patience))
         self._clips: list[str] = []
         self._train_sums = new_sums(args.device)
         self._eval_sums = new_sums(args.device)
@@ -144,6 +152,13 @@ class ASKDTrainer(PublishingTrainer):
             resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir, "last")
         try:
             return super().train(resume_from_checkpoint, **kwargs)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory at step {self.state.global_step}, batches of {self.args.train_batch_size} clips. "
+                "Halve --per_device_train_batch_size and double --gradient_accumulation_steps, which gives the same result, "
+                "or let --auto_find_batch_size True look for one that fits. --bf16, --cache_teacher (no teacher in "
+                f"memory) and --lora_rank take less as well. ({error})"
+            ) from error
         finally:
             self.stop.restore()
 
@@ -154,7 +169,7 @@ class ASKDTrainer(PublishingTrainer):
         try:
             return super().get_batch_samples(*args, **kwargs)
         finally:
-            self.data_wait.note(start)
+            self.throughput.note(start)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(inputs)
@@ -372,7 +387,7 @@ class ASKDTrainer(PublishingTrainer):
         """Add the terms and the weights to the log of training steps, on its way to log_history and all reporters."""
         if "loss" in logs and "learning_rate" in logs:
             logs |= means(self.accelerator.reduce(self._train_sums, reduction="sum"))
-            logs["data_wait"] = self.data_wait.share()
+            logs |= self.throughput.measured(self.args, self.state)
             logs["teacher_weight"], logs["self_weight"] = self.blend.weights
             if self.args.teacher_schedule == "adaptive":
                 logs["teacher_advantage"] = self.blend.state.advantage

@@ -18,6 +18,7 @@ All options: --help. They can also stand in a YAML file: --config run.yaml. A ki
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline, set_seed
 
@@ -132,6 +133,9 @@ def distill(
             print(f"it wasn't published: {trainer.push_advice()}")
     if trainer.stop.requested:
         sys.exit(130)
+    if config.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        best, value = Path(trainer.state.best_model_checkpoint).name, trainer.state.best_metric
+        print(f"the student is {best}, whose {config.metric_for_best_model} was best: {value:.4g}")
 
     # ---- what has become of the student ----
     if eval_datasets and data_args.compare:

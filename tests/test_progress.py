@@ -1,0 +1,99 @@
+"""What a long run tells of itself, and when it ends early."""
+
+import pytest
+import torch
+from conftest import Clips, history, make_trainer
+from transformers import Trainer
+
+from askd_hf import ASKDConfig, UserError
+from askd_hf.callbacks import evaluations_since_best
+
+
+def test_throughput_and_the_time_left(tmp_path, teacher, student, monkeypatch):
+    """By a clock that only these move: a micro-batch takes 1 s, its update waits 0.5 s for both of its batches."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    trainer = make_trainer(tmp_path, teacher, student, max_steps=8, logging_steps=2, gradient_accumulation_steps=2)
+    loss, batches = trainer.compute_loss, Trainer.get_batch_samples
+
+    def compute_loss(*args, **kwargs):
+        now[0] += 1.0
+        return loss(*args, **kwargs)
+
+    def get_batch_samples(self, *args, **kwargs):
+        now[0] += 0.5
+        return batches(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "get_batch_samples", get_batch_samples)
+    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+    trainer.train()
+    found = history(trainer, "step", "data_wait", "clips_per_second", "hours_left")
+    expected = [[step, 0.5 / 2.5, 2 * 4 / 2.5, (8 - step) * 2.5 / 3600] for step in (2, 4, 6, 8)]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("values", "greater", "since"),
+    [([3.0], False, 0), ([3.0, 2.0, 2.5, 2.0], False, 2), ([1.0, 4.0, 4.0, 2.0], True, 2), ([5.0, 1.0], True, 1)],
+)
+def test_evaluations_since_the_best(values, greater, since):
+    assert evaluations_since_best(values, greater) == since
+
+
+def stopping(output_dir, teacher, student, **changes):
+    options = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=30)
+    options |= dict(load_best_model_at_end=True, metric_for_best_model="ce_loss", early_stopping_patience=3)
+    options |= dict(predict_with_generate=False, preset="ce", save_total_limit=None)
+    evaluation = Clips(student.config, seed=2)  # of random labels: what fits the training set is soon worse there
+    return make_trainer(output_dir, None, student, evaluation, **(options | changes))
+
+
+def test_a_run_that_gets_no_better_stops_and_so_does_a_resumed_one(tmp_path, teacher, student):
+    trainer = stopping(tmp_path / "a", teacher, student)
+    trainer.train()
+    stopped = trainer.state.global_step
+    losses = [row["eval_ce_loss"] for row in trainer.state.log_history if "eval_ce_loss" in row]
+    best = losses.index(min(losses)) + 1
+    assert stopped == best + 3 < 30
+    assert trainer.state.best_global_step == best
+    resumed = stopping(tmp_path / "a", teacher, student)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stopped - 1}"))
+    assert resumed.state.global_step == stopped
+
+
+def test_patience_needs_a_best_model(tmp_path):
+    for changes in (dict(load_best_model_at_end=False), dict(early_stopping_patience=0)):
+        options = dict(early_stopping_patience=2, load_best_model_at_end=True, use_cpu=True)
+        with pytest.raises(UserError, match="early_stopping_patience: it must be at least 1, and needs load_best"):
+            ASKDConfig(output_dir=str(tmp_path), **(options | changes))
+
+
+def out_of_memory_above(trainer, clips: int) -> list[int]:
+    """Make batches of more than `clips` too large; the sizes that were tried, as a list that grows."""
+    loss, sizes = trainer.compute_loss, []
+
+    def limited(model, inputs, *args, **kwargs):
+        sizes.append(len(inputs["labels"]))
+        if len(inputs["labels"]) > clips:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = limited
+    return sizes
+
+
+def test_out_of_memory_says_what_to_turn_down(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student)
+    out_of_memory_above(trainer, 2)
+    with pytest.raises(UserError, match=r"out of memory at step 0, batches of 4 clips. Halve.*auto_find_batch_size"):
+        trainer.train()
+
+
+def test_a_batch_size_that_fits_is_found(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student, auto_find_batch_size=True, max_steps=6)
+    sizes = out_of_memory_above(trainer, 2)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert sizes[0] == 4 and set(sizes[-6:]) <= {1, 2}
+    assert trainer.blend.state.options["total_steps"] == 6
+    assert torch.isfinite(history(trainer, "loss")).all()
