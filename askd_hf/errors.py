@@ -4,6 +4,8 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+import torch
+
 
 class UserError(ValueError):
     """Says what is wrong, where (file, row, field) and what to do. Scripts print it as one line and exit with 2."""
@@ -18,6 +20,20 @@ def disk_errors(what: str) -> Iterator[None]:
         raise UserError(
             f"{what}: {error.strerror or error}. Make it possible to write there, or name another directory; what was "
             "computed before is kept"
+        ) from error
+
+
+@contextlib.contextmanager
+def memory_errors(batch_size: int) -> Iterator[None]:
+    """Around training with so many clips a batch: memory that doesn't suffice becomes a `UserError` with advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory with {batch_size} clips a batch. Halve --per_device_train_batch_size and double "
+            "--gradient_accumulation_steps, which gives the same result, or let --auto_find_batch_size True look for "
+            "one that fits. --bf16, --cache_teacher (no teacher in memory) and --lora_rank take less as well. "
+            f"({error})"
         ) from error
 
 

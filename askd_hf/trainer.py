@@ -30,7 +30,7 @@ from .callbacks import (
 )
 from .config import ASKDConfig
 from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler, SpeechCollator, encode
-from .errors import UserError
+from .errors import UserError, memory_errors
 from .facts import FACTS_FILE, gather_facts
 from .objective import DIVERGENCES, BlendTerms, TopK
 from .origin import Origin
@@ -151,14 +151,8 @@ class ASKDTrainer(PublishingTrainer):
         if resume_from_checkpoint is True:  # Trainer would take the newest, finished or not
             resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir, "last")
         try:
-            return super().train(resume_from_checkpoint, **kwargs)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"out of memory at step {self.state.global_step}, batches of {self.args.train_batch_size} clips. "
-                "Halve --per_device_train_batch_size and double --gradient_accumulation_steps, which gives the same result, "
-                "or let --auto_find_batch_size True look for one that fits. --bf16, --cache_teacher (no teacher in "
-                f"memory) and --lora_rank take less as well. ({error})"
-            ) from error
+            with memory_errors(self.args.train_batch_size):
+                return super().train(resume_from_checkpoint, **kwargs)
         finally:
             self.stop.restore()
 

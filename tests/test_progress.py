@@ -85,7 +85,7 @@ def out_of_memory_above(trainer, clips: int) -> list[int]:
 def test_out_of_memory_says_what_to_turn_down(tmp_path, teacher, student):
     trainer = make_trainer(tmp_path, teacher, student)
     out_of_memory_above(trainer, 2)
-    with pytest.raises(UserError, match=r"out of memory at step 0, batches of 4 clips. Halve.*auto_find_batch_size"):
+    with pytest.raises(UserError, match=r"out of memory with 4 clips a batch. Halve.*auto_find_batch_size"):
         trainer.train()
 
 
