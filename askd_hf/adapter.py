@@ -72,6 +72,17 @@ def with_lora(student: WhisperForConditionalGeneration, arguments: LoraArguments
     )
 
 
+def lora_settings(adapter: PeftModel) -> dict[str, float | bool]:
+    """What a model card says of an adapter."""
+    config = adapter.active_peft_config
+    return dict(
+        lora_rank=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout or None,
+        use_dora=config.use_dora,
+    )
+
+
 def merged(adapter: PeftModel) -> WhisperForConditionalGeneration:
     """A plain copy of the student with the adapter in its weights, added in their own precision."""
     return copy.deepcopy(adapter).merge_and_unload(safe_merge=True)

@@ -235,9 +235,8 @@ def score_table(results: Results) -> str:
             s = entry.scores[role]
             errors = f"{s.substitutions} / {s.deletions} / {s.insertions}"
             wer, cer = with_interval(s.wer, s.wer_interval), with_interval(s.cer, s.cer_interval)
-            rows.append(
-                [set_name(entry), f"{entry.clips:,}", f"{entry.hours:.2f}", entry.normalizer_name, role, wer, cer, errors]
-            )
+            size = f"{entry.clips:,}", f"{entry.hours:.2f}"
+            rows.append([set_name(entry), *size, entry.normalizer_name, role, wer, cer, errors])
     header = [
         "set",
         "clips",
@@ -317,7 +316,8 @@ def speed_table(speed: Speed) -> str:
 def speed_conditions(speed: Speed) -> str:
     return (
         f"{speed.clips} clips of {speed.set}, {speed.audio_seconds:.0f} s of audio; medians of {speed.repetitions} "
-        f"interleaved repetitions, greedy; {speed.device}, {speed.dtype}, {speed.threads} threads, {speed.attention} attention"
+        f"interleaved repetitions, greedy; {speed.device}, {speed.dtype}, {speed.threads} threads, {speed.attention} "
+        "attention"
     )
 
 

@@ -68,6 +68,7 @@ ARGUMENTS = (
     "fp16",
     "tf32",
     "load_best_model_at_end",
+    "early_stopping_patience",
     "metric_for_best_model",
     "save_dtype",
 )

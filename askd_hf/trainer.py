@@ -1,7 +1,5 @@
 """`ASKDTrainer`: Seq2SeqTrainer with the blend of labels, teacher and self-teacher as its loss."""
 
-import copy
-import json
 import logging
 import math
 import time
@@ -16,11 +14,11 @@ from torch.utils.data import Sampler
 from transformers import ProcessorMixin, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.utils import CONFIG_NAME
 
-from .adapter import load_adapter, merged
+from .adapter import lora_settings
 from .callbacks import (
     AdaptiveBlendCallback,
     StopEarlyCallback,
@@ -35,8 +33,8 @@ from .facts import FACTS_FILE, gather_facts
 from .objective import DIVERGENCES, BlendTerms, TopK
 from .origin import Origin
 from .projection import Unprojected, chunked_blend, unprojected
-from .publishing import PublishingTrainer
 from .run_dir import checkpoint_to_resume
+from .saving import SavingTrainer
 from .schedule import BlendWeights
 from .student import check_pair, encoder_is_deterministic, same_encoder
 from .teacher_cache import check_settings, has_soft_labels
@@ -45,7 +43,7 @@ from .terms import NonFiniteLossError, check_finite, means, new_sums, sums, sums
 logger = logging.getLogger(__name__)
 
 
-class ASKDTrainer(PublishingTrainer):
+class ASKDTrainer(SavingTrainer):
     """Distils `teacher` into `model` by the objective of `askd_hf.objective`.
 
     Args:
@@ -95,28 +93,17 @@ class ASKDTrainer(PublishingTrainer):
             raise UserError("FSDP and DeepSpeed split the weights, which the self-teacher needs whole: use DDP")
         if args.ddp_static_graph:
             raise UserError("ddp_static_graph: DDP would miss the gradients of a loss outside of the model's forward")
-        self.adapter = None
-        if isinstance(model, PeftModel):
-            self.adapter, model = model, model.get_base_model()
-            if args.push_to_hub and args.hub_strategy != "end":
-                raise UserError("hub_strategy: a checkpoint of an adapter is no student: choose end")
+        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         if args.freeze_encoder:
             # `from_pretrained` leaves the position embeddings trainable, so all parameters are named here
-            model.model.encoder.requires_grad_(False)
-        # as the student is to be published: Trainer switches the cache off and fills the generation config up
-        self._use_cache = model.config.use_cache
-        self._generation_config = copy.deepcopy(model.generation_config)
-        self._generation_config._from_model_config = False  # or `from_pretrained` would not read it
-        if self._generation_config.max_length is None:
-            self._generation_config.max_length = model.config.max_target_positions
-        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+            self.model.model.encoder.requires_grad_(False)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
 
-        self.origin = Origin.of_models(teacher, model) if origin is None else origin
+        self.origin = Origin.of_models(teacher, self.model) if origin is None else origin
         self.teacher = None
         self._teacher_is_cached = cached
         if args.uses_teacher and (args.eval_blend or not cached):
-            check_pair(teacher, model, own_features=self._teacher_has_own_features())
+            check_pair(teacher, self.model, own_features=self._teacher_has_own_features())
             self.teacher = teacher.to(args.device).eval().requires_grad_(False)
         self._check_encoder()
 
@@ -400,52 +387,17 @@ class ASKDTrainer(PublishingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.blend.load(Path(resume_from_checkpoint))
-        if self.adapter is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_adapter(self.adapter, Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._check_encoder()
 
-    def _load_best_model(self) -> None:
-        if self.adapter is None:
-            super()._load_best_model()
-        else:
-            load_adapter(self.adapter, Path(self.state.best_model_checkpoint))
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a directory that `pipeline` and `from_pretrained` load, in `args.save_dtype`. Doesn't push.
-
-        Trainer's own would push here with `args.push_to_hub`; `push_to_hub` does it, when all else is done.
-        """
-        super().save_model(output_dir, _internal_call=True)
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
         directory = Path(output_dir or self.args.output_dir)
-        is_checkpoint = directory.name.startswith(PREFIX_CHECKPOINT_DIR)
-        if self.adapter is not None and is_checkpoint:
-            self.adapter.save_pretrained(directory)
+        if not self.args.should_save or not (directory / CONFIG_NAME).is_file():  # the checkpoint of an adapter
             return
-        trained = self.model
-        if self.adapter is not None:
-            self.model, state_dict = merged(self.adapter), None
-        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        in_training = student.config.use_cache, student.generation_config
-        student.config.use_cache, student.generation_config = self._use_cache, self._generation_config
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            student.config.use_cache, student.generation_config = in_training
-            self.model = trained
-        if not self.args.should_save:
-            return
-        (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of all arguments, a Hub token among them
-        spelling = getattr(getattr(self.processing_class, "tokenizer", None), "english_spelling_normalizer", None)
-        if spelling:  # `save_pretrained` forgets it, and Whisper's normaliser needs it
-            (directory / "normalizer.json").write_text(json.dumps(spelling, indent=2))
-        dtype = getattr(torch, self.args.save_dtype)
-        # a checkpoint keeps the dtype of training, or a resumed run would go on from rounded weights
-        if dtype != self.model.dtype and not is_checkpoint:
-            WhisperForConditionalGeneration.from_pretrained(directory, dtype=dtype).save_pretrained(directory)
         if self.state.global_step > 0 or not (directory / FACTS_FILE).is_file():  # or they tell of an earlier run
             run = self.origin, self.args, self.state, self.blend, self.train_dataset, self.is_in_train
-            gather_facts(directory, *run).save(directory)
+            facts = gather_facts(directory, *run)
+            if self.adapter is not None:
+                facts.arguments |= lora_settings(self.adapter)
+            facts.save(directory)

@@ -1,6 +1,7 @@
 """LoRA: only the adapter is trained and saved, and the finished student is a plain Whisper."""
 
 import copy
+import json
 import subprocess
 import sys
 
@@ -52,6 +53,7 @@ def test_the_finished_student_has_the_adapters_logits_and_is_a_plain_whisper(
     assert not any("lora" in name or "base_layer" in name for name in weights)
     assert weights.keys() == {name for name in student.state_dict() if name != "proj_out.weight"}
     assert not list(tmp_path.glob("adapter*"))
+    assert json.loads((tmp_path / "training.json").read_text())["arguments"]["lora_rank"] == 4
     # the trainer's own model is still the one with the adapter
     assert any("lora" in name for name, _ in trainer.model.named_parameters())
 
