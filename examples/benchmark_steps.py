@@ -234,7 +234,8 @@ class TrainerStep:
         trainer.state = TrainerState(max_steps=TOTAL_STEPS, num_train_epochs=1, epoch=0.0)
         with contextlib.redirect_stdout(io.StringIO()):  # the plan of a run that isn't one
             trainer.control = trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
-        trainer.stop.restore()  # Ctrl-C ends a benchmark at once
+        if isinstance(trainer, ASKDTrainer):
+            trainer.stop.restore()  # Ctrl-C ends a benchmark at once
 
     def __call__(self, batch: Batch) -> Tensor:
         trainer, model = self.trainer, self.trainer.model_wrapped
