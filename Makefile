@@ -27,7 +27,7 @@ demo: $(INSTALLED)  ## distil the small shipped teacher on spoken digits (2 minu
 	$(BIN)/python examples/distill.py --config examples/demo/demo.yaml
 
 test: $(INSTALLED)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the slow tests: the whole demo
 	$(BIN)/python -m pytest -m slow

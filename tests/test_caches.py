@@ -130,7 +130,7 @@ def test_cached_encoder_outputs_train_as_the_encoder_itself(
     if own_encoder:
         outputs_only = SpeechCollator(processor, student.config, cache)
         with pytest.raises(
-            UserError, match=r"the teacher has another one: make them with SpeechCollator\(.*keep_feat"
+            UserError, match=r"the teacher has another one: make them with SpeechCollator\(.*teacher_extractor"
         ):
             trained(tmp_path, student, clips, outputs_only, teacher)
 
