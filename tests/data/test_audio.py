@@ -84,6 +84,7 @@ def test_wav_from_a_pipe_is_whole():
         (encoded(np.array([0.1, np.nan, 0.1]), subtype="FLOAT"), "NaN"),
         (encoded(np.array([0.1, np.inf, 0.1]), subtype="FLOAT"), "NaN or infinite"),
     ],
+    ids=["no bytes", "no samples", "text", "NaN", "infinite"],
 )
 def test_useless_content(content, reason):
     with pytest.raises(AudioError, match=reason):

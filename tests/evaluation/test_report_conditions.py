@@ -3,7 +3,8 @@
 import copy
 
 import pytest
-from test_report import lines_of, render, results, rows_of, scores, silent_set, speech_set, write_manifest
+from report_page import render, results, rows_of, scores, silent_set, speech_set, write_manifest
+from test_report_clips import lines_of
 
 from askd_hf.evaluation import report, tables
 
