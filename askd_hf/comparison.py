@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from .config import ASKDConfig, DataArguments
+from .arguments import DataArguments
+from .config import ASKDConfig
 from .evaluation import (
     FOLDER,
     Decoding,

@@ -12,7 +12,7 @@ from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
 from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from .config import DataArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments
 from .student import MULTILINGUAL_VOCABULARY, layers_to_copy, same_encoder
 from .teacher_cache import SETTINGS
 

@@ -8,7 +8,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from .config import ASKDConfig, CacheArguments, DataArguments, ModelArguments, SpeechSource, resolve_dtype
+from .arguments import CacheArguments, DataArguments, ModelArguments, SpeechSource
+from .config import ASKDConfig, resolve_dtype
 from .data import SpeechCollator, cache_encoder, check_clips, load_speech, normalize_case
 from .errors import UserError
 from .student import encoder_is_deterministic

@@ -9,8 +9,9 @@ from accelerate import PartialState
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .arguments import ModelArguments
 from .callbacks import BLEND_STATE_FILE
-from .config import UNNAMED_RUN, ASKDConfig, ModelArguments
+from .config import UNNAMED_RUN, ASKDConfig
 from .errors import UserError
 
 

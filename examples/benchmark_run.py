@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, init_student
+from askd_hf.arguments import DataArguments, ModelArguments
 from askd_hf.cli import parse_args
-from askd_hf.config import DataArguments, ModelArguments
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.metrics import compute_metrics_for, text_normalizer
 from askd_hf.preparation import check_split, load_split

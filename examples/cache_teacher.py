@@ -19,8 +19,8 @@ from pathlib import Path
 from transformers import WhisperProcessor
 
 from askd_hf import ASKDConfig, SpeechCollator, UserError
+from askd_hf.arguments import CacheArguments, DataArguments, ModelArguments
 from askd_hf.cli import parse_args
-from askd_hf.config import CacheArguments, DataArguments, ModelArguments
 from askd_hf.errors import exit_on_user_error
 from askd_hf.hub import hub_upload
 from askd_hf.preparation import check_caches, check_split, load_split, with_encoder_cache, with_soft_labels

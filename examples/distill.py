@@ -24,9 +24,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipe
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
 from askd_hf.adapter import LoraArguments, with_lora
+from askd_hf.arguments import CacheArguments, DataArguments, ModelArguments
 from askd_hf.cli import parse_args
 from askd_hf.comparison import compare
-from askd_hf.config import CacheArguments, DataArguments, ModelArguments, resolve_dtype
+from askd_hf.config import resolve_dtype
 from askd_hf.data import SAMPLING_RATE, decode_audio
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import tables

@@ -20,8 +20,8 @@ from distill import distill
 
 from askd_hf import ASKDConfig, UserError
 from askd_hf.adapter import LoraArguments
+from askd_hf.arguments import CacheArguments, DataArguments, ModelArguments
 from askd_hf.cli import parse_args
-from askd_hf.config import CacheArguments, DataArguments, ModelArguments
 from askd_hf.errors import exit_on_user_error
 
 

@@ -9,8 +9,9 @@ import torch
 from conftest import Clips, history, make_trainer
 from transformers import TrainerCallback
 
+from askd_hf.arguments import DataArguments, ModelArguments
 from askd_hf.cli import parse_args
-from askd_hf.config import ASKDConfig, DataArguments, ModelArguments
+from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.metrics import compute_metrics_for
 from askd_hf.run_dir import name_run, prepare_evaluation
