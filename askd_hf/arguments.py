@@ -3,20 +3,24 @@
 Every field is a command-line option and a key of the YAML file given by `--config`; its help is its documentation.
 """
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_origin, get_type_hints
 
+from .errors import UserError
 from .metrics import Normalizer
+
+NONE = "-"  # in a list of values, one for each dataset
 
 # 100 hours of read English, 6 GB; its splits are named as on the Hub
 DEFAULT_DATASET = dict(
-    dataset="openslr/librispeech_asr",
-    dataset_config="clean",
-    train_split="train.100",
+    dataset=["openslr/librispeech_asr"],
+    dataset_config=["clean"],
+    train_split=["train.100"],
     eval_splits=["validation"],
-    language="english",
+    language=["english"],
 )
 
 
@@ -56,16 +60,24 @@ class ModelArguments:
 
 
 class SpeechSource(NamedTuple):
-    """One split of one dataset, as `load_speech` takes them."""
+    """One split of one dataset, as `load_speech` takes them, and what is spoken in it."""
 
     dataset: str
     config: str | None
     split: str
+    language: str | None = None
+    task: str | None = None
+    audio_column: str | None = None
+    text_column: str | None = None
 
     @property
     def name(self) -> str:
         """What reports call it: the split, or for the only split of a directory the directory."""
-        return self.split if self.split != "train" else Path(os.path.abspath(self.dataset)).name  # of `.` as well
+        return self.split if self.split != "train" else self.directory
+
+    @property
+    def directory(self) -> str:
+        return Path(os.path.abspath(self.dataset)).name  # of `.` as well
 
 
 @dataclass
@@ -74,20 +86,21 @@ class DataArguments:
 
     _argument_group_name = "speech"
 
-    dataset: str | None = field(
-        default=None,
+    dataset: list[str] = field(
+        default_factory=list,
         metadata={
             "help": "Speech with transcripts: a directory with metadata.csv (audiofolder), a saved `datasets` "
-            "dataset, parquet, or a Hub id. Default: openslr/librispeech_asr, 100 hours."
+            "dataset, parquet, or a Hub id. Several are mixed; what is said of them below is one value for all, or "
+            "one for each ('-' for none). Default: openslr/librispeech_asr, 100 hours."
         },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    train_split: str | None = field(default=None, metadata={"help": "Split to train on. Default: train."})
-    eval_dataset: str | None = field(
-        default=None, metadata={"help": "Where the evaluation splits are. Default: the training dataset."}
+    dataset_config: list[str] = field(default_factory=list, metadata={"help": "Configuration of a Hub dataset."})
+    train_split: list[str] = field(default_factory=list, metadata={"help": "Split to train on. Default: train."})
+    eval_dataset: list[str] = field(
+        default_factory=list, metadata={"help": "Where the evaluation splits are. Default: the training datasets."}
     )
-    eval_dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of --eval_dataset on the Hub."}
+    eval_dataset_config: list[str] = field(
+        default_factory=list, metadata={"help": "Configuration of --eval_dataset on the Hub."}
     )
     eval_splits: list[str] = field(
         default_factory=list,
@@ -96,21 +109,44 @@ class DataArguments:
             "`train` split (the one of a directory without splits)."
         },
     )
-    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio. Default: found by name."})
-    text_column: str | None = field(
-        default=None, metadata={"help": "Column with the transcript. Default: by name (text, transcription, ...)."}
+    audio_column: list[str] = field(
+        default_factory=list, metadata={"help": "Column with the audio. Default: found by name."}
     )
-    language: str | None = field(
-        default=None,
-        metadata={"help": "Language of the speech, as in english or fr. Required for a multilingual teacher."},
+    text_column: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Column with the transcript. Default: by name (text, transcription, ...)."},
     )
-    task: Literal["transcribe", "translate"] = field(
-        default="transcribe", metadata={"help": "What a multilingual model is asked to do with the speech."}
+    language: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Language of the speech, as in english or fr. A multilingual model needs it, unless the rows have "
+            "a column `language`."
+        },
+    )
+    task: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What a multilingual model is asked to do with the speech: transcribe, or translate (into "
+            "English). Default: transcribe, or what a column `task` says."
+        },
+    )
+    eval_language: list[str] = field(
+        default_factory=list, metadata={"help": "Language of --eval_dataset. Default: --language."}
     )
     text_case: Literal["auto", "keep", "lower"] = field(
         default="auto",
         metadata={"help": "auto: transcripts that are all in capitals are lower-cased, which Whisper knows better."},
     )
+    text_normalizer: Literal["none", "basic", "english"] = field(
+        default="none",
+        metadata={"help": "Train on transcripts normalised so, with Whisper's basic or English normaliser."},
+    )
+    min_seconds: float = field(default=0.0, metadata={"help": "Train on clips of at least so many seconds."})
+    max_seconds: float = field(default=math.inf, metadata={"help": "Train on clips of at most so many seconds."})
+    min_label_tokens: int = field(
+        default=0, metadata={"help": "Train on clips of at least so many label tokens, end and language included."}
+    )
+    max_label_tokens: float = field(default=math.inf, metadata={"help": "Train on clips of at most so many."})
     normalizer: Normalizer = field(
         default="auto",
         metadata={
@@ -121,11 +157,14 @@ class DataArguments:
     on_bad_audio: Literal["error", "skip"] = field(
         default="error",
         metadata={
-            "help": "A clip that can't be used (missing, corrupt, empty, too long, no transcript...): stop before "
-            "training, or skip it; skipped ones are counted and listed in the output directory."
+            "help": "A clip that can't be used (missing, corrupt, empty, too long, no transcript...): stop (before "
+            "training, unless it is a stream), or skip it; skipped ones are counted and listed in the output "
+            "directory."
         },
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many clips only."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on the first so many clips of each dataset only."}
+    )
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Evaluate on the first so many clips of each split only."}
     )
@@ -138,23 +177,126 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():  # from Python one value needs no list
+            if get_origin(kind) is list and not isinstance(getattr(self, name), list):
+                setattr(self, name, [] if getattr(self, name) is None else [getattr(self, name)])
         if self.eval_dataset and not self.eval_splits:
             self.eval_splits = ["train"]
-        if self.dataset is None:
+        if not self.dataset:
             for name, value in DEFAULT_DATASET.items():
                 if not getattr(self, name):
                     setattr(self, name, value)
-        self.train_split = self.train_split or "train"
+        self._check()
 
-    def train_source(self) -> SpeechSource:
-        return SpeechSource(self.dataset, self.dataset_config, self.train_split)
+    def _check(self) -> None:
+        for task in self.task:
+            if task not in ("transcribe", "translate", NONE):
+                raise UserError(f"--task {task}: it is transcribe or translate")
+
+    def train_sources(self) -> list[SpeechSource]:
+        return self._sources(self.dataset, self.dataset_config, self.train_split or ["train"], self.language)
 
     def eval_sources(self) -> list[SpeechSource]:
+        """Each evaluation split of each dataset."""
+        datasets, configs = self.dataset, self.dataset_config
         if self.eval_dataset:
-            dataset, config = self.eval_dataset, self.eval_dataset_config
-        else:
-            dataset, config = self.dataset, self.dataset_config
-        return [SpeechSource(dataset, config, split) for split in self.eval_splits]
+            datasets, configs = self.eval_dataset, self.eval_dataset_config
+        languages = self.eval_language or self.language
+        return [
+            source
+            for split in self.eval_splits
+            for source in self._sources(datasets, configs, [split], languages, evaluation=True)
+        ]
+
+    def _sources(
+        self,
+        datasets: list[str],
+        configs: list[str],
+        splits: list[str],
+        languages: list[str],
+        evaluation: bool = False,
+    ) -> list[SpeechSource]:
+        elsewhere = evaluation and bool(self.eval_dataset)
+        columns = {
+            "dataset_config": configs,
+            "train_split": splits,
+            "eval_language" if elsewhere else "language": languages,
+            "task": self.task,
+            "audio_column": self.audio_column,
+            "text_column": self.text_column,
+        }
+        named = [one_each(values, len(datasets), option) for option, values in columns.items()]
+        return [
+            SpeechSource(dataset, config, split or "train", language, task, audio, text)
+            for dataset, config, split, language, task, audio, text in zip(datasets, *named, strict=True)
+        ]
+
+
+def one_each(values: list[str], number: int, option: str) -> list[str | None]:
+    """One value for each of `number` datasets from none, one or so many; `NONE` stands for None."""
+    if len(values) not in (0, 1, number):
+        raise UserError(f"--{option}: {len(values)} values for {number} datasets; give one, or one for each")
+    values = [None if value == NONE else value for value in values] or [None]
+    return values * number if len(values) == 1 else values
+
+
+@dataclass
+class MixArguments:
+    """What training makes of the speech: how the datasets are mixed, and what a clip is learned with."""
+
+    _argument_group_name = "the mix"
+
+    dataset_weights: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Shares of several datasets in training. An epoch lasts until every clip of all came at least "
+            "once. Default: every clip once an epoch."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training speech as it comes, from the Hub or a disk, for sets that fit on neither disk "
+            "nor patience: nothing is looked at before training. Needs --max_steps."
+        },
+    )
+    shuffle_buffer: int = field(
+        default=1000,
+        metadata={"help": "With --streaming: clips of a dataset in memory; the next is drawn of them."},
+    )
+    negatives: str | None = field(
+        default=None,
+        metadata={
+            "help": "Clips in which nobody speaks, to be answered with nothing, against hallucinations: a dataset, "
+            "whose transcripts don't count, or `synthetic`: silence, noise and hum."
+        },
+    )
+    negatives_share: float = field(default=0.05, metadata={"help": "Share of --negatives in training."})
+    timestamp_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the clips that are learned with timestamps, where a column `segments` has the times: "
+            "examples/pseudo_label.py --timestamps makes it. A student trained without forgets them."
+        },
+    )
+    prompt_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the clips that are learned with the text before them, where a column `prompt` has it: "
+            "examples/pseudo_label.py --pack makes it."
+        },
+    )
+
+    def __post_init__(self):
+        for name in ("timestamp_probability", "prompt_probability"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"--{name} {getattr(self, name)} is not between 0 and 1")
+        if self.negatives and not 0.0 < self.negatives_share < 1.0:
+            raise UserError(f"--negatives_share {self.negatives_share} is not strictly between 0 and 1")
+        if any(not weight > 0.0 for weight in self.dataset_weights):
+            raise UserError(f"--dataset_weights {' '.join(map(str, self.dataset_weights))}: all must be positive")
+        if self.shuffle_buffer < 1:
+            raise UserError(f"--shuffle_buffer {self.shuffle_buffer} is not at least 1")
 
 
 @dataclass

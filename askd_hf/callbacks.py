@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from .config import ASKDConfig
+from .data import DrawnRows
 from .errors import UserError
 from .presets import PRESETS
 from .schedule import BlendSchedule, BlendState, BlendWeights
@@ -118,7 +119,8 @@ class AdaptiveBlendCallback(TrainerCallback):
                 dist.all_reduce(self._observed)
             teacher_ce, student_ce, tokens = self._observed.tolist()
             self._observed = None
-            self.state.observe(teacher_ce / tokens, student_ce / tokens, self.config.adaptive_window)
+            if tokens:  # a stream may skip all rows of an update
+                self.state.observe(teacher_ce / tokens, student_ce / tokens, self.config.adaptive_window)
             if self.state.advantage == 0.0 and self.state.release_step is None:
                 self.state.release_step = state.global_step
                 logger.warning("step %d: the student has caught up with its teacher", state.global_step)
@@ -229,6 +231,16 @@ class ThroughputCallback(TrainerCallback):
         self._waited = self._stepped = 0.0
         self._steps = 0
         return values
+
+
+class DrawsCallback(TrainerCallback):
+    """Tells the rows which epoch begins, or goes on; before its loader starts its workers."""
+
+    def __init__(self, draws: DrawnRows):
+        self.draws = draws
+
+    def on_epoch_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        self.draws.epoch = data_epoch(state)
 
 
 class StopEarlyCallback(TrainerCallback):

@@ -16,6 +16,7 @@ from .card_text import (
     model_table,
     objective,
     phase_table,
+    quoted,
     rates_line,
     score_table,
     set_name,
@@ -111,19 +112,24 @@ def card_data(facts: Facts, results: Results | None, title: str, license: str | 
     distilled = ["knowledge-distillation"] if was_distilled(facts) else []
     measured = model_index(results) if results is not None else []
     return ModelCardData(
-        language=origin.language and ISO_CODES.get(origin.language, origin.language),
+        language=_metadata_languages(origin),
         **(inherited_license(origin) if license is None else {"license": license}),
         library_name="transformers",
         pipeline_tag=TASK,
         base_model=origin.base.name if on_hub else None,
         # the Hub knows adapter, merge, quantized and finetune: of these a distilled student is a finetune
         base_model_relation="finetune" if on_hub else None,
-        datasets=[origin.dataset] if origin.on_hub else None,
+        datasets=list(dict.fromkeys(speech.dataset for speech in origin.speech if speech.on_hub)) or None,
         metrics=["wer", "cer"] if measured else None,
         tags=["whisper", *distilled, "askd_hf", "hf-asr-leaderboard"],
         model_name=title if measured else None,
         eval_results=measured or None,
     )
+
+
+def _metadata_languages(origin: Origin) -> str | list[str] | None:
+    codes = [ISO_CODES.get(language, language) for language in origin.languages]
+    return codes if len(codes) > 1 else next(iter(codes), None)
 
 
 def inherited_license(origin: Origin) -> dict[str, str]:
@@ -189,7 +195,7 @@ def limits(facts: Facts, results: Results | None) -> list[str]:
     elif not student.word_timestamps:
         found.append('No word timestamps (`return_timestamps="word"`): it has no alignment heads.')
     if student.multilingual and facts.step:
-        trained = f"`{origin.language}` only" if origin.language else "a language that its facts don't name"
+        trained = f"{quoted(origin.languages)} only" if origin.languages else "a language that its facts don't name"
         found.append(f"Trained on {trained}: the other languages of its vocabulary may have been unlearnt.")
     elif origin.language is not None and not student.multilingual:
         found.append(f"One language only: `{origin.language}`.")

@@ -71,6 +71,10 @@ def title_line(facts: Facts) -> str:
     return f"A Whisper speech {kind} with {layers} and\n{student.parameters:,} parameters, {made} with `askd_hf`."
 
 
+def quoted(names: list[str]) -> str:
+    return listed([f"`{name}`" for name in names])
+
+
 def plural(noun: str, items: list[int]) -> str:
     return f"{noun}{'s' if len(items) > 1 else ''} {listed(items)}"
 
@@ -78,20 +82,20 @@ def plural(noun: str, items: list[int]) -> str:
 def speech_line(facts: Facts) -> str:
     """What it was trained on."""
     origin, known = facts.origin, []
-    if origin.dataset is not None:
-        name = f"[{origin.dataset}]({HUB}/datasets/{origin.dataset})" if origin.on_hub else f"`{origin.dataset}`"
+    for speech in origin.speech:
+        name = f"[{speech.dataset}]({HUB}/datasets/{speech.dataset})" if speech.on_hub else f"`{speech.dataset}`"
         details = [
-            f"{kind} `{value}`" for kind, value in (("configuration", origin.config), ("split", origin.split)) if value
+            f"{kind} `{value}`" for kind, value in (("configuration", speech.config), ("split", speech.split)) if value
         ]
         known.append(name + (f" ({', '.join(details)})" if details else ""))
     if facts.clips is not None:
         known.append(f"{facts.clips:,} clips")
     if facts.hours is not None:
         known.append(f"{facts.hours:.2f} hours" if facts.hours < 10 else f"{facts.hours:,.0f} hours")
-    if origin.language is not None:
-        known.append(f"language `{origin.language}`")
-    if origin.task != "transcribe":
-        known.append(f"task `{origin.task}`")
+    if origin.languages:
+        known.append(f"{'languages' if len(origin.languages) > 1 else 'language'} {quoted(origin.languages)}")
+    if origin.tasks != ["transcribe"]:
+        known.append(f"{'tasks' if len(origin.tasks) > 1 else 'task'} {quoted(origin.tasks)}")
     return ", ".join(known)
 
 

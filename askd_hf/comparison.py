@@ -1,14 +1,11 @@
 """What has become of a student: itself, as it was before, and its teacher, on a run's evaluation splits."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from .arguments import DataArguments
 from .config import ASKDConfig
 from .evaluation import (
     FOLDER,
@@ -26,6 +23,8 @@ from .evaluation import (
 from .evaluation.manifest import read_manifests
 from .evaluation.scoring import SPELLING_FILE
 from .evaluation.suites import language_code, with_speakers
+from .metrics import Normalizer
+from .preparation import EvalSplit
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +35,9 @@ REPETITIONS = 3
 
 def compare(
     models: dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]],
-    splits: dict[str, Dataset],
-    data_args: DataArguments,
+    splits: dict[str, EvalSplit],
+    normalizer: Normalizer,
     config: ASKDConfig,
-    skipped: Mapping[str, int] | None = None,
 ) -> Results:
     """Evaluate models on a run's evaluation splits, as `examples/evaluate.py` does on any speech.
 
@@ -48,11 +46,10 @@ def compare(
 
     Args:
         models: by role, `student` first, `teacher` last: what it was loaded by, the model in float32, its processor.
-        splits: of `check_split`, named as `data_args.eval_sources()` are.
-        skipped: how many clips of each split `check_split` has left out.
+        splits: of `evaluation_speech`.
     """
     folder = Path(config.output_dir) / EVALUATION
-    sets = _sets(splits, data_args, skipped or {})
+    sets = [_set(name, split) for name, split in splits.items()]
     remove_others(folder, [prepared.source.name for prepared in sets], list(models))
     # half precision is slower on a CPU, not faster
     dtype = torch.float32 if config.device.type == "cpu" else getattr(torch, config.save_dtype)
@@ -66,7 +63,7 @@ def compare(
     jobs = plan_manifests(models, sets, decoding, folder / FOLDER, device=config.device, dtype=dtype, overwrite=True)
     for job in jobs:
         complete(job)
-    results = score_directory(folder, data_args.normalizer)
+    results = score_directory(folder, normalizer)
     clips = sets[0].clips.select(range(min(SPEED_CLIPS, len(sets[0].clips))))
     results.speed = measure_speed(
         {role: model for role, (_, model, _) in models.items()},
@@ -82,26 +79,21 @@ def compare(
     return results
 
 
-def _sets(splits: dict[str, Dataset], data_args: DataArguments, skipped: Mapping[str, int]) -> list[PreparedSet]:
-    sets = []
-    for source in data_args.eval_sources():
-        number = skipped.get(source.name)
-        sets.append(
-            PreparedSet(
-                EvalSet(
-                    source.name,
-                    source.dataset,
-                    source.config,
-                    source.split,
-                    language=language_code(data_args.language),
-                    task=data_args.task,
-                ),
-                "short",
-                with_speakers(splits[source.name]),
-                {"skipped, --on_bad_audio": number} if number else {},
-            )
-        )
-    return sets
+def _set(name: str, split: EvalSplit) -> PreparedSet:
+    source = split.source
+    return PreparedSet(
+        EvalSet(
+            name,
+            source.dataset,
+            source.config,
+            source.split,
+            language=language_code(source.language),
+            task=source.task or "transcribe",
+        ),
+        "short",
+        with_speakers(split.clips),
+        {"skipped, --on_bad_audio": split.skipped} if split.skipped else {},
+    )
 
 
 def remove_others(folder: Path, sets: list[str], roles: list[str]) -> None:

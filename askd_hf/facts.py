@@ -21,7 +21,7 @@ from . import __version__
 from .callbacks import AdaptiveBlendCallback
 from .config import ASKDConfig
 from .errors import UserError
-from .origin import Ancestor, Origin, cached_teacher
+from .origin import Ancestor, Origin, Speech, cached_teacher
 from .schedule import BlendState
 from .student import MULTILINGUAL_VOCABULARY, existing_heads
 from .teacher_cache import SETTINGS, has_soft_labels
@@ -176,6 +176,7 @@ class Facts:
         origin = dict(data["origin"])
         for name in ("teacher", "student"):
             origin[name] = origin[name] and Ancestor(**origin[name])
+        origin["speech"] = [Speech(**speech) for speech in origin["speech"]]
         return cls(**{**data, "origin": Origin(**origin), "student": Student(**data["student"])})
 
 
@@ -207,6 +208,8 @@ def gather_facts(
     if isinstance(train_dataset, Dataset):
         if "seconds" in train_dataset.column_names:
             hours = sum(train_dataset["seconds"]) / 3600
+        if "language" in train_dataset.column_names and not origin.languages:
+            origin = dataclasses.replace(origin, languages=sorted(filter(None, train_dataset.unique("language"))))
         if has_soft_labels(train_dataset) and config.uses_teacher:
             top_k = json.loads(train_dataset[SETTINGS][0])["top_k"]
             origin = dataclasses.replace(origin, teacher=origin.teacher or cached_teacher(train_dataset))

@@ -8,8 +8,9 @@ import jiwer
 import numpy as np
 from transformers import EvalPrediction, WhisperProcessor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from .data.languages import language_code
 from .evaluate_library import Metric, MetricInfo
 
 UNSPACED = ("zh", "ja", "th", "lo", "my", "km", "yue")  # words aren't between spaces: scored by letter, as OpenAI does
@@ -65,11 +66,6 @@ def normalizer_for(
     return name, lambda text: " ".join(normalize(text).split())
 
 
-def language_code(language: str | None) -> str | None:
-    """`fr` for `French`; what isn't a name is a code already."""
-    return language and TO_LANGUAGE_CODE.get(language.lower(), language.lower())
-
-
 def text_normalizer(
     processor: WhisperProcessor, language: str | None, name: Normalizer = "auto"
 ) -> Callable[[str], str]:
@@ -86,15 +82,30 @@ def error_rates(predictions: list[str], references: list[str], normalize: Callab
 
 
 def compute_metrics_for(
-    processor: WhisperProcessor, normalize: Callable[[str], str]
+    processor: WhisperProcessor, name: Normalizer, language: str | None = None
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Trainer's `compute_metrics` on generated tokens and labels, both `(clips, tokens)`, padded with -100 or not."""
+    """Trainer's `compute_metrics` on generated tokens and labels, both `(clips, tokens)`, padded with -100 or not.
+
+    Args:
+        name: of the normaliser, see `normalizer_for`.
+        language: of labels that don't name their language, as those of an English-only model don't.
+    """
+    tokenizer = processor.tokenizer
+    spelling = tokenizer.english_spelling_normalizer or {}
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        texts = []
-        for ids in (prediction.predictions, prediction.label_ids):
-            ids = np.where(ids == -100, processor.tokenizer.pad_token_id, ids)
-            texts.append(processor.tokenizer.batch_decode(ids, skip_special_tokens=True))
-        return error_rates(*texts, normalize)
+        predictions, labels = (
+            np.where(ids == -100, tokenizer.pad_token_id, ids)
+            for ids in (prediction.predictions, prediction.label_ids)
+        )
+        normalizers = {}
+        for pair in {tuple(pair) for pair in labels[:, :2].tolist()}:
+            said, task = (token.strip("<|>") for token in tokenizer.convert_ids_to_tokens(list(pair)))
+            said = said if said in LANGUAGES else language
+            # translations are English
+            normalizers[pair] = normalizer_for(name, "en" if task == "translate" else said, spelling)[1]
+        of_clip = [normalizers[tuple(pair)] for pair in labels[:, :2].tolist()]
+        texts = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (predictions, labels))
+        return error_rates(*([n(text) for n, text in zip(of_clip, side, strict=True)] for side in texts), str)
 
     return compute_metrics

@@ -10,10 +10,10 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
 from transformers import WhisperForConditionalGeneration
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from .arguments import DataArguments, ModelArguments
-from .student import MULTILINGUAL_VOCABULARY, layers_to_copy, same_encoder
+from .data.languages import language_code
+from .student import is_multilingual, layers_to_copy, same_encoder
 from .teacher_cache import SETTINGS
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,16 @@ class Ancestor:
 
 
 @dataclass
+class Speech:
+    """A split of a dataset, its name as in `Ancestor`."""
+
+    dataset: str
+    on_hub: bool
+    config: str | None
+    split: str | None
+
+
+@dataclass
 class Origin:
     """Where a run's models and speech come from.
 
@@ -60,9 +70,9 @@ class Origin:
         from_teacher: whether training started from layers of the teacher.
         teachers_encoder: whether the student had the teacher's encoder before training.
         copied_decoder_layers, copied_encoder_layers: the teacher's layers that it started from; None: all, or no such.
-        dataset, on_hub, config, split: what was trained on, the name as in `Ancestor`; None if that isn't known.
-        language: spoken, as a code such as `en`; None if that isn't known.
-        task: transcribe or translate.
+        speech: what was trained on; empty if that isn't known.
+        languages: spoken, as codes such as `en`; empty if they aren't known.
+        tasks: of transcribe and translate.
     """
 
     teacher: Ancestor | None = None
@@ -71,12 +81,18 @@ class Origin:
     teachers_encoder: bool = False
     copied_decoder_layers: list[int] | None = None
     copied_encoder_layers: list[int] | None = None
-    dataset: str | None = None
-    on_hub: bool = False
-    config: str | None = None
-    split: str | None = None
-    language: str | None = None
-    task: str = "transcribe"
+    speech: list[Speech] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=lambda: ["transcribe"])
+
+    @property
+    def language(self) -> str | None:
+        """The only one, if there is only one."""
+        return self.languages[0] if len(self.languages) == 1 else None
+
+    @property
+    def task(self) -> str:
+        return "translate" if self.tasks == ["translate"] else "transcribe"
 
     @classmethod
     def of(
@@ -87,9 +103,12 @@ class Origin:
         student: WhisperForConditionalGeneration,
     ) -> "Origin":
         """From the options of `examples/distill.py`, and its models before training."""
-        origin = cls(config=data.dataset_config, split=data.train_split, task=data.task)
-        origin.dataset, origin.on_hub = public_name(data.dataset)
-        origin.language = language_code(data.language, student)
+        sources = data.train_sources()
+        origin = cls(
+            speech=[Speech(*public_name(source.dataset), source.config, source.split) for source in sources],
+            languages=languages_of([source.language for source in sources], student),
+            tasks=sorted({source.task or "transcribe" for source in sources}),
+        )
         if models.teacher:
             origin.teacher = Ancestor.of(models.teacher, teacher)
             origin.teachers_encoder = same_encoder(teacher, student)
@@ -110,7 +129,7 @@ class Origin:
         cls, teacher: WhisperForConditionalGeneration | None, student: WhisperForConditionalGeneration
     ) -> "Origin":
         """As far as the models tell by themselves."""
-        origin = cls(language=language_code(None, student))
+        origin = cls(languages=languages_of([], student))
         started_from = student.name_or_path  # of a student made by `init_student` it is the teacher's
         if teacher is not None and teacher.name_or_path:
             origin.teacher = Ancestor.of(teacher.name_or_path, teacher)
@@ -143,14 +162,11 @@ def cached_teacher(dataset: Dataset) -> Ancestor:
     return Ancestor(PureWindowsPath(json.loads(dataset[SETTINGS][0])["teacher"]).name, on_hub=False)  # / and \\
 
 
-def language_code(language: str | None, student: WhisperForConditionalGeneration) -> str | None:
-    """`fr` for `French`; without a language that of the student, if it has only one."""
-    if language is not None:
-        return TO_LANGUAGE_CODE.get(language.lower(), language.lower())
-    multilingual = getattr(
-        student.generation_config, "is_multilingual", student.config.vocab_size >= MULTILINGUAL_VOCABULARY
-    )
-    return None if multilingual else "en"
+def languages_of(names: list[str | None], student: WhisperForConditionalGeneration) -> list[str]:
+    """The codes of languages, each once; without any that of the student, if it has only one."""
+    if not is_multilingual(student):
+        return ["en"]
+    return [] if None in names else list(dict.fromkeys(map(language_code, names)))
 
 
 def stated_license(name: str) -> dict[str, str]:

@@ -61,6 +61,11 @@ def check_processor(model: WhisperForConditionalGeneration, processor: WhisperPr
         )
 
 
+def is_multilingual(model: WhisperForConditionalGeneration) -> bool:
+    # a generation config holds what its file held; older ones don't say, but their vocabulary does
+    return getattr(model.generation_config, "is_multilingual", model.config.vocab_size >= MULTILINGUAL_VOCABULARY)
+
+
 def set_language(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, language: str | None, task: str
 ) -> None:
@@ -68,8 +73,7 @@ def set_language(
 
     Raises `UserError` if a multilingual model has no language, or one that it doesn't know.
     """
-    # a generation config holds what its file held; older ones don't say, but their vocabulary does
-    if not getattr(model.generation_config, "is_multilingual", model.config.vocab_size >= MULTILINGUAL_VOCABULARY):
+    if not is_multilingual(model):
         if language is not None and language.lower() not in ("en", "english"):
             raise UserError(f"--language {language}: this model knows English only")
         return
@@ -85,6 +89,26 @@ def set_language(
     model.generation_config.language = code
     model.generation_config.task = task
     model.generation_config.forced_decoder_ids = None  # the older way to say the same; both together are refused
+
+
+def set_languages(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, spoken: list[tuple[str | None, str | None]]
+) -> None:
+    """`set_language` for several pairs of language and task; None: as the rows of speech say.
+
+    With more than one the model finds the language out for itself, and transcribes unless it is told otherwise.
+    """
+    if not is_multilingual(model):
+        for language, task in spoken:
+            set_language(model, processor, language, task or "transcribe")
+        return
+    known = [(language, task or "transcribe") for language, task in spoken if language is not None]
+    for language, task in reversed(known):  # the first is what the tokenizer stays set to
+        set_language(model, processor, language, task)
+    if len(set(known)) != 1 or len(known) < len(spoken):
+        model.generation_config.language = None
+        model.generation_config.task = "transcribe"
+        model.generation_config.forced_decoder_ids = None
 
 
 def layers_to_copy(layers: int | list[int] | str, available: int, kind: str = "decoder") -> list[int]:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-from .data import TEACHER_COLUMNS, SpeechCollator
+from .data import TEACHER_COLUMNS, SpeechCollator, SpeechStream
 from .data.encoder_cache import weights_digest
 from .errors import UserError, disk_errors
 from .objective import TopK
@@ -70,16 +70,16 @@ def teacher_settings(
 
 
 def label_keys(dataset: Dataset, collator: SpeechCollator) -> list[str]:
-    """For each row a hash of its audio and its label tokens. Needs the columns `audio_key` and `text`."""
+    """For each row a hash of its audio and its label tokens. Needs the column `audio_key` and those of labels."""
     keys = []
-    for audio_key, text in zip(dataset["audio_key"][:], dataset["text"][:], strict=True):
-        labels = " ".join(map(str, collator.label_ids(text)))
-        keys.append(hashlib.blake2b(f"{audio_key} {labels}".encode(), digest_size=16).hexdigest())
+    for row in dataset.remove_columns("audio"):
+        labels = " ".join(map(str, collator.label_ids(row)))
+        keys.append(hashlib.blake2b(f"{row['audio_key']} {labels}".encode(), digest_size=16).hexdigest())
     return keys
 
 
-def has_soft_labels(dataset: Dataset) -> bool:
-    return set(ALL_COLUMNS) <= set(dataset.column_names)
+def has_soft_labels(dataset: Dataset | SpeechStream) -> bool:
+    return isinstance(dataset, Dataset) and set(ALL_COLUMNS) <= set(dataset.column_names)
 
 
 def check_settings(dataset: Dataset, temperature: float, vocabulary: int, ours: str | None = None) -> None:
@@ -186,8 +186,12 @@ def soft_labels(
     device = teacher.device
     labels = batch["labels"].to(device)
     real = labels != -100
-    start, pad = teacher.config.decoder_start_token_id, teacher.config.pad_token_id
-    inputs = {"decoder_input_ids": shift_tokens_right(labels, pad, start), "use_cache": False}
+    if "decoder_input_ids" in batch:
+        decoder_input_ids = batch["decoder_input_ids"].to(device)
+    else:
+        config = teacher.config
+        decoder_input_ids = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
+    inputs = {"decoder_input_ids": decoder_input_ids, "use_cache": False}
     if "encoder_outputs" in batch:
         inputs["encoder_outputs"] = (batch["encoder_outputs"].to(device, teacher.dtype),)
     else:

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import ProcessorMixin, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
@@ -21,13 +21,22 @@ from transformers.utils import CONFIG_NAME
 from .adapter import lora_settings
 from .callbacks import (
     AdaptiveBlendCallback,
+    DrawsCallback,
     StopEarlyCallback,
     StopGracefullyCallback,
     ThroughputCallback,
     data_epoch,
 )
 from .config import ASKDConfig
-from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler, SpeechCollator, encode
+from .data import (
+    TEACHER_COLUMNS,
+    DrawnRows,
+    ResumableLengthGroupedSampler,
+    SpeechCollator,
+    SpeechStream,
+    StreamSampler,
+    encode,
+)
 from .errors import UserError, memory_errors
 from .facts import FACTS_FILE, gather_facts
 from .objective import DIVERGENCES, BlendTerms, TopK
@@ -36,6 +45,7 @@ from .projection import Unprojected, chunked_blend, unprojected
 from .run_dir import checkpoint_to_resume
 from .saving import SavingTrainer
 from .schedule import BlendWeights
+from .skipped import SkippedRows, skipped_rows_file
 from .student import check_pair, encoder_is_deterministic, same_encoder
 from .teacher_cache import check_settings, has_soft_labels
 from .terms import NonFiniteLossError, check_finite, means, new_sums, sums, sums_by_clip
@@ -114,6 +124,9 @@ class ASKDTrainer(SavingTrainer):
             self.add_callback(callback)
         if args.early_stopping_patience is not None:
             self.add_callback(StopEarlyCallback(args.early_stopping_patience))
+        self._draws = self._drawn_rows(train_dataset)
+        on_bad_audio = train_dataset.on_bad_audio if isinstance(train_dataset, SpeechStream) else "error"
+        self.skipped = SkippedRows(skipped_rows_file(args.output_dir, args.process_index), on_bad_audio)
         self._clips: list[str] = []
         self._train_sums = new_sums(args.device)
         self._eval_sums = new_sums(args.device)
@@ -155,6 +168,7 @@ class ASKDTrainer(SavingTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(inputs)
         self._clips = inputs.pop("clip", self._clips)
+        self.skipped.add(inputs.pop("skipped", []), self.state.global_step)
         return super()._prepare_inputs(inputs)
 
     def compute_loss(
@@ -182,10 +196,11 @@ class ASKDTrainer(SavingTrainer):
             self._train_sums += sums(terms)
             if terms.teacher_ce is not None:
                 self.blend.observe(terms.teacher_ce, terms.ce)
+        # of a stream all rows of an update may have been skipped: then there is nothing to learn, and nothing is NaN
         if num_items_in_batch is None:
-            loss = total / len(terms.total)
+            loss = total / max(len(terms.total), 1)
         else:
-            loss = total / num_items_in_batch
+            loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
             if self.args.average_tokens_across_devices:
                 # DDP averages the gradients of processes that each divided by the tokens of all
                 loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -208,9 +223,10 @@ class ASKDTrainer(SavingTrainer):
         real = labels != -100
         not_students = ("labels", "teacher_input_features", *TEACHER_COLUMNS)
         batch = {name: value for name, value in inputs.items() if name not in not_students}
-        batch["decoder_input_ids"] = shift_tokens_right(
-            labels, student.config.pad_token_id, student.config.decoder_start_token_id
-        )
+        if "decoder_input_ids" not in batch:  # another collator's: no prompts, so they follow from the labels
+            batch["decoder_input_ids"] = shift_tokens_right(
+                labels, student.config.pad_token_id, student.config.decoder_start_token_id
+            )
         batch["use_cache"] = False
         # The student comes last: SpecAugment writes into its input features
         targets = {}
@@ -300,11 +316,37 @@ class ASKDTrainer(SavingTrainer):
 
     # ---- batches ----
 
+    def _drawn_rows(self, train_dataset: Any) -> DrawnRows | None:
+        """The rows with what their collator draws from, if it does; those of a stream have it already."""
+        is_random = isinstance(self.data_collator, SpeechCollator) and self.data_collator.is_random
+        if not is_random or isinstance(train_dataset, SpeechStream):
+            return None
+        draws = DrawnRows(train_dataset, self._data_seed)
+        self.add_callback(DrawsCallback(draws))
+        return draws
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self._draws is None:
+            return super().get_train_dataloader()
+        return self._get_dataloader(
+            dataset=self._draws,
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=lambda _: self._get_train_sampler(self.train_dataset),
+            is_training=True,
+        )
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if isinstance(self.train_dataset, SpeechStream):
+            a_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return StreamSampler(self.train_dataset, self.args.max_steps * a_step)
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return ResumableLengthGroupedSampler(sampler, seed, lambda: data_epoch(self.state))
+            return ResumableLengthGroupedSampler(sampler, self._data_seed, lambda: data_epoch(self.state))
         return sampler
 
     # ---- evaluation ----
@@ -344,9 +386,21 @@ class ASKDTrainer(SavingTrainer):
         generation_inputs = {
             "encoder_outputs": BaseModelOutput(last_hidden_state=encoded),
             "attention_mask": torch.ones(len(encoded), frames, dtype=torch.long, device=encoded.device),
+            **self._prefixes(labels),
         }
         _, tokens, _ = super().prediction_step(model, generation_inputs, False, ignore_keys, **gen_kwargs)
         return loss, tokens, labels
+
+    def _prefixes(self, labels: Tensor) -> dict[str, Tensor]:
+        """What `generate` is to go on from, so that each clip is heard in its own language: `(clips, tokens)`.
+
+        Nothing if the labels aren't those of `SpeechCollator`, with `<|notimestamps|>` in front of the text.
+        """
+        before_text = (labels[0] == self.model.generation_config.no_timestamps_token_id).nonzero().flatten()
+        if not len(before_text):
+            return {}
+        start = labels.new_full((len(labels), 1), self.model.config.decoder_start_token_id)
+        return {"decoder_input_ids": torch.cat([start, labels[:, : before_text[0] + 1]], dim=1)}
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         # Seq2SeqTrainer sets plain `gather`, which keeps the clips that pad the last batch under DDP
@@ -370,6 +424,8 @@ class ASKDTrainer(SavingTrainer):
             logs |= means(self.accelerator.reduce(self._train_sums, reduction="sum"))
             logs |= self.throughput.measured(self.args, self.state)
             logs["teacher_weight"], logs["self_weight"] = self.blend.weights
+            if isinstance(self.train_dataset, SpeechStream):
+                logs["skipped_rows"] = sum(self._skipped_rows())
             if self.args.teacher_schedule == "adaptive":
                 logs["teacher_advantage"] = self.blend.state.advantage
             self._train_sums = new_sums(self.args.device)
@@ -377,16 +433,23 @@ class ASKDTrainer(SavingTrainer):
 
     # ---- saving ----
 
+    def _skipped_rows(self) -> list[int]:
+        """How many rows each process has skipped so far."""
+        return self.accelerator.gather(torch.tensor([self.skipped.count], device=self.args.device)).tolist()
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        skipped = self._skipped_rows()
         # before Trainer writes trainer_state.json, which completes a checkpoint
         if self.args.should_save:
             directory = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             directory.mkdir(parents=True, exist_ok=True)
             self.blend.save(directory)
+            self.skipped.save(directory, skipped)
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.blend.load(Path(resume_from_checkpoint))
+        self.skipped.load(Path(resume_from_checkpoint), self.args.process_index)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._check_encoder()
 

@@ -25,18 +25,17 @@ from pathlib import Path
 
 import torch
 from benchmark_steps import NaiveStep
-from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, init_student
-from askd_hf.arguments import DataArguments, ModelArguments
+from askd_hf.arguments import DataArguments, MixArguments, ModelArguments
 from askd_hf.cli import parse_args
 from askd_hf.errors import UserError, exit_on_user_error
-from askd_hf.metrics import compute_metrics_for, text_normalizer
-from askd_hf.preparation import check_split, load_split
+from askd_hf.metrics import compute_metrics_for
+from askd_hf.preparation import evaluation_speech, training_speech
 from askd_hf.presets import PRESETS
-from askd_hf.student import load_processor, load_whisper, set_language
+from askd_hf.student import is_multilingual, load_processor, load_whisper, set_languages
 
 VARIANTS = ("naive", "uncached", "cached-32", "cached-8", "cached-128")
 
@@ -116,9 +115,9 @@ def naive_run(model_args: ModelArguments, data_args: DataArguments, config: ASKD
     teacher = load_whisper(model_args.teacher).to(config.device).eval().requires_grad_(False)
     student = init_student(teacher, model_args.decoder_layers)
     processor = load_processor(model_args.teacher)
-    set_language(student, processor, data_args.language, data_args.task)
+    set_languages(student, processor, [(source.language, source.task) for source in data_args.train_sources()])
     collator = SpeechCollator(processor, student.config)
-    speech = prepared(data_args, config, collator)
+    speech = training_speech(data_args, MixArguments(), config, collator, is_multilingual(student))
     batches = DataLoader(speech, config.per_device_train_batch_size, shuffle=True, collate_fn=collator)
     step = NaiveStep(student, teacher, config.bf16)
     total = int(config.num_train_epochs) * len(batches)
@@ -138,29 +137,18 @@ def naive_run(model_args: ModelArguments, data_args: DataArguments, config: ASKD
     processor.save_pretrained(config.output_dir)
 
 
-def prepared(data_args: DataArguments, config: ASKDConfig, collator: SpeechCollator) -> Dataset:
-    source = data_args.train_source()
-    speech = load_split(source, data_args.max_train_samples, data_args)
-    return check_split("training", source, speech, data_args, config.output_dir, collator)
-
-
 def evaluate(model_dir: Path, data_args: DataArguments, config: ASKDConfig) -> dict[str, float]:
     """Cross-entropy, WER and CER on the evaluation split, as in training."""
     model, processor = load_whisper(str(model_dir)), load_processor(str(model_dir))
-    set_language(model, processor, data_args.language, data_args.task)
     collator = SpeechCollator(processor, model.config)
-    (source,) = data_args.eval_sources()
-    split = load_split(source, data_args.max_eval_samples, data_args)
-    split = check_split("evaluation", source, split, data_args, config.output_dir, collator)
+    (split,) = evaluation_speech(data_args, config, collator, is_multilingual(model)).values()
     trainer = ASKDTrainer(
         model=model,
         args=replace(config, preset="ce", eval_strategy="no", **PRESETS["ce"]),
         data_collator=collator,
-        eval_dataset=split,
+        eval_dataset=split.clips,
         processing_class=processor,
-        compute_metrics=compute_metrics_for(
-            processor, text_normalizer(processor, data_args.language, data_args.normalizer)
-        ),
+        compute_metrics=compute_metrics_for(processor, data_args.normalizer),
     )
     metrics = trainer.evaluate()
     return {name: metrics[f"eval_{name}"] for name in ("loss", "wer", "cer")}

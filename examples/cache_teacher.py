@@ -19,13 +19,13 @@ from pathlib import Path
 from transformers import WhisperProcessor
 
 from askd_hf import ASKDConfig, SpeechCollator, UserError
-from askd_hf.arguments import CacheArguments, DataArguments, ModelArguments
+from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
 from askd_hf.cli import parse_args
 from askd_hf.errors import exit_on_user_error
 from askd_hf.hub import hub_upload
-from askd_hf.preparation import check_caches, check_split, load_split, with_encoder_cache, with_soft_labels
+from askd_hf.preparation import check_caches, training_speech, with_encoder_cache, with_soft_labels
 from askd_hf.run_dir import end_other_processes
-from askd_hf.student import load_processor, load_whisper, set_language
+from askd_hf.student import is_multilingual, load_processor, load_whisper, set_languages
 from askd_hf.vocabulary import with_vocabulary_of
 
 
@@ -50,21 +50,21 @@ def main() -> None:
     )
     if not (model_args.teacher and caches.cache_teacher):
         raise UserError("--teacher and --cache_teacher are needed: who labels, and the directory for the labels")
+    spoken = [(source.language, source.task) for source in data_args.train_sources()]
     teacher = load_whisper(model_args.teacher, attn_implementation=model_args.attn_implementation)
     processor = load_processor(model_args.teacher)
     if model_args.student:  # the labels are in its vocabulary
         student, ours = load_whisper(model_args.student), load_processor(model_args.student)
-        set_language(student, ours, data_args.language, data_args.task)
+        set_languages(student, ours, spoken)
         teacher = with_vocabulary_of(student.config, ours.tokenizer, teacher, processor.tokenizer)
         processor = WhisperProcessor(processor.feature_extractor, ours.tokenizer)
     else:
-        set_language(teacher, processor, data_args.language, data_args.task)
+        set_languages(teacher, processor, spoken)
     check_caches(caches, model_args, config, teacher.config.vocab_size)
 
     collator = SpeechCollator(processor, teacher.config)
-    source = data_args.train_source()
-    speech = load_split(source, data_args.max_train_samples, data_args)
-    speech = check_split("training", source, speech, data_args, f"{Path(caches.cache_teacher)}.skipped", collator)
+    report_to = f"{Path(caches.cache_teacher)}.skipped"
+    speech = training_speech(data_args, MixArguments(), config, collator, is_multilingual(teacher), report_to)
 
     collator = with_encoder_cache(collator, teacher, [speech], caches, config)
     labelled = with_soft_labels(speech, teacher, collator, model_args, caches, config)

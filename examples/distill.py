@@ -24,37 +24,50 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipe
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
 from askd_hf.adapter import LoraArguments, with_lora
-from askd_hf.arguments import CacheArguments, DataArguments, ModelArguments
+from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
 from askd_hf.cli import parse_args
 from askd_hf.comparison import compare
 from askd_hf.config import resolve_dtype
-from askd_hf.data import SAMPLING_RATE, decode_audio
+from askd_hf.data import SAMPLING_RATE, SpeechStream, decode_audio
+from askd_hf.data.augment import AugmentArguments, Augmenter
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import tables
-from askd_hf.metrics import compute_metrics_for, text_normalizer
+from askd_hf.metrics import compute_metrics_for
 from askd_hf.origin import Origin
 from askd_hf.preparation import (
     check_caches,
-    check_split,
-    load_split,
+    evaluation_speech,
+    limits_of,
+    training_speech,
     with_encoder_cache,
     with_soft_labels,
-    without_soft_labels,
 )
 from askd_hf.run_dir import checkpoint_to_resume, end_other_processes, name_run, prepare_evaluation
-from askd_hf.student import check_pair, check_processor, load_processor, load_whisper, same_encoder, set_language
+from askd_hf.student import (
+    check_pair,
+    check_processor,
+    is_multilingual,
+    load_processor,
+    load_whisper,
+    same_encoder,
+    set_languages,
+)
 from askd_hf.teacher_cache import has_soft_labels
 from askd_hf.vocabulary import with_vocabulary_of
+
+OPTIONS = (ModelArguments, DataArguments, MixArguments, AugmentArguments, CacheArguments, LoraArguments)
 
 
 def main() -> None:
     # options: the command line, then --config, then the defaults
-    distill(*parse_args((ModelArguments, DataArguments, CacheArguments, LoraArguments, ASKDConfig)))
+    distill(*parse_args((*OPTIONS, ASKDConfig)))
 
 
 def distill(
     model_args: ModelArguments,
     data_args: DataArguments,
+    mix_args: MixArguments,
+    augment: AugmentArguments,
     caches: CacheArguments,
     lora: LoraArguments,
     config: ASKDConfig,
@@ -69,7 +82,9 @@ def distill(
     student = load_student(model_args, teacher)
     processor = load_processor(model_args.student or model_args.teacher)
     check_processor(student, processor)
-    set_language(student, processor, data_args.language, data_args.task)
+    spoken = [(source.language, source.task) for source in data_args.train_sources()]
+    set_languages(student, processor, spoken)
+    multilingual = is_multilingual(student)
     teacher_extractor = None
     if teacher is not None:
         # it may have another vocabulary (large-v3 has a token more) and other mel bins (128, not 80) than the student
@@ -78,29 +93,29 @@ def distill(
         teacher = with_vocabulary_of(student.config, processor.tokenizer, teacher, theirs.tokenizer)
         teacher_extractor = None if same_encoder(teacher, student) else theirs.feature_extractor
         check_pair(teacher, student, own_features=True)
-    check_caches(caches, model_args, config, student.config.vocab_size)
+    check_caches(caches, model_args, config, student.config.vocab_size, mix_args)
 
-    # ---- speech: every clip is looked at once, before training starts ----
+    # ---- speech: every clip is looked at once, before training starts; those of a stream when they come ----
     collator = SpeechCollator(processor, student.config)
-    source = data_args.train_source()
-    train_dataset = load_split(source, data_args.max_train_samples, data_args)
+    train_dataset = training_speech(data_args, mix_args, config, collator, multilingual)
     if config.uses_teacher and teacher is None and not has_soft_labels(train_dataset):
         raise UserError(f"preset {config.preset} has a teacher: give it with --teacher, or choose --preset ps-kd")
-    train_dataset = check_split("training", source, train_dataset, data_args, config.output_dir, collator)
-    eval_datasets, skipped = {}, {}
-    for source in data_args.eval_sources():
-        split = without_soft_labels(load_split(source, data_args.max_eval_samples, data_args))
-        eval_datasets[source.name] = check_split("evaluation", source, split, data_args, config.output_dir, collator)
-        skipped[source.name] = len(split) - len(eval_datasets[source.name])
+    splits = evaluation_speech(data_args, config, collator, multilingual)
+    eval_datasets = {name: split.clips for name, split in splits.items()}
     prepare_evaluation(config, list(eval_datasets))
-    spoken = None if data_args.task == "translate" else data_args.language  # translations are English
-    normalize = text_normalizer(processor, spoken, data_args.normalizer)
 
     origin = Origin.of(model_args, data_args, teacher, student)  # for the model card
 
     # ---- what no step changes is computed once: --cache_encoder, --cache_teacher ----
     collator = with_encoder_cache(collator, student, [train_dataset, *eval_datasets.values()], caches, config)
     train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, teacher_extractor)
+    collator = replace(
+        collator,
+        timestamps=mix_args.timestamp_probability,
+        prompts=mix_args.prompt_probability,
+        augmenter=Augmenter(augment, collator.window_samples) if augment.augment else None,
+        limits=limits_of(collator, data_args, empty_text=True) if isinstance(train_dataset, SpeechStream) else None,
+    )
     if teacher is not None and config.uses_teacher and (config.eval_blend or not has_soft_labels(train_dataset)):
         teacher = teacher.to(resolve_dtype(model_args.teacher_dtype, config))
         collator = replace(collator, teacher_extractor=teacher_extractor)
@@ -118,7 +133,7 @@ def distill(
         data_collator=collator,
         processing_class=processor,
         origin=origin,
-        compute_metrics=compute_metrics_for(processor, normalize),
+        compute_metrics=compute_metrics_for(processor, data_args.normalizer),
     )
     del teacher  # the trainer frees it as soon as its weight is 0 for good
     trainer.train(resume_from_checkpoint=resume_from)
@@ -143,10 +158,11 @@ def distill(
         trainer.teacher = None  # as far as it still has one
         models = load_models(model_args, config.output_dir)
         try:
-            print(f"\n{tables(compare(models, eval_datasets, data_args, config, skipped))}")
+            print(f"\n{tables(compare(models, splits, data_args.normalizer, config))}")
         except UserError as error:  # the student is trained and saved: the rest is worth doing
             print(f"\nno comparison: {error}", file=sys.stderr)
-    listen(config.output_dir, next(iter(eval_datasets.values()), train_dataset)[0])
+    if eval_datasets or not isinstance(train_dataset, SpeechStream):
+        listen(config.output_dir, next(iter(eval_datasets.values()), train_dataset)[0])
     print(f'\nThe student: pipeline("automatic-speech-recognition", model="{config.output_dir}")')
     trainer.create_model_card()
     if config.push_to_hub:

@@ -16,11 +16,9 @@ It is examples/distill.py with other defaults, and has all its options: --help.
 
 from dataclasses import dataclass, field
 
-from distill import distill
+from distill import OPTIONS, distill
 
 from askd_hf import ASKDConfig, UserError
-from askd_hf.adapter import LoraArguments
-from askd_hf.arguments import CacheArguments, DataArguments, ModelArguments
 from askd_hf.cli import parse_args
 from askd_hf.errors import exit_on_user_error
 
@@ -37,14 +35,13 @@ class FinetuningConfig(ASKDConfig):
 
 
 def main() -> None:
-    model_args, data_args, caches, lora, config = parse_args(
-        (ModelArguments, DataArguments, CacheArguments, LoraArguments, FinetuningConfig)
-    )
+    arguments = parse_args((*OPTIONS, FinetuningConfig))
+    model_args, config = arguments[0], arguments[-1]
     if not model_args.student:
         raise UserError("--student is missing: the Whisper model to train further")
     if model_args.teacher and not config.uses_teacher:
         raise UserError(f"--teacher has no use: --preset {config.preset} has no teacher phase; choose --preset askd")
-    distill(model_args, data_args, caches, lora, config)
+    distill(*arguments)
 
 
 if __name__ == "__main__":

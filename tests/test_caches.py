@@ -17,7 +17,7 @@ from test_teacher_cache import label, speech
 from askd_hf.config import ASKDConfig
 from askd_hf.data import TEACHER_COLUMNS, SpeechCollator, cache_encoder
 from askd_hf.errors import UserError
-from askd_hf.metrics import compute_metrics_for, text_normalizer
+from askd_hf.metrics import compute_metrics_for
 from askd_hf.student import init_student
 from askd_hf.trainer import ASKDTrainer
 
@@ -164,7 +164,7 @@ def test_evaluation_runs_the_encoder_once_or_not_and_the_teacher_only_if_asked(
     if cached:
         cache = encoded(student, processor, [clips, evaluation], tmp_path / "encoder")
         collator = SpeechCollator(processor, student.config, cache, processor.feature_extractor)
-    metrics = compute_metrics_for(processor, text_normalizer(processor, None))
+    metrics = compute_metrics_for(processor, "auto")
     once = dict(max_steps=1, learning_rate=0.0, preset="kd", teacher_phase=1.0, per_device_eval_batch_size=2)
     trainer = make_trainer(
         tmp_path, student, clips, collator, teacher, evaluation, metrics, eval_blend=eval_blend, **once

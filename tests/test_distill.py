@@ -111,7 +111,7 @@ def test_a_multilingual_student_speaks_its_language(monkeypatch, capsys, tmp_pat
     assert (saved.language, saved.task) == ("zh", "transcribe")
     assert saved.alignment_heads == [[1, 1]]  # of the teacher's layers 0 and 3
     set_language(model, processor, "zh", "transcribe")
-    labels = SpeechCollator(processor, model.config).label_ids("ab")
+    labels = SpeechCollator(processor, model.config).label_ids({"text": "ab"})
     assert processor.tokenizer.convert_ids_to_tokens(labels) == [
         *("<|zh|>", "<|transcribe|>", "<|notimestamps|>", "a", "b", "<|endoftext|>")
     ]

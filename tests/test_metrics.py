@@ -42,7 +42,7 @@ def test_compute_metrics_decodes_padded_tokens(processor):
     width = max(map(len, ids)) + 2
     labels = np.array([row[1:] + [-100] * (width - len(row)) for row in ids])
     tokens = np.array([row[1:] + [processor.tokenizer.pad_token_id] * (width - len(row)) for row in ids])
-    compute_metrics = compute_metrics_for(processor, str)
+    compute_metrics = compute_metrics_for(processor, "none")
     assert compute_metrics(EvalPrediction(predictions=tokens, label_ids=labels)) == {"wer": 0.0, "cer": 0.0}
     tokens[1, 1] = processor.tokenizer.convert_tokens_to_ids("z")
     assert compute_metrics(EvalPrediction(predictions=tokens, label_ids=labels))["wer"] == 50.0

@@ -9,7 +9,7 @@ import torch
 from conftest import Clips, history, make_trainer
 from transformers import TrainerCallback
 
-from askd_hf.arguments import DataArguments, ModelArguments
+from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource
 from askd_hf.cli import parse_args
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError, exit_on_user_error
@@ -37,7 +37,7 @@ def test_yaml_values_are_parsed_as_on_the_command_line(tmp_path):
         "2e-3",
     )
     assert (models.decoder_layers, models.student) == ("1", None)
-    assert (data.eval_splits, data.language) == (["validation"], "no")
+    assert (data.eval_splits, data.language) == (["validation"], ["no"])
     assert (config.learning_rate, config.freeze_encoder, config.eval_steps) == (2e-3, False, 0.5)
     assert config.lr_scheduler_kwargs == {"num_cycles": 2}
     name_run(config, models)
@@ -59,14 +59,29 @@ def test_an_unknown_option_is_refused(tmp_path):
 
 def test_without_a_dataset_only_what_is_not_given_is_librispeech(tmp_path):
     default = DataArguments()
-    assert default.train_source() == ("openslr/librispeech_asr", "clean", "train.100")
-    assert default.eval_sources() == [("openslr/librispeech_asr", "clean", "validation")]
+    assert [source[:4] for source in default.train_sources()] == [
+        ("openslr/librispeech_asr", "clean", "train.100", "english")
+    ]
+    assert [source[:3] for source in default.eval_sources()] == [("openslr/librispeech_asr", "clean", "validation")]
     given = DataArguments(dataset_config="other", train_split="train.500", eval_splits=["test"], language="en")
-    assert given.train_source() == ("openslr/librispeech_asr", "other", "train.500")
-    assert given.eval_sources() == [("openslr/librispeech_asr", "other", "test")]
-    assert given.language == "en"
-    assert DataArguments(eval_dataset="mine").eval_sources() == [("mine", None, "train")]
-    assert DataArguments(dataset="mine").train_source() == ("mine", None, "train")
+    assert given.train_sources()[0][:4] == ("openslr/librispeech_asr", "other", "train.500", "en")
+    assert given.eval_sources()[0][:3] == ("openslr/librispeech_asr", "other", "test")
+    assert DataArguments(eval_dataset="mine").eval_sources()[0][:3] == ("mine", None, "train")
+    assert DataArguments(dataset="mine").train_sources() == [SpeechSource("mine", None, "train")]
+
+
+def test_several_datasets_have_one_value_each_or_the_same():
+    data = DataArguments(
+        dataset=["a", "b"], dataset_config=["-", "clean"], language=["fr", "de"], train_split="x", eval_splits=["v"]
+    )
+    assert data.train_sources() == [SpeechSource("a", None, "x", "fr"), SpeechSource("b", "clean", "x", "de")]
+    assert data.eval_sources() == [SpeechSource("a", None, "v", "fr"), SpeechSource("b", "clean", "v", "de")]
+    elsewhere = DataArguments(dataset=["a", "b"], language=["fr", "de"], eval_dataset=["c"], eval_language=["fr"])
+    assert elsewhere.eval_sources() == [SpeechSource("c", None, "train", "fr")]
+    with pytest.raises(UserError, match="--eval_language: 2 values for 1 datasets"):
+        DataArguments(dataset=["a", "b"], language=["fr", "de"], eval_dataset=["c"]).eval_sources()
+    with pytest.raises(UserError, match="--train_split: 3 values for 2 datasets"):
+        DataArguments(dataset=["a", "b"], train_split=["x", "y", "z"]).train_sources()
 
 
 @pytest.mark.parametrize(
@@ -94,7 +109,7 @@ def test_the_best_checkpoint_has_the_lowest_word_error_rate(tmp_path, teacher, s
         teacher,
         student,
         Clips(student.config, clips=8, seed=2),
-        compute_metrics_for(processor, str),
+        compute_metrics_for(processor, "none"),
         processor,
         max_steps=8,
         eval_strategy="steps",
@@ -230,7 +245,7 @@ def test_the_saved_generation_config_is_the_students_own(tmp_path, teacher, stud
     student.generation_config.max_length = None
     evaluation = Clips(student.config, clips=4, seed=2)
     trainer = make_trainer(
-        tmp_path, teacher, student, evaluation, compute_metrics_for(processor, str), processor, max_steps=1
+        tmp_path, teacher, student, evaluation, compute_metrics_for(processor, "none"), processor, max_steps=1
     )
     trainer.train()
     trainer.evaluate()

@@ -14,7 +14,7 @@ from conftest import launch_two, make_processor, make_whisper, write_speech
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 
 from askd_hf import teacher_cache
-from askd_hf.data import TEACHER_COLUMNS, SpeechCollator, cache_encoder, check_clips, load_speech
+from askd_hf.data import TEACHER_COLUMNS, Limits, SpeechCollator, cache_encoder, check_clips, load_speech
 from askd_hf.data.text import replace_column
 from askd_hf.errors import UserError
 from askd_hf.teacher_cache import ALL_COLUMNS, SOFT_LABELS, cache_teacher, check_soft_labels, teacher_settings
@@ -25,7 +25,7 @@ CLIPS, TOP_K, TEMPERATURE, BATCH, PART_CLIPS = 7, 5, 2.0, 2, 2
 def speech(folder: Path) -> Dataset:
     collator = SpeechCollator(processor := make_processor(), make_whisper(processor).config)
     dataset = load_speech(str(folder), None, "train")
-    return check_clips(dataset, collator.label_ids, max_seconds=1.0, max_label_tokens=20, on_bad_audio="error")
+    return check_clips(dataset, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
 
 
 def settings(teacher, name="tiny", top_k=TOP_K, temperature=TEMPERATURE, dtype=torch.float32) -> str:
@@ -349,7 +349,7 @@ def test_it_is_a_dataset_of_its_own_with_the_audio_in_it(teacher, collator, fold
     shutil.rmtree(tmp_path / "cache")
     for name in ("elsewhere", "cache.parquet"):
         loaded = load_speech(str(tmp_path / name), None, "train")
-        loaded = check_clips(loaded, collator.label_ids, max_seconds=1.0, max_label_tokens=20, on_bad_audio="error")
+        loaded = check_clips(loaded, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
         assert {column: loaded.features[column] for column in ALL_COLUMNS} == dict(SOFT_LABELS)
         assert str(loaded.features["teacher_token_ids"]) == "List(List(Value('uint16')))"
         assert str(loaded.features["teacher_log_probs"]) == "List(List(Value('float16')))"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TrainerCallback
 
 from askd_hf.errors import UserError
-from askd_hf.metrics import compute_metrics_for, text_normalizer
+from askd_hf.metrics import compute_metrics_for
 from askd_hf.objective import DIVERGENCES, blend
 from askd_hf.student import init_student
 from askd_hf.trainer import ASKDTrainer, NonFiniteLossError
@@ -163,14 +163,13 @@ def test_the_snapshot_is_the_student_of_its_epoch(tmp_path, teacher, student, re
 
 
 def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, teacher, student, processor):
-    normalize = text_normalizer(processor, None)
     evaluation = Clips(student.config, clips=7, seed=2)
     trainer = make_trainer(
         tmp_path,
         teacher,
         student,
         evaluation,
-        compute_metrics_for(processor, normalize),
+        compute_metrics_for(processor, "auto"),
         processor,
         max_steps=4,
         per_device_eval_batch_size=3,

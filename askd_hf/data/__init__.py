@@ -1,25 +1,33 @@
 """Speech: from a directory or the Hub to batches. audio -> features -> batch."""
 
 from .audio import SAMPLING_RATE, AudioError, decode_audio
-from .checks import check_clips
+from .checks import Limits, check_clips
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .encoder_cache import EncoderCache, cache_encoder, encode, encoder_fingerprint
 from .loading import load_speech
-from .sampler import ResumableLengthGroupedSampler
-from .text import normalize_case
+from .mix import SpeechStream, as_stream, mix, with_negatives
+from .sampler import DrawnRows, ResumableLengthGroupedSampler, StreamSampler
+from .text import clean_texts
 
 __all__ = [
     "SAMPLING_RATE",
     "TEACHER_COLUMNS",
     "AudioError",
+    "DrawnRows",
     "EncoderCache",
+    "Limits",
     "ResumableLengthGroupedSampler",
     "SpeechCollator",
+    "SpeechStream",
+    "StreamSampler",
+    "as_stream",
     "cache_encoder",
     "check_clips",
+    "clean_texts",
     "decode_audio",
     "encode",
     "encoder_fingerprint",
     "load_speech",
-    "normalize_case",
+    "mix",
+    "with_negatives",
 ]

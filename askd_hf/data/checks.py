@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,28 +22,76 @@ logger = logging.getLogger(__name__)
 SHOWN = 10
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a clip may be: what the model can take, and what the user wants of it.
+
+    Attributes:
+        window: seconds that the model hears at once; longer clips would be cut off.
+        positions: label tokens that the decoder can take.
+        min_seconds, max_seconds, min_label_tokens, max_label_tokens: clips outside of these aren't wanted. Label
+            tokens count with those of language and task and the end.
+        empty_text: whether a clip may have no text: one in which nobody speaks.
+    """
+
+    window: float
+    positions: float = math.inf
+    min_seconds: float = 0.0
+    max_seconds: float = math.inf
+    min_label_tokens: float = 0
+    max_label_tokens: float = math.inf
+    empty_text: bool = False
+
+    def unusable(self, problem: str, seconds: float, text: str | None, label_tokens: int | None) -> str | None:
+        """Why a clip can't be used: a kind, and after a colon the details. None if it can.
+
+        Args:
+            problem: with its audio, or "".
+            text, label_tokens: None where nothing is trained, and any text is good.
+        """
+        if problem:
+            return problem
+        if seconds > self.window:
+            return f"too long: {seconds:.2f} s, the limit is {self.window:g} s"
+        if label_tokens is not None:
+            if text is None or not (self.empty_text or text.strip()):
+                return "empty transcript"
+            if label_tokens > self.positions:
+                return f"transcript too long: {label_tokens} tokens, the limit is {self.positions}"
+        return None
+
+    def unwanted(self, seconds: float, label_tokens: int | None) -> str | None:
+        """Why a filter leaves out a clip that can be used, likewise."""
+        if seconds < self.min_seconds:
+            return f"under --min_seconds: {seconds:.2f} s"
+        if seconds > self.max_seconds:
+            return f"over --max_seconds: {seconds:.2f} s"
+        if label_tokens is not None and label_tokens < self.min_label_tokens:
+            return f"under --min_label_tokens: {label_tokens}"
+        if label_tokens is not None and label_tokens > self.max_label_tokens:
+            return f"over --max_label_tokens: {label_tokens}"
+        return None
+
+
 def check_clips(
     dataset: Dataset,
-    tokenize: Callable[[str], list[int]] | None,
+    tokenize: Callable[[Mapping[str, Any]], list[int]] | None,
+    limits: Limits,
     *,
-    max_seconds: float,
-    max_label_tokens: float = math.inf,
     on_bad_audio: Literal["error", "skip"],
     num_proc: int | None = None,
     report_file: Path | None = None,
     split: str = "train",
 ) -> Dataset:
-    """Decode every clip, tokenize every transcript, and refuse or drop the rows that can't be used.
+    """Decode every clip, tokenize every transcript, refuse or drop the rows that can't be used, drop the unwanted.
 
-    Bad are: missing, corrupt, truncated and empty audio, NaN samples, clips over `max_seconds`, empty transcripts, and
-    labels over `max_label_tokens`. Rows are counted from 0.
+    Bad are: missing, corrupt, truncated and empty audio, NaN samples, and what `limits.unusable` says. Rows are
+    counted from 0.
 
     Args:
         dataset: of `load_speech`.
-        tokenize: text to label ids (`SpeechCollator.label_ids`). None, where nothing is trained: any transcript is
-            good, and none at all is.
-        max_seconds: what the feature extractor would cut off, its `chunk_length`.
-        max_label_tokens: of the decoder, its `max_target_positions`.
+        tokenize: a row, without its audio, to its label ids (`SpeechCollator.label_ids`). None, where nothing is
+            trained: any transcript is good, and none at all is.
         on_bad_audio: "error": raise if a row is bad. "skip": drop bad rows with a warning.
         num_proc: processes that decode. Default: this one.
         report_file: CSV (row, clip, reason) of the dropped rows; written only if there are any.
@@ -53,7 +102,7 @@ def check_clips(
         added.
 
     Raises:
-        UserError: bad rows with "error", or not one good row.
+        UserError: bad rows with "error", or not one row is left.
     """
     # In memory, so that no result can come from the cache of `datasets`: the files may have changed since. Only the
     # audio goes to the workers; tokenizers and torch stay out of forked processes, where their threads can hang.
@@ -64,24 +113,27 @@ def check_clips(
         keep_in_memory=True,
         desc=f"Checking the clips of {split}",
     )
-    # An empty transcript counts as no labels, without the tokens of the prefix.
-    lengths = None
-    if tokenize is not None:
-        lengths = [len(tokenize(text)) if text and text.strip() else 0 for text in dataset["text"]]
-    seconds = sounds["seconds"][:]
-    bad = {}
-    for row, sound in enumerate(sounds):
-        reason = _reason(sound, lengths and lengths[row], max_seconds, max_label_tokens)
+    lengths, bad, unwanted = [], {}, {}
+    for row, (sound, said) in enumerate(zip(sounds, dataset.remove_columns("audio"), strict=True)):
+        tokens, reason = None, None
+        try:
+            tokens = None if tokenize is None else len(tokenize(said | {"text": said["text"] or ""}))
+        except UserError as error:  # an unknown language
+            reason = str(error)
+        lengths.append(tokens)
+        reason = limits.unusable(sound["problem"], sound["seconds"], said["text"], tokens) or reason
         if reason is not None:
             bad[row] = reason
-    checked = replace_column(dataset, "seconds", seconds)
-    if lengths is not None:
+        elif reason := limits.unwanted(sound["seconds"], tokens):
+            unwanted[row] = reason
+    checked = replace_column(dataset, "seconds", sounds["seconds"][:])
+    if tokenize is not None:
         checked = replace_column(checked, "label_tokens", lengths)
     checked = replace_column(checked, "audio_key", sounds["audio_key"][:])
-    if not bad:
+    if not bad and not unwanted:
         return checked
-    _report(bad, dataset, on_bad_audio, report_file, split)
-    return checked.select([row for row in range(len(dataset)) if row not in bad])
+    _report(bad, unwanted, dataset, on_bad_audio, report_file, split)
+    return checked.select([row for row in range(len(dataset)) if row not in bad and row not in unwanted])
 
 
 def _measure(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,38 +156,40 @@ def audio_key(samples: np.ndarray, rate: int) -> str:
     return digest.hexdigest()
 
 
-def _reason(
-    sound: Mapping[str, Any], label_tokens: int | None, max_seconds: float, max_label_tokens: float
-) -> str | None:
-    """Why a row is bad: a kind, and after a colon the details. None if it is good."""
-    if sound["problem"]:
-        return sound["problem"]
-    if sound["seconds"] > max_seconds:
-        return f"too long: {sound['seconds']:.2f} s, the limit is {max_seconds:g} s"
-    if label_tokens == 0:
-        return "empty transcript"
-    if label_tokens is not None and label_tokens > max_label_tokens:
-        return f"transcript too long: {label_tokens} tokens, the limit is {max_label_tokens}"
-    return None
-
-
-def _report(bad: dict[int, str], dataset: Dataset, on_bad_audio: str, report_file: Path | None, split: str) -> None:
-    """Raise for the bad rows, or write them to `report_file` and warn."""
-    clips = dataset.select(list(bad))["clip"]
-    kinds = Counter(reason.partition(":")[0] for reason in bad.values())
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    summary = f"{split}: {len(bad)} of {len(dataset)} clips can't be used ({counts})"
-    listed = [f"  row {row}, {clip}: {reason}" for (row, reason), clip in zip(bad.items(), clips, strict=True)]
+def _report(
+    bad: dict[int, str],
+    unwanted: dict[int, str],
+    dataset: Dataset,
+    on_bad_audio: str,
+    report_file: Path | None,
+    split: str,
+) -> None:
+    """Raise for the bad rows, or write them and the unwanted ones to `report_file` and say how many there are."""
+    reasons = dict(sorted((bad | unwanted).items()))
+    clips = dict(zip(reasons, dataset.select(list(reasons))["clip"], strict=True))
+    summary = f"{split}: {len(bad)} of {len(dataset)} clips can't be used ({_counts(bad)})"
+    listed = [f"  row {row}, {clips[row]}: {reason}" for row, reason in bad.items()]
     shown = "\n".join(listed[:SHOWN] + ([f"  and {len(listed) - SHOWN} more"] if len(listed) > SHOWN else []))
-    if on_bad_audio == "error":
+    if bad and on_bad_audio == "error":
         raise UserError(f"{summary}:\n{shown}\nMend them, or go on without them: --on_bad_audio skip")
-    if len(bad) == len(dataset):
-        raise UserError(f"{summary}, so nothing is left:\n{shown}")
+    filtered = f"{split}: the filters leave out {len(unwanted)} of {len(dataset)} clips ({_counts(unwanted)})"
+    if len(reasons) == len(dataset):
+        summaries = [text for text, rows in ((summary, bad), (filtered, unwanted)) if rows]
+        raise UserError(f"{'; '.join(summaries)}, so nothing is left:\n{shown}".rstrip(":\n"))
+    where = ""
     if report_file is not None:
         report_file.parent.mkdir(parents=True, exist_ok=True)
         with report_file.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["row", "clip", "reason"])
-            writer.writerows((row, clip, reason) for (row, reason), clip in zip(bad.items(), clips, strict=True))
-        summary += f"; all are listed in {report_file}"
-    logger.warning("%s. Skipped:\n%s", summary, shown)
+            writer.writerows((row, clips[row], reason) for row, reason in reasons.items())
+        where = f"; all are listed in {report_file}"
+    if bad:
+        logger.warning("%s%s. Skipped:\n%s", summary, where, shown)
+    if unwanted:
+        logger.warning("%s%s", filtered, where)
+
+
+def _counts(reasons: dict[int, str]) -> str:
+    kinds = Counter(reason.partition(":")[0] for reason in reasons.values())
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

@@ -1,5 +1,6 @@
 """Speech with transcripts from wherever it lies, always with the columns `audio`, `text` and `clip`."""
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from datasets import (
     Dataset,
     DatasetBuilder,
     DatasetDict,
+    IterableDataset,
     ReadInstruction,
     Value,
     concatenate_datasets,
@@ -37,7 +39,8 @@ def load_speech(
     audio_column: str | None = None,
     text_column: str | None = None,
     num_proc: int | None = None,
-) -> Dataset:
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
     """Load one split of a speech dataset. Of a Hub dataset only the files of that split are downloaded.
 
     Args:
@@ -49,6 +52,8 @@ def load_speech(
         audio_column: default: `audio`, or the only column of audio.
         text_column: default: the first of `TEXT_COLUMNS` that is there.
         num_proc: processes that prepare a Hub dataset.
+        streaming: read row by row what would have to be downloaded or converted as a whole: an `IterableDataset`.
+            Of such a split there are no slices.
 
     Returns:
         `audio`: `{"path", "bytes"}`, not decoded; `text`: string or None; `clip`: the name of the clip in messages,
@@ -61,13 +66,16 @@ def load_speech(
     parts = []
     for part in split.split("+"):
         base, bracket, _ = part.strip().partition("[")
-        dataset = _load_split(name, config, base, num_proc)
+        dataset = _load_split(name, config, base, num_proc, streaming)
+        if bracket and isinstance(dataset, IterableDataset):
+            raise UserError(f"{name}: a stream can't be sliced like {part.strip()!r}; take --max_train_samples")
         dataset = _canonical(dataset, name, base, audio_column, text_column)
-        parts.append(_slice(dataset, part.strip(), base) if bracket else dataset)
-    dataset = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
-    if len(dataset) == 0:
-        raise UserError(f"{name}: split {split!r} has no rows")
-    return dataset
+        dataset = _slice(dataset, part.strip(), base) if bracket else dataset
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise UserError(f"{name}: split {split!r} has no rows")
+        # what lies on a disk as it is needs no conversion to be read row by row
+        parts.append(dataset.to_iterable_dataset() if streaming and isinstance(dataset, Dataset) else dataset)
+    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
 def _slice(dataset: Dataset, part: str, base: str) -> Dataset:
@@ -81,10 +89,12 @@ def _slice(dataset: Dataset, part: str, base: str) -> Dataset:
     return dataset.select(range(read.from_, read.to))
 
 
-def _load_split(name: str, config: str | None, split: str, num_proc: int | None) -> Dataset:
+def _load_split(
+    name: str, config: str | None, split: str, num_proc: int | None, streaming: bool
+) -> Dataset | IterableDataset:
     if not local_or_hub(name):
         with hub_access("the dataset", name, repo_type="dataset"):
-            return _load_built(name, config, split, num_proc)
+            return _load_built(name, config, split, num_proc, streaming)
     path = Path(name).expanduser().resolve()
     if path.is_file() and path.suffix != ".parquet":
         raise UserError(f"{name} is not a dataset; expected {FORMATS}")
@@ -98,11 +108,14 @@ def _load_split(name: str, config: str | None, split: str, num_proc: int | None)
     if has_metadata:
         return read_audiofolder(_pick(name, split, has_metadata), path)
     if path.is_file():
-        return _pick(name, split, {"train": Dataset.from_parquet(str(path))})
-    return _load_built(str(path), config, split, num_proc)
+        _pick(name, split, {"train": path})
+        return load_dataset("parquet", data_files={split: [str(path)]}, split=split, streaming=streaming)
+    return _load_built(str(path), config, split, num_proc, streaming)
 
 
-def _load_built(name: str, config: str | None, split: str, num_proc: int | None) -> Dataset:
+def _load_built(
+    name: str, config: str | None, split: str, num_proc: int | None, streaming: bool
+) -> Dataset | IterableDataset:
     """A Hub dataset, or a directory laid out as one."""
     try:
         builder = load_dataset_builder(name, config)
@@ -126,7 +139,10 @@ def _load_built(name: str, config: str | None, split: str, num_proc: int | None)
     if builder.name not in ("parquet", "arrow"):
         raise UserError(f"{name} consists of {builder.name} files; expected {FORMATS}")
     # With `split` alone `datasets` downloads every split of the configuration; with `data_files` only these.
-    return load_dataset(name, config, data_files={split: wanted}, split=split, num_proc=num_proc)
+    options = dict(data_files={split: wanted}, split=split)
+    if streaming:
+        return load_dataset(name, config, streaming=True, **options)
+    return load_dataset(name, config, num_proc=num_proc, **options)
 
 
 def _load_hub_audiofolder(name: str, builder: DatasetBuilder, urls: Iterable[str]) -> Dataset:
@@ -146,7 +162,9 @@ def _pick(name: str, split: str, splits: dict):
     return splits[split]
 
 
-def _canonical(dataset: Dataset, name: str, split: str, audio_column: str | None, text_column: str | None) -> Dataset:
+def _canonical(
+    dataset: Dataset | IterableDataset, name: str, split: str, audio_column: str | None, text_column: str | None
+) -> Dataset | IterableDataset:
     audio_column = audio_column or _find_audio(dataset)
     text_column = text_column or next((c for c in TEXT_COLUMNS if c in dataset.column_names), None)
     for column, option, what in (
@@ -165,14 +183,14 @@ def _canonical(dataset: Dataset, name: str, split: str, audio_column: str | None
     return _with_clip(_with_text(_with_audio(dataset, name), name), split)
 
 
-def _find_audio(dataset: Dataset) -> str | None:
+def _find_audio(dataset: Dataset | IterableDataset) -> str | None:
     if "audio" in dataset.column_names:
         return "audio"
     found = [column for column, feature in dataset.features.items() if isinstance(feature, Audio)]
     return found[0] if len(found) == 1 else None
 
 
-def _with_audio(dataset: Dataset, name: str) -> Dataset:
+def _with_audio(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
     feature = dataset.features["audio"]
     if isinstance(feature, dict) and "array" in feature:
         return dataset
@@ -182,18 +200,24 @@ def _with_audio(dataset: Dataset, name: str) -> Dataset:
         raise UserError(f"{name}: the audio column holds {feature}, not audio. Name another: --audio_column") from None
 
 
-def _with_text(dataset: Dataset, name: str) -> Dataset:
+def _with_text(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
     feature = dataset.features["text"]
     if not isinstance(feature, Value):
         raise UserError(f"{name}: the transcript column holds {feature}, not text. Name another: --text_column")
     return dataset if feature.dtype == "string" else dataset.cast_column("text", Value("string"))
 
 
-def _with_clip(dataset: Dataset, split: str) -> Dataset:
+def _with_clip(dataset: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
     if "clip" in dataset.column_names and dataset.features["clip"] == Value("string"):
         return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(functools.partial(_clip_name, split=split), with_indices=True)
     paths = [None] * len(dataset)
     if isinstance(dataset.features["audio"], Audio):
         # flattened, so that only the paths are read and not gigabytes of audio
         paths = dataset.select_columns("audio").flatten()["audio.path"]
     return replace_column(dataset, "clip", [path or f"{split}[{row}]" for row, path in enumerate(paths)])
+
+
+def _clip_name(row: dict, number: int, split: str) -> dict[str, str]:
+    return {"clip": row["audio"].get("path") or f"{split}[{number}]"}

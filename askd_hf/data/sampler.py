@@ -1,10 +1,14 @@
-"""The order of the clips in an epoch."""
+"""The order of the clips, and what is drawn for each of them."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from .mix import SpeechStream
 
 
 class ResumableLengthGroupedSampler(Sampler[int]):
@@ -28,3 +32,35 @@ class ResumableLengthGroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch())
         return iter(LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator))
+
+
+class StreamSampler(Sampler[Mapping[str, Any]]):
+    """The first `number` rows of a stream, drawn in the main process; its workers decode them.
+
+    So their order doesn't depend on the workers, and batches of a resumed run are passed over before they are made.
+    """
+
+    def __init__(self, stream: SpeechStream, number: int):
+        self.stream, self.number = stream, number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return itertools.islice(self.stream.rows(), self.number)
+
+
+class DrawnRows(Dataset):
+    """The rows of `dataset`, each with what its random choices are drawn from: the seed, the epoch, its number.
+
+    `epoch` is to be set before the loader of an epoch starts its workers.
+    """
+
+    def __init__(self, dataset: Any, seed: int):
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**self.dataset[row], "draw": (self.seed, self.epoch, row)}

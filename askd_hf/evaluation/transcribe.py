@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from ..data import SpeechCollator, check_clips
+from ..data import Limits, SpeechCollator, check_clips
 from ..data.encoder_cache import weights_digest
 from ..data.text import replace_column
 from ..errors import UserError
@@ -105,7 +105,7 @@ def prepare_set(
     if join_seconds is not None and join_seconds <= window:
         raise UserError(f"--join_clips {join_seconds:g}: long recordings are over {window:g} s, the model's window")
     speech = load_set(source, limit, num_proc)
-    options = dict(max_seconds=math.inf, on_bad_audio=on_bad_audio, num_proc=num_proc, split=source.name)
+    options = dict(limits=Limits(math.inf), on_bad_audio=on_bad_audio, num_proc=num_proc, split=source.name)
     checked = check_clips(speech, None, report_file=report_file, **options)
     checked = replace_column(checked, "text", [text or "" for text in checked["text"][:]])
     bad = len(speech) - len(checked)

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from speech_files import RATE, encoded, noise, tone, write_csv
 
-from askd_hf.data import check_clips, load_speech
+from askd_hf.data import Limits, check_clips, load_speech
 from askd_hf.errors import UserError
 
 TEXTS = ["ab", "ab", "ab", "ab", "ab", "ab", "ab", "a" * 30, "", "  ", "fine"]
@@ -40,8 +40,8 @@ def mixed(tmp_path):
 
 
 def check(dataset, **changes):
-    options = dict(max_seconds=1.0, max_label_tokens=20, on_bad_audio="error", split="train")
-    return check_clips(dataset, lambda text: list(map(ord, text)), **(options | changes))
+    options = dict(limits=Limits(1.0, 20), on_bad_audio="error", split="train")
+    return check_clips(dataset, lambda row: list(map(ord, row["text"])), **(options | changes))
 
 
 def test_error_names_every_bad_row(mixed):
@@ -129,7 +129,7 @@ def test_the_audio_key_is_of_the_content(tmp_path):
 
 
 def test_without_a_tokenizer_any_transcript_is_good(mixed):
-    kept = check_clips(mixed, None, max_seconds=1.0, on_bad_audio="skip")
+    kept = check_clips(mixed, None, Limits(1.0), on_bad_audio="skip")
     assert kept["clip"][:] == ["0.wav", "7.wav", "8.wav", "9.wav", "10.wav"]
     assert kept["text"][:] == [TEXTS[i] for i in (0, 7, 8, 9, 10)]
     assert "label_tokens" not in kept.column_names

@@ -37,12 +37,12 @@ def test_labels_of_an_english_only_tokenizer(small, rows):
     assert batch["labels"].dtype == torch.int64
     assert batch["labels"].tolist() == expected
     assert batch["clip"] == ["audio/0.wav", "audio/1.wav", "audio/2.wav"]
-    assert set(batch) == {"input_features", "labels", "clip"}
+    assert set(batch) == {"input_features", "decoder_input_ids", "labels", "clip"}
 
 
 def test_labels_of_a_multilingual_tokenizer_decode_to_the_text(small):
     small.tokenizer.set_prefix_tokens(language="english", task="transcribe")
-    ids = SpeechCollator(small, config()).label_ids("c ab")
+    ids = SpeechCollator(small, config()).label_ids({"text": "c ab"})
     assert ids == [ENGLISH, TRANSCRIBE, NO_TIMESTAMPS, 2, 3, 0, 1, END]
     assert small.tokenizer.decode(ids, skip_special_tokens=True) == "c ab"
 
@@ -78,7 +78,7 @@ def test_a_clip_that_changed_since_its_check_is_named(small, rows, tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(small):
     with pytest.raises(UserError, match="starts labels with token 5, the model with 50257"):
-        SpeechCollator(small, WhisperConfig(decoder_start_token_id=50257)).label_ids("a")
+        SpeechCollator(small, WhisperConfig(decoder_start_token_id=50257)).label_ids({"text": "a"})
 
 
 def test_worker_processes_make_the_same_batches(small, rows):

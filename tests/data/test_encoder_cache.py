@@ -16,7 +16,15 @@ from datasets import Dataset
 from speech_files import RATE, tone
 from torch.utils.data import DataLoader
 
-from askd_hf.data import EncoderCache, SpeechCollator, cache_encoder, check_clips, encoder_fingerprint, load_speech
+from askd_hf.data import (
+    EncoderCache,
+    Limits,
+    SpeechCollator,
+    cache_encoder,
+    check_clips,
+    encoder_fingerprint,
+    load_speech,
+)
 from askd_hf.errors import UserError
 
 ROW_BYTES = 2 * 50 * 16
@@ -24,7 +32,7 @@ ROW_BYTES = 2 * 50 * 16
 
 def speech(folder: Path) -> Dataset:
     dataset = load_speech(str(folder), None, "train")
-    return check_clips(dataset, list, max_seconds=1.0, max_label_tokens=20, on_bad_audio="error")
+    return check_clips(dataset, lambda row: list(row["text"]), Limits(1.0, 20), on_bad_audio="error")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from datasets import Audio, DatasetDict
 from speech_files import audiofolder, tone, write_csv
 
-from askd_hf.data import decode_audio, load_speech, normalize_case
+from askd_hf.data import clean_texts, decode_audio, load_speech
 from askd_hf.errors import UserError
 
 TRAPS = ["null", "NA", "007", "a, b", 'say "hi"', "1e5", "żółć 你好", "True"]
@@ -276,7 +276,7 @@ def test_directories_without_speech(tmp_path):
 
 def cased(tmp_path, texts: list[str], text_case: str) -> list[str]:
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", t] for i, t in enumerate(texts))])
-    return normalize_case(load_speech(str(tmp_path), None, "train"), text_case, "mine")["text"][:]
+    return clean_texts(load_speech(str(tmp_path), None, "train"), text_case, "mine")["text"][:]
 
 
 @pytest.mark.parametrize(

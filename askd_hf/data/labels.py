@@ -1,0 +1,119 @@
+"""Transcripts to what the decoder reads and what it should answer.
+
+    input    <|startofprev|>  text before  <|startoftranscript|>  <|fr|>          <|transcribe|>  <|0.00|>  text
+    labels   (ignored)        (ignored)    <|fr|>                 <|transcribe|>  <|0.00|>        text      <|1.28|>
+
+as Whisper was trained (Radford et al. 2022, section 2.3). Without timestamps <|notimestamps|> stands before the text;
+an English-only Whisper knows neither language nor task; <|startofprev|> is there only with a text before.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from transformers import WhisperTokenizer
+
+from ..errors import UserError
+
+IGNORED = -100
+SECONDS_A_POSITION = 0.02  # of the encoder's output, and from one timestamp token to the next
+
+
+class Example(NamedTuple):
+    """A clip's tokens, one list as long as the other."""
+
+    decoder_input_ids: list[int]
+    labels: list[int]
+
+
+def prefix_ids(tokenizer: WhisperTokenizer, language: str | None, task: str | None, timestamps: bool) -> list[int]:
+    """The tokens from `<|startoftranscript|>` up to the text.
+
+    Args:
+        language: a code such as "fr". None: language and task are as the tokenizer is set (`set_prefix_tokens`), or
+            don't exist, as in an English-only one.
+        task: "transcribe", also if None, or "translate".
+    """
+    without = token_id(tokenizer, "<|notimestamps|>")
+    prefix = [i for i in tokenizer.prefix_tokens if i != without]
+    if language is not None:
+        prefix = [prefix[0], *(token_id(tokenizer, f"<|{name}|>") for name in (language, task or "transcribe"))]
+    return prefix if timestamps else [*prefix, without]
+
+
+def token_id(tokenizer: WhisperTokenizer, token: str) -> int:
+    """Raises `UserError` if the tokenizer doesn't know the special token."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    if found is None or tokenizer.convert_ids_to_tokens(found) != token:
+        raise UserError(f"the model's tokenizer has no {token}")
+    return found
+
+
+def text_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
+    """The tokens of a text alone."""
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def segment_ids(
+    tokenizer: WhisperTokenizer, segments: list[Mapping[str, Any]], last_position: int, time_factor: float = 1.0
+) -> list[int]:
+    """Segments, `{"start": seconds, "end": seconds, "text": str}` each, between their timestamps' tokens.
+
+    Args:
+        last_position: of the window, in steps of `SECONDS_A_POSITION`; what lies behind is put there.
+        time_factor: of the clip's length now and then, if its speed was changed.
+    """
+    # timestamps have no entries in most tokenizers: they follow this token
+    first = token_id(tokenizer, "<|notimestamps|>") + 1
+    ids = []
+    for segment in segments:
+        start, end = (
+            first + min(round(segment[at] * time_factor / SECONDS_A_POSITION), last_position)
+            for at in ("start", "end")
+        )
+        # with the space that Whisper writes in front of every segment, so that the texts can be joined
+        ids += [start, *text_ids(tokenizer, f" {segment['text'].strip()}"), end]
+    return ids
+
+
+def prompt_ids(tokenizer: WhisperTokenizer, prompt: str | None, room: int) -> list[int]:
+    """`<|startofprev|>` and the last tokens of the text before the clip: `room` at most. Nothing without a text."""
+    tokens = text_ids(tokenizer, f" {prompt.strip()}") if prompt and prompt.strip() else []
+    if not tokens or room < 2:
+        return []
+    return [token_id(tokenizer, "<|startofprev|>"), *tokens[-(room - 1) :]]
+
+
+def example(
+    tokenizer: WhisperTokenizer,
+    row: Mapping[str, Any],
+    *,
+    timestamps: bool = False,
+    prompt: bool = False,
+    max_tokens: int = 448,
+    max_positions: int = 1500,
+    time_factor: float = 1.0,
+) -> Example:
+    """A row of speech as the decoder sees it. The prompt is never in the labels.
+
+    Args:
+        row: `text`; optionally `language`, `task`, `segments`, `prompt`.
+        timestamps: write the row's segments with their times; a row without segments has none, nor one that they would
+            make too long.
+        prompt: put the row's prompt in front, if it has one; half of the decoder's positions at most, as `generate`.
+        max_tokens: the decoder's positions. What doesn't fit is cut off the beginning of the prompt.
+        max_positions: the encoder's.
+        time_factor: as in `segment_ids`.
+    """
+
+    def transcript_of(text: list[int], with_times: bool) -> list[int]:
+        prefix = prefix_ids(tokenizer, row.get("language"), row.get("task"), with_times)
+        return [*prefix, *text, tokenizer.eos_token_id]
+
+    transcript = transcript_of(text_ids(tokenizer, row["text"]), with_times=False)
+    if timestamps and row.get("segments"):
+        timed = transcript_of(segment_ids(tokenizer, row["segments"], max_positions, time_factor), with_times=True)
+        if len(timed) - 1 <= max_tokens:  # two tokens a segment more can be too many
+            transcript = timed
+    room = min(max_tokens // 2, max_tokens - len(transcript) + 1) if prompt else 0
+    before = prompt_ids(tokenizer, row.get("prompt"), room)
+    return Example([*before, *transcript[:-1]], [IGNORED] * len(before) + transcript[1:])

@@ -1,0 +1,146 @@
+"""Several sets of speech as one: with equal columns, in chosen shares."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import (
+    Audio,
+    Dataset,
+    Features,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    interleave_datasets,
+)
+
+from ..errors import UserError
+from .text import replace_column
+
+SEGMENT = {"start": Value("float32"), "end": Value("float32"), "text": Value("string")}
+COLUMNS = Features(
+    audio=Audio(decode=False),
+    text=Value("string"),
+    clip=Value("string"),
+    language=Value("string"),
+    task=Value("string"),
+    segments=List(SEGMENT),
+    prompt=Value("string"),
+)
+"""What a row of speech may have, for training. None where it doesn't apply."""
+CHECKED = Features(seconds=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))
+"""What `check_clips` adds."""
+
+
+def with_equal_columns(datasets: list[Dataset]) -> list[Dataset]:
+    """Checked datasets with `COLUMNS`, `CHECKED`, and what else all of them have."""
+    first, *others = (dataset.features for dataset in datasets)
+    common = {name: kind for name, kind in first.items() if all(other.get(name) == kind for other in others)}
+    wanted = Features(common | COLUMNS | CHECKED)
+    equal = []
+    for dataset in datasets:
+        for name in wanted.keys() - set(dataset.column_names):
+            dataset = replace_column(dataset, name, [None] * len(dataset))
+        equal.append(dataset.select_columns(list(wanted)).cast(wanted))
+    return equal
+
+
+def as_stream(dataset: IterableDataset) -> IterableDataset:
+    """A stream with `COLUMNS` alone."""
+    return dataset.map(_row, remove_columns=dataset.column_names, features=COLUMNS)
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in COLUMNS}
+
+
+def mix(datasets: list[Dataset], weights: list[float], seed: int) -> Dataset:
+    """One dataset of several of `check_clips`.
+
+    Args:
+        weights: their shares: it lasts until every clip of all is in it, those of the others repeatedly. None: every
+            clip is in it once.
+    """
+    if len(datasets) == 1:
+        return datasets[0]
+    datasets = with_equal_columns(datasets)
+    if not weights:
+        return concatenate_datasets(datasets)
+    return interleave_datasets(datasets, _shares(weights), seed=seed, stopping_strategy="all_exhausted")
+
+
+def with_negatives(dataset: Dataset, negatives: Dataset, share: float, seed: int) -> Dataset:
+    """The dataset and so many rows of `negatives`, if need be repeatedly, that they are the `share` of the whole."""
+    number = max(round(len(dataset) * share / (1.0 - share)), 1)
+    order = np.random.default_rng(seed).permutation(len(negatives))
+    chosen = negatives.select(np.resize(order, number))
+    return concatenate_datasets(with_equal_columns([dataset, chosen]))
+
+
+def _shares(weights: list[float]) -> list[float]:
+    return [weight / sum(weights) for weight in weights]
+
+
+@dataclass
+class SpeechStream:
+    """Rows of several streams for ever, epoch after epoch, always in the order that the seed decides.
+
+    A row stands at the same place in every run, whatever becomes of it: so a run that is resumed passes over as many
+    rows as it has trained on, without decoding them.
+
+    Attributes:
+        datasets: of `as_stream`.
+        weights: their shares: an epoch lasts until every clip of all has come, those of the others repeatedly. None:
+            they take turns, and every clip comes once.
+        buffer: rows of a dataset from which the next is drawn.
+        negatives: mixed in with the `share`, repeatedly.
+        on_bad_audio: "error": a row that can't be used ends the run. "skip": it is left out.
+    """
+
+    datasets: list[IterableDataset]
+    weights: list[float] = field(default_factory=list)
+    seed: int = 0
+    buffer: int = 1000
+    negatives: IterableDataset | None = None
+    share: float = 0.0
+    on_bad_audio: str = "error"
+
+    def __getitem__(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row itself: what a sampler draws from a stream is the row and not a number."""
+        return row
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Each with its `draw`: seed, epoch, and number in the epoch.
+
+        Raises `UserError` if there are none.
+        """
+        epoch = 0
+        while True:
+            number = -1
+            for number, row in enumerate(self._epoch(epoch)):
+                yield {**row, "draw": (self.seed, epoch, number)}
+            if number < 0:
+                raise UserError("the stream of speech has no rows")
+            epoch += 1
+
+    def _epoch(self, epoch: int) -> IterableDataset:
+        # seeds of our own: `IterableDataset.set_epoch` doesn't reach the shuffled parts of an interleaved dataset
+        seeds = np.random.default_rng([self.seed, epoch]).integers(2**31, size=len(self.datasets) + 3).tolist()
+        parts = [
+            dataset.shuffle(seed=seed, buffer_size=self.buffer)
+            for dataset, seed in zip(self.datasets, seeds, strict=False)
+        ]
+        speech = parts[0]
+        if len(parts) > 1 and self.weights:
+            speech = interleave_datasets(
+                parts, _shares(self.weights), seed=seeds[-1], stopping_strategy="all_exhausted"
+            )
+        elif len(parts) > 1:
+            speech = interleave_datasets(parts, stopping_strategy="all_exhausted_without_replacement")
+        if self.negatives is None:
+            return speech
+        negatives = self.negatives.shuffle(seed=seeds[-2], buffer_size=self.buffer)
+        shares = [1.0 - self.share, self.share]
+        return interleave_datasets([speech, negatives], shares, seed=seeds[-3], stopping_strategy="all_exhausted")

@@ -1,0 +1,60 @@
+"""The rows of a stream that couldn't be used, or weren't wanted: counted, listed, and not forgotten by a resume."""
+
+import csv
+import json
+from pathlib import Path
+
+from .errors import UserError
+
+SKIPPED_FILE = "skipped_rows.json"
+
+
+def skipped_rows_file(output_dir: str, process: int) -> Path:
+    return Path(output_dir) / f"skipped-stream{f'-{process}' if process else ''}.csv"
+
+
+class SkippedRows:
+    """Appends to a CSV (clip, reason) what is left out of training.
+
+    Args:
+        file: one for each process.
+        on_bad_audio: "error": a row that can't be used is an error; "skip": it is left out, as those that the filters
+            don't want always are.
+    """
+
+    def __init__(self, file: Path, on_bad_audio: str):
+        self.file, self.on_bad_audio = file, on_bad_audio
+        self.count = 0
+
+    def add(self, rows: list[tuple[str, str, bool]], step: int) -> None:
+        """Clip, reason, and whether it can't be used; in the batch after `step` updates."""
+        for clip, reason, unusable in rows:
+            if unusable and self.on_bad_audio == "error":
+                raise UserError(
+                    f"step {step}, {clip}: {reason}. Mend it, or leave such clips out: --on_bad_audio skip. "
+                    "Checkpoints are from before: go on with --resume_from_checkpoint last"
+                )
+        if not rows:
+            return
+        if self.count == 0:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text("clip,reason\n", encoding="utf-8")
+        with self.file.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(row[:2] for row in rows)
+        self.count += len(rows)
+
+    @staticmethod
+    def save(directory: Path, counts: list[int]) -> None:
+        """Write the counts of all processes into a checkpoint."""
+        (directory / SKIPPED_FILE).write_text(json.dumps(counts))
+
+    def load(self, directory: Path, process: int) -> None:
+        """Go back to what the checkpoint knows of: rows skipped after it will come again."""
+        file = directory / SKIPPED_FILE
+        counts = json.loads(file.read_text()) if file.is_file() else []
+        self.count = counts[process] if process < len(counts) else 0
+        if self.count and self.file.is_file():
+            with self.file.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))[: self.count + 1]
+            with self.file.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows)
