@@ -185,7 +185,7 @@ def blend(
         mix: beta of the Jensen-Shannon divergence, alpha of the skewed KL.
         trust_label: `g_i` is the teacher's probability of the label rather than 1; what the teacher isn't trusted with
             goes to the labels, so a confident mistake of the teacher (a hallucination) isn't learnt.
-        trusted: `(tokens,)` bool, by which `g_i` is multiplied: False on clips without speech. Default: True everywhere.
+        trusted: `(tokens,)` bool, `g_i` is multiplied by it: False on clips without speech. Default: all are True.
     """
     for name, weight, target in (("teacher", teacher_weight, teacher), ("self", self_weight, self_teacher)):
         if weight and target is None:
