@@ -3,9 +3,10 @@
     L = sum_i [ (1 - a*g_i - b) * CE_i + a*g_i * T^2*D(teacher_i || student_i) + b * T^2*D(self_i || student_i) ] / N
 
 over the `N` label tokens of one update. `a` is the weight on the teacher, `b` the weight on the self-teacher, `T` the
-temperature, `g_i` the trust in the teacher at token `i`, `D` one of the divergences below. Everything here is per
-token and in float32 whatever the models' dtype; the sum and the division by `N` are the trainer's, because `N` counts
-the tokens of all accumulation steps and processes.
+temperature, `g_i` the trust in the teacher at token `i`, `D` one of the divergences below. `g_i` is 0 on clips without
+speech, whose empty labels are certain, so that what a teacher makes up there isn't learnt; elsewhere it is 1, or the
+teacher's probability of the label. Everything here is per token and in float32 whatever the models' dtype; the sum and
+the division by `N` are the trainer's, because `N` counts the tokens of all accumulation steps and processes.
 
 To add a divergence, write a function of (target log-probs, student log-probs, mix) and name it in `DIVERGENCES`.
 """
@@ -167,6 +168,7 @@ def blend(
     divergence: Divergence = forward_kl,
     mix: float = 0.5,
     trust_label: bool = False,
+    trusted: Tensor | None = None,
 ) -> BlendTerms:
     """The objective at every label token, before the sum over tokens and the division by their number.
 
@@ -183,6 +185,7 @@ def blend(
         mix: beta of the Jensen-Shannon divergence, alpha of the skewed KL.
         trust_label: `g_i` is the teacher's probability of the label rather than 1; what the teacher isn't trusted with
             goes to the labels, so a confident mistake of the teacher (a hallucination) isn't learnt.
+        trusted: `(tokens,)` bool, `g_i` is multiplied by it: False on clips without speech. Default: all are True.
     """
     for name, weight, target in (("teacher", teacher_weight, teacher), ("self", self_weight, self_teacher)):
         if weight and target is None:
@@ -215,6 +218,8 @@ def blend(
         on_best = student_logits.detach().gather(-1, best[:, None])[:, 0]
         terms.agreement = (on_best == student_logits.detach().amax(-1)).float()
         on_teacher = teacher_weight * torch.exp(-terms.teacher_ce) if trust_label else teacher_weight
+        if trusted is not None:
+            on_teacher = on_teacher * trusted
         on_labels = on_labels - on_teacher
         soft = soft + on_teacher * terms.teacher
     if self_teacher is not None:

@@ -67,6 +67,7 @@ def chunked_blend(
     *,
     teacher: Unprojected | TopK | None = None,
     self_teacher: Unprojected | TopK | None = None,
+    trusted: Tensor | None = None,
     gradient_scale: float = 1.0,
     **options: Any,
 ) -> tuple[Tensor, BlendTerms]:
@@ -76,6 +77,7 @@ def chunked_blend(
         student: of the label tokens, the positions where `labels != -100` only.
         labels: `(tokens,)`.
         teacher, self_teacher: the soft targets at the same tokens.
+        trusted: `(tokens,)` bool; default: all.
         gradient_scale: the gradient is kept multiplied by it until the backward pass: in float16 the loss scale over
             the number of tokens, or small gradients are lost.
         options: the other arguments of `blend`.
@@ -88,7 +90,7 @@ def chunked_blend(
         for name, target in {"teacher": teacher, "self_teacher": self_teacher}.items()
         if target is not None
     }
-    chunks = _Chunks(labels, targets, options, gradient_scale)
+    chunks = _Chunks(labels, targets, trusted, options, gradient_scale)
     if torch.is_grad_enabled():
         total = _ProjectInChunks.apply(student.hidden, student.weight, chunks)
     else:
@@ -102,9 +104,15 @@ class _Chunks:
     """The objective on one chunk of logits after another. Notes the terms."""
 
     def __init__(
-        self, labels: Tensor, targets: dict[str, Unprojected | TopK], options: dict[str, Any], gradient_scale: float
+        self,
+        labels: Tensor,
+        targets: dict[str, Unprojected | TopK],
+        trusted: Tensor | None,
+        options: dict[str, Any],
+        gradient_scale: float,
     ):
         self.labels, self.targets, self.options, self.gradient_scale = labels, targets, options, gradient_scale
+        self.trusted = trusted
         # one tensor a term, filled row by row: small ones kept between the chunks would break up malloc's free blocks
         self.terms: dict[str, Tensor] = {}
 
@@ -123,6 +131,8 @@ class _Chunks:
                 name: target.rows(rows) if isinstance(target, TopK) else target[rows]
                 for name, target in targets.items()
             }
+            if self.trusted is not None:
+                row_targets["trusted"] = self.trusted[chunk][rows]
             with torch.set_grad_enabled(with_gradient):
                 row_logits = logits[rows].detach().requires_grad_(with_gradient)
                 terms = blend(row_logits, self.labels[chunk][rows], **row_targets, **self.options)

@@ -221,7 +221,8 @@ class ASKDTrainer(SavingTrainer):
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         labels = inputs["labels"]
         real = labels != -100
-        not_students = ("labels", "teacher_input_features", *TEACHER_COLUMNS)
+        speech = ~inputs["no_speech"][:, None].expand_as(labels) if "no_speech" in inputs else None
+        not_students = ("labels", "no_speech", "teacher_input_features", *TEACHER_COLUMNS)
         batch = {name: value for name, value in inputs.items() if name not in not_students}
         if "decoder_input_ids" not in batch:  # another collator's: no prompts, so they follow from the labels
             batch["decoder_input_ids"] = shift_tokens_right(
@@ -253,6 +254,7 @@ class ASKDTrainer(SavingTrainer):
                 divergence=DIVERGENCES[self.args.divergence],
                 mix=self.args.divergence_mix,
                 trust_label=self.args.trust_label,
+                trusted=None if speech is None else speech[real],
                 gradient_scale=gradient_scale,
             )
         return total, terms, outputs

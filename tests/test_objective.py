@@ -21,10 +21,10 @@ def numpy_divergence(name, p, q, mix):
     return rel_entr(p, m).sum(-1)
 
 
-def numpy_blend(student, labels, teacher, self_, a, b, temperature, name, mix, trust_label):
+def numpy_blend(student, labels, teacher, self_, a, b, temperature, name, mix, trust_label, trusted=1.0):
     rows = np.arange(len(labels))
     ce = -log_softmax(student, axis=-1)[rows, labels]
-    g = softmax(teacher, axis=-1)[rows, labels] if trust_label else 1.0
+    g = trusted * (softmax(teacher, axis=-1)[rows, labels] if trust_label else 1.0)
     q = softmax(student / temperature, axis=-1)
     d_teacher = temperature**2 * numpy_divergence(name, softmax(teacher / temperature, axis=-1), q, mix)
     d_self = temperature**2 * numpy_divergence(name, softmax(self_ / temperature, axis=-1), q, mix)
@@ -124,6 +124,33 @@ def test_trust_gives_what_it_takes_from_a_mistaken_teacher_to_the_labels():
     terms = blend(student, labels, teacher=teacher, teacher_weight=1.0, trust_label=True)
     torch.testing.assert_close(terms.total[0], terms.ce[0])
     torch.testing.assert_close(terms.total[1], terms.teacher[1])
+
+
+@pytest.mark.parametrize("soft", ["top k", "full"])
+@pytest.mark.parametrize("trust_label", [False, True])
+def test_on_clips_without_speech_the_teachers_share_goes_to_the_labels(logits, trust_label, soft):
+    student, teacher, self_, labels = logits
+    trusted = np.array([True, False, False, True, True, False, True])
+    target, trusted_tensor = torch.from_numpy(teacher), torch.from_numpy(trusted)
+    if soft == "top k":  # all but one, which is no less than all
+        target = TopK.from_logits(target, torch.from_numpy(labels), VOCABULARY - 1, 2.0)
+
+    def ours(logits, target, a, b, trusted):
+        soft_targets = dict(teacher=target, self_teacher=torch.from_numpy(self_), teacher_weight=a, self_weight=b)
+        options = dict(temperature=2.0, trust_label=trust_label, trusted=trusted)
+        return blend(logits, torch.from_numpy(labels), **soft_targets, **options)
+
+    for a, b in ((1.0, 0.0), (0.5, 0.4)):
+        leaf = torch.from_numpy(student).float().requires_grad_()
+        terms = ours(leaf, target, a, b, trusted_tensor)
+        of_speech = numpy_blend(student, labels, teacher, self_, a, b, 2.0, "forward_kl", 0.5, trust_label, trusted)
+        np.testing.assert_allclose(terms.total.detach(), of_speech, rtol=1e-4, atol=1e-5)
+        # the gradient is that of the labels, and of the self-teacher, alone; elsewhere the mask changes nothing
+        (gradient,) = torch.autograd.grad(terms.total.sum(), leaf)
+        (without,) = torch.autograd.grad(ours(leaf, target, 0.0, b, None).total.sum(), leaf)
+        (everywhere,) = torch.autograd.grad(ours(leaf, target, a, b, None).total.sum(), leaf)
+        torch.testing.assert_close(gradient, torch.where(trusted_tensor[:, None], everywhere, without))
+        assert (everywhere - without).abs().amax(1).min() > 1e-4
 
 
 @pytest.mark.parametrize("with_self", [False, True])

@@ -91,6 +91,17 @@ def test_sum_terms_and_gradients_are_those_of_the_plain_computation(targets, tem
 
 
 @pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("trust_label", [False, True])
+def test_tokens_without_speech_stay_with_their_labels_in_any_chunk(targets, trust_label):
+    for tokens in (1, CHUNK + 1, 5 * CHUNK + 2):
+        trusted = torch.rand(tokens, generator=torch.Generator().manual_seed(tokens)) < 0.5
+        case = Case(tokens, targets, trust_label=trust_label, seed=tokens, trusted=trusted)
+        assert_same(case, rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            torch.testing.assert_close(case.in_chunks()[1].total, case.at_once()[1].total, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("targets", TARGETS)
 def test_in_float64_only_the_order_of_the_sum_differs(targets):
     """The objective is float32 a token, the same in any chunk; what surrounds it is float64."""
     for tokens in (1, CHUNK + 1, 40):
