@@ -237,7 +237,7 @@ def test_the_assistant_goes_without_an_encoder_only_if_it_is_the_teachers(freeze
 
 
 def test_a_translator_says_so():
-    text = card_of(task="translate").text
+    text = card_of(tasks=["translate"]).text
     assert "A Whisper speech translator, from `fr` into English, with 32 encoder" in text and "recogniser" not in text
     assert "--dataset my_speech --language fr --task translate" in text
     assert '.transcribe("speech.flac", language="fr", task="translate")' in text

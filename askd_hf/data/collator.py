@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +12,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperProcesso
 
 from ..errors import UserError
 from .audio import SAMPLING_RATE, AudioError, decode_audio, extract_features, waveform
+from .augment import Augmenter
 from .checks import Limits
 from .encoder_cache import EncoderCache
 from .labels import IGNORED, Example, example, token_id
-
-if TYPE_CHECKING:
-    from .augment import Augmenter
 
 # the teacher's soft labels, in the order of `objective.TopK`; see `askd_hf.teacher_cache`
 TEACHER_COLUMNS = ("teacher_token_ids", "teacher_log_probs", "teacher_log_rest", "teacher_label_log_prob")
@@ -53,7 +51,7 @@ class SpeechCollator:
     teacher_extractor: WhisperFeatureExtractor | None = None
     timestamps: float = 0.0
     prompts: float = 0.0
-    augmenter: "Augmenter | None" = None
+    augmenter: Augmenter | None = None
     limits: Limits | None = None
 
     def __post_init__(self):
