@@ -133,3 +133,35 @@ def test_without_a_tokenizer_any_transcript_is_good(mixed):
     assert kept["clip"][:] == ["0.wav", "7.wav", "8.wav", "9.wav", "10.wav"]
     assert kept["text"][:] == [TEXTS[i] for i in (0, 7, 8, 9, 10)]
     assert "label_tokens" not in kept.column_names
+
+
+def test_filters_leave_out_and_count_what_is_not_wanted(tmp_path, caplog):
+    seconds, texts = [0.2, 0.4, 0.6, 0.8], ["abcdef", "abc", "a", "abcd"]
+    for i, duration in enumerate(seconds):
+        soundfile.write(tmp_path / f"{i}.wav", tone(seconds=duration), RATE)
+    write_csv(
+        tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", text] for i, text in enumerate(texts))]
+    )
+    speech = load_speech(str(tmp_path), None, "train")
+    wanted = Limits(1.0, 20, min_seconds=0.3, max_seconds=0.7, min_label_tokens=2)
+    kept = check(speech, limits=wanted, report_file=tmp_path / "left-out.csv")  # not bad, so no error
+    assert kept["clip"][:] == ["1.wav"]
+    assert (
+        "the filters leave out 3 of 4 clips (1 under --min_seconds, 1 under --min_label_tokens, 1 over" in caplog.text
+    )
+    with (tmp_path / "left-out.csv").open() as file:
+        assert list(csv.reader(file)) == [
+            ["row", "clip", "reason"],
+            ["0", "0.wav", "under --min_seconds: 0.20 s"],
+            ["2", "2.wav", "under --min_label_tokens: 1"],
+            ["3", "3.wav", "over --max_seconds: 0.80 s"],
+        ]
+    with pytest.raises(UserError, match=r"4 of 4 clips \(4 over --max_label_tokens\), so nothing is left"):
+        check(speech, limits=Limits(1.0, 20, max_label_tokens=0))
+
+
+def test_a_clip_without_text_is_good_only_where_nobody_speaks(mixed):
+    with pytest.raises(UserError, match="2 empty transcript"):
+        check(mixed)
+    kept = check(mixed, limits=Limits(1.0, 20, empty_text=True), on_bad_audio="skip")
+    assert kept["clip"][:] == ["0.wav", "8.wav", "9.wav", "10.wav"]

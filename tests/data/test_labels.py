@@ -1,0 +1,188 @@
+"""The decoder's input and labels, token by token, written by hand."""
+
+import copy
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import MULTILINGUAL, make_processor, make_whisper
+from speech_files import RATE, tone, write_csv
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
+
+from askd_hf.data import SpeechCollator, load_speech
+from askd_hf.data.labels import example
+from askd_hf.errors import UserError
+
+SEGMENTS = [{"start": 0.0, "end": 0.3, "text": "ab"}, {"start": 0.34, "end": 0.5, "text": "c"}]
+
+
+@pytest.fixture
+def english():
+    return make_processor(("<|startofprev|>",)).tokenizer
+
+
+@pytest.fixture
+def multilingual():
+    return make_processor((*MULTILINGUAL, "<|startofprev|>")).tokenizer
+
+
+def named(tokenizer, ids: list[int]) -> list[str]:
+    """The tokens; a timestamp, which has no name, as its seconds; -100 as `_`."""
+    zero = tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1
+    names = []
+    for i in ids:
+        if i == -100:
+            names.append("_")
+        elif i >= zero:
+            names.append(f"{(i - zero) * 0.02:.2f}")
+        else:
+            names.append(tokenizer.convert_ids_to_tokens(i).strip("<|>"))
+    return names
+
+
+def tokens(tokenizer, row, **options) -> tuple[str, str]:
+    made = example(tokenizer, row, **options)
+    return tuple(" ".join(named(tokenizer, ids)) for ids in made)
+
+
+def test_plain_labels_are_the_tokenizers(english, multilingual):
+    assert tokens(english, {"text": "ab"}) == ("startoftranscript notimestamps a b", "notimestamps a b endoftext")
+    multilingual.set_prefix_tokens(language="chinese", task="translate")
+    for tokenizer in (english, multilingual):
+        made = example(tokenizer, {"text": "ab"})
+        assert [made.decoder_input_ids[0], *made.labels] == tokenizer("ab").input_ids
+        shifted = shift_tokens_right(
+            torch.tensor([made.labels]), 0, tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+        )
+        assert shifted.tolist() == [made.decoder_input_ids]
+
+
+def test_language_and_task_are_the_rows(multilingual):
+    multilingual.set_prefix_tokens(language="english", task="transcribe")
+    chinese = {"text": "a", "language": "zh", "task": "translate"}
+    assert tokens(multilingual, chinese)[1] == "zh translate notimestamps a endoftext"
+    assert tokens(multilingual, {"text": "a", "language": "zh", "task": None})[1].startswith("zh transcribe ")
+    assert tokens(multilingual, {"text": "a", "language": None})[1].startswith("en transcribe ")
+    unset = make_processor((*MULTILINGUAL, "<|startofprev|>")).tokenizer  # whose prefix names no language
+    assert tokens(unset, chinese) == (
+        "startoftranscript zh translate notimestamps a",
+        "zh translate notimestamps a endoftext",
+    )
+    with pytest.raises(UserError, match=r"has no <\|fr\|>"):
+        example(multilingual, {"text": "a", "language": "fr"})
+
+
+def test_timestamps_stand_around_every_segment(english, multilingual):
+    row = {"text": "ab c", "segments": SEGMENTS}
+    assert tokens(english, row, timestamps=True) == (
+        "startoftranscript 0.00 Ġ a b 0.30 0.34 Ġ c 0.50",
+        "0.00 Ġ a b 0.30 0.34 Ġ c 0.50 endoftext",
+    )
+    assert "notimestamps a b Ġ c" in tokens(english, row)[0]
+    spoken = row | {"language": "zh", "task": "transcribe"}
+    assert tokens(multilingual, spoken, timestamps=True)[1].startswith("zh transcribe 0.00 Ġ a b 0.30 ")
+    assert tokens(english, {"text": "ab", "segments": None}, timestamps=True)[1] == "notimestamps a b endoftext"
+    assert tokens(english, row, timestamps=True, max_positions=20)[1].endswith("0.40 endoftext")  # the window's end
+    slower = tokens(english, row, timestamps=True, time_factor=2.0)[1]
+    assert slower == "0.00 Ġ a b 0.60 0.68 Ġ c 1.00 endoftext"
+    assert tokens(english, row, timestamps=True, max_tokens=9)[1] == "notimestamps a b Ġ c endoftext"  # no room
+
+
+def test_a_prompt_is_read_and_never_learned(english):
+    row = {"text": "ab", "prompt": "cd e"}
+    given, learned = tokens(english, row, prompt=True)
+    assert given == "startofprev Ġ c d Ġ e startoftranscript notimestamps a b"
+    assert learned == "_ _ _ _ _ _ notimestamps a b endoftext"
+    ids = example(english, row, prompt=True).decoder_input_ids[:6]
+    assert ids == english.get_prompt_ids("cd e").tolist()
+    for empty in (None, "", "  "):
+        assert tokens(english, {"text": "ab", "prompt": empty}, prompt=True) == tokens(english, {"text": "ab"})
+    assert tokens(english, row) == tokens(english, {"text": "ab"})  # without being asked
+
+
+def test_a_long_prompt_loses_its_beginning(english):
+    row = {"text": "ab", "prompt": "abcdefghijklmnop"}
+    given, learned = tokens(english, row, prompt=True, max_tokens=12)
+    assert given == "startofprev l m n o p startoftranscript notimestamps a b"  # half of the positions
+    assert len(given.split()) == len(learned.split())
+    given, learned = tokens(english, row | {"text": "abcdefg"}, prompt=True, max_tokens=12)
+    assert given == "startofprev o p startoftranscript notimestamps a b c d e f g"  # what is left of them
+    assert learned.count("_") == 3
+    assert tokens(english, row | {"text": "abcdefghi"}, prompt=True, max_tokens=12)[0].startswith("startoftranscript")
+
+
+# ---- in batches ----
+
+
+@pytest.fixture
+def collator() -> SpeechCollator:
+    processor = make_processor(("<|startofprev|>",))
+    model = make_whisper(processor, vocab_size=len(processor.tokenizer) + 51, max_target_positions=64)
+    return SpeechCollator(processor, model.config, timestamps=0.5, prompts=0.25)
+
+
+@pytest.fixture
+def rows(tmp_path) -> list[dict]:
+    write_csv(tmp_path / "metadata.csv", [["file_name", "text"], ["0.wav", "ab c"]])
+    soundfile.write(tmp_path / "0.wav", tone(), RATE)
+    (row,) = load_speech(str(tmp_path), None, "train")
+    return [row | {"segments": SEGMENTS, "prompt": "cd", "draw": (7, 0, i)} for i in range(400)]
+
+
+def kind(collator: SpeechCollator, inputs: list[int], labels: list[int]) -> tuple[bool, bool]:
+    """Whether with timestamps, whether with a prompt."""
+    tokenizer = collator.processor.tokenizer
+    token = tokenizer.convert_tokens_to_ids
+    return token("<|notimestamps|>") not in inputs, inputs[0] == token("<|startofprev|>")
+
+
+def test_timestamps_and_prompts_come_with_their_probabilities(collator, rows):
+    kinds = [kind(collator, *collator._example(row, 1.0)) for row in rows]
+    timestamps, prompts = np.mean(kinds, axis=0)
+    assert abs(timestamps - 0.5) < 4 * (0.25 / 400) ** 0.5 and abs(prompts - 0.25) < 4 * (0.1875 / 400) ** 0.5
+    both = np.mean([all(pair) for pair in kinds])  # independent of one another
+    assert abs(both - 0.125) < 4 * (0.11 / 400) ** 0.5
+    assert kinds == [kind(collator, *collator._example(row, 1.0)) for row in rows]
+    later = [kind(collator, *collator._example(row | {"draw": (7, 1, i)}, 1.0)) for i, row in enumerate(rows)]
+    assert kinds != later
+
+
+def test_without_a_draw_nothing_is_random(collator, rows):
+    certain = copy.copy(collator)
+    certain.timestamps = certain.prompts = 1.0
+    plain = {name: value for name, value in rows[0].items() if name != "draw"}
+    assert kind(certain, *certain._example(plain, 1.0)) == (False, False)
+    assert kind(certain, *certain._example(rows[0], 1.0)) == (True, True)
+
+
+def test_a_batch_is_padded_to_its_longest(collator, rows):
+    collator.timestamps, collator.prompts = 0.0, 1.0
+    batch = collator([rows[0], rows[1] | {"text": "a", "prompt": None}])
+    tokenizer = collator.processor.tokenizer
+    assert named(tokenizer, batch["decoder_input_ids"][0].tolist()) == (
+        ["startofprev", "Ġ", "c", "d", "startoftranscript", "notimestamps", "a", "b", "Ġ", "c"]
+    )
+    assert named(tokenizer, batch["labels"][0].tolist()) == [
+        "_",
+        "_",
+        "_",
+        "_",
+        "notimestamps",
+        "a",
+        "b",
+        "Ġ",
+        "c",
+        "endoftext",
+    ]
+    assert named(tokenizer, batch["decoder_input_ids"][1].tolist()) == (
+        ["startoftranscript", "notimestamps", "a"] + ["endoftext"] * 7
+    )
+    assert named(tokenizer, batch["labels"][1].tolist()) == ["notimestamps", "a", "endoftext"] + ["_"] * 7
+
+
+def test_a_vocabulary_without_timestamps_is_refused(collator):
+    collator.config.vocab_size -= 1
+    with pytest.raises(UserError, match="the model's vocabulary has no timestamps"):
+        SpeechCollator(collator.processor, collator.config, timestamps=0.1)
+    SpeechCollator(collator.processor, collator.config, prompts=0.1)

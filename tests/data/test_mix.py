@@ -1,0 +1,177 @@
+"""Mixes and streams: shares, columns, order."""
+
+import itertools
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from speech_files import audiofolder
+
+from askd_hf.data import (
+    DrawnRows,
+    Limits,
+    SpeechStream,
+    StreamSampler,
+    as_stream,
+    check_clips,
+    clean_texts,
+    load_speech,
+    mix,
+    with_negatives,
+)
+from askd_hf.data.languages import with_language
+from askd_hf.data.negatives import negatives_from
+from askd_hf.errors import UserError
+
+COLUMNS = ["audio", "text", "clip", "language", "task", "segments", "prompt"]
+
+
+def speech(folder, name: str, clips: int) -> Dataset:
+    """Clips `NAME/audio/I.wav` with the texts `NAME I`."""
+    dataset = load_speech(str(audiofolder(folder / name, [f"{name} {i}" for i in range(clips)])), None, "train")
+    return check_clips(dataset, lambda row: list(row["text"]), Limits(1.0), on_bad_audio="error")
+
+
+@pytest.fixture
+def two(tmp_path) -> list[Dataset]:
+    return [speech(tmp_path, "a", 12), speech(tmp_path, "b", 4)]
+
+
+def test_without_weights_every_clip_is_there_once(two):
+    mixed = mix(two, [], seed=0)
+    assert mixed["text"][:] == [f"a {i}" for i in range(12)] + [f"b {i}" for i in range(4)]
+    assert set(mixed.column_names) == {*COLUMNS, "seconds", "audio_key", "label_tokens", "speaker"}
+    assert mixed["audio_key"][:12] == two[0]["audio_key"][:]
+    assert mix(two[:1], [], seed=0) is two[0]
+
+
+def test_weights_are_shares_and_every_clip_is_there(two):
+    mixed = mix(two, [3.0, 1.0], seed=0)
+    counts = Counter(mixed["text"][:])
+    assert set(counts) == {*(f"a {i}" for i in range(12)), *(f"b {i}" for i in range(4))}
+    many = mix(two, [1.0, 9.0], seed=1)["text"][:]
+    share = sum(text.startswith("b") for text in many) / len(many)
+    assert abs(share - 0.9) < 4 * (0.09 / len(many)) ** 0.5
+    assert mix(two, [3.0, 1.0], seed=0)["text"][:] == mixed["text"][:] != mix(two, [3.0, 1.0], seed=5)["text"][:]
+
+
+def test_columns_that_one_lacks_are_empty_there(two):
+    two[0] = two[0].add_column("segments", [[{"start": 0.0, "end": 0.5, "text": "x"}]] * 12).remove_columns("speaker")
+    mixed = mix([with_language(two[0], "French", None), two[1]], [], seed=0)
+    assert mixed["language"][:] == ["fr"] * 12 + [None] * 4
+    assert mixed["task"][:] == ["transcribe"] * 12 + [None] * 4
+    assert mixed[0]["segments"] == [{"start": 0.0, "end": 0.5, "text": "x"}] and mixed[15]["segments"] is None
+    assert "speaker" not in mixed.column_names
+
+
+def test_negatives_are_their_share(two):
+    silence = negatives_from(two[1])
+    silence = check_clips(silence, lambda row: [1, 2], Limits(1.0, empty_text=True), on_bad_audio="error")
+    mixed = with_negatives(two[0], silence, 0.4, seed=0)
+    assert mixed["text"][:] == [*two[0]["text"][:], *[""] * 8]  # 8 of 20
+    assert Counter(mixed["clip"][12:]) == dict.fromkeys(two[1]["clip"][:], 2)
+
+
+# ---- streams ----
+
+
+def streamed(two: list[Dataset], **options) -> SpeechStream:
+    return SpeechStream([as_stream(dataset.to_iterable_dataset()) for dataset in two], **options)
+
+
+def first(stream: SpeechStream, number: int) -> list[str]:
+    return [row["text"] for row in itertools.islice(stream.rows(), number)]
+
+
+def test_a_stream_without_weights_gives_every_clip_once_an_epoch(two):
+    everything = sorted([*two[0]["text"][:], *two[1]["text"][:]])
+    texts = first(streamed(two, seed=3, buffer=5), 48)
+    epochs = [texts[:16], texts[16:32], texts[32:]]
+    assert all(sorted(epoch) == everything for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert Counter(text[0] for text in texts[:8]) == {"a": 4, "b": 4}  # they take turns while both have some
+
+
+def test_the_order_of_a_stream_is_the_seeds(two):
+    assert first(streamed(two, seed=3), 40) == first(streamed(two, seed=3), 40) != first(streamed(two, seed=4), 40)
+    rows = list(itertools.islice(streamed(two, seed=3).rows(), 20))
+    assert [row["draw"] for row in rows] == [(3, 0, i) for i in range(16)] + [(3, 1, i) for i in range(4)]
+    assert set(rows[0]) == {*COLUMNS, "draw"}
+
+
+def test_shares_of_a_stream(two):
+    texts = first(streamed(two, weights=[1.0, 4.0], seed=1), 600)
+    share = sum(text.startswith("b") for text in texts) / 600
+    assert abs(share - 0.8) < 4 * (0.16 / 600) ** 0.5
+    assert len(set(texts)) == 16
+    silence = as_stream(negatives_from(two[1]).to_iterable_dataset())
+    texts = first(streamed(two[:1], seed=1, negatives=silence, share=0.25), 600)
+    assert abs(texts.count("") / 600 - 0.25) < 4 * (0.1875 / 600) ** 0.5
+
+
+def test_an_empty_stream_ends(two):
+    nothing = as_stream(two[0].to_iterable_dataset()).take(0)
+    with pytest.raises(UserError, match="no rows"):
+        first(SpeechStream([nothing]), 1)
+
+
+def test_a_streams_sampler_gives_rows(two):
+    stream = streamed(two, seed=3)
+    sampler = StreamSampler(stream, 20)
+    assert len(sampler) == 20
+    rows = list(sampler)
+    assert [row["text"] for row in rows] == first(stream, 20)
+    assert stream[rows[0]] is rows[0]
+
+
+def test_drawn_rows_know_their_epoch(two):
+    drawn = DrawnRows(two[0], seed=9)
+    drawn.epoch = 2
+    assert len(drawn) == 12 and drawn[5] == two[0][5] | {"draw": (9, 2, 5)}
+
+
+@pytest.mark.parametrize("layout", ["audiofolder", "saved", "parquet", "hub"])
+def test_what_is_streamed_is_what_is_loaded(tmp_path, layout):
+    folder = audiofolder(tmp_path / "speech", ["x y", "y", "z"])
+    loaded = load_speech(str(folder), None, "train")
+    if layout == "saved":
+        loaded.save_to_disk(tmp_path / "saved")
+        folder = tmp_path / "saved"
+    elif layout != "audiofolder":
+        target = tmp_path / ("data.parquet" if layout == "parquet" else "hub/data/train-00000-of-00001.parquet")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        embedded = [{"bytes": Path(row["audio"]["path"]).read_bytes(), "path": None} for row in loaded]
+        loaded = loaded.remove_columns(["audio", "clip"]).add_column("audio", embedded)
+        loaded.to_parquet(target)
+        folder = target if layout == "parquet" else tmp_path / "hub"
+    expected = load_speech(str(folder), None, "train")
+    streamed = load_speech(str(folder), None, "train", streaming=True)
+    rows = list(as_stream(clean_texts(with_language(streamed, "fr", None), "auto", "speech")))
+    assert [row["text"] for row in rows] == ["x y", "y", "z"]
+    assert [row["clip"] for row in rows] == expected["clip"][:]
+    assert [row["audio"] for row in rows] == expected["audio"][:]
+    assert {row["language"] for row in rows} == {"fr"} and {row["prompt"] for row in rows} == {None}
+
+
+def test_texts_of_a_stream_are_cleaned(tmp_path, caplog):
+    folder = audiofolder(tmp_path, ["ONE  TWO", "(SIGHS) THREE"])
+    with caplog.at_level(logging.WARNING):
+        stream = clean_texts(load_speech(str(folder), None, "train", streaming=True), "auto", "mine")
+    assert "mine: the transcripts are all in capitals" in caplog.text
+    assert [row["text"] for row in stream] == ["one two", "(sighs) three"]
+    stream = load_speech(str(folder), None, "train", streaming=True)
+    cleaned = clean_texts(stream, "keep", "mine", lambda text: text.replace("(SIGHS)", " "))
+    assert [row["text"] for row in cleaned] == ["ONE TWO", "THREE"]
+
+
+def test_a_stream_has_no_slices(tmp_path):
+    folder = audiofolder(tmp_path / "a", ["x", "y"])
+    load_speech(str(folder), None, "train").remove_columns(["audio", "clip"]).add_column(
+        "audio", [{"bytes": b"", "path": None}] * 2
+    ).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="a stream can't be sliced like 'train\\[:1\\]'; take --max_train_samples"):
+        load_speech(str(tmp_path / "x.parquet"), None, "train[:1]", streaming=True)
+    both = load_speech(str(folder), None, "train[:1]+train[1:]", streaming=True)
+    assert [row["text"] for row in both] == ["x", "y"]

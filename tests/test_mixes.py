@@ -1,0 +1,246 @@
+"""`examples/distill.py` on several datasets, streams, two languages, timestamps and prompts."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import ROOT, launch_two, make_multilingual, make_processor, make_whisper, run_here, write_speech
+from datasets import load_from_disk
+from safetensors.torch import load_file
+from transformers import WhisperForConditionalGeneration, pipeline
+
+from askd_hf.data import load_speech
+from askd_hf.evaluation import Results
+
+SCRIPT = ROOT / "examples" / "distill.py"
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory) -> Path:
+    """An English-only teacher with timestamps and prompts."""
+    directory = tmp_path_factory.mktemp("teacher")
+    processor = make_processor(("<|startofprev|>",))
+    make_whisper(processor, vocab_size=len(processor.tokenizer) + 51).save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def multilingual_dir(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("multilingual")
+    model, processor = make_multilingual()
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[Path]:
+    """Two directories of speech, the second with times and the text before, and a corrupt clip."""
+    first, second = (tmp_path_factory.mktemp(name) for name in ("first", "second"))
+    write_speech(first, clips=14, seed=0)
+    write_speech(second / "files", clips=9, seed=1)
+    rows = []
+    for row in load_speech(str(second / "files"), None, "train"):
+        seconds = soundfile.info(row["audio"]["path"]).duration
+        segments = [
+            {"start": 0.0, "end": 0.1, "text": row["text"][:1]},
+            {"start": 0.12, "end": round(seconds, 2), "text": row["text"][1:]},
+        ]
+        rows.append({"file_name": f"files/{row['clip']}", "text": row["text"], "segments": segments, "prompt": "fed"})
+    (second / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.move(second / "files" / "metadata.csv", second / "unused.csv")
+    (second / "files" / "audio" / "004.wav").write_bytes(b"no audio")
+    return [first, second]
+
+
+def options(teacher: Path, two: list[Path], output_dir: Path, *more) -> list[str]:
+    command = (
+        f"--teacher {teacher} --dataset {two[0]} {two[1]} --output_dir {output_dir} --use_cpu --disable_tqdm True"
+    )
+    command += " --per_device_train_batch_size 4 --learning_rate 1e-2 --logging_steps 1 --on_bad_audio skip"
+    return [*command.split(), *map(str, more)]
+
+
+STREAM = "--streaming True --max_steps 14 --dataset_weights 0.6 0.4 --shuffle_buffer 6 --negatives synthetic "
+STREAM += "--negatives_share 0.1 --timestamp_probability 0.5 --prompt_probability 0.5 --augment gain noise "
+STREAM += "--max_seconds 0.95 --save_strategy steps --save_steps 2 --save_total_limit 8"
+
+
+def start(*arguments) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def log_of(run: Path) -> list[dict]:
+    """What each training step logged, timings aside."""
+    state = json.loads(
+        max(run.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime).read_text()
+    )
+    timings = ("data_wait", "clips_per_second", "hours_left")
+    return [{k: v for k, v in row.items() if k not in timings} for row in state["log_history"] if "loss" in row]
+
+
+def test_a_streamed_mix_killed_twice_ends_as_if_it_had_not_been(tmp_path, teacher_dir, two):
+    """In the middle of an epoch, with all that is random about a clip, by rows that can't be used or aren't wanted."""
+    whole = start(*options(teacher_dir, two, tmp_path / "whole", *STREAM.split()))
+    arguments = options(teacher_dir, two, tmp_path / "killed", *STREAM.split())
+    for number, checkpoint in enumerate(("checkpoint-4", "checkpoint-8")):
+        process = start(*arguments, *(["--resume_from_checkpoint", "last"] if number else []))
+        deadline = time.time() + 240
+        while not (tmp_path / "killed" / checkpoint / "trainer_state.json").exists():
+            assert process.poll() is None and time.time() < deadline, process.communicate()[0]
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    resumed = start(*arguments, "--resume_from_checkpoint", "last", "--dataloader_num_workers", "2")
+    for process in (whole, resumed):
+        printed, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, printed
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")
+    listed = [list(csv.reader((tmp_path / name / "skipped-stream.csv").open())) for name in ("whole", "killed")]
+    assert listed[0] == listed[1]
+    assert len(listed[0]) - 1 == log_of(tmp_path / "whole")[-1]["skipped_rows"]
+    reasons = {reason.partition(":")[0] for _, reason in listed[0][1:]}
+    assert reasons == {"not an audio file, or of an unknown format", "over --max_seconds"}
+
+
+def test_a_clip_of_a_stream_that_cannot_be_used_ends_the_run_by_name(monkeypatch, capsys, tmp_path, teacher_dir, two):
+    arguments = options(teacher_dir, two[::-1], tmp_path / "run", "--streaming", "True", "--max_steps", "9")
+    ended = run_here(monkeypatch, capsys, *arguments, "--on_bad_audio", "error")
+    assert ended[0] == 2
+    assert re.search(r"step \d, files/audio/004.wav: not an audio file.*--on_bad_audio skip", ended[2])
+
+
+def test_two_processes_share_a_stream(tmp_path, teacher_dir, two):
+    """Each takes half of the batches that one process would take, and the weights are the same."""
+    common = "--streaming True --max_steps 4 --dataset_weights 0.6 0.4 --compare False --save_strategy no --optim sgd"
+    process = start(*options(teacher_dir, two, tmp_path / "one", *common.split()))
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    halved = options(teacher_dir, two, tmp_path / "both", *common.split(), "--per_device_train_batch_size", "2")
+    ended = launch_two(SCRIPT, *halved)
+    assert ended.returncode == 0, ended.stderr
+    one, both = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "both"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(both[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--streaming True", "say how long to train with --max_steps"),
+        ("--streaming True --max_steps 2 --cache_encoder x", "they need all clips at once"),
+        ("--timestamp_probability 0.5 --cache_teacher x", "has the teacher's answers for a clip's plain labels"),
+        ("--dataset_weights 1 2 3", "3 of them for 2 of --dataset"),
+        ("--dataset_weights 1 -2", "must be positive"),
+        ("--prompt_probability 1.5", "1.5 is not between 0 and 1"),
+        ("--task sing", "--task sing: it is transcribe or translate"),
+        ("--negatives synthetic --negatives_share 1", "--negatives_share 1.0 is not strictly between"),
+        ("--cache_encoder x --augment gain", "can't be cached"),
+        ("--streaming True --max_steps 2 --train_sampling_strategy group_by_length", "aren't known"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(monkeypatch, capsys, tmp_path, teacher_dir, two, more, message):
+    monkeypatch.chdir(tmp_path)
+    ended = run_here(monkeypatch, capsys, *options(teacher_dir, two, tmp_path / "run", *more.split()))
+    assert ended[0] == 2 and message in ended[2], ended[2]
+
+
+# ---- languages ----
+
+
+def test_two_languages_in_one_run(monkeypatch, capsys, tmp_path, multilingual_dir, speech_dir):
+    chinese = tmp_path / "chinese"
+    for split, clips in (("train", 6), ("validation", 3)):
+        write_speech(chinese / split, clips=clips, seed=5)
+    arguments = f"--teacher {multilingual_dir} --dataset {speech_dir} {chinese} --language english zh --use_cpu"
+    arguments += f" --output_dir {tmp_path / 'run'} --eval_splits validation --num_train_epochs 2"
+    arguments += " --per_device_train_batch_size 8 --eval_strategy epoch"
+    ended = run_here(monkeypatch, capsys, *arguments.split())
+    assert ended[0] == 0, ended[2]
+    (english, other) = Results.load(tmp_path / "run" / "evaluation" / "results.json").sets
+    assert [(entry.name, entry.language, entry.clips) for entry in (english, other)] == [
+        ("speech0-validation", "en", 6),
+        ("chinese-validation", "zh", 3),
+    ] or english.name.endswith("-validation")
+    assert other.normalizer == "basic, by letter" and english.normalizer.startswith("english")
+    student = WhisperForConditionalGeneration.from_pretrained(tmp_path / "run")
+    assert student.generation_config.language is None  # found out clip by clip
+    tone = {"raw": soundfile.read(chinese / "validation" / "audio" / "000.wav")[0], "sampling_rate": 16_000}
+    transcribe = pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))
+    for language in ("en", "zh"):
+        assert isinstance(transcribe(dict(tone), generate_kwargs={"language": language})["text"], str)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "languages `en` and `zh`" in card and re.search(r"^language:\n- en\n- zh$", card, re.MULTILINE)
+
+
+def test_a_column_says_what_is_spoken(monkeypatch, capsys, tmp_path, multilingual_dir, speech_dir):
+    mixed = load_speech(str(speech_dir), None, "train")
+    languages = ["Chinese", "en"] * 8
+    mixed = mixed.add_column("language", languages).add_column("task", ["translate", "transcribe"] * 8)
+    mixed.save_to_disk(tmp_path / "mixed")
+    arguments = (
+        f"--teacher {multilingual_dir} --dataset {tmp_path / 'mixed'} --output_dir {tmp_path / 'run'} --use_cpu"
+    )
+    arguments += " --eval_splits train --max_steps 2 --cache_teacher " + str(tmp_path / "labelled")
+    ended = run_here(monkeypatch, capsys, *arguments.split())
+    assert ended[0] == 0, ended[2]
+    sets = Results.load(tmp_path / "run" / "evaluation" / "results.json").sets
+    assert [(entry.name, entry.language, entry.task, entry.clips) for entry in sets] == [
+        ("mixed-en", "en", "transcribe", 8),
+        ("mixed-zh-translate", "zh", "translate", 8),
+    ]
+    labelled = load_from_disk(tmp_path / "labelled")
+    assert labelled["language"][:] == ["zh", "en"] * 8 and labelled["task"][:2] == ["translate", "transcribe"]
+    wrong = mixed.remove_columns("language").add_column("language", ["en"] * 15 + ["klingon"])
+    wrong.save_to_disk(tmp_path / "wrong")
+    again = arguments.replace(str(tmp_path / "mixed"), str(tmp_path / "wrong")).replace("/run", "/other")
+    ended = run_here(monkeypatch, capsys, *again.split())
+    assert ended[0] == 2 and "row 15, train/audio/015.wav: the model's tokenizer has no <|klingon|>" in ended[2]
+
+
+# ---- timestamps ----
+
+
+def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_path, two):
+    """Before training it is random; it learns the times of one clip by heart, and says them to `pipeline`."""
+    processor = make_processor(("<|startofprev|>",))
+    teacher = make_whisper(processor, vocab_size=len(processor.tokenizer) + 51)
+    teacher.save_pretrained(tmp_path / "teacher")
+    processor.save_pretrained(tmp_path / "teacher")
+    arguments = options(
+        tmp_path / "teacher", two[1:] * 2, tmp_path / "run", "--preset", "ce", "--max_train_samples", "1"
+    )
+    arguments += [
+        "--timestamp_probability",
+        "1",
+        "--max_steps",
+        "60",
+        "--learning_rate",
+        "5e-3",
+        "--logging_steps",
+        "30",
+    ]
+    ended = run_here(monkeypatch, capsys, *arguments)
+    assert ended[0] == 0, ended[2]
+    (row,) = load_speech(str(two[1]), None, "train[:1]")
+    clip = {"raw": soundfile.read(row["audio"]["path"])[0], "sampling_rate": 16_000}
+    transcribe = pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))
+    heard = transcribe(clip, return_timestamps=True)
+    expected = [(segment["start"], segment["end"], segment["text"]) for segment in row["segments"]]
+    assert [(*chunk["timestamp"], chunk["text"].strip()) for chunk in heard["chunks"]] == [
+        (start, pytest.approx(end, abs=0.011), text) for start, end, text in expected
+    ]
+    assert heard["text"].split() == [text for *_, text in expected]
