@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Audio, Dataset
+from datasets import Audio, Dataset, Features, Value
 
 from ..errors import UserError
 
+AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 EXPECTED = "file_name (the audio file, relative to the metadata file) and a transcript column such as transcription"
 
@@ -57,6 +58,22 @@ def read_audiofolder(metadata: Path, root: Path) -> Dataset:
     }
     table.update({name: _array(values, name, metadata) for name, values in columns.items() if name not in table})
     return Dataset(pa.table(table)).cast_column("audio", Audio(decode=False))
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """All audio files in a folder and below, by path."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO and file.is_file())
+
+
+def read_audio_files(files: list[Path], root: Path) -> Dataset:
+    """Files that nothing is known of, with the columns of `read_audiofolder`, and `text`: None."""
+    table = {
+        "audio": [{"bytes": None, "path": str(file)} for file in files],
+        "clip": [str(file.relative_to(root)) for file in files],
+        "text": [None] * len(files),
+    }
+    features = Features(audio=Audio(decode=False), clip=Value("string"), text=Value("string"))
+    return Dataset.from_dict(table, features=features)
 
 
 def _read_columns(metadata: Path) -> dict[str, list]:

@@ -36,6 +36,7 @@ def load_speech(
     *,
     audio_column: str | None = None,
     text_column: str | None = None,
+    text_required: bool = True,
     num_proc: int | None = None,
 ) -> Dataset:
     """Load one split of a speech dataset. Of a Hub dataset only the files of that split are downloaded.
@@ -48,6 +49,7 @@ def load_speech(
         split: with the slices and sums of `datasets`: `train`, `train[:100]`, `train[:10%]+test`.
         audio_column: default: `audio`, or the only column of audio.
         text_column: default: the first of `TEXT_COLUMNS` that is there.
+        text_required: False: where no such column is there `text` is None.
         num_proc: processes that prepare a Hub dataset.
 
     Returns:
@@ -62,7 +64,7 @@ def load_speech(
     for part in split.split("+"):
         base, bracket, _ = part.strip().partition("[")
         dataset = _load_split(name, config, base, num_proc)
-        dataset = _canonical(dataset, name, base, audio_column, text_column)
+        dataset = _canonical(dataset, name, base, audio_column, text_column, text_required)
         parts.append(_slice(dataset, part.strip(), base) if bracket else dataset)
     dataset = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     if len(dataset) == 0:
@@ -146,9 +148,18 @@ def _pick(name: str, split: str, splits: dict):
     return splits[split]
 
 
-def _canonical(dataset: Dataset, name: str, split: str, audio_column: str | None, text_column: str | None) -> Dataset:
+def _canonical(
+    dataset: Dataset,
+    name: str,
+    split: str,
+    audio_column: str | None,
+    text_column: str | None,
+    text_required: bool,
+) -> Dataset:
     audio_column = audio_column or _find_audio(dataset)
     text_column = text_column or next((c for c in TEXT_COLUMNS if c in dataset.column_names), None)
+    if text_column is None and not text_required:
+        dataset, text_column = dataset.add_column("text", [None] * len(dataset)), "text"
     for column, option, what in (
         (audio_column, "--audio_column", "audio"),
         (text_column, "--text_column", "the transcript"),
