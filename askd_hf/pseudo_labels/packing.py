@@ -115,7 +115,7 @@ def pack(
         return {"audio": {"bytes": _flac([sounds[i] for i in row["members"]], limit), "path": None}}
 
     without_audio = Features({name: feature for name, feature in clips.features.items() if name != "audio"})
-    return Dataset.from_list(packed, features=without_audio | {"members": List(Value("int64"))}).map(
+    return Dataset.from_list(packed, features=Features(without_audio | {"members": List(Value("int64"))})).map(
         with_audio,
         remove_columns="members",
         features=Features(audio=Audio(decode=False), **without_audio),
