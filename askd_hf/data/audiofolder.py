@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Audio, Dataset, Features, Value
+from datasets import Audio, Dataset
 
 from ..errors import UserError
 
@@ -51,11 +51,7 @@ def read_audiofolder(metadata: Path, root: Path) -> Dataset:
         if not isinstance(name, str) or not name:
             raise UserError(f"{metadata}: row {row} (counted from 0) has no file_name")
     files = [metadata.parent / name for name in columns.pop("file_name")]
-    audio = [{"bytes": None, "path": str(file)} for file in files]
-    table = {
-        "audio": pa.array(audio, type=pa.struct({"bytes": pa.binary(), "path": pa.string()})),
-        "clip": [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files],
-    }
+    table = _audio_table(files, root)
     table.update({name: _array(values, name, metadata) for name, values in columns.items() if name not in table})
     return Dataset(pa.table(table)).cast_column("audio", Audio(decode=False))
 
@@ -67,13 +63,17 @@ def audio_files(folder: Path) -> list[Path]:
 
 def read_audio_files(files: list[Path], root: Path) -> Dataset:
     """Files that nothing is known of, with the columns of `read_audiofolder`, and `text`: None."""
-    table = {
-        "audio": [{"bytes": None, "path": str(file)} for file in files],
-        "clip": [str(file.relative_to(root)) for file in files],
-        "text": [None] * len(files),
+    table = _audio_table(files, root)
+    table["text"] = pa.nulls(len(files), pa.string())
+    return Dataset(pa.table(table)).cast_column("audio", Audio(decode=False))
+
+
+def _audio_table(files: list[Path], root: Path) -> dict[str, pa.Array | list[str]]:
+    audio = [{"bytes": None, "path": str(file)} for file in files]
+    return {
+        "audio": pa.array(audio, type=pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+        "clip": [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files],
     }
-    features = Features(audio=Audio(decode=False), clip=Value("string"), text=Value("string"))
-    return Dataset.from_dict(table, features=features)
 
 
 def _read_columns(metadata: Path) -> dict[str, list]:

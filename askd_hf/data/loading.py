@@ -159,7 +159,7 @@ def _canonical(
     audio_column = audio_column or _find_audio(dataset)
     text_column = text_column or next((c for c in TEXT_COLUMNS if c in dataset.column_names), None)
     if text_column is None and not text_required:
-        dataset, text_column = dataset.add_column("text", [None] * len(dataset)), "text"
+        dataset, text_column = dataset.add_column("text", [None] * len(dataset), feature=Value("string")), "text"
     for column, option, what in (
         (audio_column, "--audio_column", "audio"),
         (text_column, "--text_column", "the transcript"),
