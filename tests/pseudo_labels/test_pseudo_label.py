@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, make_multilingual
 from datasets import load_from_disk
-from tiny_teacher import save_teacher, tone, write_clips
+from tiny_teacher import incline_to_end, save_teacher, tone, write_clips
 from transformers import WhisperForConditionalGeneration
 
 from askd_hf.data import decode_audio
@@ -167,7 +167,7 @@ def test_packing_comes_after_filtering(label, speech, tmp_path):
     assert " ".join(row["text"] for row in packs) == " ".join(row["text"] for row in good)
 
 
-def test_corrupt_clips_are_counted_and_listed(label, speech, tmp_path):
+def test_corrupt_clips_are_counted_and_listed(label, speech, tmp_path, caplog):
     folder = shutil.copytree(speech, tmp_path / "corrupt")
     (folder / "audio" / "001.wav").write_bytes(b"RIFF, or so")
     (folder / "audio" / "004.wav").unlink()
@@ -176,7 +176,7 @@ def test_corrupt_clips_are_counted_and_listed(label, speech, tmp_path):
     assert "row 1, audio/001.wav" in refused.stderr and "--on_bad_audio skip" in refused.stderr
     done = label("--dataset", folder, "--output_dir", tmp_path / "out", "--on_bad_audio", "skip", *LENIENT)
     assert done.returncode == 0, done.stderr
-    assert "2 of 8 clips can't be used" in done.stderr
+    assert "2 of 8 clips can't be used" in caplog.text
     with (tmp_path / "out" / "skipped.csv").open(newline="") as file:
         assert [(row["row"], row["clip"]) for row in csv.DictReader(file)] == [
             ("1", "audio/001.wav"),
@@ -257,19 +257,18 @@ def test_an_interrupted_run_says_how_to_go_on(label, speech, tmp_path, monkeypat
 
 def test_a_multilingual_teacher_says_which_language_it_is(label, speech, tmp_path):
     model, processor = make_multilingual()
-    model.generation_config.exponential_decay_length_penalty = (6, 1.4)
+    incline_to_end(model)
     model.save_pretrained(tmp_path / "multilingual")
     processor.save_pretrained(tmp_path / "multilingual")
     arguments = "--dataset", speech, "--output_dir", tmp_path / "out", *LENIENT
     assert "--language is missing" in label(*arguments, teacher=tmp_path / "multilingual").stderr
-    # nothing is read into what a random model says, and most of it has no end
     done = label(*arguments, "--language", "chinese", "--task", "translate", teacher=tmp_path / "multilingual")
-    rows = dropped(tmp_path / "out")
-    if done.returncode == 0:
-        result = load_from_disk(str(tmp_path / "out" / "dataset"))
-        assert set(result["language"]) == {"zh"} and set(result["task"]) == {"translate"}
-    else:
-        assert len(rows) == 8
+    assert done.returncode == 0, done.stderr
+    result = load_from_disk(str(tmp_path / "out" / "dataset"))
+    assert set(result["language"]) == {"zh"} and set(result["task"]) == {"translate"}
+    assert "language: en\n" in (tmp_path / "out" / "README.md").read_text()  # of the texts
+    refused = label(*arguments, "--language", "english", "--task", "translate", teacher=tmp_path / "multilingual")
+    assert refused.returncode == 2 and "language zh, now en" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -319,10 +318,7 @@ def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_pat
         assert "# Speech labelled by" in card and "dataset_info" in card and "pseudo-labels" in card
 
         train = "--student", "student", "--teacher", teacher_dir, "--max_steps", 2, "--logging_steps", 1, "--use_cpu"
-        losses = []
-        for name, dataset in (("local", "out/dataset"), ("hub", "me/labels")):
-            trained = run("distill.py", *train, "--dataset", dataset, "--output_dir", name)
-            assert trained.returncode == 0, trained.stderr
-            state = json.loads((tmp_path / name / "trainer_state.json").read_text())
-            losses.append([row["loss"] for row in state["log_history"] if "loss" in row])
-        assert losses[0] == losses[1] and len(losses[0]) == 2
+        trained = run("distill.py", *train, "--dataset", "me/labels", "--output_dir", "trained")
+        assert trained.returncode == 0, trained.stderr
+        state = json.loads((tmp_path / "trained" / "trainer_state.json").read_text())
+        assert len([row["loss"] for row in state["log_history"] if "loss" in row]) == 2

@@ -18,13 +18,18 @@ def make_teacher(seed: int = 0) -> tuple[WhisperForConditionalGeneration, Whispe
     processor.tokenizer.add_tokens([f"<|{0.02 * i:.2f}|>" for i in range(51)])
     model = make_whisper(processor, seed).eval()
     words = model.get_output_embeddings().weight
-    first = processor.tokenizer.convert_tokens_to_ids("<|0.00|>")
-    with torch.no_grad():
-        words[first:] *= 0.5  # so that they hardly stand where no times are asked for
-        words[model.config.eos_token_id] = words[: model.config.eos_token_id].mean(0)  # it is 0, being that of padding
-    # after some tokens the end becomes ever more likely
-    model.generation_config.exponential_decay_length_penalty = (6, 1.4)
+    with torch.no_grad():  # so that they hardly stand where no times are asked for
+        words[processor.tokenizer.convert_tokens_to_ids("<|0.00|>") :] *= 0.5
+    incline_to_end(model)
     return model, processor
+
+
+def incline_to_end(model: WhisperForConditionalGeneration) -> None:
+    """Make the end of text the more likely the longer the text is."""
+    words, end = model.get_output_embeddings().weight, model.config.eos_token_id
+    with torch.no_grad():
+        words[end] = words[:end].mean(0)  # it was 0, being that of padding as well
+    model.generation_config.exponential_decay_length_penalty = (6, 1.4)
 
 
 def save_teacher(directory: Path, seed: int = 0) -> Path:
