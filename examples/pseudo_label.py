@@ -24,7 +24,7 @@ from pathlib import Path
 from askd_hf import check_clips, load_processor, load_whisper
 from askd_hf.cli import parse_args
 from askd_hf.errors import exit_on_user_error
-from askd_hf.metrics import normalizer_for
+from askd_hf.metrics import language_code, normalizer_for
 from askd_hf.pseudo_labels import (
     DATASET,
     PseudoLabelArguments,
@@ -68,13 +68,14 @@ def main() -> None:
         split=args.split,
     )
 
+    references = known_references(clips["text"][:], required=args.text == "reference")
+
     # ---- transcripts: what is on the disk already isn't made again ----
     lines = transcribe(plan(args, teacher, processor, clips))
 
     # ---- filters: by the references where there are any ----
-    language = args.language if args.task == "transcribe" else "en"
+    language = language_code(args.language) if args.task == "transcribe" else "en"
     _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
-    references = known_references(clips["text"][:])
     transcripts = measure(lines, references, normalize, language, learn=args.text)
     kept = keep_good(transcripts, args.limits(), directory / "dropped.csv")
 

@@ -126,14 +126,20 @@ def word_error_rates(
     return rates
 
 
-def known_references(texts: list[str | None]) -> list[str | None]:
+def known_references(texts: list[str | None], required: bool = False) -> list[str | None]:
     """The references among the column `text`.
 
     None says that there isn't one, and so do marks such as TED-LIUM's. An empty one says that nothing is spoken, but
     where all are empty nobody has transcribed anything.
+
+    Raises `UserError` if they are `required` and there are none.
     """
     known = [None if text is None or is_untranscribed(text) else text for text in texts]
-    return known if any(text and text.strip() for text in known) else [None] * len(known)
+    if any(text and text.strip() for text in known):
+        return known
+    if required:
+        raise UserError("--text reference: the dataset has no transcripts (--text_column); --text teacher needs none")
+    return [None] * len(known)
 
 
 def reason_to_drop(transcript: Transcript, limits: Limits) -> Dropped | None:

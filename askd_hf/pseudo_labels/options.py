@@ -122,8 +122,7 @@ class PseudoLabelArguments(DecodingArguments):
         if not (self.teacher and self.dataset):
             raise UserError("--teacher and --dataset are needed: who transcribes, and what")
         if self.text == "reference" and self.timestamps:
-            raise UserError("--text reference: references have no timestamps; leave out --timestamps, which are the "
-                            "teacher's")  # fmt: skip
+            raise UserError("--text reference: references have no timestamps; leave out --timestamps")
         check_positive(self, "max_samples")
         if self.pack_seconds is not None and not (self.pack and self.pack_seconds > 0):
             raise UserError(f"--pack_seconds {self.pack_seconds:g} is for --pack, and above 0")

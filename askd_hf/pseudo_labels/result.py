@@ -101,7 +101,7 @@ def card_of(args: PseudoLabelArguments, labelled: Dataset, clips: int, kept: int
 # Speech labelled by {args.teacher}
 
 `{args.teacher}` transcribed {clips} clips of `{source}`; the labels are {whose}. {kept} transcripts are kept:
-{rules}.{packed} {hours:.1f} hours. Nobody has checked them.
+{rules}.{packed} {hours:.2f} hours. Nobody has checked them.
 
 Columns: `text`, the label; `segments`, when its parts are said, in seconds; `prompt`, the text before; `avg_log_prob`,
 `compression_ratio`, `repetition` (% of 5-grams) and `wer` (%, against `reference`), of the teacher's transcript, in a

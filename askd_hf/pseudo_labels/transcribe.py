@@ -96,11 +96,10 @@ def transcribe(job: Job) -> list[dict[str, Any]]:
     clips, total, done = job.prepared.clips, len(job.prepared.clips), job.done
     if done < total:
         rest = clips.select(range(done, total))
-        names = iter(rest["clip"])
         try:
             with tqdm(total=total, initial=done, desc="Transcribing", unit="clip") as progress:
                 for heard in _in_batches(job, rest):
-                    job.manifest.append([{"clip": next(names), **line} for line in heard])
+                    job.manifest.append(heard)
                     done += len(heard)
                     progress.update(len(heard))
         except KeyboardInterrupt:
@@ -120,32 +119,33 @@ def _in_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
     options: dict[str, Any] = dict(num_beams=1, do_sample=False, force_unique_generate_call=True)
     if decoding.generation_max_length is not None:
         options["max_length"] = decoding.generation_max_length
-    end = processor.tokenizer.eos_token_id
     collate = functools.partial(_collate, processor)
     for batch in DataLoader(clips, decoding.batch_size, collate_fn=collate, num_workers=decoding.num_workers):
         features = batch["input_features"].to(model.device, model.dtype)
         mask = torch.ones_like(features[:, 0]).long()  # Whisper sees the padding's silence too
-        noted = GreedyLogProbs(end)
+        noted = GreedyLogProbs(processor.tokenizer.eos_token_id)
         tokens = model.generate(
             features, attention_mask=mask, return_timestamps=timestamps, logits_processor=[noted], **options
         )
-        lines = []
-        for ids, log_prob, row in zip(
-            tokens[:, noted.prompt :].tolist(), noted.total.tolist(), batch["rows"], strict=True
-        ):
-            ended = end in ids
-            ids = ids[: ids.index(end)] if ended else ids
-            if not math.isfinite(log_prob):
-                raise UserError(f"{row['clip']}: the teacher's logits are not finite; try --dtype float32")
-            # special tokens come after the text's, as in OpenAI's `tokens < tokenizer.eot`
-            line = dict(text=_text(processor, [token for token in ids if token < end]))
-            line |= dict(avg_log_prob=log_prob / (len(ids) + 1), tokens=len(ids), ended=ended)
-            if timestamps:
-                first = model.generation_config.no_timestamps_token_id + 1
-                decode = functools.partial(_text, processor)
-                line["segments"] = segments_of(ids, first, end, row["seconds"], decode)
-            lines.append(line)
-        yield lines
+        heard = zip(tokens[:, noted.prompt :].tolist(), noted.total.tolist(), batch["rows"], strict=True)
+        yield [_line(job, ids, log_prob, row, timestamps) for ids, log_prob, row in heard]
+
+
+def _line(job: Job, ids: list[int], log_prob: float, row: dict[str, Any], timestamps: bool) -> dict[str, Any]:
+    """A clip's line of the manifest, from generated tokens and the sum of their log-probabilities."""
+    if not math.isfinite(log_prob):
+        raise UserError(f"{row['clip']}: the teacher's logits are not finite; try --dtype float32")
+    end = job.processor.tokenizer.eos_token_id
+    ended = end in ids
+    ids = ids[: ids.index(end)] if ended else ids
+    decode = functools.partial(_text, job.processor)
+    # special tokens come after the text's, as in OpenAI's `tokens < tokenizer.eot`
+    line = dict(clip=row["clip"], text=decode([token for token in ids if token < end]))
+    line |= dict(avg_log_prob=log_prob / (len(ids) + 1), tokens=len(ids), ended=ended)
+    if timestamps:
+        first = job.model.generation_config.no_timestamps_token_id + 1
+        line["segments"] = segments_of(ids, first, end, row["seconds"], decode)
+    return line
 
 
 def _collate(processor: WhisperProcessor, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -275,6 +275,7 @@ def test_a_multilingual_teacher_says_which_language_it_is(label, speech, tmp_pat
     ("arguments", "message"),
     [
         (["--pack"], "--speaker_column"),
+        (["--text", "reference"], "the dataset has no transcripts"),
         (["--text", "reference", "--timestamps"], "references have no timestamps"),
         (["--pack_seconds", 3], "is for --pack"),
         (["--batch_size", 0], "is not at least 1"),
