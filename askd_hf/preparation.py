@@ -208,7 +208,8 @@ def _negatives(
         negatives = synthetic_negatives(max_seconds=float(collator.processor.feature_extractor.chunk_length))
     else:
         workers = data_args.preprocessing_num_workers
-        negatives = negatives_from(load_speech(mix_args.negatives, None, "train", num_proc=workers))
+        noises = load_speech(mix_args.negatives, None, "train", text_required=False, num_proc=workers)
+        negatives = negatives_from(noises)
     if languages:
         in_turn = [languages[row % len(languages)] for row in range(len(negatives))]
         negatives = with_language(replace_column(negatives, "language", in_turn), None, "transcribe")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Clips, make_trainer, make_whisper, write_speech
 
-from askd_hf.data import SpeechCollator, check_clips, load_speech
+from askd_hf.data import Limits, SpeechCollator, check_clips, load_speech
 from askd_hf.student import init_student
 from askd_hf.teacher_cache import cache_teacher, teacher_settings
 
@@ -30,7 +30,7 @@ def heard_by(encoder) -> list[torch.Tensor]:
 def clips(tmp_path, processor, student):
     speech = load_speech(str(write_speech(tmp_path / "speech", clips=4)), None, "train")
     collator = SpeechCollator(processor, student.config)
-    return check_clips(speech, collator.label_ids, max_seconds=1.0, on_bad_audio="error")
+    return check_clips(speech, collator.label_ids, Limits(1.0), on_bad_audio="error")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from datasets import Audio, Dataset
 
 from ..errors import UserError
 
+AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 EXPECTED = "file_name (the audio file, relative to the metadata file) and a transcript column such as transcription"
 
@@ -50,13 +51,29 @@ def read_audiofolder(metadata: Path, root: Path) -> Dataset:
         if not isinstance(name, str) or not name:
             raise UserError(f"{metadata}: row {row} (counted from 0) has no file_name")
     files = [metadata.parent / name for name in columns.pop("file_name")]
+    table = _audio_table(files, root)
+    table.update({name: _array(values, name, metadata) for name, values in columns.items() if name not in table})
+    return Dataset(pa.table(table)).cast_column("audio", Audio(decode=False))
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """All audio files in a folder and below, by path."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO and file.is_file())
+
+
+def read_audio_files(files: list[Path], root: Path) -> Dataset:
+    """Files that nothing is known of, with the columns of `read_audiofolder`, and `text`: None."""
+    table = _audio_table(files, root)
+    table["text"] = pa.nulls(len(files), pa.string())
+    return Dataset(pa.table(table)).cast_column("audio", Audio(decode=False))
+
+
+def _audio_table(files: list[Path], root: Path) -> dict[str, pa.Array | list[str]]:
     audio = [{"bytes": None, "path": str(file)} for file in files]
-    table = {
+    return {
         "audio": pa.array(audio, type=pa.struct({"bytes": pa.binary(), "path": pa.string()})),
         "clip": [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files],
     }
-    table.update({name: _array(values, name, metadata) for name, values in columns.items() if name not in table})
-    return Dataset(pa.table(table)).cast_column("audio", Audio(decode=False))
 
 
 def _read_columns(metadata: Path) -> dict[str, list]:

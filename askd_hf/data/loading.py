@@ -38,6 +38,7 @@ def load_speech(
     *,
     audio_column: str | None = None,
     text_column: str | None = None,
+    text_required: bool = True,
     num_proc: int | None = None,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
@@ -51,6 +52,7 @@ def load_speech(
         split: with the slices and sums of `datasets`: `train`, `train[:100]`, `train[:10%]+test`.
         audio_column: default: `audio`, or the only column of audio.
         text_column: default: the first of `TEXT_COLUMNS` that is there.
+        text_required: False: where no such column is there `text` is None.
         num_proc: processes that prepare a Hub dataset.
         streaming: read row by row what would have to be downloaded or converted as a whole: an `IterableDataset`.
             Of such a split there are no slices.
@@ -69,7 +71,7 @@ def load_speech(
         dataset = _load_split(name, config, base, num_proc, streaming)
         if bracket and isinstance(dataset, IterableDataset):
             raise UserError(f"{name}: a stream can't be sliced like {part.strip()!r}; take --max_train_samples")
-        dataset = _canonical(dataset, name, base, audio_column, text_column)
+        dataset = _canonical(dataset, name, base, audio_column, text_column, text_required)
         dataset = _slice(dataset, part.strip(), base) if bracket else dataset
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise UserError(f"{name}: split {split!r} has no rows")
@@ -163,10 +165,17 @@ def _pick(name: str, split: str, splits: dict):
 
 
 def _canonical(
-    dataset: Dataset | IterableDataset, name: str, split: str, audio_column: str | None, text_column: str | None
+    dataset: Dataset | IterableDataset,
+    name: str,
+    split: str,
+    audio_column: str | None,
+    text_column: str | None,
+    text_required: bool,
 ) -> Dataset | IterableDataset:
     audio_column = audio_column or _find_audio(dataset)
     text_column = text_column or next((c for c in TEXT_COLUMNS if c in dataset.column_names), None)
+    if text_column is None and not text_required:
+        dataset, text_column = dataset.add_column("text", [None] * len(dataset), feature=Value("string")), "text"
     for column, option, what in (
         (audio_column, "--audio_column", "audio"),
         (text_column, "--text_column", "the transcript"),

@@ -16,7 +16,47 @@ from .transcribe import Decoding
 
 
 @dataclass
-class EvaluationArguments:
+class DecodingArguments:
+    """How clips are decoded, whatever for."""
+
+    _argument_group_name = "decoding"
+
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1... Default: a GPU if there is one."})
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = field(
+        default="auto", metadata={"help": "Weights while decoding. auto: float16 on a GPU, float32 on a CPU."}
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "Attention of the models: sdpa, eager, flash_attention_2."}
+    )
+    batch_size: int = field(default=16, metadata={"help": "Clips at a time."})
+    generation_max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a clip, at most. Default: what the model's generation config says."}
+    )
+    num_workers: int = field(
+        default=4 if torch.accelerator.is_available() else 0,
+        metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else none."},
+    )
+
+    def __post_init__(self):
+        check_positive(self, "batch_size", "generation_max_length")
+        if self.device is None:
+            self.device = str(torch.accelerator.current_accelerator() or "cpu")
+
+    def torch_dtype(self) -> torch.dtype:
+        if self.dtype == "auto":
+            return torch.float32 if torch.device(self.device).type == "cpu" else torch.float16
+        return getattr(torch, self.dtype)
+
+
+def check_positive(options: object, *names: str) -> None:
+    """Raise `UserError` if one of the named options is given and below 1."""
+    for name in names:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)} is not at least 1")
+
+
+@dataclass
+class EvaluationArguments(DecodingArguments):
     """The models, the speech, and what to find out."""
 
     _argument_group_name = "evaluation"
@@ -83,22 +123,7 @@ class EvaluationArguments:
         },
     )
     resamples: int = field(default=RESAMPLES, metadata={"help": "Of the bootstrap, for the intervals."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1... Default: a GPU if there is one."})
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = field(
-        default="auto", metadata={"help": "Weights while decoding. auto: float16 on a GPU, float32 on a CPU."}
-    )
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "Attention of the models: sdpa, eager, flash_attention_2."}
-    )
-    batch_size: int = field(default=16, metadata={"help": "Clips at a time."})
     num_beams: int = field(default=1, metadata={"help": "Beams of the search; 1 is greedy."})
-    generation_max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a clip, at most. Default: what the model's generation config says."}
-    )
-    num_workers: int = field(
-        default=4 if torch.accelerator.is_available() else 0,
-        metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else none."},
-    )
     timestamps: Literal["none", "segment", "word"] = field(
         default="none",
         metadata={
@@ -152,13 +177,10 @@ class EvaluationArguments:
             raise UserError(
                 f"--speed_batch_sizes {' '.join(map(str, self.speed_batch_sizes))}: not all are at least 1"
             )
-        for name in ("batch_size", "num_beams", "generation_max_length", "resamples", "speed_clips", "repetitions"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} is not at least 1")
+        super().__post_init__()
+        check_positive(self, "num_beams", "resamples", "speed_clips", "repetitions")
         if self.output_dir is None:
             self.output_dir = f"runs/evaluation-{_last_part(self.model)}"
-        if self.device is None:
-            self.device = str(torch.accelerator.current_accelerator() or "cpu")
 
     def sets(self) -> list[EvalSet]:
         """All that is asked for, a set once. Raises `UserError` if two sets would have one name."""
@@ -189,11 +211,6 @@ class EvaluationArguments:
 
     def decoding(self) -> Decoding:
         return Decoding(self.num_beams, self.generation_max_length, self.timestamps, self.batch_size, self.num_workers)
-
-    def torch_dtype(self) -> torch.dtype:
-        if self.dtype == "auto":
-            return torch.float32 if torch.device(self.device).type == "cpu" else torch.float16
-        return getattr(torch, self.dtype)
 
 
 def _last_part(name: str) -> str:

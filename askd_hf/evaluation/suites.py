@@ -111,7 +111,9 @@ def suite_sets(name: str, language: str | None = None) -> list[EvalSet]:
     return [EvalSet(f"{name}-{code}", *source, code)]
 
 
-def load_set(source: EvalSet, limit: int | None = None, num_proc: int | None = None) -> Dataset:
+def load_set(
+    source: EvalSet, limit: int | None = None, num_proc: int | None = None, text_required: bool = True
+) -> Dataset:
     """A set's first `limit` rows with the columns `audio`, `text`, `clip` and, where speakers are known, `speaker`.
 
     Raises `UserError` as `load_speech` does, and if there is no `source.speaker_column`.
@@ -122,6 +124,7 @@ def load_set(source: EvalSet, limit: int | None = None, num_proc: int | None = N
         source.split,
         audio_column=source.audio_column,
         text_column=source.text_column,
+        text_required=text_required,
         num_proc=num_proc,
     )
     if limit is not None:

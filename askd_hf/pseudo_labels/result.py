@@ -1,0 +1,122 @@
+"""Labelled clips as a `datasets` dataset: its columns, its card, on the disk and on the Hub."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from huggingface_hub import HfApi
+
+from ..errors import disk_errors
+from ..hub import hub_upload
+from ..metrics import language_code
+from .filters import Transcript
+from .options import PseudoLabelArguments
+from .packing import PACKING
+
+SEGMENTS = List({"start": Value("float64"), "end": Value("float64"), "text": Value("string")})
+MEASURES = ("avg_log_prob", "compression_ratio", "repetition", "wer")
+DATASET = "dataset"  # in the output directory
+CARD = "README.md"
+
+
+def label_clips(
+    clips: Dataset, transcripts: list[Transcript], kept: list[int], language: str | None, task: str
+) -> Dataset:
+    """The clips that are kept with their labels.
+
+    Args:
+        clips: of `check_clips`.
+        transcripts: of all of them.
+        kept: their places.
+        language: code for the columns `language` and `task`; None, for an English-only teacher: without these.
+
+    Returns:
+        `audio`, `clip`, `seconds` and, where it is known, `speaker` as they were; `text`; `segments` and `prompt`,
+        None unless there are any; `language`, `task`; the measures; and where there are any `reference`.
+    """
+    columns: dict[str, list[Any]] = {
+        "text": [transcript.label for transcript in transcripts],
+        "segments": [transcript.segments for transcript in transcripts],
+        "prompt": [None] * len(transcripts),
+    }
+    features = Features(text=Value("string"), segments=SEGMENTS, prompt=Value("string"))
+    if language is not None:
+        columns |= {"language": [language] * len(transcripts), "task": [task] * len(transcripts)}
+        features |= {"language": Value("string"), "task": Value("string")}
+    for name in MEASURES:
+        columns[name] = [getattr(transcript, name) for transcript in transcripts]
+        features[name] = Value("float64")
+    if any(transcript.reference is not None for transcript in transcripts):
+        columns["reference"] = [transcript.reference for transcript in transcripts]
+        features["reference"] = Value("string")
+    own = [name for name in ("audio", "clip", "speaker", "seconds") if name in clips.column_names]
+    labels = Dataset.from_dict(columns, features=features)
+    return concatenate_datasets([clips.select_columns(own), labels], axis=1).select(kept)
+
+
+def save(labelled: Dataset, directory: Path, card: str) -> Dataset:
+    """Save the dataset as `directory/dataset`, in place of an earlier one, and its card beside it."""
+    target, saving = directory / DATASET, directory / f"{DATASET}.saving"
+    with disk_errors(str(target)):
+        shutil.rmtree(saving, ignore_errors=True)
+        labelled.save_to_disk(str(saving))
+        shutil.rmtree(target, ignore_errors=True)
+        saving.rename(target)
+        shutil.rmtree(directory / PACKING, ignore_errors=True)
+        (directory / CARD).write_text(card, encoding="utf-8")
+    return Dataset.load_from_disk(str(target))
+
+
+def card_of(args: PseudoLabelArguments, labelled: Dataset, clips: int, kept: int) -> str:
+    """The dataset's card: whose words these are, and how they were chosen.
+
+    Args:
+        labelled: the result.
+        clips, kept: how many were transcribed, and how many of their transcripts are in it.
+    """
+    whose = "the references with which it agrees" if args.text == "reference" else "its transcripts"
+    source = " ".join(part for part in (args.dataset, args.dataset_config, args.split) if part)
+    code = language_code(args.language)
+    metadata = {
+        "task_categories": ["automatic-speech-recognition"],
+        "tags": ["pseudo-labels", "whisper"],
+        # translations are English
+        "language": ("en" if args.task == "translate" else code) or "en",
+    }
+    limits = args.limits()
+    if "reference" in labelled.column_names:
+        rules = f"their word error rate against the reference is at most {limits.max_wer:g} %"
+    else:
+        rules = (
+            f"their average log-probability is at least {limits.min_log_prob:g}, their compression ratio at most "
+            f"{limits.max_compression_ratio:g}, and at most {limits.max_repetition:g} % of their 5-grams are repeated"
+        )
+    packed = f" Consecutive clips of a speaker are packed: {len(labelled)} rows." if args.pack else ""
+    hours = sum(labelled["seconds"][:]) / 3600
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=False)}---
+
+# Speech labelled by {args.teacher}
+
+`{args.teacher}` transcribed {clips} clips of `{source}`; the labels are {whose}. {kept} transcripts are kept:
+{rules}.{packed} {hours:.2f} hours. Nobody has checked them.
+
+Columns: `text`, the label; `segments`, when its parts are said, in seconds; `prompt`, the text before; `avg_log_prob`,
+`compression_ratio`, `repetition` (% of 5-grams) and `wer` (%, against `reference`), of the teacher's transcript, in a
+pack the worst. Made with `examples/pseudo_label.py` of askd_hf.
+"""
+
+
+def push(labelled: Dataset, repository: str, card: str, advice: str) -> None:
+    """Push to the Hub, into a private dataset if it is new; a card that is there stays.
+
+    Raises `UserError`, ending with `advice`, if it fails.
+    """
+    with hub_upload(advice):
+        hub = HfApi()
+        hub.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
+        if not hub.file_exists(repository, CARD, repo_type="dataset"):
+            hub.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repository, repo_type="dataset")
+        labelled.push_to_hub(repository, private=True)  # adds to the card's metadata what the columns are

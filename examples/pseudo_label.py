@@ -1,0 +1,105 @@
+r"""Have a teacher transcribe speech, keep what it got right, and train students on that.
+
+    python examples/pseudo_label.py --teacher openai/whisper-large-v3 --language fr --dataset my_audio
+
+`my_audio` needs no transcripts: a directory of audio files will do. Transcripts that the teacher isn't sure of, or
+that go in circles, are dropped and listed with the reason in runs/my_audio-by-whisper-large-v3/dropped.csv; the others
+are a `datasets` dataset:
+
+    python examples/distill.py --teacher openai/whisper-large-v3 --language fr \
+        --dataset runs/my_audio-by-whisper-large-v3/dataset
+
+Where the speech has transcripts, one of the teacher's is kept if its word error rate is at most --max_wer; here with
+timestamps, and the clips of a speaker joined to 30 s:
+
+    python examples/pseudo_label.py --teacher openai/whisper-large-v3 --dataset openslr/librispeech_asr \
+        --dataset_config clean --split train.100 --language en --max_wer 5 --timestamps --pack --push_to_hub you/labels
+
+An interrupted run goes on where it stopped: give the same command again. With other limits, or with --pack, nothing is
+transcribed anew. All options: --help. They can also stand in a YAML file: --config labels.yaml.
+"""
+
+from pathlib import Path
+
+from askd_hf import check_clips, load_processor, load_whisper
+from askd_hf.cli import parse_args
+from askd_hf.errors import exit_on_user_error
+from askd_hf.metrics import language_code, normalizer_for
+from askd_hf.pseudo_labels import (
+    DATASET,
+    PseudoLabelArguments,
+    card_of,
+    check_can_pack,
+    keep_good,
+    known_references,
+    label_clips,
+    load_clips,
+    measure,
+    pack,
+    plan,
+    push,
+    save,
+    transcribe,
+)
+from askd_hf.student import check_processor
+
+
+def main() -> None:
+    (args,) = parse_args((PseudoLabelArguments,))
+    directory = Path(args.output_dir)
+
+    # ---- the teacher ----
+    processor = load_processor(args.teacher)
+    teacher = load_whisper(args.teacher, attn_implementation=args.attn_implementation)
+    check_processor(teacher, processor)
+    window = processor.feature_extractor.chunk_length
+
+    # ---- the speech: every clip is looked at once, before anything is transcribed ----
+    clips = load_clips(args.source(), args.max_samples, args.num_workers or None)
+    if args.pack:
+        check_can_pack(clips, window, args.pack_seconds)
+    clips = check_clips(
+        clips,
+        None,
+        max_seconds=window,
+        on_bad_audio=args.on_bad_audio,
+        num_proc=args.num_workers or None,
+        report_file=directory / "skipped.csv",
+        split=args.split,
+    )
+
+    references = known_references(clips["text"][:], required=args.text == "reference")
+
+    # ---- transcripts: what is on the disk already isn't made again ----
+    lines = transcribe(plan(args, teacher, processor, clips))
+
+    # ---- filters: by the references where there are any ----
+    language = language_code(args.language) if args.task == "transcribe" else "en"
+    _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
+    transcripts = measure(lines, references, normalize, language, learn=args.text)
+    kept = keep_good(transcripts, args.limits(), directory / "dropped.csv")
+
+    # ---- the dataset ----
+    language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
+    labelled = label_clips(clips, transcripts, kept, language, args.task)
+    if args.pack:
+        labelled = pack(
+            labelled,
+            processor.tokenizer,
+            max_seconds=args.pack_seconds or window,
+            max_label_tokens=teacher.config.max_target_positions,
+            directory=directory,
+            num_proc=args.num_workers or None,
+        )
+    card = card_of(args, labelled, len(clips), len(kept))
+    labelled = save(labelled, directory, card)
+    hours = sum(labelled["seconds"]) / 3600
+    print(f"{len(labelled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
+    if args.push_to_hub:
+        advice = f"the labels are safe in {directory}: run the same command again, if need be after `hf auth login`"
+        push(labelled, args.push_to_hub, card, advice + " with a token that may write there")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,325 @@
+"""`examples/pseudo_label.py` as a user runs it: real processes, killed and continued, pushed, trained on."""
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_multilingual
+from datasets import load_from_disk
+from tiny_teacher import incline_to_end, save_teacher, tone, write_clips
+from transformers import WhisperForConditionalGeneration
+
+from askd_hf.data import decode_audio
+from askd_hf.student import init_student, load_processor, load_whisper
+
+sys.path.append(str(ROOT / "tests" / "data"))
+from fake_hub import serve_hub
+
+SCRIPT = ROOT / "examples" / "pseudo_label.py"
+# of a random teacher everything is good enough
+LENIENT = "--min_log_prob", -50, "--max_repetition", 100, "--max_compression_ratio", 99
+SECONDS = [0.3, 0.4, 0.25, 0.9, 0.5, 0.2, 0.35, 0.6]
+SPEAKERS = ["a", "a", "a", "a", "b", "b", "b", "a"]
+
+
+class Run(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("pseudo_label_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def label(script, teacher_dir, monkeypatch, capfd):
+    """The script's `main()` in this process, on the CPU."""
+
+    def run(*arguments, teacher=teacher_dir) -> Run:
+        command = [SCRIPT.name, "--teacher", teacher, "--device", "cpu", *arguments]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+        status = 0
+        try:
+            with script.exit_on_user_error():
+                script.main()
+        except SystemExit as stop:
+            status = stop.code
+        return Run(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("models") / "teacher")
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("speech") / "clips", SECONDS, {"speaker": SPEAKERS})
+
+
+def no_decoding(monkeypatch) -> None:
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was decoded")
+
+    monkeypatch.setattr(WhisperForConditionalGeneration, "generate", refuse)
+
+
+def dropped(directory: Path) -> list[dict[str, str]]:
+    with (directory / "dropped.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_unlabelled_speech_becomes_a_dataset(label, speech, tmp_path):
+    done = label("--dataset", speech, "--output_dir", tmp_path, "--timestamps", *LENIENT)
+    assert done.returncode == 0, done.stderr
+    assert f"8 rows, 0.00 hours: --dataset {tmp_path / 'dataset'}" in done.stdout
+    rows = list(load_from_disk(str(tmp_path / "dataset")))
+    lines = [json.loads(line) for line in (tmp_path / "transcripts/teacher/clips.jsonl").read_text().splitlines()]
+    heard = {line["clip"]: line for line in lines}
+    assert [row["clip"] for row in rows] == [f"audio/{i:03d}.wav" for i in range(8)]
+    assert [row["speaker"] for row in rows] == SPEAKERS
+    for i, row in enumerate(rows):
+        assert row["text"] and row["text"] == heard[row["clip"]]["text"]
+        assert row["segments"] == heard[row["clip"]]["segments"] and row["segments"]
+        assert row["avg_log_prob"] == heard[row["clip"]]["avg_log_prob"]
+        assert row["wer"] is None and row["prompt"] is None
+        np.testing.assert_allclose(decode_audio(row["audio"]), tone(SECONDS[i], i), atol=1e-4)
+    assert "language" not in rows[0] and "reference" not in rows[0]
+    assert str(speech) in (tmp_path / "README.md").read_text()
+
+
+def test_references_in_capitals_choose_and_the_teachers_text_is_learned(label, speech, tmp_path):
+    assert label("--dataset", speech, "--output_dir", tmp_path / "first", *LENIENT).returncode == 0
+    texts = load_from_disk(str(tmp_path / "first" / "dataset"))["text"][:]
+    references = [text.upper() for text in texts]
+    references[2], references[5] = "SOMETHING ELSE", ""
+    columns = {"speaker": SPEAKERS, "transcription": references}
+    folder = write_clips(tmp_path / "labelled", SECONDS, columns)
+
+    done = label("--dataset", folder, "--output_dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "6 of 8 transcripts are kept" in done.stdout
+    kept = [0, 1, 3, 4, 6, 7]
+    result = load_from_disk(str(tmp_path / "out" / "dataset"))
+    assert result["text"][:] == [texts[i] for i in kept]
+    assert result["reference"][:] == [references[i] for i in kept]
+    assert result["wer"][:] == [0] * 6
+    reasons = {row["clip"]: row["reason"] for row in dropped(tmp_path / "out")}
+    assert reasons == {
+        "audio/002.wav": "word error rate over 10 %",
+        "audio/005.wav": "text where the reference has none",
+    }
+
+    done = label("--dataset", folder, "--output_dir", tmp_path / "out", "--text", "reference")
+    assert load_from_disk(str(tmp_path / "out" / "dataset"))["text"][:] == [references[i] for i in kept]
+
+
+def test_other_limits_and_packing_decode_nothing(label, speech, tmp_path, monkeypatch):
+    arguments = "--dataset", speech, "--output_dir", tmp_path, "--timestamps"
+    assert label(*arguments, *LENIENT).returncode == 0
+    rows = list(load_from_disk(str(tmp_path / "dataset")))
+    no_decoding(monkeypatch)
+    limit = sorted(row["avg_log_prob"] for row in rows)[3]
+    done = label(*arguments, *LENIENT, "--min_log_prob", limit)
+    assert done.returncode == 0, done.stderr
+    kept = [row for row in rows if row["avg_log_prob"] >= limit]
+    assert list(load_from_disk(str(tmp_path / "dataset"))) == kept and len(kept) == 5
+    assert {row["clip"] for row in dropped(tmp_path)} == {row["clip"] for row in rows} - {r["clip"] for r in kept}
+
+    done = label(*arguments, *LENIENT, "--pack", "--max_samples", 8)
+    assert done.returncode == 0, done.stderr
+    packs = list(load_from_disk(str(tmp_path / "dataset")))
+    assert [row["text"] for row in packs] != [row["text"] for row in rows]
+    assert " ".join(row["text"] for row in packs) == " ".join(row["text"] for row in rows)
+    assert [row["speaker"] for row in packs if ".." in row["clip"]]
+    assert not (tmp_path / "packing").exists()
+
+
+def test_packing_comes_after_filtering(label, speech, tmp_path):
+    arguments = "--dataset", speech, "--output_dir", tmp_path, *LENIENT
+    assert label(*arguments).returncode == 0
+    rows = list(load_from_disk(str(tmp_path / "dataset")))
+    worst = min(rows[:3], key=lambda row: row["avg_log_prob"])["clip"]
+    limit = sorted(row["avg_log_prob"] for row in rows if row["clip"] == worst)[0] + 1e-9
+    assert label(*arguments, "--min_log_prob", limit, "--pack").returncode == 0
+    good = [row for row in rows if row["avg_log_prob"] >= limit]
+    assert worst not in [row["clip"] for row in good] and len(good) > 1
+    packs = list(load_from_disk(str(tmp_path / "dataset")))
+    audio = [np.concatenate([decode_audio(row["audio"]) for row in of]) for of in (packs, good)]
+    np.testing.assert_array_equal(*audio)
+    assert " ".join(row["text"] for row in packs) == " ".join(row["text"] for row in good)
+
+
+def test_corrupt_clips_are_counted_and_listed(label, speech, tmp_path, caplog):
+    folder = shutil.copytree(speech, tmp_path / "corrupt")
+    (folder / "audio" / "001.wav").write_bytes(b"RIFF, or so")
+    (folder / "audio" / "004.wav").unlink()
+    refused = label("--dataset", folder, "--output_dir", tmp_path / "out")
+    assert refused.returncode == 2
+    assert "row 1, audio/001.wav" in refused.stderr and "--on_bad_audio skip" in refused.stderr
+    done = label("--dataset", folder, "--output_dir", tmp_path / "out", "--on_bad_audio", "skip", *LENIENT)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 8 clips can't be used" in caplog.text
+    with (tmp_path / "out" / "skipped.csv").open(newline="") as file:
+        assert [(row["row"], row["clip"]) for row in csv.DictReader(file)] == [
+            ("1", "audio/001.wav"),
+            ("4", "audio/004.wav"),
+        ]
+    assert len(load_from_disk(str(tmp_path / "out" / "dataset"))) == 6
+
+
+def test_other_settings_other_clips_and_another_teacher_are_refused(label, speech, tmp_path, teacher_dir):
+    arguments = "--dataset", speech, "--output_dir", tmp_path / "out", *LENIENT
+    assert label(*arguments).returncode == 0
+    transcripts = tmp_path / "out" / "transcripts" / "teacher" / "clips.jsonl"
+    before = transcripts.read_bytes()
+    other = save_teacher(tmp_path / "other", seed=1)
+    for changes, what in (
+        (dict(teacher=other), "the model's weights"),
+        (("--timestamps",), "how it is decoded (timestamps none, now segment)"),
+        (("--max_samples", 5), "(8 clips, now 5)"),
+    ):
+        done = label(*arguments, **changes) if isinstance(changes, dict) else label(*arguments, *changes)
+        assert done.returncode == 2
+        assert what in done.stderr and "Take another --output_dir" in done.stderr
+        assert transcripts.read_bytes() == before
+    assert label(*arguments, "--overwrite", teacher=other).returncode == 0
+    assert transcripts.read_bytes() != before
+
+
+def test_a_killed_run_goes_on_to_the_same_dataset(label, teacher_dir, tmp_path):
+    rng = np.random.default_rng(0)
+    seconds = [round(float(length), 2) for length in rng.uniform(0.1, 1.0, size=120)]
+    speech = write_clips(tmp_path / "speech", seconds, {"speaker": [f"s{i // 10}" for i in range(120)]})
+    arguments = "--dataset", speech, "--timestamps", "--pack", "--batch_size", 3, *LENIENT
+    whole = label(*arguments, "--output_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    lines = tmp_path / "killed" / "transcripts" / "teacher" / "clips.jsonl"
+    options = ["--teacher", teacher_dir, "--device", "cpu", "--output_dir", tmp_path / "killed"]
+    command = [sys.executable, str(SCRIPT), *map(str, arguments), *map(str, options)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 100
+        while not (lines.exists() and lines.read_bytes().count(b"\n") >= 9):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    left = lines.read_bytes().splitlines(keepends=True)
+    assert 9 <= len(left) < 120
+    lines.write_bytes(b"".join(left[:10]) + left[1][:30])  # in the middle of a batch, and of a line
+
+    rest = label(*arguments, "--output_dir", tmp_path / "killed")
+    assert rest.returncode == 0, rest.stderr
+    assert lines.read_bytes() == (tmp_path / "whole" / "transcripts" / "teacher" / "clips.jsonl").read_bytes()
+    results = [list(load_from_disk(str(tmp_path / run / "dataset"))) for run in ("whole", "killed")]
+    assert results[0] == results[1] and 0 < len(results[0]) < 120
+
+
+def test_an_interrupted_run_says_how_to_go_on(label, speech, tmp_path, monkeypatch):
+    generate = WhisperForConditionalGeneration.generate
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*args, **kwargs)
+
+    arguments = "--dataset", speech, "--output_dir", tmp_path, "--batch_size", 2, *LENIENT
+    with monkeypatch.context() as patch:
+        patch.setattr(WhisperForConditionalGeneration, "generate", interrupted)
+        stopped = label(*arguments)
+    assert stopped.returncode == 130
+    assert "4 of 8 clips are transcribed: the same command goes on from there" in stopped.stderr
+    assert label(*arguments).returncode == 0
+    assert len(load_from_disk(str(tmp_path / "dataset"))) == 8
+
+
+def test_a_multilingual_teacher_says_which_language_it_is(label, speech, tmp_path):
+    model, processor = make_multilingual()
+    incline_to_end(model)
+    model.save_pretrained(tmp_path / "multilingual")
+    processor.save_pretrained(tmp_path / "multilingual")
+    arguments = "--dataset", speech, "--output_dir", tmp_path / "out", *LENIENT
+    assert "--language is missing" in label(*arguments, teacher=tmp_path / "multilingual").stderr
+    done = label(*arguments, "--language", "chinese", "--task", "translate", teacher=tmp_path / "multilingual")
+    assert done.returncode == 0, done.stderr
+    result = load_from_disk(str(tmp_path / "out" / "dataset"))
+    assert set(result["language"]) == {"zh"} and set(result["task"]) == {"translate"}
+    assert "language: en\n" in (tmp_path / "out" / "README.md").read_text()  # of the texts
+    refused = label(*arguments, "--language", "english", "--task", "translate", teacher=tmp_path / "multilingual")
+    assert refused.returncode == 2 and "language zh, now en" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pack"], "--speaker_column"),
+        (["--text", "reference"], "the dataset has no transcripts"),
+        (["--text", "reference", "--timestamps"], "references have no timestamps"),
+        (["--pack_seconds", 3], "is for --pack"),
+        (["--batch_size", 0], "is not at least 1"),
+        (["--split", "test"], "no splits"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_decoding(label, speech, tmp_path, monkeypatch, arguments, message):
+    shutil.copytree(speech / "audio", tmp_path / "audio")  # without metadata
+    no_decoding(monkeypatch)
+    done = label("--dataset", tmp_path / "audio", "--output_dir", tmp_path / "out", *arguments)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_path):
+    """In processes of their own, because the libraries read the endpoint when they are imported."""
+    student = init_student(load_whisper(str(teacher_dir)), decoder_layers=2)
+    student.save_pretrained(tmp_path / "student")
+    load_processor(str(teacher_dir)).save_pretrained(tmp_path / "student")
+    token = "hf_tokenThatMayWrite"
+
+    with serve_hub(tmp_path / "hub", {token: "write"}) as hub:
+
+        def run(name: str, *arguments, with_token: bool = True) -> subprocess.CompletedProcess:
+            environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+            environment |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+            environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+            environment |= {"HF_TOKEN": token} if with_token else {}
+            command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+            options = dict(capture_output=True, text=True, timeout=200)
+            return subprocess.run(command, cwd=tmp_path, env=environment, **options)
+
+        arguments = "--teacher", teacher_dir, "--device", "cpu", "--dataset", speech, "--output_dir", "out", *LENIENT
+        arguments += "--timestamps", "--pack", "--push_to_hub", "me/labels"
+        refused = run("pseudo_label.py", *arguments, with_token=False)
+        assert refused.returncode == 2 and "Traceback" not in refused.stderr
+        assert "the labels are safe in out: run the same command again" in refused.stderr
+        pushed = run("pseudo_label.py", *arguments)
+        assert pushed.returncode == 0, pushed.stderr
+        assert hub.private == {"datasets/me/labels"}
+        card = (tmp_path / "hub" / "datasets" / "me" / "labels" / "README.md").read_text()
+        assert "# Speech labelled by" in card and "dataset_info" in card and "pseudo-labels" in card
+
+        train = "--student", "student", "--teacher", teacher_dir, "--max_steps", 2, "--logging_steps", 1, "--use_cpu"
+        trained = run("distill.py", *train, "--dataset", "me/labels", "--output_dir", "trained")
+        assert trained.returncode == 0, trained.stderr
+        state = json.loads((tmp_path / "trained" / "trainer_state.json").read_text())
+        assert len([row["loss"] for row in state["log_history"] if "loss" in row]) == 2
