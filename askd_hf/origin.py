@@ -13,7 +13,7 @@ from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from .arguments import DataArguments, ModelArguments
-from .student import MULTILINGUAL_VOCABULARY, layers_to_copy, same_encoder
+from .student import MULTILINGUAL_VOCABULARY, layers_kept, layers_to_copy, same_encoder
 from .teacher_cache import SETTINGS
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ class Origin:
     ) -> "Origin":
         """As far as the models tell by themselves."""
         origin = cls(language=language_code(None, student))
+        if teacher is not None:
+            origin.copied_encoder_layers = layers_kept(teacher, student)
         started_from = student.name_or_path  # of a student made by `init_student` it is the teacher's
         if teacher is not None and teacher.name_or_path:
             origin.teacher = Ancestor.of(teacher.name_or_path, teacher)
@@ -119,6 +121,11 @@ class Origin:
         if started_from and not origin.from_teacher:
             origin.student = Ancestor.of(started_from)
         return origin
+
+    @property
+    def compressed_encoder(self) -> bool:
+        """Whether training started from an encoder of some of the teacher's layers."""
+        return self.copied_encoder_layers is not None and not self.teachers_encoder
 
     @property
     def base(self) -> Ancestor | None:

@@ -67,8 +67,16 @@ def check_caches(caches: CacheArguments, models: ModelArguments, config: ASKDCon
         raise UserError(f"--teacher_top_k {caches.teacher_top_k} is not from 1 to {vocabulary - 1}, the vocabulary's")
     if caches.cache_teacher and vocabulary > LARGEST_VOCABULARY:
         raise UserError(f"--cache_teacher: {vocabulary} tokens; it keeps their ids as uint16, {LARGEST_VOCABULARY}")
-    if caches.cache_encoder and not config.freeze_encoder:
-        raise UserError("--cache_encoder needs an encoder that stays as it is: leave --freeze_encoder on")
+    if caches.cache_teacher and config.hidden_weight:
+        raise UserError(
+            f"--hidden_weight {config.hidden_weight:g} needs the teacher's hidden states at every step, which "
+            "--cache_teacher doesn't keep: leave out one of them"
+        )
+    if caches.cache_encoder and config.freeze_encoder is False:
+        raise UserError(
+            "--cache_encoder needs an encoder that stays as it is: leave it out, or keep the encoder whole and frozen "
+            "(no --encoder_layers, no --freeze_encoder False)"
+        )
 
 
 def with_encoder_cache(

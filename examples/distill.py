@@ -31,6 +31,7 @@ from askd_hf.config import resolve_dtype
 from askd_hf.data import SAMPLING_RATE, decode_audio
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import tables
+from askd_hf.layer_probe import choose_layers
 from askd_hf.metrics import compute_metrics_for, text_normalizer
 from askd_hf.origin import Origin
 from askd_hf.preparation import (
@@ -41,7 +42,13 @@ from askd_hf.preparation import (
     with_soft_labels,
     without_soft_labels,
 )
-from askd_hf.run_dir import checkpoint_to_resume, end_other_processes, name_run, prepare_evaluation
+from askd_hf.run_dir import (
+    checkpoint_to_resume,
+    end_other_processes,
+    name_run,
+    prepare_encoder,
+    prepare_evaluation,
+)
 from askd_hf.student import check_pair, check_processor, load_processor, load_whisper, same_encoder, set_language
 from askd_hf.teacher_cache import has_soft_labels
 from askd_hf.vocabulary import with_vocabulary_of
@@ -61,6 +68,8 @@ def distill(
 ) -> None:
     if not (model_args.teacher or model_args.student):
         raise UserError("--teacher is missing: a Whisper model to distil, such as openai/whisper-large-v3")
+    if model_args.student and model_args.layer_choice == "probe":
+        raise UserError("--layer_choice probe chooses among the teacher's layers: --student has its own")
     name_run(config, model_args)
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
 
@@ -78,6 +87,7 @@ def distill(
         teacher = with_vocabulary_of(student.config, processor.tokenizer, teacher, theirs.tokenizer)
         teacher_extractor = None if same_encoder(teacher, student) else theirs.feature_extractor
         check_pair(teacher, student, own_features=True)
+    prepare_encoder(config, compressed=not (model_args.student or same_encoder(teacher, student)))
     check_caches(caches, model_args, config, student.config.vocab_size)
 
     # ---- speech: every clip is looked at once, before training starts ----
@@ -96,6 +106,10 @@ def distill(
     spoken = None if data_args.task == "translate" else data_args.language  # translations are English
     normalize = text_normalizer(processor, spoken, data_args.normalizer)
 
+    if model_args.layer_choice == "probe":
+        model_args = choose_layers(model_args, teacher, train_dataset, collator, config, resume_from)
+        student = load_student(model_args, teacher)
+        set_language(student, processor, data_args.language, data_args.task)
     origin = Origin.of(model_args, data_args, teacher, student)  # for the model card
 
     # ---- what no step changes is computed once: --cache_encoder, --cache_teacher ----
