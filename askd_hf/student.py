@@ -91,7 +91,8 @@ def set_language(
 def layers_to_copy(layers: int | list[int] | str, available: int, kind: str = "decoder") -> list[int]:
     """The teacher's layers that the student gets, from a number or a list, as in `2`, `"2"`, `[0, 31]` or `"0,31"`.
 
-    `"31,"` is a list of a single layer. A number is spread evenly over the teacher's layers. Raises `UserError` for what the teacher hasn't got.
+    `"31,"` is a list of a single layer. A number is spread evenly. Raises `UserError` for layers that the teacher
+    doesn't have.
     """
     try:
         if isinstance(layers, str):
