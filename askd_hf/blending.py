@@ -52,6 +52,11 @@ class BlendingTrainer(SavingTrainer):
         if args.freeze_encoder:
             # `from_pretrained` leaves the position embeddings trainable, so all parameters are named here
             self.model.model.encoder.requires_grad_(False)
+        elif not any(parameter.requires_grad for parameter in self.model.model.encoder.parameters()):
+            raise UserError(
+                "freeze_encoder is off, but the adapter has nothing in the encoder to train: make it by with_lora(..., "
+                "freeze_encoder=False)"
+            )
         self.teacher = None
         self._teacher_is_cached = teacher_is_cached
         if args.uses_teacher and (args.eval_blend or not teacher_is_cached):

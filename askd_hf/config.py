@@ -109,7 +109,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         default=None,
         metadata={
             "help": "Weight on the hidden-state loss of a trained encoder against the teacher's layers, relative to "
-            "the teacher's weight, with which it falls. Default: 1 with --encoder_layers, else 0."
+            "the teacher's weight, with which it falls. Default: 10 with --encoder_layers, else 0."
         },
     )
     eval_blend: bool = field(

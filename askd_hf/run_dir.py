@@ -18,7 +18,9 @@ from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_HIDDEN_WEIGHT = 1.0
+# With 2 of whisper-tiny.en's 4 encoder layers on LibriSpeech, the divergence's gradient in the encoder was 1.5 to 7 times
+# that of the hidden-state loss; at 10 both losses fell faster than at 1.
+DEFAULT_HIDDEN_WEIGHT = 10.0
 
 
 def name_run(config: ASKDConfig, models: ModelArguments) -> None:

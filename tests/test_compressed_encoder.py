@@ -43,7 +43,7 @@ def test_the_student_trains_its_own_encoder_and_loads_anywhere(monkeypatch, caps
     assert copied_layers(run) == ([3], [0, 3])
     card = (run / "README.md").read_text()
     assert "the encoder layer 3 and decoder layers 0 and 3 (counted from 0)" in card
-    assert " + a·h·Hᵢ + " in card and "h: 1\n" in card and "| `hidden_weight` | 1 |" in card
+    assert " + a·h·Hᵢ + " in card and "h: 10\n" in card and "| `hidden_weight` | 10 |" in card
     assert "| `freeze_encoder`" not in card  # off, as all that's left out
     tone = {"raw": np.sin(np.arange(8000) / 10).astype(np.float32), "sampling_rate": 16_000}
     assert isinstance(pipeline("automatic-speech-recognition", model=str(run))(tone)["text"], str)

@@ -141,11 +141,11 @@ def test_loss_and_gradient_are_those_of_plain_forward_passes(tmp_path, deep_teac
 
 def test_by_default_a_compressed_encoder_is_trained_towards_the_layers_it_has(tmp_path, deep_teacher, compressed):
     trainer = make_trainer(tmp_path, deep_teacher, compressed, max_steps=2)
-    assert (trainer.args.freeze_encoder, trainer.args.hidden_weight) == (False, 1.0)
+    assert (trainer.args.freeze_encoder, trainer.args.hidden_weight) == (False, 10.0)
     assert trainer.origin.copied_encoder_layers == [0, 2] and trainer._pairs == ([1, 2], [1, 4])
     # as in half precision; and a whole encoder stays frozen, also one that isn't the teacher's
     half = make_trainer(tmp_path, copy.deepcopy(deep_teacher).to(torch.bfloat16), compressed)
-    assert half.args.hidden_weight == 1.0
+    assert half.args.hidden_weight == 10.0
     for student in (init_student(deep_teacher), init_student(make_whisper_like(deep_teacher), 2, encoder_layers=2)):
         whole = make_trainer(tmp_path, deep_teacher, student)
         assert (whole.args.freeze_encoder, whole.args.hidden_weight, whole._pairs) == (True, None, None)
@@ -258,6 +258,13 @@ def test_an_adapter_learns_from_it_too(tmp_path, deep_teacher, compressed):
     trainer.train()
     losses = history(trainer, "hidden_loss").flatten()
     assert losses[-1] < losses[0]
+
+
+def test_an_adapter_without_anything_in_a_compressed_encoder_is_refused(tmp_path, deep_teacher, compressed):
+    config = ASKDConfig(**options(tmp_path))
+    adapter = with_lora(compressed, LoraArguments(lora_rank=4), config.freeze_encoder)
+    with pytest.raises(UserError, match="the adapter has nothing in the encoder to train"):
+        ASKDTrainer(model=adapter, args=config, teacher=deep_teacher, train_dataset=Clips(compressed.config))
 
 
 # ---- evaluation and the self phase ----
