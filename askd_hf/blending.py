@@ -54,8 +54,8 @@ class BlendingTrainer(SavingTrainer):
             self.model.model.encoder.requires_grad_(False)
         elif not any(parameter.requires_grad for parameter in self.model.model.encoder.parameters()):
             raise UserError(
-                "freeze_encoder is off, but the adapter has nothing in the encoder to train: make it by with_lora(..., "
-                "freeze_encoder=False)"
+                "freeze_encoder is off, but the adapter has nothing in the encoder to train: make it by "
+                "with_lora(..., freeze_encoder=False)"
             )
         self.teacher = None
         self._teacher_is_cached = teacher_is_cached

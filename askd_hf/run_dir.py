@@ -18,8 +18,8 @@ from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# With 2 of whisper-tiny.en's 4 encoder layers on LibriSpeech, the divergence's gradient in the encoder was 1.5 to 7 times
-# that of the hidden-state loss; at 10 both losses fell faster than at 1.
+# With 2 of whisper-tiny.en's 4 encoder layers on LibriSpeech, the divergence's gradient in the encoder was 1.5 to 7
+# times that of the hidden-state loss; at 10 both losses fell faster than at 1.
 DEFAULT_HIDDEN_WEIGHT = 10.0
 
 

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from conftest import Clips, collate, history, make_trainer, make_whisper
+from conftest import Clips, collate, history, make_trainer, make_whisper, options
 from test_invariants import NAMES, two_process_run
 from transformers import TrainerCallback
 
@@ -246,11 +246,10 @@ def test_other_ways_to_compute_follow_the_plain_trajectory(tmp_path, deep_teache
 
 
 def test_an_adapter_learns_from_it_too(tmp_path, deep_teacher, compressed):
+    config = ASKDConfig(**options(tmp_path, preset="kd", freeze_encoder=False, hidden_weight=9.0))
     trainer = ASKDTrainer(
         model=with_lora(compressed, LoraArguments(lora_rank=4), freeze_encoder=False),
-        args=make_trainer(
-            tmp_path, deep_teacher, compressed, preset="kd", freeze_encoder=False, hidden_weight=9.0
-        ).args,
+        args=config,
         teacher=deep_teacher,
         train_dataset=Clips(compressed.config),
         data_collator=collate,
