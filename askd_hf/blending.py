@@ -136,12 +136,16 @@ class BlendingTrainer(SavingTrainer):
             )
             if pairs is not None:
                 states = [outputs.encoder_hidden_states[i] for i in pairs.student]
-                hidden = hidden_state_loss(states, teacher_states).repeat_interleave(real.sum(1))  # at each token
-                weighted = weights.teacher * self.args.hidden_weight * hidden
-                total = total + weighted.sum()
-                terms.total = terms.total + weighted.detach()
-                terms.hidden = hidden.detach()
+                terms.hidden = hidden_state_loss(states, teacher_states).repeat_interleave(real.sum(1))
+                total = total + self._weigh_hidden(terms, weights)
         return total, terms, outputs
+
+    def _weigh_hidden(self, terms: BlendTerms, weights: BlendWeights) -> Tensor:
+        """The hidden-state loss of the label tokens, weighted and summed. Added to the terms without its gradient."""
+        weighted = weights.teacher * self.args.hidden_weight * terms.hidden
+        terms.total = terms.total + weighted.detach()
+        terms.hidden = terms.hidden.detach()
+        return weighted.sum()
 
     def _encode(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
         """Put the student's `encoder_outputs` into the batch, for all models, unless its encoder is trained.
