@@ -47,13 +47,15 @@ class LoraArguments:
             raise UserError("use_dora: it needs --lora_rank")
 
 
-def with_lora(student: WhisperForConditionalGeneration, arguments: LoraArguments, freeze_encoder: bool) -> PeftModel:
-    """Put an adapter beside the linear layers of the decoder, and of the encoder unless it is frozen.
+def with_lora(
+    student: WhisperForConditionalGeneration, arguments: LoraArguments, freeze_encoder: bool | None
+) -> PeftModel:
+    """Put an adapter beside the linear layers of the decoder, and of the encoder if `freeze_encoder` is off.
 
     Raises `UserError` if there are no such layers.
     """
     layers = {name for name, module in student.named_modules() if isinstance(module, nn.Linear)}
-    parts = "decoder" if freeze_encoder else "(encoder|decoder)"
+    parts = "(encoder|decoder)" if freeze_encoder is False else "decoder"
     names = "|".join(re.escape(name) for name in arguments.lora_target_modules)
     target = rf"model\.{parts}\.layers\.\d+\.(.*\.)?({names})"
     for name in arguments.lora_target_modules:

@@ -74,6 +74,7 @@ class AdaptiveBlendCallback(TrainerCallback):
     ):
         self.schedule = self._schedule(state.max_steps)
         options = {"total_steps": state.max_steps} | {name: getattr(args, name) for name in PRESETS[args.preset]}
+        options["hidden_weight"] = args.hidden_weight or None
         if state.global_step == 0:  # also when training starts over with a smaller batch (auto_find_batch_size)
             self.state, self.self_teacher, self._observed = BlendState(options=options), None, None
         changed = [

@@ -110,6 +110,8 @@ def objective(arguments: dict[str, Any]) -> str:
     terms = [f"({on_labels})·CEᵢ" if teacher or own else "CEᵢ"]
     if teacher:
         terms.append(f"{on_teacher}·{divergence('teacherᵢ', arguments)}")
+        if arguments.get("hidden_weight"):
+            terms.append("a·h·Hᵢ")
     if own:
         terms.append(f"b·{divergence('selfᵢ', arguments)}")
     return f"L = Σᵢ [ {' + '.join(terms)} ] / N"
@@ -146,6 +148,11 @@ def symbols(facts: Facts) -> list[str]:
         lines.append(text)
     if teacher and arguments["trust_label"]:
         lines.append("gᵢ: the teacher's probability of the label")
+    if teacher and arguments.get("hidden_weight"):
+        lines.append(
+            "Hᵢ: the mean over matched encoder layers of |student - teacher|² / |teacher|², their hidden states of "
+            f"token i's clip; h: {arguments['hidden_weight']:g}"
+        )
     if teacher and facts.top_k is not None:
         lines.append(
             f"teacherᵢ: its {facts.top_k} most probable tokens one by one, all others lumped together; so the "

@@ -16,7 +16,7 @@ from .schedule import SELF_SCHEDULES, TEACHER_SCHEDULES
 from .self_teacher import SELF_TEACHERS
 
 UNNAMED_RUN = "runs/unnamed"
-BLEND_METRICS = ("blend_loss", "teacher_loss", "self_loss", "teacher_ce", "agreement")
+BLEND_METRICS = ("blend_loss", "teacher_loss", "self_loss", "teacher_ce", "agreement", "hidden_loss")
 
 
 @dataclass
@@ -101,12 +101,23 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             "With load_best_model_at_end."
         },
     )
-    freeze_encoder: bool = field(default=True, metadata={"help": "Train the decoder only."})
+    freeze_encoder: bool | None = field(
+        default=None,
+        metadata={"help": "Train the decoder only. Default: on, unless --encoder_layers has compressed the encoder."},
+    )
+    hidden_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight on the hidden-state loss of a trained encoder against the teacher's layers, relative to "
+            "the teacher's weight, with which it falls. Default: 10 with --encoder_layers, else 0."
+        },
+    )
     eval_blend: bool = field(
         default=False,
         metadata={
             "help": "Also run teacher and self-teacher in evaluation, for eval_teacher_loss, eval_teacher_ce, "
-            "eval_self_loss, eval_blend_loss, eval_agreement. Without it evaluation runs the student alone."
+            "eval_self_loss, eval_hidden_loss, eval_blend_loss, eval_agreement. Without it evaluation runs the "
+            "student alone."
         },
     )
 
@@ -200,6 +211,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"self_weight: {self.self_weight} has no effect without a self_teacher (ema, snapshot)")
         if self.teacher_weight and not self.teacher_phase:
             raise UserError(f"teacher_weight: {self.teacher_weight} has no effect with a teacher_phase of 0")
+        if self.hidden_weight is not None and not self.hidden_weight >= 0.0:
+            raise UserError(f"hidden_weight: {self.hidden_weight} is not at least 0")
+        if self.hidden_weight and not self.uses_teacher:
+            raise UserError(f"hidden_weight: {self.hidden_weight} has no effect without a teacher phase")
         if self.self_refresh == "epoch" and self.self_teacher != "snapshot":
             raise UserError("self_refresh: only a snapshot is renewed; the ema follows the student by itself")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):

@@ -48,6 +48,7 @@ ARGUMENTS = (
     "divergence_mix",
     "trust_label",
     "freeze_encoder",
+    "hidden_weight",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",

@@ -150,6 +150,8 @@ class BlendTerms:
     """the teacher's own cross-entropy on the labels, at temperature 1"""
     agreement: Tensor | None = None
     """1 where student and teacher have the same most probable token, else 0"""
+    hidden: Tensor | None = None
+    """the hidden-state loss of the token's clip (`askd_hf.hidden_states`), which the trainer adds"""
 
     def measured(self) -> dict[str, Tensor]:
         """The terms that exist, by name, detached."""

@@ -13,7 +13,7 @@ from transformers import WhisperForConditionalGeneration
 
 from .arguments import DataArguments, ModelArguments
 from .data.languages import language_code
-from .student import is_multilingual, layers_to_copy, same_encoder
+from .student import is_multilingual, layers_kept, layers_to_copy, same_encoder
 from .teacher_cache import SETTINGS
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,8 @@ class Origin:
     ) -> "Origin":
         """As far as the models tell by themselves."""
         origin = cls(languages=languages_of([], student))
+        if teacher is not None:
+            origin.copied_encoder_layers = layers_kept(teacher, student)
         started_from = student.name_or_path  # of a student made by `init_student` it is the teacher's
         if teacher is not None and teacher.name_or_path:
             origin.teacher = Ancestor.of(teacher.name_or_path, teacher)
@@ -138,6 +140,11 @@ class Origin:
         if started_from and not origin.from_teacher:
             origin.student = Ancestor.of(started_from)
         return origin
+
+    @property
+    def compressed_encoder(self) -> bool:
+        """Whether training started from an encoder of some of the teacher's layers."""
+        return self.copied_encoder_layers is not None and not self.teachers_encoder
 
     @property
     def base(self) -> Ancestor | None:

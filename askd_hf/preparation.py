@@ -24,6 +24,7 @@ from .data import (
     mix,
     with_negatives,
 )
+from .data.augment import AugmentArguments
 from .data.languages import with_language, without_language
 from .data.negatives import negatives_from, synthetic_negatives
 from .data.text import replace_column
@@ -257,8 +258,11 @@ def check_caches(
     config: ASKDConfig,
     vocabulary: int,
     mix_args: MixArguments | None = None,
+    augment: AugmentArguments | None = None,
 ) -> None:
     """Raise `UserError` for cache options that can't be."""
+    if augment is not None and augment.augment and caches.cache_encoder:
+        raise UserError("--augment: the encoder's output of a clip that is always another can't be cached")
     if mix_args is not None and mix_args.streaming and (caches.cache_encoder or caches.cache_teacher):
         raise UserError("--cache_encoder, --cache_teacher: they need all clips at once, which --streaming never has")
     changing = mix_args is not None and (mix_args.timestamp_probability or mix_args.prompt_probability)
@@ -278,8 +282,16 @@ def check_caches(
         raise UserError(f"--teacher_top_k {caches.teacher_top_k} is not from 1 to {vocabulary - 1}, the vocabulary's")
     if caches.cache_teacher and vocabulary > LARGEST_VOCABULARY:
         raise UserError(f"--cache_teacher: {vocabulary} tokens; it keeps their ids as uint16, {LARGEST_VOCABULARY}")
-    if caches.cache_encoder and not config.freeze_encoder:
-        raise UserError("--cache_encoder needs an encoder that stays as it is: leave --freeze_encoder on")
+    if caches.cache_teacher and config.hidden_weight:
+        raise UserError(
+            f"--hidden_weight {config.hidden_weight:g} needs the teacher's hidden states at every step, which "
+            "--cache_teacher doesn't keep: leave out one of them"
+        )
+    if caches.cache_encoder and config.freeze_encoder is False:
+        raise UserError(
+            "--cache_encoder needs an encoder that stays as it is: leave it out, or keep the encoder whole and frozen "
+            "(no --encoder_layers, no --freeze_encoder False)"
+        )
 
 
 def with_encoder_cache(

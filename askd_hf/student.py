@@ -4,6 +4,7 @@ import copy
 import logging
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     GenerationConfig,
@@ -111,26 +112,41 @@ def set_languages(
         model.generation_config.forced_decoder_ids = None
 
 
+def allow_silence(model: WhisperForConditionalGeneration) -> None:
+    """Let a model that learns when nobody speaks say nothing: OpenAI's configuration forbids to end at once."""
+    config = model.generation_config
+    if config.begin_suppress_tokens:
+        config.begin_suppress_tokens = [i for i in config.begin_suppress_tokens if i != model.config.eos_token_id]
+
+
 def layers_to_copy(layers: int | list[int] | str, available: int, kind: str = "decoder") -> list[int]:
     """The teacher's layers that the student gets, from a number or a list, as in `2`, `"2"`, `[0, 31]` or `"0,31"`.
 
-    A number is spread evenly over the teacher's layers, the first and the last kept (distil-whisper, Gandhi et al.
-    2023, section 4); a single layer is the last, whose output the vocabulary projection was trained on.
+    `"31,"` is a list of a single layer. A number is spread evenly. Raises `UserError` for layers that the teacher
+    doesn't have.
     """
     try:
         if isinstance(layers, str):
-            layers = [int(i) for i in layers.split(",")] if "," in layers else int(layers)
+            layers = [int(i) for i in layers.removesuffix(",").split(",")] if "," in layers else int(layers)
     except ValueError:
         raise UserError(f"{kind}_layers: {layers!r} is neither a number nor a list such as 0,1,31") from None
     if isinstance(layers, int):
         if not 1 <= layers <= available:
             raise UserError(f"{kind}_layers: {layers} is not between 1 and the teacher's {available}")
-        if layers == 1:
-            return [available - 1]
-        return [round(i * (available - 1) / (layers - 1)) for i in range(layers)]
+        return evenly_spread(layers, available)
     if not layers or len(set(layers)) < len(layers) or not all(0 <= i < available for i in layers):
         raise UserError(f"{kind}_layers: {layers} must be different layers from 0 to the teacher's {available - 1}")
     return list(layers)
+
+
+def evenly_spread(layers: int, available: int) -> list[int]:
+    """`layers` of `available`, the first and the last kept (distil-whisper, Gandhi et al. 2023, section 4).
+
+    A single layer is the last, whose output the layer norm and what follows it were trained on.
+    """
+    if layers == 1:
+        return [available - 1]
+    return [round(i * (available - 1) / (layers - 1)) for i in range(layers)]
 
 
 def init_student(
@@ -231,16 +247,29 @@ def pair_differences(
 
 def same_encoder(teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration) -> bool:
     """Whether the encoders have equal weights, up to the teacher's dtype."""
-    theirs, ours = teacher.model.encoder.state_dict(), student.model.encoder.state_dict()
     same_heads = teacher.config.encoder_attention_heads == student.config.encoder_attention_heads
-    return (
-        same_heads
-        and theirs.keys() == ours.keys()
-        and all(
-            weight.shape == ours[name].shape and torch.equal(weight, ours[name].to(weight.device, weight.dtype))
-            for name, weight in theirs.items()
-        )
+    return same_heads and _same_weights(teacher.model.encoder, student.model.encoder)
+
+
+def _same_weights(teacher: nn.Module, student: nn.Module) -> bool:
+    theirs, ours = teacher.state_dict(), student.state_dict()
+    return theirs.keys() == ours.keys() and all(
+        weight.shape == ours[name].shape and torch.equal(weight, ours[name].to(weight.device, weight.dtype))
+        for name, weight in theirs.items()
     )
+
+
+def layers_kept(
+    teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration
+) -> list[int] | None:
+    """The layers of the teacher's encoder that the student's was compressed to, by equal weights.
+
+    Up to the teacher's dtype, and in the student's order. None if the student's encoder is whole, or if its layers
+    are others.
+    """
+    theirs, ours = teacher.model.encoder.layers, student.model.encoder.layers
+    kept = [next((i for i, layer in enumerate(theirs) if _same_weights(layer, copy)), None) for copy in ours]
+    return None if None in kept or kept == list(range(len(theirs))) else kept
 
 
 def encoder_is_deterministic(config: WhisperConfig) -> bool:

@@ -14,6 +14,7 @@ LOG_NAMES = {
     "self": "self_loss",
     "teacher_ce": "teacher_ce",
     "agreement": "agreement",
+    "hidden": "hidden_loss",
 }
 
 

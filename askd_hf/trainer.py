@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import ProcessorMixin, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import CONFIG_NAME
 
 from .adapter import lora_settings
+from .blending import BlendingTrainer
 from .callbacks import (
-    AdaptiveBlendCallback,
     DrawsCallback,
     StopEarlyCallback,
     StopGracefullyCallback,
@@ -28,37 +27,25 @@ from .callbacks import (
     data_epoch,
 )
 from .config import ASKDConfig
-from .data import (
-    TEACHER_COLUMNS,
-    DrawnRows,
-    ResumableLengthGroupedSampler,
-    SpeechCollator,
-    SpeechStream,
-    StreamSampler,
-    encode,
-)
+from .data import DrawnRows, ResumableLengthGroupedSampler, SpeechCollator, SpeechStream, StreamSampler
 from .errors import UserError, memory_errors
 from .facts import FACTS_FILE, gather_facts
-from .objective import DIVERGENCES, BlendTerms, TopK
 from .origin import Origin
-from .projection import Unprojected, chunked_blend, unprojected
 from .run_dir import checkpoint_to_resume
-from .saving import SavingTrainer
 from .schedule import BlendWeights
 from .skipped import SkippedRows, skipped_rows_file
-from .student import check_pair, encoder_is_deterministic, same_encoder
 from .teacher_cache import check_settings, has_soft_labels
 from .terms import NonFiniteLossError, check_finite, means, new_sums, sums, sums_by_clip
 
 logger = logging.getLogger(__name__)
 
 
-class ASKDTrainer(SavingTrainer):
+class ASKDTrainer(BlendingTrainer):
     """Distils `teacher` into `model` by the objective of `askd_hf.objective`.
 
     Args:
         model: the student, or an adapter on it (`askd_hf.adapter`), of which then nothing else is trained. Its encoder
-            is frozen here if `args.freeze_encoder`.
+            is frozen here if `args.freeze_encoder`; if that is None, unless it has some only of the teacher's layers.
         args: the run's options, the blend's among them.
         teacher: a Whisper model with the student's vocabulary (`askd_hf.vocabulary` sees to it); frozen and put in
             evaluation mode here, never saved, dropped as soon as its weight is 0 for good. None if its weight is 0
@@ -68,9 +55,10 @@ class ASKDTrainer(SavingTrainer):
         kwargs: the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator`, see `SpeechCollator`.
 
     Logged besides Trainer's own values, over the label tokens since the last time: `ce_loss`, `teacher_loss`,
-    `self_loss` (with their T^2), `blend_loss` (their blend), `teacher_ce`, `agreement` and the weights; and
-    what `ThroughputCallback.measured` tells. Evaluation gives `eval_ce_loss`
-    (also as `eval_loss`), the other terms if `args.eval_blend`, and `compute_metrics` on generated tokens.
+    `self_loss` (with their T^2), `hidden_loss` (of a trained encoder, see `askd_hf.hidden_states`), `blend_loss` (all
+    of these, weighted), `teacher_ce`, `agreement` and the weights; and what `ThroughputCallback.measured` tells.
+    Evaluation gives `eval_ce_loss` (also as `eval_loss`), the other terms if `args.eval_blend`, and
+    `compute_metrics` on generated tokens.
     """
 
     # compute_loss divides by the label tokens of the whole update itself
@@ -103,24 +91,20 @@ class ASKDTrainer(SavingTrainer):
             raise UserError("FSDP and DeepSpeed split the weights, which the self-teacher needs whole: use DDP")
         if args.ddp_static_graph:
             raise UserError("ddp_static_graph: DDP would miss the gradients of a loss outside of the model's forward")
-        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
-        if args.freeze_encoder:
-            # `from_pretrained` leaves the position embeddings trainable, so all parameters are named here
-            self.model.model.encoder.requires_grad_(False)
+        super().__init__(
+            model=model,
+            args=args,
+            teacher=teacher,
+            teacher_is_cached=cached,
+            origin=origin,
+            processing_class=processing_class,
+            **kwargs,
+        )
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
 
-        self.origin = Origin.of_models(teacher, self.model) if origin is None else origin
-        self.teacher = None
-        self._teacher_is_cached = cached
-        if args.uses_teacher and (args.eval_blend or not cached):
-            check_pair(teacher, self.model, own_features=self._teacher_has_own_features())
-            self.teacher = teacher.to(args.device).eval().requires_grad_(False)
-        self._check_encoder()
-
-        self.blend = AdaptiveBlendCallback(args)
         self.stop = StopGracefullyCallback()
         self.throughput = ThroughputCallback()
-        for callback in (self.blend, self.stop, self.throughput):
+        for callback in (self.stop, self.throughput):
             self.add_callback(callback)
         if args.early_stopping_patience is not None:
             self.add_callback(StopEarlyCallback(args.early_stopping_patience))
@@ -130,19 +114,6 @@ class ASKDTrainer(SavingTrainer):
         self._clips: list[str] = []
         self._train_sums = new_sums(args.device)
         self._eval_sums = new_sums(args.device)
-
-    def _check_encoder(self) -> None:
-        """See whose encoder the student has, by its weights as they are now. Raises `UserError` for a stale cache."""
-        shares = self.teacher is not None and self.args.freeze_encoder
-        self._teacher_has_our_encoder = shares and same_encoder(self.teacher, self.model)
-        cache = self.data_collator.encoder_cache if isinstance(self.data_collator, SpeechCollator) else None
-        if cache is not None:
-            self._check_cache_is_valid()
-            if not cache.is_of(self.model, self.data_collator.processor):
-                raise UserError(f"encoder cache {cache.folder}: it isn't of the student's encoder and features")
-
-    def _teacher_has_own_features(self) -> bool:
-        return isinstance(self.data_collator, SpeechCollator) and self.data_collator.teacher_extractor is not None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         needs_model = self.args.uses_teacher and not self._teacher_is_cached
@@ -206,106 +177,6 @@ class ASKDTrainer(SavingTrainer):
                 loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
 
-    def _run_models(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        weights: BlendWeights,
-        keep_logits: bool = False,
-        gradient_scale: float = 1.0,
-    ) -> tuple[Tensor, BlendTerms, Any]:
-        """Student, and teacher and self-teacher where they have a weight, on one batch.
-
-        Returns: the objective summed over the label tokens, its terms at each, and the student's outputs.
-        """
-        student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        labels = inputs["labels"]
-        real = labels != -100
-        speech = ~inputs["no_speech"][:, None].expand_as(labels) if "no_speech" in inputs else None
-        not_students = ("labels", "no_speech", "teacher_input_features", *TEACHER_COLUMNS)
-        batch = {name: value for name, value in inputs.items() if name not in not_students}
-        if "decoder_input_ids" not in batch:  # another collator's: no prompts, so they follow from the labels
-            batch["decoder_input_ids"] = shift_tokens_right(
-                labels, student.config.pad_token_id, student.config.decoder_start_token_id
-            )
-        batch["use_cache"] = False
-        # The student comes last: SpecAugment writes into its input features
-        targets = {}
-        with torch.no_grad(), self.accelerator.autocast():
-            self._encode(model, batch)
-            if weights.teacher > 0.0:
-                targets["teacher"] = self._teacher_target(inputs, batch, real)
-            if weights.self > 0.0:
-                with unprojected(student, real) as noted:
-                    self.blend.self_teacher(student, batch)
-                targets["self_teacher"] = noted[0]
-        if "encoder_outputs" in batch:
-            batch.pop("input_features", None)
-        with unprojected(student, real, keep_logits) as noted:
-            outputs = model(**batch)
-        with self.accelerator.autocast():
-            total, terms = chunked_blend(
-                noted[0],
-                labels[real],
-                **targets,
-                teacher_weight=weights.teacher,
-                self_weight=weights.self,
-                temperature=self.args.temperature,
-                divergence=DIVERGENCES[self.args.divergence],
-                mix=self.args.divergence_mix,
-                trust_label=self.args.trust_label,
-                trusted=None if speech is None else speech[real],
-                gradient_scale=gradient_scale,
-            )
-        return total, terms, outputs
-
-    def _encode(self, model: nn.Module, batch: dict[str, Any]) -> None:
-        """Put the student's `encoder_outputs` into the batch, for all models, unless its encoder is trained."""
-        student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        if "encoder_outputs" in batch:
-            if model.training:
-                self._check_cache_is_valid()
-            batch["encoder_outputs"] = (batch["encoder_outputs"].to(student.dtype),)
-        elif not model.training or self._encoder_is_fixed():
-            batch["encoder_outputs"] = (encode(student.model.encoder, batch["input_features"].to(student.dtype)),)
-
-    def _encoder_is_fixed(self) -> bool:
-        """Whether the student's encoder gives a clip the same output at every step."""
-        return self.args.freeze_encoder and encoder_is_deterministic(self.model.config)
-
-    def _check_cache_is_valid(self) -> None:
-        if not self._encoder_is_fixed():
-            raise UserError("cached encoder outputs need a frozen encoder without SpecAugment, layerdrop, dropout")
-
-    def _teacher_target(self, inputs: dict[str, Tensor], batch: dict[str, Any], real: Tensor) -> Unprojected | TopK:
-        """What the teacher expects at the label tokens: from its cached columns, or by running it."""
-        if set(TEACHER_COLUMNS) <= inputs.keys():
-            return TopK(*(inputs[name][real] for name in TEACHER_COLUMNS))
-        batch = dict(batch)
-        batch.pop("attention_mask", None)  # only SpecAugment reads it
-        if "encoder_outputs" in batch and self._teacher_has_our_encoder:
-            batch.pop("input_features", None)
-            batch["encoder_outputs"] = (batch["encoder_outputs"][0].to(self.teacher.dtype),)
-        else:
-            features = inputs.get("teacher_input_features", inputs.get("input_features"))
-            if features is None:
-                raise UserError(
-                    "the batches have only cached outputs of the student's encoder, and the teacher has another one: "
-                    "make them with SpeechCollator(..., teacher_extractor=...)"
-                )
-            batch.pop("encoder_outputs", None)
-            batch["input_features"] = features.to(self.teacher.dtype)
-        with unprojected(self.teacher, real) as noted:
-            self.teacher(**batch)
-        return noted[0]
-
-    def _release_teacher(self) -> None:
-        """Free the teacher's memory, unless the caller has kept a reference."""
-        self.teacher = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        logger.warning("step %d: the teacher's weight is 0 from here on; it is freed", self.state.global_step)
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # the last look before the update, so that no checkpoint ever holds NaN weights; fp16's scaler skips its own
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -366,23 +237,16 @@ class ASKDTrainer(SavingTrainer):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
-        if "encoder_outputs" in inputs:
-            self._check_cache_is_valid()
-        else:
-            # bf16_full_eval casts the model
-            features = inputs["input_features"].to(self.model.dtype)
-            with torch.no_grad(), self.accelerator.autocast():
-                inputs["encoder_outputs"] = encode(self.model.model.encoder, features)
         with torch.no_grad(), self.compute_loss_context_manager():
             weights = self.blend.weights if self.args.eval_blend else BlendWeights()
-            _, terms, _ = self._run_models(model, inputs, weights)
+            _, terms, outputs = self._run_models(model, inputs, weights)
         # a row a clip, so that the clips that even out the processes' last batch can be dropped again
         by_clip = self.accelerator.gather_for_metrics(sums_by_clip(terms, labels))
         self._eval_sums += by_clip.sum(0)
         loss = terms.ce.mean()
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
-        encoded = inputs["encoder_outputs"].to(self.model.dtype)
+        encoded = outputs.encoder_last_hidden_state.to(self.model.dtype)
         # the mask is of ones, as Whisper sees the padding's silence too; without it `generate` warns at every run
         frames = 2 * encoded.shape[1]
         generation_inputs = {

@@ -32,6 +32,7 @@ from askd_hf.data import SAMPLING_RATE, SpeechStream, decode_audio
 from askd_hf.data.augment import AugmentArguments, Augmenter
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import tables
+from askd_hf.layer_probe import choose_layers
 from askd_hf.metrics import compute_metrics_for
 from askd_hf.origin import Origin
 from askd_hf.preparation import (
@@ -42,8 +43,15 @@ from askd_hf.preparation import (
     with_encoder_cache,
     with_soft_labels,
 )
-from askd_hf.run_dir import checkpoint_to_resume, end_other_processes, name_run, prepare_evaluation
+from askd_hf.run_dir import (
+    checkpoint_to_resume,
+    end_other_processes,
+    name_run,
+    prepare_encoder,
+    prepare_evaluation,
+)
 from askd_hf.student import (
+    allow_silence,
     check_pair,
     check_processor,
     is_multilingual,
@@ -74,6 +82,8 @@ def distill(
 ) -> None:
     if not (model_args.teacher or model_args.student):
         raise UserError("--teacher is missing: a Whisper model to distil, such as openai/whisper-large-v3")
+    if model_args.student and model_args.layer_choice == "probe":
+        raise UserError("--layer_choice probe chooses among the teacher's layers: --student has its own")
     name_run(config, model_args)
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
 
@@ -84,6 +94,8 @@ def distill(
     check_processor(student, processor)
     spoken = [(source.language, source.task) for source in data_args.train_sources()]
     set_languages(student, processor, spoken)
+    if mix_args.negatives:
+        allow_silence(student)
     multilingual = is_multilingual(student)
     teacher_extractor = None
     if teacher is not None:
@@ -93,10 +105,17 @@ def distill(
         teacher = with_vocabulary_of(student.config, processor.tokenizer, teacher, theirs.tokenizer)
         teacher_extractor = None if same_encoder(teacher, student) else theirs.feature_extractor
         check_pair(teacher, student, own_features=True)
-    check_caches(caches, model_args, config, student.config.vocab_size, mix_args)
+    prepare_encoder(config, compressed=not (model_args.student or same_encoder(teacher, student)))
+    check_caches(caches, model_args, config, student.config.vocab_size, mix_args, augment)
+    collator = SpeechCollator(
+        processor,
+        student.config,
+        timestamps=mix_args.timestamp_probability,
+        prompts=mix_args.prompt_probability,
+        augmenter=Augmenter(augment, processor.feature_extractor.n_samples) if augment.augment else None,
+    )
 
     # ---- speech: every clip is looked at once, before training starts; those of a stream when they come ----
-    collator = SpeechCollator(processor, student.config)
     train_dataset = training_speech(data_args, mix_args, config, collator, multilingual)
     if config.uses_teacher and teacher is None and not has_soft_labels(train_dataset):
         raise UserError(f"preset {config.preset} has a teacher: give it with --teacher, or choose --preset ps-kd")
@@ -104,18 +123,19 @@ def distill(
     eval_datasets = {name: split.clips for name, split in splits.items()}
     prepare_evaluation(config, list(eval_datasets))
 
+    if model_args.layer_choice == "probe":
+        model_args = choose_layers(model_args, teacher, train_dataset, collator, config, resume_from)
+        student = load_student(model_args, teacher)
+        set_languages(student, processor, spoken)
+        if mix_args.negatives:
+            allow_silence(student)
     origin = Origin.of(model_args, data_args, teacher, student)  # for the model card
 
     # ---- what no step changes is computed once: --cache_encoder, --cache_teacher ----
     collator = with_encoder_cache(collator, student, [train_dataset, *eval_datasets.values()], caches, config)
     train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, teacher_extractor)
-    collator = replace(
-        collator,
-        timestamps=mix_args.timestamp_probability,
-        prompts=mix_args.prompt_probability,
-        augmenter=Augmenter(augment, collator.window_samples) if augment.augment else None,
-        limits=limits_of(collator, data_args, empty_text=True) if isinstance(train_dataset, SpeechStream) else None,
-    )
+    if isinstance(train_dataset, SpeechStream):
+        collator = replace(collator, limits=limits_of(collator, data_args, empty_text=bool(mix_args.negatives)))
     if teacher is not None and config.uses_teacher and (config.eval_blend or not has_soft_labels(train_dataset)):
         teacher = teacher.to(resolve_dtype(model_args.teacher_dtype, config))
         collator = replace(collator, teacher_extractor=teacher_extractor)

@@ -73,11 +73,6 @@ class SpeechCollator:
         """Whether a clip may be another in every epoch."""
         return self.timestamps > 0.0 or self.prompts > 0.0 or self.augmenter is not None
 
-    @property
-    def window_samples(self) -> int:
-        """How much the models hear at once, at 16 kHz."""
-        return self.processor.feature_extractor.n_samples
-
     def label_ids(self, row: Mapping[str, Any]) -> list[int]:
         """The labels of a row: prefix, text, end of text; without timestamps and prompt, nor the leading start token.
 

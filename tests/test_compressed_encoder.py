@@ -1,0 +1,113 @@
+"""`examples/distill.py --encoder_layers`: a student whose encoder is smaller, by evenly spread or probed layers."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import launch_two, make_processor, make_whisper
+from safetensors.torch import load_file
+from test_distill import SCRIPT, options, run_here
+from transformers import pipeline
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory):
+    """With 4 encoder layers."""
+    directory = tmp_path_factory.mktemp("deep-whisper")
+    make_whisper(make_processor(), encoder_layers=4).save_pretrained(directory)
+    make_processor().save_pretrained(directory)
+    return directory
+
+
+def copied_layers(run) -> tuple[list[int], list[int]]:
+    origin = json.loads((run / "training.json").read_text())["origin"]
+    return origin["copied_encoder_layers"], origin["copied_decoder_layers"]
+
+
+def test_the_student_trains_its_own_encoder_and_loads_anywhere(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    run = tmp_path / "run"
+    more = ["--encoder_layers", 1, "--eval_splits", "validation", "--logging_steps", 1]
+    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *more))
+    assert status == 0, err
+    student, teacher = load_file(run / "model.safetensors"), load_file(teacher_dir / "model.safetensors")
+    layers = {name.split(".")[3] for name in student if ".encoder.layers." in name}
+    assert layers == {"0"}
+    for name in ("fc1.weight", "self_attn.q_proj.weight"):
+        ours, theirs = (f"model.encoder.layers.{i}.{name}" for i in (0, 3))
+        assert 0.0 < (student[ours] - teacher[theirs]).abs().max() < 0.2
+    hidden = [float(loss) for loss in re.findall(r"'hidden_loss': '([\d.e-]+)'", out)]
+    assert len(hidden) == 10 and hidden[-1] < hidden[0]
+    assert copied_layers(run) == ([3], [0, 3])
+    card = (run / "README.md").read_text()
+    assert "the encoder layer 3 and decoder layers 0 and 3 (counted from 0)" in card
+    assert " + a·h·Hᵢ + " in card and "h: 10\n" in card and "| `hidden_weight` | 10 |" in card
+    assert "| `freeze_encoder`" not in card  # off, as all that's left out
+    tone = {"raw": np.sin(np.arange(8000) / 10).astype(np.float32), "sampling_rate": 16_000}
+    assert isinstance(pipeline("automatic-speech-recognition", model=str(run))(tone)["text"], str)
+
+
+def test_probed_layers_are_those_of_the_whole_run_and_of_its_resumption(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
+):
+    run = tmp_path / "run"
+    more = ["--encoder_layers", 2, "--layer_choice", "probe", "--eval_splits", "validation", "--learning_rate", 0]
+    more += ["--save_strategy", "steps", "--save_steps", 2, "--max_steps", 4]
+    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *more))
+    assert status == 0, err
+    assert len(re.findall(r"^encoder with [43] layers, cross-entropy without layer", out, re.MULTILINE)) == 2
+    found = re.search(r"^encoder layers (\d),(\d): cross-entropy [\d.]+; spread evenly, 0,3: ", out, re.MULTILINE)
+    encoder, decoder = copied_layers(run)
+    assert encoder == [int(found[1]), int(found[2])]
+    student, teacher = load_file(run / "model.safetensors"), load_file(teacher_dir / "model.safetensors")
+    for part, layers in (("encoder", encoder), ("decoder", decoder)):
+        for new, old in enumerate(layers):  # nothing was learnt at a rate of 0
+            for name in ("fc1.weight", "self_attn.q_proj.weight"):
+                ours, theirs = (
+                    student[f"model.{part}.layers.{new}.{name}"],
+                    teacher[f"model.{part}.layers.{old}.{name}"],
+                )
+                assert torch.equal(ours, theirs)
+    rates = re.findall(r"(student|student before) +([\d.]+) \(", out)
+    assert rates[0][1] == rates[1][1]  # the same model
+    shutil.rmtree(run / "checkpoint-4")
+    more += ["--resume_from_checkpoint", "last"]
+    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *more))
+    assert status == 0 and "cross-entropy without" not in out, err
+    assert copied_layers(run) == (encoder, decoder)
+    assert re.findall(r"(student|student before) +([\d.]+) \(", out) == rates
+
+
+def test_of_two_processes_one_probes_for_both(tmp_path, teacher_dir, speech_dir):
+    more = ["--encoder_layers", 2, "--layer_choice", "probe", "--max_steps", 2]
+    done = launch_two(SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(re.findall(r"^encoder layers ", done.stdout, re.MULTILINE)) == 1
+    assert len(copied_layers(tmp_path / "run")[0]) == 2
+
+
+def test_cached_labels_go_without_hidden_states(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    more = ["--encoder_layers", 2, "--cache_teacher", tmp_path / "labels", "--teacher_top_k", 5]
+    more += ["--max_steps", 2, "--logging_steps", 1]
+    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
+    assert status == 0, err
+    assert "teacher_loss" in out and "hidden_loss" not in out
+    facts = json.loads((tmp_path / "run" / "training.json").read_text())["arguments"]
+    assert (facts["freeze_encoder"], facts["hidden_weight"]) == (False, None)
+
+
+def test_what_cannot_be_is_said_before_any_work(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    layers, labels = ["--encoder_layers", 2], ["--cache_teacher", tmp_path / "labels", "--teacher_top_k", 5]
+    for more, message in (
+        ([*layers, "--freeze_encoder", "True"], "the student's encoder has lost layers"),
+        ([*layers, "--cache_encoder", tmp_path / "cache"], "--cache_encoder needs an encoder that stays as it is"),
+        ([*layers, *labels, "--hidden_weight", 1], "--cache_teacher doesn't keep"),
+        (["--hidden_weight", 1], "hidden_weight: 1 has no effect on a frozen encoder"),
+        (["--student", teacher_dir, "--layer_choice", "probe"], "--student has its own"),
+        (["--encoder_layers", 5, "--layer_choice", "probe"], "encoder_layers: 5 is not between 1 and the teacher's 4"),
+    ):
+        status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
+        assert status == 2 and message in err, err
+        assert "Checking" not in err and not list(tmp_path.iterdir())
