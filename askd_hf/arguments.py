@@ -288,7 +288,8 @@ class MixArguments:
         default=0.0,
         metadata={
             "help": "Share of the clips that are learned with timestamps, where a column `segments` has the times: "
-            "examples/pseudo_label.py --timestamps makes it. A student trained without forgets them."
+            "examples/pseudo_label.py --timestamps makes it. A student trained without them forgets them; one that "
+            "always has them forgets how to go without, and may then never come to an end."
         },
     )
     prompt_probability: float = field(

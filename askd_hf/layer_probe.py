@@ -28,6 +28,7 @@ from .student import evenly_spread
 
 LAYERS_FILE = "layers.json"
 CLIPS, CLIPS_AT_ONCE = 16, 4
+MODEL_INPUTS = {"input_features", "decoder_input_ids", "labels"}
 
 Report = Callable[[str], None]
 
@@ -83,8 +84,7 @@ def _probe(
     batches = []
     for i in range(0, len(rows), CLIPS_AT_ONCE):
         batch = collator(rows[i : i + CLIPS_AT_ONCE])
-        tensors = {name: batch[name] for name in ("input_features", "decoder_input_ids", "labels")}
-        batches.append({name: tensor.to(config.device) for name, tensor in tensors.items()})
+        batches.append({name: batch[name].to(config.device) for name in MODEL_INPUTS & batch.keys()})
     dtype = resolve_dtype("auto", config)
     probes = {"encoder_layers": probe_encoder, "decoder_layers": probe_decoder}
     with torch.autocast(config.device.type, dtype=dtype, enabled=dtype != torch.float32):

@@ -215,7 +215,7 @@ def test_a_column_says_what_is_spoken(monkeypatch, capsys, tmp_path, multilingua
 
 
 def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_path, two):
-    """Before training it is random; it learns the times of one clip by heart, and says them to `pipeline`."""
+    """Before training it is random; it learns one clip by heart, with its times and without."""
     processor = make_processor(("<|startofprev|>",))
     teacher = make_whisper(processor, vocab_size=len(processor.tokenizer) + 51)
     teacher.save_pretrained(tmp_path / "teacher")
@@ -238,9 +238,10 @@ def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_p
     (row,) = load_speech(str(two[1]), None, "train[:1]")
     clip = {"raw": soundfile.read(row["audio"]["path"])[0], "sampling_rate": 16_000}
     transcribe = pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))
-    heard = transcribe(clip, return_timestamps=True)
+    heard = transcribe(dict(clip), return_timestamps=True)
     expected = [(segment["start"], segment["end"], segment["text"]) for segment in row["segments"]]
     assert [(*chunk["timestamp"], chunk["text"].strip()) for chunk in heard["chunks"]] == [
         (start, pytest.approx(end, abs=0.011), text) for start, end, text in expected
     ]
     assert heard["text"].split() == [text for *_, text in expected]
+    assert transcribe(clip)["text"].strip() == row["text"]
