@@ -13,6 +13,7 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+from .adapter import adapter_base, is_adapter, with_adapter
 from .errors import UserError
 from .hub import hub_access
 
@@ -24,10 +25,13 @@ MULTILINGUAL_VOCABULARY = 51865
 def load_whisper(
     name: str, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
 ) -> WhisperForConditionalGeneration:
-    """A Whisper model from a local directory or the Hub.
+    """A Whisper model from a local directory or the Hub; of an adapter its base, with the adapter merged.
 
     Raises `UserError` if there is none, if it isn't a Whisper model, or if the Hub can't be reached.
     """
+    if is_adapter(name):
+        base = load_whisper(adapter_base(name), attn_implementation=attn_implementation)
+        return with_adapter(base, name).to(dtype)  # merged in full precision
     with hub_access("the model", name):
         config = AutoConfig.from_pretrained(name)
     if not isinstance(config, WhisperConfig):

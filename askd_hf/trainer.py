@@ -16,7 +16,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
-from transformers.utils import CONFIG_NAME
 
 from .adapter import lora_settings
 from .callbacks import (
@@ -29,7 +28,7 @@ from .callbacks import (
 from .config import ASKDConfig
 from .data import TEACHER_COLUMNS, ResumableLengthGroupedSampler, SpeechCollator, encode
 from .errors import UserError, memory_errors
-from .facts import FACTS_FILE, gather_facts
+from .facts import FACTS_FILE, Student, gather_facts
 from .objective import DIVERGENCES, BlendTerms, TopK
 from .origin import Origin
 from .projection import Unprojected, chunked_blend, unprojected
@@ -55,7 +54,7 @@ class ASKDTrainer(SavingTrainer):
             from the start, or if `train_dataset` has the teacher's cached columns (`askd_hf.teacher_cache`).
         processing_class: the `WhisperProcessor` that is saved with the student.
         origin: where models and speech come from, for the model card. Default: what the models know of it.
-        kwargs: the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator`, see `SpeechCollator`.
+        kwargs: those of `SavingTrainer`, and the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator`, see `SpeechCollator`.
 
     Logged besides Trainer's own values, over the label tokens since the last time: `ce_loss`, `teacher_loss`,
     `self_loss` (with their T^2), `blend_loss` (their blend), `teacher_ce`, `agreement` and the weights; and
@@ -393,11 +392,13 @@ class ASKDTrainer(SavingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         directory = Path(output_dir or self.args.output_dir)
-        if not self.args.should_save or not (directory / CONFIG_NAME).is_file():  # the checkpoint of an adapter
+        if not self.args.should_save or not self.is_student(directory):
             return
         if self.state.global_step > 0 or not (directory / FACTS_FILE).is_file():  # or they tell of an earlier run
             run = self.origin, self.args, self.state, self.blend, self.train_dataset, self.is_in_train
-            facts = gather_facts(directory, *run)
+            kept = self.adapter is not None and self.keeps_adapter
+            student = Student.of_adapter(directory, self.adapter) if kept else Student.of(directory)
+            facts = gather_facts(student, *run)
             if self.adapter is not None:
                 facts.arguments |= lora_settings(self.adapter)
             facts.save(directory)

@@ -23,7 +23,7 @@ from pathlib import Path
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline, set_seed
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
-from askd_hf.adapter import LoraArguments, with_lora
+from askd_hf.adapter import LoraArguments, loadable_base, with_lora
 from askd_hf.arguments import CacheArguments, DataArguments, ModelArguments
 from askd_hf.cli import parse_args
 from askd_hf.comparison import compare
@@ -63,6 +63,9 @@ def distill(
         raise UserError("--teacher is missing: a Whisper model to distil, such as openai/whisper-large-v3")
     name_run(config, model_args)
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
+
+    if lora.keep_adapter:
+        loadable_base(model_args.student, config.push_to_hub)
 
     # ---- teacher and student: the student is made from the teacher's full weights ----
     teacher = load_teacher(model_args) if model_args.teacher else None
@@ -112,6 +115,7 @@ def distill(
     trainer = ASKDTrainer(
         model=with_lora(student, lora, config.freeze_encoder) if lora.lora_rank else student,
         args=config,
+        keep_adapter=lora.keep_adapter,
         teacher=teacher,
         train_dataset=train_dataset,
         eval_dataset=eval_datasets if len(eval_datasets) > 1 else next(iter(eval_datasets.values()), None),
