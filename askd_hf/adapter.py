@@ -148,7 +148,7 @@ def with_adapter(base: WhisperForConditionalGeneration, name: str) -> WhisperFor
         if cached_file(name, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None:
             model.generation_config = GenerationConfig.from_pretrained(name)
     model.name_or_path = name
-    return model
+    return model.requires_grad_(True)  # PEFT has frozen it
 
 
 def loadable_base(student: str | None, push_to_hub: bool) -> str:

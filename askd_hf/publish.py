@@ -129,9 +129,9 @@ def check_base(directory: Path) -> None:
     base = adapter_base(str(directory)) if (directory / ADAPTER_CONFIG).is_file() else None
     if base is not None and not public_name(base)[1]:
         raise UserError(
-            f"{directory} has an adapter of {base}, a directory here, so nobody else could load it: publish that model "
-            f"first, and put its Hub id into {directory / ADAPTER_CONFIG} as base_model_name_or_path. Or train without "
-            "--keep_adapter, which merges the two"
+            f"{directory} has an adapter of {base}, a directory here, so nobody else could load it. Publish that "
+            f"model first, and put its Hub id into {directory / ADAPTER_CONFIG} as base_model_name_or_path; or train "
+            "without --keep_adapter, which merges the two"
         )
 
 
@@ -220,9 +220,8 @@ def upload(directory: Path, repo_id: str, token: str | None, revision: str | Non
         # sent again, and a commit of which only the answer was lost isn't made twice.
         changes = [CommitOperationAdd(name, directory / name) for name in names]
         there = HfApi().list_repo_files(repo_id, revision=revision, token=token)
-        changes += [
-            CommitOperationDelete(name) for name in there if matches(name, (*WEIGHTS, *CONFIGS)) and name not in names
-        ]
+        stale = [name for name in there if matches(name, (*WEIGHTS, *CONFIGS)) and name not in names]
+        changes += [CommitOperationDelete(name) for name in stale]
         done = HfApi().create_commit(repo_id, changes, commit_message=commit_message, token=token, revision=revision)
         return done.commit_url
 

@@ -54,7 +54,8 @@ class ASKDTrainer(SavingTrainer):
             from the start, or if `train_dataset` has the teacher's cached columns (`askd_hf.teacher_cache`).
         processing_class: the `WhisperProcessor` that is saved with the student.
         origin: where models and speech come from, for the model card. Default: what the models know of it.
-        kwargs: those of `SavingTrainer`, and the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator`, see `SpeechCollator`.
+        kwargs: the other arguments of `SavingTrainer` and `Seq2SeqTrainer`. Batches come from `data_collator`, see
+            `SpeechCollator`.
 
     Logged besides Trainer's own values, over the label tokens since the last time: `ce_loss`, `teacher_loss`,
     `self_loss` (with their T^2), `blend_loss` (their blend), `teacher_ce`, `agreement` and the weights; and

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_multilingual
+from fake_hub import serve_hub
+from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
 from askd_hf.data import decode_audio, load_speech
 from askd_hf.errors import UserError
@@ -25,10 +27,6 @@ from askd_hf.export import (
     transcribe_transformers,
 )
 from askd_hf.student import load_processor, load_whisper, set_language
-
-sys.path.append(str(ROOT / "tests" / "data"))
-from fake_hub import serve_hub
-from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
 SPEECH = ROOT / "examples" / "demo" / "data" / "known"
 SCRIPT = ROOT / "examples" / "export.py"
