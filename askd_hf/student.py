@@ -16,6 +16,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 from .adapter import adapter_base, is_adapter, with_adapter
 from .errors import UserError
 from .hub import hub_access
+from .teacher_memory import full_weights
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def pair_differences(
 
 def same_encoder(teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration) -> bool:
     """Whether the encoders have equal weights, up to the teacher's dtype."""
-    theirs, ours = teacher.model.encoder.state_dict(), student.model.encoder.state_dict()
+    theirs, ours = full_weights(teacher.model.encoder), student.model.encoder.state_dict()
     same_heads = teacher.config.encoder_attention_heads == student.config.encoder_attention_heads
     return (
         same_heads

@@ -37,6 +37,7 @@ from .saving import SavingTrainer
 from .schedule import BlendWeights
 from .student import check_pair, encoder_is_deterministic, same_encoder
 from .teacher_cache import check_settings, has_soft_labels
+from .teacher_memory import place_teacher
 from .terms import NonFiniteLossError, check_finite, means, new_sums, sums, sums_by_clip
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,11 @@ class ASKDTrainer(SavingTrainer):
         self._teacher_is_cached = cached
         if args.uses_teacher and (args.eval_blend or not cached):
             check_pair(teacher, self.model, own_features=self._teacher_has_own_features())
-            self.teacher = teacher.to(args.device).eval().requires_grad_(False)
+            self.teacher = teacher.eval().requires_grad_(False)
         self._check_encoder()
+        if self.teacher is not None:
+            encoder_runs = not (self._teacher_has_our_encoder and self._encoder_is_fixed())
+            place_teacher(self.teacher, args.device, encoder_runs)
 
         self.blend = AdaptiveBlendCallback(args)
         self.stop = StopGracefullyCallback()

@@ -27,7 +27,6 @@ from askd_hf.adapter import LoraArguments, loadable_base, with_lora
 from askd_hf.arguments import CacheArguments, DataArguments, ModelArguments
 from askd_hf.cli import parse_args
 from askd_hf.comparison import compare
-from askd_hf.config import resolve_dtype
 from askd_hf.data import SAMPLING_RATE, decode_audio
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import tables
@@ -36,6 +35,7 @@ from askd_hf.origin import Origin
 from askd_hf.preparation import (
     check_caches,
     check_split,
+    light_teacher,
     load_split,
     with_encoder_cache,
     with_soft_labels,
@@ -44,6 +44,7 @@ from askd_hf.preparation import (
 from askd_hf.run_dir import checkpoint_to_resume, end_other_processes, name_run, prepare_evaluation
 from askd_hf.student import check_pair, check_processor, load_processor, load_whisper, same_encoder, set_language
 from askd_hf.teacher_cache import has_soft_labels
+from askd_hf.teacher_memory import check_int8
 from askd_hf.vocabulary import with_vocabulary_of
 
 
@@ -66,6 +67,8 @@ def distill(
 
     if lora.keep_adapter:
         loadable_base(model_args.student, config.push_to_hub)
+    if model_args.teacher_dtype == "int8":
+        check_int8()
 
     # ---- teacher and student: the student is made from the teacher's full weights ----
     teacher = load_teacher(model_args) if model_args.teacher else None
@@ -105,7 +108,7 @@ def distill(
     collator = with_encoder_cache(collator, student, [train_dataset, *eval_datasets.values()], caches, config)
     train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, teacher_extractor)
     if teacher is not None and config.uses_teacher and (config.eval_blend or not has_soft_labels(train_dataset)):
-        teacher = teacher.to(resolve_dtype(model_args.teacher_dtype, config))
+        teacher = light_teacher(teacher, model_args, config)
         collator = replace(collator, teacher_extractor=teacher_extractor)
     else:
         teacher = None
