@@ -230,6 +230,8 @@ def gather_facts(
     # Trainer loads it when training ends
     chosen = config.load_best_model_at_end and not in_training and state.best_model_checkpoint is not None
     arguments = config.to_dict()
+    if state.train_batch_size:  # what auto_find_batch_size has found
+        arguments["per_device_train_batch_size"] = state.train_batch_size
     return Facts(
         origin=origin,
         student=student,
@@ -238,7 +240,7 @@ def gather_facts(
         step=state.global_step,
         total_steps=state.max_steps,
         epochs=state.epoch or 0.0,
-        batch_size=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
+        batch_size=arguments["per_device_train_batch_size"] * config.gradient_accumulation_steps * config.world_size,
         phases=phases,
         weights=dict(labels=1.0 - weights.teacher - weights.self, teacher=weights.teacher, self=weights.self),
         arguments={name: arguments[name] for name in ARGUMENTS},

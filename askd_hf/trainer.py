@@ -32,6 +32,7 @@ from .facts import FACTS_FILE, Student, gather_facts
 from .objective import DIVERGENCES, BlendTerms, TopK
 from .origin import Origin
 from .projection import Unprojected, chunked_blend, unprojected
+from .restart import Beginning
 from .run_dir import checkpoint_to_resume
 from .saving import SavingTrainer
 from .schedule import BlendWeights
@@ -141,11 +142,36 @@ class ASKDTrainer(SavingTrainer):
             raise UserError("the teacher was freed when its phase ended: make a new trainer to train again")
         if resume_from_checkpoint is True:  # Trainer would take the newest, finished or not
             resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir, "last")
+        self._beginning = None
         try:
             with memory_errors(self.args.train_batch_size):
                 return super().train(resume_from_checkpoint, **kwargs)
         finally:
+            self._beginning = None
             self.stop.restore()
+
+    def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """All of training; with `auto_find_batch_size` called again, with a smaller batch, when memory is out."""
+        if self.args.auto_find_batch_size:
+            if self._beginning is None:
+                self._beginning = Beginning.of(self, self.teacher)
+            else:
+                self._begin_again(resume_from_checkpoint)
+        return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        started = super()._init_training_state(*args, **kwargs)
+        self.state.train_batch_size = self._train_batch_size  # a resumed state has that of its checkpoint
+        return started
+
+    def _begin_again(self, resume_from_checkpoint: str | None) -> None:
+        self._beginning.restore(self, resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            self.blend.load(Path(resume_from_checkpoint))
+        if self.teacher is None and self._beginning.teacher is not None:
+            self.teacher = place_teacher(self._beginning.teacher, self.args.device)
+        self._train_sums = new_sums(self.args.device)
+        self.throughput.reset()
 
     # ---- the loss ----
 
@@ -287,6 +313,8 @@ class ASKDTrainer(SavingTrainer):
 
     def _release_teacher(self) -> None:
         """Free the teacher's memory, unless the caller has kept a reference."""
+        if self.args.auto_find_batch_size:  # with a smaller batch training would begin with it again
+            place_teacher(self.teacher, torch.device("cpu"))
         self.teacher = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
