@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -38,9 +39,8 @@ SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notime
 MULTILINGUAL = ("<|en|>", "<|zh|>", "<|translate|>")  # languages in the order of Whisper's own list
 
 
-def make_processor(more_tokens: tuple[str, ...] = ()) -> WhisperProcessor:
-    """One-second windows of 100 frames, 8 mel bins; a vocabulary of letters."""
-    letters = list("abcdefghijklmnopqrstuvwxyzĠ")
+def make_tokenizer(letters: Iterable[str], added: Iterable[str]) -> WhisperTokenizer:
+    """A vocabulary of letters, and behind them the special tokens `added`."""
     tokenizer = WhisperTokenizer(
         vocab={letter: i for i, letter in enumerate(letters)},
         merges=[],
@@ -49,8 +49,14 @@ def make_processor(more_tokens: tuple[str, ...] = ()) -> WhisperProcessor:
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
     )
-    tokenizer.add_tokens([*SPECIAL[:2], *more_tokens, *SPECIAL[2:]], special_tokens=True)
+    tokenizer.add_tokens(list(added), special_tokens=True)
     tokenizer.set_prefix_tokens()  # looks the added tokens up
+    return tokenizer
+
+
+def make_processor(more_tokens: tuple[str, ...] = ()) -> WhisperProcessor:
+    """One-second windows of 100 frames, 8 mel bins; a vocabulary of letters."""
+    tokenizer = make_tokenizer("abcdefghijklmnopqrstuvwxyzĠ", [*SPECIAL[:2], *more_tokens, *SPECIAL[2:]])
     extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
     return WhisperProcessor(extractor, tokenizer)
 

@@ -211,6 +211,14 @@ def test_it_is_trained_further_as_any_student(monkeypatch, capsys, tmp_path, run
     assert card.data.library_name == "transformers" and "started from `run`" in card.text.replace("\n", " ")
 
 
+def test_it_is_exported_as_any_model(monkeypatch, capsys, tmp_path, run, speech_dir):
+    arguments = ["--model", run, "--output_dir", tmp_path / "ct2", "--dataset", speech_dir, "--max_samples", 4]
+    ended = run_here(monkeypatch, capsys, *arguments, file=ROOT / "examples" / "export.py")
+    assert ended.returncode == 0, ended.stderr
+    assert "the same text as transformers in all 4 clips" in ended.stdout
+    assert (tmp_path / "ct2" / "model.bin").is_file()
+
+
 def test_a_run_that_is_there_is_not_overwritten(monkeypatch, capsys, run, student_dir, speech_dir):
     ended = run_here(monkeypatch, capsys, *lora_run(student_dir, speech_dir, run))
     assert ended.returncode == 2 and "already holds a run" in ended.stderr
