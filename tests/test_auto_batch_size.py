@@ -75,6 +75,16 @@ def test_it_ends_as_the_run_that_had_the_smaller_batch_from_the_start(tmp_path, 
     assert found.teacher is None
 
 
+def test_what_is_random_is_drawn_again(tmp_path, models):
+    student = init_student(make_whisper(make_processor(), seed=5, dropout=0.2), 2)
+    expected = run_of(tmp_path / "a", (models[0], student), batch_size=4, auto=False)
+    expected.train()
+    found = run_of(tmp_path / "b", (models[0], student), batch_size=8)
+    Memory(found, clips=4, from_step=2)
+    found.train()
+    assert torch.equal(history(found, *TERMS), history(expected, *TERMS))
+
+
 def test_what_is_told_of_it_is_the_batch_that_was_found(tmp_path, models):
     trainer = run_of(tmp_path, models, batch_size=8, gradient_accumulation_steps=2)
     Memory(trainer, clips=4)
