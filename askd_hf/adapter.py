@@ -2,7 +2,8 @@
 
 The trainer is given a `PeftModel`. It trains the Whisper model inside, whose layers PEFT has replaced, so that all
 else is as without an adapter: only the adapter is optimised, averaged into the self-teacher and saved in checkpoints.
-The finished student has it merged into its weights, and is a plain Whisper again.
+The finished student has it merged into its weights, and is a plain Whisper again; or what is kept is the adapter
+alone, in a directory that `pipeline` loads on top of the model that its configuration names (`keep_adapter`).
 """
 
 import copy
@@ -10,13 +11,18 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
 from safetensors.torch import load_file
 from torch import nn
-from transformers import WhisperForConditionalGeneration
+from transformers import AutoConfig, GenerationConfig, WhisperForConditionalGeneration
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
 
 from .errors import UserError
+from .hub import hub_access, local_or_hub
+
+SHAPE = ("vocab_size", "d_model", "encoder_layers", "decoder_layers")
 
 
 @dataclass
@@ -39,12 +45,21 @@ class LoraArguments:
     use_dora: bool = field(
         default=False, metadata={"help": "DoRA: the weights' magnitude is trained apart from their direction."}
     )
+    keep_adapter: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the adapter on its own, some MB that load on top of --student wherever peft is installed, "
+            "and don't merge it. To be published it needs a --student that is on the Hub."
+        },
+    )
 
     def __post_init__(self):
         if self.lora_rank is not None and self.lora_rank < 1:
             raise UserError(f"lora_rank: {self.lora_rank} is not at least 1")
         if self.use_dora and self.lora_rank is None:
             raise UserError("use_dora: it needs --lora_rank")
+        if self.keep_adapter and self.lora_rank is None:
+            raise UserError("keep_adapter: it needs --lora_rank")
 
 
 def with_lora(
@@ -92,12 +107,86 @@ def merged(adapter: PeftModel) -> WhisperForConditionalGeneration:
 
 def load_adapter(adapter: PeftModel, directory: Path) -> None:
     """Read what `adapter.save_pretrained` wrote. Raises `UserError` if it is another adapter."""
-    file = directory / SAFETENSORS_WEIGHTS_NAME
+    file = directory / ADAPTER_WEIGHTS
     if not file.is_file():
-        raise UserError(f"{directory} has no {SAFETENSORS_WEIGHTS_NAME}: it isn't a checkpoint of a run with LoRA")
+        raise UserError(f"{directory} has no {ADAPTER_WEIGHTS}: it isn't a checkpoint of a run with LoRA")
     try:
         result = set_peft_model_state_dict(adapter, load_file(file))
     except RuntimeError as error:  # other shapes
         raise UserError(f"{directory} is of another adapter (--lora_rank?): {error}") from error
     if result.unexpected_keys or any("lora" in name for name in result.missing_keys):
         raise UserError(f"{directory} is of another adapter (--lora_target_modules, --decoder_layers?)")
+
+
+# ---- an adapter that is kept ----
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a directory or Hub id holds an adapter and no model."""
+    if (Path(name) / CONFIG_NAME).is_file():
+        return False
+    with hub_access("the model", name):
+        return find_adapter_config_file(name) is not None
+
+
+def adapter_base(name: str) -> str:
+    """What an adapter is loaded on top of: a path or a Hub id. Raises `UserError` if that isn't known."""
+    with hub_access("the adapter", name):
+        config = PeftConfig.from_pretrained(name)
+    if config.peft_type != PeftType.LORA:
+        raise UserError(f"{name} is an adapter of the kind {config.peft_type}: only those of LoRA can be merged")
+    if not config.base_model_name_or_path:
+        raise UserError(f"{name}: its {ADAPTER_CONFIG} doesn't name the model that it changes")
+    return config.base_model_name_or_path
+
+
+def with_adapter(base: WhisperForConditionalGeneration, name: str) -> WhisperForConditionalGeneration:
+    """`base` with the adapter of a directory or Hub id merged into its weights, and that one's generation config."""
+    with hub_access("the adapter", name):
+        try:
+            model = PeftModel.from_pretrained(base, name).merge_and_unload(safe_merge=True)
+        except RuntimeError as error:  # other shapes
+            raise UserError(f"the adapter {name} doesn't fit its base, {base.name_or_path}: {error}") from error
+        if cached_file(name, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None:
+            model.generation_config = GenerationConfig.from_pretrained(name)
+    model.name_or_path = name
+    return model.requires_grad_(True)  # PEFT has frozen it
+
+
+def loadable_base(student: str | None, push_to_hub: bool) -> str:
+    """What an adapter that is kept names as its base: the Hub id, or the whole path, that the student was loaded by.
+
+    Raises `UserError` if there is nothing to load it by, or with `push_to_hub` nothing that others could.
+    """
+    if not student:
+        raise UserError(
+            "--keep_adapter: an adapter is loaded on top of the model that --student names, and a student made of the "
+            "teacher's layers is nowhere to be loaded from. Give --student, or leave --keep_adapter out: then the "
+            "adapter is merged into the student"
+        )
+    if is_adapter(student):
+        raise UserError(
+            f"--keep_adapter: {student} is an adapter itself, on which no other can be loaded. Leave --keep_adapter "
+            "out: then both are merged into one student"
+        )
+    if not local_or_hub(student):
+        return student
+    if push_to_hub:
+        raise UserError(
+            f"--keep_adapter with --push_to_hub: nobody else can load an adapter of {student}, a directory here. "
+            "Publish that model first and give --student its Hub id, or leave --keep_adapter out"
+        )
+    return str(Path(student).expanduser().resolve())
+
+
+def check_base(adapter: PeftModel, base: str) -> None:
+    """Raise `UserError` unless the model loaded by `base` has the shape of the one that the adapter was trained on."""
+    with hub_access("the model", base):
+        config = AutoConfig.from_pretrained(base)
+    ours = adapter.get_base_model().config
+    differing = [name for name in SHAPE if getattr(config, name, None) != getattr(ours, name)]
+    if differing:
+        raise UserError(
+            f"keep_adapter: the adapter would be loaded on top of {base}, which isn't the student: it has other "
+            f"{', '.join(differing)}. Save the student before training and load it from there, or merge the adapter"
+        )

@@ -60,10 +60,18 @@ class ModelArguments:
             "passes of the encoder over them; 32 to 2 of the decoder are 525 of the decoder."
         },
     )
-    teacher_dtype: Literal["auto", "float32", "float16", "bfloat16"] = field(
+    teacher_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = field(
         default="auto",
         metadata={
-            "help": "Weights of the teacher in memory. auto: bfloat16 under --bf16, float16 under --fp16, or float32."
+            "help": "Weights of the teacher in memory. auto: bfloat16 under --bf16, float16 under --fp16, or float32. "
+            "int8: those of its decoder layers in 8 bits, all others as auto; it needs pip install '.[int8]'."
+        },
+    )
+    teacher_offload: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the teacher's layers in CPU memory and bring each to the GPU when it runs: little of its "
+            "memory for much more time, which with --cache_teacher is spent once."
         },
     )
     attn_implementation: str = field(

@@ -22,6 +22,7 @@ from .run_dir import prepare_encoder, prepare_hidden_loss
 from .saving import SavingTrainer
 from .schedule import BlendWeights
 from .student import check_pair, encoder_is_deterministic, same_encoder
+from .teacher_memory import place_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class BlendingTrainer(SavingTrainer):
         self._teacher_is_cached = teacher_is_cached
         if args.uses_teacher and (args.eval_blend or not teacher_is_cached):
             check_pair(teacher, self.model, own_features=self._teacher_has_own_features())
-            self.teacher = teacher.to(args.device).eval().requires_grad_(False)
+            self.teacher = teacher.eval().requires_grad_(False)
         in_training = None if self.teacher is None or teacher_is_cached else teacher.config
         prepare_hidden_loss(args, self.model.config, in_training, self.origin.compressed_encoder)
         self._pairs = None
@@ -69,6 +70,9 @@ class BlendingTrainer(SavingTrainer):
             layers = self.model.config.encoder_layers, teacher.config.encoder_layers
             self._pairs = matched_layers(*layers, self.origin.copied_encoder_layers)
         self._check_encoder()
+        if self.teacher is not None:
+            encoder_runs = not (self._teacher_has_our_encoder and self._encoder_is_fixed())
+            place_teacher(self.teacher, args.device, encoder_runs)
         self.blend = AdaptiveBlendCallback(args)
         self.add_callback(self.blend)
 
@@ -212,6 +216,8 @@ class BlendingTrainer(SavingTrainer):
 
     def _release_teacher(self) -> None:
         """Free the teacher's memory, unless the caller has kept a reference."""
+        if self.args.auto_find_batch_size:  # with a smaller batch training would begin with it again
+            place_teacher(self.teacher, torch.device("cpu"))
         self.teacher = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -205,9 +205,13 @@ class ThroughputCallback(TrainerCallback):
     """
 
     def __init__(self):
+        self._step_start: float | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was measured."""
         self._waited = self._stepped = 0.0
         self._steps = 0
-        self._step_start: float | None = None
 
     def note(self, start: float) -> None:
         """The batches of an update, asked for at `start` (of `time.perf_counter`), are here."""
@@ -224,13 +228,12 @@ class ThroughputCallback(TrainerCallback):
         """
         if not self._stepped:
             return {}
-        clips = self._steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        clips = self._steps * state.train_batch_size * args.gradient_accumulation_steps * args.world_size
         left = (state.max_steps - state.global_step) * self._stepped / self._steps
         values = dict(
             data_wait=self._waited / self._stepped, clips_per_second=clips / self._stepped, hours_left=left / 3600
         )
-        self._waited = self._stepped = 0.0
-        self._steps = 0
+        self.reset()
         return values
 
 

@@ -13,6 +13,7 @@ from .card_text import (
     descent,
     dropped,
     hyperparameter_table,
+    keeps_adapter,
     model_table,
     objective,
     phase_table,
@@ -80,6 +81,8 @@ def render_card(
         title_line=title_line(facts),
         descent=descent(facts),
         assistant=assistant_class(facts),
+        adapter=keeps_adapter(facts),
+        options=pipeline_options(facts),
         speech=speech_line(facts),
         formula=objective(facts.arguments),
         symbols=symbols(facts),
@@ -95,11 +98,19 @@ def render_card(
 
 def assistant_class(facts: Facts) -> str | None:
     """By which transformers loads it as the assistant of its teacher; None if it has none that anyone could load."""
-    if not (was_taught(facts) and facts.origin.teacher.on_hub):
+    if not (was_taught(facts) and facts.origin.teacher.on_hub) or keeps_adapter(facts):
         return None
     # given the output of an encoder like its own it needs none
     has_its_encoder = facts.arguments["freeze_encoder"] and facts.origin.teachers_encoder
     return "AutoModelForCausalLM" if has_its_encoder else "AutoModelForSpeechSeq2Seq"
+
+
+def pipeline_options(facts: Facts) -> str:
+    """What `pipeline` must be told of an adapter, as it takes the base's generation config and not the adapter's."""
+    origin = facts.origin
+    if not (keeps_adapter(facts) and facts.student.multilingual and origin.language):
+        return ""
+    return f', generate_kwargs={{"language": "{origin.language}", "task": "{origin.task}"}}'
 
 
 # ---- metadata ----
@@ -114,11 +125,11 @@ def card_data(facts: Facts, results: Results | None, title: str, license: str | 
     return ModelCardData(
         language=_metadata_languages(origin),
         **(inherited_license(origin) if license is None else {"license": license}),
-        library_name="transformers",
+        library_name="peft" if keeps_adapter(facts) else "transformers",
         pipeline_tag=TASK,
         base_model=origin.base.name if on_hub else None,
         # the Hub knows adapter, merge, quantized and finetune: of these a distilled student is a finetune
-        base_model_relation="finetune" if on_hub else None,
+        base_model_relation=("adapter" if keeps_adapter(facts) else "finetune") if on_hub else None,
         datasets=list(dict.fromkeys(speech.dataset for speech in origin.speech if speech.on_hub)) or None,
         metrics=["wer", "cer"] if measured else None,
         tags=["whisper", *distilled, "askd_hf", "hf-asr-leaderboard"],

@@ -50,6 +50,11 @@ def descent(facts: Facts) -> str:
     return f"{sentence}."
 
 
+def keeps_adapter(facts: Facts) -> bool:
+    """Whether what is published is an adapter, and not a whole model."""
+    return facts.student.adapter_parameters is not None
+
+
 def was_taught(facts: Facts) -> bool:
     """Whether a model that is known by its name was its teacher."""
     return facts.origin.teacher is not None and facts.step > 0 and uses(facts.arguments)[0]
@@ -68,6 +73,12 @@ def title_line(facts: Facts) -> str:
     made = "distilled" if was_distilled(facts) else "trained" if facts.step else "made"
     student = facts.student
     layers = f"{student.encoder_layers} encoder and {student.decoder_layers} decoder layers"
+    if keeps_adapter(facts):
+        return (
+            f"A LoRA adapter of {student.adapter_parameters:,} parameters that makes of {link(facts.origin.base)}, a\n"
+            f"Whisper with {layers} and {student.parameters:,} parameters, a speech {kind}. It was {made} with\n"
+            "`askd_hf`."
+        )
     return f"A Whisper speech {kind} with {layers} and\n{student.parameters:,} parameters, {made} with `askd_hf`."
 
 

@@ -244,7 +244,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
 
 
 def resolve_dtype(name: str, config: ASKDConfig) -> torch.dtype:
-    """The `torch.dtype` of `ModelArguments.teacher_dtype`."""
-    if name == "auto":
+    """The `torch.dtype` of `ModelArguments.teacher_dtype`; of int8 that of the other weights, and of computing."""
+    if name in ("auto", "int8"):
         name = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
     return getattr(torch, name)

@@ -4,7 +4,10 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+# what Trainer says with auto_find_batch_size: no batch fits in training; evaluation's, which it leaves alone, doesn't
+NONE_FITS, EVALUATION_NEEDS_MORE = "No executable batch size found", "Evaluation hit an out-of-memory error"
 
 
 class UserError(ValueError):
@@ -28,11 +31,16 @@ def memory_errors(batch_size: int) -> Iterator[None]:
     """Around training with so many clips a batch: memory that doesn't suffice becomes a `UserError` with advice."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if str(error).startswith(EVALUATION_NEEDS_MORE):
+            raise UserError("out of memory in evaluation: lower --per_device_eval_batch_size") from error
+        if not (should_reduce_batch_size(error) or str(error).startswith(NONE_FITS)):
+            raise
         raise UserError(
             f"out of memory with {batch_size} clips a batch. Halve --per_device_train_batch_size and double "
             "--gradient_accumulation_steps, which gives the same result, or let --auto_find_batch_size True look for "
-            "one that fits. --bf16, --cache_teacher (no teacher in memory) and --lora_rank take less as well. "
+            "one that fits. --bf16, --cache_teacher (no teacher in memory), --teacher_dtype int8, --teacher_offload "
+            "and --lora_rank take less as well. "
             f"({error})"
         ) from error
 

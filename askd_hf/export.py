@@ -52,7 +52,6 @@ def alignment_heads(model: WhisperForConditionalGeneration) -> list[list[int]] |
 def export_ctranslate2(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
-    name: str,
     output_dir: str | Path,
     quantization: str | None = None,
 ) -> None:
@@ -63,7 +62,6 @@ def export_ctranslate2(
     heads of the last layers) would give times of unknown worth, and heads of missing layers would crash it.
 
     Args:
-        name: directory or Hub id that the model was loaded from; its `config.json` is read again.
         quantization: type of the weights, as CTranslate2 names them: "float16", "int8", ...; None keeps the model's.
 
     Raises:
@@ -85,8 +83,9 @@ def export_ctranslate2(
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         # an interrupted export leaves nothing that looks like a whole one
         with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
-            directory = Path(unfinished) / "model"
-            Loaded(name).convert(str(directory), quantization=quantization)
+            directory, source = Path(unfinished) / "model", Path(unfinished) / "source"
+            model.config.save_pretrained(source)  # which it reads again
+            Loaded(str(source)).convert(str(directory), quantization=quantization)
             config_file = directory / "config.json"
             config = json.loads(config_file.read_text(encoding="utf-8"))
             config.pop("alignment_heads", None)

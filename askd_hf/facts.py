@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors import safe_open
 from transformers import TrainerState
 from transformers.trainer_utils import has_length
 
 from . import __version__
+from .adapter import ADAPTER_CONFIG
 from .callbacks import AdaptiveBlendCallback
 from .config import ASKDConfig
 from .errors import UserError
@@ -77,14 +79,15 @@ ARGUMENTS = (
 
 @dataclass
 class Student:
-    """What the published files themselves say.
+    """What the published files themselves say; of an adapter those of its base as well.
 
     Attributes:
-        parameters: stored weights, the tied ones once.
+        parameters: stored weights, the tied ones once; of an adapter those of its base.
         dtype: of the weights, as in float32.
         multilingual: whether it takes a language.
         timestamps, word_timestamps: whether `pipeline` can give them.
         window: seconds of audio that it hears at once.
+        adapter_parameters: of an adapter that is kept; None: it isn't one.
     """
 
     parameters: int
@@ -95,15 +98,28 @@ class Student:
     timestamps: bool
     word_timestamps: bool
     window: float
+    adapter_parameters: int | None = None
 
     @classmethod
     def of(cls, directory: Path) -> "Student":
-        config = json.loads((directory / "config.json").read_text())
-        generation = json.loads((directory / "generation_config.json").read_text())
+        """Of a directory with a whole model."""
         parameters = 0
         for file in sorted(directory.glob("model*.safetensors")):
             with safe_open(file, "pt") as weights:
                 parameters += sum(torch.Size(weights.get_slice(name).get_shape()).numel() for name in weights.keys())  # noqa: SIM118
+        return cls._of(directory, json.loads((directory / "config.json").read_text()), parameters)
+
+    @classmethod
+    def of_adapter(cls, directory: Path, adapter: PeftModel) -> "Student":
+        """Of a directory with an adapter, which is in memory too."""
+        of_adapter, both = adapter.get_nb_trainable_parameters()
+        student = cls._of(directory, adapter.get_base_model().config.to_dict(), both - of_adapter)
+        student.adapter_parameters = of_adapter
+        return student
+
+    @classmethod
+    def _of(cls, directory: Path, config: dict[str, Any], parameters: int) -> "Student":
+        generation = json.loads((directory / "generation_config.json").read_text())
         # the timestamp tokens come after <|notimestamps|>, if there are any
         last_text_token = generation.get("no_timestamps_token_id", config["vocab_size"])
         timestamps = config["vocab_size"] > last_text_token + 1
@@ -111,7 +127,7 @@ class Student:
         shape = config["decoder_layers"], config["decoder_attention_heads"]
         return cls(
             parameters=parameters,
-            dtype=config["dtype"],
+            dtype=str(config["dtype"]).removeprefix("torch."),
             encoder_layers=config["encoder_layers"],
             decoder_layers=config["decoder_layers"],
             multilingual=generation.get("is_multilingual", config["vocab_size"] >= MULTILINGUAL_VOCABULARY),
@@ -161,7 +177,7 @@ class Facts:
 
     @classmethod
     def load(cls, directory: Path) -> "Facts":
-        """Read what `save` wrote; what the model's files say is read from them, as they may have changed since.
+        """Read what `save` wrote; what a whole model's files say is read from them, as they may have changed since.
 
         Raises `UserError` if there is none.
         """
@@ -169,7 +185,8 @@ class Facts:
         if not file.is_file():
             raise UserError(f"{directory} has no {FACTS_FILE}: it isn't the directory of a run of examples/distill.py")
         facts = cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        facts.student = Student.of(directory)
+        if not (directory / ADAPTER_CONFIG).is_file():
+            facts.student = Student.of(directory)
         return facts
 
     @classmethod
@@ -182,7 +199,7 @@ class Facts:
 
 
 def gather_facts(
-    directory: Path,
+    student: Student,
     origin: Origin,
     config: ASKDConfig,
     state: TrainerState,
@@ -190,7 +207,7 @@ def gather_facts(
     train_dataset: Any,
     in_training: bool,
 ) -> Facts:
-    """Of the run whose student was just saved in `directory`."""
+    """Of the run whose student was just saved."""
     # an adaptive teacher had what its advantage allowed then; known is what it could have had, and until when
     planned = blend.schedule.phases(BlendState(release_step=blend.state.release_step))
     weights = blend.weights  # of the last update
@@ -217,15 +234,17 @@ def gather_facts(
     # Trainer loads it when training ends
     chosen = config.load_best_model_at_end and not in_training and state.best_model_checkpoint is not None
     arguments = config.to_dict()
+    if state.train_batch_size:  # what auto_find_batch_size has found
+        arguments["per_device_train_batch_size"] = state.train_batch_size
     return Facts(
         origin=origin,
-        student=Student.of(directory),
+        student=student,
         clips=len(train_dataset) if has_length(train_dataset) else None,
         hours=hours,
         step=state.global_step,
         total_steps=state.max_steps,
         epochs=state.epoch or 0.0,
-        batch_size=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
+        batch_size=arguments["per_device_train_batch_size"] * config.gradient_accumulation_steps * config.world_size,
         phases=phases,
         weights=dict(labels=1.0 - weights.teacher - weights.self, teacher=weights.teacher, self=weights.self),
         arguments={name: arguments[name] for name in ARGUMENTS},

@@ -32,6 +32,7 @@ from .errors import UserError
 from .metrics import normalizer_for
 from .student import encoder_is_deterministic
 from .teacher_cache import ALL_COLUMNS, cache_teacher, check_soft_labels, has_soft_labels, teacher_settings
+from .teacher_memory import offload, place_teacher, quantize_decoder
 
 LARGEST_VOCABULARY = 2**16
 SYNTHETIC = "synthetic"
@@ -354,7 +355,8 @@ def with_soft_labels(
     settings = None
     if teacher is not None:
         top_k, temperature = caches.teacher_top_k, config.temperature
-        settings = teacher_settings(teacher, models.teacher, top_k, temperature, autocast or dtype)
+        int8 = models.teacher_dtype == "int8"
+        settings = teacher_settings(teacher, models.teacher, top_k, temperature, autocast or dtype, int8)
     if not caches.cache_teacher:
         check_soft_labels(dataset, collator, config.temperature, settings)
         return dataset
@@ -364,7 +366,7 @@ def with_soft_labels(
     if cache is not None and not cache.is_of(teacher, collator.processor):
         collator = replace(collator, encoder_cache=None)
     return cache_teacher(
-        lambda: teacher.to(config.device, dtype).eval(),
+        lambda: place_teacher(light_teacher(teacher, models, config), config.device).eval(),
         settings,
         dataset,
         collator,
@@ -373,3 +375,15 @@ def with_soft_labels(
         autocast=autocast,
         num_workers=config.dataloader_num_workers,
     )
+
+
+def light_teacher(
+    teacher: WhisperForConditionalGeneration, models: ModelArguments, config: ASKDConfig
+) -> WhisperForConditionalGeneration:
+    """The teacher itself, its weights as `teacher_dtype` says, and in CPU memory until they run if it is offloaded."""
+    teacher = teacher.to(resolve_dtype(models.teacher_dtype, config))
+    if models.teacher_dtype == "int8":
+        quantize_decoder(teacher)
+    if models.teacher_offload:
+        offload([*teacher.model.encoder.layers, *teacher.model.decoder.layers], config.device)
+    return teacher

@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import httpx
 
+from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_base
 from .card import STUDENT, render_card
 from .data.encoder_cache import weights_digest
 from .errors import UserError, disk_errors
@@ -20,16 +21,18 @@ from .evaluation.results import Results
 from .facts import FACTS_FILE, Facts
 from .figure import write_run_figure
 from .hub import hub_upload
+from .origin import public_name
 from .student import load_whisper
 
 logger = logging.getLogger(__name__)
 
 CARD, FIGURE = "README.md", "run.png"
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS)
+CONFIGS = ("config.json", ADAPTER_CONFIG)  # of a whole model, of an adapter
 # Only these leave the machine: by their names, so that nothing that some run may put beside them ever does.
 PUBLISHED = (
     *WEIGHTS,
-    "config.json",
+    *CONFIGS,
     "generation_config.json",
     "processor_config.json",
     "preprocessor_config.json",
@@ -73,11 +76,12 @@ def publish(
         license: as the Hub calls it; None: that of the model that training started from, if its card states one.
 
     Raises:
-        UserError: the directory isn't complete, the results are another model's, or the Hub refused or couldn't be
-            reached, also after several attempts. Then everything is still in the directory, and the message has the
-            command that goes on.
+        UserError: the directory isn't complete, or has an adapter whose base isn't on the Hub; the results are another
+            model's; or the Hub refused or couldn't be reached, also after several attempts. Then everything is still
+            in the directory, and the message has the command that goes on.
     """
     check_complete(directory)
+    check_base(directory)
     found = find_results(directory, results)
     advice = resume_advice(directory, repo_id, results=results, private=private, revision=revision, license=license)
     with hub_upload(advice):
@@ -108,13 +112,26 @@ def check_complete(directory: Path) -> None:
     """Raise `UserError` unless `from_pretrained` and the card have what they need."""
     if not directory.is_dir():
         raise UserError(f"no such directory: {str(directory)!r}")
-    needed = ("config.json", "generation_config.json", "tokenizer_config.json", FACTS_FILE)
+    adapter = (directory / ADAPTER_CONFIG).is_file()
+    needed = ["generation_config.json", "tokenizer_config.json", FACTS_FILE]
+    needed += [ADAPTER_WEIGHTS] if adapter else ["config.json"]
     missing = [name for name in needed if not (directory / name).is_file()]
-    if not any(directory.glob("model*.safetensors")):
+    if not adapter and not any(directory.glob("model*.safetensors")):
         missing.append("model.safetensors")
     if missing:
         raise UserError(
             f"{directory} isn't the directory of a finished run of examples/distill.py: it has no {', '.join(missing)}"
+        )
+
+
+def check_base(directory: Path) -> None:
+    """Raise `UserError` if a directory has an adapter of a model that isn't on the Hub: nobody else could load it."""
+    base = adapter_base(str(directory)) if (directory / ADAPTER_CONFIG).is_file() else None
+    if base is not None and not public_name(base)[1]:
+        raise UserError(
+            f"{directory} has an adapter of {base}, a directory here, so nobody else could load it. Publish that "
+            f"model first, and put its Hub id into {directory / ADAPTER_CONFIG} as base_model_name_or_path; or train "
+            "without --keep_adapter, which merges the two"
         )
 
 
@@ -193,7 +210,8 @@ def create_repository(repo_id: str, private: bool | None, token: str | None, rev
 def upload(directory: Path, repo_id: str, token: str | None, revision: str | None, commit_message: str) -> str:
     """Commit the files that `PUBLISHED` names, and return the commit's address.
 
-    Weights of an earlier commit are deleted: transformers would take a whole file there before the shards of this one.
+    Weights of an earlier commit are deleted: transformers would take a whole file there before the shards of this one,
+    and load an adapter on top of a whole model.
     """
     names = sorted(file.name for file in directory.iterdir() if file.is_file() and published(file.name))
 
@@ -202,7 +220,8 @@ def upload(directory: Path, repo_id: str, token: str | None, revision: str | Non
         # sent again, and a commit of which only the answer was lost isn't made twice.
         changes = [CommitOperationAdd(name, directory / name) for name in names]
         there = HfApi().list_repo_files(repo_id, revision=revision, token=token)
-        changes += [CommitOperationDelete(name) for name in there if matches(name, WEIGHTS) and name not in names]
+        stale = [name for name in there if matches(name, (*WEIGHTS, *CONFIGS)) and name not in names]
+        changes += [CommitOperationDelete(name) for name in stale]
         done = HfApi().create_commit(repo_id, changes, commit_message=commit_message, token=token, revision=revision)
         return done.commit_url
 

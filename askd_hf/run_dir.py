@@ -11,6 +11,7 @@ from transformers import WhisperConfig
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .adapter import ADAPTER_WEIGHTS
 from .arguments import ModelArguments
 from .callbacks import BLEND_STATE_FILE
 from .config import UNNAMED_RUN, ASKDConfig
@@ -139,7 +140,7 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
     run = Path(output_dir)
     if resume_from_checkpoint in (None, "", "False", "false"):
         present = checkpoints(run)
-        if present or (run / "model.safetensors").is_file():
+        if present or any((run / name).is_file() for name in ("model.safetensors", ADAPTER_WEIGHTS)):
             last = f" (last checkpoint: {present[-1].name})" if present else ""
             raise UserError(
                 f"{output_dir} already holds a run{last}. Continue it with --resume_from_checkpoint last, or give "

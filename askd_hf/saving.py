@@ -1,4 +1,4 @@
-"""`SavingTrainer`: what a run writes is a plain Whisper, whatever training has made of the model in memory."""
+"""`SavingTrainer`: what a run writes is a plain Whisper, or an adapter, whatever training has made of the model."""
 
 import copy
 import json
@@ -11,8 +11,9 @@ from torch import nn
 from transformers import WhisperForConditionalGeneration
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME
 
-from .adapter import load_adapter, merged
+from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_base, load_adapter, loadable_base, merged
 from .config import ASKDConfig
 from .errors import UserError
 from .publishing import PublishingTrainer
@@ -23,15 +24,32 @@ class SavingTrainer(PublishingTrainer):
 
     Args:
         model: the student, or an adapter on it: then `adapter` is that, and `model` the student that it changes.
+        keep_adapter: the finished run is the adapter alone, and not merged (`LoraArguments.keep_adapter`).
         kwargs: the other arguments of `Seq2SeqTrainer`.
+
+    Raises `UserError` for an adapter that is to be kept, or pushed, and that nobody could load.
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration | PeftModel, args: ASKDConfig, **kwargs: Any):
-        self.adapter = None
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration | PeftModel,
+        args: ASKDConfig,
+        keep_adapter: bool = False,
+        **kwargs: Any,
+    ):
+        self.adapter, self.keeps_adapter = None, keep_adapter
         if isinstance(model, PeftModel):
             self.adapter, model = model, model.get_base_model()
             if args.push_to_hub and args.hub_strategy != "end":
                 raise UserError("hub_strategy: a checkpoint of an adapter is no student: choose end")
+        if keep_adapter:
+            if self.adapter is None:
+                raise UserError("keep_adapter: the model has no adapter")
+            if args.save_dtype != "float32":
+                raise UserError(f"save_dtype {args.save_dtype}: an adapter is kept in float32; leave it out")
+            base = loadable_base(model.name_or_path, args.push_to_hub)
+            check_base(self.adapter, base)
+            self.adapter.active_peft_config.base_model_name_or_path = base
         # as the student is to be published: Trainer switches the cache off and fills the generation config up
         self._use_cache = model.config.use_cache
         self._generation_config = copy.deepcopy(model.generation_config)
@@ -50,8 +68,8 @@ class SavingTrainer(PublishingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         directory = Path(output_dir or self.args.output_dir)
         is_checkpoint = directory.name.startswith(PREFIX_CHECKPOINT_DIR)
-        if self.adapter is not None and is_checkpoint:
-            self.adapter.save_pretrained(directory)
+        if self.adapter is not None and (is_checkpoint or self.keeps_adapter):
+            self._save_adapter(directory, complete=not is_checkpoint)
             return
         trained = self.model
         if self.adapter is not None:
@@ -67,13 +85,35 @@ class SavingTrainer(PublishingTrainer):
         if not self.args.should_save:
             return
         (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of all arguments, a Hub token among them
-        spelling = getattr(getattr(self.processing_class, "tokenizer", None), "english_spelling_normalizer", None)
-        if spelling:  # `save_pretrained` forgets it, and Whisper's normaliser needs it
-            (directory / "normalizer.json").write_text(json.dumps(spelling, indent=2))
+        remove(directory, ADAPTER_CONFIG, ADAPTER_WEIGHTS)  # of an earlier run: it would be loaded on top of this one
+        self._save_spelling(directory)
         dtype = getattr(torch, self.args.save_dtype)
         # a checkpoint keeps the dtype of training, or a resumed run would go on from rounded weights
         if dtype != self.model.dtype and not is_checkpoint:
             WhisperForConditionalGeneration.from_pretrained(directory, dtype=dtype).save_pretrained(directory)
+
+    def _save_adapter(self, directory: Path, complete: bool) -> None:
+        """Write the adapter, `complete` with what else a student has."""
+        if not self.args.should_save:
+            return
+        self.adapter.save_pretrained(directory, save_embedding_layers=False)  # "auto" would ask the Hub about them
+        if not complete:
+            return
+        remove(directory, CONFIG_NAME, "model*.safetensors*")  # with a config.json it would be taken for a whole model
+        self._generation_config.save_pretrained(directory)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(directory)
+            self._save_spelling(directory)
+
+    def _save_spelling(self, directory: Path) -> None:
+        """Save what Whisper's normaliser needs, and `save_pretrained` forgets."""
+        spelling = getattr(getattr(self.processing_class, "tokenizer", None), "english_spelling_normalizer", None)
+        if spelling:
+            (directory / "normalizer.json").write_text(json.dumps(spelling, indent=2))
+
+    def is_student(self, directory: Path) -> bool:
+        """Whether what this trainer has saved there is a student, and not the checkpoint of an adapter."""
+        return self.adapter is None or not directory.name.startswith(PREFIX_CHECKPOINT_DIR)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.adapter is None:
@@ -86,3 +126,9 @@ class SavingTrainer(PublishingTrainer):
             super()._load_best_model()
         else:
             load_adapter(self.adapter, Path(self.state.best_model_checkpoint))
+
+
+def remove(directory: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for file in directory.glob(pattern):
+            file.unlink()

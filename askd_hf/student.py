@@ -14,8 +14,10 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+from .adapter import adapter_base, is_adapter, with_adapter
 from .errors import UserError
 from .hub import hub_access
+from .teacher_memory import full_weights
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +27,13 @@ MULTILINGUAL_VOCABULARY = 51865
 def load_whisper(
     name: str, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
 ) -> WhisperForConditionalGeneration:
-    """A Whisper model from a local directory or the Hub.
+    """A Whisper model from a local directory or the Hub; of an adapter its base, with the adapter merged.
 
     Raises `UserError` if there is none, if it isn't a Whisper model, or if the Hub can't be reached.
     """
+    if is_adapter(name):
+        base = load_whisper(adapter_base(name), attn_implementation=attn_implementation)
+        return with_adapter(base, name).to(dtype)  # merged in full precision
     with hub_access("the model", name):
         config = AutoConfig.from_pretrained(name)
     if not isinstance(config, WhisperConfig):
@@ -252,7 +257,7 @@ def same_encoder(teacher: WhisperForConditionalGeneration, student: WhisperForCo
 
 
 def _same_weights(teacher: nn.Module, student: nn.Module) -> bool:
-    theirs, ours = teacher.state_dict(), student.state_dict()
+    theirs, ours = full_weights(teacher), student.state_dict()
     return theirs.keys() == ours.keys() and all(
         weight.shape == ours[name].shape and torch.equal(weight, ours[name].to(weight.device, weight.dtype))
         for name, weight in theirs.items()

@@ -50,18 +50,24 @@ SOFT_LABELS = Features(
 
 
 def teacher_settings(
-    teacher: WhisperForConditionalGeneration, name: str, top_k: int, temperature: float, dtype: torch.dtype
+    teacher: WhisperForConditionalGeneration,
+    name: str,
+    top_k: int,
+    temperature: float,
+    dtype: torch.dtype,
+    int8: bool = False,
 ) -> str:
     """What soft labels depend on besides audio and labels, as JSON.
 
     Args:
         teacher: with its full weights, not yet cast.
         dtype: that it computes in: of autocast, or else of its weights.
+        int8: whether it will have weights in 8 bits.
     """
     settings = dict(
         teacher=name,
         weights=weights_digest(teacher),
-        computed_in=str(dtype).removeprefix("torch."),
+        computed_in=str(dtype).removeprefix("torch.") + (" with int8 weights" if int8 else ""),
         vocabulary=teacher.config.vocab_size,
         top_k=top_k,
         temperature=temperature,

@@ -15,7 +15,6 @@ from transformers import ProcessorMixin, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
-from transformers.utils import CONFIG_NAME
 
 from .adapter import lora_settings
 from .blending import BlendingTrainer
@@ -29,12 +28,14 @@ from .callbacks import (
 from .config import ASKDConfig
 from .data import DrawnRows, ResumableLengthGroupedSampler, SpeechCollator, SpeechStream, StreamSampler
 from .errors import UserError, memory_errors
-from .facts import FACTS_FILE, gather_facts
+from .facts import FACTS_FILE, Student, gather_facts
 from .origin import Origin
+from .restart import Beginning
 from .run_dir import checkpoint_to_resume
 from .schedule import BlendWeights
 from .skipped import SkippedRows, skipped_rows_file
 from .teacher_cache import check_settings, has_soft_labels
+from .teacher_memory import place_teacher
 from .terms import NonFiniteLossError, check_finite, means, new_sums, sums, sums_by_clip
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class ASKDTrainer(BlendingTrainer):
             from the start, or if `train_dataset` has the teacher's cached columns (`askd_hf.teacher_cache`).
         processing_class: the `WhisperProcessor` that is saved with the student.
         origin: where models and speech come from, for the model card. Default: what the models know of it.
-        kwargs: the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator`, see `SpeechCollator`.
+        kwargs: the other arguments of `SavingTrainer` and `Seq2SeqTrainer`. Batches come from `data_collator`, see
+            `SpeechCollator`.
 
     Logged besides Trainer's own values, over the label tokens since the last time: `ce_loss`, `teacher_loss`,
     `self_loss` (with their T^2), `hidden_loss` (of a trained encoder, see `askd_hf.hidden_states`), `blend_loss` (all
@@ -121,11 +123,38 @@ class ASKDTrainer(BlendingTrainer):
             raise UserError("the teacher was freed when its phase ended: make a new trainer to train again")
         if resume_from_checkpoint is True:  # Trainer would take the newest, finished or not
             resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir, "last")
+        self._beginning = None
         try:
             with memory_errors(self.args.train_batch_size):
                 return super().train(resume_from_checkpoint, **kwargs)
         finally:
+            self._beginning = None
             self.stop.restore()
+
+    def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """All of training; with `auto_find_batch_size` called again, with a smaller batch, when memory is out."""
+        if self.args.auto_find_batch_size:
+            if self._beginning is None:
+                self._beginning = Beginning.of(self, self.teacher)
+            else:
+                self._begin_again(resume_from_checkpoint)
+        return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        started = super()._init_training_state(*args, **kwargs)
+        self.state.train_batch_size = self._train_batch_size  # a resumed state has that of its checkpoint
+        return started
+
+    def _begin_again(self, resume_from_checkpoint: str | None) -> None:
+        self._beginning.restore(self, resume_from_checkpoint)
+        self.skipped.count = 0
+        if resume_from_checkpoint is not None:
+            self.blend.load(Path(resume_from_checkpoint))
+            self.skipped.load(Path(resume_from_checkpoint), self.args.process_index)
+        if self.teacher is None and self._beginning.teacher is not None:
+            self.teacher = place_teacher(self._beginning.teacher, self.args.device)
+        self._train_sums = new_sums(self.args.device)
+        self.throughput.reset()
 
     # ---- the loss ----
 
@@ -322,11 +351,13 @@ class ASKDTrainer(BlendingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         directory = Path(output_dir or self.args.output_dir)
-        if not self.args.should_save or not (directory / CONFIG_NAME).is_file():  # the checkpoint of an adapter
+        if not self.args.should_save or not self.is_student(directory):
             return
         if self.state.global_step > 0 or not (directory / FACTS_FILE).is_file():  # or they tell of an earlier run
             run = self.origin, self.args, self.state, self.blend, self.train_dataset, self.is_in_train
-            facts = gather_facts(directory, *run)
+            kept = self.adapter is not None and self.keeps_adapter
+            student = Student.of_adapter(directory, self.adapter) if kept else Student.of(directory)
+            facts = gather_facts(student, *run)
             if self.adapter is not None:
                 facts.arguments |= lora_settings(self.adapter)
             facts.save(directory)

@@ -26,6 +26,7 @@ from askd_hf.hub import hub_upload
 from askd_hf.preparation import check_caches, training_speech, with_encoder_cache, with_soft_labels
 from askd_hf.run_dir import end_other_processes
 from askd_hf.student import is_multilingual, load_processor, load_whisper, set_languages
+from askd_hf.teacher_memory import check_int8
 from askd_hf.vocabulary import with_vocabulary_of
 
 
@@ -51,6 +52,8 @@ def main() -> None:
     if not (model_args.teacher and caches.cache_teacher):
         raise UserError("--teacher and --cache_teacher are needed: who labels, and the directory for the labels")
     spoken = [(source.language, source.task) for source in data_args.train_sources()]
+    if model_args.teacher_dtype == "int8":
+        check_int8()
     teacher = load_whisper(model_args.teacher, attn_implementation=model_args.attn_implementation)
     processor = load_processor(model_args.teacher)
     if model_args.student:  # the labels are in its vocabulary

@@ -23,11 +23,10 @@ from pathlib import Path
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline, set_seed
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
-from askd_hf.adapter import LoraArguments, with_lora
+from askd_hf.adapter import LoraArguments, loadable_base, with_lora
 from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
 from askd_hf.cli import parse_args
 from askd_hf.comparison import compare
-from askd_hf.config import resolve_dtype
 from askd_hf.data import SAMPLING_RATE, SpeechStream, decode_audio
 from askd_hf.data.augment import AugmentArguments, Augmenter
 from askd_hf.errors import exit_on_user_error
@@ -38,6 +37,7 @@ from askd_hf.origin import Origin
 from askd_hf.preparation import (
     check_caches,
     evaluation_speech,
+    light_teacher,
     limits_of,
     training_speech,
     with_encoder_cache,
@@ -61,6 +61,7 @@ from askd_hf.student import (
     set_languages,
 )
 from askd_hf.teacher_cache import has_soft_labels
+from askd_hf.teacher_memory import check_int8
 from askd_hf.vocabulary import with_vocabulary_of
 
 OPTIONS = (ModelArguments, DataArguments, MixArguments, AugmentArguments, CacheArguments, LoraArguments)
@@ -86,6 +87,11 @@ def distill(
         raise UserError("--layer_choice probe chooses among the teacher's layers: --student has its own")
     name_run(config, model_args)
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
+
+    if lora.keep_adapter:
+        loadable_base(model_args.student, config.push_to_hub)
+    if model_args.teacher_dtype == "int8":
+        check_int8()
 
     # ---- teacher and student: the student is made from the teacher's full weights ----
     teacher = load_teacher(model_args) if model_args.teacher else None
@@ -137,7 +143,7 @@ def distill(
     if isinstance(train_dataset, SpeechStream):
         collator = replace(collator, limits=limits_of(collator, data_args, empty_text=bool(mix_args.negatives)))
     if teacher is not None and config.uses_teacher and (config.eval_blend or not has_soft_labels(train_dataset)):
-        teacher = teacher.to(resolve_dtype(model_args.teacher_dtype, config))
+        teacher = light_teacher(teacher, model_args, config)
         collator = replace(collator, teacher_extractor=teacher_extractor)
     else:
         teacher = None
@@ -147,6 +153,7 @@ def distill(
     trainer = ASKDTrainer(
         model=with_lora(student, lora, config.freeze_encoder) if lora.lora_rank else student,
         args=config,
+        keep_adapter=lora.keep_adapter,
         teacher=teacher,
         train_dataset=train_dataset,
         eval_dataset=eval_datasets if len(eval_datasets) > 1 else next(iter(eval_datasets.values()), None),

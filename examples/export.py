@@ -84,7 +84,7 @@ def main() -> None:
     if clips:
         set_language(model, processor, args.language, args.task)
 
-    export_ctranslate2(model, processor, args.model, args.output_dir, args.quantization)
+    export_ctranslate2(model, processor, args.output_dir, args.quantization)
     print(f"{args.output_dir}: faster_whisper.WhisperModel({args.output_dir!r})")
     if alignment_heads(model) is None:
         print("No word timestamps: the model's generation config names no alignment heads that its decoder has")

@@ -10,6 +10,7 @@ A teacher adds its distribution at first; it may have another vocabulary or othe
         --dataset my_speech --eval_splits validation --teacher openai/whisper-large-v3 --preset askd
 
 --lora_rank 32 --learning_rate 1e-3 trains an adapter only, a few hundredths of the weights, and merges it at the end.
+With --keep_adapter it stays an adapter, some MB that pipeline(...) loads on top of --student.
 
 It is examples/distill.py with other defaults, and has all its options: --help.
 """

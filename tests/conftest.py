@@ -1,10 +1,16 @@
 """Tiny Whisper models and clips of tones, all made offline."""
 
 import copy
+import importlib.util
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads only get in each other's way
@@ -25,14 +31,16 @@ from askd_hf.config import ASKDConfig
 from askd_hf.student import init_student
 from askd_hf.trainer import ASKDTrainer
 
+sys.path.append(str(Path(__file__).parent / "data"))
+from fake_hub import FakeHub
+
 ROOT = Path(__file__).parents[1]
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
 MULTILINGUAL = ("<|en|>", "<|zh|>", "<|translate|>")  # languages in the order of Whisper's own list
 
 
-def make_processor(more_tokens: tuple[str, ...] = ()) -> WhisperProcessor:
-    """One-second windows of 100 frames, 8 mel bins; a vocabulary of letters."""
-    letters = list("abcdefghijklmnopqrstuvwxyzĠ")
+def make_tokenizer(letters: Iterable[str], added: Iterable[str]) -> WhisperTokenizer:
+    """A vocabulary of letters, and behind them the special tokens `added`."""
     tokenizer = WhisperTokenizer(
         vocab={letter: i for i, letter in enumerate(letters)},
         merges=[],
@@ -41,8 +49,14 @@ def make_processor(more_tokens: tuple[str, ...] = ()) -> WhisperProcessor:
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
     )
-    tokenizer.add_tokens([*SPECIAL[:2], *more_tokens, *SPECIAL[2:]], special_tokens=True)
+    tokenizer.add_tokens(list(added), special_tokens=True)
     tokenizer.set_prefix_tokens()  # looks the added tokens up
+    return tokenizer
+
+
+def make_processor(more_tokens: tuple[str, ...] = ()) -> WhisperProcessor:
+    """One-second windows of 100 frames, 8 mel bins; a vocabulary of letters."""
+    tokenizer = make_tokenizer("abcdefghijklmnopqrstuvwxyzĠ", [*SPECIAL[:2], *more_tokens, *SPECIAL[2:]])
     extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
     return WhisperProcessor(extractor, tokenizer)
 
@@ -209,6 +223,39 @@ def student(processor) -> WhisperForConditionalGeneration:
     return init_student(make_whisper(processor, seed=5), decoder_layers=2)
 
 
+class Ended(NamedTuple):
+    """How a script ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def load_script(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def run_here(monkeypatch, capture, *arguments, file: Path | None = None, script: ModuleType | None = None) -> Ended:
+    """A script's `main()` in this process, where starting another one takes longer than all that it does.
+
+    Args:
+        capture: capsys or capfd.
+        file: that it is loaded from, unless `script` is given; examples/distill.py by default.
+    """
+    script = script or load_script(file or ROOT / "examples" / "distill.py")
+    monkeypatch.setattr(sys, "argv", [Path(script.__file__).name, *map(str, arguments)])
+    status = 0
+    try:
+        with script.exit_on_user_error():
+            script.main()
+    except SystemExit as stop:
+        status = stop.code
+    return Ended(status, *capture.readouterr())
+
+
 def launch_two(script: Path, *arguments) -> subprocess.CompletedProcess:
     """`script` under `accelerate launch` with two processes on the CPU."""
     # accelerate's own --cpu would start a single process, or ask for MPI; the script chooses the CPU by `use_cpu`
@@ -216,3 +263,39 @@ def launch_two(script: Path, *arguments) -> subprocess.CompletedProcess:
     launch += f" --dynamo_backend no --main_process_port {29500 + os.getpid() % 2000}"
     command = [sys.executable, "-m", *launch.split(), str(script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@dataclass
+class HubVisit:
+    """A folder, a Hub on the loopback, and the processes that were run with them."""
+
+    folder: Path
+    hub: FakeHub
+    ended: dict[str, subprocess.CompletedProcess] = field(default_factory=dict)
+
+    def run(self, **commands: tuple[str | list[str], str | None]) -> None:
+        """Run commands side by side, `name=(arguments of Python, token)`: each with an empty cache of its own.
+
+        In processes of their own, because the libraries read the endpoint when they are imported.
+        """
+        started = {}
+        for name, (arguments, token) in commands.items():
+            environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+            environment |= {"HF_HOME": str(self.folder / "homes" / name), "HF_ENDPOINT": self.hub.endpoint}
+            environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+            if token is not None:
+                environment["HF_TOKEN"] = token
+            command = [sys.executable, *(arguments if isinstance(arguments, list) else shlex.split(arguments))]
+            pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            started[name] = subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
+        for name, process in started.items():
+            out, err = process.communicate(timeout=240)
+            self.ended[name] = subprocess.CompletedProcess(name, process.returncode, out, err)
+
+    def error(self, name: str) -> str:
+        """The message with which it ended."""
+        assert self.ended[name].returncode == 2, self.ended[name].stderr
+        assert "Traceback" not in self.ended[name].stderr
+        message = self.ended[name].stderr.strip().splitlines()[-1]
+        assert message.startswith("error: ")
+        return message

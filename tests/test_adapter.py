@@ -82,6 +82,8 @@ def test_only_the_adapter_is_trained_averaged_and_saved(tmp_path, teacher, stude
     average = load_file(checkpoint / "self_teacher.safetensors")
     assert average.keys() == trained
     size = sum(t.numel() for t in saved.values())
+    # the self-teacher is another adapter, and no second model
+    assert sum(t.numel() for t in average.values()) == size < 0.2 * trainer.model.num_parameters()
     assert size == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
 
 

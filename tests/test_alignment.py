@@ -112,7 +112,7 @@ def test_a_student_with_some_of_the_heads_has_word_times_in_both(tmp_path, teach
     student = init_student(with_heads(teacher, [[1, 2], *HEADS]), [0, 2, 3]).eval()
     heads = [[1, 0], [1, 3], [2, 0], [2, 3]]  # the student's layers 1 and 2 were the teacher's 2 and 3
     assert student.generation_config.alignment_heads == heads
-    export_ctranslate2(student, processor, str(saved), tmp_path / "student")
+    export_ctranslate2(student, processor, tmp_path / "student")
     assert json.loads((tmp_path / "student" / "config.json").read_text())["alignment_heads"] == heads
 
     heard = by_faster_whisper(tmp_path / "student", strings, tmp_path)
@@ -134,7 +134,7 @@ def test_faster_whisper_refuses_word_times_of_a_student_without_heads(
     assert not hasattr(student.generation_config, "alignment_heads")
     if heads:  # as the students of others have them, from their teacher
         with_heads(student, heads)
-    export_ctranslate2(student, processor, str(saved), tmp_path / "student")
+    export_ctranslate2(student, processor, tmp_path / "student")
     assert "alignment_heads" not in json.loads((tmp_path / "student" / "config.json").read_text())
     (message,) = by_faster_whisper(tmp_path / "student", strings[:1], tmp_path)
     assert "does not contain the field 'alignment_heads'" in message

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, make_processor, make_whisper, options, write_speech
+from conftest import ROOT, make_processor, make_whisper, options, run_here, write_speech
 from datasets import load_from_disk
 from safetensors.torch import load_file
-from test_distill import run_here, start, wait_for
+from test_distill import start, wait_for
 from test_teacher_cache import label, speech
 
 from askd_hf.config import ASKDConfig

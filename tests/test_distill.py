@@ -1,7 +1,6 @@
 """`examples/distill.py` as a user runs it: on directories, with real processes, killed and resumed."""
 
 import csv
-import importlib.util
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, launch_two, make_multilingual, make_processor, make_whisper
+from conftest import ROOT, launch_two, make_multilingual, make_processor, make_whisper, run_here
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
@@ -42,22 +41,6 @@ def teacher_dir(tmp_path_factory):
 def options(teacher, dataset, output_dir, *more):
     command = f"--teacher {teacher} --dataset {dataset} --output_dir {output_dir} --use_cpu --num_train_epochs 3"
     return [*command.split(), "--per_device_train_batch_size", "4", "--learning_rate", "1e-2", *map(str, more)]
-
-
-def run_here(monkeypatch, capsys, *arguments, file=SCRIPT):
-    """`main()` in this process: status and what was printed."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(sys, "argv", [file.name, *map(str, arguments)])
-    status = 0
-    try:
-        with script.exit_on_user_error():
-            script.main()
-    except SystemExit as stop:
-        status = stop.code
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(

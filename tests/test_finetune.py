@@ -1,5 +1,6 @@
 """`examples/finetune.py` as a user runs it on a student of their own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,9 @@ def test_a_student_of_ones_own(models, speech_dir, tmp_path, more):
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and not any(".encoder." in name for name in changed)
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    measured = {name for row in history for name in row}
+    assert "self_loss" in measured and ("teacher_loss" in measured) == ("--teacher" in more)
     embeddings = "model.decoder.embed_tokens.weight"
     assert (embeddings in changed) == ("--lora_rank" not in more)
     clip = load_speech(str(speech_dir), None, "validation")[0]

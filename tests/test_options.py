@@ -148,21 +148,6 @@ def test_evaluation_before_the_first_step_of_a_self_phase(tmp_path, teacher, stu
     assert first["step"] == 0 and first["eval_self_loss"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_smaller_batch_after_running_out_of_memory(tmp_path, teacher, student):
-    trainer = make_trainer(tmp_path, teacher, student, auto_find_batch_size=True, max_steps=-1, num_train_epochs=1)
-    step, failed = trainer.training_step, []
-
-    def out_of_memory_once(*args, **kwargs):
-        if not failed:
-            failed.append(True)
-            raise RuntimeError("CUDA out of memory.")
-        return step(*args, **kwargs)
-
-    trainer.training_step = out_of_memory_once
-    trainer.train()
-    assert trainer.state.global_step > 4 and trainer.teacher is None
-
-
 def test_training_again_without_the_freed_teacher_is_refused(tmp_path, teacher, student):
     trainer = make_trainer(tmp_path, teacher, student)
     trainer.train()

@@ -1,29 +1,22 @@
 """Publishing a run, during training and from its directory, with a Hub on the loopback."""
 
 import json
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_processor, make_whisper, write_speech
+from conftest import ROOT, HubVisit, make_processor, make_whisper, write_speech
+from fake_hub import Failure, FakeHub, hub_of_this_process, serve_hub
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from askd_hf.errors import UserError
 from askd_hf.publish import PUBLISHED, published
 from askd_hf.publish import publish as publish_run
-
-sys.path.append(str(Path(__file__).parent / "data"))
-from fake_hub import Failure, FakeHub, hub_of_this_process, serve_hub
 
 WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
 PUSHED = {
@@ -70,43 +63,9 @@ print(json.dumps([tokens, heard, weights, processor.tokenizer.english_spelling_n
 """
 
 
-@dataclass
-class Visit:
-    """A folder with models and runs, a Hub, and the processes that were run with them."""
-
-    folder: Path
-    hub: FakeHub
-    ended: dict[str, subprocess.CompletedProcess] = field(default_factory=dict)
-
-    def run(self, **commands: tuple) -> None:
-        """Run commands side by side, `name=(arguments of Python, token)`: each with an empty cache of its own.
-
-        In processes of their own, because the libraries read the endpoint when they are imported.
-        """
-        started = {}
-        for name, (arguments, token) in commands.items():
-            environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
-            environment |= {"HF_HOME": str(self.folder / "homes" / name), "HF_ENDPOINT": self.hub.endpoint}
-            environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-            if token is not None:
-                environment["HF_TOKEN"] = token
-            command = [sys.executable, *(arguments if isinstance(arguments, list) else shlex.split(arguments))]
-            pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            started[name] = subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
-        for name, process in started.items():
-            out, err = process.communicate(timeout=240)
-            self.ended[name] = subprocess.CompletedProcess(name, process.returncode, out, err)
-
+class Visit(HubVisit):
     def requests(self, pattern: str) -> list[str]:
         return [request for request in self.hub.requests if re.search(pattern, request)]
-
-    def error(self, name: str) -> str:
-        """The message with which it ended."""
-        assert self.ended[name].returncode == 2, self.ended[name].stderr
-        assert "Traceback" not in self.ended[name].stderr
-        message = self.ended[name].stderr.strip().splitlines()[-1]
-        assert message.startswith("error: ")
-        return message
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,14 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, make_processor, make_trainer, make_whisper, write_speech
+from conftest import ROOT, make_processor, make_trainer, make_whisper, run_here, write_speech
+from fake_hub import Failure, FakeHub, hub_of_this_process
 from huggingface_hub import HfApi, ModelCard
-from test_distill import run_here
 from transformers import Seq2SeqTrainer, WhisperForConditionalGeneration
 
 from askd_hf.callbacks import StopGracefullyCallback
@@ -25,9 +24,6 @@ from askd_hf.evaluation.results import Results
 from askd_hf.publish import find_results, publish, resume_advice
 from askd_hf.publishing import PublishingTrainer, copy_student
 from askd_hf.student import init_student, load_whisper
-
-sys.path.append(str(Path(__file__).parent / "data"))
-from fake_hub import Failure, FakeHub, hub_of_this_process
 
 WRITER = "hf_tokenThatMayWrite"
 RESULTS = Path(__file__).parent / "cards" / "made-up-results.json"

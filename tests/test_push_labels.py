@@ -1,25 +1,19 @@
 """`--push_labels_to` of `examples/cache_teacher.py`, and training on what it pushed, with a Hub on the loopback."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_processor, make_whisper, write_speech
+from conftest import ROOT, HubVisit, make_processor, make_whisper, write_speech
 from datasets import Dataset, load_from_disk
+from fake_hub import serve_hub
 
 from askd_hf.student import init_student
 from askd_hf.teacher_cache import ALL_COLUMNS
-
-sys.path.append(str(Path(__file__).parent / "data"))
-from fake_hub import FakeHub, serve_hub
 
 WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
 PARQUET = "data/train-00000-of-00001.parquet"
@@ -27,33 +21,9 @@ CLIPS = 16
 
 
 @dataclass
-class Visit:
-    """A folder with models and speech, a Hub, and the processes that were run with them."""
-
-    folder: Path
-    hub: FakeHub
-    ended: dict[str, subprocess.CompletedProcess] = field(default_factory=dict)
+class Visit(HubVisit):
     labels: list[dict] = field(default_factory=list)  # the labelled rows as they were on disk
     recordings: list[bytes] = field(default_factory=list)
-
-    def run(self, **commands: tuple) -> None:
-        """Run scripts side by side, `name=(script, arguments, token)`: each with an empty cache of its own.
-
-        In processes of their own, because the libraries read the endpoint when they are imported.
-        """
-        started = {}
-        for name, (script, arguments, token) in commands.items():
-            environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
-            environment |= {"HF_HOME": str(self.folder / "homes" / name), "HF_ENDPOINT": self.hub.endpoint}
-            environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-            if token is not None:
-                environment["HF_TOKEN"] = token
-            command = [sys.executable, str(ROOT / "examples" / script), *arguments.split(), "--use_cpu"]
-            pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            started[name] = subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
-        for name, process in started.items():
-            out, err = process.communicate(timeout=240)
-            self.ended[name] = subprocess.CompletedProcess(name, process.returncode, out, err)
 
     def losses(self, run: str) -> list[float]:
         state = json.loads((self.folder / run / "trainer_state.json").read_text())
@@ -70,21 +40,24 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
         processor.save_pretrained(folder / name)
     write_speech(folder / "speech", CLIPS)
 
-    label = "--teacher teacher --dataset speech --cache_teacher labelled --teacher_top_k 8 --push_labels_to"
-    train = "--student student --max_steps 6 --logging_steps 1 --learning_rate 1e-2 --per_device_train_batch_size 4"
+    labeller, trainer = ROOT / "examples" / "cache_teacher.py", ROOT / "examples" / "distill.py"
+    label = f"{labeller} --use_cpu --teacher teacher --dataset speech --cache_teacher labelled --teacher_top_k 8 "
+    label += "--push_labels_to"
+    train = f"{trainer} --use_cpu --student student --max_steps 6 --logging_steps 1 --learning_rate 1e-2 "
+    train += "--per_device_train_batch_size 4"
     with serve_hub(folder / "hub", {WRITER: "write", READER: "read"}) as hub:
         visit = Visit(folder, hub)
-        visit.run(no_token=("cache_teacher.py", f"{label} me/nothing", None))
+        visit.run(no_token=(f"{label} me/nothing", None))
         visit.run(
-            reader=("cache_teacher.py", f"{label} me/nothing", READER),
-            writer=("cache_teacher.py", f"{label} me/labelled", WRITER),
-            local=("distill.py", f"{train} --dataset labelled --output_dir local", None),
+            reader=(f"{label} me/nothing", READER),
+            writer=(f"{label} me/labelled", WRITER),
+            local=(f"{train} --dataset labelled --output_dir local", None),
         )
         visit.labels = load_from_disk(str(folder / "labelled")).select_columns(["text", *ALL_COLUMNS]).to_list()
         visit.recordings = [file.read_bytes() for file in sorted((folder / "speech" / "audio").iterdir())]
         shutil.rmtree(folder / "labelled")
         shutil.rmtree(folder / "speech")
-        visit.run(pushed=("distill.py", f"{train} --dataset me/labelled --output_dir pushed", READER))
+        visit.run(pushed=(f"{train} --dataset me/labelled --output_dir pushed", READER))
         yield visit
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MULTILINGUAL, ROOT, make_processor, make_trainer, make_whisper
+from conftest import MULTILINGUAL, ROOT, make_processor, make_tokenizer, make_trainer, make_whisper
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -25,17 +25,7 @@ def renumbered(tokenizer: WhisperTokenizer, order: list[int]) -> WhisperTokenize
     """The same tokens with other ids: token `order[i]` is now `i`. Letters are first, as added tokens must be last."""
     names = tokenizer.convert_ids_to_tokens(order)
     letters = sum(len(name) == 1 for name in names)
-    ours = WhisperTokenizer(
-        vocab={name: i for i, name in enumerate(names[:letters])},
-        merges=[],
-        unk_token="<|endoftext|>",
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-    )
-    ours.add_tokens(names[letters:], special_tokens=True)
-    ours.set_prefix_tokens()
-    return ours
+    return make_tokenizer(names[:letters], names[letters:])
 
 
 @pytest.fixture

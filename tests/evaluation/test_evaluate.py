@@ -1,6 +1,5 @@
 """`examples/evaluate.py` as a user runs it: real processes, killed and continued, with and without the models."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -9,13 +8,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jiwer
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, make_multilingual, make_processor, make_whisper, write_speech
+from conftest import (
+    ROOT,
+    Ended,
+    load_script,
+    make_multilingual,
+    make_processor,
+    make_whisper,
+    run_here,
+    write_speech,
+)
 from transformers import pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
@@ -45,28 +52,13 @@ def speech(tmp_path_factory):
     return write_speech(tmp_path_factory.mktemp("data") / "speech", clips=10)
 
 
-class Run(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def evaluate(monkeypatch, capfd):
-    """The script's `main()` in this process: starting another one takes longer than all that it does."""
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    """The script's `main()` in this process."""
+    script = load_script(SCRIPT)
 
-    def run(*arguments) -> Run:
-        monkeypatch.setattr(sys, "argv", [SCRIPT.name, *map(str, arguments)])
-        status = 0
-        try:
-            with script.exit_on_user_error():
-                script.main()
-        except SystemExit as stop:
-            status = stop.code
-        return Run(status, *capfd.readouterr())
+    def run(*arguments) -> Ended:
+        return run_here(monkeypatch, capfd, *arguments, script=script)
 
     run.script = script
     return run
