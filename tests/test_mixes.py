@@ -220,19 +220,8 @@ def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_p
     teacher = make_whisper(processor, vocab_size=len(processor.tokenizer) + 51)
     teacher.save_pretrained(tmp_path / "teacher")
     processor.save_pretrained(tmp_path / "teacher")
-    arguments = options(
-        tmp_path / "teacher", two[1:] * 2, tmp_path / "run", "--preset", "ce", "--max_train_samples", "1"
-    )
-    arguments += [
-        "--timestamp_probability",
-        "1",
-        "--max_steps",
-        "60",
-        "--learning_rate",
-        "5e-3",
-        "--logging_steps",
-        "30",
-    ]
+    more = "--preset ce --max_train_samples 1 --timestamp_probability 0.5 --max_steps 120 --learning_rate 5e-3"
+    arguments = options(tmp_path / "teacher", two[1:] * 2, tmp_path / "run", *more.split())
     ended = run_here(monkeypatch, capsys, *arguments)
     assert ended[0] == 0, ended[2]
     (row,) = load_speech(str(two[1]), None, "train[:1]")
