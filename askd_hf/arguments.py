@@ -114,6 +114,15 @@ class DataArguments:
             "one for each ('-' for none). Default: openslr/librispeech_asr, 100 hours."
         },
     )
+    unlabelled: str | None = field(
+        default=None,
+        metadata={
+            "help": "Speech without transcripts, a directory of audio files or as --dataset: the teacher transcribes "
+            "it first, as examples/pseudo_label.py does, and it is one dataset more, the last."
+        },
+    )
+    labelled: str | None = field(default=None, init=False)
+    """Where the transcripts of `unlabelled` are, a saved dataset."""
     dataset_config: list[str] = field(default_factory=list, metadata={"help": "Configuration of a Hub dataset."})
     train_split: list[str] = field(default_factory=list, metadata={"help": "Split to train on. Default: train."})
     eval_dataset: list[str] = field(
@@ -202,7 +211,7 @@ class DataArguments:
                 setattr(self, name, [] if getattr(self, name) is None else [getattr(self, name)])
         if self.eval_dataset and not self.eval_splits:
             self.eval_splits = ["train"]
-        if not self.dataset:
+        if not (self.dataset or self.unlabelled):
             for name, value in DEFAULT_DATASET.items():
                 if not getattr(self, name):
                     setattr(self, name, value)
@@ -214,7 +223,26 @@ class DataArguments:
                 raise UserError(f"--task {task}: it is transcribe or translate")
 
     def train_sources(self) -> list[SpeechSource]:
-        return self._sources(self.dataset, self.dataset_config, self.train_split or ["train"], self.language)
+        sources = self._sources(self.dataset, self.dataset_config, self.train_split or ["train"], self.language)
+        if self.labelled:
+            sources.append(SpeechSource(self.labelled, None, "train", self.only_language, self.only_task))
+        return sources
+
+    @property
+    def only_language(self) -> str | None:
+        return self._only(self.language, "language")
+
+    @property
+    def only_task(self) -> str | None:
+        return self._only(self.task, "task")
+
+    def _only(self, values: list[str], option: str) -> str | None:
+        if len(set(values)) > 1:
+            raise UserError(
+                f"--unlabelled: which --{option} is it, of {', '.join(values)}? Transcribe it by "
+                "examples/pseudo_label.py, and give the result as one of --dataset"
+            )
+        return values[0] if values and values[0] != NONE else None
 
     def eval_sources(self) -> list[SpeechSource]:
         """Each evaluation split of each dataset."""

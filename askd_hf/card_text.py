@@ -98,7 +98,8 @@ def speech_line(facts: Facts) -> str:
         details = [
             f"{kind} `{value}`" for kind, value in (("configuration", speech.config), ("split", speech.split)) if value
         ]
-        known.append(name + (f" ({', '.join(details)})" if details else ""))
+        by_teacher = ", transcribed by the teacher" if speech.pseudo_labels else ""
+        known.append(name + (f" ({', '.join(details)})" if details else "") + by_teacher)
     if facts.clips is not None:
         known.append(f"{facts.clips:,} clips")
     if facts.hours is not None:

@@ -52,12 +52,13 @@ class Ancestor:
 
 @dataclass
 class Speech:
-    """A split of a dataset, its name as in `Ancestor`."""
+    """A split of a dataset, its name as in `Ancestor`; with transcripts that the teacher made, or with its own."""
 
     dataset: str
     on_hub: bool
     config: str | None
     split: str | None
+    pseudo_labels: bool = False
 
 
 @dataclass
@@ -105,13 +106,18 @@ class Origin:
         """From the options of `examples/distill.py`, and its models before training."""
         sources = data.train_sources()
         origin = cls(
-            speech=[Speech(*public_name(source.dataset), source.config, source.split) for source in sources],
+            speech=[
+                Speech(*public_name(data.unlabelled), None, source.split, pseudo_labels=True)
+                if source.dataset == data.labelled
+                else Speech(*public_name(source.dataset), source.config, source.split)
+                for source in sources
+            ],
             languages=languages_of([source.language for source in sources], student),
             tasks=sorted({source.task or "transcribe" for source in sources}),
         )
         if models.teacher:
             origin.teacher = Ancestor.of(models.teacher, teacher)
-            origin.teachers_encoder = same_encoder(teacher, student)
+            origin.teachers_encoder = teacher is not None and same_encoder(teacher, student)
         if models.student:
             origin.student = Ancestor.of(models.student)
         else:

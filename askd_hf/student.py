@@ -124,6 +124,19 @@ def allow_silence(model: WhisperForConditionalGeneration) -> None:
         config.begin_suppress_tokens = [i for i in config.begin_suppress_tokens if i != model.config.eos_token_id]
 
 
+def no_timestamps(model: WhisperForConditionalGeneration) -> dict[str, list[int]]:
+    """Options with which `generate` gives none: beside what the model's configuration suppresses, all timestamps.
+
+    A student that learns with timestamps may write some without being asked. `generate` then looks for more text
+    behind them, for ever if they stand still, and can't without the features of the clip.
+    """
+    config = model.generation_config
+    # what isn't in a generation config's file isn't there
+    last = getattr(config, "no_timestamps_token_id", None)
+    timestamps = range(0) if last is None else range(last + 1, model.config.vocab_size)
+    return {"suppress_tokens": [*(config.suppress_tokens or []), *timestamps]} if timestamps else {}
+
+
 def layers_to_copy(layers: int | list[int] | str, available: int, kind: str = "decoder") -> list[int]:
     """The teacher's layers that the student gets, from a number or a list, as in `2`, `"2"`, `[0, 31]` or `"0,31"`.
 

@@ -34,6 +34,7 @@ from .restart import Beginning
 from .run_dir import checkpoint_to_resume
 from .schedule import BlendWeights
 from .skipped import SkippedRows, skipped_rows_file
+from .student import no_timestamps
 from .teacher_cache import check_settings, has_soft_labels
 from .teacher_memory import place_teacher
 from .terms import NonFiniteLossError, check_finite, means, new_sums, sums, sums_by_clip
@@ -282,6 +283,7 @@ class ASKDTrainer(BlendingTrainer):
             "encoder_outputs": BaseModelOutput(last_hidden_state=encoded),
             "attention_mask": torch.ones(len(encoded), frames, dtype=torch.long, device=encoded.device),
             **self._prefixes(labels),
+            **no_timestamps(self.model),
         }
         _, tokens, _ = super().prediction_step(model, generation_inputs, False, ignore_keys, **gen_kwargs)
         return loss, tokens, labels
@@ -291,7 +293,8 @@ class ASKDTrainer(BlendingTrainer):
 
         Nothing if the labels aren't those of `SpeechCollator`, with `<|notimestamps|>` in front of the text.
         """
-        before_text = (labels[0] == self.model.generation_config.no_timestamps_token_id).nonzero().flatten()
+        token = getattr(self.model.generation_config, "no_timestamps_token_id", None)
+        before_text = [] if token is None else (labels[0] == token).nonzero().flatten()
         if not len(before_text):
             return {}
         start = labels.new_full((len(labels), 1), self.model.config.decoder_start_token_id)

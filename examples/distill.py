@@ -20,6 +20,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from pseudo_label import pseudo_label
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline, set_seed
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
@@ -43,6 +44,7 @@ from askd_hf.preparation import (
     with_encoder_cache,
     with_soft_labels,
 )
+from askd_hf.pseudo_labels import PseudoLabelArguments
 from askd_hf.run_dir import (
     checkpoint_to_resume,
     end_other_processes,
@@ -57,6 +59,7 @@ from askd_hf.student import (
     is_multilingual,
     load_processor,
     load_whisper,
+    no_timestamps,
     same_encoder,
     set_languages,
 )
@@ -86,6 +89,8 @@ def distill(
     if model_args.student and model_args.layer_choice == "probe":
         raise UserError("--layer_choice probe chooses among the teacher's layers: --student has its own")
     name_run(config, model_args)
+    if data_args.unlabelled:
+        data_args.labelled = str(transcribe(model_args, data_args, mix_args, config))
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
 
     if lora.keep_adapter:
@@ -94,7 +99,9 @@ def distill(
         check_int8()
 
     # ---- teacher and student: the student is made from the teacher's full weights ----
-    teacher = load_teacher(model_args) if model_args.teacher else None
+    # a student of its own may have a teacher whose transcripts are all that it learns from
+    only_transcribes = bool(model_args.student and data_args.unlabelled and not config.uses_teacher)
+    teacher = load_teacher(model_args) if model_args.teacher and not only_transcribes else None
     student = load_student(model_args, teacher)
     processor = load_processor(model_args.student or model_args.teacher)
     check_processor(student, processor)
@@ -196,6 +203,31 @@ def distill(
         trainer.push_to_hub()
 
 
+def transcribe(
+    model_args: ModelArguments, data_args: DataArguments, mix_args: MixArguments, config: ASKDConfig
+) -> Path:
+    """The dataset of the teacher's transcripts of `--unlabelled`; those that are on the disk aren't made again."""
+    if not model_args.teacher:
+        raise UserError("--unlabelled: who is to transcribe it? Give --teacher")
+    if config.world_size > 1:
+        raise UserError("--unlabelled is transcribed by one process: do it by examples/pseudo_label.py, before")
+    return pseudo_label(
+        PseudoLabelArguments(
+            teacher=model_args.teacher,
+            dataset=data_args.unlabelled,
+            language=data_args.only_language,
+            task=data_args.only_task or "transcribe",
+            max_samples=data_args.max_train_samples,
+            on_bad_audio=data_args.on_bad_audio,
+            timestamps=mix_args.timestamp_probability > 0.0,
+            attn_implementation=model_args.attn_implementation,
+            device=str(config.device),
+            generation_max_length=config.generation_max_length,
+            num_workers=config.dataloader_num_workers,
+        )
+    )
+
+
 def load_teacher(model_args: ModelArguments) -> WhisperForConditionalGeneration:
     return load_whisper(model_args.teacher, attn_implementation=model_args.attn_implementation)
 
@@ -228,7 +260,8 @@ def load_models(
 def listen(model_dir: str, clip: dict) -> None:
     """Transcribe one clip as anyone would who has nothing but the saved directory."""
     transcribe = pipeline("automatic-speech-recognition", model=model_dir)
-    heard = transcribe({"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE})["text"]
+    sound = {"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE}
+    heard = transcribe(sound, generate_kwargs=no_timestamps(transcribe.model))["text"]
     print(f"\n{clip['clip']}\n  reference: {clip['text']}\n  pipeline:  {heard.strip()}")
 
 

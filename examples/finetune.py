@@ -40,7 +40,7 @@ def main() -> None:
     model_args, config = arguments[0], arguments[-1]
     if not model_args.student:
         raise UserError("--student is missing: the Whisper model to train further")
-    if model_args.teacher and not config.uses_teacher:
+    if model_args.teacher and not (config.uses_teacher or arguments[1].unlabelled):
         raise UserError(f"--teacher has no use: --preset {config.preset} has no teacher phase; choose --preset askd")
     distill(*arguments)
 

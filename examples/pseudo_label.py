@@ -23,6 +23,7 @@ from pathlib import Path
 
 from askd_hf import check_clips, load_processor, load_whisper
 from askd_hf.cli import parse_args
+from askd_hf.data import Limits
 from askd_hf.errors import exit_on_user_error
 from askd_hf.metrics import language_code, normalizer_for
 from askd_hf.pseudo_labels import (
@@ -46,6 +47,11 @@ from askd_hf.student import check_processor
 
 def main() -> None:
     (args,) = parse_args((PseudoLabelArguments,))
+    pseudo_label(args)
+
+
+def pseudo_label(args: PseudoLabelArguments) -> Path:
+    """The directory of the dataset of transcripts that are kept."""
     directory = Path(args.output_dir)
 
     # ---- the teacher ----
@@ -61,7 +67,7 @@ def main() -> None:
     clips = check_clips(
         clips,
         None,
-        max_seconds=window,
+        Limits(window),
         on_bad_audio=args.on_bad_audio,
         num_proc=args.num_workers or None,
         report_file=directory / "skipped.csv",
@@ -77,7 +83,7 @@ def main() -> None:
     language = language_code(args.language) if args.task == "transcribe" else "en"
     _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
     transcripts = measure(lines, references, normalize, language, learn=args.text)
-    kept = keep_good(transcripts, args.limits(), directory / "dropped.csv")
+    kept = keep_good(transcripts, args.thresholds(), directory / "dropped.csv")
 
     # ---- the dataset ----
     language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
@@ -98,6 +104,7 @@ def main() -> None:
     if args.push_to_hub:
         advice = f"the labels are safe in {directory}: run the same command again, if need be after `hf auth login`"
         push(labelled, args.push_to_hub, card, advice + " with a token that may write there")
+    return directory / DATASET
 
 
 if __name__ == "__main__":

@@ -232,6 +232,8 @@ class Ended(NamedTuple):
 
 
 def load_script(file: Path) -> ModuleType:
+    if str(file.parent) not in sys.path:  # scripts import one another; last, as evaluate.py isn't the library
+        sys.path.append(str(file.parent))
     spec = importlib.util.spec_from_file_location(file.stem, file)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

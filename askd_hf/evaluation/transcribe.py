@@ -24,7 +24,7 @@ from ..data.encoder_cache import weights_digest
 from ..data.text import replace_column
 from ..errors import UserError
 from ..hub import local_or_hub
-from ..student import set_language
+from ..student import no_timestamps, set_language
 from .long_form import Method, Timestamps, check_can_transcribe, join_clips, transcribe_long
 from .manifest import Manifest, Settings, check_comparable, read_manifests
 from .results import ModelFacts
@@ -304,7 +304,7 @@ def _in_batches(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Dataset, decoding: Decoding
 ) -> Iterator[list[dict[str, Any]]]:
     """For each batch what was heard in its clips: `text`, `tokens`, and the share of the `seconds` of `generate`."""
-    options = dict(num_beams=decoding.num_beams, do_sample=False, return_timestamps=False)
+    options = dict(num_beams=decoding.num_beams, do_sample=False, return_timestamps=False, **no_timestamps(model))
     if decoding.generation_max_length is not None:
         options["max_length"] = decoding.generation_max_length
     not_text = {model.generation_config.pad_token_id, processor.tokenizer.eos_token_id}

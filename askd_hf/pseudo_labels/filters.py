@@ -17,7 +17,7 @@ from ..evaluation.suites import is_untranscribed
 
 
 @dataclass(frozen=True)
-class Limits:
+class Thresholds:
     """What a transcript may be at worst.
 
     Attributes:
@@ -44,8 +44,8 @@ class Transcript:
         label: what is to be learned, one of the two.
         segments: of the teacher, None without timestamps; see `transcribe`.
         tokens, ended: how many the teacher wrote, and whether the end of text came before the limit.
-        avg_log_prob, compression_ratio, repetition, wer: as `Limits` has them; `wer` is None without a reference, and
-            infinite against an empty one.
+        avg_log_prob, compression_ratio, repetition, wer: as `Thresholds` has them; `wer` is None without a reference,
+            and infinite against an empty one.
     """
 
     clip: str
@@ -142,7 +142,7 @@ def known_references(texts: list[str | None], required: bool = False) -> list[st
     return [None] * len(known)
 
 
-def reason_to_drop(transcript: Transcript, limits: Limits) -> Dropped | None:
+def reason_to_drop(transcript: Transcript, limits: Thresholds) -> Dropped | None:
     """The first reason there is, or None."""
     if transcript.wer == math.inf:  # whatever the limit
         return Dropped("text where the reference has none", transcript.wer)
@@ -165,7 +165,7 @@ def reason_to_drop(transcript: Transcript, limits: Limits) -> Dropped | None:
     return None
 
 
-def keep_good(transcripts: list[Transcript], limits: Limits, file: Path) -> list[int]:
+def keep_good(transcripts: list[Transcript], limits: Thresholds, file: Path) -> list[int]:
     """The places of those to keep; the others are counted on the terminal, and listed in `file` (CSV).
 
     Args:

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..evaluation.options import DecodingArguments, check_positive
 from ..evaluation.suites import EvalSet
 from ..metrics import Normalizer, language_code
-from .filters import Limits
+from .filters import Thresholds
 
 
 @dataclass
@@ -136,5 +136,5 @@ class PseudoLabelArguments(DecodingArguments):
         where = self.dataset, self.dataset_config, self.split
         return EvalSet("clips", *where, *columns, language_code(self.language), self.task)
 
-    def limits(self) -> Limits:
-        return Limits(self.max_wer, self.min_log_prob, self.max_compression_ratio, self.max_repetition)
+    def thresholds(self) -> Thresholds:
+        return Thresholds(self.max_wer, self.min_log_prob, self.max_compression_ratio, self.max_repetition)

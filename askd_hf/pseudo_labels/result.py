@@ -85,7 +85,7 @@ def card_of(args: PseudoLabelArguments, labelled: Dataset, clips: int, kept: int
         # translations are English
         "language": ("en" if args.task == "translate" else code) or "en",
     }
-    limits = args.limits()
+    limits = args.thresholds()
     if "reference" in labelled.column_names:
         rules = f"their word error rate against the reference is at most {limits.max_wer:g} %"
     else:

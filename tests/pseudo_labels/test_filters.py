@@ -9,9 +9,9 @@ import pytest
 from askd_hf.errors import UserError
 from askd_hf.metrics import normalizer_for
 from askd_hf.pseudo_labels import keep_good, known_references, measure
-from askd_hf.pseudo_labels.filters import Limits, compression_ratio, reason_to_drop, word_error_rates
+from askd_hf.pseudo_labels.filters import Thresholds, compression_ratio, reason_to_drop, word_error_rates
 
-LIMITS = Limits(max_wer=10, min_log_prob=-1, max_compression_ratio=2.4, max_repetition=20)
+LIMITS = Thresholds(max_wer=10, min_log_prob=-1, max_compression_ratio=2.4, max_repetition=20)
 ENGLISH = normalizer_for("english", "en", {})[1]
 
 
@@ -23,7 +23,7 @@ def transcripts(*texts: str, references: list[str | None] | None = None, learn: 
     return measure(lines, references or [None] * len(lines), ENGLISH, "en", learn)
 
 
-def reason(transcript, limits: Limits = LIMITS) -> str | None:
+def reason(transcript, limits: Thresholds = LIMITS) -> str | None:
     dropped = reason_to_drop(transcript, limits)
     return dropped and dropped.reason
 
@@ -89,7 +89,7 @@ def test_reasons(changes, limit, expected):
     (transcript,) = transcripts("A good text.")
     for name, value in changes.items():
         setattr(transcript, name, value)
-    limits = Limits(**(vars(LIMITS) | limit))
+    limits = Thresholds(**(vars(LIMITS) | limit))
     assert reason(transcript, limits) == expected
 
 

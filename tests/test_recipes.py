@@ -1,0 +1,74 @@
+"""The README's recipes, each as it is printed there, on tiny models of the same names."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import ROOT, make_processor, make_whisper, write_speech
+from transformers import WhisperForConditionalGeneration, pipeline
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# in the order of Whisper's own list, up to French
+TOKENS = ("<|en|>", "<|zh|>", "<|de|>", "<|es|>", "<|ru|>", "<|ko|>", "<|fr|>", "<|translate|>", "<|startofprev|>")
+
+
+def recipes() -> dict[str, str]:
+    """The commands of the section "Recipes", by their titles."""
+    section = README.split("\n## Recipes\n")[1].split("\n## ")[0]
+    found = re.findall(r"\*\*(.+?)\.\*\*.*?```bash\n(.*?)```", section, re.DOTALL)
+    return dict(found)
+
+
+def make_model(directory: Path, layers: int, seed: int) -> None:
+    processor = make_processor(TOKENS)
+    model = make_whisper(processor, seed, vocab_size=len(processor.tokenizer) + 51, encoder_layers=layers)
+    token = processor.tokenizer.convert_tokens_to_ids
+    languages = [name for name in TOKENS if len(name) == 6]
+    settings = dict(
+        is_multilingual=True,
+        lang_to_id={name: token(name) for name in languages},
+        task_to_id={name: token(f"<|{name}|>") for name in ("transcribe", "translate")},
+        # the fewest tokens that make a text: a random model finds no end
+        max_length=12,
+    )
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A directory where all names of the recipes are tiny models and speech."""
+    folder = tmp_path_factory.mktemp("recipes")
+    make_model(folder / "openai" / "whisper-large-v3", layers=10, seed=0)
+    make_model(folder / "you" / "whisper-small-fr", layers=2, seed=1)
+    for seed, name in enumerate(("my_speech", "my_french", "my_german")):
+        write_speech(folder / name / "train", clips=8, seed=seed)
+        write_speech(folder / name / "validation", clips=3, seed=10 + seed)
+    write_speech(folder / "my_audio", clips=6, seed=20)
+    (folder / "my_audio" / "metadata.csv").unlink()
+    (folder / "examples").symlink_to(ROOT / "examples")
+    return folder
+
+
+def test_the_readme_has_the_recipes():
+    assert list(recipes()) == ["Your own student", "LoRA", "Unlabelled audio", "Two languages", "A smaller encoder"]
+
+
+@pytest.mark.parametrize("title", recipes())
+def test_a_recipe_runs_as_it_is_printed(place, title):
+    command = recipes()[title]
+    assert len(re.findall(r"^python ", command, re.MULTILINE)) == 1  # one command
+    before = set((place / "runs").glob("*")) if (place / "runs").is_dir() else set()
+    command = re.sub(r"\bpython\b", sys.executable, command)
+    ended = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    runs = [run for run in set((place / "runs").glob("*")) - before if (run / "training.json").is_file()]
+    (run,) = runs
+    WhisperForConditionalGeneration.from_pretrained(run)
+    tone = {"raw": soundfile.read(place / "my_speech" / "train" / "audio" / "000.wav")[0], "sampling_rate": 16_000}
+    assert isinstance(pipeline("automatic-speech-recognition", model=str(run))(tone)["text"], str)
