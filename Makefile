@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOPING := $(VENV)/.developing
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow cards lint format clean
@@ -17,6 +18,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# torch first and pinned: without it the other packages would take a build several times as large
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEVELOPING): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -26,20 +31,20 @@ demo: $(INSTALLED)  ## distil the small shipped teacher on spoken digits (2 minu
 	rm -rf runs/demo
 	$(BIN)/python examples/distill.py --config examples/demo/demo.yaml
 
-test: $(INSTALLED)  ## the tests, without the slow ones
+test: $(DEVELOPING)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile
 
-test-slow: $(INSTALLED)  ## the slow tests: the whole demo
+test-slow: $(DEVELOPING)  ## the slow tests: the whole demo
 	$(BIN)/python -m pytest -m slow
 
-cards: $(INSTALLED)  ## render the golden model cards of model_cards/ anew
+cards: $(DEVELOPING)  ## render the golden model cards of model_cards/ anew
 	$(BIN)/python tests/make_cards.py
 
-lint: $(INSTALLED)  ## ruff: rules and format
+lint: $(DEVELOPING)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(INSTALLED)  ## ruff: mend what can be mended
+format: $(DEVELOPING)  ## ruff: mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

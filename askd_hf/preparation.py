@@ -22,6 +22,7 @@ from .data import (
     clean_texts,
     load_speech,
     mix,
+    to_stream,
     with_negatives,
 )
 from .data.augment import AugmentArguments
@@ -164,7 +165,7 @@ def training_speech(
             mix_args.dataset_weights,
             seed,
             mix_args.shuffle_buffer,
-            None if negatives is None else as_stream(negatives.to_iterable_dataset()),
+            None if negatives is None else as_stream(to_stream(negatives)),
             mix_args.negatives_share,
             data_args.on_bad_audio,
         )

@@ -117,7 +117,7 @@ def test_the_loss_is_at_the_transcripts_positions(tmp_path, processor, teacher, 
 
 def test_resuming_draws_the_same(tmp_path, processor, teacher, student, rows):
     changes = dict(max_steps=6, save_strategy="steps", save_steps=3, preset="ce")
-    changes |= {name: None for name in ("teacher_phase", "teacher_weight", "teacher_weight_end")}
+    changes |= dict.fromkeys(("teacher_phase", "teacher_weight", "teacher_weight_end"))
     whole = trainer(tmp_path / "whole", processor, teacher, student, rows, **changes)
     whole.train()  # two steps an epoch: it resumes in the middle of one
     resumed = trainer(tmp_path / "resumed", processor, teacher, student, rows, **changes)

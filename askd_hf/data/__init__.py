@@ -4,7 +4,7 @@ from .audio import SAMPLING_RATE, AudioError, decode_audio
 from .checks import Limits, check_clips
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .encoder_cache import EncoderCache, cache_encoder, encode, encoder_fingerprint
-from .loading import load_speech
+from .loading import load_speech, to_stream
 from .mix import SpeechStream, as_stream, mix, with_negatives
 from .sampler import DrawnRows, ResumableLengthGroupedSampler, StreamSampler
 from .text import clean_texts
@@ -29,5 +29,6 @@ __all__ = [
     "encoder_fingerprint",
     "load_speech",
     "mix",
+    "to_stream",
     "with_negatives",
 ]

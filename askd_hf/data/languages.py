@@ -42,4 +42,10 @@ def _spoken(row: Mapping[str, Any], language: str | None, task: str | None) -> d
 
 def without_language(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """The dataset for an English-only model."""
-    return dataset.remove_columns([name for name in ("language", "task") if name in (dataset.column_names or [])])
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_unspoken)
+    return dataset.remove_columns([name for name in ("language", "task") if name in dataset.column_names])
+
+
+def _unspoken(row: Mapping[str, Any]) -> dict[str, None]:
+    return {"language": None, "task": None}

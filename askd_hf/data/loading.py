@@ -28,6 +28,8 @@ from .audiofolder import METADATA, audiofolder_splits, read_audiofolder
 from .text import replace_column
 
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "normalized_text")
+# as `Audio(decode=False)` has it; in a stream `datasets` would encode that again, for which it needs torchcodec
+AUDIO_FILE = {"bytes": Value("binary"), "path": Value("string")}
 FORMATS = "a directory with metadata.csv, a directory saved by `datasets`, parquet files, or a Hub id"
 
 
@@ -76,8 +78,13 @@ def load_speech(
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise UserError(f"{name}: split {split!r} has no rows")
         # what lies on a disk as it is needs no conversion to be read row by row
-        parts.append(dataset.to_iterable_dataset() if streaming and isinstance(dataset, Dataset) else dataset)
+        parts.append(to_stream(dataset) if streaming and isinstance(dataset, Dataset) else dataset)
     return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+
+
+def to_stream(dataset: Dataset) -> IterableDataset:
+    """The rows of a dataset of `load_speech` one after another."""
+    return dataset.cast_column("audio", AUDIO_FILE).to_iterable_dataset()
 
 
 def _slice(dataset: Dataset, part: str, base: str) -> Dataset:
@@ -204,7 +211,8 @@ def _with_audio(dataset: Dataset | IterableDataset, name: str) -> Dataset | Iter
     if isinstance(feature, dict) and "array" in feature:
         return dataset
     try:
-        return dataset.cast_column("audio", Audio(decode=False))  # decoding it there would need torchcodec
+        dataset = dataset.cast_column("audio", Audio(decode=False))  # decoding it there would need torchcodec
+        return dataset.cast_column("audio", AUDIO_FILE) if isinstance(dataset, IterableDataset) else dataset
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError):
         raise UserError(f"{name}: the audio column holds {feature}, not audio. Name another: --audio_column") from None
 

@@ -17,6 +17,7 @@ from datasets import (
 )
 
 from ..errors import UserError
+from .loading import AUDIO_FILE
 from .text import replace_column
 
 SEGMENT = {"start": Value("float32"), "end": Value("float32"), "text": Value("string")}
@@ -32,6 +33,7 @@ COLUMNS = Features(
 """What a row of speech may have, for training. None where it doesn't apply."""
 CHECKED = Features(seconds=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))
 """What `check_clips` adds."""
+STREAMED = Features(COLUMNS | {"audio": AUDIO_FILE})
 
 
 def with_equal_columns(datasets: list[Dataset]) -> list[Dataset]:
@@ -49,7 +51,7 @@ def with_equal_columns(datasets: list[Dataset]) -> list[Dataset]:
 
 def as_stream(dataset: IterableDataset) -> IterableDataset:
     """A stream with `COLUMNS` alone."""
-    return dataset.map(_row, remove_columns=dataset.column_names, features=COLUMNS)
+    return dataset.map(_row, remove_columns=dataset.column_names, features=STREAMED)
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..data.audio import SAMPLING_RATE, extract_features, waveform
 from ..errors import UserError
+from ..student import no_timestamps
 from .memory import peak_bytes, weight_bytes
 from .results import ModelFacts, Speed, SpeedOfModel, Timing
 
@@ -151,7 +152,9 @@ def transcribe_in_halves(
     between = now(model.device)
     # a new BaseModelOutput every time, because `generate` writes into it
     outputs = BaseModelOutput(last_hidden_state=encoded)
-    tokens = model.generate(encoder_outputs=outputs, attention_mask=all_frames(features), **GREEDY, **options)
+    tokens = model.generate(
+        encoder_outputs=outputs, attention_mask=all_frames(features), **GREEDY, **no_timestamps(model), **options
+    )
     return tokens, between - start, now(model.device) - between
 
 

@@ -17,6 +17,7 @@ from transformers import LogitsProcessor, WhisperForConditionalGeneration, Whisp
 from ..data.audio import extract_features, waveform
 from ..errors import UserError
 from ..evaluation.transcribe import Decoding, Job, PreparedSet, plan_manifests
+from ..student import no_timestamps
 from .options import PseudoLabelArguments
 
 TRANSCRIPTS = "transcripts"  # their folder; not that of evaluations, whose lines say other things
@@ -117,6 +118,8 @@ def _in_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
     timestamps = decoding.timestamps != "none"
     # one pass a window: otherwise `generate` goes on after the last timestamp, and what it gives fits no label
     options: dict[str, Any] = dict(num_beams=1, do_sample=False, force_unique_generate_call=True)
+    if not timestamps:
+        options |= no_timestamps(model)
     if decoding.generation_max_length is not None:
         options["max_length"] = decoding.generation_max_length
     collate = functools.partial(_collate, processor)

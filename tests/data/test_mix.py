@@ -19,9 +19,10 @@ from askd_hf.data import (
     clean_texts,
     load_speech,
     mix,
+    to_stream,
     with_negatives,
 )
-from askd_hf.data.languages import with_language
+from askd_hf.data.languages import with_language, without_language
 from askd_hf.data.negatives import negatives_from
 from askd_hf.errors import UserError
 
@@ -78,7 +79,7 @@ def test_negatives_are_their_share(two):
 
 
 def streamed(two: list[Dataset], **options) -> SpeechStream:
-    return SpeechStream([as_stream(dataset.to_iterable_dataset()) for dataset in two], **options)
+    return SpeechStream([as_stream(to_stream(dataset)) for dataset in two], **options)
 
 
 def first(stream: SpeechStream, number: int) -> list[str]:
@@ -106,13 +107,13 @@ def test_shares_of_a_stream(two):
     share = sum(text.startswith("b") for text in texts) / 600
     assert abs(share - 0.8) < 4 * (0.16 / 600) ** 0.5
     assert len(set(texts)) == 16
-    silence = as_stream(negatives_from(two[1]).to_iterable_dataset())
+    silence = as_stream(to_stream(negatives_from(two[1])))
     texts = first(streamed(two[:1], seed=1, negatives=silence, share=0.25), 600)
     assert abs(texts.count("") / 600 - 0.25) < 4 * (0.1875 / 600) ** 0.5
 
 
 def test_an_empty_stream_ends(two):
-    nothing = as_stream(two[0].to_iterable_dataset()).take(0)
+    nothing = as_stream(to_stream(two[0])).take(0)
     with pytest.raises(UserError, match="no rows"):
         first(SpeechStream([nothing]), 1)
 
@@ -133,7 +134,8 @@ def test_drawn_rows_know_their_epoch(two):
 
 
 @pytest.mark.parametrize("layout", ["audiofolder", "saved", "parquet", "hub"])
-def test_what_is_streamed_is_what_is_loaded(tmp_path, layout):
+@pytest.mark.parametrize("english", [True, False])
+def test_what_is_streamed_is_what_is_loaded(tmp_path, layout, english):
     folder = audiofolder(tmp_path / "speech", ["x y", "y", "z"])
     loaded = load_speech(str(folder), None, "train")
     if layout == "saved":
@@ -148,11 +150,14 @@ def test_what_is_streamed_is_what_is_loaded(tmp_path, layout):
         folder = target if layout == "parquet" else tmp_path / "hub"
     expected = load_speech(str(folder), None, "train")
     streamed = load_speech(str(folder), None, "train", streaming=True)
-    rows = list(as_stream(clean_texts(with_language(streamed, "fr", None), "auto", "speech")))
+    spoken = without_language(with_language(streamed, "fr", None)) if english else with_language(streamed, "fr", None)
+    rows = list(as_stream(clean_texts(spoken, "auto", "speech")))
     assert [row["text"] for row in rows] == ["x y", "y", "z"]
     assert [row["clip"] for row in rows] == expected["clip"][:]
     assert [row["audio"] for row in rows] == expected["audio"][:]
-    assert {row["language"] for row in rows} == {"fr"} and {row["prompt"] for row in rows} == {None}
+    assert {row["language"] for row in rows} == {None if english else "fr"} and {row["prompt"] for row in rows} == {
+        None
+    }
 
 
 def test_texts_of_a_stream_are_cleaned(tmp_path, caplog):
