@@ -17,7 +17,7 @@ from askd_hf.card import TEMPLATE, inherited_license, model_index, render_card
 from askd_hf.card_text import objective
 from askd_hf.data import decode_audio
 from askd_hf.evaluation.results import Results
-from askd_hf.origin import Ancestor, Origin, cached_teacher
+from askd_hf.origin import Ancestor, Origin, Speech, cached_teacher
 from askd_hf.student import init_student, load_processor, load_whisper
 from askd_hf.teacher_cache import SETTINGS
 
@@ -336,3 +336,22 @@ def test_all_inputs_are_used():
     assert {path.name for path in GOLDEN.iterdir()} == {
         "demo-teacher.md", "demo-student.md", "demo-student-not-evaluated.md"
     }  # fmt: skip
+
+
+def test_every_dataset_and_language_is_named():
+    speech = [
+        Speech("mozilla/voices", True, "fr", "train"),
+        Speech("my_german", False, None, "train"),
+        Speech("recordings", False, None, "train", pseudo_labels=True),
+    ]
+    card = card_of(speech=speech, languages=["fr", "de"], tasks=["transcribe", "translate"])
+    assert (
+        "[mozilla/voices](https://huggingface.co/datasets/mozilla/voices) (configuration `fr`, split `train`), "
+        "`my_german` (split `train`), `recordings` (split `train`), transcribed by the teacher, "
+    ) in card.text
+    assert "languages `fr` and `de`, tasks `transcribe` and `translate`" in card.text
+    assert "Trained on `fr` and `de` only" in card.text
+    assert card.data.datasets == ["mozilla/voices"] and card.data.language == ["fr", "de"]
+    unknown = card_of(speech=[], languages=[])
+    assert unknown.data.datasets is None and unknown.data.language is None
+    assert "a language that its facts don't name" in unknown.text

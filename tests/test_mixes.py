@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, launch_two, make_multilingual, make_processor, make_whisper, run_here, write_speech
+from conftest import (
+    ROOT,
+    launch_two,
+    learn_by_heart,
+    make_multilingual,
+    make_processor,
+    make_whisper,
+    run_here,
+    write_speech,
+)
 from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration, pipeline
@@ -234,3 +243,50 @@ def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_p
     ]
     assert heard["text"].split() == [text for *_, text in expected]
     assert transcribe(clip)["text"].strip() == row["text"]
+
+
+# ---- what the teacher says, and nothing more ----
+
+
+def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp_path, multilingual_dir, speech_dir):
+    """English-only and multilingual models share no tokens: the student learns from the teacher's transcripts."""
+    monkeypatch.chdir(tmp_path)
+    audio = write_speech(tmp_path / "audio", clips=6, seed=3)
+    processor = make_processor()
+    teacher = make_whisper(processor)
+    learn_by_heart(teacher, processor, audio)
+    teacher.save_pretrained("teacher")
+    processor.save_pretrained("teacher")
+    said = load_speech(str(audio), None, "train")["text"][:]
+    (audio / "metadata.csv").unlink()
+    arguments = (
+        f"--student {multilingual_dir} --teacher teacher --unlabelled audio --language en --use_cpu --max_steps 2"
+    )
+    arguments += " --output_dir run"
+    finetune = ROOT / "examples" / "finetune.py"
+    ended = run_here(monkeypatch, capsys, *arguments.split(), file=finetune)
+    assert ended[0] == 0, ended[2]
+    labelled = load_from_disk("runs/audio-by-teacher/dataset")
+    assert labelled["text"][:] == said
+    facts = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert facts["origin"]["speech"] == [
+        {"dataset": "audio", "on_hub": False, "config": None, "split": "train", "pseudo_labels": True}
+    ]
+    ended = run_here(monkeypatch, capsys, "--student", multilingual_dir, "--unlabelled", "audio", file=finetune)
+    assert ended[0] == 2 and "--unlabelled: who is to transcribe it? Give --teacher" in ended[2]
+    two = [
+        "--teacher",
+        "teacher",
+        "--unlabelled",
+        "audio",
+        "--dataset",
+        "x",
+        "y",
+        "--language",
+        "en",
+        "zh",
+        "--output_dir",
+        "another",
+    ]
+    ended = run_here(monkeypatch, capsys, "--student", multilingual_dir, *two, file=finetune)
+    assert ended[0] == 2 and "--unlabelled: which --language is it, of en, zh?" in ended[2]

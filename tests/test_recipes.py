@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 import soundfile
-import torch
-from conftest import ROOT, make_processor, make_whisper, write_speech
+from conftest import ROOT, learn_by_heart, make_processor, make_whisper, write_speech
 from transformers import WhisperForConditionalGeneration, pipeline
-
-from askd_hf import SpeechCollator, load_speech
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # in the order of Whisper's own list, up to French
@@ -42,12 +39,7 @@ def make_model(directory: Path, layers: int, seed: int, knows: Path | None = Non
         setattr(model.generation_config, name, value)
     if knows is not None:
         processor.tokenizer.set_prefix_tokens(language="fr", task="transcribe")
-        batch = SpeechCollator(processor, model.config)(list(load_speech(str(knows), None, "train")))
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        for _ in range(150):
-            optimizer.zero_grad()
-            model(**{name: batch[name] for name in ("input_features", "labels")}).loss.backward()
-            optimizer.step()
+        learn_by_heart(model, processor, knows)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
 
