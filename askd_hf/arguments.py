@@ -245,7 +245,12 @@ class DataArguments:
         return values[0] if values and values[0] != NONE else None
 
     def eval_sources(self) -> list[SpeechSource]:
-        """Each evaluation split of each dataset."""
+        """Each evaluation split of each dataset.
+
+        Raises `UserError` if there are splits and no datasets.
+        """
+        if self.eval_splits and not (self.dataset or self.eval_dataset):
+            raise UserError("--eval_splits: of which dataset? Give --eval_dataset")
         datasets, configs = self.dataset, self.dataset_config
         if self.eval_dataset:
             datasets, configs = self.eval_dataset, self.eval_dataset_config
@@ -273,11 +278,23 @@ class DataArguments:
             "audio_column": self.audio_column,
             "text_column": self.text_column,
         }
+        if elsewhere:  # what differs between the training datasets says nothing about others
+            for option in ("task", "audio_column", "text_column"):
+                columns[option] = columns[option] if len(columns[option]) == 1 else []
         named = [one_each(values, len(datasets), option) for option, values in columns.items()]
         return [
             SpeechSource(dataset, config, split or "train", language, task, audio, text)
             for dataset, config, split, language, task, audio, text in zip(datasets, *named, strict=True)
         ]
+
+
+def names_of(sources: list[SpeechSource]) -> list[str]:
+    """Names of splits, short ones where they tell them apart; with a number where nothing does."""
+    for parts in (("name",), ("directory", "split"), ("directory", "config", "split")):
+        names = ["-".join(filter(None, (getattr(source, part) for part in parts))) for source in sources]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name}-{number}" for number, name in enumerate(names)]
 
 
 def one_each(values: list[str], number: int, option: str) -> list[str | None]:

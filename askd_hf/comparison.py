@@ -24,7 +24,7 @@ from .evaluation.manifest import read_manifests
 from .evaluation.scoring import SPELLING_FILE
 from .evaluation.suites import language_code, with_speakers
 from .metrics import Normalizer
-from .preparation import EvalSplit
+from .speech import EvalSplit
 
 logger = logging.getLogger(__name__)
 

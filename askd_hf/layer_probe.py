@@ -7,7 +7,6 @@ half back, so what a layer is worth without it says little.
 """
 
 import contextlib
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -80,7 +79,8 @@ def _probe(
 ) -> dict[str, str]:
     """Lists of layers, as options have them, for the `numbers` of layers."""
     teacher.to(config.device).eval()
-    rows = list(itertools.islice(speech, CLIPS))
+    clips = min(CLIPS, len(speech))
+    rows = [speech[i * len(speech) // clips] for i in range(clips)]  # of all datasets of a mix
     batches = []
     for i in range(0, len(rows), CLIPS_AT_ONCE):
         batch = collator(rows[i : i + CLIPS_AT_ONCE])

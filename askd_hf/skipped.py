@@ -4,6 +4,8 @@ import csv
 import json
 from pathlib import Path
 
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
 from .errors import UserError
 
 SKIPPED_FILE = "skipped_rows.json"
@@ -30,9 +32,10 @@ class SkippedRows:
         """Clip, reason, and whether it can't be used; in the batch after `step` updates."""
         for clip, reason, unusable in rows:
             if unusable and self.on_bad_audio == "error":
+                saved = any(self.file.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
                 raise UserError(
-                    f"step {step}, {clip}: {reason}. Mend it, or leave such clips out: --on_bad_audio skip. "
-                    "Checkpoints are from before: go on with --resume_from_checkpoint last"
+                    f"step {step}, {clip}: {reason}. Mend it, or leave such clips out: --on_bad_audio skip"
+                    + (", with --resume_from_checkpoint last" if saved else "")
                 )
         if not rows:
             return

@@ -82,6 +82,8 @@ def set_language(
     if not is_multilingual(model):
         if language is not None and language.lower() not in ("en", "english"):
             raise UserError(f"--language {language}: this model knows English only")
+        if task != "transcribe":
+            raise UserError(f"--task {task}: this model knows English only, and nothing to translate")
         return
     if language is None:
         raise UserError(
@@ -102,19 +104,22 @@ def set_languages(
 ) -> None:
     """`set_language` for several pairs of language and task; None: as the rows of speech say.
 
-    With more than one the model finds the language out for itself, and transcribes unless it is told otherwise.
+    Of several languages the model finds out for itself which it is; of both tasks it transcribes, unless it is told
+    otherwise.
     """
+    languages = {language for language, _ in spoken}
+    tasks = {task or "transcribe" for _, task in spoken}
+    task = tasks.pop() if len(tasks) == 1 else "transcribe"
     if not is_multilingual(model):
-        for language, task in spoken:
-            set_language(model, processor, language, task or "transcribe")
+        for language in languages:
+            set_language(model, processor, language, task)
         return
-    known = [(language, task or "transcribe") for language, task in spoken if language is not None]
-    for language, task in reversed(known):  # the first is what the tokenizer stays set to
+    for language in sorted(languages - {None}, reverse=True):  # the first is what the tokenizer stays set to
         set_language(model, processor, language, task)
-    if len(set(known)) != 1 or len(known) < len(spoken):
+    if len(languages) > 1 or None in languages:
         model.generation_config.language = None
-        model.generation_config.task = "transcribe"
-        model.generation_config.forced_decoder_ids = None
+    model.generation_config.task = task
+    model.generation_config.forced_decoder_ids = None
 
 
 def allow_silence(model: WhisperForConditionalGeneration) -> None:

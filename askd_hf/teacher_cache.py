@@ -88,6 +88,10 @@ def has_soft_labels(dataset: Dataset | SpeechStream) -> bool:
     return isinstance(dataset, Dataset) and set(ALL_COLUMNS) <= set(dataset.column_names)
 
 
+def without_soft_labels(dataset: Dataset) -> Dataset:
+    return dataset.remove_columns([name for name in ALL_COLUMNS if name in dataset.column_names])
+
+
 def check_settings(dataset: Dataset, temperature: float, vocabulary: int, ours: str | None = None) -> None:
     """Raise `UserError` unless the dataset's soft labels are such as a run needs.
 

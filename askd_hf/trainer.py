@@ -103,6 +103,13 @@ class ASKDTrainer(BlendingTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if (
+            cached
+            and args.uses_teacher
+            and isinstance(self.data_collator, SpeechCollator)
+            and self.data_collator.is_random
+        ):
+            raise UserError("the teacher's cached labels are of the clips as they are: the collator may change none")
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
 
         self.stop = StopGracefullyCallback()
@@ -156,6 +163,14 @@ class ASKDTrainer(BlendingTrainer):
             self.teacher = place_teacher(self._beginning.teacher, self.args.device)
         self._train_sums = new_sums(self.args.device)
         self.throughput.reset()
+
+    def free_memory(self) -> None:
+        """Give up what only training needs: the other models, the optimizer, the student on the device."""
+        self.teacher = self.blend.self_teacher = self.optimizer = self.lr_scheduler = None
+        self.accelerator.free_memory()
+        self.model_wrapped = self.model = self.model.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     # ---- the loss ----
 
@@ -221,12 +236,19 @@ class ASKDTrainer(BlendingTrainer):
 
     def _drawn_rows(self, train_dataset: Any) -> DrawnRows | None:
         """The rows with what their collator draws from, if it does; those of a stream have it already."""
-        is_random = isinstance(self.data_collator, SpeechCollator) and self.data_collator.is_random
-        if not is_random or isinstance(train_dataset, SpeechStream):
+        if not self._draws_at_random() or isinstance(train_dataset, SpeechStream):
             return None
+        if self.args.dataloader_persistent_workers:
+            raise UserError(
+                "dataloader_persistent_workers: the workers would draw the same in every epoch; leave it off with "
+                "--augment, --timestamp_probability and --prompt_probability"
+            )
         draws = DrawnRows(train_dataset, self._data_seed)
         self.add_callback(DrawsCallback(draws))
         return draws
+
+    def _draws_at_random(self) -> bool:
+        return isinstance(self.data_collator, SpeechCollator) and self.data_collator.is_random
 
     @property
     def _data_seed(self) -> int:
@@ -319,7 +341,13 @@ class ASKDTrainer(BlendingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms and the weights to the log of training steps, on its way to log_history and all reporters."""
         if "loss" in logs and "learning_rate" in logs:
-            logs |= means(self.accelerator.reduce(self._train_sums, reduction="sum"))
+            terms = means(self.accelerator.reduce(self._train_sums, reduction="sum"))
+            if not terms:
+                raise UserError(
+                    f"step {self.state.global_step}: of the clips since the last log not one could be used, or was "
+                    f"wanted; see {self.skipped.file}"
+                )
+            logs |= terms
             logs |= self.throughput.measured(self.args, self.state)
             logs["teacher_weight"], logs["self_weight"] = self.blend.weights
             if isinstance(self.train_dataset, SpeechStream):

@@ -33,8 +33,8 @@ from askd_hf.arguments import DataArguments, MixArguments, ModelArguments
 from askd_hf.cli import parse_args
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.metrics import compute_metrics_for
-from askd_hf.preparation import evaluation_speech, training_speech
 from askd_hf.presets import PRESETS
+from askd_hf.speech import evaluation_speech, training_speech
 from askd_hf.student import is_multilingual, load_processor, load_whisper, set_languages
 
 VARIANTS = ("naive", "uncached", "cached-32", "cached-8", "cached-128")
@@ -56,7 +56,7 @@ class RunArguments:
 
 def main() -> None:
     run_args, model_args, data_args, config = parse_args((RunArguments, ModelArguments, DataArguments, ASKDConfig))
-    if not (model_args.teacher and data_args.eval_dataset and config.output_dir):
+    if data_args.unlabelled or not (model_args.teacher and data_args.eval_dataset and config.output_dir):
         raise UserError("--teacher, --eval_dataset and --output_dir are needed")
     if run_args.naive_only:
         naive_run(model_args, data_args, config)

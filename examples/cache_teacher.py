@@ -23,8 +23,9 @@ from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, Model
 from askd_hf.cli import parse_args
 from askd_hf.errors import exit_on_user_error
 from askd_hf.hub import hub_upload
-from askd_hf.preparation import check_caches, training_speech, with_encoder_cache, with_soft_labels
+from askd_hf.preparation import check_caches, with_encoder_cache, with_soft_labels
 from askd_hf.run_dir import end_other_processes
+from askd_hf.speech import training_speech
 from askd_hf.student import is_multilingual, load_processor, load_whisper, set_languages
 from askd_hf.teacher_memory import check_int8
 from askd_hf.vocabulary import with_vocabulary_of
@@ -51,6 +52,8 @@ def main() -> None:
     )
     if not (model_args.teacher and caches.cache_teacher):
         raise UserError("--teacher and --cache_teacher are needed: who labels, and the directory for the labels")
+    if data_args.unlabelled:
+        raise UserError("--unlabelled: transcribe it by examples/pseudo_label.py, and give the result as --dataset")
     spoken = [(source.language, source.task) for source in data_args.train_sources()]
     if model_args.teacher_dtype == "int8":
         check_int8()

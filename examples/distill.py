@@ -30,17 +30,14 @@ from askd_hf.cli import parse_args
 from askd_hf.comparison import compare
 from askd_hf.data import SAMPLING_RATE, SpeechStream, decode_audio
 from askd_hf.data.augment import AugmentArguments, Augmenter
-from askd_hf.errors import exit_on_user_error
+from askd_hf.errors import exit_on_user_error, memory_errors
 from askd_hf.evaluation import tables
 from askd_hf.layer_probe import choose_layers
 from askd_hf.metrics import compute_metrics_for
 from askd_hf.origin import Origin
 from askd_hf.preparation import (
     check_caches,
-    evaluation_speech,
     light_teacher,
-    limits_of,
-    training_speech,
     with_encoder_cache,
     with_soft_labels,
 )
@@ -51,6 +48,14 @@ from askd_hf.run_dir import (
     name_run,
     prepare_encoder,
     prepare_evaluation,
+)
+from askd_hf.speech import (
+    check_mix,
+    evaluation_speech,
+    prepare_stream,
+    spoken_in,
+    training_limits,
+    training_speech,
 )
 from askd_hf.student import (
     allow_silence,
@@ -89,8 +94,7 @@ def distill(
     if model_args.student and model_args.layer_choice == "probe":
         raise UserError("--layer_choice probe chooses among the teacher's layers: --student has its own")
     name_run(config, model_args)
-    if data_args.unlabelled:
-        data_args.labelled = str(transcribe(model_args, data_args, mix_args, config))
+    check_mix(data_args, mix_args, config)
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
 
     if lora.keep_adapter:
@@ -99,16 +103,15 @@ def distill(
         check_int8()
 
     # ---- teacher and student: the student is made from the teacher's full weights ----
-    # a student of its own may have a teacher whose transcripts are all that it learns from
-    only_transcribes = bool(model_args.student and data_args.unlabelled and not config.uses_teacher)
-    teacher = load_teacher(model_args) if model_args.teacher and not only_transcribes else None
+    # one that neither gives its layers nor has a weight may still transcribe --unlabelled, in whatever tokens
+    teacher = (
+        load_teacher(model_args) if model_args.teacher and (config.uses_teacher or not model_args.student) else None
+    )
     student = load_student(model_args, teacher)
     processor = load_processor(model_args.student or model_args.teacher)
     check_processor(student, processor)
     spoken = [(source.language, source.task) for source in data_args.train_sources()]
-    set_languages(student, processor, spoken)
-    if mix_args.negatives:
-        allow_silence(student)
+    set_languages(student, processor, spoken or [(data_args.only_language, data_args.only_task)])
     multilingual = is_multilingual(student)
     teacher_extractor = None
     if teacher is not None:
@@ -129,26 +132,37 @@ def distill(
     )
 
     # ---- speech: every clip is looked at once, before training starts; those of a stream when they come ----
+    if data_args.unlabelled:
+        data_args.labelled = str(transcribe(model_args, data_args, mix_args, config))
     train_dataset = training_speech(data_args, mix_args, config, collator, multilingual)
     if config.uses_teacher and teacher is None and not has_soft_labels(train_dataset):
         raise UserError(f"preset {config.preset} has a teacher: give it with --teacher, or choose --preset ps-kd")
+    if config.uses_teacher and has_soft_labels(train_dataset) and collator.is_random:
+        raise UserError(
+            "the dataset has a teacher's answers for its clips as they are: train on it without --augment, "
+            "--timestamp_probability and --prompt_probability, or on the speech itself with the teacher"
+        )
     splits = evaluation_speech(data_args, config, collator, multilingual)
     eval_datasets = {name: split.clips for name, split in splits.items()}
+    if mix_args.streaming:
+        prepare_stream(config)
     prepare_evaluation(config, list(eval_datasets))
 
     if model_args.layer_choice == "probe":
         model_args = choose_layers(model_args, teacher, train_dataset, collator, config, resume_from)
         student = load_student(model_args, teacher)
-        set_languages(student, processor, spoken)
-        if mix_args.negatives:
-            allow_silence(student)
+    # by what the rows say, as far as they have been looked at
+    looked_at = [] if mix_args.streaming else spoken_in(train_dataset)
+    set_languages(student, processor, looked_at or [(s.language, s.task) for s in data_args.train_sources()])
+    if mix_args.negatives:
+        allow_silence(student)
     origin = Origin.of(model_args, data_args, teacher, student)  # for the model card
 
     # ---- what no step changes is computed once: --cache_encoder, --cache_teacher ----
     collator = with_encoder_cache(collator, student, [train_dataset, *eval_datasets.values()], caches, config)
     train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, teacher_extractor)
     if isinstance(train_dataset, SpeechStream):
-        collator = replace(collator, limits=limits_of(collator, data_args, empty_text=bool(mix_args.negatives)))
+        collator = replace(collator, limits=training_limits(collator, data_args))
     if teacher is not None and config.uses_teacher and (config.eval_blend or not has_soft_labels(train_dataset)):
         teacher = light_teacher(teacher, model_args, config)
         collator = replace(collator, teacher_extractor=teacher_extractor)
@@ -189,10 +203,11 @@ def distill(
 
     # ---- what has become of the student ----
     if eval_datasets and data_args.compare:
-        trainer.teacher = None  # as far as it still has one
-        models = load_models(model_args, config.output_dir)
+        trainer.free_memory()
         try:
-            print(f"\n{tables(compare(models, splits, data_args.normalizer, config))}")
+            with memory_errors(config.per_device_eval_batch_size):
+                models = load_models(model_args, config.output_dir)
+                print(f"\n{tables(compare(models, splits, data_args.normalizer, config))}")
         except UserError as error:  # the student is trained and saved: the rest is worth doing
             print(f"\nno comparison: {error}", file=sys.stderr)
     if eval_datasets or not isinstance(train_dataset, SpeechStream):

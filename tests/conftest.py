@@ -247,6 +247,8 @@ def load_script(file: Path) -> ModuleType:
         sys.path.append(str(file.parent))
     spec = importlib.util.spec_from_file_location(file.stem, file)
     script = importlib.util.module_from_spec(spec)
+    if file.stem != "evaluate":  # what is pickled must be found again; but the library of that name as well
+        sys.modules[file.stem] = script
     spec.loader.exec_module(script)
     return script
 

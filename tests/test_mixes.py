@@ -152,7 +152,7 @@ def test_two_processes_share_a_stream(tmp_path, teacher_dir, two):
         ("--streaming True", "say how long to train with --max_steps"),
         ("--streaming True --max_steps 2 --cache_encoder x", "they need all clips at once"),
         ("--timestamp_probability 0.5 --cache_teacher x", "has the teacher's answers for a clip's plain labels"),
-        ("--dataset_weights 1 2 3", "3 of them for 2 of --dataset"),
+        ("--dataset_weights 1 2 3", "3 of them for 2 datasets"),
         ("--dataset_weights 1 -2", "must be positive"),
         ("--prompt_probability 1.5", "1.5 is not between 0 and 1"),
         ("--task sing", "--task sing: it is transcribe or translate"),
@@ -217,7 +217,7 @@ def test_a_column_says_what_is_spoken(monkeypatch, capsys, tmp_path, multilingua
     wrong.save_to_disk(tmp_path / "wrong")
     again = arguments.replace(str(tmp_path / "mixed"), str(tmp_path / "wrong")).replace("/run", "/other")
     ended = run_here(monkeypatch, capsys, *again.split())
-    assert ended[0] == 2 and "row 15, train/audio/015.wav: the model's tokenizer has no <|klingon|>" in ended[2]
+    assert ended[0] == 2 and "row 15, train/audio/015.wav: language 'klingon': the model doesn't know" in ended[2]
 
 
 # ---- timestamps ----

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from ..errors import UserError
 from .audio import AudioError, read_audio
+from .labels import wrong_times
 from .text import replace_column
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Limits:
         min_seconds, max_seconds, min_label_tokens, max_label_tokens: clips outside of these aren't wanted. Label
             tokens count with those of language and task and the end.
         empty_text: whether a clip may have no text: one in which nobody speaks.
+        times: whether the times of `segments` are used.
     """
 
     window: float
@@ -41,24 +43,30 @@ class Limits:
     min_label_tokens: float = 0
     max_label_tokens: float = math.inf
     empty_text: bool = False
+    times: bool = False
 
-    def unusable(self, problem: str, seconds: float, text: str | None, label_tokens: int | None) -> str | None:
+    def of_negatives(self) -> "Limits":
+        """Of clips in which nobody speaks: what the model can take."""
+        return Limits(self.window, self.positions, empty_text=True)
+
+    def unusable(self, problem: str, seconds: float, row: Mapping[str, Any], label_tokens: int | None) -> str | None:
         """Why a clip can't be used: a kind, and after a colon the details. None if it can.
 
         Args:
             problem: with its audio, or "".
-            text, label_tokens: None where nothing is trained, and any text is good.
+            row: with `text`, and perhaps `segments`.
+            label_tokens: None where nothing is trained, and any text is good.
         """
         if problem:
             return problem
         if seconds > self.window:
             return f"too long: {seconds:.2f} s, the limit is {self.window:g} s"
         if label_tokens is not None:
-            if text is None or not (self.empty_text or text.strip()):
+            if row["text"] is None or not (self.empty_text or row["text"].strip()):
                 return "empty transcript"
             if label_tokens > self.positions:
                 return f"transcript too long: {label_tokens} tokens, the limit is {self.positions}"
-        return None
+        return wrong_times(row.get("segments"), seconds) if self.times else None
 
     def unwanted(self, seconds: float, label_tokens: int | None) -> str | None:
         """Why a filter leaves out a clip that can be used, likewise."""
@@ -121,7 +129,7 @@ def check_clips(
         except UserError as error:  # an unknown language
             reason = str(error)
         lengths.append(tokens)
-        reason = limits.unusable(sound["problem"], sound["seconds"], said["text"], tokens) or reason
+        reason = limits.unusable(sound["problem"], sound["seconds"], said, tokens) or reason
         if reason is not None:
             bad[row] = reason
         elif reason := limits.unwanted(sound["seconds"], tokens):

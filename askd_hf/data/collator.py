@@ -83,15 +83,15 @@ class SpeechCollator:
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch from rows with `audio`, `text` and `clip` (see `load_speech`); for the cache also `audio_key`.
 
-        Rows may have `language`, `task`, `segments` and `prompt` (`data.labels`), and the teacher's soft labels,
-        `TEACHER_COLUMNS`.
+        Rows may have `language`, `task`, `segments` and `prompt` (`data.labels`), `negative` where nobody speaks, and
+        the teacher's soft labels, `TEACHER_COLUMNS`.
 
         Returns:
             `input_features`: float32 `(batch, mel bins, frames)`, with SpecAugment also `attention_mask`: int `(batch,
             frames)`; or `encoder_outputs`: float16 `(batch, positions, d_model)`; with `teacher_extractor` also
             `teacher_input_features`, as `input_features` but for their number of mel bins; `decoder_input_ids` and
             `labels`: int64 `(batch, longest)`, filled up with the padding token and -100; `clip`: list of str;
-            `no_speech`: bool `(batch,)`, if there are rows without text; with `limits` `skipped`: of each row that was
+            `no_speech`: bool `(batch,)`, if there are negatives; with `limits` `skipped`: of each row that was
             left out the clip, the reason, and whether it can't be used (else it isn't wanted); and the teacher's
             columns, if there are any: `(batch, longest)` or `(batch, longest, k)`, filled up with 0.
 
@@ -102,7 +102,7 @@ class SpeechCollator:
         """
         batch: dict[str, Any] = {}
         waves: list[np.ndarray] = []
-        if self.limits is not None:
+        if self.limits is not None and "draw" in rows[0]:  # and not those of evaluation, which have been looked at
             rows, waves, batch["skipped"] = self._usable(rows)
         elif self.encoder_cache is None or self.teacher_extractor is not None:
             waves = [waveform(row) for row in rows]  # once, for both models
@@ -123,7 +123,7 @@ class SpeechCollator:
             batch["teacher_input_features"] = self._teacher_features(waves, batch.get("input_features"))
         batch |= self._tokens([self._example(row, factor) for row, factor in zip(rows, factors, strict=True)])
         batch["clip"] = [row["clip"] for row in rows]
-        silent = [not row["text"].strip() for row in rows]
+        silent = [bool(row.get("negative")) for row in rows]
         if any(silent):
             batch["no_speech"] = torch.tensor(silent)
         for name in TEACHER_COLUMNS:
@@ -146,8 +146,9 @@ class SpeechCollator:
                 tokens = len(self.label_ids({**row, "text": row["text"] or ""}))
             except (AudioError, UserError) as error:
                 problem = str(error)
-            unusable = self.limits.unusable(problem, seconds, row["text"], tokens)
-            reason = unusable or self.limits.unwanted(seconds, tokens)
+            limits = self.limits.of_negatives() if row.get("negative") else self.limits
+            unusable = limits.unusable(problem, seconds, row, tokens)
+            reason = unusable or limits.unwanted(seconds, tokens)
             if reason:
                 skipped.append((row["clip"], reason, unusable is not None))
             else:

@@ -15,6 +15,7 @@ from transformers import WhisperTokenizer
 from ..errors import UserError
 
 IGNORED = -100
+TASKS = ("transcribe", "translate")
 SECONDS_A_POSITION = 0.02  # of the encoder's output, and from one timestamp token to the next
 
 
@@ -36,8 +37,21 @@ def prefix_ids(tokenizer: WhisperTokenizer, language: str | None, task: str | No
     without = token_id(tokenizer, "<|notimestamps|>")
     prefix = [i for i in tokenizer.prefix_tokens if i != without]
     if language is not None:
-        prefix = [prefix[0], *(token_id(tokenizer, f"<|{name}|>") for name in (language, task or "transcribe"))]
+        prefix = [prefix[0], *_spoken_ids(tokenizer, language, task or "transcribe")]
     return prefix if timestamps else [*prefix, without]
+
+
+def _spoken_ids(tokenizer: WhisperTokenizer, language: str, task: str) -> list[int]:
+    if task not in TASKS:
+        raise UserError(f"task {task!r} is neither transcribe nor translate (column `task`)")
+    if not language:
+        raise UserError("no language: the column `language` is empty")
+    try:
+        return [token_id(tokenizer, f"<|{name}|>") for name in (language, task)]
+    except UserError:
+        raise UserError(
+            f"language {language!r}: the model doesn't know it (column `language`, or --language)"
+        ) from None
 
 
 def token_id(tokenizer: WhisperTokenizer, token: str) -> int:
@@ -75,11 +89,21 @@ def segment_ids(
     return ids
 
 
+def wrong_times(segments: list[Mapping[str, Any]] | None, seconds: float) -> str | None:
+    """What is wrong with the times of a clip of so many seconds, if anything is."""
+    for segment in segments or []:
+        start, end = segment["start"], segment["end"]
+        # to a position: a rounded end may lie behind the clip's
+        if start is None or end is None or not 0.0 <= start <= end <= seconds + SECONDS_A_POSITION:
+            return f"wrong times of a segment: {start} to {end} s, in a clip of {seconds:.2f} s"
+    return None
+
+
 def prompt_ids(tokenizer: WhisperTokenizer, prompt: str | None, room: int) -> list[int]:
     """`<|startofprev|>` and the last tokens of the text before the clip: `room` at most. Nothing without a text."""
-    tokens = text_ids(tokenizer, f" {prompt.strip()}") if prompt and prompt.strip() else []
-    if not tokens or room < 2:
+    if room < 2 or not prompt or not prompt.strip():
         return []
+    tokens = text_ids(tokenizer, f" {prompt.strip()}")
     return [token_id(tokenizer, "<|startofprev|>"), *tokens[-(room - 1) :]]
 
 

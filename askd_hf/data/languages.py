@@ -1,13 +1,19 @@
 """Which language is spoken in a row of speech, and what is to be made of it."""
 
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+from ..errors import UserError
 from .text import replace_column
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = ""  # the language of a row that doesn't say it
 
 
 def language_code(language: str | None) -> str | None:
@@ -16,36 +22,51 @@ def language_code(language: str | None) -> str | None:
 
 
 def with_language(
-    dataset: Dataset | IterableDataset, language: str | None, task: str | None
+    dataset: Dataset | IterableDataset, language: str | None, task: str | None, name: str = "the dataset"
 ) -> Dataset | IterableDataset:
-    """The dataset with the columns `language`, a code, and `task`, for a multilingual model.
+    """The dataset with the columns `language`, a code or `UNKNOWN`, and `task`, for a multilingual model.
 
     Args:
-        language: of all rows; None: as a column `language` says, or unknown.
+        language: of all rows; None: as a column `language` says.
         task: of all rows; None: as a column `task` says, or transcribe.
+        name: of the dataset, in messages.
+
+    Raises `UserError` if such a column holds anything but names.
     """
+    given = {"language": language, "task": task}
+    kinds = {
+        column: dataset.features[column]
+        for column, value in given.items()
+        if value is None and column in dataset.column_names
+    }
+    for column, kind in kinds.items():
+        if not isinstance(kind, ClassLabel) and kind != Value("string"):
+            raise UserError(f"{name}: the column {column!r} holds {kind}, not names: give --{column}")
+    spoken = functools.partial(_spoken, given=given, kinds=kinds)
     if isinstance(dataset, IterableDataset):
-        return dataset.map(functools.partial(_spoken, language=language, task=task))
-    rows = len(dataset)
-    given = dataset["language"][:] if "language" in dataset.column_names and not language else [language] * rows
-    tasks = dataset["task"][:] if "task" in dataset.column_names and not task else [task] * rows
-    dataset = replace_column(dataset, "language", [language_code(name) for name in given])
-    return replace_column(dataset, "task", [name or "transcribe" for name in tasks])
+        features = Features(dict(dataset.features) | {column: Value("string") for column in given})
+        return dataset.map(spoken, features=features)
+    rows = dataset.select_columns(list(kinds)) if kinds else [{}] * len(dataset)
+    found = [spoken(row) for row in rows]
+    for column in given:
+        dataset = replace_column(dataset, column, [row[column] for row in found])
+    return dataset
 
 
-def _spoken(row: Mapping[str, Any], language: str | None, task: str | None) -> dict[str, str | None]:
+def _spoken(row: Mapping[str, Any], given: dict[str, str | None], kinds: dict[str, Any]) -> dict[str, str]:
+    values = dict(given)
+    for column, kind in kinds.items():
+        value = row[column]
+        values[column] = kind.int2str(value) if isinstance(kind, ClassLabel) and value is not None else value
     return {
-        "language": language_code(language or row.get("language")),
-        "task": task or row.get("task") or "transcribe",
+        "language": language_code((values["language"] or "").strip()) or UNKNOWN,
+        "task": (values["task"] or "transcribe").strip(),
     }
 
 
-def without_language(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def without_language(dataset: Dataset | IterableDataset, name: str = "the dataset") -> Dataset | IterableDataset:
     """The dataset for an English-only model."""
-    if isinstance(dataset, IterableDataset):
-        return dataset.map(_unspoken)
-    return dataset.remove_columns([name for name in ("language", "task") if name in dataset.column_names])
-
-
-def _unspoken(row: Mapping[str, Any]) -> dict[str, None]:
-    return {"language": None, "task": None}
+    there = [column for column in ("language", "task") if column in dataset.column_names]
+    if there:
+        logger.warning("%s: the model knows English only; the columns %s don't count", name, ", ".join(there))
+    return dataset.remove_columns(there)

@@ -29,6 +29,7 @@ COLUMNS = Features(
     task=Value("string"),
     segments=List(SEGMENT),
     prompt=Value("string"),
+    negative=Value("bool"),
 )
 """What a row of speech may have, for training. None where it doesn't apply."""
 CHECKED = Features(seconds=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))

@@ -13,7 +13,7 @@ KINDS = ("silence", "white-noise", "pink-noise", "hum")
 LEVEL_DBFS = (-70.0, -20.0)  # RMS; 0 is that of a square wave of full scale
 MAINS_HZ = (50.0, 60.0)
 # of the row, not of what was said
-KEPT_COLUMNS = ("audio", "clip", "language", "task", "speaker")
+KEPT_COLUMNS = ("audio", "clip", "speaker")
 
 
 def synthetic_negatives(number: int = 64, seed: int = 0, max_seconds: float = 30.0) -> Dataset:
@@ -26,19 +26,21 @@ def synthetic_negatives(number: int = 64, seed: int = 0, max_seconds: float = 30
             between, are equally likely.
 
     Returns:
-        `audio`: `{"path": None, "bytes": a FLAC file of 16 bits}`; `text`: ""; `clip`: as `pink-noise-02`.
+        `audio`: `{"path": None, "bytes": a FLAC file of 16 bits}`; `text`: ""; `clip`: as `pink-noise-02`;
+            `negative`: True.
     """
     names = [f"{KINDS[i % len(KINDS)]}-{i // len(KINDS):02d}" for i in range(number)]
     sounds = [_sound(KINDS[i % len(KINDS)], np.random.default_rng((seed, i)), max_seconds) for i in range(number)]
     audio = [{"path": None, "bytes": _flac(sound)} for sound in sounds]
-    dataset = Dataset.from_dict({"audio": audio, "text": [""] * number, "clip": names})
+    dataset = Dataset.from_dict({"audio": audio, "text": [""] * number, "clip": names, "negative": [True] * number})
     return dataset.cast_column("audio", Audio(decode=False))
 
 
 def negatives_from(dataset: Dataset) -> Dataset:
     """The clips of `load_speech` as clips without speech: their transcripts, and what goes with these, are dropped."""
     kept = dataset.select_columns([name for name in KEPT_COLUMNS if name in dataset.column_names])
-    return replace_column(kept, "text", [""] * len(dataset))
+    kept = replace_column(kept, "text", [""] * len(dataset))
+    return replace_column(kept, "negative", [True] * len(dataset))
 
 
 def _sound(kind: str, rng: np.random.Generator, max_seconds: float) -> np.ndarray:

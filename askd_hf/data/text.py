@@ -14,12 +14,12 @@ LOOKED_AT = 100  # transcripts of a stream that decide about its case
 def clean_texts(
     dataset: Dataset | IterableDataset, text_case: str, name: str, normalize: Callable[[str], str] | None = None
 ) -> Dataset | IterableDataset:
-    """Squeeze the white space of the column `text`, lower its case if `text_case` asks for it, and normalise it.
+    """Squeeze the white space of transcripts, lower their case if `text_case` asks for it, and normalise them.
 
     Whisper's tokenizer splits capitals into about twice as many tokens, and a teacher hardly believes them.
 
     Args:
-        dataset: with a column `text` (string or None).
+        dataset: with a column `text` (string or None), and perhaps `prompt` and `segments`, cleaned likewise.
         text_case: "keep"; "lower"; "auto" lower-cases if not one transcript has a small letter and some have capitals;
             of a stream the first `LOOKED_AT` decide.
         name: the dataset's name in the log.
@@ -32,9 +32,15 @@ def clean_texts(
             logger.warning("%s: the transcripts are all in capitals; lower-cased (--text_case keep leaves them)", name)
             text_case = "lower"
     clean = functools.partial(_clean, lower=text_case == "lower", normalize=normalize)
+    columns = [column for column in ("text", "prompt", "segments") if column in dataset.column_names]
+    clean_row = functools.partial(_clean_row, columns=columns, clean=clean)
     if streamed:
-        return dataset.map(functools.partial(_clean_row, clean=clean))
-    return replace_column(dataset, "text", [clean(text) for text in dataset["text"]])
+        return dataset.map(clean_row, features=dataset.features)
+    rows = [clean_row(row) for row in dataset.select_columns(columns)]
+    for column in columns:
+        kind = dataset.features[column]
+        dataset = dataset.remove_columns(column).add_column(column, [row[column] for row in rows], feature=kind)
+    return dataset
 
 
 def _clean(text: str | None, lower: bool, normalize: Callable[[str], str] | None) -> str | None:
@@ -44,8 +50,12 @@ def _clean(text: str | None, lower: bool, normalize: Callable[[str], str] | None
     return " ".join((text.lower() if lower else text).split())
 
 
-def _clean_row(row: dict, clean: Callable[[str | None], str | None]) -> dict:
-    return {"text": clean(row["text"])}
+def _clean_row(row: dict, columns: list[str], clean: Callable[[str | None], str | None]) -> dict:
+    cleaned = {column: clean(row[column]) for column in columns if column != "segments"}
+    if "segments" in columns:
+        segments = row["segments"]
+        cleaned["segments"] = segments and [segment | {"text": clean(segment["text"])} for segment in segments]
+    return cleaned
 
 
 def replace_column(dataset: Dataset, name: str, values: list) -> Dataset:
