@@ -116,8 +116,10 @@ def test_numbers_are_probed_lists_stay_and_a_resumed_run_has_the_layers_it_began
     assert chosen(decoder_layers="0,2", encoder_layers="3,") == ("3,", "0,2")
     heard.clear()
     encoder, decoder = chosen(decoder_layers="1", encoder_layers="2")
-    assert heard == [f"clip-{i}" for i in range(16)]
-    batches = [{name: batch[name] for name in ("input_features", "labels")} for batch in [collate(rows[:16])]]
+    spread = [i * 20 // 16 for i in range(16)]
+    assert heard == [f"clip-{i}" for i in spread]
+    batch = collate([rows[i] for i in spread])
+    batches = [{name: batch[name] for name in ("input_features", "labels")}]
     assert encoder == ",".join(map(str, probe_encoder(deep, batches, 2)))
     (layer,) = probe_decoder(deep, batches, 1)
     assert decoder == f"{layer}," and init_student(deep, decoder).config.decoder_layers == 1

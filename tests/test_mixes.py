@@ -158,6 +158,7 @@ def test_two_processes_share_a_stream(tmp_path, teacher_dir, two):
         ("--task sing", "--task sing: it is transcribe or translate"),
         ("--negatives synthetic --negatives_share 1", "--negatives_share 1.0 is not strictly between"),
         ("--cache_encoder x --augment gain", "can't be cached"),
+        ("--augment gain --dataloader_persistent_workers True --dataloader_num_workers 1", "the same in every epoch"),
         ("--streaming True --max_steps 2 --train_sampling_strategy group_by_length", "aren't known"),
     ],
 )
@@ -165,6 +166,40 @@ def test_options_that_do_not_go_together_are_refused(monkeypatch, capsys, tmp_pa
     monkeypatch.chdir(tmp_path)
     ended = run_here(monkeypatch, capsys, *options(teacher_dir, two, tmp_path / "run", *more.split()))
     assert ended[0] == 2 and message in ended[2], ended[2]
+
+
+def test_filters_and_skipped_rows_are_those_of_training(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    arguments = f"--teacher {teacher_dir} --dataset {speech_dir} --eval_splits validation --use_cpu --streaming True"
+    arguments += f" --max_steps 20 --per_device_train_batch_size 4 --output_dir {tmp_path / 'run'} --min_seconds 0.6"
+    arguments += " --eval_steps 20 --logging_steps 1 --negatives synthetic --negatives_share 0.3 --disable_tqdm True"
+    ended = run_here(monkeypatch, capsys, *arguments.split())
+    assert ended[0] == 0, ended[2]
+    with (tmp_path / "run" / "skipped-stream.csv").open() as file:
+        skipped = list(csv.reader(file))[1:]
+    assert skipped and all(clip.startswith("train/") and "--min_seconds" in reason for clip, reason in skipped)
+    (result,) = Results.load(tmp_path / "run" / "evaluation" / "results.json").sets
+    assert result.clips == 6
+    # without epochs they come ten times in the run
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert [row["step"] for row in state["log_history"] if "eval_wer" in row] == list(range(2, 21, 2))
+    assert {file.name for file in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-18", "checkpoint-20"}
+
+
+def test_a_stream_of_which_nothing_is_wanted_ends(monkeypatch, capsys, tmp_path, teacher_dir, two):
+    more = ["--streaming", "True", "--max_steps", "9", "--max_seconds", "0.1"]
+    ended = run_here(monkeypatch, capsys, *options(teacher_dir, two, tmp_path / "run", *more))
+    assert ended[0] == 2 and "step 1: of the clips since the last log not one could be used" in ended[2]
+
+
+def test_a_teachers_answers_are_for_clips_as_they_are(monkeypatch, capsys, tmp_path, teacher_dir, two):
+    labelled = tmp_path / "labelled"
+    arguments = options(teacher_dir, two[1:] * 2, tmp_path / "run", "--max_steps", 1, "--cache_teacher", labelled)
+    ended = run_here(monkeypatch, capsys, *arguments)
+    assert ended[0] == 0, ended[2]
+    again = f"--teacher {teacher_dir} --dataset {labelled} --output_dir {tmp_path / 'other'} --use_cpu"
+    for more in ("--timestamp_probability 0.5", "--augment gain"):
+        ended = run_here(monkeypatch, capsys, *again.split(), *more.split())
+        assert ended[0] == 2 and "the dataset has a teacher's answers for its clips as they are" in ended[2]
 
 
 # ---- languages ----
@@ -177,6 +212,8 @@ def test_two_languages_in_one_run(monkeypatch, capsys, tmp_path, multilingual_di
     arguments = f"--teacher {multilingual_dir} --dataset {speech_dir} {chinese} --language english zh --use_cpu"
     arguments += f" --output_dir {tmp_path / 'run'} --eval_splits validation --num_train_epochs 2"
     arguments += " --per_device_train_batch_size 8 --eval_strategy epoch"
+    ended = run_here(monkeypatch, capsys, *arguments.split(), "--text_normalizer", "english")
+    assert ended[0] == 2 and f"--text_normalizer english: {chinese} is zh; choose basic" in ended[2]
     ended = run_here(monkeypatch, capsys, *arguments.split())
     assert ended[0] == 0, ended[2]
     sets = {entry.language: entry for entry in Results.load(tmp_path / "run" / "evaluation" / "results.json").sets}
@@ -213,6 +250,8 @@ def test_a_column_says_what_is_spoken(monkeypatch, capsys, tmp_path, multilingua
     ]
     labelled = load_from_disk(tmp_path / "labelled")
     assert labelled["language"][:] == ["zh", "en"] * 8 and labelled["task"][:2] == ["translate", "transcribe"]
+    student = WhisperForConditionalGeneration.from_pretrained(tmp_path / "run")
+    assert (student.generation_config.language, student.generation_config.task) == (None, "transcribe")
     wrong = mixed.remove_columns("language").add_column("language", ["en"] * 15 + ["klingon"])
     wrong.save_to_disk(tmp_path / "wrong")
     again = arguments.replace(str(tmp_path / "mixed"), str(tmp_path / "wrong")).replace("/run", "/other")

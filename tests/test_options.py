@@ -9,7 +9,7 @@ import torch
 from conftest import Clips, history, make_trainer
 from transformers import TrainerCallback
 
-from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource
+from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource, names_of
 from askd_hf.cli import parse_args
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError, exit_on_user_error
@@ -80,6 +80,12 @@ def test_several_datasets_have_one_value_each_or_the_same():
     assert elsewhere.eval_sources() == [SpeechSource("c", None, "train", "fr")]
     with pytest.raises(UserError, match="--eval_language: 2 values for 1 datasets"):
         DataArguments(dataset=["a", "b"], language=["fr", "de"], eval_dataset=["c"]).eval_sources()
+    assert names_of(data.eval_sources()) == ["a-v", "b-v"] and names_of(data.eval_sources()[:1]) == ["v"]
+    same = DataArguments(dataset=["x/a", "x/a"], dataset_config=["fr", "de"], eval_splits=["v"])
+    assert names_of(same.eval_sources()) == ["a-fr-v", "a-de-v"]
+    assert names_of(DataArguments(dataset=["a", "a"]).train_sources()) == ["a-train-0", "a-train-1"]
+    with pytest.raises(UserError, match="--eval_splits: of which dataset"):
+        DataArguments(unlabelled="x", eval_splits=["v"]).eval_sources()
     with pytest.raises(UserError, match="--train_split: 3 values for 2 datasets"):
         DataArguments(dataset=["a", "b"], train_split=["x", "y", "z"]).train_sources()
 

@@ -165,3 +165,16 @@ def test_a_clip_without_text_is_good_only_where_nobody_speaks(mixed):
         check(mixed)
     kept = check(mixed, limits=Limits(1.0, 20, empty_text=True), on_bad_audio="skip")
     assert kept["clip"][:] == ["0.wav", "8.wav", "9.wav", "10.wav"]
+
+
+@pytest.mark.parametrize("segment", [(-0.04, 0.2), (0.3, 0.2), (0.0, 0.6), (None, 0.2)])
+def test_times_that_cannot_be_are_bad_rows_if_they_are_used(tmp_path, segment):
+    soundfile.write(tmp_path / "0.wav", tone(seconds=0.5), RATE)
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.wav,ab\n")
+    speech = load_speech(str(tmp_path), None, "train")
+    speech = speech.add_column("segments", [[{"start": segment[0], "end": segment[1], "text": "ab"}]])
+    assert len(check(speech)) == 1
+    with pytest.raises(UserError, match="wrong times of a segment: "):
+        check(speech, limits=Limits(1.0, 20, times=True))
+    right = speech.remove_columns("segments").add_column("segments", [[{"start": 0.0, "end": 0.51, "text": "ab"}]])
+    assert len(check(right, limits=Limits(1.0, 20, times=True))) == 1

@@ -26,7 +26,7 @@ from askd_hf.data.languages import with_language, without_language
 from askd_hf.data.negatives import negatives_from
 from askd_hf.errors import UserError
 
-COLUMNS = ["audio", "text", "clip", "language", "task", "segments", "prompt"]
+COLUMNS = ["audio", "text", "clip", "language", "task", "segments", "prompt", "negative"]
 
 
 def speech(folder, name: str, clips: int) -> Dataset:
@@ -180,3 +180,15 @@ def test_a_stream_has_no_slices(tmp_path):
         load_speech(str(tmp_path / "x.parquet"), None, "train[:1]", streaming=True)
     both = load_speech(str(folder), None, "train[:1]+train[1:]", streaming=True)
     assert [row["text"] for row in both] == ["x", "y"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_segments_and_prompts_are_cleaned_like_texts(tmp_path, stream):
+    speech = load_speech(str(audiofolder(tmp_path, ["AB  CD"])), None, "train")
+    speech = speech.add_column("prompt", ["EF "]).add_column(
+        "segments", [[{"start": 0.0, "end": 0.5, "text": "AB"}, {"start": 0.5, "end": 0.5, "text": "CD"}]]
+    )
+    (row,) = clean_texts(to_stream(speech) if stream else speech, "auto", "mine")
+    assert (row["text"], row["prompt"]) == ("ab cd", "ef")
+    assert [segment["text"] for segment in row["segments"]] == ["ab", "cd"]
+    assert row["segments"][1]["start"] == 0.5

@@ -23,7 +23,7 @@ def sounds(dataset, kind: str) -> list[np.ndarray]:
 
 
 def test_they_are_rows_of_speech_with_an_empty_text(negatives, tmp_path):
-    assert negatives.column_names == ["audio", "text", "clip"] and len(negatives) == 64
+    assert negatives.column_names == ["audio", "text", "clip", "negative"] and len(negatives) == 64
     assert negatives.features["audio"] == Audio(decode=False)
     assert set(negatives["text"]) == {""}
     assert negatives["clip"][:5] == ["silence-00", "white-noise-00", "pink-noise-00", "hum-00", "silence-01"]
@@ -91,8 +91,8 @@ def test_any_dataset_becomes_one_without_speech(tmp_path):
     speech = speech.add_column("language", ["en", "fr"]).add_column("prompt", ["before", None])
     speech = speech.add_column("segments", [[{"start": 0.0, "end": 0.5, "text": "ab"}], None])
     negatives = negatives_from(speech)
-    assert negatives.column_names == ["audio", "clip", "language", "speaker", "text"]
-    assert negatives["text"][:] == ["", ""] and negatives["language"][:] == ["en", "fr"]
+    assert negatives.column_names == ["audio", "clip", "speaker", "text", "negative"]
+    assert negatives["text"][:] == ["", ""] and negatives["negative"][:] == [True, True]
     for name in ("audio", "clip", "speaker"):
         assert negatives[name][:] == speech[name][:]
     assert speech["text"][:] == ["ab", "c"]
