@@ -40,7 +40,7 @@ def choose_layers(
     config: ASKDConfig,
     resume_from: str | None = None,
 ) -> ModelArguments:
-    """The options with the layers that a probe finds in the place of numbers. Lists stay as they are.
+    """The options with the layers that a probe, if asked for, finds in the place of numbers. Lists stay as they are.
 
     Of several processes the first one probes. What it finds is noted in `config.output_dir`, and a run that is resumed
     takes it from beside its checkpoint. Raises `UserError` if that is of other numbers.
@@ -50,12 +50,22 @@ def choose_layers(
         speech: the training set, the first clips of which are heard.
         resume_from: the directory of a checkpoint.
     """
+    noted_in = None if resume_from is None else Path(resume_from).parent / LAYERS_FILE
+    if noted_in is not None and noted_in.is_file() != (models.layer_choice == "probe"):
+        began = "with" if noted_in.is_file() else "without"
+        raise UserError(f"the run began {began} --layer_choice probe: resume it likewise, or the layers are others")
+    if models.layer_choice != "probe":
+        if resume_from is None and config.process_index == 0:  # of another run, that was here before
+            (Path(config.output_dir) / LAYERS_FILE).unlink(missing_ok=True)
+        return models
     if isinstance(speech, SpeechStream):
         raise UserError("--layer_choice probe: it hears clips that have been looked at, and not those of --streaming")
     given = {"encoder_layers": models.encoder_layers, "decoder_layers": models.decoder_layers}
     numbers = {name: int(layers) for name, layers in given.items() if layers is not None and "," not in layers}
-    if resume_from is not None and (file := Path(resume_from).parent / LAYERS_FILE).is_file():
-        noted = json.loads(file.read_text())
+    if not numbers:
+        raise UserError("--layer_choice probe: the layers are given as lists, and there is nothing to choose")
+    if noted_in is not None:
+        noted = json.loads(noted_in.read_text())
         if noted["asked"] != numbers:
             asked = ", ".join(f"--{name} {number}" for name, number in noted["asked"].items())
             raise UserError(f"the run began with {asked} and --layer_choice probe: resume it with the same")

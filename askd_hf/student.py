@@ -275,7 +275,13 @@ def same_encoder(teacher: WhisperForConditionalGeneration, student: WhisperForCo
 
 
 def _same_weights(teacher: nn.Module, student: nn.Module) -> bool:
-    theirs, ours = full_weights(teacher), student.state_dict()
+    """Up to the teacher's dtype; an adapter on the student, and its names, aside."""
+    theirs = full_weights(teacher)
+    ours = {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in student.state_dict().items()
+        if ".lora_" not in name
+    }
     return theirs.keys() == ours.keys() and all(
         weight.shape == ours[name].shape and torch.equal(weight, ours[name].to(weight.device, weight.dtype))
         for name, weight in theirs.items()

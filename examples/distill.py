@@ -148,9 +148,10 @@ def distill(
         prepare_stream(config)
     prepare_evaluation(config, list(eval_datasets))
 
-    if model_args.layer_choice == "probe":
-        model_args = choose_layers(model_args, teacher, train_dataset, collator, config, resume_from)
-        student = load_student(model_args, teacher)
+    if not model_args.student:
+        chosen = choose_layers(model_args, teacher, train_dataset, collator, config, resume_from)
+        if chosen != model_args:
+            model_args, student = chosen, load_student(chosen, teacher)
     # by what the rows say, as far as they have been looked at
     looked_at = [] if mix_args.streaming else spoken_in(train_dataset)
     set_languages(student, processor, looked_at or [(s.language, s.task) for s in data_args.train_sources()])

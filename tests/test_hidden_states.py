@@ -14,7 +14,8 @@ from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
 from askd_hf.hidden_states import hidden_state_loss, matched_layers
 from askd_hf.objective import blend
-from askd_hf.run_dir import prepare_hidden_loss
+from askd_hf.origin import Origin
+from askd_hf.run_dir import DEFAULT_HIDDEN_WEIGHT, prepare_hidden_loss
 from askd_hf.student import init_student
 from askd_hf.trainer import ASKDTrainer
 
@@ -246,7 +247,9 @@ def test_other_ways_to_compute_follow_the_plain_trajectory(tmp_path, deep_teache
 
 
 def test_an_adapter_learns_from_it_too(tmp_path, deep_teacher, compressed):
-    config = ASKDConfig(**options(tmp_path, preset="kd", freeze_encoder=False, hidden_weight=9.0))
+    """It is seen to be on a compressed encoder, which is then trained, without being told."""
+    config = ASKDConfig(**options(tmp_path, preset="kd"))
+    plain = copy.deepcopy(compressed)
     trainer = ASKDTrainer(
         model=with_lora(compressed, LoraArguments(lora_rank=4), freeze_encoder=False),
         args=config,
@@ -254,6 +257,8 @@ def test_an_adapter_learns_from_it_too(tmp_path, deep_teacher, compressed):
         train_dataset=Clips(compressed.config),
         data_collator=collate,
     )
+    assert trainer.origin.copied_encoder_layers == Origin.of_models(deep_teacher, plain).copied_encoder_layers
+    assert (config.freeze_encoder, config.hidden_weight) == (False, DEFAULT_HIDDEN_WEIGHT)
     trainer.train()
     losses = history(trainer, "hidden_loss").flatten()
     assert losses[-1] < losses[0]

@@ -108,12 +108,14 @@ def test_numbers_are_probed_lists_stay_and_a_resumed_run_has_the_layers_it_began
         heard.extend(clip["clip"] for clip in clips)
         return collate(clips)
 
-    def chosen(resume_from=None, **options) -> tuple[str | None, str]:
-        models = choose_layers(ModelArguments(**options), deep, rows, collator, config, resume_from)
+    def chosen(resume_from=None, layer_choice="probe", **options) -> tuple[str | None, str]:
+        models = ModelArguments(layer_choice=layer_choice, **options)
+        models = choose_layers(models, deep, rows, collator, config, resume_from)
         return models.encoder_layers, models.decoder_layers
 
-    assert chosen(decoder_layers="0,2") == (None, "0,2")
-    assert chosen(decoder_layers="0,2", encoder_layers="3,") == ("3,", "0,2")
+    for lists in (dict(decoder_layers="0,2"), dict(decoder_layers="0,2", encoder_layers="3,")):
+        with pytest.raises(UserError, match="the layers are given as lists"):
+            chosen(**lists)
     heard.clear()
     encoder, decoder = chosen(decoder_layers="1", encoder_layers="2")
     spread = [i * 20 // 16 for i in range(16)]
@@ -130,4 +132,10 @@ def test_numbers_are_probed_lists_stay_and_a_resumed_run_has_the_layers_it_began
     assert chosen(checkpoint, decoder_layers="1", encoder_layers="2") == (encoder, decoder) and not heard
     with pytest.raises(UserError, match="the run began with --encoder_layers 2, --decoder_layers 1 and"):
         chosen(checkpoint, decoder_layers="1", encoder_layers="3")
+    with pytest.raises(UserError, match="the run began with --layer_choice probe: resume it likewise"):
+        chosen(checkpoint, "spread", decoder_layers="1", encoder_layers="2")
+    with pytest.raises(UserError, match="the run began without --layer_choice probe"):
+        chosen(str(tmp_path / "other" / "checkpoint-3"), decoder_layers="1", encoder_layers="2")
     assert json.loads((tmp_path / "layers.json").read_text())["found"]["decoder_layers"] == decoder
+    assert chosen(None, "spread", decoder_layers="1") == (None, "1")
+    assert not (tmp_path / "layers.json").exists()  # it was another run's
