@@ -266,6 +266,7 @@ def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_p
     """Before training it is random; it learns one clip by heart, with its times and without."""
     processor = make_processor(("<|startofprev|>",))
     teacher = make_whisper(processor, vocab_size=len(processor.tokenizer) + 51)
+    teacher.generation_config.alignment_heads = [[3, 0], [3, 1]]
     teacher.save_pretrained(tmp_path / "teacher")
     processor.save_pretrained(tmp_path / "teacher")
     more = "--preset ce --max_train_samples 1 --timestamp_probability 0.5 --max_steps 120 --learning_rate 5e-3"
@@ -281,7 +282,12 @@ def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_p
         (start, pytest.approx(end, abs=0.011), text) for start, end, text in expected
     ]
     assert heard["text"].split() == [text for *_, text in expected]
-    assert transcribe(clip)["text"].strip() == row["text"]
+    assert transcribe(dict(clip))["text"].strip() == row["text"]
+    words = transcribe(dict(clip), return_timestamps="word")["chunks"]
+    assert [word["text"].strip() for word in words] == [text for *_, text in expected]
+    seconds = len(clip["raw"]) / 16_000
+    times = [time for word in words for time in word["timestamp"]]
+    assert times == sorted(times) and 0.0 <= times[0] and times[-1] <= seconds + 0.02
 
 
 # ---- what the teacher says, and nothing more ----
