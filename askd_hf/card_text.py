@@ -98,8 +98,8 @@ def speech_line(facts: Facts) -> str:
         details = [
             f"{kind} `{value}`" for kind, value in (("configuration", speech.config), ("split", speech.split)) if value
         ]
-        by_teacher = ", transcribed by the teacher" if speech.pseudo_labels else ""
-        known.append(name + (f" ({', '.join(details)})" if details else "") + by_teacher)
+        by_whom = f", transcribed by `{speech.labelled_by}`" if speech.labelled_by else ""
+        known.append(name + (f" ({', '.join(details)})" if details else "") + by_whom)
     if facts.clips is not None:
         known.append(f"{facts.clips:,} clips")
     if facts.hours is not None:

@@ -342,12 +342,13 @@ def test_every_dataset_and_language_is_named():
     speech = [
         Speech("mozilla/voices", True, "fr", "train"),
         Speech("my_german", False, None, "train"),
-        Speech("recordings", False, None, "train", pseudo_labels=True),
+        Speech("recordings", False, None, "train", labelled_by="openai/whisper-large-v3"),
     ]
     card = card_of(speech=speech, languages=["fr", "de"], tasks=["transcribe", "translate"])
     assert (
         "[mozilla/voices](https://huggingface.co/datasets/mozilla/voices) (configuration `fr`, split `train`), "
-        "`my_german` (split `train`), `recordings` (split `train`), transcribed by the teacher, "
+        "`my_german` (split `train`), `recordings` (split `train`), "
+        "transcribed by `openai/whisper-large-v3`, "
     ) in card.text
     assert "languages `fr` and `de`, tasks `transcribe` and `translate`" in card.text
     assert "Trained on `fr` and `de` only" in card.text
