@@ -9,7 +9,7 @@ import yaml
 from datasets import Dataset
 from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from .arguments import DataArguments, ModelArguments, SpeechSource
 from .data.languages import language_code
@@ -31,7 +31,7 @@ class Ancestor:
         name: its Hub id, or the last part of its path.
         on_hub: whether it is a Hub id.
         license: what its card states of `LICENSE_FIELDS`.
-        encoder_layers, decoder_layers, parameters: None if it wasn't loaded.
+        encoder_layers, decoder_layers, parameters, vocabulary, mel_bins: None if it wasn't loaded.
     """
 
     name: str
@@ -40,6 +40,8 @@ class Ancestor:
     encoder_layers: int | None = None
     decoder_layers: int | None = None
     parameters: int | None = None
+    vocabulary: int | None = None
+    mel_bins: int | None = None
 
     @classmethod
     def of(cls, name: str, model: WhisperForConditionalGeneration | None = None) -> "Ancestor":
@@ -47,7 +49,8 @@ class Ancestor:
         ancestor = cls(*public_name(name), license=stated_license(name))
         if model is not None:
             ancestor.encoder_layers, ancestor.decoder_layers = model.config.encoder_layers, model.config.decoder_layers
-            ancestor.parameters = model.num_parameters()
+            ancestor.parameters, ancestor.mel_bins = model.num_parameters(), model.config.num_mel_bins
+            ancestor.vocabulary = stored_vocabulary(name) or model.config.vocab_size
         return ancestor
 
 
@@ -196,6 +199,15 @@ def languages_of(names: list[str | None], student: WhisperForConditionalGenerati
     if not is_multilingual(student):
         return ["en"]
     return [] if None in names else list(dict.fromkeys(map(language_code, names)))
+
+
+def stored_vocabulary(name: str) -> int | None:
+    """Of a model as it is stored: in memory a teacher may have the student's (`vocabulary.with_vocabulary_of`)."""
+    try:
+        return WhisperConfig.from_pretrained(name).vocab_size
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        logger.info("no config of %s, so its vocabulary is taken for that in memory: %s", name, error)
+        return None
 
 
 def stated_license(name: str) -> dict[str, str]:
