@@ -128,6 +128,8 @@ def test_of_clips_that_are_named_by_their_paths_the_paths_are_not_published(labe
     done = label("--dataset", tmp_path / "named", "--output_dir", tmp_path / "out", *LENIENT)
     assert done.returncode == 0, done.stderr
     assert load_from_disk(str(tmp_path / "out" / "dataset"))["clip"][:] == ["000.wav", "b.wav"]
+    for file in (tmp_path / "out" / "dataset").iterdir():  # nor in what the library writes
+        assert bytes(tmp_path) not in file.read_bytes()
 
 
 def test_the_card_says_which_rule_held_for_how_many(label, speech, tmp_path):
