@@ -12,6 +12,7 @@ from .card_text import (
     comparison,
     descent,
     dropped,
+    has_negatives,
     hyperparameter_table,
     keeps_adapter,
     model_table,
@@ -39,6 +40,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 TASK = "automatic-speech-recognition"
 # Whisper's code of Javanese isn't the one of ISO 639-1, which the Hub asks for
 ISO_CODES = {"jw": "jv"}
+METRIC_NAMES = {"wer": "WER", "cer": "CER", "loss": "loss"}
 STUDENT, TEACHER = "student", "teacher"
 
 
@@ -84,7 +86,7 @@ def render_card(
         adapter=keeps_adapter(facts),
         options=pipeline_options(facts),
         speech=speech_line(facts),
-        formula=objective(facts.arguments),
+        formula=objective(facts.arguments, has_negatives(facts)),
         symbols=symbols(facts),
         phases=phase_table(facts),
         hyperparameters=hyperparameter_table(facts),
@@ -100,6 +102,10 @@ def assistant_class(facts: Facts) -> str | None:
     """By which transformers loads it as the assistant of its teacher; None if it has none that anyone could load."""
     if not (was_taught(facts) and facts.origin.teacher.on_hub) or keeps_adapter(facts):
         return None
+    teacher, student = facts.origin.teacher, facts.student
+    for theirs, its in ((teacher.vocabulary, student.vocabulary), (teacher.mel_bins, student.mel_bins)):
+        if None not in (theirs, its) and theirs != its:  # `generate` gives both the same tokens and the same features
+            return None
     # given the output of an encoder like its own it needs none
     has_its_encoder = facts.arguments["freeze_encoder"] and facts.origin.teachers_encoder
     return "AutoModelForCausalLM" if has_its_encoder else "AutoModelForSpeechSeq2Seq"
@@ -197,6 +203,12 @@ def limits(facts: Facts, results: Results | None) -> list[str]:
     found = []
     if facts.step == 0:
         found.append("It wasn't trained: its weights are as `askd_hf` found them.")
+    elif facts.ended_early:
+        metric = facts.arguments["metric_for_best_model"].removeprefix("eval_")
+        name = METRIC_NAMES.get(metric, f"`{metric}`")
+        found.append(
+            f"Training ended early, at step {facts.step:,} of {facts.total_steps:,}, as the {name} got no better."
+        )
     elif facts.step < facts.total_steps:
         found.append(
             f"This is a checkpoint of step {facts.step:,} of {facts.total_steps:,}: training wasn't finished."

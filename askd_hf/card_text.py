@@ -98,12 +98,14 @@ def speech_line(facts: Facts) -> str:
         details = [
             f"{kind} `{value}`" for kind, value in (("configuration", speech.config), ("split", speech.split)) if value
         ]
-        by_teacher = ", transcribed by the teacher" if speech.pseudo_labels else ""
-        known.append(name + (f" ({', '.join(details)})" if details else "") + by_teacher)
+        by_whom = f", transcribed by `{speech.labelled_by}`" if speech.labelled_by else ""
+        known.append(name + (f" ({', '.join(details)})" if details else "") + by_whom)
     if facts.clips is not None:
         known.append(f"{facts.clips:,} clips")
     if facts.hours is not None:
         known.append(f"{facts.hours:.2f} hours" if facts.hours < 10 else f"{facts.hours:,.0f} hours")
+    if has_negatives(facts):
+        known.append(f"and {'' if facts.negatives is None else f'{facts.negatives:,} '}clips in which nobody speaks")
     if origin.languages:
         known.append(f"{'languages' if len(origin.languages) > 1 else 'language'} {quoted(origin.languages)}")
     if origin.tasks != ["transcribe"]:
@@ -114,10 +116,15 @@ def speech_line(facts: Facts) -> str:
 # ---- the training procedure ----
 
 
-def objective(arguments: dict[str, Any]) -> str:
-    """The objective with the terms that the run had."""
+def has_negatives(facts: Facts) -> bool:
+    """Whether it was trained on clips in which nobody speaks as well."""
+    return facts.negatives is None or facts.negatives > 0
+
+
+def objective(arguments: dict[str, Any], negatives: bool = False) -> str:
+    """The objective with the terms that the run had; with `negatives` the teacher isn't trusted everywhere."""
     teacher, own = uses(arguments)
-    on_teacher = "a·gᵢ" if arguments["trust_label"] else "a"
+    on_teacher = "a·gᵢ" if arguments["trust_label"] or negatives else "a"
     on_labels = " - ".join(["1", *([on_teacher] if teacher else []), *(["b"] if own else [])])
     terms = [f"({on_labels})·CEᵢ" if teacher or own else "CEᵢ"]
     if teacher:
@@ -158,7 +165,10 @@ def symbols(facts: Facts) -> list[str]:
         if arguments["teacher_schedule"] == "adaptive":
             text += ", never more than its measured advantage over the student on the labels allows"
         lines.append(text)
-    if teacher and arguments["trust_label"]:
+    if teacher and has_negatives(facts):
+        elsewhere = "the teacher's probability of the label" if arguments["trust_label"] else "1"
+        lines.append(f"gᵢ: 0 in clips in which nobody speaks, in the others {elsewhere}")
+    elif teacher and arguments["trust_label"]:
         lines.append("gᵢ: the teacher's probability of the label")
     if teacher and arguments.get("hidden_weight"):
         lines.append(
@@ -188,7 +198,7 @@ def symbols(facts: Facts) -> list[str]:
 def phase_table(facts: Facts) -> str:
     adaptive = facts.arguments["teacher_schedule"] == "adaptive"
     most = " (at most)" if adaptive else ""
-    least = " (at least)" if adaptive or facts.arguments["trust_label"] else ""
+    least = " (at least)" if adaptive or facts.arguments["trust_label"] or has_negatives(facts) else ""
     rows = []
     for phase in facts.phases:
         steps = f"{phase['first_step']} to {phase['last_step']}"

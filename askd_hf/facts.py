@@ -20,8 +20,9 @@ from transformers.trainer_utils import has_length
 
 from . import __version__
 from .adapter import ADAPTER_CONFIG
-from .callbacks import AdaptiveBlendCallback
+from .callbacks import AdaptiveBlendCallback, evaluations_since_best
 from .config import ASKDConfig
+from .data import SpeechStream
 from .errors import UserError
 from .origin import Ancestor, Origin, Speech, cached_teacher
 from .schedule import BlendState
@@ -88,6 +89,7 @@ class Student:
         timestamps, word_timestamps: whether `pipeline` can give them.
         window: seconds of audio that it hears at once.
         adapter_parameters: of an adapter that is kept; None: it isn't one.
+        vocabulary, mel_bins: how many tokens, and how many frequencies of the audio.
     """
 
     parameters: int
@@ -99,6 +101,8 @@ class Student:
     word_timestamps: bool
     window: float
     adapter_parameters: int | None = None
+    vocabulary: int | None = None
+    mel_bins: int | None = None
 
     @classmethod
     def of(cls, directory: Path) -> "Student":
@@ -134,6 +138,8 @@ class Student:
             timestamps=timestamps,
             word_timestamps=timestamps and existing_heads(heads, *shape) is not None,
             window=2 * config["max_source_positions"] / FRAMES_A_SECOND,
+            vocabulary=config["vocab_size"],
+            mel_bins=config["num_mel_bins"],
         )
 
 
@@ -142,8 +148,11 @@ class Facts:
     """A run as its card tells it.
 
     Attributes:
-        clips, hours: of the training set; None if that isn't known.
+        clips, hours: of speech in the training set, each clip once however often it comes in an epoch; None if that
+            isn't known.
+        negatives: clips in which nobody speaks, likewise; None: there are some, it isn't known how many.
         step, total_steps, epochs: how far training was; unfinished where `step` is less. Step 0: nothing was trained.
+        ended_early: whether `early_stopping_patience` ended it.
         batch_size: clips an update, over all processes and accumulation steps.
         phases: of the schedule, one each: `phase`, `first_step`, `last_step`, `teacher_weight` and `self_weight`, both
             at the first and the last step. Under an adaptive schedule the teacher's are the most that it may have.
@@ -170,6 +179,8 @@ class Facts:
     hardware: dict[str, Any]
     best_step: int | None = None
     top_k: int | None = None
+    negatives: int | None = 0
+    ended_early: bool = False
 
     def save(self, directory: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
@@ -222,10 +233,9 @@ def gather_facts(
         for phase in planned
     ]
     device = torch.cuda.get_device_name(config.device) if config.device.type == "cuda" else config.device.type
-    hours = top_k = None
+    top_k = None
+    clips, hours, negatives = count_clips(train_dataset)
     if isinstance(train_dataset, Dataset):
-        if "seconds" in train_dataset.column_names:
-            hours = sum(train_dataset["seconds"]) / 3600
         if "language" in train_dataset.column_names and not origin.languages:
             origin = dataclasses.replace(origin, languages=sorted(filter(None, train_dataset.unique("language"))))
         if has_soft_labels(train_dataset) and config.uses_teacher:
@@ -239,7 +249,7 @@ def gather_facts(
     return Facts(
         origin=origin,
         student=student,
-        clips=len(train_dataset) if has_length(train_dataset) else None,
+        clips=clips,
         hours=hours,
         step=state.global_step,
         total_steps=state.max_steps,
@@ -252,4 +262,34 @@ def gather_facts(
         hardware=dict(device=device, processes=config.world_size),
         best_step=state.best_global_step if chosen else None,
         top_k=top_k,
+        negatives=negatives,
+        ended_early=ended_early(config, state),
     )
+
+
+def count_clips(train_dataset: Any) -> tuple[int | None, float | None, int | None]:
+    """Clips and hours of speech, and clips without any, as in `Facts`. A mix by weights has clips more than once."""
+    if isinstance(train_dataset, SpeechStream):
+        return None, None, 0 if train_dataset.negatives is None else None
+    if not isinstance(train_dataset, Dataset):
+        return len(train_dataset) if has_length(train_dataset) else None, None, 0
+
+    def column(name: str, default: list[Any]) -> list[Any]:
+        return train_dataset[name][:] if name in train_dataset.column_names else default
+
+    rows = len(train_dataset)
+    keys, silent = column("audio_key", list(range(rows))), column("negative", [False] * rows)
+    seconds = dict(zip(keys, column("seconds", [0.0] * rows), strict=True))
+    negatives = {key for key, nobody in zip(keys, silent, strict=True) if nobody}
+    speech = seconds.keys() - negatives
+    known = "seconds" in train_dataset.column_names
+    return len(speech), sum(seconds[key] for key in speech) / 3600 if known else None, len(negatives)
+
+
+def ended_early(config: ASKDConfig, state: TrainerState) -> bool:
+    """Whether `StopEarlyCallback` ended the run."""
+    if config.early_stopping_patience is None or not 0 < state.global_step < state.max_steps:
+        return False
+    name = f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
+    values = [row[name] for row in state.log_history if name in row]
+    return bool(values) and evaluations_since_best(values, config.greater_is_better) >= config.early_stopping_patience

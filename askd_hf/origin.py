@@ -7,11 +7,11 @@ from pathlib import Path, PureWindowsPath
 
 import yaml
 from datasets import Dataset
-from huggingface_hub import ModelCard
+from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from .arguments import DataArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments, SpeechSource
 from .data.languages import language_code
 from .student import is_multilingual, layers_kept, layers_to_copy, same_encoder
 from .teacher_cache import SETTINGS
@@ -19,6 +19,7 @@ from .teacher_cache import SETTINGS
 logger = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
+PSEUDO_LABELS = "pseudo_labels"  # in the metadata of a dataset's card: the `Speech` that a model transcribed
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
@@ -30,7 +31,7 @@ class Ancestor:
         name: its Hub id, or the last part of its path.
         on_hub: whether it is a Hub id.
         license: what its card states of `LICENSE_FIELDS`.
-        encoder_layers, decoder_layers, parameters: None if it wasn't loaded.
+        encoder_layers, decoder_layers, parameters, vocabulary, mel_bins: None if it wasn't loaded.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Ancestor:
     encoder_layers: int | None = None
     decoder_layers: int | None = None
     parameters: int | None = None
+    vocabulary: int | None = None
+    mel_bins: int | None = None
 
     @classmethod
     def of(cls, name: str, model: WhisperForConditionalGeneration | None = None) -> "Ancestor":
@@ -46,19 +49,40 @@ class Ancestor:
         ancestor = cls(*public_name(name), license=stated_license(name))
         if model is not None:
             ancestor.encoder_layers, ancestor.decoder_layers = model.config.encoder_layers, model.config.decoder_layers
-            ancestor.parameters = model.num_parameters()
+            ancestor.parameters, ancestor.mel_bins = model.num_parameters(), model.config.num_mel_bins
+            ancestor.vocabulary = stored_vocabulary(name) or model.config.vocab_size
         return ancestor
 
 
 @dataclass
 class Speech:
-    """A split of a dataset, its name as in `Ancestor`; with transcripts that the teacher made, or with its own."""
+    """A split of a dataset.
+
+    Attributes:
+        dataset, on_hub: its name, as in `Ancestor`.
+        config, split: None: it has none.
+        labelled_by: the model that transcribed it, named likewise; None: the transcripts are its own.
+    """
 
     dataset: str
     on_hub: bool
     config: str | None
     split: str | None
-    pseudo_labels: bool = False
+    labelled_by: str | None = None
+
+    @classmethod
+    def of(cls, source: SpeechSource) -> "Speech":
+        """What is loaded from there; of a result of `examples/pseudo_label.py` what was transcribed for it."""
+        speech = cls(*public_name(source.dataset), source.config, source.split)
+        card = Path(source.dataset).expanduser() / "README.md"
+        if not card.is_file():
+            return speech
+        try:
+            labelled = DatasetCard.load(card, ignore_metadata_errors=True).data.get(PSEUDO_LABELS)
+            return cls(**labelled) if labelled else speech
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            logger.info("the card %s doesn't say whose transcripts these are: %s", card, error)
+            return speech
 
 
 @dataclass
@@ -106,12 +130,7 @@ class Origin:
         """From the options of `examples/distill.py`, and its models before training."""
         sources = data.train_sources()
         origin = cls(
-            speech=[
-                Speech(*public_name(data.unlabelled), None, source.split, pseudo_labels=True)
-                if source.dataset == data.labelled
-                else Speech(*public_name(source.dataset), source.config, source.split)
-                for source in sources
-            ],
+            speech=[Speech.of(source) for source in sources],
             languages=languages_of([source.language for source in sources], student),
             tasks=sorted({source.task or "transcribe" for source in sources}),
         )
@@ -180,6 +199,15 @@ def languages_of(names: list[str | None], student: WhisperForConditionalGenerati
     if not is_multilingual(student):
         return ["en"]
     return [] if None in names else list(dict.fromkeys(map(language_code, names)))
+
+
+def stored_vocabulary(name: str) -> int | None:
+    """Of a model as it is stored: in memory a teacher may have the student's (`vocabulary.with_vocabulary_of`)."""
+    try:
+        return WhisperConfig.from_pretrained(name).vocab_size
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        logger.info("no config of %s, so its vocabulary is taken for that in memory: %s", name, error)
+        return None
 
 
 def stated_license(name: str) -> dict[str, str]:

@@ -236,6 +236,40 @@ def test_the_assistant_goes_without_an_encoder_only_if_it_is_the_teachers(freeze
     assert f"student = AutoModelFor{loaded_as}.from_pretrained" in text
 
 
+@pytest.mark.parametrize(
+    ("teachers", "students", "offered"),
+    [((51866, 128), (51866, 128), True), ((51866, 128), (51865, 128), False), ((51866, 128), (51866, 80), False)],
+)
+def test_no_assistant_is_offered_that_its_teacher_cannot_use(teachers, students, offered):
+    facts = read_facts("made-up-facts")
+    teacher = dataclasses.replace(facts.origin.teacher, vocabulary=teachers[0], mel_bins=teachers[1])
+    student = dataclasses.replace(facts.student, vocabulary=students[0], mel_bins=students[1])
+    assert ("assistant_model" in card_of(facts=dict(student=student), teacher=teacher).text) == offered
+
+
+def test_a_run_that_was_ended_early_is_not_unfinished():
+    early = dict(step=600, total_steps=1000, ended_early=True)
+    text = card_of(dict(metric_for_best_model="wer"), facts=early).text
+    assert "Training ended early, at step 600 of 1,000, as the WER got no better." in text
+    assert "wasn't finished" not in text
+    text = card_of(dict(metric_for_best_model="eval_test_wer"), facts=early).text
+    assert "as the `test_wer` got no better." in text
+    assert "training wasn't finished" in card_of(facts=early | dict(ended_early=False)).text
+
+
+def test_clips_without_speech_are_told_apart():
+    kd = dict(KD, trust_label=False)
+    text = card_of(kd, facts=dict(negatives=1234)).text
+    assert "12,345 clips, 68 hours, and 1,234 clips in which nobody speaks, language `fr`" in text
+    assert "(1 - a·gᵢ)·CEᵢ + a·gᵢ·" in text and "- gᵢ: 0 in clips in which nobody speaks, in the others 1\n" in text
+    assert "weight on the labels (at least)" in text
+    assert "and clips in which nobody speaks" in card_of(kd, facts=dict(negatives=None)).text
+    trusted = card_of(dict(kd, trust_label=True), facts=dict(negatives=1)).text
+    assert "in the others the teacher's probability of the label" in trusted
+    text = card_of(kd).text
+    assert "nobody speaks" not in text.split("## Training")[1] and "gᵢ" not in text
+
+
 def test_a_translator_says_so():
     text = card_of(tasks=["translate"]).text
     assert "A Whisper speech translator, from `fr` into English, with 32 encoder" in text and "recogniser" not in text
@@ -342,12 +376,13 @@ def test_every_dataset_and_language_is_named():
     speech = [
         Speech("mozilla/voices", True, "fr", "train"),
         Speech("my_german", False, None, "train"),
-        Speech("recordings", False, None, "train", pseudo_labels=True),
+        Speech("recordings", False, None, "train", labelled_by="openai/whisper-large-v3"),
     ]
     card = card_of(speech=speech, languages=["fr", "de"], tasks=["transcribe", "translate"])
     assert (
         "[mozilla/voices](https://huggingface.co/datasets/mozilla/voices) (configuration `fr`, split `train`), "
-        "`my_german` (split `train`), `recordings` (split `train`), transcribed by the teacher, "
+        "`my_german` (split `train`), `recordings` (split `train`), "
+        "transcribed by `openai/whisper-large-v3`, "
     ) in card.text
     assert "languages `fr` and `de`, tasks `transcribe` and `translate`" in card.text
     assert "Trained on `fr` and `de` only" in card.text

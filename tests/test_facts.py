@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 import askd_hf
 from askd_hf.config import ASKDConfig
+from askd_hf.data import SpeechStream
 from askd_hf.errors import UserError
-from askd_hf.facts import ARGUMENTS, FACTS_FILE, Facts, Student
-from askd_hf.origin import Origin, public_name, stated_license
+from askd_hf.facts import ARGUMENTS, FACTS_FILE, Facts, Student, count_clips
+from askd_hf.origin import Ancestor, Origin, public_name, stated_license
 from askd_hf.student import init_student, set_language
 from askd_hf.teacher_cache import ALL_COLUMNS
 from askd_hf.trainer import ASKDTrainer
@@ -32,6 +33,9 @@ def test_the_facts_are_those_of_the_run(tmp_path, teacher, student, processor):
     assert (facts.step, facts.total_steps, facts.clips, facts.batch_size) == (10, 10, 16, 4)
     assert facts.student.parameters == student.num_parameters()
     assert (facts.student.encoder_layers, facts.student.decoder_layers, facts.student.window) == (2, 2, 1.0)
+    assert (
+        facts.student.vocabulary == student.config.vocab_size and facts.student.mel_bins == student.config.num_mel_bins
+    )
     assert facts.student.dtype == "float32" and not facts.student.timestamps
     assert facts.origin.language == "en"
     last = [row for row in trainer.state.log_history if "teacher_weight" in row][-1]
@@ -139,6 +143,46 @@ def test_a_stream_has_no_number_of_clips(tmp_path, teacher, student, processor):
     trainer.train()
     facts = Facts.load(tmp_path / "checkpoint-2")
     assert (facts.step, facts.clips, facts.hours) == (2, None, None)
+
+
+def test_what_comes_more_than_once_in_an_epoch_is_counted_once():
+    columns = dict(
+        audio_key=["a", "b", "a", "silence", "a", "silence", "hum"],
+        seconds=[1800.0, 5400.0, 1800.0, 900.0, 1800.0, 900.0, 60.0],
+        negative=[None, False, None, True, None, True, True],
+    )
+    mixed = Dataset.from_dict(columns)
+    assert count_clips(mixed) == (2, 2.0, 2)
+    assert count_clips(mixed.remove_columns("negative").select(range(3))) == (2, 2.0, 0)
+    assert count_clips(Dataset.from_dict({"text": ["a", "a"]})) == (2, None, 0)
+    rows = mixed.to_iterable_dataset()
+    assert count_clips(SpeechStream([rows])) == (None, None, 0)
+    assert count_clips(SpeechStream([rows], negatives=rows, share=0.1)) == (None, None, None)
+
+
+def test_a_run_that_was_ended_early_says_so(tmp_path, teacher, student, processor):
+    changes = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=None)
+    changes |= dict(load_best_model_at_end=True, metric_for_best_model="ce_loss", early_stopping_patience=2)
+    changes |= dict(predict_with_generate=False, preset="ce", max_steps=30)
+    evaluation = Clips(student.config, seed=2)  # of random labels: what fits the training set is soon worse there
+    trainer = make_trainer(tmp_path, None, student, evaluation, processor=processor, **changes)
+    trainer.train()
+    trainer.save_model()
+    facts = Facts.load(tmp_path)
+    assert facts.ended_early and facts.step == trainer.state.global_step < facts.total_steps == 30
+    assert not Facts.load(tmp_path / f"checkpoint-{facts.step - 1}").ended_early  # in which it wasn't yet
+    trainer.args.early_stopping_patience = None
+    trainer.save_model()
+    assert not Facts.load(tmp_path).ended_early
+
+
+def test_a_teacher_has_the_vocabulary_that_it_was_stored_with(tmp_path, teacher):
+    teacher.save_pretrained(tmp_path)
+    stored = teacher.config.vocab_size
+    teacher.config.vocab_size = stored - 1  # as if it had been given the student's
+    found = Ancestor.of(str(tmp_path), teacher)
+    assert (found.vocabulary, found.mel_bins) == (stored, teacher.config.num_mel_bins)
+    assert Ancestor.of("somebody/unreachable", teacher).vocabulary == stored - 1
 
 
 def test_of_the_best_weights_the_step_is_known(tmp_path, teacher, student, processor):

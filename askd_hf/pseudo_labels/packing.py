@@ -18,6 +18,7 @@ from transformers import WhisperTokenizer
 
 from ..data.audio import SAMPLING_RATE, waveform
 from ..errors import UserError
+from ..metrics import UNSPACED
 from .transcribe import RESOLUTION, in_seconds
 
 PACKING = "packing"  # the folder, removed at the end
@@ -83,15 +84,16 @@ def pack(
     Args:
         clips: of `label_clips`, with `speaker`.
         tokenizer: of the teacher, to count tokens.
-        max_seconds, max_label_tokens: of a pack; these as `SpeechCollator.label_ids` has them.
+        max_seconds, max_label_tokens: of a pack of several clips; these as `SpeechCollator.label_ids` has them.
         directory: for the packs, until they are saved.
         num_proc: processes that decode and encode audio. Default: this one.
 
     Returns:
-        A row a pack with the columns of `clips`. `audio`: FLAC of 16 kHz and 16 bits; `text`: joined by spaces;
-        `segments`: those of the clips or, if they have none, the clips themselves, in seconds from the pack's
-        beginning, multiples of 0.02; `clip`: the first and the last one's name; `prompt`: the text of the pack before,
-        None if that isn't of the same speaker; of the measures the worst.
+        A row a pack with the columns of `clips`. `audio`: FLAC of 16 kHz and 16 bits; `text`: joined by spaces,
+        if the language puts any between words; `segments`: those of the clips or, if they have none, the clips
+        themselves, in seconds from the pack's beginning, multiples of 0.02; `clip`: the first and the last one's name;
+        `prompt`: the text of the pack before, None if that isn't of the same speaker; `reference`: joined like `text`,
+        None if a clip has none; of the measures the worst.
 
     Raises:
         UserError: a clip can't be decoded any more.
@@ -109,10 +111,11 @@ def pack(
         before = packed[-1] if packed else None
         same = before is not None and row["speaker"] is not None and before["speaker"] == row["speaker"]
         packed.append(row | {"prompt": before["text"] if same else None, "members": members})
-    sounds, limit = clips.select_columns(["audio", "clip"]), _samples(max_seconds)
+    sounds = clips.select_columns(["audio", "clip"])
 
     def with_audio(row: dict[str, Any]) -> dict[str, Any]:
-        return {"audio": {"bytes": _flac([sounds[i] for i in row["members"]], limit), "path": None}}
+        limit = max(max_seconds, row["seconds"])  # a clip that is longer is a pack of its own, whole
+        return {"audio": {"bytes": _flac([sounds[i] for i in row["members"]], _samples(limit)), "path": None}}
 
     without_audio = Features({name: feature for name, feature in clips.features.items() if name != "audio"})
     return Dataset.from_list(packed, features=Features(without_audio | {"members": List(Value("int64"))})).map(
@@ -139,12 +142,15 @@ def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
             times = {name: min(round((seconds + segment[name]) / RESOLUTION), last) for name in ("start", "end")}
             segments.append({name: in_seconds(steps) for name, steps in times.items()} | {"text": segment["text"]})
         seconds += row["seconds"]
+    written_in = "en" if rows[0].get("task") == "translate" else rows[0].get("language")
+    space = "" if written_in in UNSPACED else " "
     names = [rows[0]["clip"], rows[-1]["clip"]] if len(rows) > 1 else [rows[0]["clip"]]
     joined = rows[0] | dict(
-        text=" ".join(row["text"] for row in rows), clip="..".join(names), segments=segments, seconds=seconds
+        text=space.join(row["text"] for row in rows), clip="..".join(names), segments=segments, seconds=seconds
     )
     if "reference" in joined:
-        joined["reference"] = " ".join(row["reference"] or "" for row in rows)
+        references = [row["reference"] for row in rows]
+        joined["reference"] = None if None in references else space.join(references)
     for name, worst in WORST.items():
         known = [row[name] for row in rows if row[name] is not None]
         joined[name] = worst(known) if known else None

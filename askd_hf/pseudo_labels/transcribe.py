@@ -16,11 +16,13 @@ from transformers import LogitsProcessor, WhisperForConditionalGeneration, Whisp
 
 from ..data.audio import extract_features, waveform
 from ..errors import UserError
+from ..evaluation.manifest import ELSEWHERE
 from ..evaluation.transcribe import Decoding, Job, PreparedSet, plan_manifests
 from ..student import no_timestamps
 from .options import PseudoLabelArguments
 
 TRANSCRIPTS = "transcripts"  # their folder; not that of evaluations, whose lines say other things
+ANEW = "Have it made anew, or elsewhere: examples/pseudo_label.py --overwrite True, or --output_dir"
 RESOLUTION = 0.02  # seconds between two timestamps of Whisper
 
 
@@ -71,15 +73,18 @@ def plan(
     seconds = clips["seconds"][:]
     heard = heard.select(sorted(range(len(clips)), key=lambda row: -seconds[row]))
     timestamps = "segment" if args.timestamps else "none"
-    (job,) = plan_manifests(
-        {"teacher": (args.teacher, teacher, processor)},
-        [PreparedSet(args.source(), "short", heard, dropped={})],
-        Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
-        Path(args.output_dir) / TRANSCRIPTS,
-        device=torch.device(args.device),
-        dtype=args.torch_dtype(),
-        overwrite=args.overwrite,
-    )
+    try:
+        (job,) = plan_manifests(
+            {"teacher": (args.teacher, teacher, processor)},
+            [PreparedSet(args.source(), "short", heard, dropped={})],
+            Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
+            Path(args.output_dir) / TRANSCRIPTS,
+            device=torch.device(args.device),
+            dtype=args.torch_dtype(),
+            overwrite=args.overwrite,
+        )
+    except UserError as error:  # examples/distill.py --unlabelled has neither option
+        raise UserError(str(error).replace(ELSEWHERE, ANEW)) from None
     return job
 
 
@@ -137,7 +142,9 @@ def _in_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
 def _line(job: Job, ids: list[int], log_prob: float, row: dict[str, Any], timestamps: bool) -> dict[str, Any]:
     """A clip's line of the manifest, from generated tokens and the sum of their log-probabilities."""
     if not math.isfinite(log_prob):
-        raise UserError(f"{row['clip']}: the teacher's logits are not finite; try --dtype float32")
+        raise UserError(
+            f"{row['clip']}: the teacher's logits are not finite; try examples/pseudo_label.py --dtype float32"
+        )
     end = job.processor.tokenizer.eos_token_id
     ended = end in ids
     ids = ids[: ids.index(end)] if ended else ids

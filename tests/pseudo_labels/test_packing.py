@@ -136,6 +136,36 @@ def test_resampled_packs_are_not_over_the_window(tmp_path):
     assert len(decode_audio(row["audio"])) == RATE
 
 
+def test_a_clip_longer_than_a_pack_stays_whole(tmp_path):
+    waves = [tone(0.3, 0), tone(1.4, 1), tone(0.2, 2)]
+    rows = packed(labelled(waves, ["a"] * 3), tmp_path, 1.0)
+    assert [row["clip"] for row in rows] == ["c0", "c1", "c2"]
+    for row, wave in zip(rows, waves, strict=True):
+        assert len(decode_audio(row["audio"])) == len(wave) == round(RATE * row["seconds"])
+    assert rows[1]["segments"] == [dict(start=0.0, end=1.4, text="text b")]
+
+
+@pytest.mark.parametrize(
+    ("language", "task", "text"),
+    [
+        ("ja", "transcribe", "text atext b"),
+        ("ja", "translate", "text a text b"),
+        ("fr", "transcribe", "text a text b"),
+    ],
+)
+def test_texts_are_joined_as_their_language_is_written(tmp_path, language, task, text):
+    clips = labelled([tone(0.3), tone(0.2)], ["a", "a"])
+    clips = clips.add_column("reference", clips["text"][:])
+    (row,) = packed(clips.add_column("language", [language] * 2).add_column("task", [task] * 2), tmp_path, 1.0)
+    assert row["text"] == row["reference"] == text
+
+
+def test_a_reference_of_some_clips_is_none_of_their_pack(tmp_path):
+    clips = labelled([tone(0.3), tone(0.2)], ["a", "a"]).add_column("reference", ["text a", None])
+    (row,) = packed(clips, tmp_path, 1.0)
+    assert row["reference"] is None and row["wer"] == 0.0
+
+
 def test_labels_too_long_for_the_decoder_are_not_made(tmp_path):
     clips = labelled([tone(0.1, i) for i in range(6)], ["a"] * 6)
     tokens = len(make_processor().tokenizer("text a", add_special_tokens=False).input_ids) + 2

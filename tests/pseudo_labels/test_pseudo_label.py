@@ -15,11 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from conftest import ROOT, make_multilingual
-from datasets import load_from_disk
+from datasets import Audio, Dataset, load_from_disk
 from tiny_teacher import incline_to_end, save_teacher, tone, write_clips
 from transformers import WhisperForConditionalGeneration
 
+from askd_hf.arguments import SpeechSource
 from askd_hf.data import decode_audio
+from askd_hf.origin import Speech
 from askd_hf.student import init_student, load_processor, load_whisper
 
 sys.path.append(str(ROOT / "tests" / "data"))
@@ -102,7 +104,52 @@ def test_unlabelled_speech_becomes_a_dataset(label, speech, tmp_path):
         assert row["wer"] is None and row["prompt"] is None
         np.testing.assert_allclose(decode_audio(row["audio"]), tone(SECONDS[i], i), atol=1e-4)
     assert "language" not in rows[0] and "reference" not in rows[0]
-    assert str(speech) in (tmp_path / "README.md").read_text()
+    for card in (tmp_path / "README.md", tmp_path / "dataset" / "README.md"):
+        text = card.read_text()
+        assert "`teacher` transcribed 8 clips of `clips train`" in text
+        assert "their average log-probability is at least -50" in text and "word error rate against" not in text
+        assert str(speech) not in text and str(tmp_path) not in text and str(speech.parents[2]) not in text
+
+
+def test_a_models_card_names_what_was_transcribed_and_by_whom(label, speech, tmp_path):
+    assert label("--dataset", speech, "--split", "train[:3]", "--output_dir", tmp_path, *LENIENT).returncode == 0
+    moved = (tmp_path / "dataset").rename(tmp_path / "moved")
+    found = Speech.of(SpeechSource(str(moved), None, "train"))
+    assert found == Speech("clips", False, None, "train[:3]", labelled_by="teacher")
+    (moved / "README.md").write_text("---\npseudo_labels: [what]\n---\n")
+    assert Speech.of(SpeechSource(str(moved), None, "train")) == Speech("moved", False, None, "train")
+
+
+def test_of_clips_that_are_named_by_their_paths_the_paths_are_not_published(label, tmp_path):
+    folder = write_clips(tmp_path / "speech", [0.3, 0.4], {})
+    files = [str(folder / "audio" / f"00{i}.wav") for i in range(2)]
+    names = {"clip": [files[0], "C:\\me\\b.wav"]}
+    Dataset.from_dict({"audio": files} | names).cast_column("audio", Audio()).save_to_disk(str(tmp_path / "named"))
+    done = label("--dataset", tmp_path / "named", "--output_dir", tmp_path / "out", *LENIENT)
+    assert done.returncode == 0, done.stderr
+    assert load_from_disk(str(tmp_path / "out" / "dataset"))["clip"][:] == ["000.wav", "b.wav"]
+    for file in (tmp_path / "out" / "dataset").iterdir():  # nor in what the library writes
+        assert bytes(tmp_path) not in file.read_bytes()
+
+
+def test_the_card_says_which_rule_held_for_how_many(label, speech, tmp_path):
+    assert label("--dataset", speech, "--output_dir", tmp_path / "first", *LENIENT).returncode == 0
+    texts = load_from_disk(str(tmp_path / "first" / "dataset"))["text"][:]
+    references = [text if i < 5 else "ignore_time_segment_in_scoring" for i, text in enumerate(texts)]
+    folder = write_clips(tmp_path / "partly", SECONDS, {"speaker": SPEAKERS, "text": references})
+    arguments = "--dataset", folder, "--output_dir", tmp_path / "out", *LENIENT
+    assert label(*arguments).returncode == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "where there is a reference (5 rows), their word error rate against the reference is at most 10 %" in card
+    assert "where there is none (3 rows), their average log-probability is at least -50" in card
+    assert label(*arguments, "--pack").returncode == 0
+    rows = list(load_from_disk(str(tmp_path / "out" / "dataset")))
+    whole = sum(row["reference"] is not None for row in rows)
+    assert 0 < whole < len(rows)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        f"reference ({whole} rows)" in card and f"({len(rows) - whole} rows, or not for all clips of a pack)" in card
+    )
 
 
 def test_references_in_capitals_choose_and_the_teachers_text_is_learned(label, speech, tmp_path):
@@ -198,7 +245,7 @@ def test_other_settings_other_clips_and_another_teacher_are_refused(label, speec
     ):
         done = label(*arguments, **changes) if isinstance(changes, dict) else label(*arguments, *changes)
         assert done.returncode == 2
-        assert what in done.stderr and "Take another --output_dir" in done.stderr
+        assert what in done.stderr and "examples/pseudo_label.py --overwrite True, or --output_dir" in done.stderr
         assert transcripts.read_bytes() == before
     assert label(*arguments, "--overwrite", teacher=other).returncode == 0
     assert transcripts.read_bytes() != before
@@ -317,6 +364,19 @@ def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_pat
         assert hub.private == {"datasets/me/labels"}
         card = (tmp_path / "hub" / "datasets" / "me" / "labels" / "README.md").read_text()
         assert "# Speech labelled by" in card and "dataset_info" in card and "pseudo-labels" in card
+
+        assert str(teacher_dir) not in card and str(speech) not in card
+
+        others = tmp_path / "hub" / "datasets" / "me" / "described"
+        others.mkdir()
+        (others / "README.md").write_text("---\ntags: [mine]\n---\n\nBy hand.\n")
+        for repository in ("me/labels", "me/described"):
+            pushed = run("pseudo_label.py", *arguments[:-1], repository, "--max_repetition", 99)
+            assert pushed.returncode == 0, pushed.stderr
+        card = (tmp_path / "hub" / "datasets" / "me" / "labels" / "README.md").read_text()
+        assert "at most 99 % of their 5-grams" in card and "dataset_info" in card
+        card = (others / "README.md").read_text()
+        assert "By hand." in card and "5-grams" not in card and "dataset_info" in card
 
         train = "--student", "student", "--teacher", teacher_dir, "--max_steps", 2, "--logging_steps", 1, "--use_cpu"
         trained = run("distill.py", *train, "--dataset", "me/labels", "--output_dir", "trained")

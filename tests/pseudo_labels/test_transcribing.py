@@ -107,7 +107,9 @@ def test_logits_that_are_not_finite_are_refused_by_the_clip(speech, tmp_path):
     teacher, processor = make_teacher()
     with torch.no_grad():
         teacher.model.decoder.layer_norm.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"audio/001.wav: the teacher's logits are not finite"):
+    with pytest.raises(
+        UserError, match=r"audio/001.wav: the teacher's logits are not finite; try examples/pseudo_label.py --dtype"
+    ):
         heard(teacher, processor, speech, tmp_path, timestamps=False)
 
 
