@@ -25,11 +25,10 @@ from huggingface_hub import constants, snapshot_download
 from ..errors import UserError
 from ..hub import hub_access, local_or_hub
 from .audiofolder import METADATA, audiofolder_splits, read_audiofolder
+from .columns import AUDIO_FILE
 from .text import replace_column
 
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "normalized_text")
-# as `Audio(decode=False)` has it; in a stream `datasets` would encode that again, for which it needs torchcodec
-AUDIO_FILE = {"bytes": Value("binary"), "path": Value("string")}
 FORMATS = "a directory with metadata.csv, a directory saved by `datasets`, parquet files, or a Hub id"
 
 
@@ -84,7 +83,12 @@ def load_speech(
 
 def to_stream(dataset: Dataset) -> IterableDataset:
     """The rows of a dataset of `load_speech` one after another."""
-    return dataset.cast_column("audio", AUDIO_FILE).to_iterable_dataset()
+    if not isinstance(dataset.features["audio"], Audio):
+        raise UserError(
+            f"the audio of {dataset[0]['clip']} and the clips with it is arrays of samples, which can't be streamed: "
+            "leave out --streaming, or save it as audio files (soundfile.write), and give their paths"
+        )
+    return dataset.to_iterable_dataset().cast_column("audio", AUDIO_FILE)
 
 
 def _slice(dataset: Dataset, part: str, base: str) -> Dataset:

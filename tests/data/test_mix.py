@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Audio, Dataset
 from speech_files import audiofolder
 
 from askd_hf.data import (
@@ -73,6 +73,53 @@ def test_negatives_are_their_share(two):
     mixed = with_negatives(two[0], silence, 0.4, seed=0)
     assert mixed["text"][:] == [*two[0]["text"][:], *[""] * 8]  # 8 of 20
     assert Counter(mixed["clip"][12:]) == dict.fromkeys(two[1]["clip"][:], 2)
+
+
+def saved_with_audio_inside(folder, clips: int) -> Dataset:
+    """As `audiofolder`, but saved by `datasets` with the files' bytes; the second clip isn't audio."""
+    dataset = load_speech(str(audiofolder(folder / "files", [f"t {i}" for i in range(clips)])), None, "train")
+    audio = [{"bytes": Path(row["audio"]["path"]).read_bytes(), "path": None} for row in dataset]
+    audio[1]["bytes"] = b"broken"
+    texts = Dataset.from_dict({"text": dataset["text"][:], "prompt": ["before"] * clips})
+    texts.add_column("audio", audio, feature=Audio(decode=False)).save_to_disk(folder / "saved")
+    return load_speech(str(folder / "saved"), None, "train")
+
+
+def audio_addresses(dataset: Dataset) -> set[int]:
+    """Where the bytes of the clips lie in memory, or in the mapped file."""
+    return {chunk.field("bytes").buffers()[2].address for chunk in dataset.data.column("audio").chunks} - {0}
+
+
+@pytest.mark.parametrize("weights", [[], [1.0, 2.0]])
+def test_no_audio_is_copied(tmp_path, two, weights):
+    loaded = saved_with_audio_inside(tmp_path / "c", 6)
+    limits = Limits(1.0, empty_text=True)
+    saved, silence = (
+        check_clips(dataset, lambda row: list(row["text"]), limits, on_bad_audio="skip")
+        for dataset in (loaded, negatives_from(loaded))
+    )
+    assert saved["text"][:] == ["t 0", "t 2", "t 3", "t 4", "t 5"]  # by a mapping of indices
+    files = sorted(tmp_path.rglob("*"))
+    mixed = with_negatives(mix([two[1], saved], weights, seed=0), silence, 0.3, seed=0)
+    assert audio_addresses(loaded) <= audio_addresses(mixed)
+    assert sorted(tmp_path.rglob("*")) == files
+    assert len({row["text"] for row in mixed}) == 4 + 5 + 1
+    originals = {row["clip"]: row | {"segments": None, "language": None} for part in (two[1], saved) for row in part}
+    for row in mixed:
+        expected = originals[row["clip"]]
+        if row["text"] == "":
+            expected |= {"text": "", "prompt": None, "label_tokens": 0}
+        assert {name: expected.get(name) for name in row} == row
+
+
+def test_arrays_of_samples_are_not_mixed_or_streamed(two):
+    array = {"array": [0.1, 0.2], "sampling_rate": 16_000}
+    arrays = two[1].remove_columns("audio").add_column("audio", [array] * 4)
+    with pytest.raises(UserError, match=r"audio/0\.wav and the clips with it is arrays .* save it as audio files"):
+        mix([two[0], arrays], [], seed=0)
+    assert mix([arrays], [], seed=0) is arrays
+    with pytest.raises(UserError, match="can't be streamed: leave out --streaming"):
+        to_stream(arrays)
 
 
 # ---- streams ----

@@ -1,0 +1,49 @@
+"""The columns of speech, and how they are changed without a copy of the audio.
+
+`Dataset.cast`, `map`, and `add_column` after a `select`, write all columns anew: gigabytes of audio, in files beside
+the user's dataset. So here a column is made in memory, and put beside those that stay where they are.
+"""
+
+import pyarrow as pa
+from datasets import Audio, Dataset, Features, List, Value
+from datasets.features.features import FeatureType
+
+# as `Audio(decode=False)` has it; in a stream `datasets` would encode that again, for which it needs torchcodec
+AUDIO_FILE = {"bytes": Value("binary"), "path": Value("string")}
+SEGMENTS = List({"start": Value("float32"), "end": Value("float32"), "text": Value("string")})
+COLUMNS = Features(
+    audio=Audio(decode=False),
+    text=Value("string"),
+    clip=Value("string"),
+    language=Value("string"),
+    task=Value("string"),
+    segments=SEGMENTS,
+    prompt=Value("string"),
+)
+"""What a row of speech may have, for training. None where it doesn't apply."""
+
+
+def with_features(dataset: Dataset, wanted: Features) -> Dataset:
+    """The dataset with the columns of `wanted` alone; one that it lacks is None in every row.
+
+    Columns of another type are cast, which pyarrow does without a look at the others; it raises `pa.ArrowInvalid` or
+    `pa.ArrowNotImplementedError` for what can't be.
+    """
+    # all rows that are stored, those that a `select` has left out as well
+    stored = Dataset(dataset.data, dataset.info, fingerprint=dataset._fingerprint)
+    for name, feature in wanted.items():
+        if stored.features.get(name) == feature:
+            continue
+        kind = arrow_type(feature)
+        if name in stored.column_names:
+            column = stored.data.column(name).cast(kind)
+            stored = stored.remove_columns(name)
+        else:
+            column = pa.nulls(len(stored), kind)
+        stored = stored.add_column(name, column, feature=feature)
+    stored = stored.select_columns(list(wanted))
+    return Dataset(stored.data, stored.info, dataset.split, dataset._indices, stored._fingerprint)
+
+
+def arrow_type(feature: FeatureType) -> pa.DataType:
+    return Features(column=feature).arrow_schema.field("column").type
