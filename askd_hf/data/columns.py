@@ -5,8 +5,10 @@ the user's dataset. So here a column is made in memory, and put beside those tha
 """
 
 import pyarrow as pa
-from datasets import Audio, Dataset, Features, List, Value
+from datasets import Audio, Dataset, Features, LargeList, List, Value
 from datasets.features.features import FeatureType
+
+from ..errors import UserError
 
 # as `Audio(decode=False)` has it; in a stream `datasets` would encode that again, for which it needs torchcodec
 AUDIO_FILE = {"bytes": Value("binary"), "path": Value("string")}
@@ -21,6 +23,40 @@ COLUMNS = Features(
     prompt=Value("string"),
 )
 """What a row of speech may have, for training. None where it doesn't apply."""
+
+
+def is_text(feature: FeatureType) -> bool:
+    """Whether a column holds strings, or nothing but None."""
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null")
+
+
+def are_segments(feature: FeatureType) -> bool:
+    """Whether a column can be cast to `SEGMENTS`, losing the other fields of the segments."""
+    if feature == Value("null"):
+        return True
+    if not isinstance(feature, List | LargeList):
+        return False
+    segment = feature.feature
+    if not isinstance(segment, dict):
+        return segment == Value("null")
+    numbers = (segment.get(name) for name in ("start", "end"))
+    return is_text(segment.get("text")) and all(
+        isinstance(number, Value) and number.dtype.startswith(("float", "int", "uint")) for number in numbers
+    )
+
+
+def refuse_arrays(feature: FeatureType, name: str, what: str) -> None:
+    """Raise `UserError` if audio isn't files.
+
+    Args:
+        name: of the speech or its first clip.
+        what: can't be done.
+    """
+    if not isinstance(feature, Audio):
+        raise UserError(
+            f"{name}: audio as arrays of samples can't be {what}; save it as audio files (soundfile.write), and give "
+            "their paths"
+        )
 
 
 def with_features(dataset: Dataset, wanted: Features) -> Dataset:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from datasets import Audio, Dataset, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
 
 from ..errors import UserError
-from .columns import AUDIO_FILE, COLUMNS, with_features
+from .columns import AUDIO_FILE, COLUMNS, refuse_arrays, with_features
 
 CHECKED = Features(seconds=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))
 """What `check_clips` adds."""
@@ -21,11 +21,7 @@ def with_equal_columns(datasets: list[Dataset]) -> list[Dataset]:
     Raises `UserError` for audio that isn't files.
     """
     for dataset in datasets:
-        if not isinstance(dataset.features["audio"], Audio):
-            raise UserError(
-                f"the audio of {dataset[0]['clip']} and the clips with it is arrays of samples, which can't be mixed "
-                "with other speech: save it as audio files (soundfile.write), and give their paths"
-            )
+        refuse_arrays(dataset.features["audio"], dataset[0]["clip"], "mixed with other speech")
     first, *others = (dataset.features for dataset in datasets)
     common = {name: kind for name, kind in first.items() if all(other.get(name) == kind for other in others)}
     wanted = Features(common | COLUMNS | CHECKED)

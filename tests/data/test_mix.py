@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from askd_hf.data import (
     to_stream,
     with_negatives,
 )
+from askd_hf.data.columns import AUDIO_FILE
 from askd_hf.data.languages import with_language, without_language
 from askd_hf.data.negatives import negatives_from
 from askd_hf.errors import UserError
@@ -115,10 +117,10 @@ def test_no_audio_is_copied(tmp_path, two, weights):
 def test_arrays_of_samples_are_not_mixed_or_streamed(two):
     array = {"array": [0.1, 0.2], "sampling_rate": 16_000}
     arrays = two[1].remove_columns("audio").add_column("audio", [array] * 4)
-    with pytest.raises(UserError, match=r"audio/0\.wav and the clips with it is arrays .* save it as audio files"):
+    with pytest.raises(UserError, match=r"audio/0\.wav: audio as arrays .* mixed with other speech; save it"):
         mix([two[0], arrays], [], seed=0)
     assert mix([arrays], [], seed=0) is arrays
-    with pytest.raises(UserError, match="can't be streamed: leave out --streaming"):
+    with pytest.raises(UserError, match="can't be streamed; save it as audio files"):
         to_stream(arrays)
 
 
@@ -197,10 +199,16 @@ def test_what_is_streamed_is_what_is_loaded(tmp_path, layout, english):
         folder = target if layout == "parquet" else tmp_path / "hub"
     expected = load_speech(str(folder), None, "train")
     streamed = load_speech(str(folder), None, "train", streaming=True)
+    assert set(streamed.column_names) == set(expected.column_names)
+    assert streamed.features == expected.features | {"audio": AUDIO_FILE}
+    assert list(as_stream(streamed).column_names) == COLUMNS
     spoken = without_language(with_language(streamed, "fr", None)) if english else with_language(streamed, "fr", None)
     rows = list(as_stream(clean_texts(spoken, "auto", "speech")))
     assert [row["text"] for row in rows] == ["x y", "y", "z"]
-    assert [row["clip"] for row in rows] == expected["clip"][:]
+    if layout in ("audiofolder", "saved"):
+        assert [row["clip"] for row in rows] == expected["clip"][:]
+    else:
+        assert all(re.fullmatch("train-[0-9a-f]{12}", row["clip"]) for row in rows)
     assert [row["audio"] for row in rows] == expected["audio"][:]
     assert {row["language"] for row in rows} == {None if english else "fr"} and {row["prompt"] for row in rows} == {
         None
