@@ -65,7 +65,7 @@ def with_features(dataset: Dataset, wanted: Features) -> Dataset:
     Columns of another type are cast, which pyarrow does without a look at the others; it raises `pa.ArrowInvalid` or
     `pa.ArrowNotImplementedError` for what can't be.
     """
-    # all rows that are stored, those that a `select` has left out as well
+    # all stored rows, those that a `select` has left out as well: its mapping of indices comes back at the end
     stored = Dataset(dataset.data, dataset.info, fingerprint=dataset._fingerprint)
     for name, feature in wanted.items():
         if stored.features.get(name) == feature:

@@ -72,7 +72,7 @@ def load_speech(
         text_required: False: where no such column is there `text` is None.
         num_proc: processes that prepare a Hub dataset.
         streaming: read row by row what would have to be downloaded or converted as a whole: an `IterableDataset`.
-            Of such a split there are no slices.
+            Of such a split there are no slices, and of audio files beside a `metadata.csv` on the Hub no stream.
 
     Returns:
         `audio`: `{"path", "bytes"}`, not decoded; `text`: string or None; `clip`: the name of the clip in messages,

@@ -235,3 +235,6 @@ def test_a_stream_has_no_slices(tmp_path):
         load_speech(str(tmp_path / "x.parquet"), None, "train[:1]", streaming=True)
     both = load_speech(str(folder), None, "train[:1]+train[1:]", streaming=True)
     assert [row["text"] for row in both] == ["x", "y"]
+    assert set(both.take(1).column_names) == {"audio", "text", "clip", "speaker"}
+    added = load_speech(str(tmp_path / "x.parquet"), None, "train+train", streaming=True)
+    assert set(added.take(1).column_names) == {"audio", "text", "clip", "speaker"}
