@@ -4,7 +4,8 @@ Whisper's input embedding and output projection are one matrix, a row a token. W
 student's tokens the teacher reads and predicts the student's token ids, and all else is as with a teacher of the same
 vocabulary. large-v3, for one, has one language more than the models before it, and all tokens behind it moved.
 
-Tokens are partners if their texts are the same. What has no partner:
+Tokens are partners if their texts are the same; timestamps, to which many tokenizers give no texts, if their places
+behind `<|notimestamps|>` are. What has no partner:
 
 - of the teacher: it can't be predicted any more, and its probability goes to all other tokens in proportion, as the
   softmax is over the student's tokens. For large-v3 that is `<|yue|>` alone, which in transcripts has next to none.
@@ -19,11 +20,13 @@ import torch
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
+from .data.labels import SECONDS_A_POSITION, token_id
 from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 10
+TIMESTAMPS = 1501  # from 0 to 30 seconds
 
 
 def token_partners(teacher: WhisperTokenizer, student: WhisperTokenizer) -> Tensor:
@@ -43,6 +46,18 @@ def token_partners(teacher: WhisperTokenizer, student: WhisperTokenizer) -> Tens
     for token, i in student.get_vocab().items():
         partners[i] = ids.get(token, -1)
     return partners
+
+
+def timestamp_ids(tokenizer: WhisperTokenizer, vocab_size: int) -> range:
+    """The ids of `<|0.00|>`, `<|0.02|>`, ... `<|30.00|>`, as far as the vocabulary has them.
+
+    Raises `UserError` without `<|notimestamps|>`, which they follow (as in `data.labels.segment_ids`).
+    """
+    first = token_id(tokenizer, "<|notimestamps|>") + 1
+    names = {i: token for token, i in tokenizer.get_vocab().items()}
+    ids = range(first, min(first + TIMESTAMPS, vocab_size))
+    others = (i for i in ids if names.get(i) not in (None, f"<|{(i - first) * SECONDS_A_POSITION:.2f}|>"))
+    return range(first, next(others, ids.stop))
 
 
 def _pieces(tokenizer: WhisperTokenizer) -> tuple[set[str], list]:
@@ -68,10 +83,14 @@ def with_vocabulary_of(
     """
     partners = token_partners(teacher_tokenizer, student_tokenizer)
     size = student.vocab_size
-    if size == teacher.config.vocab_size and student_tokenizer.get_vocab() == teacher_tokenizer.get_vocab():
-        return teacher
-    # rows beyond the tokenizer's tokens, if there are, stand for nothing
+    # rows that stand for nothing, if there are, have no partners
     partners = torch.cat([partners, partners.new_full((max(size - len(partners), 0),), -1)])[:size]
+    theirs = timestamp_ids(teacher_tokenizer, teacher.config.vocab_size)
+    for i, partner in zip(timestamp_ids(student_tokenizer, size), theirs, strict=False):
+        partners[i] = partner
+    named = {*student_tokenizer.get_vocab().values(), *teacher_tokenizer.get_vocab().values()}
+    if size == teacher.config.vocab_size and all(partners[i] == i for i in named if i < size):
+        return teacher
     names = student_tokenizer.convert_ids_to_tokens(range(len(student_tokenizer)))
     lacking = [names[i] for i in student_tokenizer.prefix_tokens if partners[i] < 0]
     if lacking:

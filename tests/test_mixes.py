@@ -279,7 +279,7 @@ def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_p
     heard = transcribe(dict(clip), return_timestamps=True)
     expected = [(segment["start"], segment["end"], segment["text"]) for segment in row["segments"]]
     assert [(*chunk["timestamp"], chunk["text"].strip()) for chunk in heard["chunks"]] == [
-        (start, pytest.approx(end, abs=0.011), text) for start, end, text in expected
+        (pytest.approx(start, abs=0.011), pytest.approx(end, abs=0.011), text) for start, end, text in expected
     ]
     assert heard["text"].split() == [text for *_, text in expected]
     assert transcribe(dict(clip))["text"].strip() == row["text"]

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MULTILINGUAL, ROOT, make_processor, make_tokenizer, make_trainer, make_whisper
+from conftest import MULTILINGUAL, ROOT, SPECIAL, Clips, make_processor, make_tokenizer, make_trainer, make_whisper
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from askd_hf.data import decode_audio, load_speech
+from askd_hf.data.labels import example
 from askd_hf.errors import UserError
 from askd_hf.student import init_student, load_whisper
-from askd_hf.vocabulary import token_partners, with_vocabulary_of
+from askd_hf.vocabulary import timestamp_ids, token_partners, with_vocabulary_of
 
 ENGLISH_ONLY = make_processor().tokenizer
 
@@ -140,6 +141,88 @@ def test_another_way_to_split_text_is_refused_with_advice():
     other = WhisperTokenizer(vocab=vocab, merges=[("a", "b")], unk_token="<|endoftext|>", pad_token="<|endoftext|>")
     with pytest.raises(UserError, match=r"split text into different tokens.*pseudo_label"):
         token_partners(other, ENGLISH_ONLY)
+
+
+# ---- timestamps ----
+
+TIMES = [f"<|{i * 0.02:.2f}|>" for i in range(51)]
+
+
+def with_timestamps(languages: tuple[str, ...], named: bool) -> WhisperProcessor:
+    """With names for the 51 timestamps of a window of one second, or without."""
+    processor = make_processor(languages)
+    if named:
+        processor.tokenizer.add_tokens(TIMES, special_tokens=True)
+    return processor
+
+
+def timed_whisper(processor: WhisperProcessor, seed: int):
+    first = processor.tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1
+    return make_whisper(processor, seed=seed, vocab_size=first + 51)
+
+
+def timed_clips(student, tokenizer: WhisperTokenizer) -> list[dict]:
+    texts = ("ab", "cde", "f", "gh")
+    labels = [
+        example(
+            tokenizer,
+            {"text": text, "segments": [{"start": 0.02 * i, "end": 0.6 + 0.1 * i, "text": text}]},
+            timestamps=True,
+            max_tokens=32,
+            max_positions=50,
+        ).labels
+        for i, text in enumerate(texts)
+    ]
+    first = tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1
+    assert [first + 2, first + 40] == [i for i in labels[2] if i >= first]
+    rows = list(Clips(student.config, clips=4))
+    return [row | {"labels": torch.tensor(ids)} for row, ids in zip(rows, labels, strict=True)]
+
+
+@pytest.mark.parametrize("named_by_student", [False, True])
+@pytest.mark.parametrize("named_by_teacher", [False, True])
+def test_timestamps_are_partners_by_their_place(tmp_path, caplog, named_by_student, named_by_teacher):
+    ours = with_timestamps(MULTILINGUAL[:1], named_by_student)
+    theirs = with_timestamps(MULTILINGUAL[:2], named_by_teacher)
+    plain, student = timed_whisper(ours, seed=0), init_student(timed_whisper(ours, seed=5), decoder_layers=2)
+    # the same teacher with a language more
+    strange = timed_whisper(theirs, seed=0)
+    more = theirs.tokenizer.convert_tokens_to_ids("<|zh|>")
+    rows = plain.model.decoder.embed_tokens.weight.data
+    weights = plain.state_dict()
+    weights["model.decoder.embed_tokens.weight"] = torch.cat([rows[:more], torch.randn(1, 16), rows[more:]])
+    weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
+    strange.load_state_dict(weights)
+
+    adapted = with_vocabulary_of(student.config, ours.tokenizer, strange, theirs.tokenizer)
+    assert "1 of its tokens aren't the student's, 0 of the student's aren't the teacher's" in caplog.text
+    losses = []
+    for i, teacher in enumerate((plain, adapted)):
+        trainer = make_trainer(tmp_path / str(i), teacher, student, preset="kd", max_steps=4)
+        trainer.train_dataset = timed_clips(student, ours.tokenizer)
+        trainer.train()
+        losses.append([row["teacher_loss"] for row in trainer.state.log_history if "teacher_loss" in row])
+        for name, weight in teacher.state_dict().items():
+            assert torch.equal(weight, plain.state_dict()[name]), name
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+@pytest.mark.parametrize("named_by_student", [False, True])
+def test_names_for_timestamps_alone_make_no_other_vocabulary(named_by_student):
+    ours = with_timestamps(MULTILINGUAL, named_by_student)
+    theirs = with_timestamps(MULTILINGUAL, not named_by_student)
+    teacher, student = timed_whisper(theirs, seed=0), timed_whisper(ours, seed=5)
+    assert with_vocabulary_of(student.config, ours.tokenizer, teacher, theirs.tokenizer) is teacher
+
+
+def test_what_follows_notimestamps_under_another_name_is_no_timestamp():
+    ours = make_tokenizer("abcdefghijklmnopqrstuvwxyzĠ", [*SPECIAL, *TIMES[:2], "<|noise|>", "<|music|>"])
+    theirs = make_tokenizer("abcdefghijklmnopqrstuvwxyzĠ", [*SPECIAL, *TIMES[:2], "<|music|>", "<|noise|>"])
+    first = ours.convert_tokens_to_ids("<|0.00|>")
+    assert timestamp_ids(ours, 100) == range(first, first + 2)
+    assert timestamp_ids(ENGLISH_ONLY, 2000) == range(first, first + 1501)
+    assert timestamp_ids(ENGLISH_ONLY, first + 7) == range(first, first + 7)
+    assert token_partners(theirs, ours)[-2:].tolist() == [first + 3, first + 2]
 
 
 # ---- large-v3 and small ----

@@ -1,15 +1,20 @@
 """Speech with transcripts from wherever it lies, always with the columns `audio`, `text` and `clip`."""
 
 import functools
-from collections.abc import Iterable
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from datasets import (
     Audio,
+    ClassLabel,
     Dataset,
     DatasetBuilder,
     DatasetDict,
+    Features,
     IterableDataset,
     ReadInstruction,
     Value,
@@ -25,11 +30,22 @@ from huggingface_hub import constants, snapshot_download
 from ..errors import UserError
 from ..hub import hub_access, local_or_hub
 from .audiofolder import METADATA, audiofolder_splits, read_audiofolder
+from .columns import (
+    AUDIO_FILE,
+    COLUMNS,
+    SEGMENTS,
+    are_segments,
+    arrow_type,
+    is_text,
+    refuse_arrays,
+    with_features,
+)
 from .text import replace_column
 
+logger = logging.getLogger(__name__)
+
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "normalized_text")
-# as `Audio(decode=False)` has it; in a stream `datasets` would encode that again, for which it needs torchcodec
-AUDIO_FILE = {"bytes": Value("binary"), "path": Value("string")}
+CLIP_DIGEST_SIZE = 6  # bytes: among a million clips two are called the same with a probability of 0.2 %
 FORMATS = "a directory with metadata.csv, a directory saved by `datasets`, parquet files, or a Hub id"
 
 
@@ -57,12 +73,14 @@ def load_speech(
         text_required: False: where no such column is there `text` is None.
         num_proc: processes that prepare a Hub dataset.
         streaming: read row by row what would have to be downloaded or converted as a whole: an `IterableDataset`.
-            Of such a split there are no slices.
+            Of such a split there are no slices, and of audio files beside a `metadata.csv` on the Hub no stream.
 
     Returns:
         `audio`: `{"path", "bytes"}`, not decoded; `text`: string or None; `clip`: the name of the clip in messages,
-        its path or `split[row]`, unless there is such a column of strings; and the other columns. A column `text` or
-        `audio` that isn't the chosen one is dropped.
+        its path or `split[row]`, unless there is such a column of strings; and the other columns. In a stream a clip
+        without a path is `split-` and a hash of its bytes, as rows have no numbers there. `language`, `task`, `prompt`
+        and `segments` are as in `COLUMNS`: segments lose other fields, and a column that can't be so is dropped with
+        a warning. A column `text` or `audio` that isn't the chosen one is dropped, and so is `draw`.
 
     Raises:
         UserError: no such dataset, configuration, split or column; or the Hub can't be reached.
@@ -84,7 +102,8 @@ def load_speech(
 
 def to_stream(dataset: Dataset) -> IterableDataset:
     """The rows of a dataset of `load_speech` one after another."""
-    return dataset.cast_column("audio", AUDIO_FILE).to_iterable_dataset()
+    refuse_arrays(dataset.features["audio"], dataset[0]["clip"], "streamed")
+    return dataset.to_iterable_dataset().cast_column("audio", AUDIO_FILE)
 
 
 def _slice(dataset: Dataset, part: str, base: str) -> Dataset:
@@ -143,6 +162,11 @@ def _load_built(
         return load_dataset(name, config, split=split)
     files = {str(key): value for key, value in builder.config.data_files.items()}
     wanted = _pick(name, split, files)
+    if builder.name == "audiofolder" and builder.repo_id is not None and streaming:
+        raise UserError(
+            f"{name}: audio files beside a metadata.csv have to be downloaded before they are read: leave out "
+            "--streaming, or upload the dataset as parquet (datasets.Dataset.push_to_hub)"
+        )
     if builder.name == "audiofolder":
         return _load_hub_audiofolder(name, builder, wanted)
     if builder.name not in ("parquet", "arrow"):
@@ -192,11 +216,13 @@ def _canonical(
                 f"{name}: {'no column found' if column is None else f'no column {column!r}'} for {what}; the columns "
                 f"are {', '.join(dataset.column_names)}. Name one with {option}"
             )
+    # first of all: to rename a column of a stream `datasets` would encode its audio
+    dataset = _with_audio(dataset, name, audio_column)
     for column, canonical in ((audio_column, "audio"), (text_column, "text")):
         if column != canonical:
             dataset = dataset.remove_columns([c for c in dataset.column_names if c == canonical])
             dataset = dataset.rename_column(column, canonical)
-    return _with_clip(_with_text(_with_audio(dataset, name), name), split)
+    return _with_types(_without_foreign(_with_text(dataset, name), name), split)
 
 
 def _find_audio(dataset: Dataset | IterableDataset) -> str | None:
@@ -206,35 +232,83 @@ def _find_audio(dataset: Dataset | IterableDataset) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _with_audio(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
-    feature = dataset.features["audio"]
-    if isinstance(feature, dict) and "array" in feature:
+def _with_audio(dataset: Dataset | IterableDataset, name: str, chosen: str) -> Dataset | IterableDataset:
+    """The dataset with all its columns of audio as files: to decode them `datasets` would need torchcodec."""
+    if isinstance(dataset.features[chosen], dict) and "array" in dataset.features[chosen]:
+        if isinstance(dataset, IterableDataset):
+            refuse_arrays(dataset.features[chosen], name, "streamed")
         return dataset
-    try:
-        dataset = dataset.cast_column("audio", Audio(decode=False))  # decoding it there would need torchcodec
-        return dataset.cast_column("audio", AUDIO_FILE) if isinstance(dataset, IterableDataset) else dataset
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError):
-        raise UserError(f"{name}: the audio column holds {feature}, not audio. Name another: --audio_column") from None
+    for column, feature in dataset.features.items():
+        if column != chosen and not isinstance(feature, Audio):
+            continue
+        try:
+            dataset = dataset.cast_column(column, Audio(decode=False))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError):
+            raise UserError(
+                f"{name}: the audio column holds {feature}, not audio. Name another: --audio_column"
+            ) from None
+        if isinstance(dataset, IterableDataset):
+            dataset = dataset.cast_column(column, AUDIO_FILE)
+    return dataset
 
 
 def _with_text(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
     feature = dataset.features["text"]
-    if not isinstance(feature, Value):
-        raise UserError(f"{name}: the transcript column holds {feature}, not text. Name another: --text_column")
-    return dataset if feature.dtype == "string" else dataset.cast_column("text", Value("string"))
+    try:
+        if isinstance(feature, Value) and isinstance(dataset, IterableDataset):
+            return dataset.cast_column("text", Value("string"))
+        if isinstance(feature, Value):
+            return with_features(dataset, Features(dataset.features | {"text": Value("string")}))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # not text: bytes, for one
+        pass
+    raise UserError(f"{name}: the transcript column holds {feature}, not text. Name another: --text_column")
 
 
-def _with_clip(dataset: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
-    if "clip" in dataset.column_names and dataset.features["clip"] == Value("string"):
-        return dataset
+def _without_foreign(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+    """The dataset without columns that are called as `COLUMNS` and hold something else."""
+    foreign = []
+    for column in ("language", "task", "prompt", "segments"):
+        feature = dataset.features.get(column)
+        if feature is None or (are_segments(feature) if column == "segments" else is_text(feature)):
+            continue
+        if column in ("language", "task") and isinstance(feature, ClassLabel):  # names all the same
+            continue
+        foreign.append(column)
+        wanted = "a list of {start, end, text}" if column == "segments" else "text"
+        logger.warning("%s: the column %r is left out: it holds %s, not %s", name, column, feature, wanted)
+    # `draw` is what training draws a clip's chances from
+    return dataset.remove_columns([c for c in dataset.column_names if c in (*foreign, "draw")])
+
+
+def _with_types(dataset: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
+    """The dataset with a column `clip`, and with the types of `COLUMNS`."""
+    given = dataset.features
+    named = given.get("clip") == Value("string")
+    optional = [name for name in ("language", "task", "prompt", "segments") if name in given]
+    typed = {name: COLUMNS[name] for name in optional if not isinstance(given[name], ClassLabel)}
     if isinstance(dataset, IterableDataset):
-        return dataset.map(functools.partial(_clip_name, split=split), with_indices=True)
+        features = Features(given | typed | {"clip": Value("string")})
+        return dataset.map(functools.partial(_typed_row, split=None if named else split), features=features)
+    dataset = with_features(dataset, Features(given | typed))
+    return dataset if named else replace_column(dataset, "clip", _clip_names(dataset, split))
+
+
+def _clip_names(dataset: Dataset, split: str) -> list[str]:
     paths = [None] * len(dataset)
     if isinstance(dataset.features["audio"], Audio):
         # flattened, so that only the paths are read and not gigabytes of audio
         paths = dataset.select_columns("audio").flatten()["audio.path"]
-    return replace_column(dataset, "clip", [path or f"{split}[{row}]" for row, path in enumerate(paths)])
+    return [path or f"{split}[{row}]" for row, path in enumerate(paths)]
 
 
-def _clip_name(row: dict, number: int, split: str) -> dict[str, str]:
-    return {"clip": row["audio"].get("path") or f"{split}[{number}]"}
+def _typed_row(row: Mapping[str, Any], split: str | None) -> dict[str, Any]:
+    """What `_with_types` changes in a row of a stream; `split` is None where the clips have names."""
+    changed = {}
+    if split is not None:
+        audio = row["audio"] or {}
+        # a row's number depends on the order of the files, which `shuffle` changes
+        digest = hashlib.blake2b(audio.get("bytes") or b"", digest_size=CLIP_DIGEST_SIZE).hexdigest()
+        changed["clip"] = audio.get("path") or f"{split}-{digest}"
+    if row.get("segments") is not None:
+        changed["segments"] = pa.array([row["segments"]]).cast(arrow_type(SEGMENTS))[0].as_py()
+    return changed

@@ -5,49 +5,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from datasets import (
-    Audio,
-    Dataset,
-    Features,
-    IterableDataset,
-    List,
-    Value,
-    concatenate_datasets,
-    interleave_datasets,
-)
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
 
 from ..errors import UserError
-from .loading import AUDIO_FILE
-from .text import replace_column
+from .columns import AUDIO_FILE, COLUMNS, refuse_arrays, with_features
 
-SEGMENT = {"start": Value("float32"), "end": Value("float32"), "text": Value("string")}
-COLUMNS = Features(
-    audio=Audio(decode=False),
-    text=Value("string"),
-    clip=Value("string"),
-    language=Value("string"),
-    task=Value("string"),
-    segments=List(SEGMENT),
-    prompt=Value("string"),
-    negative=Value("bool"),
-)
-"""What a row of speech may have, for training. None where it doesn't apply."""
 CHECKED = Features(seconds=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))
 """What `check_clips` adds."""
 STREAMED = Features(COLUMNS | {"audio": AUDIO_FILE})
 
 
 def with_equal_columns(datasets: list[Dataset]) -> list[Dataset]:
-    """Checked datasets with `COLUMNS`, `CHECKED`, and what else all of them have."""
+    """Checked datasets with `COLUMNS`, `CHECKED`, and what else all of them have. No audio is copied.
+
+    Raises `UserError` for audio that isn't files.
+    """
+    for dataset in datasets:
+        refuse_arrays(dataset.features["audio"], dataset[0]["clip"], "mixed with other speech")
     first, *others = (dataset.features for dataset in datasets)
     common = {name: kind for name, kind in first.items() if all(other.get(name) == kind for other in others)}
     wanted = Features(common | COLUMNS | CHECKED)
-    equal = []
-    for dataset in datasets:
-        for name in wanted.keys() - set(dataset.column_names):
-            dataset = replace_column(dataset, name, [None] * len(dataset))
-        equal.append(dataset.select_columns(list(wanted)).cast(wanted))
-    return equal
+    return [with_features(dataset, wanted) for dataset in datasets]
 
 
 def as_stream(dataset: IterableDataset) -> IterableDataset:

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Audio, DatasetDict
@@ -253,12 +254,49 @@ def test_audio_is_found_by_its_type_and_the_chosen_text_wins(folder, tmp_path):
     assert len(decode_audio(got[0]["audio"])) == len(tone())
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_column_of_audio_is_not_decoded(folder, tmp_path, streaming):
+    dataset = embedded(folder).cast_column("audio", Audio(decode=False))
+    noisy = dataset.add_column("noisy", dataset["audio"][:], feature=Audio())
+    noisy.to_parquet(tmp_path / "a.parquet")
+    rows = list(load_speech(str(tmp_path / "a.parquet"), None, "train", streaming=streaming))
+    assert [row["noisy"] for row in rows] == [row["audio"] for row in rows]
+
+
 def test_clips_without_a_path_are_named_by_split_and_row(folder, tmp_path):
     dataset = embedded(folder).cast_column("audio", Audio(decode=False))
     nameless = dataset.map(lambda row: {"audio": {"bytes": row["audio"]["bytes"], "path": None}})
     write_parquet(nameless, tmp_path / "a.parquet")
     got = load_speech(str(tmp_path / "a.parquet"), None, "train[6:]")
     assert got["clip"][:] == ["train[6]", "train[7]"]
+
+
+def test_clips_of_streams_have_names_of_their_own_whatever_the_order(folder, tmp_path):
+    dataset = embedded(folder).cast_column("audio", Audio(decode=False))
+    nameless = dataset.map(lambda row: {"audio": {"bytes": row["audio"]["bytes"], "path": None}})
+    for i in range(4):
+        write_parquet(
+            nameless.select([2 * i, 2 * i + 1]), tmp_path / "copy" / "data" / f"train-0000{i}-of-00004.parquet"
+        )
+    stream = load_speech(str(tmp_path / "copy"), None, "train", streaming=True)
+    names = {row["text"]: row["clip"] for row in stream}
+    assert list(names) == TRAPS and len(set(names.values())) == len(TRAPS)
+    shuffled = [row for epoch in range(3) for row in stream.shuffle(seed=epoch, buffer_size=2)]
+    assert [row["text"] for row in shuffled] != TRAPS * 3
+    assert all(row["clip"] == names[row["text"]] for row in shuffled)
+
+
+def test_an_audiofolder_on_the_hub_is_not_streamed(monkeypatch):
+    built = SimpleNamespace(
+        name="audiofolder",
+        repo_id="a/speech",
+        base_path="hf://datasets/a/speech@main",
+        config=SimpleNamespace(data_files={"train": ["hf://datasets/a/speech@main/train/metadata.csv"]}),
+    )
+    monkeypatch.setattr("askd_hf.data.loading.load_dataset_builder", lambda *_: built)
+    monkeypatch.setattr("askd_hf.data.loading.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(UserError, match=r"a/speech: audio files beside a metadata\.csv .* leave out --streaming"):
+        load_speech("a/speech", None, "train", streaming=True)
 
 
 def test_directories_without_speech(tmp_path):

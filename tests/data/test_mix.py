@@ -2,11 +2,12 @@
 
 import itertools
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Audio, Dataset
 from speech_files import audiofolder
 
 from askd_hf.data import (
@@ -22,6 +23,7 @@ from askd_hf.data import (
     to_stream,
     with_negatives,
 )
+from askd_hf.data.columns import AUDIO_FILE
 from askd_hf.data.languages import with_language, without_language
 from askd_hf.data.negatives import negatives_from
 from askd_hf.errors import UserError
@@ -73,6 +75,53 @@ def test_negatives_are_their_share(two):
     mixed = with_negatives(two[0], silence, 0.4, seed=0)
     assert mixed["text"][:] == [*two[0]["text"][:], *[""] * 8]  # 8 of 20
     assert Counter(mixed["clip"][12:]) == dict.fromkeys(two[1]["clip"][:], 2)
+
+
+def saved_with_audio_inside(folder, clips: int) -> Dataset:
+    """As `audiofolder`, but saved by `datasets` with the files' bytes; the second clip isn't audio."""
+    dataset = load_speech(str(audiofolder(folder / "files", [f"t {i}" for i in range(clips)])), None, "train")
+    audio = [{"bytes": Path(row["audio"]["path"]).read_bytes(), "path": None} for row in dataset]
+    audio[1]["bytes"] = b"broken"
+    texts = Dataset.from_dict({"text": dataset["text"][:], "prompt": ["before"] * clips})
+    texts.add_column("audio", audio, feature=Audio(decode=False)).save_to_disk(folder / "saved")
+    return load_speech(str(folder / "saved"), None, "train")
+
+
+def audio_addresses(dataset: Dataset) -> set[int]:
+    """Where the bytes of the clips lie in memory, or in the mapped file."""
+    return {chunk.field("bytes").buffers()[2].address for chunk in dataset.data.column("audio").chunks} - {0}
+
+
+@pytest.mark.parametrize("weights", [[], [1.0, 2.0]])
+def test_no_audio_is_copied(tmp_path, two, weights):
+    loaded = saved_with_audio_inside(tmp_path / "c", 6)
+    limits = Limits(1.0, empty_text=True)
+    saved, silence = (
+        check_clips(dataset, lambda row: list(row["text"]), limits, on_bad_audio="skip")
+        for dataset in (loaded, negatives_from(loaded))
+    )
+    assert saved["text"][:] == ["t 0", "t 2", "t 3", "t 4", "t 5"]  # by a mapping of indices
+    files = sorted(tmp_path.rglob("*"))
+    mixed = with_negatives(mix([two[1], saved], weights, seed=0), silence, 0.3, seed=0)
+    assert audio_addresses(loaded) <= audio_addresses(mixed)
+    assert sorted(tmp_path.rglob("*")) == files
+    assert len({row["text"] for row in mixed}) == 4 + 5 + 1
+    originals = {row["clip"]: row | {"segments": None, "language": None} for part in (two[1], saved) for row in part}
+    for row in mixed:
+        expected = originals[row["clip"]]
+        if row["text"] == "":
+            expected |= {"text": "", "prompt": None, "label_tokens": 0, "negative": True}
+        assert {name: expected.get(name) for name in row} == row
+
+
+def test_arrays_of_samples_are_not_mixed_or_streamed(two):
+    array = {"array": [0.1, 0.2], "sampling_rate": 16_000}
+    arrays = two[1].remove_columns("audio").add_column("audio", [array] * 4)
+    with pytest.raises(UserError, match=r"audio/0\.wav: audio as arrays .* mixed with other speech; save it"):
+        mix([two[0], arrays], [], seed=0)
+    assert mix([arrays], [], seed=0) is arrays
+    with pytest.raises(UserError, match="can't be streamed; save it as audio files"):
+        to_stream(arrays)
 
 
 # ---- streams ----
@@ -150,10 +199,16 @@ def test_what_is_streamed_is_what_is_loaded(tmp_path, layout, english):
         folder = target if layout == "parquet" else tmp_path / "hub"
     expected = load_speech(str(folder), None, "train")
     streamed = load_speech(str(folder), None, "train", streaming=True)
+    assert set(streamed.column_names) == set(expected.column_names)
+    assert streamed.features == expected.features | {"audio": AUDIO_FILE}
+    assert list(as_stream(streamed).column_names) == COLUMNS
     spoken = without_language(with_language(streamed, "fr", None)) if english else with_language(streamed, "fr", None)
     rows = list(as_stream(clean_texts(spoken, "auto", "speech")))
     assert [row["text"] for row in rows] == ["x y", "y", "z"]
-    assert [row["clip"] for row in rows] == expected["clip"][:]
+    if layout in ("audiofolder", "saved"):
+        assert [row["clip"] for row in rows] == expected["clip"][:]
+    else:
+        assert all(re.fullmatch("train-[0-9a-f]{12}", row["clip"]) for row in rows)
     assert [row["audio"] for row in rows] == expected["audio"][:]
     assert {row["language"] for row in rows} == {None if english else "fr"} and {row["prompt"] for row in rows} == {
         None
@@ -180,6 +235,9 @@ def test_a_stream_has_no_slices(tmp_path):
         load_speech(str(tmp_path / "x.parquet"), None, "train[:1]", streaming=True)
     both = load_speech(str(folder), None, "train[:1]+train[1:]", streaming=True)
     assert [row["text"] for row in both] == ["x", "y"]
+    assert set(both.take(1).column_names) == {"audio", "text", "clip", "speaker"}
+    added = load_speech(str(tmp_path / "x.parquet"), None, "train+train", streaming=True)
+    assert set(added.take(1).column_names) == {"audio", "text", "clip", "speaker"}
 
 
 @pytest.mark.parametrize("stream", [False, True])
