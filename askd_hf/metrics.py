@@ -10,10 +10,11 @@ from transformers import EvalPrediction, WhisperProcessor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from .data.labels import UNSPACED
 from .data.languages import language_code
 from .evaluate_library import Metric, MetricInfo
 
-UNSPACED = ("zh", "ja", "th", "lo", "my", "km", "yue")  # words aren't between spaces: scored by letter, as OpenAI does
+# where words aren't between spaces they are scored by letter, as OpenAI does
 BY_LETTER = "basic, by letter"
 Normalizer = Literal["auto", "english", "basic", "none"]
 

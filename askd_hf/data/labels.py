@@ -16,6 +16,7 @@ from ..errors import UserError
 
 IGNORED = -100
 TASKS = ("transcribe", "translate")
+UNSPACED = ("zh", "ja", "th", "lo", "my", "km", "yue")  # languages whose words aren't between spaces
 SECONDS_A_POSITION = 0.02  # of the encoder's output, and from one timestamp token to the next
 
 
@@ -68,13 +69,18 @@ def text_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
 
 
 def segment_ids(
-    tokenizer: WhisperTokenizer, segments: list[Mapping[str, Any]], last_position: int, time_factor: float = 1.0
+    tokenizer: WhisperTokenizer,
+    segments: list[Mapping[str, Any]],
+    last_position: int,
+    time_factor: float = 1.0,
+    space: str = " ",
 ) -> list[int]:
     """Segments, `{"start": seconds, "end": seconds, "text": str}` each, between their timestamps' tokens.
 
     Args:
         last_position: of the window, in steps of `SECONDS_A_POSITION`; what lies behind is put there.
         time_factor: of the clip's length now and then, if its speed was changed.
+        space: that Whisper writes in front of every segment, so that the texts can be joined.
     """
     # timestamps have no entries in most tokenizers: they follow this token
     first = token_id(tokenizer, "<|notimestamps|>") + 1
@@ -84,8 +90,7 @@ def segment_ids(
             first + min(round(segment[at] * time_factor / SECONDS_A_POSITION), last_position)
             for at in ("start", "end")
         )
-        # with the space that Whisper writes in front of every segment, so that the texts can be joined
-        ids += [start, *text_ids(tokenizer, f" {segment['text'].strip()}"), end]
+        ids += [start, *text_ids(tokenizer, f"{space}{segment['text'].strip()}"), end]
     return ids
 
 
@@ -135,7 +140,9 @@ def example(
 
     transcript = transcript_of(text_ids(tokenizer, row["text"]), with_times=False)
     if timestamps and row.get("segments"):
-        timed = transcript_of(segment_ids(tokenizer, row["segments"], max_positions, time_factor), with_times=True)
+        space = "" if row.get("language") in UNSPACED and row.get("task") != "translate" else " "
+        said = segment_ids(tokenizer, row["segments"], max_positions, time_factor, space)
+        timed = transcript_of(said, with_times=True)
         if len(timed) - 1 <= max_tokens:  # two tokens a segment more can be too many
             transcript = timed
     room = min(max_tokens // 2, max_tokens - len(transcript) + 1) if prompt else 0

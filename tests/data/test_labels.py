@@ -81,7 +81,9 @@ def test_timestamps_stand_around_every_segment(english, multilingual):
     )
     assert "notimestamps a b Ġ c" in tokens(english, row)[0]
     spoken = row | {"language": "zh", "task": "transcribe"}
-    assert tokens(multilingual, spoken, timestamps=True)[1].startswith("zh transcribe 0.00 Ġ a b 0.30 ")
+    assert tokens(multilingual, spoken, timestamps=True)[1].startswith("zh transcribe 0.00 a b 0.30 0.34 c ")
+    english_text = spoken | {"task": "translate"}
+    assert tokens(multilingual, english_text, timestamps=True)[1].startswith("zh translate 0.00 Ġ a b 0.30 ")
     assert tokens(english, {"text": "ab", "segments": None}, timestamps=True)[1] == "notimestamps a b endoftext"
     assert tokens(english, row, timestamps=True, max_positions=20)[1].endswith("0.40 endoftext")  # the window's end
     slower = tokens(english, row, timestamps=True, time_factor=2.0)[1]
