@@ -1,7 +1,6 @@
 """`examples/pseudo_label.py` as a user runs it: real processes, killed and continued, pushed, trained on."""
 
 import csv
-import importlib.util
 import json
 import os
 import shutil
@@ -10,11 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_multilingual
+from conftest import ROOT, Ended, load_script, make_multilingual, run_here
 from datasets import Audio, Dataset, load_from_disk
 from tiny_teacher import incline_to_end, save_teacher, tone, write_clips
 from transformers import WhisperForConditionalGeneration
@@ -34,34 +32,17 @@ SECONDS = [0.3, 0.4, 0.25, 0.9, 0.5, 0.2, 0.35, 0.6]
 SPEAKERS = ["a", "a", "a", "a", "b", "b", "b", "a"]
 
 
-class Run(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("pseudo_label_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    return load_script(SCRIPT)
 
 
 @pytest.fixture
 def label(script, teacher_dir, monkeypatch, capfd):
     """The script's `main()` in this process, on the CPU."""
 
-    def run(*arguments, teacher=teacher_dir) -> Run:
-        command = [SCRIPT.name, "--teacher", teacher, "--device", "cpu", *arguments]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-        status = 0
-        try:
-            with script.exit_on_user_error():
-                script.main()
-        except SystemExit as stop:
-            status = stop.code
-        return Run(status, *capfd.readouterr())
+    def run(*arguments, teacher=teacher_dir) -> Ended:
+        return run_here(monkeypatch, capfd, "--teacher", teacher, "--device", "cpu", *arguments, script=script)
 
     return run
 
