@@ -194,9 +194,14 @@ def training_speech(
 
 def spoken_in(dataset: Dataset) -> list[tuple[str, str]]:
     """The pairs of language and task in the rows, sorted; none if the rows don't have them."""
+    return sorted(set(_spoken(dataset)))
+
+
+def _spoken(dataset: Dataset) -> list[tuple[str, str]]:
+    """Language and task of every row, if the rows have them."""
     if "language" not in dataset.column_names:
         return []
-    return sorted(set(zip(dataset["language"][:], dataset["task"][:], strict=True)))
+    return list(zip(dataset["language"][:], dataset["task"][:], strict=True))
 
 
 def _check_columns(mix_args: MixArguments, splits: list[Dataset | IterableDataset]) -> None:
@@ -216,8 +221,8 @@ def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConf
         raise UserError(
             f"--dataset_weights: {len(weights)} of them for {datasets} datasets (--unlabelled is the last)"
         )
-    names_of(data_args.train_sources())
-    names_of(data_args.eval_sources())
+    data_args.train_sources()  # they raise for options that have neither one value nor one for each dataset
+    data_args.eval_sources()
     if mix_args.streaming and config.max_steps <= 0:
         raise UserError("--streaming: nobody knows how long an epoch is; say how long to train with --max_steps")
     if mix_args.streaming and config.train_sampling_strategy == "group_by_length":
@@ -266,16 +271,21 @@ def evaluation_speech(
         split = without_soft_labels(load_split(source, data_args.max_eval_samples, data_args, multilingual))
         split = clean_texts(split, data_args.text_case, name)
         clips = check_split("evaluation", name, split, limits, data_args, config.output_dir, collator)
-        kinds = spoken_in(clips)
-        if not kinds:
-            found[name] = EvalSplit(source, clips, len(split) - len(clips))
-        pairs = [] if not kinds else list(zip(clips["language"][:], clips["task"][:], strict=True))
-        all_pairs = Counter() if not kinds else Counter(zip(split["language"][:], split["task"][:], strict=True))
-        for language, task in kinds:
-            rows = [row for row, pair in enumerate(pairs) if pair == (language, task)]
-            suffix = f"-{language}" + ("" if task == "transcribe" else f"-{task}") if len(kinds) > 1 else ""
-            skipped = all_pairs[language, task] - len(rows)
-            spoken = source._replace(language=language, task=task)
-            of_kind = clips.select(rows) if len(kinds) > 1 else clips
-            found[name + suffix] = EvalSplit(spoken, of_kind, skipped)
+        found |= _by_language(source, name, split, clips)
+    return found
+
+
+def _by_language(source: SpeechSource, name: str, split: Dataset, clips: Dataset) -> dict[str, EvalSplit]:
+    """The `clips` of a `split` that can be used, apart by language and task if there are several."""
+    kinds = spoken_in(clips)
+    if not kinds:
+        return {name: EvalSplit(source, clips, len(split) - len(clips))}
+    spoken, there_were = _spoken(clips), Counter(_spoken(split))
+    found = {}
+    for language, task in kinds:
+        rows = [row for row, pair in enumerate(spoken) if pair == (language, task)]
+        suffix = f"-{language}" + ("" if task == "transcribe" else f"-{task}") if len(kinds) > 1 else ""
+        of_kind = clips.select(rows) if len(kinds) > 1 else clips
+        of_source = source._replace(language=language, task=task)
+        found[name + suffix] = EvalSplit(of_source, of_kind, there_were[language, task] - len(rows))
     return found
