@@ -10,8 +10,7 @@ from transformers import EvalPrediction, WhisperProcessor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from .data.labels import UNSPACED
-from .data.languages import language_code
+from .data.languages import UNSPACED, language_code
 from .evaluate_library import Metric, MetricInfo
 
 # where words aren't between spaces they are scored by letter, as OpenAI does

@@ -5,6 +5,9 @@
 
 as Whisper was trained (Radford et al. 2022, section 2.3). Without timestamps <|notimestamps|> stands before the text;
 an English-only Whisper knows neither language nor task; <|startofprev|> is there only with a text before.
+
+Every text begins with a space, as Whisper writes it, except in languages without spaces (`text_ids`). " The" and "The"
+are different tokens: without the space teacher and label contradict each other at the first word of every clip.
 """
 
 from collections.abc import Mapping
@@ -13,10 +16,10 @@ from typing import Any, NamedTuple
 from transformers import WhisperTokenizer
 
 from ..errors import UserError
+from .languages import word_separator
 
 IGNORED = -100
 TASKS = ("transcribe", "translate")
-UNSPACED = ("zh", "ja", "th", "lo", "my", "km", "yue")  # languages whose words aren't between spaces
 SECONDS_A_POSITION = 0.02  # of the encoder's output, and from one timestamp token to the next
 
 
@@ -63,9 +66,19 @@ def token_id(tokenizer: WhisperTokenizer, token: str) -> int:
     return found
 
 
-def text_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
-    """The tokens of a text alone."""
-    return tokenizer(text, add_special_tokens=False).input_ids
+def text_ids(
+    tokenizer: WhisperTokenizer, text: str, language: str | None = None, task: str | None = None
+) -> list[int]:
+    """The tokens of a text as Whisper writes it: of a transcript, a segment or a prompt, with its leading space.
+
+    Args:
+        text: white space around it doesn't count. An empty text has no tokens.
+        language: a code such as "fr". None: the one that the tokenizer is set to, or English.
+        task: None: the one that the tokenizer is set to, or "transcribe".
+    """
+    text = text.strip()
+    separator = word_separator(language or tokenizer.language, task or tokenizer.task)
+    return tokenizer(f"{separator}{text}", add_special_tokens=False).input_ids if text else []
 
 
 def segment_ids(
@@ -73,14 +86,15 @@ def segment_ids(
     segments: list[Mapping[str, Any]],
     last_position: int,
     time_factor: float = 1.0,
-    space: str = " ",
+    language: str | None = None,
+    task: str | None = None,
 ) -> list[int]:
     """Segments, `{"start": seconds, "end": seconds, "text": str}` each, between their timestamps' tokens.
 
     Args:
         last_position: of the window, in steps of `SECONDS_A_POSITION`; what lies behind is put there.
         time_factor: of the clip's length now and then, if its speed was changed.
-        space: that Whisper writes in front of every segment, so that the texts can be joined.
+        language, task: as in `text_ids`.
     """
     # timestamps have no entries in most tokenizers: they follow this token
     first = token_id(tokenizer, "<|notimestamps|>") + 1
@@ -90,7 +104,7 @@ def segment_ids(
             first + min(round(segment[at] * time_factor / SECONDS_A_POSITION), last_position)
             for at in ("start", "end")
         )
-        ids += [start, *text_ids(tokenizer, f"{space}{segment['text'].strip()}"), end]
+        ids += [start, *text_ids(tokenizer, segment["text"], language, task), end]
     return ids
 
 
@@ -104,12 +118,16 @@ def wrong_times(segments: list[Mapping[str, Any]] | None, seconds: float) -> str
     return None
 
 
-def prompt_ids(tokenizer: WhisperTokenizer, prompt: str | None, room: int) -> list[int]:
-    """`<|startofprev|>` and the last tokens of the text before the clip: `room` at most. Nothing without a text."""
-    if room < 2 or not prompt or not prompt.strip():
-        return []
-    tokens = text_ids(tokenizer, f" {prompt.strip()}")
-    return [token_id(tokenizer, "<|startofprev|>"), *tokens[-(room - 1) :]]
+def prompt_ids(
+    tokenizer: WhisperTokenizer, prompt: str | None, room: int, language: str | None = None, task: str | None = None
+) -> list[int]:
+    """`<|startofprev|>` and the last tokens of the text before the clip: `room` at most. Nothing without a text.
+
+    Args:
+        language, task: as in `text_ids`.
+    """
+    tokens = text_ids(tokenizer, prompt or "", language, task)
+    return [token_id(tokenizer, "<|startofprev|>"), *tokens[-(room - 1) :]] if tokens and room >= 2 else []
 
 
 def example(
@@ -134,17 +152,18 @@ def example(
         time_factor: as in `segment_ids`.
     """
 
+    language, task = row.get("language"), row.get("task")
+
     def transcript_of(text: list[int], with_times: bool) -> list[int]:
-        prefix = prefix_ids(tokenizer, row.get("language"), row.get("task"), with_times)
+        prefix = prefix_ids(tokenizer, language, task, with_times)
         return [*prefix, *text, tokenizer.eos_token_id]
 
-    transcript = transcript_of(text_ids(tokenizer, row["text"]), with_times=False)
+    transcript = transcript_of(text_ids(tokenizer, row["text"], language, task), with_times=False)
     if timestamps and row.get("segments"):
-        space = "" if row.get("language") in UNSPACED and row.get("task") != "translate" else " "
-        said = segment_ids(tokenizer, row["segments"], max_positions, time_factor, space)
+        said = segment_ids(tokenizer, row["segments"], max_positions, time_factor, language, task)
         timed = transcript_of(said, with_times=True)
         if len(timed) - 1 <= max_tokens:  # two tokens a segment more can be too many
             transcript = timed
     room = min(max_tokens // 2, max_tokens - len(transcript) + 1) if prompt else 0
-    before = prompt_ids(tokenizer, row.get("prompt"), room)
+    before = prompt_ids(tokenizer, row.get("prompt"), room, language, task)
     return Example([*before, *transcript[:-1]], [IGNORED] * len(before) + transcript[1:])

@@ -14,11 +14,22 @@ from .text import replace_column
 logger = logging.getLogger(__name__)
 
 UNKNOWN = ""  # the language of a row that doesn't say it
+UNSPACED = ("zh", "ja", "th", "lo", "my", "km", "yue")  # languages that put no spaces between words
 
 
 def language_code(language: str | None) -> str | None:
     """`fr` for `French`; what isn't a name is a code already."""
     return language and TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+
+
+def word_separator(language: str | None, task: str | None = None) -> str:
+    """What Whisper writes before the first word of a text, and between two texts: a space, or nothing.
+
+    Args:
+        language: of the audio, a code or a name. None, as of an English-only model, counts as English.
+        task: "translate" makes the text English.
+    """
+    return "" if task != "translate" and language_code(language) in UNSPACED else " "
 
 
 def with_language(

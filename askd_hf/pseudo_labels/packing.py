@@ -17,12 +17,14 @@ from datasets import Audio, Dataset, Features, List, Value
 from transformers import WhisperTokenizer
 
 from ..data.audio import SAMPLING_RATE, waveform
+from ..data.labels import text_ids
+from ..data.languages import word_separator
 from ..errors import UserError
-from ..metrics import UNSPACED
 from .transcribe import RESOLUTION, in_seconds
 
 PACKING = "packing"  # the folder, removed at the end
 FRAME_TOKENS = 4  # of labels around their text: language, task, whether with timestamps, end of text
+TIMES_OF_SEGMENT = 2  # tokens: its start and its end
 # of the measures of several clips: that of their pack
 WORST = dict(avg_log_prob=min, compression_ratio=max, repetition=max, wer=max)
 
@@ -102,8 +104,11 @@ def pack(
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     folder.mkdir(parents=True)
     rows = list(clips.remove_columns("audio"))
-    tokens = [len(ids) for ids in tokenizer(clips["text"][:], add_special_tokens=False).input_ids]
-    tokens = [count + 2 * len(row["segments"] or [row]) for count, row in zip(tokens, rows, strict=True)]
+    tokens = [
+        len(text_ids(tokenizer, row["text"], row.get("language"), row.get("task")))
+        + TIMES_OF_SEGMENT * len(row["segments"] or [row])
+        for row in rows
+    ]
     packs = plan_packs(clips["seconds"][:], clips["speaker"][:], tokens, max_seconds, max_label_tokens - FRAME_TOKENS)
     packed: list[dict[str, Any]] = []
     for members in packs:
@@ -142,8 +147,7 @@ def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
             times = {name: min(round((seconds + segment[name]) / RESOLUTION), last) for name in ("start", "end")}
             segments.append({name: in_seconds(steps) for name, steps in times.items()} | {"text": segment["text"]})
         seconds += row["seconds"]
-    written_in = "en" if rows[0].get("task") == "translate" else rows[0].get("language")
-    space = "" if written_in in UNSPACED else " "
+    space = word_separator(rows[0].get("language"), rows[0].get("task"))
     names = [rows[0]["clip"], rows[-1]["clip"]] if len(rows) > 1 else [rows[0]["clip"]]
     joined = rows[0] | dict(
         text=space.join(row["text"] for row in rows), clip="..".join(names), segments=segments, seconds=seconds

@@ -129,6 +129,7 @@ def make_batch(
         texts.append(text)
     features = processor.feature_extractor(waves, sampling_rate=16000, return_tensors="pt").input_features
     features = warp_frequency(features, torch.from_numpy(rng.uniform(0.92, 1.1, size).astype(np.float32)))
+    texts = [text and f" {text}" for text in texts]  # as Whisper writes: a space before the first word too
     tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
     labels = tokens.input_ids.masked_fill(tokens.attention_mask == 0, -100)
     return {"input_features": features, "labels": labels[:, 1:]}  # forward puts the start token back
