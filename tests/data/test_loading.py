@@ -293,8 +293,8 @@ def test_an_audiofolder_on_the_hub_is_not_streamed(monkeypatch):
         base_path="hf://datasets/a/speech@main",
         config=SimpleNamespace(data_files={"train": ["hf://datasets/a/speech@main/train/metadata.csv"]}),
     )
-    monkeypatch.setattr("askd_hf.data.loading.load_dataset_builder", lambda *_: built)
-    monkeypatch.setattr("askd_hf.data.loading.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr("askd_hf.data.sources.load_dataset_builder", lambda *_: built)
+    monkeypatch.setattr("askd_hf.data.hub_audiofolder.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
     with pytest.raises(UserError, match=r"a/speech: audio files beside a metadata\.csv .* leave out --streaming"):
         load_speech("a/speech", None, "train", streaming=True)
 
