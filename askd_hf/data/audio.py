@@ -107,7 +107,7 @@ def _read_file(path: Path) -> bytes:
             raise AudioError(f"too large: {status.st_size / 2**30:.1f} GiB, the limit is {MAX_BYTES / 2**30:g} GiB")
         return path.read_bytes()
     except FileNotFoundError:
-        raise AudioError(f"missing file: {path}") from None
+        raise AudioError("missing file") from None
     except OSError as error:
         raise AudioError(f"unreadable file: {error.strerror}") from None
 

@@ -86,7 +86,9 @@ def with_located(dataset: Dataset | IterableDataset, files: ClipFiles) -> Datase
     stored = Dataset(dataset.data, dataset.info, fingerprint=dataset._fingerprint)
     fingerprint = Hasher.hash([dataset._fingerprint, changed])
     stored = stored.remove_columns("audio")
-    stored = stored.add_column("audio", pa.chunked_array(chunks), fingerprint, feature=Audio(decode=False))
+    stored = stored.add_column(
+        "audio", pa.chunked_array(chunks), new_fingerprint=fingerprint, feature=Audio(decode=False)
+    )
     return Dataset(stored.data, stored.info, dataset.split, dataset._indices, fingerprint)
 
 

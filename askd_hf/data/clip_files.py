@@ -11,6 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..errors import UserError
+from .metadata import warn_once
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class ClipFiles:
         found = next((file for folder in folders if (file := clip_file(folder, path)).exists()), None)
         if found is None and self.root is None and (not folders or os.path.exists(path)):
             return path
-        found = found or clip_file(folders[0], path)
+        if found is None:
+            where = " and ".join(map(str, folders)) + ("" if self.root else ", and in the working directory")
+            warn_once(f"{self.name}: audio files with relative names are missing; they were looked for in {where}")
+            found = clip_file(folders[0], path)
         if self.root is not None:
             check_target(found, self.root, self.name)
         return str(found)
