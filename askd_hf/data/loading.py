@@ -153,12 +153,22 @@ def _with_text(dataset: Dataset | IterableDataset, name: str, column: str) -> Da
         if isinstance(feature, ClassLabel):
             return _with_class_names(dataset, feature)
         if isinstance(feature, Value) and feature.dtype.startswith(TEXT_TYPES):
+            if isinstance(dataset, IterableDataset) and "binary" in feature.dtype:  # a cast would write b'...'
+                features = Features(dataset.features | {"text": Value("string")})
+                return dataset.map(functools.partial(_decoded, name=name), features=features)
             if isinstance(dataset, IterableDataset):
                 return dataset.cast_column("text", Value("string"))
             return with_features(dataset, Features(dataset.features | {"text": Value("string")}))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # bytes that aren't UTF-8
         pass
     raise UserError(f"{name}: the transcript column {column!r} holds {feature}, not text. Name another: --text_column")
+
+
+def _decoded(row: Mapping[str, Any], name: str) -> dict[str, str | None]:
+    try:
+        return {"text": None if row["text"] is None else row["text"].decode()}
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: a transcript isn't UTF-8 ({error})") from None
 
 
 def _with_class_names(dataset: Dataset | IterableDataset, classes: ClassLabel) -> Dataset | IterableDataset:
