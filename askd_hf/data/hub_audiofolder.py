@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from datasets import Dataset, DatasetBuilder
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 
 from ..errors import UserError
 from .audiofolder import AUDIO, METADATA, FolderSplit, read_audiofolder
@@ -32,6 +32,9 @@ def load_hub_audiofolder(name: str, builder: DatasetBuilder, split: str, urls: M
     splits = {key: [PurePosixPath(url.removeprefix(f"{builder.base_path}/")) for url in urls[key]] for key in urls}
     own = pick(name, split, splits)
     found = {file for file in own if file.name in METADATA}
+    if builder.repo_id is not None and not found:  # `datasets` gives a split no metadata file above its directory
+        there = HfApi().list_repo_files(name, repo_type="dataset", revision=builder.hash)
+        found = {file for file in map(PurePosixPath, there) if file.name in METADATA}
     nearest = {_nearest(file, found) for file in own if file.suffix.lower() in AUDIO} - {None}
     if builder.repo_id is None or not nearest:
         deeper = f" ({min(found)} is too deep: give {name}/{_grandparent(min(found))})" if found else ""
