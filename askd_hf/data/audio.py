@@ -2,6 +2,7 @@
 
 import io
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ UNKNOWN_SIZE = 0x7FFFF000
 # The length of an MP3 is an estimate; its encoder's delay and padding come to at most two frames.
 MP3_SLACK = 2 * 1152
 UNKNOWN_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
+MAX_BYTES = 4 * 2**30  # of a file: what WAV can hold, six hours of 24 bits in stereo at 32 kHz
 ADVICE = "convert it to wav, flac, ogg or mp3"
 
 
@@ -87,15 +89,27 @@ def _file_bytes(audio: Mapping[str, Any]) -> bytes:
     if content is None:
         if not audio.get("path"):
             raise AudioError("no audio")
-        try:
-            content = Path(audio["path"]).read_bytes()
-        except FileNotFoundError:
-            raise AudioError("missing file") from None
-        except OSError as error:
-            raise AudioError(f"unreadable file: {error.strerror}") from None
+        if "\0" in audio["path"]:
+            raise AudioError("unreadable file: a zero byte in its name")
+        content = _read_file(Path(audio["path"]))
     if not content:
         raise AudioError("empty: a file of 0 bytes")
     return content
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        # before it is opened: a pipe would wait for ever, /dev/zero never end
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise AudioError("unreadable file: a pipe or a device, not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise AudioError(f"too large: {status.st_size / 2**30:.1f} GiB, the limit is {MAX_BYTES / 2**30:g} GiB")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise AudioError("missing file") from None
+    except OSError as error:
+        raise AudioError(f"unreadable file: {error.strerror}") from None
 
 
 def _decode(content: bytes) -> tuple[np.ndarray, int]:

@@ -1,134 +1,190 @@
-"""Directories of audio with a metadata file, read without type inference: a transcript "null" or "007" is text."""
+"""Directories of audio with a metadata file: their splits, their rows, and what is left out of them."""
 
-import csv
-import json
+import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Audio, Dataset
 
 from ..errors import UserError
+from .clip_files import check_inside, check_target, clip_file
+from .metadata import read_metadata, warn_once
+from .splits import kind_of, split_directory
 
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-EXPECTED = "file_name (the audio file, relative to the metadata file) and a transcript column such as transcription"
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """A split of a directory.
+
+    Attributes:
+        metadata: the file with its rows.
+        rows: all rows of the file, of `read_metadata`, if they were read before.
+        chosen: the numbers of the split's own. None: all are.
+    """
+
+    metadata: Path
+    rows: Dataset | None = None
+    chosen: list[int] | None = None
 
 
 def metadata_file(folder: Path) -> Path | None:
-    """The metadata file of a folder, or None."""
-    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    """The metadata file of a folder, or None. Of several the first in the order of `METADATA`, which is said."""
+    first, *others = [folder / name for name in METADATA if (folder / name).is_file()] or [None]
+    if others:
+        warn_once(f"{first} is read; {', '.join(other.name for other in others)} beside it is ignored")
+    return first
 
 
-def audiofolder_splits(folder: Path) -> dict[str, Path]:
-    """Splits and their metadata files: one a subdirectory; the top's own is `train` unless there is a `train/`."""
-    splits = {
-        entry.name: found for entry in sorted(folder.iterdir()) if entry.is_dir() and (found := metadata_file(entry))
-    }
+def audiofolder_splits(folder: Path) -> dict[str, FolderSplit]:
+    """Splits of a directory by their names; none if it has no metadata file.
+
+    Each subdirectory with a metadata file is one. The rows of a metadata file at the top are those of the directories
+    in which their files are, if these are called as splits are; otherwise they are `train`.
+
+    Raises `UserError` if such a metadata file can't be read, or if only some of its rows belong to splits.
+    """
+    below = {name: FolderSplit(found) for name, found in _below(folder) if found}
     top = metadata_file(folder)
-    return {"train": top, **splits} if top else splits
+    if top is None:
+        return below
+    at_top = _splits_of_rows(top, list(below))
+    for name in at_top:
+        if name in below:
+            warn_once(f"{top}: its rows of {name!r} are ignored, as that split has {below[name].metadata}")
+    return at_top | below
 
 
-def read_audiofolder(metadata: Path, root: Path) -> Dataset:
-    """The rows of a metadata file.
+def _below(folder: Path) -> Iterator[tuple[str, Path | None]]:
+    """The subdirectories, and their metadata files."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield entry.name, metadata_file(entry)
+
+
+def _splits_of_rows(metadata: Path, below: list[str]) -> dict[str, FolderSplit]:
+    rows = read_metadata(metadata)
+    where = [split_directory(name, below) for name in _without_common_root(rows["file_name"][:])]
+    counts = Counter(where)
+    outside = counts.pop(None, 0)
+    held_out = [name for name in counts if name in below or kind_of(name) != "train"]
+    if outside and held_out:
+        row = where.index(None)
+        inside = ", ".join(f"{name}/ {number}" for name, number in counts.items())
+        raise UserError(
+            f"{metadata}: some of its files lie in directories that are called as splits ({inside}), {outside} in "
+            f"none, such as row {row}, {rows[row]['file_name']}: which split are they? Put them into one, or give "
+            "each split a directory with a metadata file of its own"
+        )
+    if outside or not counts:
+        return {"train": FolderSplit(metadata, rows)}
+    return {
+        name: FolderSplit(metadata, rows, [row for row, place in enumerate(where) if place == name]) for name in counts
+    }
+
+
+def _without_common_root(names: list[str]) -> list[str]:
+    """Absolute names without the directories that all of them share: these say nothing about splits."""
+    absolute = [os.path.dirname(name) for name in names if os.path.isabs(name)]
+    root = os.path.commonpath(absolute) if absolute else ""
+    return [os.path.relpath(name, root) if os.path.isabs(name) else name for name in names]
+
+
+def read_audiofolder(split: FolderSplit, root: Path, downloaded: str | None = None) -> Dataset:
+    """The rows of a split.
 
     Args:
-        metadata: `metadata.csv`, `.jsonl` or `.parquet` with a column `file_name`, relative to it.
+        split: of `audiofolder_splits`.
         root: the dataset's directory; clips are named relative to it.
+        downloaded: the name of a dataset that was: its files lie in `root`.
 
     Returns:
         `audio` (path only), `clip` and the other columns; all of them strings if they come from CSV.
 
     Raises:
-        UserError: wrong header, a row of another length, bad JSON, not UTF-8. Missing audio files are found later, by
-            `check_clips`, with all other bad rows.
+        UserError: as `read_metadata`, and for a file that a downloaded dataset doesn't hold. Missing audio files are
+            found later, by `check_clips`, with all other bad rows.
     """
-    columns = _read_columns(metadata)
-    if "file_name" not in columns:
-        raise UserError(f"{metadata}: the columns are {', '.join(columns) or 'none'}; expected {EXPECTED}")
-    for row, name in enumerate(columns["file_name"]):
-        if not isinstance(name, str) or not name:
-            raise UserError(f"{metadata}: row {row} (counted from 0) has no file_name")
-    files = [metadata.parent / name for name in columns.pop("file_name")]
+    folder = split.metadata.parent
+    rows = read_metadata(split.metadata) if split.rows is None else split.rows
+    if downloaded is None:
+        _say_ignored(split.metadata, root, rows["file_name"][:])
+    rows = rows if split.chosen is None else rows.select(split.chosen).flatten_indices(keep_in_memory=True)
+    names = rows["file_name"][:]
+    if downloaded is not None:
+        for name in names:
+            check_inside(name, folder, root, downloaded)
+    files = [clip_file(folder, name) for name in names]
+    if downloaded is not None:
+        for file in files:
+            check_target(file, root, downloaded)
+    return with_audio_files(rows.remove_columns("file_name"), files, root, str(split.metadata))
+
+
+def with_audio_files(rows: Dataset, files: list[Path], root: Path, name: str = "") -> Dataset:
+    """The rows with the columns `audio` and `clip`, in front of their own."""
     table = _audio_table(files, root)
-    table.update({name: _array(values, name, metadata) for name, values in columns.items() if name not in table})
-    return Dataset(pa.table(table)).cast_column("audio", Audio(decode=False))
+    for column in rows.column_names:
+        if column in table.column_names:
+            warn_once(f"{name}: the column {column!r} is ignored: file_name says what it would")
+    rows = rows.remove_columns([column for column in rows.column_names if column in table.column_names])
+    dataset = Dataset(table).cast_column("audio", Audio(decode=False))
+    for column, feature in rows.features.items():
+        dataset = dataset.add_column(column, rows.data.column(column), feature=feature)
+    return dataset
 
 
-def audio_files(folder: Path) -> list[Path]:
+def audio_files(folder: Path, suffixes: tuple[str, ...] = AUDIO) -> list[Path]:
     """All audio files in a folder and below, by path."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO and file.is_file())
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
 
 
 def read_audio_files(files: list[Path], root: Path) -> Dataset:
     """Files that nothing is known of, with the columns of `read_audiofolder`, and `text`: None."""
-    table = _audio_table(files, root)
-    table["text"] = pa.nulls(len(files), pa.string())
-    return Dataset(pa.table(table)).cast_column("audio", Audio(decode=False))
+    table = _audio_table(files, root).append_column("text", pa.nulls(len(files), pa.string()))
+    return Dataset(table).cast_column("audio", Audio(decode=False))
 
 
-def _audio_table(files: list[Path], root: Path) -> dict[str, pa.Array | list[str]]:
+def _audio_table(files: list[Path], root: Path) -> pa.Table:
     audio = [{"bytes": None, "path": str(file)} for file in files]
-    return {
-        "audio": pa.array(audio, type=pa.struct({"bytes": pa.binary(), "path": pa.string()})),
-        "clip": [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files],
-    }
+    clips = [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    return pa.table({"audio": pa.array(audio, kind), "clip": pa.array(clips, pa.string())})
 
 
-def _read_columns(metadata: Path) -> dict[str, list]:
-    if metadata.suffix == ".parquet":
-        return pq.read_table(metadata).to_pydict()
-    rows = _csv_rows(metadata) if metadata.suffix == ".csv" else _json_rows(metadata)
-    try:
-        names = list(next(rows))
-        values = list(rows)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{metadata}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    return {name: [row[i] for row in values] for i, name in enumerate(names)}
+def _say_ignored(metadata: Path, root: Path, names: list[str]) -> None:
+    """Warn of audio files that are in no row: beside the metadata file, and in directories without one."""
+    folder = metadata.parent
+    listed = {os.path.normpath(clip_file(folder, name)) for name in names}
+    unlisted = [file for file in _audio_below(folder) if file not in listed]
+    if unlisted:
+        example = os.path.relpath(min(unlisted), folder)
+        warn_once(f"{metadata}: {len(unlisted)} audio files below it have no row and are ignored, such as {example}")
+    if folder == root:
+        return
+    bare = {name: files for name, found in _below(root) if not found and (files := list(_audio_below(root / name)))}
+    if not bare:
+        return
+    for _, other in _below(root):
+        if other and other != metadata:
+            listed |= {os.path.normpath(clip_file(other.parent, name)) for name in read_metadata(other)["file_name"]}
+    for name, files in bare.items():
+        if not listed.intersection(files):
+            warn_once(f"{root / name}: {len(files)} audio files without a metadata file are ignored")
 
 
-def _csv_rows(metadata: Path) -> Iterator[list[str]]:
-    """The header, then the rows."""
-    # utf-8-sig: spreadsheets put a byte order mark before the first column's name
-    with metadata.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = next(reader, [])
-            yield header
-            for fields in reader:
-                if fields and len(fields) != len(header):
-                    raise UserError(
-                        f"{metadata}, line {reader.line_num}: {len(fields)} fields, the header has {len(header)} "
-                        f"({', '.join(header)}); put text with commas in double quotes"
-                    )
-                if fields:
-                    yield fields
-        except csv.Error as error:
-            raise UserError(f"{metadata}, line {reader.line_num}: {error}") from None
-
-
-def _json_rows(metadata: Path) -> Iterator[list]:
-    """The names of all fields in the order of their appearance, then the rows; a field that a row lacks is None."""
-    rows = []
-    with metadata.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{metadata}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{metadata}, line {number}: expected an object with {EXPECTED}")
-            rows.append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    yield names
-    yield from ([row.get(name) for name in names] for row in rows)
-
-
-def _array(values: list, name: str, metadata: Path) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(f"{metadata}: column {name!r} mixes types ({error})") from None
+def _audio_below(folder: Path) -> Iterator[str]:
+    """Audio files in a folder and below, without subdirectories that have a metadata file of their own."""
+    for place, folders, files in os.walk(folder):
+        if place != str(folder) and any(name in files for name in METADATA):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(AUDIO) and not name.startswith("."):
+                yield os.path.join(place, name)

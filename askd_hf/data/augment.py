@@ -5,17 +5,19 @@ codec of the transmission. SpecAugment, on the features, is the model's: `apply_
 """
 
 import contextlib
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-import librosa
 import numpy as np
 import soundfile
 
 from ..errors import UserError
 from .audio import SAMPLING_RATE
+from .audiofolder import AUDIO, audio_files
 
 Transform = Callable[[np.ndarray, int], np.ndarray]
 
@@ -27,7 +29,6 @@ MP3_KBPS = (16, 64)
 # LAME takes no less
 SHORTEST_MP3 = SAMPLING_RATE // 10
 EFFECTS = ("speed", "noise", "gain", "codec")
-NOISE_FORMATS = ["flac", "mp3", "ogg", "opus", "wav"]
 
 
 @dataclass
@@ -163,12 +164,9 @@ def _audiomentations():
 
 def _noises(folder: str) -> list[str]:
     """The audio files in the folder, in an order that doesn't depend on the file system."""
-    try:
-        files = librosa.util.find_files(folder, ext=NOISE_FORMATS)
-    except OSError:
-        files = []
+    files = [os.path.abspath(file) for file in audio_files(Path(folder).expanduser())]
     if not files:
-        raise UserError(f"noise_folder: no {', '.join(NOISE_FORMATS)} files in {folder}")
+        raise UserError(f"noise_folder: no {', '.join(sorted(suffix[1:] for suffix in AUDIO))} files in {folder}")
     for file in files:
         _check_end(file)
     return files

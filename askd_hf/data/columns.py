@@ -28,7 +28,7 @@ COLUMNS = Features(
 
 def is_text(feature: FeatureType) -> bool:
     """Whether a column holds strings, or nothing but None."""
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null")
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view", "null")
 
 
 def are_segments(feature: FeatureType) -> bool:

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 from transformers import WhisperTokenizer
 
 from ..errors import UserError
-from .languages import word_separator
+from .languages import TASKS, word_separator
 
 IGNORED = -100
-TASKS = ("transcribe", "translate")
 SECONDS_A_POSITION = 0.02  # of the encoder's output, and from one timestamp token to the next
 
 
@@ -47,9 +46,11 @@ def prefix_ids(tokenizer: WhisperTokenizer, language: str | None, task: str | No
 
 def _spoken_ids(tokenizer: WhisperTokenizer, language: str, task: str) -> list[int]:
     if task not in TASKS:
-        raise UserError(f"task {task!r} is neither transcribe nor translate (column `task`)")
+        raise UserError(
+            f"task {task!r} is neither transcribe nor translate (column `task`; --task transcribe overrules it)"
+        )
     if not language:
-        raise UserError("no language: the column `language` is empty")
+        raise UserError("no language: the column `language` is empty (--language overrules it)")
     try:
         return [token_id(tokenizer, f"<|{name}|>") for name in (language, task)]
     except UserError:

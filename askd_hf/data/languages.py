@@ -13,6 +13,7 @@ from .text import replace_column
 
 logger = logging.getLogger(__name__)
 
+TASKS = ("transcribe", "translate")
 UNKNOWN = ""  # the language of a row that doesn't say it
 UNSPACED = ("zh", "ja", "th", "lo", "my", "km", "yue")  # languages that put no spaces between words
 
@@ -59,6 +60,13 @@ def with_language(
         return dataset.map(spoken, features=features)
     rows = dataset.select_columns(list(kinds)) if kinds else [{}] * len(dataset)
     found = [spoken(row) for row in rows]
+    if "task" in kinds and found and not any(row["task"] in TASKS for row in found):
+        raise UserError(
+            f"{name}: the column 'task' says {found[0]['task']!r}, and in no row {' or '.join(TASKS)}: give --task "
+            "transcribe, which overrules it"
+        )
+    if "language" in kinds and not any(row["language"] for row in found):
+        raise UserError(f"{name}: the column 'language' is empty in all rows: give --language")
     for column in given:
         dataset = replace_column(dataset, column, [row[column] for row in found])
     return dataset
@@ -71,7 +79,7 @@ def _spoken(row: Mapping[str, Any], given: dict[str, str | None], kinds: dict[st
         values[column] = kind.int2str(value) if isinstance(kind, ClassLabel) and value is not None else value
     return {
         "language": language_code((values["language"] or "").strip()) or UNKNOWN,
-        "task": (values["task"] or "transcribe").strip(),
+        "task": (values["task"] or "").strip().lower() or "transcribe",
     }
 
 

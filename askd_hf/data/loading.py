@@ -3,8 +3,7 @@
 import functools
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -12,24 +11,15 @@ from datasets import (
     Audio,
     ClassLabel,
     Dataset,
-    DatasetBuilder,
-    DatasetDict,
     Features,
     IterableDataset,
     ReadInstruction,
     Value,
     concatenate_datasets,
-    load_dataset,
-    load_dataset_builder,
-    load_from_disk,
 )
-from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DataFilesNotFoundError
-from huggingface_hub import constants, snapshot_download
 
 from ..errors import UserError
-from ..hub import hub_access, local_or_hub
-from .audiofolder import METADATA, audiofolder_splits, read_audiofolder
+from .audio_column import find_audio, with_audio, with_located
 from .columns import (
     AUDIO_FILE,
     COLUMNS,
@@ -40,13 +30,17 @@ from .columns import (
     refuse_arrays,
     with_features,
 )
+from .metadata import warn_once
+from .sources import load_split
+from .splits import KINDS
 from .text import replace_column
 
 logger = logging.getLogger(__name__)
 
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "normalized_text")
 CLIP_DIGEST_SIZE = 6  # bytes: among a million clips two are called the same with a probability of 0.2 %
-FORMATS = "a directory with metadata.csv, a directory saved by `datasets`, parquet files, or a Hub id"
+TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null", "int", "uint")  # of Arrow
+SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 
 
 def load_speech(
@@ -88,10 +82,11 @@ def load_speech(
     parts = []
     for part in split.split("+"):
         base, bracket, _ = part.strip().partition("[")
-        dataset = _load_split(name, config, base, num_proc, streaming)
+        dataset, files = load_split(name, config, base, num_proc, streaming)
         if bracket and isinstance(dataset, IterableDataset):
             raise UserError(f"{name}: a stream can't be sliced like {part.strip()!r}; take --max_train_samples")
         dataset = _canonical(dataset, name, base, audio_column, text_column, text_required)
+        dataset = with_located(dataset, files) if files is not None else dataset
         dataset = _slice(dataset, part.strip(), base) if bracket else dataset
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise UserError(f"{name}: split {split!r} has no rows")
@@ -117,84 +112,6 @@ def _slice(dataset: Dataset, part: str, base: str) -> Dataset:
     return dataset.select(range(read.from_, read.to))
 
 
-def _load_split(
-    name: str, config: str | None, split: str, num_proc: int | None, streaming: bool
-) -> Dataset | IterableDataset:
-    if not local_or_hub(name):
-        with hub_access("the dataset", name, repo_type="dataset"):
-            return _load_built(name, config, split, num_proc, streaming)
-    path = Path(name).expanduser().resolve()
-    if path.is_file() and path.suffix != ".parquet":
-        raise UserError(f"{name} is not a dataset; expected {FORMATS}")
-    has_metadata = path.is_dir() and audiofolder_splits(path)
-    is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-    if config is not None and (has_metadata or is_saved or path.is_file()):
-        raise UserError(f"{name} has no configurations: leave out --dataset_config {config}")
-    if is_saved:
-        saved = load_from_disk(str(path))
-        return _pick(name, split, saved if isinstance(saved, DatasetDict) else {"train": saved})
-    if has_metadata:
-        return read_audiofolder(_pick(name, split, has_metadata), path)
-    if path.is_file():
-        _pick(name, split, {"train": path})
-        return load_dataset("parquet", data_files={split: [str(path)]}, split=split, streaming=streaming)
-    return _load_built(str(path), config, split, num_proc, streaming)
-
-
-def _load_built(
-    name: str, config: str | None, split: str, num_proc: int | None, streaming: bool
-) -> Dataset | IterableDataset:
-    """A Hub dataset, or a directory laid out as one."""
-    try:
-        builder = load_dataset_builder(name, config)
-    except (EmptyDatasetError, DataFilesNotFoundError):
-        raise UserError(f"no speech in {name}; expected {FORMATS}") from None
-    except ValueError as error:  # no such configuration, or one has to be chosen
-        if constants.HF_HUB_OFFLINE and "Couldn't find cache" in str(error):
-            raise UserError(
-                f"{name}: HF_HUB_OFFLINE is set, and a dataset of which only a split was downloaded can't be found "
-                f"again then. Once: hf download {name} --repo-type dataset --local-dir DIR; then give DIR"
-            ) from None
-        if "onfig" not in str(error):
-            raise
-        raise UserError(f"{name}: {' '.join(str(error).split())} (--dataset_config)") from None
-    if builder.name == "cache":  # offline
-        return load_dataset(name, config, split=split)
-    files = {str(key): value for key, value in builder.config.data_files.items()}
-    wanted = _pick(name, split, files)
-    if builder.name == "audiofolder" and builder.repo_id is not None and streaming:
-        raise UserError(
-            f"{name}: audio files beside a metadata.csv have to be downloaded before they are read: leave out "
-            "--streaming, or upload the dataset as parquet (datasets.Dataset.push_to_hub)"
-        )
-    if builder.name == "audiofolder":
-        return _load_hub_audiofolder(name, builder, wanted)
-    if builder.name not in ("parquet", "arrow"):
-        raise UserError(f"{name} consists of {builder.name} files; expected {FORMATS}")
-    # With `split` alone `datasets` downloads every split of the configuration; with `data_files` only these.
-    options = dict(data_files={split: wanted}, split=split)
-    if streaming:
-        return load_dataset(name, config, streaming=True, **options)
-    return load_dataset(name, config, num_proc=num_proc, **options)
-
-
-def _load_hub_audiofolder(name: str, builder: DatasetBuilder, urls: Iterable[str]) -> Dataset:
-    """`datasets` needs torchcodec to build it: fetch the files of the split, and read them as a local directory."""
-    files = (Path(url.removeprefix(f"{builder.base_path}/")) for url in urls)
-    metadata = next((file for file in files if file.name in METADATA), None)
-    if builder.repo_id is None or metadata is None:
-        raise UserError(f"{name}: audio files, but none of {', '.join(METADATA)} beside them")
-    beside = (metadata.parent / "*").as_posix()
-    root = Path(snapshot_download(name, repo_type="dataset", revision=builder.hash, allow_patterns=beside))
-    return read_audiofolder(root / metadata, root)
-
-
-def _pick(name: str, split: str, splits: dict):
-    if split not in splits:
-        raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
-    return splits[split]
-
-
 def _canonical(
     dataset: Dataset | IterableDataset,
     name: str,
@@ -203,7 +120,7 @@ def _canonical(
     text_column: str | None,
     text_required: bool,
 ) -> Dataset | IterableDataset:
-    audio_column = audio_column or _find_audio(dataset)
+    audio_column = audio_column or find_audio(dataset)
     text_column = text_column or next((c for c in TEXT_COLUMNS if c in dataset.column_names), None)
     if text_column is None and not text_required:
         dataset, text_column = dataset.add_column("text", [None] * len(dataset), feature=Value("string")), "text"
@@ -212,56 +129,76 @@ def _canonical(
         (text_column, "--text_column", "the transcript"),
     ):
         if column not in dataset.column_names:
+            several = ""
+            if column is not None and "+" in column:
+                several = f" (of several datasets one each, separated by spaces: {option} {column.replace('+', ' ')})"
             raise UserError(
                 f"{name}: {'no column found' if column is None else f'no column {column!r}'} for {what}; the columns "
-                f"are {', '.join(dataset.column_names)}. Name one with {option}"
+                f"are {', '.join(dataset.column_names)}. Name one with {option}{several}"
             )
     # first of all: to rename a column of a stream `datasets` would encode its audio
-    dataset = _with_audio(dataset, name, audio_column)
+    dataset = with_audio(dataset, name, audio_column)
+    _say_split_column(dataset, name)
     for column, canonical in ((audio_column, "audio"), (text_column, "text")):
         if column != canonical:
             dataset = dataset.remove_columns([c for c in dataset.column_names if c == canonical])
             dataset = dataset.rename_column(column, canonical)
-    return _with_types(_without_foreign(_with_text(dataset, name), name), split)
+    return _with_types(_without_foreign(_with_text(dataset, name, text_column), name), split)
 
 
-def _find_audio(dataset: Dataset | IterableDataset) -> str | None:
-    if "audio" in dataset.column_names:
-        return "audio"
-    found = [column for column, feature in dataset.features.items() if isinstance(feature, Audio)]
-    return found[0] if len(found) == 1 else None
-
-
-def _with_audio(dataset: Dataset | IterableDataset, name: str, chosen: str) -> Dataset | IterableDataset:
-    """The dataset with all its columns of audio as files: to decode them `datasets` would need torchcodec."""
-    if isinstance(dataset.features[chosen], dict) and "array" in dataset.features[chosen]:
-        if isinstance(dataset, IterableDataset):
-            refuse_arrays(dataset.features[chosen], name, "streamed")
-        return dataset
-    for column, feature in dataset.features.items():
-        if column != chosen and not isinstance(feature, Audio):
-            continue
-        try:
-            dataset = dataset.cast_column(column, Audio(decode=False))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError):
-            raise UserError(
-                f"{name}: the audio column holds {feature}, not audio. Name another: --audio_column"
-            ) from None
-        if isinstance(dataset, IterableDataset):
-            dataset = dataset.cast_column(column, AUDIO_FILE)
-    return dataset
-
-
-def _with_text(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+def _with_text(dataset: Dataset | IterableDataset, name: str, column: str) -> Dataset | IterableDataset:
+    """The dataset with strings in `text`: numbers as they are written, classes by their names."""
     feature = dataset.features["text"]
     try:
-        if isinstance(feature, Value) and isinstance(dataset, IterableDataset):
-            return dataset.cast_column("text", Value("string"))
-        if isinstance(feature, Value):
+        if isinstance(feature, ClassLabel):
+            return _with_class_names(dataset, feature)
+        if isinstance(feature, Value) and feature.dtype.startswith(TEXT_TYPES):
+            if isinstance(dataset, IterableDataset) and "binary" in feature.dtype:  # a cast would write b'...'
+                features = Features(dataset.features | {"text": Value("string")})
+                return dataset.map(functools.partial(_decoded, name=name), features=features)
+            if isinstance(dataset, IterableDataset):
+                return dataset.cast_column("text", Value("string"))
             return with_features(dataset, Features(dataset.features | {"text": Value("string")}))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # not text: bytes, for one
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # bytes that aren't UTF-8
         pass
-    raise UserError(f"{name}: the transcript column holds {feature}, not text. Name another: --text_column")
+    raise UserError(f"{name}: the transcript column {column!r} holds {feature}, not text. Name another: --text_column")
+
+
+def _decoded(row: Mapping[str, Any], name: str) -> dict[str, str | None]:
+    try:
+        return {"text": None if row["text"] is None else row["text"].decode()}
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: a transcript isn't UTF-8 ({error})") from None
+
+
+def _with_class_names(dataset: Dataset | IterableDataset, classes: ClassLabel) -> Dataset | IterableDataset:
+    if isinstance(dataset, IterableDataset):
+        features = Features(dataset.features | {"text": Value("string")})
+        return dataset.map(functools.partial(_class_name, classes=classes), features=features)
+    names = [_class_name({"text": number}, classes)["text"] for number in dataset["text"][:]]
+    return replace_column(dataset, "text", pa.array(names, pa.string()))
+
+
+def _class_name(row: Mapping[str, Any], classes: ClassLabel) -> dict[str, str | None]:
+    number = row["text"]
+    return {"text": None if number is None or number < 0 else classes.int2str(number)}
+
+
+def _say_split_column(dataset: Dataset | IterableDataset, name: str) -> None:
+    """Warn of a column that says which split a row is: columns don't decide what is trained on."""
+    for column in SPLIT_COLUMNS:
+        feature = dataset.features.get(column)
+        if isinstance(dataset, IterableDataset) or not (isinstance(feature, ClassLabel) or is_text(feature)):
+            continue
+        values = dataset.unique(column)
+        if isinstance(feature, ClassLabel):
+            values = [_class_name({"text": number}, feature)["text"] for number in values]
+        said = sorted(value for value in values if value is not None and value.strip().lower() in KINDS)
+        if len({KINDS[value.strip().lower()] for value in said}) > 1:
+            warn_once(
+                f"{name}: the column {column!r} says {', '.join(said)}, but it doesn't count: all {len(dataset)} rows "
+                "are read as one split. To tell them apart give each split a directory or a file of its own"
+            )
 
 
 def _without_foreign(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
@@ -283,9 +220,10 @@ def _without_foreign(dataset: Dataset | IterableDataset, name: str) -> Dataset |
 def _with_types(dataset: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
     """The dataset with a column `clip`, and with the types of `COLUMNS`."""
     given = dataset.features
-    named = given.get("clip") == Value("string")
+    named = "clip" in given and is_text(given["clip"]) and given["clip"].dtype != "null"
     optional = [name for name in ("language", "task", "prompt", "segments") if name in given]
     typed = {name: COLUMNS[name] for name in optional if not isinstance(given[name], ClassLabel)}
+    typed |= {"clip": Value("string")} if named else {}
     if isinstance(dataset, IterableDataset):
         features = Features(given | typed | {"clip": Value("string")})
         return dataset.map(functools.partial(_typed_row, split=None if named else split), features=features)

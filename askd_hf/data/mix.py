@@ -107,7 +107,8 @@ class SpeechStream:
             epoch += 1
 
     def _epoch(self, epoch: int) -> IterableDataset:
-        # seeds of our own: `IterableDataset.set_epoch` doesn't reach the shuffled parts of an interleaved dataset
+        # seeds of our own: whether `IterableDataset.set_epoch` reaches the buffers and shards of the parts of an
+        # interleaved dataset differs between versions of `datasets`
         seeds = np.random.default_rng([self.seed, epoch]).integers(2**31, size=len(self.datasets) + 3).tolist()
         parts = [
             dataset.shuffle(seed=seed, buffer_size=self.buffer)

@@ -4,6 +4,8 @@ import functools
 import logging
 from collections.abc import Callable
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
@@ -58,8 +60,19 @@ def _clean_row(row: dict, columns: list[str], clean: Callable[[str | None], str 
     return cleaned
 
 
-def replace_column(dataset: Dataset, name: str, values: list) -> Dataset:
-    """The dataset with the column `name` set to `values`, at its end."""
+def replace_column(dataset: Dataset, name: str, values: list | pa.Array) -> Dataset:
+    """The dataset with the column `name` set to `values`, at its end. No other column is copied."""
     if name in dataset.column_names:
         dataset = dataset.remove_columns(name)
-    return dataset.add_column(name, values)
+    if dataset._indices is None:
+        return dataset.add_column(name, values)
+    # `add_column` would write all columns of the chosen rows anew, audio included: put the values beside the stored
+    # rows instead, so that the mapping of indices finds them
+    rows = dataset._indices.column(0).to_numpy()
+    place = np.full(len(dataset.data), -1)
+    place[rows] = np.arange(len(rows))
+    if not np.array_equal(place[rows], np.arange(len(rows))):  # a row that was chosen twice may have two values
+        return dataset.add_column(name, values)
+    column = pa.array(values).take(pa.array(place, mask=place < 0))
+    stored = Dataset(dataset.data, dataset.info, fingerprint=dataset._fingerprint).add_column(name, column)
+    return Dataset(stored.data, stored.info, dataset.split, dataset._indices, stored._fingerprint)

@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import pyarrow as pa
 import yaml
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value
 from huggingface_hub import DatasetCard, HfApi
 
+from ..data.columns import arrow_type
+from ..data.text import replace_column
 from ..errors import disk_errors
 from ..hub import hub_upload
 from ..metrics import language_code
@@ -58,8 +61,10 @@ def label_clips(
     columns["clip"] = [without_path(name) for name in clips["clip"][:]]
     features["clip"] = Value("string")
     own = [name for name in ("audio", "speaker", "seconds") if name in clips.column_names]
-    labels = Dataset.from_dict(columns, features=features)
-    return concatenate_datasets([clips.select_columns(own), labels], axis=1).select(kept)
+    labelled = clips.select_columns(own)
+    for name, values in columns.items():
+        labelled = replace_column(labelled, name, pa.array(values, arrow_type(features[name])))
+    return labelled.select(kept)
 
 
 def without_path(name: str) -> str:

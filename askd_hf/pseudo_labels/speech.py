@@ -5,6 +5,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..data.audiofolder import audio_files, audiofolder_splits, read_audio_files
+from ..data.common_voice import common_voice_splits
 from ..errors import UserError
 from ..evaluation.suites import EvalSet, load_set
 
@@ -33,6 +34,8 @@ def load_clips(source: EvalSet, limit: int | None = None, num_proc: int | None =
 
 def _bare_audio(folder: Path) -> list[Path]:
     """The audio files of a folder without any metadata; none of a folder that is a dataset."""
-    if not folder.is_dir() or audiofolder_splits(folder) or any(any(folder.rglob(kind)) for kind in BUILT):
+    if not folder.is_dir() or audiofolder_splits(folder) or common_voice_splits(folder):
+        return []
+    if any(any(folder.rglob(kind)) for kind in BUILT):
         return []
     return audio_files(folder)

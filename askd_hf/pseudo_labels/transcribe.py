@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessor, WhisperForConditionalGeneration, WhisperProcessor
 
 from ..data.audio import extract_features, waveform
+from ..data.text import replace_column
 from ..errors import UserError
 from ..evaluation.manifest import ELSEWHERE
 from ..evaluation.transcribe import Decoding, Job, PreparedSet, plan_manifests
@@ -69,7 +70,8 @@ def plan(
     """
     # neither references nor speakers change a transcript. Longest first: if memory is short, that shows at once
     heard = clips.remove_columns([name for name in ("text", "speaker") if name in clips.column_names])
-    heard = heard.add_column("text", [""] * len(clips)).add_column("row", list(range(len(clips))))
+    heard = replace_column(heard, "text", [""] * len(clips))
+    heard = replace_column(heard, "row", list(range(len(clips))))
     seconds = clips["seconds"][:]
     heard = heard.select(sorted(range(len(clips)), key=lambda row: -seconds[row]))
     timestamps = "segment" if args.timestamps else "none"

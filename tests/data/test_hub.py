@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from fake_hub import fake_hub
-from speech_files import END, NO_TIMESTAMPS, START, audiofolder, tiny_processor
+from speech_files import END, NO_TIMESTAMPS, START, audiofolder, encoded, tiny_processor, tone, write_csv
 
 from askd_hf.data import load_speech
 from askd_hf.errors import UserError
@@ -26,9 +27,9 @@ def model(name, revision):
     with hub_access("the model", name):
         return WhisperProcessor.from_pretrained(name, revision=revision).tokenizer("ab").input_ids
 
-def dataset(name, config, split):
-    loaded = load_speech(name, config, split)
-    return [loaded["text"][:], loaded["clip"][:]]
+def dataset(name, config, split, streaming=False):
+    loaded = list(load_speech(name, config, split, streaming=streaming))
+    return [[row["text"] for row in loaded], [row["clip"] for row in loaded]]
 
 for kind, *arguments in json.loads(sys.argv[1]):
     try:
@@ -40,12 +41,17 @@ GOOD_CALLS = {
     "model": ("model", "a/tiny", None),
     "one split": ("dataset", "a/speech", "clean", "train.100[:1]"),
     "audiofolder": ("dataset", "a/folder", None, "train"),
+    "metadata at the top": ("dataset", "a/top", None, "train"),
 }
 BAD_CALLS = {
     "no such dataset on the Hub, and no such directory here": ("dataset", "a/none", None, "train"),
     "datasets/a/gated, then log in with `hf auth login`": ("dataset", "a/gated", None, "train"),
     "'cleen' not found. Available: ['clean']": ("dataset", "a/speech", "cleen", "train"),
     "no split 'dev'; it has train.100, train.360": ("dataset", "a/speech", "clean", "dev"),
+    "names the audio file '../../../../../secret.wav', which is no part of": ("dataset", "a/up", None, "train"),
+    "0.wav', which is no part of the dataset. It was downloaded": ("dataset", "a/absolute", None, "train"),
+    "a/paths: a row names the audio file": ("dataset", "a/paths", None, "train"),
+    "so no other file of this machine is read": ("dataset", "a/paths", None, "train", True),
     "no such model on the Hub": ("model", "a/none", None),
     "it has no such revision": ("model", "a/tiny", "v9"),
 }
@@ -82,6 +88,18 @@ def fill(root: Path, scratch: Path) -> None:
     (root / "datasets" / "a" / "gated").mkdir()
     audiofolder(root / "datasets" / "a" / "folder" / "train", ["null", "x"])
     audiofolder(root / "datasets" / "a" / "folder" / "test", ["y"])
+    top = root / "datasets" / "a" / "top"
+    for split in ("train", "test"):
+        (top / split).mkdir(parents=True)
+        (top / split / "0.wav").write_bytes(encoded(tone()))
+    write_csv(top / "metadata.csv", [["file_name", "text"], ["train/0.wav", "a"], ["test/0.wav", "b"]])
+    secret = scratch / "audio" / "0.wav"
+    for name, path in {"up": "../../../../../secret.wav", "absolute": str(secret)}.items():
+        audiofolder(root / "datasets" / "a" / name / "train", ["x"])
+        write_csv(root / "datasets" / "a" / name / "train" / "metadata.csv", [["file_name", "text"], [path, "x"]])
+    (root / "datasets" / "a" / "paths" / "data").mkdir(parents=True)
+    named = Dataset.from_dict({"audio": [{"bytes": None, "path": str(secret)}], "text": ["x"]})
+    named.to_parquet(str(root / "datasets" / "a" / "paths" / "data" / "train-00000-of-00001.parquet"))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +120,7 @@ def test_model_from_a_hub_and_then_from_its_cache(visit):
 def test_only_the_split_is_downloaded(visit):
     online, served, offline = visit
     assert online["one split"] == [["ab"], ["0.wav"]]
-    assert [name for name in served if name.endswith(".parquet")] == ["clean/train.100/0000.parquet"]
+    assert [name for name in served if name.startswith("clean/")] == ["clean/train.100/0000.parquet"]
     assert "hf download a/speech --repo-type dataset --local-dir DIR" in offline["one split"]
 
 
@@ -110,6 +128,7 @@ def test_audiofolder_on_a_hub(visit):
     online, served, _ = visit
     assert online["audiofolder"] == [["null", "x"], ["train/audio/0.wav", "train/audio/1.wav"]]
     assert not any(name.startswith("test/") for name in served)
+    assert online["metadata at the top"] == [["a"], ["train/0.wav"]]
 
 
 @pytest.mark.parametrize("message", BAD_CALLS)

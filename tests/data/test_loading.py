@@ -197,10 +197,42 @@ def test_byte_order_mark_is_no_part_of_the_header(folder):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbffile_name,text\r\naudio\\0.wav,007\r\n",
+        b"file_name, text \n./audio/0.wav,007\n",
+        b",file_name,text,\n0,audio/0.wav,007,\n",
+        b'"file_name","text"\n"audio/0.wav","007"\n\n',
+    ],
+)
+def test_tables_of_spreadsheets_and_of_pandas(tmp_path, content, caplog):
+    audiofolder(tmp_path, ["a"])
+    (tmp_path / "metadata.csv").write_bytes(content)
+    speech = load_speech(str(tmp_path), None, "train")
+    assert speech["text"][:] == ["007"] and set(speech.column_names) == {"audio", "clip", "text"}
+    assert len(decode_audio(speech[0]["audio"])) == len(tone())
+    assert ("column 1 has no name" in caplog.text) == content.startswith(b",")
+
+
+def test_metadata_that_is_no_parquet(tmp_path):
+    (tmp_path / "metadata.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match=r"metadata\.parquet can't be read as parquet"):
+        load_speech(str(tmp_path), None, "train")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"x\.parquet can't be read as parquet"):
+        load_speech(str(tmp_path / "x.parquet"), None, "train")
+
+
+@pytest.mark.parametrize(
     "content, message",
     [
         (b"file,text\n0.wav,a\n", "the columns are file, text; expected file_name"),
-        (b"file_name\ttext\n0.wav\ta\n", "the columns are file_name\ttext; expected file_name"),
+        (b"file_name\ttext\n0.wav\ta\n", "the columns are file_name\ttext; expected file_name.* separated by tabs"),
+        (b"file_name;text\n0.wav;a, b\n", "separated by commas: here they are separated by semicolons"),
+        (b"path,text\n0.wav,a\n", "rename the column 'path' to file_name"),
+        (b"audio,text\n0.wav,a\n", "rename the column 'audio' to file_name"),
+        (b"File_Name,text\n0.wav,a\n", "rename the column 'File_Name' to file_name"),
+        (b"file_name,text,text\n0.wav,a,b\n", "several columns are called 'text'"),
         (b"", "the columns are none"),
         (b"file_name,text\n", "has no rows"),
         (b"file_name,text\n0.wav,a\n1.wav,b,c\n", "metadata.csv, line 3: 3 fields, the header has 2 .file_name, text"),
@@ -224,6 +256,9 @@ def test_bad_csv(tmp_path, content, message):
     [
         ('{"file_name": "0.wav", "text": "a"}\n{"file_name": \n', "metadata.jsonl, line 2: not JSON"),
         ('["0.wav", "a"]\n', "metadata.jsonl, line 1: expected an object"),
+        ('[{"file_name": "0.wav", "text": "a"}]\n', "metadata.jsonl is one JSON array; expected one object a line"),
+        ('[\n  {"file_name": "0.wav"}\n]\n', "metadata.jsonl is one JSON array; expected one object a line"),
+        ('{"audio_filepath": "0.wav", "text": "a"}\n', "rename the column 'audio_filepath' to file_name"),
         ('{"file_name": "0.wav", "text": "a"}\n{"file_name": "1.wav", "text": ["b"]}\n', "column 'text' mixes types"),
         ('{"file_name": "0.wav", "text": ["a"]}\n', "holds .* not text. Name another: --text_column"),
     ],
@@ -293,8 +328,8 @@ def test_an_audiofolder_on_the_hub_is_not_streamed(monkeypatch):
         base_path="hf://datasets/a/speech@main",
         config=SimpleNamespace(data_files={"train": ["hf://datasets/a/speech@main/train/metadata.csv"]}),
     )
-    monkeypatch.setattr("askd_hf.data.loading.load_dataset_builder", lambda *_: built)
-    monkeypatch.setattr("askd_hf.data.loading.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr("askd_hf.data.sources.load_dataset_builder", lambda *_: built)
+    monkeypatch.setattr("askd_hf.data.hub_audiofolder.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
     with pytest.raises(UserError, match=r"a/speech: audio files beside a metadata\.csv .* leave out --streaming"):
         load_speech("a/speech", None, "train", streaming=True)
 
