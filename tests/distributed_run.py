@@ -1,7 +1,7 @@
 """Tiny training runs, started by `accelerate launch` in test_invariants.py: RESULT.json OPTIONS_AS_JSON.
 
-With `interrupt_second_process_at` there are three: a whole one with SpecAugment, one that is interrupted at that step by
-the second process, which is also slow to save its random state, and one that goes on from there.
+With `interrupt_second_process_at` there are three: a whole one with SpecAugment, one that is interrupted at that step
+by the second process, which is also slow to save its random state, and one that goes on from there.
 """
 
 import faulthandler

@@ -312,14 +312,13 @@ def test_bf16_is_the_default_where_it_is_computed_in(monkeypatch, tmp_path, capa
 
 
 IMPORTS = """
-import os, torch
+import os, sys, torch
 asked = []
 for module, names in ((torch.cuda, ("is_available", "is_bf16_supported", "current_device", "get_device_properties")),
                       (torch.accelerator, ("is_available", "current_accelerator"))):
     for name in names:
         def note(*_, name=name, real=getattr(module, name), **__):
-            import traceback
-            if any(f"{os.sep}askd_hf{os.sep}" in frame.filename for frame in traceback.extract_stack()[-3:-1]):
+            if f"{os.sep}askd_hf{os.sep}" in sys._getframe(1).f_code.co_filename:
                 asked.append(name)
             return real(*_, **__)
         setattr(module, name, note)
