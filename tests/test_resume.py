@@ -106,21 +106,22 @@ def test_a_directory_with_another_run_is_refused_unless_resumed(tmp_path, teache
         checkpoint_to_resume(str(tmp_path), str(tmp_path / "checkpoint-5"))
 
 
-def test_ctrl_c_saves_first_and_the_run_goes_on_from_there(tmp_path, teacher, student):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_saves_first_and_the_run_goes_on_from_there(tmp_path, teacher, student, signum):
     whole = make_trainer(tmp_path / "whole", teacher, student, max_steps=STEPS)
     whole.train()
     stopped = make_trainer(tmp_path / "stopped", teacher, student, max_steps=STEPS)
 
-    class CtrlC(TrainerCallback):
+    class Sent(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 6:
-                signal.raise_signal(signal.SIGINT)
+                os.kill(os.getpid(), signum)
 
-    stopped.add_callback(CtrlC())
-    previous = signal.getsignal(signal.SIGINT)
+    stopped.add_callback(Sent())
+    previous = signal.getsignal(signum)
     stopped.train()
     assert stopped.stop.stopped and stopped.state.global_step == 7
-    assert signal.getsignal(signal.SIGINT) is previous
+    assert signal.getsignal(signum) is previous
     last = checkpoint_to_resume(str(tmp_path / "stopped"), "last")
     assert last.endswith("checkpoint-7")
     resumed = make_trainer(tmp_path / "stopped", teacher, student, max_steps=STEPS)
