@@ -228,8 +228,8 @@ def check_same_run(saved: dict[str, Any], present: dict[str, Any], checkpoint: s
         changed.append(f"{MEANINGS.get(name, name)} {_shown(old)} -> {_shown(new)}")
     if changed:
         raise UserError(
-            f"the checkpoint {checkpoint} is of another run: {', '.join(changed)}. Resume with the options, data and "
-            f"batch size that it had, or start a new run from its student: --student {checkpoint}, with another "
+            f"the checkpoint {checkpoint} is of another run ({', '.join(changed)}): resume with the options, data "
+            f"and batch size that it had, or start a new run from its student: --student {checkpoint}, with another "
             "--output_dir"
         )
 
@@ -258,5 +258,5 @@ def warn_of_unknown(saved: dict[str, Any], present: dict[str, Any], checkpoint: 
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = str(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

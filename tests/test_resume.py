@@ -184,8 +184,7 @@ def old_and_new(**changes) -> list[str]:
     before = ASKDConfig(**options("nowhere", teacher_weight=0.8, teacher_phase=0.6, self_teacher="snapshot"))
     saved = before.to_dict()
     pairs = [(name, saved[name], value) for name, value in changes.items()]
-    shown = [(name, *(v if isinstance(v, str) else json.dumps(v) for v in values)) for name, *values in pairs]
-    return [f"{name} {old} -> {new}" for name, old, new in shown]
+    return [f"{name} {old} -> {new}" for name, old, new in pairs]
 
 
 CHANGED = [
@@ -219,7 +218,7 @@ CHANGED = [
 @pytest.mark.parametrize("changes", CHANGED, ids=str)
 def test_another_objective_or_order_is_refused_by_name(whole, models, tmp_path, changes):
     expected = old_and_new(**({"data_seed": 9} if "data_seed" in changes else changes))
-    expected = [text.replace("data_seed null", "data_seed 3") for text in expected]  # by default it is the seed
+    expected = [text.replace("data_seed None", "data_seed 3") for text in expected]  # by default it is the seed
     with pytest.raises(UserError, match=r"of another run.*start a new run from its student: --student") as refused:
         resumed(whole, models, tmp_path, **changes)
     for text in expected:
@@ -237,8 +236,8 @@ def test_another_objective_or_order_is_refused_by_name(whole, models, tmp_path, 
         (dict(per_device_train_batch_size=2), r"batch_size \(per_device_train_batch_size x .*\) 4 -> 2"),
         (dict(gradient_accumulation_steps=3), r"batch_size .* 4 -> 12"),
         (dict(gradient_accumulation_steps=3, auto_find_batch_size=True), r"batch_size .* 4 -> 12"),
-        (dict(freeze_encoder=False), "freeze_encoder true -> false"),
-        (dict(freeze_encoder=False, hidden_weight=2.0), "hidden_weight null -> 2.0"),
+        (dict(freeze_encoder=False), "freeze_encoder True -> False"),
+        (dict(freeze_encoder=False, hidden_weight=2.0), "hidden_weight None -> 2.0"),
         (
             dict(seed=4, learning_rate=1.0, trust_label=True),
             "data_seed 3 -> 4, learning_rate .*, seed .*, trust_label",
@@ -261,7 +260,7 @@ def test_other_models_are_refused(whole, models, tmp_path):
         resumed(whole, (teacher, init_student(teacher, 3)), tmp_path)
     student = copy.deepcopy(student)
     student.config.dropout, student.config.apply_spec_augment, student.config.mask_time_prob = 0.1, True, 0.2
-    with pytest.raises(UserError, match=r"apply_spec_augment false -> true, dropout 0.0 -> 0.1, .*mask_time_prob"):
+    with pytest.raises(UserError, match=r"apply_spec_augment False -> True, dropout 0.0 -> 0.1, .*mask_time_prob"):
         resumed(whole, (teacher, student), tmp_path)
 
 
@@ -276,7 +275,7 @@ def test_another_adapter_or_another_student_under_it_is_refused(models, tmp_path
     run().train()
     for changes, message in (
         (dict(lora_alpha=9.0), "lora_alpha 4 -> 9.0"),
-        (dict(lora_dropout=0.1), "lora_dropout null -> 0.1"),
+        (dict(lora_dropout=0.1), "lora_dropout None -> 0.1"),
         (dict(lora_rank=3, lora_alpha=4), "lora_rank 2 -> 3"),
         (dict(lora_target_modules=["q_proj"]), "lora_target_modules .* -> "),
         (dict(seed=6), "student .the weights beside the adapter. "),
@@ -300,7 +299,7 @@ def test_other_clips_are_refused_and_the_same_loaded_again_are_not(models, tmp_p
     relabelled = [*rows[:-1], rows[-1] | {"labels": rows[-1]["labels"].flip(0)}]
     renamed = [rows[0] | {"clip": "another"}, *rows[1:]]
     for others in (rows[::-1], relabelled, renamed):
-        with pytest.raises(UserError, match=r"clips_digest \(which clips.*\) [0-9a-f]{32} -> [0-9a-f]{32}\."):
+        with pytest.raises(UserError, match=r"clips_digest \(which clips.*\) [0-9a-f]{32} -> [0-9a-f]{32}\)"):
             of_rows(tmp_path, models, others).train(resume_from_checkpoint=checkpoint)
     with pytest.raises(UserError, match=r"clips \(their number\) 16 -> 15"):
         of_rows(tmp_path, models, rows[1:]).train(resume_from_checkpoint=checkpoint)
@@ -344,7 +343,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_word(whole, models, t
     file.write_text(json.dumps(state | {"options": then}))
     whole.args.output_dir, kept = str(run), whole.args.output_dir
     try:
-        with pytest.raises(UserError, match=r"another run: temperature 2\.0 -> 1\.0"):
+        with pytest.raises(UserError, match=r"another run \(temperature 2\.0 -> 1\.0"):
             resumed(whole, models, tmp_path, temperature=1.0)
         shutil.rmtree(run / "checkpoint-8")
         again = resumed(whole, models, run, save_strategy="steps", save_steps=4)
