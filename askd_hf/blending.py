@@ -19,6 +19,7 @@ from .objective import DIVERGENCES, BlendTerms, TopK
 from .origin import Origin
 from .projection import Unprojected, chunked_blend, unprojected
 from .run_dir import prepare_encoder, prepare_hidden_loss
+from .run_settings import models_digest
 from .saving import SavingTrainer
 from .schedule import BlendWeights
 from .student import check_pair, encoder_is_deterministic, same_encoder
@@ -58,11 +59,13 @@ class BlendingTrainer(SavingTrainer):
                 "freeze_encoder is off, but the adapter has nothing in the encoder to train: make it by "
                 "with_lora(..., freeze_encoder=False)"
             )
+        self._check_precision()
         self.teacher = None
         self._teacher_is_cached = teacher_is_cached
         if args.uses_teacher and (args.eval_blend or not teacher_is_cached):
             check_pair(teacher, self.model, own_features=self._teacher_has_own_features())
             self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher_digest = None if self.teacher is None else models_digest(self.teacher)
         in_training = None if self.teacher is None or teacher_is_cached else teacher.config
         prepare_hidden_loss(args, self.model.config, in_training, self.origin.compressed_encoder)
         self._pairs = None
@@ -75,6 +78,17 @@ class BlendingTrainer(SavingTrainer):
             place_teacher(self.teacher, args.device, encoder_runs)
         self.blend = AdaptiveBlendCallback(args)
         self.add_callback(self.blend)
+
+    def _check_precision(self) -> None:
+        """Raise `UserError` if small updates would be lost in the rounding of the trained weights."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
+                dtype = str(parameter.dtype).removeprefix("torch.")
+                raise UserError(
+                    f"the student's weights are {dtype} ({name}), in which most updates are rounded away, and an "
+                    "average of them stands still. Train them in float32: student.float(), or "
+                    "from_pretrained(..., dtype=torch.float32). To compute in half precision: bf16=True, fp16=True"
+                )
 
     def _check_encoder(self) -> None:
         """See whose encoder the student has, by its weights as they are now. Raises `UserError` for a stale cache."""

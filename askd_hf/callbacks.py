@@ -3,22 +3,23 @@
 import json
 import logging
 import math
+import os
 import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from .config import ASKDConfig
 from .data import DrawnRows
-from .errors import UserError
-from .presets import PRESETS
 from .schedule import BlendSchedule, BlendState, BlendWeights
 from .self_teacher import SELF_TEACHERS, SelfTeacher
 
@@ -28,9 +29,21 @@ BLEND_STATE_FILE = "blend_state.json"
 SELF_TEACHER_FILE = "self_teacher.safetensors"
 
 
-def data_epoch(state: TrainerState) -> int:
-    """The epoch of the data, from the step and not from an event: on_epoch_begin comes again when a run is resumed."""
-    return math.floor((state.epoch or 0.0) + 1e-6)
+def data_epoch(args: ASKDConfig, state: TrainerState, train_dataloader: DataLoader) -> int:
+    """The epoch of the data, from the step and not from an event: on_epoch_begin comes again when a run is resumed.
+
+    From whole numbers: `state.epoch` is a fraction of batches, and not exact.
+    """
+    steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+    return state.global_step // max(steps, 1)
+
+
+def read_blend_state(file: Path) -> BlendState:
+    """What `AdaptiveBlendCallback.save` wrote. Raises ValueError or TypeError for anything else."""
+    state = BlendState(**json.loads(file.read_text(encoding="utf-8")))
+    if not isinstance(state.options, dict):
+        raise TypeError(f"{file}: options")
+    return state
 
 
 class AdaptiveBlendCallback(TrainerCallback):
@@ -38,12 +51,14 @@ class AdaptiveBlendCallback(TrainerCallback):
 
     Attributes:
         weights: of the update under way; labels only before training.
+        options: what the run is (`askd_hf.run_settings`), which its checkpoints note. The trainer sets them.
         state: what the weights depend on besides the step.
         self_teacher: None while the weight on it is 0.
     """
 
     def __init__(self, config: ASKDConfig):
         self.config = config
+        self.options: dict[str, Any] = {}
         self.schedule = self._schedule(total_steps=0)
         self.state = BlendState()
         self.weights = BlendWeights()
@@ -70,37 +85,40 @@ class AdaptiveBlendCallback(TrainerCallback):
     # ---- the training loop's events ----
 
     def on_train_begin(
-        self, args: ASKDConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+        self,
+        args: ASKDConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        train_dataloader: DataLoader,
+        **kwargs,
     ):
         self.schedule = self._schedule(state.max_steps)
-        options = {"total_steps": state.max_steps} | {name: getattr(args, name) for name in PRESETS[args.preset]}
-        options["hidden_weight"] = args.hidden_weight or None
         if state.global_step == 0:  # also when training starts over with a smaller batch (auto_find_batch_size)
-            self.state, self.self_teacher, self._observed = BlendState(options=options), None, None
-        changed = [
-            f"{name} {self.state.options.get(name)} -> {options[name]}"
-            for name in options
-            if self.state.options.get(name) != options[name]
-        ]
-        if changed:
-            raise UserError(
-                f"the checkpoint is of another run ({', '.join(changed)}): the blend would jump. Resume with the same "
-                "options, data, batch size and number of epochs, or start a new run from the student (--student)"
-            )
-        self._begin_step(state, model)
+            self.state, self.self_teacher, self._observed = BlendState(), None, None
+        self.state.options = self.options
+        self._begin_step(args, state, model, train_dataloader)
         if state.is_world_process_zero:
             print(self.schedule.table(self.state), flush=True)
 
     def on_step_begin(
-        self, args: ASKDConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+        self,
+        args: ASKDConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        train_dataloader: DataLoader,
+        **kwargs,
     ):
-        self._begin_step(state, model)
+        self._begin_step(args, state, model, train_dataloader)
 
-    def _begin_step(self, state: TrainerState, model: nn.Module) -> None:
+    def _begin_step(
+        self, args: ASKDConfig, state: TrainerState, model: nn.Module, train_dataloader: DataLoader
+    ) -> None:
         self.weights = self.schedule.weights(state.global_step, self.state)
         if not self.weights.self:
             return
-        epoch = data_epoch(state)
+        epoch = data_epoch(args, state, train_dataloader)
         if self.self_teacher is None:
             self.self_teacher = SELF_TEACHERS[self.config.self_teacher](model, self.config.self_ema_decay)
             if self._loaded_self_teacher is not None:
@@ -130,18 +148,16 @@ class AdaptiveBlendCallback(TrainerCallback):
 
     def save(self, directory: Path) -> None:
         """Write the state and the self-teacher into a checkpoint's directory."""
-        (directory / BLEND_STATE_FILE).write_text(json.dumps(asdict(self.state), indent=2))
+        text = json.dumps(asdict(self.state), indent=2, ensure_ascii=False)
+        (directory / BLEND_STATE_FILE).write_text(text + "\n", encoding="utf-8")
         if self.self_teacher is not None:
             tensors = {name: tensor.contiguous() for name, tensor in self.self_teacher.parameters.items()}
             save_file(tensors, directory / SELF_TEACHER_FILE)
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote. Raises `UserError` if the checkpoint isn't one of this trainer."""
-        file = directory / BLEND_STATE_FILE
-        if not file.is_file():
-            raise UserError(f"{directory} has no {BLEND_STATE_FILE}: it isn't a checkpoint of a distillation run")
-        self.state = BlendState(**json.loads(file.read_text()))
-        self.self_teacher = None
+        """Read what `save` wrote, in a checkpoint that is whole (`askd_hf.checkpoint`)."""
+        self.state = read_blend_state(directory / BLEND_STATE_FILE)
+        self.self_teacher = self._loaded_self_teacher = None
         if (directory / SELF_TEACHER_FILE).is_file():
             self._loaded_self_teacher = load_file(directory / SELF_TEACHER_FILE)
 
@@ -157,9 +173,12 @@ class StopGracefullyCallback(TrainerCallback):
     def __init__(self):
         self.stopped = False
         self.requested = False
+        self._process = os.getpid()
         self._previous: dict[int, signal.Handlers] = {}
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a forked loader worker has inherited the handler, and ends when its loader does
         if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
@@ -167,6 +186,7 @@ class StopGracefullyCallback(TrainerCallback):
 
     def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self.stopped = self.requested = False
+        self._process = os.getpid()
         try:
             self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not the main thread: signals are somebody else's
@@ -243,8 +263,15 @@ class DrawsCallback(TrainerCallback):
     def __init__(self, draws: DrawnRows):
         self.draws = draws
 
-    def on_epoch_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
-        self.draws.epoch = data_epoch(state)
+    def on_epoch_begin(
+        self,
+        args: ASKDConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader,
+        **kwargs,
+    ):
+        self.draws.epoch = data_epoch(args, state, train_dataloader)
 
 
 class StopEarlyCallback(TrainerCallback):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import Seq2SeqTrainingArguments
 
 from .errors import UserError
@@ -15,6 +16,7 @@ from .presets import PRESETS
 from .schedule import SELF_SCHEDULES, TEACHER_SCHEDULES
 from .self_teacher import SELF_TEACHERS
 
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
 UNNAMED_RUN = "runs/unnamed"
 BLEND_METRICS = ("blend_loss", "teacher_loss", "self_loss", "teacher_ce", "agreement", "hidden_loss")
 
@@ -135,12 +137,16 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips a device and micro-batch."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Clips a device and evaluation batch."})
-    bf16: bool = field(
-        default=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        metadata={"help": "Autocast to bfloat16. Default: on a GPU that can. On a CPU also give --use_cpu."},
+    # what depends on the machine is decided in __post_init__: asked at import, CUDA is lost to processes forked later
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Autocast to bfloat16. Default: on a GPU that computes in it, and doesn't emulate it, as a T4 "
+            "does. On a CPU also give --use_cpu."
+        },
     )
-    dataloader_num_workers: int = field(
-        default=4 if torch.accelerator.is_available() else 0,
+    dataloader_num_workers: int | None = field(
+        default=None,
         metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else none."},
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
@@ -154,8 +160,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         },
     )
     predict_with_generate: bool = field(default=True, metadata={"help": "Evaluate WER and CER by generation."})
-    dataloader_pin_memory: bool = field(
-        default=torch.accelerator.is_available(), metadata={"help": "Pin the batches' memory. Default: with a GPU."}
+    dataloader_pin_memory: bool | None = field(
+        default=None, metadata={"help": "Pin the batches' memory. Default: with a GPU."}
     )
     length_column_name: str = field(
         default="label_tokens", metadata={"help": "What --train_sampling_strategy group_by_length groups by."}
@@ -175,8 +181,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         if self.output_dir is None:
             self.output_dir = UNNAMED_RUN
         self._check_blend()
-        if self.fp16:
-            self.bf16 = False  # it is on by default where it can be
+        self._check_training()
+        self._fit_to_the_machine()
         self._choose_best_by_error_rate()
         super().__post_init__()
 
@@ -230,6 +236,35 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.early_stopping_patience >= 1 and self.load_best_model_at_end
         ):
             raise UserError("early_stopping_patience: it must be at least 1, and needs load_best_model_at_end")
+
+    def _fit_to_the_machine(self) -> None:
+        """What isn't given, by the GPU, if there is one to train on."""
+        gpu = torch.accelerator.is_available() and not self.use_cpu
+        if self.bf16 is None:
+            able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+            self.bf16 = able and not (self.use_cpu or self.fp16)
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = 4 if gpu else 0
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = gpu
+
+    def _check_training(self) -> None:
+        """Raise `UserError` for options of Trainer that can't be had here."""
+        if self.fp16 and self.bf16:
+            raise UserError("fp16, bf16: choose one of them")
+        if self.fsdp or self.deepspeed or any(parse_flag_from_env(name) for name in SHARDING):
+            raise UserError(
+                "FSDP and DeepSpeed (ZeRO) aren't supported, nor needed: only the student is trained, and its weights "
+                "and optimizer fit on one GPU for all of Whisper's sizes. Start with plain DDP: `accelerate launch "
+                "--multi_gpu` (or torchrun), with --bf16 and --gradient_accumulation_steps where memory is short"
+            )
+        if self.enable_jit_checkpoint:
+            raise UserError(
+                "enable_jit_checkpoint: on SIGTERM a run saves a checkpoint without it, after the update under way; "
+                "leave it out"
+            )
+        if self.ddp_static_graph:
+            raise UserError("ddp_static_graph: DDP would miss the gradients of a loss outside of the model's forward")
         if self.label_smoothing_factor:
             raise UserError("label_smoothing_factor: the soft targets do its work; it must be 0")
         if self.use_liger_kernel:

@@ -1,6 +1,5 @@
 """A run: its directory, the checkpoint to resume from, options that depend on models and splits, its end."""
 
-import json
 import logging
 import os
 import sys
@@ -8,12 +7,10 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import WhisperConfig
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .adapter import ADAPTER_WEIGHTS
 from .arguments import ModelArguments
-from .callbacks import BLEND_STATE_FILE
+from .checkpoint import advice, check_whole, checkpoint_directories, is_finished, problems
 from .config import UNNAMED_RUN, ASKDConfig
 from .errors import UserError
 
@@ -116,45 +113,50 @@ def prepare_hidden_loss(
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first.
-
-    A run killed while it saved leaves a directory without `trainer_state.json`, which Trainer writes last.
-    """
-    found = []
-    for directory in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            step = TrainerState.load_from_json(str(directory / "trainer_state.json")).global_step
-        except (OSError, json.JSONDecodeError, TypeError):
-            continue
-        if (directory / BLEND_STATE_FILE).is_file():
-            found.append((step, directory))
-    return [directory for _, directory in sorted(found)]
+    """The checkpoints of a run from which it can go on, oldest first."""
+    return [directory for directory in checkpoint_directories(output_dir) if not problems(directory)]
 
 
 def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
-    """The checkpoint meant by `--resume_from_checkpoint`: a directory, or `last` for the run's last complete one.
+    """The checkpoint meant by `--resume_from_checkpoint`: a directory, or `last` for the run's last whole one.
 
-    Raises `UserError` if there is none; and, without the option, if `output_dir` holds another run, which would be
-    overwritten.
+    Raises `UserError` if there is none, or if it isn't whole; and, without the option, if `output_dir` holds another
+    run, which would be overwritten.
     """
     run = Path(output_dir)
     if resume_from_checkpoint in (None, "", "False", "false"):
-        present = checkpoints(run)
-        if present or any((run / name).is_file() for name in ("model.safetensors", ADAPTER_WEIGHTS)):
-            last = f" (last checkpoint: {present[-1].name})" if present else ""
-            raise UserError(
-                f"{output_dir} already holds a run{last}. Continue it with --resume_from_checkpoint last, or give "
-                "another --output_dir"
-            )
+        finished = [directory for directory in checkpoint_directories(run) if is_finished(directory)]
+        if finished or any((run / name).is_file() for name in ("model.safetensors", ADAPTER_WEIGHTS)):
+            whole = [directory for directory in finished if not problems(directory)]
+            last = f" (last checkpoint: {whole[-1].name})" if whole else ""
+            go_on = "Continue it with --resume_from_checkpoint last, or give" if whole else "Give"
+            raise UserError(f"{output_dir} already holds a run{last}. {go_on} another --output_dir")
         return None
     if resume_from_checkpoint in ("last", "True", "true"):
-        present = checkpoints(run)
-        if not present:
-            raise UserError(f"{output_dir} has no complete checkpoint to resume from")
-        return str(present[-1])
-    if not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
-        raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: no such checkpoint, or an incomplete one")
+        return str(_last_whole(run))
+    directory = Path(resume_from_checkpoint)
+    if not directory.is_dir():
+        raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: there is no such checkpoint")
+    check_whole(directory)
     return resume_from_checkpoint
+
+
+def _last_whole(run: Path) -> Path:
+    passed_over = []
+    for directory in reversed(checkpoint_directories(run)):
+        found = problems(directory)
+        if not found:
+            if passed_over:
+                logger.warning("passed over, as no run can go on from them: %s", "; ".join(passed_over))
+            return directory
+        passed_over.append(f"{directory.name} ({', '.join(found)})")
+    if not passed_over:
+        raise UserError(f"{run} has no complete checkpoint to resume from")
+    newest = checkpoint_directories(run)[-1]
+    raise UserError(
+        f"{run} has no complete checkpoint to resume from: {'; '.join(passed_over)}. "
+        f"{advice(newest, problems(newest))}"
+    )
 
 
 def end_other_processes() -> None:

@@ -111,6 +111,11 @@ class SavingTrainer(PublishingTrainer):
         if spelling:
             (directory / "normalizer.json").write_text(json.dumps(spelling, indent=2))
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # trainer_state.json, which completes a checkpoint, comes next, and only when all processes have written theirs
+        self.accelerator.wait_for_everyone()
+
     def is_student(self, directory: Path) -> bool:
         """Whether what this trainer has saved there is a student, and not the checkpoint of an adapter."""
         return self.adapter is None or not directory.name.startswith(PREFIX_CHECKPOINT_DIR)

@@ -10,7 +10,7 @@ To add a schedule, write a function of the phase's progress and name it in `TEAC
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 STAIRS = 4
 EXPONENTIAL_RATE = 5.0
@@ -68,13 +68,13 @@ class BlendState:
     """All that the weights depend on besides the step. Saved as JSON in every checkpoint.
 
     Attributes:
-        options: the run's length and blend options, so that a run isn't resumed with others.
+        options: what the run is, by name (`askd_hf.run_settings`), so that it isn't resumed as another one.
         teacher_ce, student_ce: smoothed cross-entropy on the labels, nats a token (`teacher_schedule=adaptive`).
         release_step: the step from which on an adaptive schedule has done without the teacher; None before.
         snapshot_epoch: the epoch in whose course the snapshot was taken; None before.
     """
 
-    options: dict[str, float | str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     teacher_ce: float = 0.0
     student_ce: float | None = None
     release_step: int | None = None

@@ -17,7 +17,6 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .adapter import lora_settings
-from .blending import BlendingTrainer
 from .callbacks import (
     DrawsCallback,
     StopEarlyCallback,
@@ -31,7 +30,7 @@ from .errors import UserError, memory_errors
 from .facts import FACTS_FILE, Student, gather_facts
 from .origin import Origin
 from .restart import Beginning
-from .run_dir import checkpoint_to_resume
+from .resuming import ResumingTrainer
 from .schedule import BlendWeights
 from .skipped import SkippedRows, skipped_rows_file
 from .student import no_timestamps
@@ -42,7 +41,7 @@ from .terms import NonFiniteLossError, check_finite, means, new_sums, sums, sums
 logger = logging.getLogger(__name__)
 
 
-class ASKDTrainer(BlendingTrainer):
+class ASKDTrainer(ResumingTrainer):
     """Distils `teacher` into `model` by the objective of `askd_hf.objective`.
 
     Args:
@@ -90,10 +89,6 @@ class ASKDTrainer(BlendingTrainer):
             )
         if args.n_gpu > 1:
             raise UserError("several GPUs need one process each: start with `accelerate launch` (or torchrun)")
-        if args.fsdp or args.deepspeed:
-            raise UserError("FSDP and DeepSpeed split the weights, which the self-teacher needs whole: use DDP")
-        if args.ddp_static_graph:
-            raise UserError("ddp_static_graph: DDP would miss the gradients of a loss outside of the model's forward")
         super().__init__(
             model=model,
             args=args,
@@ -110,6 +105,8 @@ class ASKDTrainer(BlendingTrainer):
             and self.data_collator.is_random
         ):
             raise UserError("the teacher's cached labels are of the clips as they are: the collator may change none")
+        # or the order of the clips would depend on what has been seeded or drawn since
+        self.accelerator.dataloader_config.data_seed = self._data_seed
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
 
         self.stop = StopGracefullyCallback()
@@ -129,8 +126,7 @@ class ASKDTrainer(BlendingTrainer):
         needs_model = self.args.uses_teacher and not self._teacher_is_cached
         if needs_model and self.teacher is None and not resume_from_checkpoint:
             raise UserError("the teacher was freed when its phase ended: make a new trainer to train again")
-        if resume_from_checkpoint is True:  # Trainer would take the newest, finished or not
-            resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir, "last")
+        resume_from_checkpoint = self._begin_or_resume(resume_from_checkpoint)
         self._beginning = None
         try:
             with memory_errors(self.args.train_batch_size):
@@ -148,12 +144,11 @@ class ASKDTrainer(BlendingTrainer):
                 self._begin_again(resume_from_checkpoint)
         return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        started = super()._init_training_state(*args, **kwargs)
-        self.state.train_batch_size = self._train_batch_size  # a resumed state has that of its checkpoint
-        return started
+    def _data_epoch(self) -> int:
+        return data_epoch(self.args, self.state, self.callback_handler.train_dataloader)
 
     def _begin_again(self, resume_from_checkpoint: str | None) -> None:
+        self._began_again = True
         self._beginning.restore(self, resume_from_checkpoint)
         self.skipped.count = 0
         if resume_from_checkpoint is not None:
@@ -271,8 +266,16 @@ class ASKDTrainer(BlendingTrainer):
             return StreamSampler(self.train_dataset, self.args.max_steps * a_step)
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            return ResumableLengthGroupedSampler(sampler, self._data_seed, lambda: data_epoch(self.state))
+            return ResumableLengthGroupedSampler(sampler, self._data_seed, self._data_epoch)
         return sampler
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training  # evaluation is of all clips
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     # ---- evaluation ----
 

@@ -49,6 +49,7 @@ from askd_hf.run_dir import (
     prepare_encoder,
     prepare_evaluation,
 )
+from askd_hf.run_settings import check_options
 from askd_hf.speech import (
     check_mix,
     evaluation_speech,
@@ -96,6 +97,8 @@ def distill(
     name_run(config, model_args)
     check_mix(data_args, mix_args, config)
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
+    if resume_from is not None:
+        check_options(config, resume_from)
 
     if lora.keep_adapter:
         loadable_base(model_args.student, config.push_to_hub)
@@ -191,7 +194,10 @@ def distill(
         trainer.save_model()
     end_other_processes()
     if trainer.stop.stopped:
-        print(f"stopped after step {trainer.state.global_step}; go on with --resume_from_checkpoint last")
+        go_on = "go on with --resume_from_checkpoint last"
+        if config.save_only_model:
+            go_on = f"with --save_only_model it can't go on; its student is in checkpoint-{trainer.state.global_step}"
+        print(f"stopped after step {trainer.state.global_step}; {go_on}")
     elif trainer.stop.requested:
         print(f"training was finished already; the student is in {config.output_dir}")
         if config.push_to_hub:

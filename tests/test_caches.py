@@ -18,6 +18,7 @@ from askd_hf.config import ASKDConfig
 from askd_hf.data import TEACHER_COLUMNS, SpeechCollator, cache_encoder
 from askd_hf.errors import UserError
 from askd_hf.metrics import compute_metrics_for
+from askd_hf.run_dir import checkpoint_to_resume
 from askd_hf.student import init_student
 from askd_hf.trainer import ASKDTrainer
 
@@ -346,13 +347,16 @@ def test_clips_skipped_in_labelling_are_listed_beside_the_labels(
 def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     given = dict(teacher=teacher_dir, save_strategy="steps", save_steps=1, save_total_limit=2, max_steps=12)
     given |= dict(cache_encoder=tmp_path / "encoder", cache_teacher=tmp_path / "labels", teacher_top_k=5)
+    given |= dict(logging_steps=1)
     finished(monkeypatch, capsys, tmp_path / "whole", speech_dir, **given)
     killed = start(*arguments(tmp_path / "killed", speech_dir, **given))
     wait_for(tmp_path / "killed" / "checkpoint-3", killed)
     killed.kill()
     killed.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
+    steps_done = int(checkpoint_to_resume(str(tmp_path / "killed"), "last").rpartition("-")[2])
     _, out, _ = finished(monkeypatch, capsys, tmp_path / "killed", speech_dir, **given, resume_from_checkpoint="last")
+    assert out.count("'loss'") == 12 - steps_done  # and it didn't begin at the beginning
     assert "(16 of 16 there)" in out
     a, b = (weights(tmp_path / name) for name in ("whole", "killed"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

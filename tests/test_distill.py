@@ -24,6 +24,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 from askd_hf.data import SpeechCollator
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results
+from askd_hf.run_dir import checkpoint_to_resume
 from askd_hf.student import init_student, set_language
 
 SCRIPT = ROOT / "examples" / "distill.py"
@@ -355,23 +356,32 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize(
-    ("self_teacher", "killed_at"),
+    ("self_teacher", "killed_at", "by"),
     # 12 steps, the self phase begins at step 7: in the teacher phase, at the boundary, in the self phase
-    [("ema", "checkpoint-3"), ("snapshot", "checkpoint-7"), ("ema", "checkpoint-9")],
+    [
+        ("ema", "checkpoint-3", signal.SIGTERM),  # as a cluster's scheduler does
+        ("snapshot", "checkpoint-7", signal.SIGKILL),
+        ("ema", "checkpoint-9", signal.SIGKILL),
+    ],
 )
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech_dir, self_teacher, killed_at):
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech_dir, self_teacher, killed_at, by):
     more = ["--self_teacher", self_teacher, "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2"]
-    more += ["--teacher_phase", "0.6"]
+    more += ["--teacher_phase", "0.6", "--logging_steps", "1"]
     whole = start(*options(teacher_dir, speech_dir, tmp_path / "whole", *more))
     killed = start(*options(teacher_dir, speech_dir, tmp_path / "killed", *more))
     wait_for(tmp_path / "killed" / killed_at, killed)  # the directory is made first: it may well be incomplete
-    killed.kill()
-    killed.wait()
+    killed.send_signal(by)
+    out, _ = killed.communicate(timeout=200)
     assert not (tmp_path / "killed" / "model.safetensors").exists()
+    checkpoint = checkpoint_to_resume(str(tmp_path / "killed"), "last")
+    steps_done = int(checkpoint.rpartition("-")[2])
+    if by == signal.SIGTERM:
+        assert killed.returncode == 130 and f"stopped after step {steps_done}; go on with" in out
     resumed = start(*options(teacher_dir, speech_dir, tmp_path / "killed", *more, "--resume_from_checkpoint", "last"))
-    for process in (whole, resumed):
+    for process, steps in ((whole, 12), (resumed, 12 - steps_done)):
         out, _ = process.communicate(timeout=200)
         assert process.returncode == 0, out[-3000:]
+        assert out.count("'loss'") == steps  # and it didn't begin at the beginning
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

@@ -77,6 +77,7 @@ def test_a_killed_run_with_lora_goes_on(models, speech_dir, tmp_path):
         finished.unlink()  # as if it had been killed after step 4
     resumed = finetune(models, speech_dir, run, *more, "--resume_from_checkpoint", "last")
     assert resumed.returncode == 0, resumed.stderr
+    assert [ended.stdout.count("'loss'") for ended in (whole, resumed)] == [6, 2]  # it went on after step 4
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 

@@ -94,8 +94,17 @@ def test_two_processes_give_the_trajectory_of_one(tmp_path, teacher, student):
         assert two["metrics"][name] == pytest.approx(metrics[name], rel=1e-5)
 
 
-def test_an_interrupt_of_one_process_stops_both_at_the_same_step(tmp_path, teacher, student):
-    two = two_process_run(tmp_path, preset="askd", interrupt_second_process_at=4)
-    assert (two["step"], two["stopped"]) == (5, True)
+def test_an_interrupt_of_one_process_stops_both_and_both_go_on_from_there(tmp_path, teacher, student):
+    """In step with each other, each with random numbers of its own."""
+    first = two_process_run(tmp_path, preset="askd", interrupt_second_process_at=4)
+    second = json.loads((tmp_path / "result.second").read_text())
+    for process in (first, second):
+        assert (process["step"], process["stopped"]) == (5, True)
+        assert process["equal"] and process["masked_then"] == process["masked"][5:]
+    assert all(a != b for a, b in zip(first["masked"], second["masked"], strict=True))
     assert checkpoints(tmp_path)[-1].name == "checkpoint-5"
-    assert len(list((tmp_path / "checkpoint-5").glob("rng_state_*.pth"))) == 2
+    # a process killed while it saved its random state, here a second long, leaves a checkpoint that isn't whole
+    saved = [tmp_path / "checkpoint-5" / name for name in ("rng_state_1.pth", "trainer_state.json")]
+    assert saved[0].stat().st_mtime_ns < saved[1].stat().st_mtime_ns
+    saved[0].unlink()
+    assert checkpoints(tmp_path) == []

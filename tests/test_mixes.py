@@ -28,6 +28,7 @@ from transformers import WhisperForConditionalGeneration, pipeline
 
 from askd_hf.data import load_speech
 from askd_hf.evaluation import Results
+from askd_hf.run_dir import checkpoint_to_resume
 
 SCRIPT = ROOT / "examples" / "distill.py"
 
@@ -111,10 +112,12 @@ def test_a_streamed_mix_killed_twice_ends_as_if_it_had_not_been(tmp_path, teache
         process.kill()
         process.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
+    steps_done = int(checkpoint_to_resume(str(tmp_path / "killed"), "last").rpartition("-")[2])
     resumed = start(*arguments, "--resume_from_checkpoint", "last", "--dataloader_num_workers", "2")
-    for process in (whole, resumed):
+    for process, steps in ((whole, 14), (resumed, 14 - steps_done)):
         printed, _ = process.communicate(timeout=240)
         assert process.returncode == 0, printed
+        assert printed.count("'loss'") == steps  # and it didn't begin at the beginning
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")

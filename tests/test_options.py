@@ -1,14 +1,19 @@
 """Options of the command line, of YAML and of Trainer that once went wrong, or easily could."""
 
+import copy
 import gc
-import re
+import subprocess
+import sys
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Clips, history, make_trainer
-from transformers import TrainerCallback
+from conftest import Clips, collate, history, make_trainer, options
+from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
+from askd_hf import ASKDTrainer
+from askd_hf.adapter import LoraArguments, with_lora
 from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource, names_of
 from askd_hf.cli import parse_args
 from askd_hf.config import ASKDConfig
@@ -16,6 +21,8 @@ from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.metrics import compute_metrics_for
 from askd_hf.run_dir import name_run, prepare_evaluation
 from askd_hf.student import init_student
+
+real_bf16_support = torch.cuda.is_bf16_supported
 
 TYPES = (ModelArguments, DataArguments, ASKDConfig)
 
@@ -246,17 +253,106 @@ def test_the_saved_generation_config_is_the_students_own(tmp_path, teacher, stud
     assert "top_k" not in saved and "temperature" not in saved
 
 
-@pytest.mark.parametrize("changed", [dict(self_teacher="snapshot"), dict(preset="annealing"), dict(temperature=1.0)])
-def test_resuming_with_another_blend_is_refused(tmp_path, teacher, student, changed):
-    make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=6).train()
-    other = make_trainer(tmp_path, teacher, student, **changed)
-    with pytest.raises(UserError, match="another run"):
-        other.train(resume_from_checkpoint=True)
+@pytest.mark.parametrize("option", [dict(fsdp="full_shard"), dict(deepspeed="zero2.json")], ids=str)
+def test_sharded_training_is_refused(tmp_path, option):
+    with pytest.raises(UserError, match=r"FSDP and DeepSpeed \(ZeRO\) aren't supported.*plain DDP"):
+        ASKDConfig(output_dir=str(tmp_path), **option)
 
 
-def test_sharded_training_is_refused(tmp_path, student):
-    with pytest.raises((UserError, ValueError), match=re.compile("fsdp", re.IGNORECASE)):
-        make_trainer(tmp_path, None, student, preset="ce", fsdp="full_shard")
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharded_training_by_accelerates_own_configuration_is_refused(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match="FSDP and DeepSpeed"):
+        ASKDConfig(output_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (dict(enable_jit_checkpoint=True), "enable_jit_checkpoint: on SIGTERM"),
+        (dict(fp16=True, bf16=True), "fp16, bf16: choose one"),
+        (dict(ddp_static_graph=True), "ddp_static_graph"),
+    ],
+    ids=str,
+)
+def test_options_of_trainer_that_cannot_be_had_are_refused(tmp_path, option, message):
+    with pytest.raises(UserError, match=message):
+        ASKDConfig(output_dir=str(tmp_path), use_cpu=True, **option)
+
+
+# ---- what the machine decides ----
+
+
+def pretend_gpu(monkeypatch, capability: int) -> None:
+    """A CUDA device of this compute capability: 7 is a T4, 8 an A100. No tensor can be on it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=capability))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", real_bf16_support)
+    monkeypatch.setattr(Seq2SeqTrainingArguments, "__post_init__", lambda self: None)  # it would look for the device
+
+
+@pytest.mark.parametrize(
+    ("capability", "options", "bf16"),
+    [
+        *((7, {}, False), (8, {}, True), (9, {}, True), (7, dict(bf16=True), True), (8, dict(bf16=False), False)),
+        *((8, dict(fp16=True), False), (8, dict(use_cpu=True), False)),
+    ],
+)
+def test_bf16_is_the_default_where_it_is_computed_in(monkeypatch, tmp_path, capability, options, bf16):
+    pretend_gpu(monkeypatch, capability)
+    config = ASKDConfig(output_dir=str(tmp_path), **options)
+    assert config.bf16 is bf16
+    gpu = not options.get("use_cpu", False)
+    assert (config.dataloader_num_workers, config.dataloader_pin_memory) == (4 if gpu else 0, gpu)
+    argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    assert parse_args((ASKDConfig,), argv)[0].bf16 is bf16  # and on the command line
+    assert ASKDConfig(output_dir=str(tmp_path), dataloader_num_workers=2).dataloader_num_workers == 2
+
+
+IMPORTS = """
+import os, sys, torch
+asked = []
+for module, names in ((torch.cuda, ("is_available", "is_bf16_supported", "current_device", "get_device_properties")),
+                      (torch.accelerator, ("is_available", "current_accelerator"))):
+    for name in names:
+        def note(*_, name=name, real=getattr(module, name), **__):
+            if f"{os.sep}askd_hf{os.sep}" in sys._getframe(1).f_code.co_filename:
+                asked.append(name)
+            return real(*_, **__)
+        setattr(module, name, note)
+import askd_hf, askd_hf.trainer, askd_hf.evaluation, askd_hf.pseudo_labels
+assert not torch.cuda.is_initialized()
+assert not asked, asked
+"""
+
+
+def test_to_import_us_asks_nothing_of_the_gpu():
+    """Processes that are forked later, as those of `notebook_launcher`, couldn't use it."""
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_student_in_half_precision_is_refused(tmp_path, teacher, student, dtype):
+    """In bfloat16 an update of less than 1/256 of a weight is lost."""
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(UserError, match=rf"weights are {kind} \(model.*student\.float\(\)"):
+        make_trainer(tmp_path, teacher, copy.deepcopy(student).to(dtype))
+    mixed = copy.deepcopy(student)
+    mixed.model.decoder.to(dtype)
+    with pytest.raises(UserError, match=rf"weights are {kind} \(model\.decoder"):
+        make_trainer(tmp_path, teacher, mixed)
+
+
+def test_an_adapter_on_a_half_precision_student_is_trained_in_float32(tmp_path, student):
+    adapted = with_lora(copy.deepcopy(student).bfloat16(), LoraArguments(lora_rank=2), freeze_encoder=True)
+    assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
+    config = ASKDConfig(**options(tmp_path, preset="ps-kd", max_steps=2))
+    trainer = ASKDTrainer(adapted, config, train_dataset=Clips(student.config), data_collator=collate)
+    trainer.train()
+    assert {w.dtype for w in trainer.blend.self_teacher.parameters.values()} == {torch.float32}
 
 
 def test_a_users_error_in_a_worker_process_ends_as_one_line(capsys):

@@ -1,16 +1,31 @@
 """A run resumed from any of its checkpoints ends with the weights of the run that was never interrupted."""
 
+import copy
+import dataclasses
 import json
+import math
+import multiprocessing
+import os
+import shutil
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Clips, history, make_trainer
+from conftest import Clips, collate, history, make_processor, make_trainer, make_whisper, options
 from datasets import Dataset
-from transformers import TrainerCallback
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerState
 
+from askd_hf import ASKDConfig, ASKDTrainer
+from askd_hf.adapter import LoraArguments, with_lora
+from askd_hf.callbacks import StopGracefullyCallback, data_epoch
 from askd_hf.errors import UserError
 from askd_hf.run_dir import checkpoint_to_resume, checkpoints
+from askd_hf.run_settings import check_options, is_harmless
+from askd_hf.student import init_student
 
 STEPS = 10  # 4 steps an epoch
 
@@ -76,16 +91,6 @@ def test_the_teacher_is_not_even_touched_when_the_run_resumes_in_the_self_phase(
     assert calls == [] and resumed.teacher is None
 
 
-def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path, teacher, student):
-    make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=2, save_total_limit=None).train()
-    newest, before = tmp_path / "checkpoint-8", tmp_path / "checkpoint-6"
-    state = (newest / "trainer_state.json").read_text()
-    (newest / "trainer_state.json").write_text(state[: len(state) // 2])
-    assert checkpoint_to_resume(str(tmp_path), "last") == str(before)
-    (before / "trainer_state.json").unlink()
-    assert checkpoint_to_resume(str(tmp_path), "last") == str(tmp_path / "checkpoint-4")
-
-
 def test_a_directory_with_another_run_is_refused_unless_resumed(tmp_path, teacher, student):
     assert checkpoint_to_resume(str(tmp_path), None) is None
     with pytest.raises(UserError, match="no complete checkpoint"):
@@ -93,40 +98,30 @@ def test_a_directory_with_another_run_is_refused_unless_resumed(tmp_path, teache
     make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=4).train()
     with pytest.raises(UserError, match=r"already holds a run \(last checkpoint: checkpoint-8\).*--resume_from"):
         checkpoint_to_resume(str(tmp_path), None)
+    for checkpoint in checkpoints(tmp_path):  # it would be overwritten all the same
+        (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(UserError, match=r"already holds a run\. Give another --output_dir"):
+        checkpoint_to_resume(str(tmp_path), None)
     with pytest.raises(UserError, match="no such checkpoint"):
         checkpoint_to_resume(str(tmp_path), str(tmp_path / "checkpoint-5"))
 
 
-def test_a_checkpoint_of_a_run_of_another_length_is_refused(tmp_path, teacher, student):
-    make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=4).train()
-    longer = make_trainer(tmp_path, teacher, student, max_steps=20)
-    with pytest.raises(UserError, match=r"total_steps 8 -> 20"):
-        longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-
-
-def test_a_checkpoint_of_plain_seq2seq_trainer_is_refused(tmp_path, teacher, student):
-    make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=4).train()
-    (tmp_path / "checkpoint-4" / "blend_state.json").unlink()
-    trainer = make_trainer(tmp_path, teacher, student)
-    with pytest.raises(UserError, match=r"no blend_state\.json"):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-
-
-def test_ctrl_c_saves_first_and_the_run_goes_on_from_there(tmp_path, teacher, student):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_saves_first_and_the_run_goes_on_from_there(tmp_path, teacher, student, signum):
     whole = make_trainer(tmp_path / "whole", teacher, student, max_steps=STEPS)
     whole.train()
     stopped = make_trainer(tmp_path / "stopped", teacher, student, max_steps=STEPS)
 
-    class CtrlC(TrainerCallback):
+    class Sent(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 6:
-                signal.raise_signal(signal.SIGINT)
+                os.kill(os.getpid(), signum)
 
-    stopped.add_callback(CtrlC())
-    previous = signal.getsignal(signal.SIGINT)
+    stopped.add_callback(Sent())
+    previous = signal.getsignal(signum)
     stopped.train()
     assert stopped.stop.stopped and stopped.state.global_step == 7
-    assert signal.getsignal(signal.SIGINT) is previous
+    assert signal.getsignal(signum) is previous
     last = checkpoint_to_resume(str(tmp_path / "stopped"), "last")
     assert last.endswith("checkpoint-7")
     resumed = make_trainer(tmp_path / "stopped", teacher, student, max_steps=STEPS)
@@ -157,3 +152,317 @@ def test_the_blend_state_is_plain_json(tmp_path, teacher, student):
     trainer.train()
     state = json.loads((tmp_path / "checkpoint-4" / "blend_state.json").read_text())
     assert state["options"]["total_steps"] == 8 and state["student_ce"] > 0
+
+
+# ---- as itself, or not at all ----
+
+
+@pytest.fixture(scope="module")
+def models():
+    processor = make_processor()
+    return make_whisper(processor).eval(), init_student(make_whisper(processor, seed=5), decoder_layers=2)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, models):
+    """A run of 8 steps in two epochs, of 16 clips, with checkpoints at 4 and 8."""
+    directory = tmp_path_factory.mktemp("whole")
+    trainer = make_trainer(directory, *models, save_strategy="steps", save_steps=4, self_teacher="snapshot")
+    trainer.train()
+    return trainer
+
+
+def resumed(whole, models, directory, **changes) -> ASKDTrainer:
+    """The trainer of a run that went on from `whole` at step 4, with changed options."""
+    trainer = make_trainer(directory, *models, **dict(self_teacher="snapshot") | changes)
+    trainer.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-4")
+    return trainer
+
+
+def old_and_new(**changes) -> list[str]:
+    """What the message names of changed options, which had the values of `whole`."""
+    before = ASKDConfig(**options("nowhere", teacher_weight=0.8, teacher_phase=0.6, self_teacher="snapshot"))
+    saved = before.to_dict()
+    pairs = [(name, saved[name], value) for name, value in changes.items()]
+    return [f"{name} {old} -> {new}" for name, old, new in pairs]
+
+
+CHANGED = [
+    dict(self_teacher="ema"),
+    dict(temperature=1.0),
+    dict(teacher_weight_end=0.1, self_weight=0.2),
+    dict(divergence="reverse_kl"),
+    dict(divergence="jensen_shannon", divergence_mix=0.3),
+    dict(trust_label=True),
+    dict(self_ema_decay=0.5),
+    dict(self_refresh="epoch"),
+    dict(adaptive_window=3),
+    dict(seed=9),
+    dict(full_determinism=False, data_seed=9),
+    dict(learning_rate=1e-3),
+    dict(lr_scheduler_type="cosine"),
+    dict(lr_scheduler_type="cosine_with_restarts", lr_scheduler_kwargs={"num_cycles": 2}),
+    dict(warmup_steps=2),
+    dict(weight_decay=0.1),
+    dict(optim="sgd"),
+    dict(adam_beta2=0.98),
+    dict(max_grad_norm=0.5),
+    dict(train_sampling_strategy="sequential"),
+    dict(dataloader_drop_last=True),
+    dict(ignore_data_skip=True),
+    dict(average_tokens_across_devices=False),
+    dict(bf16=True),
+]
+
+
+@pytest.mark.parametrize("changes", CHANGED, ids=str)
+def test_another_objective_or_order_is_refused_by_name(whole, models, tmp_path, changes):
+    expected = old_and_new(**({"data_seed": 9} if "data_seed" in changes else changes))
+    expected = [text.replace("data_seed None", "data_seed 3") for text in expected]  # by default it is the seed
+    with pytest.raises(UserError, match=r"of another run.*start a new run from its student: --student") as refused:
+        resumed(whole, models, tmp_path, **changes)
+    for text in expected:
+        assert text in str(refused.value)
+    with pytest.raises(UserError, match="of another run"):  # the script asks before it loads anything
+        changes = dict(teacher_weight=0.8, teacher_phase=0.6, self_teacher="snapshot") | changes
+        check_options(ASKDConfig(**options(tmp_path, **changes)), f"{whole.args.output_dir}/checkpoint-4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(max_steps=20), "total_steps 8 -> 20"),
+        (dict(max_steps=-1, num_train_epochs=5), "total_steps 8 -> 20"),
+        (dict(per_device_train_batch_size=2), r"batch_size \(per_device_train_batch_size x .*\) 4 -> 2"),
+        (dict(gradient_accumulation_steps=3), r"batch_size .* 4 -> 12"),
+        (dict(gradient_accumulation_steps=3, auto_find_batch_size=True), r"batch_size .* 4 -> 12"),
+        (dict(freeze_encoder=False), "freeze_encoder True -> False"),
+        (dict(freeze_encoder=False, hidden_weight=2.0), "hidden_weight None -> 2.0"),
+        (
+            dict(seed=4, learning_rate=1.0, trust_label=True),
+            "data_seed 3 -> 4, learning_rate .*, seed .*, trust_label",
+        ),
+    ],
+    ids=str,
+)
+def test_another_length_batch_or_model_is_refused_by_name(whole, models, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        resumed(whole, models, tmp_path, **changes)
+
+
+def test_other_models_are_refused(whole, models, tmp_path):
+    teacher, student = models
+    with pytest.raises(UserError, match=r"teacher \(its weights or --teacher_dtype\) [0-9a-f]{32} -> "):
+        resumed(whole, (make_whisper(make_processor(), seed=1), student), tmp_path)
+    with pytest.raises(UserError, match=r"teacher .* -> "):
+        resumed(whole, (copy.deepcopy(teacher).bfloat16(), student), tmp_path)
+    with pytest.raises(UserError, match="decoder_layers 2 -> 3"):
+        resumed(whole, (teacher, init_student(teacher, 3)), tmp_path)
+    student = copy.deepcopy(student)
+    student.config.dropout, student.config.apply_spec_augment, student.config.mask_time_prob = 0.1, True, 0.2
+    with pytest.raises(UserError, match=r"apply_spec_augment False -> True, dropout 0.0 -> 0.1, .*mask_time_prob"):
+        resumed(whole, (teacher, student), tmp_path)
+
+
+def test_another_adapter_or_another_student_under_it_is_refused(models, tmp_path):
+    def run(seed=5, **changes):
+        base = init_student(make_whisper(make_processor(), seed=seed), decoder_layers=2)
+        torch.manual_seed(0)
+        adapted = with_lora(base, LoraArguments(**dict(lora_rank=2) | changes), freeze_encoder=True)
+        config = ASKDConfig(**options(tmp_path, preset="ce", save_strategy="steps", save_steps=4))
+        return ASKDTrainer(adapted, config, train_dataset=Clips(base.config), data_collator=collate)
+
+    run().train()
+    for changes, message in (
+        (dict(lora_alpha=9.0), "lora_alpha 4 -> 9.0"),
+        (dict(lora_dropout=0.1), "lora_dropout None -> 0.1"),
+        (dict(lora_rank=3, lora_alpha=4), "lora_rank 2 -> 3"),
+        (dict(lora_target_modules=["q_proj"]), "lora_target_modules .* -> "),
+        (dict(seed=6), "student .the weights beside the adapter. "),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(**changes).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    run().train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def of_rows(directory, models, rows, **changes):
+    trainer = make_trainer(directory, *models, **changes)
+    trainer.train_dataset = Dataset.from_list(rows).with_format("torch")
+    return trainer
+
+
+def test_other_clips_are_refused_and_the_same_loaded_again_are_not(models, tmp_path):
+    rows = Clips(models[1].config).rows
+    run = of_rows(tmp_path, models, rows, save_strategy="steps", save_steps=4)
+    run.train()
+    checkpoint = str(tmp_path / "checkpoint-4")
+    relabelled = [*rows[:-1], rows[-1] | {"labels": rows[-1]["labels"].flip(0)}]
+    renamed = [rows[0] | {"clip": "another"}, *rows[1:]]
+    for others in (rows[::-1], relabelled, renamed):
+        with pytest.raises(UserError, match=r"clips_digest \(which clips.*\) [0-9a-f]{32} -> [0-9a-f]{32}\)"):
+            of_rows(tmp_path, models, others).train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(UserError, match=r"clips \(their number\) 16 -> 15"):
+        of_rows(tmp_path, models, rows[1:]).train(resume_from_checkpoint=checkpoint)
+    # of other files on the disk, and with other columns that nobody reads
+    again = of_rows(tmp_path, models, [row | {"speaker": "x"} for row in rows])
+    again.train_dataset = again.train_dataset.select(range(16))
+    again.data_collator = lambda batch: collate([{k: v for k, v in row.items() if k != "speaker"} for row in batch])
+    again.train(resume_from_checkpoint=checkpoint)
+    assert torch.equal(history(run, "loss"), history(again, "loss"))
+
+
+def test_what_is_harmless_may_change(whole, models, tmp_path):
+    again = resumed(
+        *(whole, models, tmp_path),
+        **dict(preset="askd", save_strategy="no", logging_strategy="steps", logging_first_step=True, report_to="none"),
+        **dict(per_device_eval_batch_size=3, activation_checkpointing=True, dataloader_num_workers=1, max_steps=-1),
+        **dict(num_train_epochs=2, data_seed=3),
+    )
+    assert torch.equal(history(again, "loss"), history(whole, "loss"))
+
+
+def test_the_same_updates_in_smaller_pieces_go_on(whole, models, tmp_path):
+    again = resumed(whole, models, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    torch.testing.assert_close(history(again, "loss"), history(whole, "loss"), rtol=1e-4, atol=1e-6)
+
+
+def test_every_option_of_the_blend_is_compared():
+    own = {field.name for field in dataclasses.fields(ASKDConfig)}
+    own -= {field.name for field in dataclasses.fields(ASKDConfig.__base__)}
+    assert {name for name in own if is_harmless(name)} == {
+        *("preset", "early_stopping_patience", "eval_blend", "save_dtype"),
+    }
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_word(whole, models, tmp_path, caplog):
+    """It has the blend's options, the hidden-state loss's weight and the number of steps."""
+    run = shutil.copytree(whole.args.output_dir, tmp_path / "run")
+    file = run / "checkpoint-4" / "blend_state.json"
+    state = json.loads(file.read_text())
+    then = {name: state["options"][name] for name in ("total_steps", "temperature", "self_teacher", "hidden_weight")}
+    file.write_text(json.dumps(state | {"options": then}))
+    whole.args.output_dir, kept = str(run), whole.args.output_dir
+    try:
+        with pytest.raises(UserError, match=r"another run \(temperature 2\.0 -> 1\.0"):
+            resumed(whole, models, tmp_path, temperature=1.0)
+        shutil.rmtree(run / "checkpoint-8")
+        again = resumed(whole, models, run, save_strategy="steps", save_steps=4)
+    finally:
+        whole.args.output_dir = kept
+    assert "another version, which didn't note " in caplog.text and "trust_label" in caplog.text
+    assert torch.equal(history(again, "loss"), history(whole, "loss"))
+    noted = json.loads((run / "checkpoint-8" / "blend_state.json").read_text())["options"]
+    assert noted["trust_label"] is False and noted["batch_size"] == 4
+
+
+# ---- whole checkpoints ----
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES = [
+    *((name, action) for name in ("model.safetensors", "optimizer.pt", "scheduler.pt") for action in ("gone", "cut")),
+    *((name, action) for name in ("rng_state.pth", "self_teacher.safetensors") for action in ("gone", "cut")),
+    *((name, action) for name in ("blend_state.json", "trainer_state.json") for action in ("gone", "cut")),
+    *(("trainer_state.json", "[]"), ("blend_state.json", "null"), ("blend_state.json", '{"unheard_of": 1}')),
+    *(("optimizer.pt", ""), ("model.safetensors", "no tensors"), ("skipped_rows.json", "[1")),
+]
+
+
+@pytest.mark.parametrize(("name", "action"), DAMAGES)
+def test_a_checkpoint_that_is_not_whole_is_named_and_passed_over(whole, models, tmp_path, caplog, name, action):
+    run = shutil.copytree(whole.args.output_dir, tmp_path / "run")
+    file = run / "checkpoint-8" / name
+    if action == "gone":
+        file.unlink()
+    elif action == "cut":
+        cut(file)
+    else:
+        file.write_text(action)
+    message = f"no {name}" if action == "gone" else f"{name} is damaged or cut off"
+    with pytest.raises(UserError, match=message):
+        checkpoint_to_resume(str(run), str(run / "checkpoint-8"))
+    assert checkpoint_to_resume(str(run), "last") == str(run / "checkpoint-4")
+    assert f"checkpoint-8 ({message})" in caplog.text
+    assert checkpoints(run) == [run / "checkpoint-4"]
+    shutil.rmtree(run / "checkpoint-4")
+    with pytest.raises(UserError, match=rf"no complete checkpoint to resume from: checkpoint-8 \({message}\)"):
+        checkpoint_to_resume(str(run), "last")
+    trainer = make_trainer(run, *models, self_teacher="snapshot")
+    with pytest.raises(UserError, match=message):
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-8"))
+
+
+def test_nothing_goes_on_from_a_checkpoint_of_the_weights_alone(models, tmp_path):
+    run = make_trainer(tmp_path, *models, save_only_model=True, save_strategy="steps", save_steps=4)
+    run.train()
+    message = r"no optimizer\.pt; no scheduler\.pt; no rng_state\.pth\. .*--student .*checkpoint-4.*--save_only_model"
+    with pytest.raises(UserError, match=message):
+        make_trainer(tmp_path, *models).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    with pytest.raises(UserError, match=r"no complete checkpoint.*no optimizer\.pt.*--save_only_model"):
+        make_trainer(tmp_path, *models).train(resume_from_checkpoint=True)
+
+
+def test_the_files_of_all_processes_and_of_the_scaler_must_be_there(whole, tmp_path):
+    checkpoint = shutil.copytree(f"{whole.args.output_dir}/checkpoint-8", tmp_path / "run" / "checkpoint-8")
+    file = checkpoint / "blend_state.json"
+    state = json.loads(file.read_text())
+    state["options"] |= {"processes": 3, "fp16": True}
+    file.write_text(json.dumps(state))
+    for process in (0, 2):
+        shutil.copy(checkpoint / "rng_state.pth", checkpoint / f"rng_state_{process}.pth")
+    with pytest.raises(UserError, match=r"run/checkpoint-8 can't be resumed: no scaler\.pt; no rng_state_1\.pth\."):
+        checkpoint_to_resume(str(tmp_path / "run"), str(checkpoint))
+    for name in ("rng_state_1.pth", "scaler.pt"):
+        shutil.copy(checkpoint / "rng_state.pth", checkpoint / name)
+    assert checkpoint_to_resume(str(tmp_path / "run"), "last") == str(checkpoint)
+
+
+def test_a_self_teacher_of_other_parameters_is_refused(whole, models, tmp_path):
+    run = shutil.copytree(whole.args.output_dir, tmp_path / "run")
+    file = run / "checkpoint-8" / "self_teacher.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, file)
+    with pytest.raises(UserError, match="self-teacher has other parameters"):
+        make_trainer(run, *models, self_teacher="snapshot").train(resume_from_checkpoint=str(run / "checkpoint-8"))
+
+
+# ---- steps, epochs, signals ----
+
+
+def test_the_epoch_of_the_data_is_exact(tmp_path):
+    """A stream of five million steps is one epoch, and `state.epoch` 0.9999998 in its last step."""
+    args = SimpleNamespace(gradient_accumulation_steps=4)
+    loader = DataLoader(range(20_000_000 - 3))
+    epochs = [
+        data_epoch(args, TrainerState(global_step=step, epoch=step / 5e6), loader)
+        for step in (0, 4_999_999, 5_000_000, 9_999_999, 10_000_000)
+    ]
+    assert epochs == [0, 0, 1, 1, 2]
+    args = SimpleNamespace(gradient_accumulation_steps=1)
+    for batches in (3, 7, 49, 1_000_003):  # state.epoch is a sum of fractions
+        loader, last = DataLoader(range(batches)), 5 * batches - 1
+        state = TrainerState(global_step=last, epoch=math.nextafter(5.0, 6.0))
+        assert data_epoch(args, state, loader) == 4
+
+
+def test_a_forked_worker_neither_prints_nor_stops_anything(tmp_path, models, capfd):
+    """It inherits the handler, and the whole process group gets the signal."""
+    trainer = make_trainer(tmp_path, *models)
+    stop = StopGracefullyCallback()
+    stop.on_train_begin(trainer.args, trainer.state, trainer.control)
+    try:
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.4,))
+        worker.start()
+        time.sleep(0.1)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker.pid, signum)
+        worker.join()
+        assert worker.exitcode == 0 and not stop.requested and capfd.readouterr().out == ""
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested and capfd.readouterr().out.count("stopping after this update") == 1
+    finally:
+        stop.restore()

@@ -205,6 +205,25 @@ def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, t
     assert metrics["eval_wer"] > 0 and metrics["eval_cer"] > 0
 
 
+def test_a_last_batch_that_training_drops_is_evaluated(tmp_path, teacher, student):
+    """15 clips to train on and 7 to evaluate, in batches of 4."""
+    evaluation = Clips(student.config, clips=7, seed=2)
+    changes = dict(max_steps=-1, num_train_epochs=2, predict_with_generate=False)
+    runs = []
+    for drop_last in (False, True):
+        trainer = make_trainer(tmp_path, teacher, student, evaluation, dataloader_drop_last=drop_last, **changes)
+        trainer.train_dataset = Clips(student.config, clips=15)
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        runs.append((before, trainer.state.global_step, trainer.predict(evaluation).metrics["test_loss"]))
+    assert runs[0][0] == runs[1][0] and [steps for _, steps, _ in runs] == [8, 6]
+    batch = collate(evaluation.rows)
+    with torch.no_grad():
+        logits = trainer.model.eval()(input_features=batch["input_features"], labels=batch["labels"]).logits
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"])
+    assert runs[1][2] == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_tensorboard_gets_terms_and_weights(tmp_path, teacher, student):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

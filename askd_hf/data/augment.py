@@ -81,6 +81,7 @@ class Augmenter:
     """
 
     def __init__(self, options: AugmentArguments, max_samples: int = 30 * SAMPLING_RATE):
+        self.options = options
         library = _audiomentations()
         p = options.augment_probability
         self.max_samples = max_samples

@@ -32,13 +32,15 @@ class DecodingArguments:
     generation_max_length: int | None = field(
         default=None, metadata={"help": "Tokens of a clip, at most. Default: what the model's generation config says."}
     )
-    num_workers: int = field(
-        default=4 if torch.accelerator.is_available() else 0,
+    num_workers: int | None = field(
+        default=None,
         metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else none."},
     )
 
     def __post_init__(self):
         check_positive(self, "batch_size", "generation_max_length")
+        if self.num_workers is None:
+            self.num_workers = 4 if torch.accelerator.is_available() else 0
         if self.device is None:
             self.device = str(torch.accelerator.current_accelerator() or "cpu")
 
