@@ -11,7 +11,12 @@ from datasets import Audio, Dataset
 
 from ..errors import UserError
 
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+# what `decode_audio` knows, and what a file of it is usually called; a name in metadata.csv may have any suffix
+AUDIO = (
+    *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".aif", ".aiff"),
+    *(".aifc", ".au", ".snd", ".sph", ".caf", ".m4a", ".m4b", ".aac", ".ac3", ".amr", ".awb", ".3gp", ".3g2"),
+    *(".wma", ".wv", ".mka", ".webm", ".weba", ".mp4", ".m4v", ".mov", ".mkv"),
+)
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 EXPECTED = "file_name (the audio file, relative to the metadata file) and a transcript column such as transcription"
 
