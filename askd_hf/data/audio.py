@@ -1,34 +1,32 @@
 """Audio files to waveforms."""
 
-import io
-import re
+import math
 import stat
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import librosa
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from ..errors import UserError
+from .decoding import AudioError, as_float, decode
 
 SAMPLING_RATE = 16_000
-
-# A size that a program wrote before it knew the length, because its output was a pipe: 0xFFFFFFFF or close to 2^31.
-UNKNOWN_SIZE = 0x7FFFF000
-# The length of an MP3 is an estimate; its encoder's delay and padding come to at most two frames.
-MP3_SLACK = 2 * 1152
-UNKNOWN_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
 MAX_BYTES = 4 * 2**30  # of a file: what WAV can hold, six hours of 24 bits in stereo at 32 kHz
-ADVICE = "convert it to wav, flac, ogg or mp3"
-
-
-class AudioError(ValueError):
-    """A clip that can't be used; the message is a short reason without the clip's name."""
+# Hz: from below what telephones have up to the highest that is recorded
+SAMPLING_RATES = (4_000, 768_000)
+# Codecs overshoot 1 by little, recorders in 32-bit float by some dB. Beyond 18 dB it's another scale, and Whisper's
+# features depend on the scale.
+PEAK = 8.0
+# Of the channels' mean energy, below which that of their mean is lost: 0.5 if one of two is silent, 0.5 if they have
+# nothing in common. Times the number of channels.
+CANCELED = 0.1
+MAX_CHANNELS = 64
 
 
 def decode_audio(audio: Mapping[str, Any] | None) -> np.ndarray:
@@ -36,15 +34,14 @@ def decode_audio(audio: Mapping[str, Any] | None) -> np.ndarray:
 
     Args:
         audio: `{"path": str | None, "bytes": bytes | None}`, the bytes before the path; or
-            `{"array": (samples,) or (samples, channels), "sampling_rate": int}`.
+            `{"array": (samples,) or (samples, channels), "sampling_rate": int}`. Integers of 8 to 32 bits are scaled
+            to -1 to 1 by their dtype.
 
     Raises:
-        AudioError: no such file, not audio, corrupt, truncated, empty, or with NaN or infinite samples.
+        AudioError: no such file, not audio, corrupt, truncated, several files or tracks in one, empty, an impossible
+            sampling rate, samples that are NaN, infinite or far outside of -1 and 1, or channels that cancel out.
     """
-    samples, rate = read_audio(audio)
-    if rate == SAMPLING_RATE:
-        return samples
-    return librosa.resample(samples, orig_sr=rate, target_sr=SAMPLING_RATE, res_type="soxr_hq")
+    return resample(*read_audio(audio))
 
 
 def waveform(row: Mapping[str, Any]) -> np.ndarray:
@@ -72,16 +69,65 @@ def read_audio(audio: Mapping[str, Any] | None) -> tuple[np.ndarray, int]:
     if audio is None:
         raise AudioError("no audio")
     if audio.get("array") is not None:
-        samples, rate = np.asarray(audio["array"], dtype=np.float32), int(audio["sampling_rate"])
+        samples, rate = _from_array(audio["array"]), audio.get("sampling_rate")
     else:
-        samples, rate = _decode(_file_bytes(audio))
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1)
+        samples, rate = decode(_file_bytes(audio))
+    lowest, highest = SAMPLING_RATES
+    if not isinstance(rate, Real) or not lowest <= rate <= highest:
+        raise AudioError(f"impossible sampling rate: {rate} Hz, the limits are {lowest} and {highest}")
     if len(samples) == 0:
         raise AudioError("empty: no samples")
-    if not np.isfinite(samples).all():
+    _check_levels(samples)
+    return (_mono(samples) if samples.ndim == 2 else samples), int(rate)
+
+
+def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """What `read_audio` gives at 16 kHz."""
+    if rate == SAMPLING_RATE:
+        return samples
+    return librosa.resample(samples, orig_sr=rate, target_sr=SAMPLING_RATE, res_type="soxr_hq")
+
+
+def silence(samples: np.ndarray) -> str:
+    """That nothing can be heard in what `read_audio` gives, as a reason; "" if something can."""
+    lowest, highest = samples.min(), samples.max()
+    return f"silent: every sample is {lowest:g}" if lowest == highest else ""
+
+
+def _from_array(values: Any) -> np.ndarray:
+    """float32 `(samples,)` or `(samples, channels)`; the shorter axis is that of the channels."""
+    try:
+        samples = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths, or a tensor of a GPU
+        raise AudioError(f"not an array of samples: {error}") from None
+    if samples.dtype.kind not in "iuf":
+        raise AudioError(f"not an array of samples: it holds {samples.dtype}")
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and min(samples.shape) > MAX_CHANNELS):
+        raise AudioError(f"not an array of samples: its shape is {samples.shape}, not (samples, channels)")
+    if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+        samples = samples.T
+    return as_float(samples)
+
+
+def _check_levels(samples: np.ndarray) -> None:
+    """Raise `AudioError` for samples that can't be sound of -1 to 1."""
+    lowest, highest = float(samples.min()), float(samples.max())
+    if not math.isfinite(lowest + highest):
         raise AudioError("NaN or infinite samples")
-    return samples, rate
+    peak = max(-lowest, highest)
+    if peak > PEAK or (peak > 1.0 and np.array_equal(samples, np.rint(samples))):
+        raise AudioError(f"samples must be within -1 and 1: up to {peak:.0f}, as integers that weren't scaled")
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """The mean of the channels. Raises `AudioError` if they cancel out in it."""
+    mono, channels = samples.mean(axis=1), samples.shape[1]
+    if channels > 1:
+        kept, whole = float(mono.var()), float(samples.var(axis=0).mean())
+        if channels * kept < CANCELED * whole:
+            which = "left and right" if channels == 2 else f"{channels} channels"
+            raise AudioError(f"{which} cancel out: their mean has {kept / whole:.1%} of the energy; keep one of them")
+    return mono
 
 
 def _file_bytes(audio: Mapping[str, Any]) -> bytes:
@@ -110,40 +156,3 @@ def _read_file(path: Path) -> bytes:
         raise AudioError("missing file") from None
     except OSError as error:
         raise AudioError(f"unreadable file: {error.strerror}") from None
-
-
-def _decode(content: bytes) -> tuple[np.ndarray, int]:
-    try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
-            samples, rate, promised = file.read(dtype="float32"), file.samplerate, file.frames
-            _check_complete(content, file.format, file.extra_info, len(samples), promised)
-    except soundfile.LibsndfileError as error:
-        if error.code == UNKNOWN_FORMAT:
-            raise AudioError(f"not an audio file, or of an unknown format: {ADVICE}") from None
-        raise AudioError(f"corrupt or truncated: {error.error_string}") from None
-    return samples, rate
-
-
-def _check_complete(content: bytes, container: str, header_log: str, decoded: int, promised: int) -> None:
-    """Raise `AudioError` if the file ends before its header, or its container, says it does.
-
-    libsndfile raises by itself only for FLAC. It silently shortens the rest, and says so for WAV, AIFF and AU in its
-    log of the header: `data : 96000 (should be 47978)`.
-    """
-    if promised - decoded > (MP3_SLACK if container == "MP3" else 0):
-        raise AudioError(f"truncated or corrupt: {decoded} of {promised} samples can be decoded")
-    for size, present in re.findall(r"(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", header_log):
-        if int(present) < int(size) < UNKNOWN_SIZE:
-            raise AudioError(f"truncated: {present} of {size} bytes of audio are there")
-    if container == "OGG" and not _ends_with_last_page(content):
-        raise AudioError("truncated: the last page of the Ogg stream is missing")
-
-
-def _ends_with_last_page(content: bytes) -> bool:
-    """Whether an Ogg file ends with a whole page that is flagged as the end of the stream (RFC 3533, section 6)."""
-    start = content.rfind(b"OggS")
-    if start < 0 or len(content) < start + 27:
-        return False
-    segments = content[start + 26]
-    lengths = content[start + 27 : start + 27 + segments]
-    return bool(content[start + 5] & 4) and start + 27 + segments + sum(lengths) <= len(content)

@@ -14,7 +14,12 @@ from .clip_files import check_inside, check_target, clip_file
 from .metadata import read_metadata, warn_once
 from .splits import kind_of, split_directory
 
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+# what `decode_audio` knows, and what a file of it is usually called; a name in metadata.csv may have any suffix
+AUDIO = (
+    *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".aif", ".aiff"),
+    *(".aifc", ".au", ".snd", ".sph", ".caf", ".m4a", ".m4b", ".aac", ".ac3", ".amr", ".awb", ".3gp", ".3g2"),
+    *(".wma", ".wv", ".mka", ".webm", ".weba", ".mp4", ".m4v", ".mov", ".mkv"),
+)
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from datasets import Dataset
 
 from ..errors import UserError
-from .audio import AudioError, read_audio
+from .audio import AudioError, read_audio, silence
 from .labels import wrong_times
+from .pace import too_fast
 from .text import replace_column
 
 logger = logging.getLogger(__name__)
@@ -49,11 +50,14 @@ class Limits:
         """Of clips in which nobody speaks: what the model can take."""
         return Limits(self.window, self.positions, empty_text=True)
 
-    def unusable(self, problem: str, seconds: float, row: Mapping[str, Any], label_tokens: int | None) -> str | None:
+    def unusable(
+        self, problem: str, seconds: float, row: Mapping[str, Any], label_tokens: int | None, silence: str = ""
+    ) -> str | None:
         """Why a clip can't be used: a kind, and after a colon the details. None if it can.
 
         Args:
             problem: with its audio, or "".
+            silence: that its audio is silent, or "": good only without a transcript.
             row: with `text`, and perhaps `segments`.
             label_tokens: None where nothing is trained, and any text is good.
         """
@@ -61,11 +65,15 @@ class Limits:
             return problem
         if seconds > self.window:
             return f"too long: {seconds:.2f} s, the limit is {self.window:g} s"
+        if silence and (row["text"] or "").strip():
+            return silence
         if label_tokens is not None:
             if row["text"] is None or not (self.empty_text or row["text"].strip()):
                 return "empty transcript"
             if label_tokens > self.positions:
                 return f"transcript too long: {label_tokens} tokens, the limit is {self.positions}"
+            if hurry := too_fast(row["text"], seconds):
+                return hurry
         return wrong_times(row.get("segments"), seconds) if self.times else None
 
     def unwanted(self, seconds: float, label_tokens: int | None) -> str | None:
@@ -93,8 +101,9 @@ def check_clips(
 ) -> Dataset:
     """Decode every clip, tokenize every transcript, refuse or drop the rows that can't be used, drop the unwanted.
 
-    Bad are: missing, corrupt, truncated and empty audio, NaN samples, and what `limits.unusable` says. Rows are
-    counted from 0.
+    Bad is audio that `read_audio` refuses (missing, corrupt, truncated, empty, samples that can't be right...), and
+    what `limits.unusable` says: among it silence with a transcript, and transcripts that nobody speaks in so short a
+    time. Rows are counted from 0.
 
     Args:
         dataset: of `load_speech`.
@@ -129,7 +138,7 @@ def check_clips(
         except UserError as error:  # an unknown language
             reason = str(error)
         lengths.append(tokens)
-        reason = limits.unusable(sound["problem"], sound["seconds"], said, tokens) or reason
+        reason = limits.unusable(sound["problem"], sound["seconds"], said, tokens, sound["silence"]) or reason
         if reason is not None:
             bad[row] = reason
         elif reason := limits.unwanted(sound["seconds"], tokens):
@@ -148,8 +157,9 @@ def _measure(row: Mapping[str, Any]) -> dict[str, Any]:
     try:
         samples, rate = read_audio(row["audio"])
     except AudioError as error:
-        return {"seconds": 0.0, "audio_key": "", "problem": str(error)}
-    return {"seconds": len(samples) / rate, "audio_key": audio_key(samples, rate), "problem": ""}
+        return {"seconds": 0.0, "audio_key": "", "problem": str(error), "silence": ""}
+    seconds, key = len(samples) / rate, audio_key(samples, rate)
+    return {"seconds": seconds, "audio_key": key, "problem": "", "silence": silence(samples)}
 
 
 def audio_key(samples: np.ndarray, rate: int) -> str:

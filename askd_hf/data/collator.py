@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperProcessor
 
 from ..errors import UserError
-from .audio import SAMPLING_RATE, AudioError, decode_audio, extract_features, waveform
+from .audio import SAMPLING_RATE, AudioError, extract_features, read_audio, resample, silence, waveform
 from .augment import Augmenter
 from .checks import Limits
 from .encoder_cache import EncoderCache
@@ -139,15 +139,15 @@ class SpeechCollator:
         """The rows that can be used and are wanted, their waveforms, and the others as in a batch's `skipped`."""
         good, waves, skipped = [], [], []
         for row in rows:
-            wave, problem, seconds, tokens = None, "", 0.0, 0
+            wave, problem, silent, seconds, tokens = None, "", "", 0.0, 0
             try:
-                wave = decode_audio(row["audio"])
-                seconds = len(wave) / SAMPLING_RATE
+                samples, rate = read_audio(row["audio"])
+                wave, silent, seconds = resample(samples, rate), silence(samples), len(samples) / rate
                 tokens = len(self.label_ids({**row, "text": row["text"] or ""}))
             except (AudioError, UserError) as error:
                 problem = str(error)
             limits = self.limits.of_negatives() if row.get("negative") else self.limits
-            unusable = limits.unusable(problem, seconds, row, tokens)
+            unusable = limits.unusable(problem, seconds, row, tokens, silent)
             reason = unusable or limits.unwanted(seconds, tokens)
             if reason:
                 skipped.append((row["clip"], reason, unusable is not None))

@@ -99,3 +99,59 @@ def test_missing(tmp_path):
     for nothing in (None, {"path": None, "bytes": None}):
         with pytest.raises(AudioError, match="no audio"):
             decode_audio(nothing)
+
+
+def as_array(samples, rate=RATE) -> np.ndarray:
+    return decode_audio({"array": samples, "sampling_rate": rate})
+
+
+@pytest.mark.parametrize("dtype, zero, scale", [("int8", 0, 128), ("uint8", 128, 128), ("int16", 0, 32768)])
+def test_integers_are_scaled_by_their_dtype(dtype, zero, scale):
+    wave = tone()
+    integers = np.round(wave * scale + zero).astype(dtype)
+    np.testing.assert_allclose(as_array(integers), wave, atol=1 / scale)
+    np.testing.assert_allclose(as_array((wave * 2**31).astype(np.int32)), wave, atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [32768 * tone(), (32768 * tone()).astype(np.int64), 9.0 * tone() / 0.3])
+def test_samples_of_another_scale_are_named(samples):
+    peak = np.abs(samples).max()
+    for given in (samples, samples.tolist()):
+        with pytest.raises(AudioError, match=f"samples must be within -1 and 1: up to {peak:.0f}"):
+            as_array(given)
+    with pytest.raises(AudioError, match="samples must be within -1 and 1"):
+        decode_audio({"path": None, "bytes": encoded(samples.astype(np.float32), subtype="FLOAT")})
+    with pytest.raises(AudioError, match="samples must be within -1 and 1: up to 3,"):  # whole numbers, but soft
+        as_array(np.round(10 * tone()))
+
+
+def test_a_codec_may_overshoot():
+    assert np.abs(as_array(5 * tone())).max() == pytest.approx(1.5, abs=0.01)
+
+
+def test_channels_are_the_shorter_axis():
+    left, right = tone(300), tone(700)
+    for samples in (np.stack([left, right]), np.stack([left, right], axis=1)):
+        np.testing.assert_allclose(as_array(samples), (left + right) / 2, atol=1e-6)
+    np.testing.assert_allclose(as_array([left.tolist()]), left)
+    for odd in (np.zeros((300, 400)), np.zeros((2, 2, 9)), np.array(0.5), [[0.1], [0.2, 0.3]], ["a"], [True, False]):
+        with pytest.raises(AudioError, match="not an array of samples"):
+            as_array(odd)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -16_000, 10_000_000, None, "16000"])
+def test_impossible_rates(rate):
+    with pytest.raises(AudioError, match="impossible sampling rate"):
+        as_array(tone(), rate)
+
+
+def test_channels_that_cancel_out_are_named():
+    wave, other, rest = tone(), tone(700), 0.003 * noise(0.5)
+    for channels in ([wave, -wave], [wave, rest - wave], [wave, -0.9 * wave], [wave + 0.5, 0.5 - wave]):
+        with pytest.raises(AudioError, match="left and right cancel out: "):
+            decode_audio({"path": None, "bytes": encoded(np.stack(channels, axis=1))})
+    with pytest.raises(AudioError, match="4 channels cancel out: "):
+        as_array([wave, -wave, other, -other])
+    silent = 0 * wave
+    for channels in ([wave, silent], [wave, other], [wave] + 7 * [silent], [silent, silent], [wave, wave]):
+        np.testing.assert_allclose(as_array(channels), np.mean(channels, axis=0), atol=1e-6)

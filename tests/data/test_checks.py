@@ -178,3 +178,61 @@ def test_times_that_cannot_be_are_bad_rows_if_they_are_used(tmp_path, segment):
         check(speech, limits=Limits(1.0, 20, times=True))
     right = speech.remove_columns("segments").add_column("segments", [[{"start": 0.0, "end": 0.51, "text": "ab"}]])
     assert len(check(right, limits=Limits(1.0, 20, times=True))) == 1
+
+
+def test_silence_is_good_only_without_a_transcript(tmp_path):
+    texts = {"zeros.wav": "one", "offset.wav": "one", "quiet.wav": "one", "none.wav": ""}
+    for name, wave in zip(texts, (0 * tone(), 0 * tone() + 0.25, tone() / 3000, 0 * tone()), strict=True):
+        soundfile.write(tmp_path / name, wave, RATE)
+    write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *texts.items()])
+    speech = load_speech(str(tmp_path), None, "train")
+    with pytest.raises(UserError) as error:
+        check(speech.select(range(3)))
+    lines = str(error.value).splitlines()
+    assert lines[0] == "train: 2 of 3 clips can't be used (2 silent):"
+    assert lines[1:3] == [
+        "  row 0, zeros.wav: silent: every sample is 0",
+        "  row 1, offset.wav: silent: every sample is 0.25",
+    ]
+    kept = check(speech, limits=Limits(1.0, 20, empty_text=True), on_bad_audio="skip")
+    assert kept["clip"][:] == ["quiet.wav", "none.wav"]
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("three", 0.19),  # the shortest of real recordings of digits
+        ("pneumonoultramicroscopicsilicovolcanoconiosis", 1.5),
+        ("the quick brown fox jumps over the lazy dog " * 4, 6.0),  # 23 letters a second
+        ("今天天气很好我们去公园散步", 1.3),  # 10 syllables a second
+        ("ありがとうございました", 0.8),
+        ("!? ... " * 100, 0.5),
+    ],
+)
+def test_fast_speech_is_good(text, seconds):
+    assert Limits(30.0, 448).unusable("", seconds, {"text": text}, 10) is None
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("the quick brown fox jumps over the lazy dog", 0.2),
+        ("the quick brown fox jumps over the lazy dog " * 5, 3.0),
+        ("今天天气很好我们去公园散步" * 3, 1.5),
+        ("ありがとうございました" * 3, 1.5),
+        ("안녕하세요반갑습니다" * 3, 1.5),
+    ],
+)
+def test_text_that_nobody_says_in_the_time_is_bad(text, seconds):
+    reason = Limits(30.0, 448).unusable("", seconds, {"text": text}, 10)
+    assert reason.startswith("transcript too long for its audio: as much as ")
+    assert Limits(30.0).unusable("", seconds, {"text": text}, None) is None  # nothing is trained
+
+
+def test_each_kind_of_bad_sound_is_counted_by_its_name(tmp_path):
+    waves = [1e4 * tone(), 9e3 * tone(), np.stack([tone(), -tone()], axis=1), np.stack([tone(), -tone()], axis=1)]
+    for i, wave in enumerate(waves):
+        soundfile.write(tmp_path / f"{i}.wav", wave, RATE, subtype="FLOAT")
+    write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", "x"] for i in range(4))])
+    with pytest.raises(UserError, match=r"\(2 samples must be within -1 and 1, 2 left and right cancel out\)"):
+        check(load_speech(str(tmp_path), None, "train"))

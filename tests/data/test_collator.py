@@ -4,12 +4,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from speech_files import END, ENGLISH, NO_TIMESTAMPS, RATE, START, TRANSCRIBE, audiofolder, tiny_processor, tone
+from speech_files import (
+    END,
+    ENGLISH,
+    NO_TIMESTAMPS,
+    RATE,
+    START,
+    TRANSCRIBE,
+    audiofolder,
+    encoded,
+    tiny_processor,
+    tone,
+)
 from torch.utils.data import DataLoader
 from transformers import WhisperConfig, WhisperProcessor
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-from askd_hf.data import SpeechCollator, load_speech
+from askd_hf.data import Limits, SpeechCollator, load_speech
 from askd_hf.errors import UserError
 
 
@@ -100,3 +111,22 @@ def test_another_rate_gives_almost_the_same_features(small, tmp_path):
     loud = features[0] > features[0].max() - 1  # within 40 dB of the peak
     assert loud.sum() > 50
     assert np.abs(features[0] - features[1])[loud].max() < 0.05
+
+
+def test_rows_of_a_stream_are_judged_by_their_sound_and_pace(small):
+    """As `check_clips` judges those of a dataset."""
+    collator = SpeechCollator(small, config(), limits=Limits(1.0, 60))
+    sounds = {"good": tone(), "zeros": 0 * tone(), "hasty": tone(), "canceled": np.stack([tone(), -tone()], axis=1)}
+    rows = [
+        {"audio": {"bytes": encoded(wave), "path": None}, "text": "ab", "clip": name, "draw": (0, 0, i)}
+        for i, (name, wave) in enumerate(sounds.items())
+    ]
+    rows[2]["text"] = "ab" * 25
+    batch = collator(rows)
+    assert batch["clip"] == ["good"]
+    reasons = {clip: (reason.partition(":")[0], unusable) for clip, reason, unusable in batch["skipped"]}
+    assert reasons == {
+        "zeros": ("silent", True),
+        "hasty": ("transcript too long for its audio", True),
+        "canceled": ("left and right cancel out", True),
+    }
