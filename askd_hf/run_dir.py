@@ -51,6 +51,11 @@ def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
     if not splits:
         if config.load_best_model_at_end or config.save_strategy == "best" or config.eval_on_start:
             raise UserError("the best model can't be chosen, nor eval_on_start done, without --eval_splits")
+        if not config.evaluates_by_default and config.eval_strategy != "no":
+            raise UserError(
+                f"--eval_strategy {config.eval_strategy.value}: there is nothing to evaluate on; give "
+                "--eval_dataset or --eval_splits, or leave it out"
+            )
         config.eval_strategy = "no"
     metric = config.metric_for_best_model
     if metric and len(splits) > 1 and not any(metric.removeprefix("eval_").startswith(split) for split in splits):
