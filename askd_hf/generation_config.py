@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 MULTILINGUAL_VOCABULARY = 51865
 # the id of the end of text in the vocabulary of GPT-2, which the English-only models have
 ENGLISH_ONLY_END = 50256
+FIRST_TIMESTAMP = 50  # of 0.02 s: OpenAI's limit
 TASKS = ("transcribe", "translate")
 NEEDED = ("is_multilingual", "no_timestamps_token_id")
 NEEDED_FOR_LANGUAGES = ("lang_to_id", "task_to_id")
@@ -43,6 +44,7 @@ def complete(model: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer
         if token in vocabulary:
             values[name] = vocabulary[token]
     values |= dict(return_timestamps=False, max_length=model.config.max_target_positions)
+    values |= dict(max_initial_timestamp_index=FIRST_TIMESTAMP) if len(vocabulary) > ENGLISH_ONLY_END else {}
     for name in ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
         values[name] = getattr(model.config, name)
     filled = [name for name, value in values.items() if getattr(config, name, None) is None and value is not None]

@@ -91,12 +91,15 @@ def check_attention(name: str) -> None:
 def _without_report() -> Iterator[None]:
     """Without the table of weights that transformers logs: what matters in it is an error here, in one line."""
     log = logging.getLogger("transformers.modeling_utils")
-    level = log.level
-    log.setLevel(logging.ERROR)
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(keep)  # and not its level: below it transformers logs other things
     try:
         yield
     finally:
-        log.setLevel(level)
+        log.removeFilter(keep)
 
 
 def _check_weights(name: str, report: dict[str, Any]) -> None:
@@ -140,7 +143,7 @@ def load_processor(name: str) -> WhisperProcessor:
     except (OSError, ValueError, TypeError, KeyError) as error:  # a directory without tokenizer, or with half of one
         raise UserError(
             f"{name} has no complete Whisper processor (preprocessor_config.json and tokenizer.json, or vocab.json "
-            f"and merges.txt): {' '.join(str(error).split())[:200]}. Copy these files from the model that it was made from"
+            f"and merges.txt): {' '.join(str(error).split())[:200]}. Copy these from the model that it was made from"
         ) from error
     _mend_tokenizer(name, processor.tokenizer)
     return processor
