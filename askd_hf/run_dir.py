@@ -136,6 +136,15 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [directory for _, directory in sorted(found)]
 
 
+def how_to_go_on(run: Path) -> str:
+    """After a checkpoint that couldn't be saved: what is complete on the disk, and what to do."""
+    complete = [directory.name for directory in checkpoints(run)]
+    free = "Free some space, or make it possible to write there"
+    if not complete:
+        return f"No checkpoint is complete. {free}, and start again"
+    return f"Complete in {run}: {', '.join(complete)}. {free}, and go on with --resume_from_checkpoint last"
+
+
 def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
     """The checkpoint meant by `--resume_from_checkpoint`: a directory, or `last` for the run's last complete one.
 
