@@ -89,7 +89,8 @@ def intended_use(facts: Facts) -> str:
     languages = f" in {quoted(origin.languages)}" if origin.languages else ""
     return (
         f"{what}{languages}, recorded like the speech that it was trained on.\n"
-        "What it writes may be wrong, or made up in silence and noise: measure it on speech like yours first, and let\n"
+        "What it writes may be wrong, or made up in silence and noise: measure it on speech like yours first, and let"
+        "\n"
         "nothing that matters to people rest on its text alone. It doesn't tell who speaks, or how they feel."
     )
 
