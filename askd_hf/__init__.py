@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from . import quiet  # noqa: F401  (first: before anything imports torchao)
 from .callbacks import AdaptiveBlendCallback
 from .config import ASKDConfig
 from .data import SpeechCollator, check_clips, load_speech

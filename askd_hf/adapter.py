@@ -8,10 +8,20 @@ alone, in a directory that `pipeline` loads on top of the model that its configu
 
 import copy
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
 from safetensors.torch import load_file
@@ -21,6 +31,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file,
 
 from .errors import UserError
 from .hub import hub_access, local_or_hub
+from .ranges import POSITIVE, Range, check_ranges
 
 SHAPE = ("vocab_size", "d_model", "encoder_layers", "decoder_layers")
 
@@ -56,6 +67,7 @@ class LoraArguments:
     def __post_init__(self):
         if self.lora_rank is not None and self.lora_rank < 1:
             raise UserError(f"lora_rank: {self.lora_rank} is not at least 1")
+        check_ranges(self, lora_alpha=POSITIVE, lora_dropout=Range(low=0, below=1))
         if self.use_dora and self.lora_rank is None:
             raise UserError("use_dora: it needs --lora_rank")
         if self.keep_adapter and self.lora_rank is None:
@@ -144,9 +156,17 @@ def with_adapter(base: WhisperForConditionalGeneration, name: str) -> WhisperFor
     """`base` with the adapter of a directory or Hub id merged into its weights, and that one's generation config."""
     with hub_access("the adapter", name):
         try:
-            model = PeftModel.from_pretrained(base, name).merge_and_unload(safe_merge=True)
-        except RuntimeError as error:  # other shapes
-            raise UserError(f"the adapter {name} doesn't fit its base, {base.name_or_path}: {error}") from error
+            with warnings.catch_warnings():
+                # weights that it lacks would stay as they were initialised
+                warnings.filterwarnings("error", message="Found missing adapter keys")
+                adapter = PeftModel.from_pretrained(base, name)
+            surplus = load_peft_weights(name, device="cpu").keys() - get_peft_model_state_dict(adapter).keys()
+            if surplus:
+                raise ValueError(f"it has no {sorted(surplus)[0]}")
+            model = adapter.merge_and_unload(safe_merge=True)
+        except (RuntimeError, ValueError, KeyError, UserWarning) as error:  # other shapes, layers, names
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the adapter {name} doesn't fit its base, {base.name_or_path}: {reason}") from error
         if cached_file(name, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is not None:
             model.generation_config = GenerationConfig.from_pretrained(name)
     model.name_or_path = name

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, get_origin, get_type_hints
 
 from .errors import UserError
 from .metrics import Normalizer
+from .ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, check_layers, check_order, check_ranges
 
 NONE = "-"  # in a list of values, one for each dataset
 
@@ -77,6 +78,10 @@ class ModelArguments:
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "Attention of teacher and student: sdpa, eager, flash_attention_2."}
     )
+
+    def __post_init__(self):
+        for name in ("decoder_layers", "encoder_layers"):
+            check_layers(name, getattr(self, name))
 
 
 class SpeechSource(NamedTuple):
@@ -221,6 +226,13 @@ class DataArguments:
         for task in self.task:
             if task not in ("transcribe", "translate", NONE):
                 raise UserError(f"--task {task}: it is transcribe or translate")
+        check_ranges(self, "leave it out for all clips", max_train_samples=COUNT, max_eval_samples=COUNT)
+        check_ranges(self, "leave it out for none beside this one", preprocessing_num_workers=COUNT)
+        check_ranges(self, min_seconds=NOT_NEGATIVE, min_label_tokens=NOT_NEGATIVE)
+        at_most = Range(above=0, infinite=True)  # infinity is the default
+        check_ranges(self, max_seconds=at_most, max_label_tokens=at_most)
+        check_order(self, "min_seconds", "max_seconds")
+        check_order(self, "min_label_tokens", "max_label_tokens")
 
     def train_sources(self) -> list[SpeechSource]:
         sources = self._sources(self.dataset, self.dataset_config, self.train_split or ["train"], self.language)
@@ -354,15 +366,10 @@ class MixArguments:
     )
 
     def __post_init__(self):
-        for name in ("timestamp_probability", "prompt_probability"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"--{name} {getattr(self, name)} is not between 0 and 1")
-        if self.negatives and not 0.0 < self.negatives_share < 1.0:
-            raise UserError(f"--negatives_share {self.negatives_share} is not strictly between 0 and 1")
-        if any(not weight > 0.0 for weight in self.dataset_weights):
+        check_ranges(self, timestamp_probability=SHARE, prompt_probability=SHARE, shuffle_buffer=COUNT)
+        check_ranges(self, negatives_share=Range(above=0, below=1))
+        if any(weight not in POSITIVE for weight in self.dataset_weights):
             raise UserError(f"--dataset_weights {' '.join(map(str, self.dataset_weights))}: all must be positive")
-        if self.shuffle_buffer < 1:
-            raise UserError(f"--shuffle_buffer {self.shuffle_buffer} is not at least 1")
 
 
 @dataclass
@@ -393,3 +400,6 @@ class CacheArguments:
             "divergence a lower bound of the whole: a close one at --temperature 1, where the teacher is sure."
         },
     )
+
+    def __post_init__(self):
+        check_ranges(self, teacher_top_k=COUNT)

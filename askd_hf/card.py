@@ -14,12 +14,14 @@ from .card_text import (
     dropped,
     has_negatives,
     hyperparameter_table,
+    intended_use,
     keeps_adapter,
     model_table,
     objective,
     phase_table,
     quoted,
     rates_line,
+    results_line,
     score_table,
     set_name,
     settings_line,
@@ -81,10 +83,12 @@ def render_card(
         origin=facts.origin,
         student=facts.student,
         title_line=title_line(facts),
+        results_line=None if results is None else results_line(results),
         descent=descent(facts),
         assistant=assistant_class(facts),
         adapter=keeps_adapter(facts),
         options=pipeline_options(facts),
+        intended_use=intended_use(facts),
         speech=speech_line(facts),
         formula=objective(facts.arguments, has_negatives(facts)),
         symbols=symbols(facts),
@@ -138,7 +142,8 @@ def card_data(facts: Facts, results: Results | None, title: str, license: str | 
         base_model_relation=("adapter" if keeps_adapter(facts) else "finetune") if on_hub else None,
         datasets=list(dict.fromkeys(speech.dataset for speech in origin.speech if speech.on_hub)) or None,
         metrics=["wer", "cer"] if measured else None,
-        tags=["whisper", *distilled, "askd_hf", "hf-asr-leaderboard"],
+        # the leaderboard is of results on datasets of the Hub
+        tags=["whisper", *distilled, "askd_hf", *(["hf-asr-leaderboard"] if measured else [])],
         model_name=title if measured else None,
         eval_results=measured or None,
     )
@@ -156,14 +161,17 @@ def inherited_license(origin: Origin) -> dict[str, str]:
 
 
 def model_index(results: Results) -> list[EvalResult]:
-    """The student's WER and CER on each set with speech that it transcribed."""
+    """The student's WER and CER on each set with speech that it transcribed, of those that are on the Hub.
+
+    The Hub takes a result's `dataset_type` for one of its datasets: a directory here is none.
+    """
     found, taken = [], set()
     for entry in results.sets:
         scores = entry.scores.get(STUDENT)
-        if not entry.speech or scores is None or entry.task != "transcribe":
+        if not (entry.speech and entry.on_hub) or scores is None or entry.task != "transcribe":
             continue
         # huggingface_hub takes results of one type, configuration and split for the same set's
-        dataset, config = entry.dataset if entry.on_hub else entry.name, entry.config
+        dataset, config = entry.dataset, entry.config
         if (dataset, config, entry.split) in taken:
             config = entry.name
         taken.add((dataset, config, entry.split))

@@ -82,6 +82,19 @@ def title_line(facts: Facts) -> str:
     return f"A Whisper speech {kind} with {layers} and\n{student.parameters:,} parameters, {made} with `askd_hf`."
 
 
+def intended_use(facts: Facts) -> str:
+    """What it is for, and what it isn't."""
+    origin = facts.origin
+    what = "Translating speech into English" if origin.task == "translate" else "Transcribing speech"
+    languages = f" in {quoted(origin.languages)}" if origin.languages else ""
+    return (
+        f"{what}{languages}, recorded like the speech that it was trained on.\n"
+        "What it writes may be wrong, or made up in silence and noise: measure it on speech like yours first, and let"
+        "\n"
+        "nothing that matters to people rest on its text alone. It doesn't tell who speaks, or how they feel."
+    )
+
+
 def quoted(names: list[str]) -> str:
     return listed([f"`{name}`" for name in names])
 
@@ -98,6 +111,7 @@ def speech_line(facts: Facts) -> str:
         details = [
             f"{kind} `{value}`" for kind, value in (("configuration", speech.config), ("split", speech.split)) if value
         ]
+        details += [f"licence `{speech.license}`"] if speech.license else []
         by_whom = f", transcribed by `{speech.labelled_by}`" if speech.labelled_by else ""
         known.append(name + (f" ({', '.join(details)})" if details else "") + by_whom)
     if facts.clips is not None:
@@ -229,14 +243,31 @@ def hyperparameter_table(facts: Facts) -> str:
     elif arguments["max_steps"] > 0:
         unused.add("num_train_epochs")
     rows = [
-        [f"`{name}`", f"{value:g}" if isinstance(value, float) else str(value)]
+        [f"`{name}`", argument_value(name, value)]
         for name, value in arguments.items()
         if name not in unused and value is not None and value is not False
     ]
     return table(["option", "value"], rows)
 
 
+def argument_value(name: str, value: Any) -> str:
+    """As it is written in an option, and what isn't plain from that."""
+    written = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{written} (a fraction of the run)" if name == "warmup_steps" and 0 < value < 1 else written
+
+
 # ---- the evaluation ----
+
+
+def results_line(results: Results) -> str | None:
+    """The student's word error rates, with the teacher's, in a sentence; None if there are none."""
+    found = []
+    for entry in results.sets:
+        rates = {role: scores.wer for role, scores in entry.scores.items() if entry.speech and scores.wer is not None}
+        if "student" in rates:
+            beside = f" (teacher: {rates['teacher']:.2f} %)" if "teacher" in rates else ""
+            found.append(f"{rates['student']:.2f} %{beside} on {set_name(entry)}")
+    return f"Word error rate: {listed(found)}." if found else None
 
 
 def table(header: list[str], rows: list[list[str]], numbers_from: int | None = None) -> str:

@@ -12,13 +12,46 @@ from transformers import Seq2SeqTrainingArguments
 
 from .errors import UserError
 from .objective import DIVERGENCES, DIVERGENCES_WITH_MIX
+from .packages import check_reporting
 from .presets import PRESETS
+from .ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Range, check_ranges
 from .schedule import SELF_SCHEDULES, TEACHER_SCHEDULES
 from .self_teacher import SELF_TEACHERS
 
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
 UNNAMED_RUN = "runs/unnamed"
 BLEND_METRICS = ("blend_loss", "teacher_loss", "self_loss", "teacher_ce", "agreement", "hidden_loss")
+
+# what Seq2SeqTrainingArguments takes without a word, and fails or does nonsense with later
+RANGES = dict(
+    learning_rate=POSITIVE,
+    weight_decay=NOT_NEGATIVE,
+    adam_beta1=Range(low=0, below=1),
+    adam_beta2=Range(low=0, below=1),
+    adam_epsilon=POSITIVE,
+    max_grad_norm=NOT_NEGATIVE,
+    num_train_epochs=POSITIVE,
+    warmup_steps=NOT_NEGATIVE,
+    per_device_train_batch_size=COUNT,
+    per_device_eval_batch_size=COUNT,
+    gradient_accumulation_steps=COUNT,
+    eval_accumulation_steps=COUNT,
+    eval_delay=NOT_NEGATIVE,
+    logging_steps=POSITIVE,
+    eval_steps=POSITIVE,
+    save_steps=POSITIVE,
+    save_total_limit=NOT_NEGATIVE,
+    seed=SEED,
+    data_seed=SEED,
+    dataloader_num_workers=NOT_NEGATIVE,
+    dataloader_prefetch_factor=COUNT,
+    generation_max_length=COUNT,
+    generation_num_beams=COUNT,
+    neftune_noise_alpha=POSITIVE,
+    ddp_timeout=COUNT,
+    ddp_bucket_cap_mb=COUNT,
+    torch_empty_cache_steps=COUNT,
+)
 
 
 @dataclass
@@ -149,7 +182,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         default=None,
         metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else none."},
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to evaluate: no, steps, epoch. Default: epoch, if there is something to evaluate on."},
+    )
     save_strategy: str = field(default="epoch", metadata={"help": "When to save checkpoints: no, steps, epoch, best."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
     logging_steps: float = field(default=25, metadata={"help": "Log every so many steps; below 1 a fraction."})
@@ -180,11 +216,26 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.self_weight = 0.0
         if self.output_dir is None:
             self.output_dir = UNNAMED_RUN
+        check_ranges(self, **RANGES)
+        self._check_steps()
         self._check_blend()
         self._check_training()
         self._fit_to_the_machine()
+        self.evaluates_by_default = self.eval_strategy is None
+        if self.eval_strategy is None:
+            self.eval_strategy = "epoch"
         self._choose_best_by_error_rate()
         super().__post_init__()
+        check_reporting(self.report_to)
+
+    def _check_steps(self) -> None:
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise UserError(f"--max_steps {self.max_steps} is not at least 1; leave it out for --num_train_epochs")
+        if self.max_steps > 0 and self.warmup_steps > max(self.max_steps, 1):
+            raise UserError(
+                f"--warmup_steps {self.warmup_steps:g} is more than --max_steps {self.max_steps}: the learning rate "
+                "would never be reached; below 1 it is a fraction of the run"
+            )
 
     def _choose_best_by_error_rate(self) -> None:
         """Unless told otherwise. The blend's own loss can't choose a checkpoint: its weights change over the run."""
@@ -211,13 +262,13 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"self_ema_decay: {self.self_ema_decay} is not in [0, 1)")
         if self.divergence in DIVERGENCES_WITH_MIX and not 0.0 < self.divergence_mix < 1.0:
             raise UserError(f"divergence_mix: {self.divergence_mix} is not strictly between 0 and 1")
-        if not self.temperature > 0.0:
+        if self.temperature not in POSITIVE:
             raise UserError(f"temperature: {self.temperature} is not positive")
         if self.self_weight and self.self_teacher == "none":
             raise UserError(f"self_weight: {self.self_weight} has no effect without a self_teacher (ema, snapshot)")
         if self.teacher_weight and not self.teacher_phase:
             raise UserError(f"teacher_weight: {self.teacher_weight} has no effect with a teacher_phase of 0")
-        if self.hidden_weight is not None and not self.hidden_weight >= 0.0:
+        if self.hidden_weight is not None and self.hidden_weight not in NOT_NEGATIVE:
             raise UserError(f"hidden_weight: {self.hidden_weight} is not at least 0")
         if self.hidden_weight and not self.uses_teacher:
             raise UserError(f"hidden_weight: {self.hidden_weight} has no effect without a teacher phase")

@@ -14,8 +14,9 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from .data import SAMPLING_RATE
 from .errors import UserError, disk_errors
+from .generation_config import existing_heads
 from .metrics import error_rates
-from .student import existing_heads
+from .writable import check_writable
 
 FASTER_WHISPER_WINDOW = 30  # seconds; it takes no model with another one
 EXAMPLES = 5  # of differing texts that a report shows
@@ -26,6 +27,7 @@ def check_output_dir(output_dir: str | Path) -> Path:
     path = Path(output_dir)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"--output_dir {output_dir} is there already; name another, or remove it first")
+    check_writable(path, "--output_dir")
     return path
 
 

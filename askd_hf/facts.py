@@ -24,9 +24,9 @@ from .callbacks import AdaptiveBlendCallback, evaluations_since_best
 from .config import ASKDConfig
 from .data import SpeechStream
 from .errors import UserError
+from .generation_config import MULTILINGUAL_VOCABULARY, existing_heads
 from .origin import Ancestor, Origin, Speech, cached_teacher
 from .schedule import BlendState
-from .student import MULTILINGUAL_VOCABULARY, existing_heads
 from .teacher_cache import SETTINGS, has_soft_labels
 
 FACTS_FILE = "training.json"

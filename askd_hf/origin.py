@@ -62,6 +62,7 @@ class Speech:
         dataset, on_hub: its name, as in `Ancestor`.
         config, split: None: it has none.
         labelled_by: the model that transcribed it, named likewise; None: the transcripts are its own.
+        license: what its card states; None: nothing, or it has no card to be had.
     """
 
     dataset: str
@@ -69,11 +70,13 @@ class Speech:
     config: str | None
     split: str | None
     labelled_by: str | None = None
+    license: str | None = None
 
     @classmethod
     def of(cls, source: SpeechSource) -> "Speech":
         """What is loaded from there; of a result of `examples/pseudo_label.py` what was transcribed for it."""
         speech = cls(*public_name(source.dataset), source.config, source.split)
+        speech.license = stated_data_license(source.dataset)
         card = Path(source.dataset).expanduser() / "README.md"
         if not card.is_file():
             return speech
@@ -208,6 +211,23 @@ def stored_vocabulary(name: str) -> int | None:
     except (OSError, ValueError, httpx.HTTPError) as error:
         logger.info("no config of %s, so its vocabulary is taken for that in memory: %s", name, error)
         return None
+
+
+def stated_data_license(name: str) -> str | None:
+    """What the card of a dataset, a directory or Hub id, says of its licence; None without a card to be had."""
+    path = Path(name).expanduser()
+    card = path / "README.md"
+    if path.exists() and not card.is_file():
+        return None
+    try:
+        data = DatasetCard.load(card if path.exists() else name, ignore_metadata_errors=True).data
+    except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError) as error:
+        logger.info("no card of the dataset %s, so its licence isn't known: %s", name, error)
+        return None
+    stated = data.get("license")
+    stated = [stated] if isinstance(stated, str) else stated or []
+    stated = [data.get("license_name") or each if each == "other" else each for each in stated]
+    return ", ".join(str(each) for each in stated) or None
 
 
 def stated_license(name: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """From the options to what training needs besides speech: caches, and a teacher that takes little memory."""
 
+import os
 from dataclasses import replace
 
 import torch
@@ -15,8 +16,25 @@ from .errors import UserError
 from .student import encoder_is_deterministic
 from .teacher_cache import cache_teacher, check_soft_labels, has_soft_labels, teacher_settings, without_soft_labels
 from .teacher_memory import offload, place_teacher, quantize_decoder
+from .writable import check_writable
 
 LARGEST_VOCABULARY = 2**16
+
+
+def check_directories(config: ASKDConfig, caches: CacheArguments, trains: bool = True) -> None:
+    """Raise `UserError` for a directory that the run is to write, and can't.
+
+    Args:
+        trains: whether there is a run in `--output_dir`.
+    """
+    if trains:
+        check_writable(config.output_dir, "--output_dir")
+    logs = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    if logs and "tensorboard" in config.report_to:
+        check_writable(logs, "TENSORBOARD_LOGGING_DIR")
+    for name in ("cache_encoder", "cache_teacher"):
+        if getattr(caches, name):
+            check_writable(getattr(caches, name), f"--{name}")
 
 
 def check_caches(

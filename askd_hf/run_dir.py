@@ -48,6 +48,11 @@ def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
     if not splits:
         if config.load_best_model_at_end or config.save_strategy == "best" or config.eval_on_start:
             raise UserError("the best model can't be chosen, nor eval_on_start done, without --eval_splits")
+        if not config.evaluates_by_default and config.eval_strategy != "no":
+            raise UserError(
+                f"--eval_strategy {config.eval_strategy.value}: there is nothing to evaluate on; give "
+                "--eval_dataset or --eval_splits, or leave it out"
+            )
         config.eval_strategy = "no"
     metric = config.metric_for_best_model
     if metric and len(splits) > 1 and not any(metric.removeprefix("eval_").startswith(split) for split in splits):
@@ -115,6 +120,15 @@ def prepare_hidden_loss(
 def checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run from which it can go on, oldest first."""
     return [directory for directory in checkpoint_directories(output_dir) if not problems(directory)]
+
+
+def how_to_go_on(run: Path) -> str:
+    """After a checkpoint that couldn't be saved: what is complete on the disk, and what to do."""
+    complete = [directory.name for directory in checkpoints(run)]
+    free = "Free some space, or make it possible to write there"
+    if not complete:
+        return f"No checkpoint is complete. {free}, and start again"
+    return f"Complete in {run}: {', '.join(complete)}. {free}, and go on with --resume_from_checkpoint last"
 
 
 def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:

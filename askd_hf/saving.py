@@ -15,8 +15,9 @@ from transformers.utils import CONFIG_NAME
 
 from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_base, load_adapter, loadable_base, merged
 from .config import ASKDConfig
-from .errors import UserError
+from .errors import UserError, saving_errors
 from .publishing import PublishingTrainer
+from .run_dir import how_to_go_on
 
 
 class SavingTrainer(PublishingTrainer):
@@ -63,7 +64,12 @@ class SavingTrainer(PublishingTrainer):
 
         Trainer's own would push here with `args.push_to_hub`; `push_to_hub` does it, when all else is done.
         """
-        super().save_model(output_dir, _internal_call=True)
+        directory = Path(output_dir or self.args.output_dir)
+        if _internal_call:  # of a checkpoint, which says for itself
+            super().save_model(output_dir, _internal_call=True)
+            return
+        with saving_errors(directory, lambda: how_to_go_on(Path(self.args.output_dir))):
+            super().save_model(output_dir, _internal_call=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         directory = Path(output_dir or self.args.output_dir)

@@ -5,71 +5,34 @@ import logging
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    GenerationConfig,
-    WhisperConfig,
-    WhisperForConditionalGeneration,
-    WhisperProcessor,
-)
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from .adapter import adapter_base, is_adapter, with_adapter
 from .errors import UserError
-from .hub import hub_access
+from .generation_config import is_multilingual
+from .pretrained import check_max_length, check_processor, load_processor, load_whisper
 from .teacher_memory import full_weights
 
+__all__ = [
+    "allow_silence",
+    "check_max_length",
+    "check_pair",
+    "check_processor",
+    "encoder_is_deterministic",
+    "init_student",
+    "is_multilingual",
+    "layers_kept",
+    "layers_to_copy",
+    "load_processor",
+    "load_whisper",
+    "no_timestamps",
+    "pair_differences",
+    "same_encoder",
+    "set_language",
+    "set_languages",
+]
+
 logger = logging.getLogger(__name__)
-
-MULTILINGUAL_VOCABULARY = 51865
-
-
-def load_whisper(
-    name: str, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
-) -> WhisperForConditionalGeneration:
-    """A Whisper model from a local directory or the Hub; of an adapter its base, with the adapter merged.
-
-    Raises `UserError` if there is none, if it isn't a Whisper model, or if the Hub can't be reached.
-    """
-    if is_adapter(name):
-        base = load_whisper(adapter_base(name), attn_implementation=attn_implementation)
-        return with_adapter(base, name).to(dtype)  # merged in full precision
-    with hub_access("the model", name):
-        config = AutoConfig.from_pretrained(name)
-    if not isinstance(config, WhisperConfig):
-        raise UserError(f"{name} is a {config.model_type!r} model, not Whisper: only Whisper models can be distilled")
-    with hub_access("the model", name):
-        return WhisperForConditionalGeneration.from_pretrained(
-            name, config=config, dtype=dtype, attn_implementation=attn_implementation
-        )
-
-
-def load_processor(name: str) -> WhisperProcessor:
-    """The feature extractor and tokenizer of a Whisper model. Raises `UserError` as `load_whisper` does."""
-    try:
-        with hub_access("the processor", name):
-            return WhisperProcessor.from_pretrained(name)
-    except OSError as error:  # a directory without preprocessor_config.json or tokenizer
-        raise UserError(
-            f"{name} has no complete Whisper processor (feature extractor and tokenizer): {error}"
-        ) from error
-
-
-def check_processor(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
-    """Raise `UserError` unless the features are of the shape that the model hears."""
-    extractor, config = processor.feature_extractor, model.config
-    made = extractor.feature_size, extractor.nb_max_frames
-    heard = config.num_mel_bins, 2 * config.max_source_positions
-    if made != heard:
-        raise UserError(
-            f"{model.name_or_path or 'the model'} hears {heard[0]} mel bins and {heard[1]} frames, its "
-            f"preprocessor_config.json makes {made[0]} and {made[1]}: they don't belong together"
-        )
-
-
-def is_multilingual(model: WhisperForConditionalGeneration) -> bool:
-    # a generation config holds what its file held; older ones don't say, but their vocabulary does
-    return getattr(model.generation_config, "is_multilingual", model.config.vocab_size >= MULTILINGUAL_VOCABULARY)
 
 
 def set_language(
@@ -223,13 +186,6 @@ def _generation_config(teacher: WhisperForConditionalGeneration, kept: list[int]
             del generation_config.alignment_heads
             logger.warning("none of the teacher's alignment heads is left: the student has no word timestamps")
     return generation_config
-
-
-def existing_heads(heads: list[list[int]] | None, layers: int, heads_a_layer: int) -> list[list[int]] | None:
-    """Alignment heads, (layer, head), as a generation config names them, if a decoder of this shape has them all."""
-    if not heads or not all(0 <= layer < layers and 0 <= head < heads_a_layer for layer, head in heads):
-        return None
-    return heads
 
 
 def check_pair(

@@ -26,11 +26,12 @@ from .callbacks import (
 )
 from .config import ASKDConfig
 from .data import DrawnRows, ResumableLengthGroupedSampler, SpeechCollator, SpeechStream, StreamSampler
-from .errors import UserError, memory_errors
+from .errors import UserError, memory_errors, saving_errors
 from .facts import FACTS_FILE, Student, gather_facts
 from .origin import Origin
 from .restart import Beginning
 from .resuming import ResumingTrainer
+from .run_dir import how_to_go_on
 from .schedule import BlendWeights
 from .skipped import SkippedRows, skipped_rows_file
 from .student import no_timestamps
@@ -368,13 +369,15 @@ class ASKDTrainer(ResumingTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         skipped = self._skipped_rows()
-        # before Trainer writes trainer_state.json, which completes a checkpoint
-        if self.args.should_save:
-            directory = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            directory.mkdir(parents=True, exist_ok=True)
-            self.blend.save(directory)
-            self.skipped.save(directory, skipped)
-        super()._save_checkpoint(model, trial)
+        run = Path(self._get_output_dir(trial))
+        directory = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with saving_errors(directory, lambda: how_to_go_on(run)):
+            # before Trainer writes trainer_state.json, which completes a checkpoint
+            if self.args.should_save:
+                directory.mkdir(parents=True, exist_ok=True)
+                self.blend.save(directory)
+                self.skipped.save(directory, skipped)
+            super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.blend.load(Path(resume_from_checkpoint))

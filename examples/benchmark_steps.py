@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import askd_hf.quiet  # noqa: F401  # isort: skip  (before transformers)
 import torch
 import torch.nn.functional as F
 from datasets import Dataset

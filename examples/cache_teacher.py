@@ -16,6 +16,7 @@ interrupted pass goes on where it stopped; on several GPUs: accelerate launch ex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import askd_hf.quiet  # noqa: F401  # isort: skip  (before transformers)
 from transformers import WhisperProcessor
 
 from askd_hf import ASKDConfig, SpeechCollator, UserError
@@ -23,10 +24,10 @@ from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, Model
 from askd_hf.cli import parse_args
 from askd_hf.errors import exit_on_user_error
 from askd_hf.hub import hub_upload
-from askd_hf.preparation import check_caches, with_encoder_cache, with_soft_labels
+from askd_hf.preparation import check_caches, check_directories, with_encoder_cache, with_soft_labels
 from askd_hf.run_dir import end_other_processes
 from askd_hf.speech import training_speech
-from askd_hf.student import is_multilingual, load_processor, load_whisper, set_languages
+from askd_hf.student import check_processor, is_multilingual, load_processor, load_whisper, set_languages
 from askd_hf.teacher_memory import check_int8
 from askd_hf.vocabulary import with_vocabulary_of
 
@@ -54,13 +55,16 @@ def main() -> None:
         raise UserError("--teacher and --cache_teacher are needed: who labels, and the directory for the labels")
     if data_args.unlabelled:
         raise UserError("--unlabelled: transcribe it by examples/pseudo_label.py, and give the result as --dataset")
+    check_directories(config, caches, trains=False)
     spoken = [(source.language, source.task) for source in data_args.train_sources()]
     if model_args.teacher_dtype == "int8":
         check_int8()
     teacher = load_whisper(model_args.teacher, attn_implementation=model_args.attn_implementation)
     processor = load_processor(model_args.teacher)
+    check_processor(teacher, processor)
     if model_args.student:  # the labels are in its vocabulary
         student, ours = load_whisper(model_args.student), load_processor(model_args.student)
+        check_processor(student, ours)
         set_languages(student, ours, spoken)
         teacher = with_vocabulary_of(student.config, ours.tokenizer, teacher, processor.tokenizer)
         processor = WhisperProcessor(processor.feature_extractor, ours.tokenizer)

@@ -35,8 +35,10 @@ from askd_hf.evaluation import tables
 from askd_hf.layer_probe import choose_layers
 from askd_hf.metrics import compute_metrics_for
 from askd_hf.origin import Origin
+from askd_hf.packages import check_optimizer
 from askd_hf.preparation import (
     check_caches,
+    check_directories,
     light_teacher,
     with_encoder_cache,
     with_soft_labels,
@@ -60,6 +62,7 @@ from askd_hf.speech import (
 )
 from askd_hf.student import (
     allow_silence,
+    check_max_length,
     check_pair,
     check_processor,
     is_multilingual,
@@ -96,6 +99,9 @@ def distill(
         raise UserError("--layer_choice probe chooses among the teacher's layers: --student has its own")
     name_run(config, model_args)
     check_mix(data_args, mix_args, config)
+    check_directories(config, caches)
+    if not data_args.eval_sources():
+        prepare_evaluation(config, [])
     resume_from = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
     if resume_from is not None:
         check_options(config, resume_from)
@@ -113,6 +119,8 @@ def distill(
     student = load_student(model_args, teacher)
     processor = load_processor(model_args.student or model_args.teacher)
     check_processor(student, processor)
+    check_max_length(student, config.generation_max_length)
+    check_optimizer(config, student)
     spoken = [(source.language, source.task) for source in data_args.train_sources()]
     set_languages(student, processor, spoken or [(data_args.only_language, data_args.only_task)])
     multilingual = is_multilingual(student)

@@ -41,12 +41,14 @@ from askd_hf.evaluation import (
     tables,
     write_report,
 )
-from askd_hf.student import check_processor, set_language
+from askd_hf.student import check_max_length, check_processor, set_language
+from askd_hf.writable import check_writable
 
 
 def main() -> None:
     (args,) = parse_args((EvaluationArguments,))
     directory = Path(args.output_dir)
+    check_writable(directory, "--output_dir")
     if args.score_only:
         results = score_directory(directory, args.normalizer, args.resamples)
         report(with_earlier(results, directory), directory)
@@ -59,6 +61,7 @@ def main() -> None:
     models = {role: load_whisper(name, attn_implementation=args.attn_implementation) for role, name in names.items()}
     for role, model in models.items():
         check_processor(model, processors[role])
+        check_max_length(model, args.generation_max_length)
 
     # ---- speech: every clip is looked at once, before anything is decoded ----
     sets: list[PreparedSet] = []

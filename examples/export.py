@@ -33,7 +33,7 @@ from askd_hf.export import (
     transcribe_transformers,
 )
 from askd_hf.metrics import text_normalizer
-from askd_hf.student import set_language
+from askd_hf.student import check_processor, set_language
 
 
 @dataclass
@@ -79,6 +79,7 @@ def main() -> None:
     check_extra()
     check_output_dir(args.output_dir)
     model, processor = load_whisper(args.model), load_processor(args.model)
+    check_processor(model, processor)
     window = processor.feature_extractor.chunk_length
     names, clips = ([], []) if args.dataset is None else load_clips(args, window)
     if clips:

@@ -42,7 +42,8 @@ from askd_hf.pseudo_labels import (
     save,
     transcribe,
 )
-from askd_hf.student import check_processor
+from askd_hf.student import check_max_length, check_processor
+from askd_hf.writable import check_writable
 
 
 def main() -> None:
@@ -53,11 +54,13 @@ def main() -> None:
 def pseudo_label(args: PseudoLabelArguments) -> Path:
     """The directory of the dataset of transcripts that are kept."""
     directory = Path(args.output_dir)
+    check_writable(directory, "--output_dir")
 
     # ---- the teacher ----
     processor = load_processor(args.teacher)
     teacher = load_whisper(args.teacher, attn_implementation=args.attn_implementation)
     check_processor(teacher, processor)
+    check_max_length(teacher, args.generation_max_length)
     window = processor.feature_extractor.chunk_length
 
     # ---- the speech: every clip is looked at once, before anything is transcribed ----

@@ -13,6 +13,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from make_cards import CARDS, GOLDEN, INPUTS, read_facts, read_results, render
 
+from askd_hf.arguments import SpeechSource
 from askd_hf.card import TEMPLATE, inherited_license, model_index, render_card
 from askd_hf.card_text import objective
 from askd_hf.data import decode_audio
@@ -48,12 +49,12 @@ def test_the_hub_reads_the_metadata_back():
     card = ModelCard(str(render(*MADE_UP)))
     expected = model_index(read_results("made-up-results"))
     assert card.data.eval_results == expected
-    assert [result.metric_value for result in expected] == [11.11, 4.44, 15.0, 7.0]
+    # a directory here is no dataset of the Hub, whose type the metadata could name
+    assert [result.metric_value for result in expected] == [11.11, 4.44]
     first = expected[0]
     assert (first.dataset_type, first.dataset_config, first.dataset_split) == ("you/made-up-speech", "clean", "test")
     assert first.metric_name == "WER (basic normaliser, 1111 clips)"
     assert first.metric_args == dict(normalizer="basic", clips=1111, hours=2.22, interval=[10.5, 11.75])
-    assert expected[2].dataset_type == "made-up-lectures"  # what isn't on the Hub has no path
     assert card.data.model_name == "made-up"
     metadata = card.data.to_dict()
     del metadata["model-index"]
@@ -327,22 +328,47 @@ def with_sets(*changes: dict) -> Results:
     return dataclasses.replace(results, sets=[dataclasses.replace(results.sets[0], **each) for each in changes])
 
 
-@pytest.mark.parametrize(
-    "sets",
-    [
-        [dict(name=name, dataset=f"/{name}/speech", config=None, on_hub=False) for name in ("a", "b")],
-        [dict(name=f"made-up-{method}", method=method) for method in ("short", "sequential", "chunked")],
-        [dict(name=name, dataset=dots, config=None, on_hub=False) for name, dots in (("a", "."), ("b", ".."))],
-    ],
-    ids=["local", "methods", "dots"],
-)
-def test_every_set_stays_one_in_the_metadata(sets):
+def test_every_set_of_the_hub_stays_one_in_the_metadata():
+    sets = [dict(name=f"made-up-{method}", method=method) for method in ("short", "sequential", "chunked")]
     results = with_sets(*sets)
     card = ModelCard(str(render_card(read_facts("made-up-facts"), results, "you/x")))
     found = [(result.dataset_name, result.metric_type) for result in card.data.eval_results]
     assert found == [(each["name"], metric) for each in sets for metric in ("wer", "cer")]
     assert card.data.eval_results == model_index(results)
-    assert all(result.dataset_type not in ("", ".", "..", "speech") for result in card.data.eval_results)
+
+
+@pytest.mark.parametrize("dataset", ["/a/speech", ".", "..", "speech"])
+def test_results_on_speech_of_ones_own_are_in_the_text_alone(dataset):
+    results = with_sets(dict(name="mine", dataset=dataset, config=None, on_hub=False))
+    card = ModelCard(str(render_card(read_facts("made-up-facts"), results, "you/x")))
+    assert card.data.eval_results is None and "hf-asr-leaderboard" not in card.data.tags
+    assert "| mine | 1,111 |" in card.text
+    on_top = card.text.split("## ")[0]
+    assert "Word error rate: 11.11 % (teacher: 10.00 %) on mine." in on_top
+
+
+def test_the_leaderboards_tag_needs_results():
+    assert "hf-asr-leaderboard" in render(*MADE_UP).data.tags
+    assert "hf-asr-leaderboard" not in render("made-up-facts", None, "you/x", False).data.tags
+
+
+@pytest.mark.parametrize(("value", "written"), [(0.05, "0.05 (a fraction of the run)"), (500.0, "500"), (0.0, "0")])
+def test_a_warm_up_below_one_is_a_fraction(value, written):
+    assert f"| `warmup_steps` | {written} |" in card_of(dict(warmup_steps=value)).text
+
+
+def test_the_licence_of_the_speech_is_named(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Speech\n")
+    speech = Speech.of(SpeechSource(str(tmp_path), None, "train"))
+    assert speech.license == "cc-by-4.0" and not speech.on_hub
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: nobody-s\n---\n")
+    assert Speech.of(SpeechSource(str(tmp_path), None, "train")).license == "nobody-s"
+    (tmp_path / "README.md").unlink()
+    assert Speech.of(SpeechSource(str(tmp_path), None, "train")).license is None
+    assert (
+        "`mine` (split `train`, licence `cc-by-4.0`)"
+        in card_of(speech=[dataclasses.replace(speech, dataset="mine")]).text
+    )
 
 
 def test_a_translation_is_no_recognition():

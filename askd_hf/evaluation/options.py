@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UserError
 from ..metrics import Normalizer
+from ..ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
 from .bootstrap import RESAMPLES
 from .suites import SUITE_NAMES, EvalSet, language_code, suite_sets
 from .transcribe import Decoding
@@ -38,11 +39,12 @@ class DecodingArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "batch_size", "generation_max_length")
         if self.num_workers is None:
             self.num_workers = 4 if torch.accelerator.is_available() else 0
+        check_ranges(self, batch_size=COUNT, generation_max_length=COUNT, num_workers=NOT_NEGATIVE)
         if self.device is None:
             self.device = str(torch.accelerator.current_accelerator() or "cpu")
+        check_device(self.device)
 
     def torch_dtype(self) -> torch.dtype:
         if self.dtype == "auto":
@@ -50,11 +52,13 @@ class DecodingArguments:
         return getattr(torch, self.dtype)
 
 
-def check_positive(options: object, *names: str) -> None:
-    """Raise `UserError` if one of the named options is given and below 1."""
-    for name in names:
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)} is not at least 1")
+def check_device(name: str) -> None:
+    """Raise `UserError` unless torch has such a device here."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {name}: {reason}; leave it out for the GPU, or the CPU without one") from error
 
 
 @dataclass
@@ -161,6 +165,8 @@ class EvaluationArguments(DecodingArguments):
     repetitions: int = field(default=5, metadata={"help": "Timed passes of --speed and --speculative."})
 
     def __post_init__(self):
+        check_ranges(self, num_beams=COUNT, resamples=COUNT, speed_clips=COUNT, repetitions=COUNT, join_clips=POSITIVE)
+        check_ranges(self, "leave it out for all clips", max_eval_samples=COUNT)
         if self.score_only:
             if self.output_dir is None:
                 raise UserError("--score_only scores what is in --output_dir: which?")
@@ -180,7 +186,6 @@ class EvaluationArguments(DecodingArguments):
                 f"--speed_batch_sizes {' '.join(map(str, self.speed_batch_sizes))}: not all are at least 1"
             )
         super().__post_init__()
-        check_positive(self, "num_beams", "resamples", "speed_clips", "repetitions")
         if self.output_dir is None:
             self.output_dir = f"runs/evaluation-{_last_part(self.model)}"
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
-from ..evaluation.options import DecodingArguments, check_positive
+from ..evaluation.options import DecodingArguments
 from ..evaluation.suites import EvalSet
 from ..metrics import Normalizer, language_code
+from ..ranges import COUNT, Range, check_ranges
 from .filters import Thresholds
 
 
@@ -123,8 +124,12 @@ class PseudoLabelArguments(DecodingArguments):
             raise UserError("--teacher and --dataset are needed: who transcribes, and what")
         if self.text == "reference" and self.timestamps:
             raise UserError("--text reference: references have no timestamps; leave out --timestamps")
-        check_positive(self, "max_samples")
-        if self.pack_seconds is not None and not (self.pack and self.pack_seconds > 0):
+        check_ranges(self, "leave it out for all clips", max_samples=COUNT)
+        # an infinite threshold lets everything pass
+        percent, no_limit = Range(low=0, infinite=True), Range(above=0, infinite=True)
+        check_ranges(self, max_wer=percent, max_repetition=percent, max_compression_ratio=no_limit)
+        check_ranges(self, min_log_prob=Range(high=0, infinite=True), pack_seconds=Range(above=0))
+        if self.pack_seconds is not None and not self.pack:
             raise UserError(f"--pack_seconds {self.pack_seconds:g} is for --pack, and above 0")
         if self.output_dir is None:
             dataset, teacher = (Path(os.path.abspath(name)).name for name in (self.dataset, self.teacher))

@@ -1,0 +1,437 @@
+"""Values that an option can't have, and options of other scripts: one line before anything is loaded."""
+
+import dataclasses
+import errno
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import transformers.integrations.integration_utils as integrations
+from conftest import ROOT, load_script, make_trainer, run_here
+from safetensors import SafetensorError
+
+from askd_hf import former_options, packages
+from askd_hf.adapter import LoraArguments
+from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
+from askd_hf.cli import parse_args
+from askd_hf.config import RANGES, ASKDConfig
+from askd_hf.data.augment import AugmentArguments
+from askd_hf.errors import UserError, exit_on_user_error, saving_errors
+from askd_hf.evaluation import EvaluationArguments
+from askd_hf.packages import check_optimizer
+from askd_hf.pseudo_labels import PseudoLabelArguments
+from askd_hf.ranges import Range
+from askd_hf.run_dir import prepare_evaluation
+from askd_hf.student import check_max_length, load_whisper
+from askd_hf.writable import check_writable
+
+DISTILL = (ModelArguments, DataArguments, MixArguments, AugmentArguments, CacheArguments, LoraArguments, ASKDConfig)
+NAN, INF = "nan", "inf"
+
+# of our own options, the values that none can have
+IMPOSSIBLE = {
+    ModelArguments: {
+        "decoder_layers": ["0", "-1", "abc", "1.5", "0,0", "-1,2", ",", "nan"],
+        "encoder_layers": ["0", "-3", "two", "1,1"],
+    },
+    DataArguments: {
+        "max_train_samples": [0, -1],
+        "max_eval_samples": [0, -1],
+        "min_seconds": [-1, NAN, INF],
+        "max_seconds": [0, -1, NAN],
+        "min_label_tokens": [-1],
+        "max_label_tokens": [0, -1, NAN],
+        "preprocessing_num_workers": [0, -1],
+    },
+    MixArguments: {
+        "dataset_weights": [0, -1, NAN, INF],
+        "shuffle_buffer": [0, -1],
+        "negatives_share": [0, 1, -0.1, NAN],
+        "timestamp_probability": [-0.1, 1.1, NAN, INF],
+        "prompt_probability": [-0.1, 1.1, NAN],
+    },
+    AugmentArguments: {"augment_probability": [0, 1.5, NAN]},
+    CacheArguments: {"teacher_top_k": [0, -1]},
+    LoraArguments: {"lora_rank": [0, -1], "lora_alpha": [0, -1, NAN, INF], "lora_dropout": [-0.1, 1, NAN]},
+    ASKDConfig: {
+        "teacher_weight": [-0.1, 1.1, NAN],
+        "teacher_weight_end": [1.1, NAN],
+        "teacher_phase": [-1, 2, NAN],
+        "self_weight": [2, NAN],
+        "self_ema_decay": [1, -0.1, NAN],
+        "temperature": [0, -1, NAN, INF],
+        "hidden_weight": [-1, NAN, INF],
+        "adaptive_window": [0, -1],
+        "early_stopping_patience": [0],
+        "learning_rate": [0, "-0.001", NAN, INF],
+        "num_train_epochs": [0, -1, NAN, INF],
+        "max_steps": [0, -2],
+        "warmup_steps": [-1, NAN, INF],
+        "logging_steps": [0, -1, NAN],
+        "eval_steps": [0, -1, NAN],
+        "save_steps": [0, -1, NAN],
+        "save_total_limit": [-1],
+        "per_device_train_batch_size": [0, -1],
+        "per_device_eval_batch_size": [0, -1],
+        "gradient_accumulation_steps": [0, -1],
+        "weight_decay": [-1, NAN, INF],
+        "max_grad_norm": [-1, NAN],
+        "adam_beta1": [1, -0.1, NAN],
+        "generation_max_length": [0, -1],
+        "generation_num_beams": [0, -1],
+        "dataloader_num_workers": [-1],
+        "seed": [-1, 2**32],
+        "data_seed": [-1],
+    },
+}
+OTHER_SCRIPTS = {
+    EvaluationArguments: (
+        "--model m --dataset d",
+        {
+            "max_eval_samples": [0, -1],
+            "batch_size": [0, -1],
+            "num_workers": [-1],
+            "num_beams": [0],
+            "generation_max_length": [0],
+            "resamples": [0],
+            "join_clips": [0, -1, NAN, INF],
+            "speed_clips": [0],
+            "speed_batch_sizes": [0],
+            "repetitions": [0],
+            "device": ["nowhere", "cuda:99", "gpu"],
+        },
+    ),
+    PseudoLabelArguments: (
+        "--teacher t --dataset d",
+        {
+            "max_samples": [0, -1],
+            "batch_size": [0],
+            "max_wer": [-1, NAN],
+            "min_log_prob": [0.1, NAN],
+            "max_compression_ratio": [0, -1, NAN],
+            "max_repetition": [-1, NAN],
+            "pack_seconds": [0, -1, NAN],
+        },
+    ),
+}
+
+
+def refused(types, arguments: list[str], capsys) -> str:
+    """The one line with which the options end."""
+    try:
+        parse_args(types, arguments)
+    except UserError as error:
+        message = str(error)
+    except SystemExit as stop:  # argparse
+        assert stop.code == 2
+        message = capsys.readouterr().err.strip()
+    else:
+        pytest.fail(f"{arguments} are accepted")
+    assert "\n" not in message
+    return message
+
+
+CASES = [(kind, name) for kind, names in IMPOSSIBLE.items() for name in names]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind.__name__}-{name}" for kind, name in CASES])
+def test_impossible_values_of_training_are_refused(kind, name, capsys, tmp_path):
+    for value in IMPOSSIBLE[kind][name]:
+        more = ["--load_best_model_at_end", "True"] if name == "early_stopping_patience" else []
+        assert name in refused((kind,), [f"--{name}={value}", *more], capsys)
+
+
+def test_impossible_values_of_other_scripts_are_refused(capsys):
+    for kind, (needed, values) in OTHER_SCRIPTS.items():
+        for name, impossible in values.items():
+            for value in impossible:
+                assert name in refused((kind,), [*needed.split(), f"--{name}={value}"], capsys), (name, value)
+
+
+def test_values_at_the_bounds_are_accepted(tmp_path):
+    accepted = "--max_train_samples 1 --min_seconds 0 --max_seconds inf --timestamp_probability 1 --teacher_top_k 1"
+    accepted += " --warmup_steps 0 --max_grad_norm 0 --logging_steps 0.5 --save_total_limit 0 --weight_decay 0"
+    accepted += f" --decoder_layers 31, --seed 0 --output_dir {tmp_path}"
+    assert parse_args(DISTILL, accepted.split())[1].max_train_samples == 1
+    filters = "--teacher t --dataset d --max_wer inf --min_log_prob=-inf --max_compression_ratio inf"
+    assert parse_args((PseudoLabelArguments,), filters.split())[0].max_wer == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--min_seconds 5 --max_seconds 4", "--min_seconds 5.0 is more than --max_seconds 4.0"),
+        ("--min_label_tokens 9 --max_label_tokens 4", "--min_label_tokens 9 is more than --max_label_tokens"),
+        ("--max_steps 10 --warmup_steps 11", "--warmup_steps 11 is more than --max_steps 10"),
+        ("--max_train_samples 0", "--max_train_samples 0 is not at least 1; leave it out for all clips"),
+        ("--learning_rate abc", "error: argument --learning_rate"),
+        ("--max_steps 1.5", "error: argument --max_steps"),
+        ("some.json", "some.json: of which option is that the value\\?; a file of options: --config FILE"),
+    ],
+)
+def test_what_can_not_be_together_is_refused(arguments, message, capsys):
+    line = refused(DISTILL, arguments.split(), capsys)
+    assert re.search(message, line), line
+
+
+def test_ranges_cover_what_transformers_takes_without_a_word():
+    """Every number of Seq2SeqTrainingArguments is in RANGES or checked by a rule of its own."""
+    numbers = {
+        f.name for f in dataclasses.fields(ASKDConfig) if {"int", "float"} & set(re.findall(r"\w+", str(f.type)))
+    }
+    ours = set(IMPOSSIBLE[ASKDConfig]) | {"divergence_mix"}
+    elsewhere = {"max_steps", "label_smoothing_factor", "local_rank", "save_total_limit"}
+    assert not [n for n in numbers - RANGES.keys() - ours - elsewhere if not n.startswith(("hub", "push", "include"))]
+
+
+def test_nan_is_in_no_range():
+    for allowed in (
+        Range(),
+        Range(low=0),
+        Range(above=0, below=1),
+        Range(infinite=True),
+        Range(high=0, infinite=True),
+    ):
+        assert float("nan") not in allowed
+    assert float("inf") in Range(above=0, infinite=True) and float("inf") not in Range(above=0)
+    assert 0 not in Range(above=0, below=1) and 1 not in Range(above=0, below=1) and 0.5 in Range(above=0, below=1)
+
+
+# ---- options of other scripts ----
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("group_by_length", "--train_sampling_strategy group_by_length"),
+        ("evaluation_strategy", "--eval_strategy"),
+        ("warmup_ratio", "--warmup_steps, which below 1 is a fraction"),
+        ("overwrite_output_dir", "--output_dir"),
+        ("teacher_model_name_or_path", "--teacher MODEL"),
+        ("model_name_or_path", "--student MODEL"),
+        ("train_dataset_name", "--dataset NAME"),
+        ("train_split_name", "--train_split SPLIT"),
+        ("text_column_name", "--text_column NAME"),
+        ("max_duration_in_seconds", "--max_seconds"),
+        ("condition_on_prev_probability", "--prompt_probability"),
+        ("kl_weight", "--teacher_weight"),
+        ("wer_threshold", "examples/pseudo_label.py --max_wer"),
+        ("cache_dir", "HF_HOME"),
+        ("token", "hf auth login"),
+        ("dtype", "--bf16 or --fp16"),
+        ("no_cuda", "--use_cpu True"),
+        ("teecher", "did you mean 'teacher'?"),
+    ],
+)
+def test_an_old_name_points_to_todays(old, new, capsys):
+    line = refused(DISTILL, [f"--{old}", "x"], capsys)
+    assert line.startswith(f"no option --{old} (") and new in line
+
+
+def test_every_unknown_option_is_named_at_once(capsys, tmp_path):
+    arguments = "--group_by_length --fp16 True --evaluation_strategy=steps --max_stesp 3 --warmup_ratio 0.1"
+    line = refused(DISTILL, arguments.split(), capsys)
+    for name in (
+        "--group_by_length",
+        "--evaluation_strategy",
+        "--max_stesp (did you mean 'max_steps'?)",
+        "--warmup_ratio",
+    ):
+        assert name in line
+    assert "fp16" not in line
+    (tmp_path / "run.yaml").write_text("group_by_length: true\nmax_stesp: 3\nteacher: t\n")
+    line = refused(DISTILL, ["--config", str(tmp_path / "run.yaml")], capsys)
+    assert "--group_by_length" in line and "--max_stesp" in line and "run.yaml" in line
+
+
+def test_advice_fits_the_script(capsys):
+    for kind, expected in ((EvaluationArguments, "--model MODEL"), (PseudoLabelArguments, "--teacher MODEL")):
+        assert expected in refused((kind,), ["--model_name_or_path", "x"], capsys)
+    assert "--split SPLIT" in refused((PseudoLabelArguments,), ["--dataset_split_name", "train"], capsys)
+
+
+def test_no_advice_names_an_option_that_no_script_has():
+    kinds = (
+        *DISTILL,
+        EvaluationArguments,
+        PseudoLabelArguments,
+        load_script(ROOT / "examples" / "push.py").PushArguments,
+    )
+    known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
+    for name, advice in former_options.FORMER.items():
+        assert former_options._instead(name, known) or name in known, name
+        named = {word.removeprefix("--") for text in advice for word in text.split() if word.startswith("--")}
+        assert {word.strip(",;`") for word in named} <= known | {"revision"}, name
+
+
+def test_values_of_yaml_may_begin_with_a_minus_sign(tmp_path):
+    (tmp_path / "labels.yaml").write_text("teacher: t\ndataset: d\nmin_log_prob: -5e-1\n")
+    (args,) = parse_args((PseudoLabelArguments,), ["--config", str(tmp_path / "labels.yaml")])
+    assert args.min_log_prob == -0.5
+
+
+# ---- evaluation without speech ----
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_an_evaluation_that_was_asked_for_needs_speech(tmp_path, strategy):
+    with pytest.raises(UserError, match=f"--eval_strategy {strategy}: there is nothing to evaluate on"):
+        prepare_evaluation(ASKDConfig(output_dir=str(tmp_path), eval_strategy=strategy), [])
+    config = ASKDConfig(output_dir=str(tmp_path))
+    assert config.eval_strategy == "epoch"
+    prepare_evaluation(config, [])  # by default it is silently not done
+    assert config.eval_strategy == "no"
+
+
+def test_it_is_said_before_anything_is_loaded(monkeypatch, capsys, tmp_path):
+    run = f"--teacher nobody/nothing --dataset {tmp_path} --eval_strategy steps --output_dir {tmp_path / 'run'}"
+    ended = run_here(monkeypatch, capsys, *run.split())
+    assert ended.returncode == 2 and "nothing to evaluate on" in ended.stderr.strip().splitlines()[-1]
+
+
+# ---- directories that can't be written ----
+
+
+@pytest.fixture
+def unwritable(tmp_path, monkeypatch) -> Path:
+    """A directory in which no file can be made, whoever asks."""
+    (tmp_path / "disk").mkdir()
+
+    def refuse(dir, **kwargs):
+        if Path(dir) == tmp_path / "disk":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(dir))
+        return original(dir=dir, **kwargs)
+
+    original = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    return tmp_path / "disk"
+
+
+def test_a_directory_that_can_not_be_written_is_named(tmp_path, unwritable):
+    (tmp_path / "file.sh").write_text("x")
+    for directory, message in {
+        tmp_path / "file.sh": "file.sh is no directory",
+        tmp_path / "file.sh" / "run": "can't be made: .*file.sh is no directory",
+        unwritable: "can't be written: No space left on device",
+        unwritable / "a" / "b": "can't be written: No space left on device",
+        "/proc/nothing/run": "can't be (written|made)",
+    }.items():
+        with pytest.raises(UserError, match=f"--output_dir .*{message}"):
+            check_writable(directory, "--output_dir")
+    check_writable(tmp_path / "new" / "run", "--output_dir")
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".askd*"))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "option"),
+    [
+        ("distill", "--teacher x --dataset d --output_dir OUT", "--output_dir"),
+        ("distill", "--teacher x --dataset d --cache_encoder OUT --output_dir NEW", "--cache_encoder"),
+        ("distill", "--teacher x --dataset d --cache_teacher OUT --output_dir NEW", "--cache_teacher"),
+        ("cache_teacher", "--teacher x --dataset d --cache_teacher OUT", "--cache_teacher"),
+        ("evaluate", "--model x --dataset d --output_dir OUT", "--output_dir"),
+        ("pseudo_label", "--teacher x --dataset d --output_dir OUT", "--output_dir"),
+    ],
+)
+def test_scripts_look_before_anything_is_loaded(monkeypatch, capsys, tmp_path, unwritable, script, arguments, option):
+    arguments = arguments.replace("OUT", str(unwritable / "run")).replace("NEW", str(tmp_path / "new"))
+    ended = run_here(monkeypatch, capsys, *arguments.split(), file=ROOT / "examples" / f"{script}.py")
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: {option} {unwritable}") and "No space left on device" in last
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0"),
+    ],
+    ids=["OSError", "safetensors", "torch"],
+)
+def test_a_disk_that_fills_up_while_saving_is_one_line(tmp_path, teacher, student, monkeypatch, error):
+    trainer = make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=2)
+    saved = type(trainer)._save_optimizer_and_scheduler
+
+    def fill(self, output_dir):
+        if output_dir.endswith("checkpoint-4"):
+            raise error
+        saved(self, output_dir)
+
+    monkeypatch.setattr(type(trainer), "_save_optimizer_and_scheduler", fill)
+    message = r"checkpoint-4 couldn't be saved: .*Complete in .*: checkpoint-2\. .*--resume_from_checkpoint last$"
+    with pytest.raises(UserError, match=message):
+        trainer.train()
+
+
+def test_other_errors_of_saving_keep_their_traceback(tmp_path):
+    with pytest.raises(RuntimeError, match="a bug"), saving_errors(tmp_path, lambda: ""):
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_anywhere_ends_in_one_line(capsys, code):
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+        raise OSError(code, os.strerror(code), "/cache/file.arrow")
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(f"error: {os.strerror(code)} (/cache/file.arrow)") and "\n" not in line
+
+
+# ---- packages that aren't there ----
+
+
+def test_a_missing_reporter_is_named_with_its_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "get_available_reporting_integrations", lambda: [])
+    for name, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("comet_ml", "comet-ml")):
+        with pytest.raises(UserError, match=f"--report_to {name} needs a package: pip install {package}$"):
+            ASKDConfig(output_dir=str(tmp_path), report_to=name)
+    with pytest.raises(UserError, match="--report_to nobody: there are none, all"):
+        ASKDConfig(output_dir=str(tmp_path), report_to="nobody")
+    assert set(packages.PACKAGES) <= set(integrations.INTEGRATION_TO_CALLBACK)
+
+
+def test_an_optimizer_or_schedule_that_can_not_be_made_is_named(tmp_path, student, monkeypatch):
+    options = dict(output_dir=str(tmp_path))
+    check_optimizer(ASKDConfig(**options), student)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"--optim adamw_bnb_8bit"):
+        check_optimizer(ASKDConfig(optim="adamw_bnb_8bit", **options), student)
+    with pytest.raises(UserError, match=r"--lr_scheduler_type cosine_with_min_lr.*min_lr"):
+        check_optimizer(ASKDConfig(lr_scheduler_type="cosine_with_min_lr", **options), student)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("flash_attention_2", "pip install flash-attn"), ("fast", "there are sdpa, eager and flash_attention_2")],
+)
+def test_an_attention_that_is_not_there_is_named(name, message, monkeypatch):
+    with pytest.raises(UserError, match=f"--attn_implementation {name}.*{message}"):
+        load_whisper("nobody/nothing", attn_implementation=name)
+
+
+def test_more_tokens_than_the_decoder_has_positions_are_refused(student):
+    check_max_length(student, 32)
+    with pytest.raises(UserError, match="--generation_max_length 33 is more than the decoder's 32 positions"):
+        check_max_length(student, 33)
+
+
+# ---- what is printed before our own first line ----
+
+
+def test_nothing_is_printed_on_import():
+    code = "import askd_hf, torch.utils.data as d\n"
+    code += "if __name__ == '__main__': list(d.DataLoader([1], num_workers=1, multiprocessing_context='spawn'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_help_of_a_script_has_an_empty_stderr():
+    script = [sys.executable, str(ROOT / "examples" / "cache_teacher.py"), "--help"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == "" and "--cache_teacher" in done.stdout
