@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_origin, get_type_hints
 
 from .errors import UserError
-from .metrics import Normalizer
+from .metrics import NORMALIZER_HELP, Normalizer
 
 NONE = "-"  # in a list of values, one for each dataset
 
@@ -178,10 +178,7 @@ class DataArguments:
     max_label_tokens: float = field(default=math.inf, metadata={"help": "Train on clips of at most so many."})
     normalizer: Normalizer = field(
         default="auto",
-        metadata={
-            "help": "Text normaliser for WER and CER: Whisper's english or basic one, or none. auto: english for "
-            "English, basic for other languages."
-        },
+        metadata={"help": f"Text normaliser for WER and CER, while training and after it. {NORMALIZER_HELP}"},
     )
     on_bad_audio: Literal["error", "skip"] = field(
         default="error",
