@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_origin, get_type_hints
 
 from .errors import UserError
-from .metrics import NORMALIZER_HELP, Normalizer
+from .metrics import NORMALIZER_HELP, Normalizer, normalizer_for, text_language
 
 NONE = "-"  # in a list of values, one for each dataset
 
@@ -218,6 +218,10 @@ class DataArguments:
         for task in self.task:
             if task not in ("transcribe", "translate", NONE):
                 raise UserError(f"--task {task}: it is transcribe or translate")
+        task = "translate" if "translate" in self.task else "transcribe"
+        for language in self.eval_language or self.language or [NONE]:
+            spoken = None if language == NONE else language
+            normalizer_for(self.normalizer, text_language(task, spoken), {})  # may not be there, or not for it
 
     def train_sources(self) -> list[SpeechSource]:
         sources = self._sources(self.dataset, self.dataset_config, self.train_split or ["train"], self.language)

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import GenerationConfig, Seq2SeqTrainer, WhisperForConditionalGeneration, WhisperProcessor
 
 from .config import ASKDConfig
 from .evaluation import (
@@ -52,7 +52,7 @@ def compare(
     sets = [_set(name, split) for name, split in splits.items()]
     remove_others(folder, [prepared.source.name for prepared in sets], list(models))
     decoding = Decoding(
-        num_beams=_num_beams(models, config),
+        num_beams=_as_in_training(models, config),
         generation_max_length=config.generation_max_length,
         batch_size=config.per_device_eval_batch_size,
         num_workers=config.dataloader_num_workers,
@@ -80,10 +80,25 @@ def compare(
     return results
 
 
-def _num_beams(
+def _as_in_training(
     models: dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]], config: ASKDConfig
 ) -> int:
-    """As many as in the evaluations while training, so that the figures are one."""
+    """Make all models search as the evaluations while training did, so that a student has one figure.
+
+    Of `generation_config` its numbers and switches are taken over; tokens and languages are each model's own.
+
+    Returns:
+        The number of beams.
+    """
+    if config.generation_config is not None:
+        given, known = Seq2SeqTrainer.load_generation_config(config.generation_config), GenerationConfig().to_dict()
+        search = {
+            name: value
+            for name, value in given.to_dict().items()
+            if name in known and isinstance(value, int | float) and not name.endswith("token_id")
+        }
+        for _, model, _ in models.values():
+            model.generation_config.update(**search)
     _, student, _ = models["student"]
     return config.generation_num_beams or student.generation_config.num_beams or 1
 

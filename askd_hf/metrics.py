@@ -96,6 +96,11 @@ def normalizer_for(name: Normalizer, language: str | None, spelling: dict[str, s
     return name, TextNormalizer(english if name == "english" else str)
 
 
+def text_language(task: str, language: str | None) -> str | None:
+    """Of the texts of speech in `language`: translations are English."""
+    return "en" if task == "translate" else language
+
+
 def meaning_of(names: Iterable[str]) -> str:
     """What normalisers of these names, as `normalizer_for` gives them, do: for a note below a table."""
     kinds = {name.partition(",")[0] for name in names}
@@ -184,9 +189,8 @@ def compute_metrics_for(
         normalizers: dict[tuple[int, ...], TextNormalizer] = {}
         for pair in {tuple(pair) for pair in labels[:, :2].tolist()}:
             said, task = (token.strip("<|>") for token in tokenizer.convert_ids_to_tokens(list(pair)))
-            said = said if said in LANGUAGES else language
-            # translations are English
-            normalizers[pair] = normalizer_for(name, "en" if task == "translate" else said, spelling)[1]
+            said = text_language(task, said if said in LANGUAGES else language)
+            normalizers[pair] = normalizer_for(name, said, spelling)[1]
         of_clip = [normalizers[tuple(pair)] for pair in labels[:, :2].tolist()]
         heard, known = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (predictions, labels))
         normalized = [

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from ..errors import UserError
-from ..metrics import NORMALIZER_HELP, Normalizer
+from ..metrics import NORMALIZER_HELP, Normalizer, normalizer_for, text_language
 from .bootstrap import RESAMPLES
 from .suites import SUITE_NAMES, EvalSet, language_code, suite_sets
 from .transcribe import Decoding
@@ -182,6 +182,7 @@ class EvaluationArguments(DecodingArguments):
                 f"--speed_batch_sizes {' '.join(map(str, self.speed_batch_sizes))}: not all are at least 1"
             )
         super().__post_init__()
+        normalizer_for(self.normalizer, text_language(self.task, self.language), {})  # may not be there, or not for it
         check_positive(self, "num_beams", "resamples", "speed_clips", "repetitions")
         if self.output_dir is None:
             self.output_dir = f"runs/evaluation-{_last_part(self.model)}"

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data.languages import UNSPACED
 from ..errors import UserError
-from ..metrics import UNIFIED, Normalizer, characters, normalize_pairs, normalizer_for
+from ..metrics import UNIFIED, Normalizer, characters, normalize_pairs, normalizer_for, text_language
 from .bootstrap import RESAMPLES, SEED, blocks_of, interval, probability_of_improvement, resampled_rates
 from .manifest import FOLDER, Manifest, Settings, all_values, check_comparable, read_manifests, role_order
 from .results import Paired, Results, Scores, SetResult
@@ -132,11 +132,6 @@ def _conditions(every: list[Settings]) -> dict[str, Any]:
     conditions = [settings.decoding | settings.run for settings in every]
     names = dict.fromkeys(name for of_one in conditions for name in of_one)
     return {name: all_values(of_one[name] for of_one in conditions if name in of_one) for name in names}
-
-
-def text_language(task: str, language: str | None) -> str | None:
-    """Of the texts of a set: translations are English."""
-    return "en" if task == "translate" else language
 
 
 def score_set(

@@ -92,8 +92,8 @@ def prepare_set(
 ) -> list[PreparedSet]:
     """Load a set and look at every clip once.
 
-    Where a transcript is empty nobody speaks; where all are, `source.no_speech` must say so. Clips without a transcript
-    (None) are left out.
+    Where a transcript is empty nobody speaks; where all are, `source.no_speech` must say so. Clips without one (None)
+    are left out.
 
     Args:
         window: seconds that the model hears at once. Longer clips are left out and counted.
@@ -160,8 +160,8 @@ def _check_transcripts(source: EvalSet, speech: Dataset) -> None:
     if not source.no_speech and not spoken:
         raise UserError(
             f"{source.name}: not one of {len(speech)} clips has a transcript. If nobody speaks in them, say "
-            "--no_speech True: any text is made up then. If somebody does, they can't be scored without transcripts: name their "
-            "column (--text_column), or have them transcribed"
+            "--no_speech True: any text is made up then. If somebody does, name the column of their transcripts "
+            "(--text_column), or have them transcribed: there is nothing to score them by"
         )
 
 

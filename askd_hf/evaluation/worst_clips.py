@@ -8,10 +8,10 @@ from typing import Any
 
 import jiwer
 
-from ..metrics import normalize_pairs, normalizer_for
+from ..metrics import normalize_pairs, normalizer_for, text_language
 from .manifest import Manifest
 from .results import SetResult
-from .scoring import count_errors, drop_reason, load_spelling, text_language
+from .scoring import count_errors, drop_reason, load_spelling
 from .suites import UNTRANSCRIBED
 
 WORST_CLIPS = 20  # of a set
