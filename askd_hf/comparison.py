@@ -95,7 +95,7 @@ def _as_in_training(
         search = {
             name: value
             for name, value in given.to_dict().items()
-            if name in known and isinstance(value, int | float) and not name.endswith("token_id")
+            if name in known and isinstance(value, int | float) and not name.endswith(("token_id", "_model_config"))
         }
         for _, model, _ in models.values():
             model.generation_config.update(**search)

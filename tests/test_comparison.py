@@ -30,7 +30,7 @@ def test_the_last_evaluation_and_the_comparison_agree(monkeypatch, capsys, tmp_p
         settings = json.loads((teacher_dir / "generation_config.json").read_text())
         (tmp_path / "settings").mkdir()
         file = tmp_path / "settings" / "generation_config.json"
-        file.write_text(json.dumps(settings | {"num_beams": 3, "do_sample": True}))
+        file.write_text(json.dumps(settings | {"num_beams": 3, "repetition_penalty": 2.0}))
         more += f" --generation_config {file.parent}"
     ended = run_here(monkeypatch, capsys, *command.split(), *more.split())
     assert ended.returncode == 0 and "no comparison" not in ended.stderr, ended.stderr

@@ -132,12 +132,11 @@ def test_marks_count_in_the_table_and_in_the_worst_clips(tmp_path):
     results = score_directory(tmp_path)
     (result,) = results.sets
     assert (result.normalizer, result.reference_words, result.broken_words) == ("multilingual", 4, False)
-    assert (result.scores["student"].wer, result.scores["student"].substitutions) == (75.0, 3)
-    assert "(multilingual: without case, punctuation and variants of spelling, combining marks kept)" in tables(
-        results
-    )
+    assert result.scores["student"].wer == 75.0
     page = write_report(results, tmp_path).read_text()
-    assert ("combining marks kept" in page and "1 clip " in page) or "3 errors" in page
+    for text in (tables(results), page):
+        assert "multilingual: without case, punctuation and variants of spelling, combining marks kept" in text
+    assert "3 errors" in page
     ignored = score_directory(tmp_path, "basic").sets[0]
     assert (ignored.scores["student"].wer, ignored.broken_words) == (0.0, True)
 
