@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_origin, get_type_hints
 
 from .errors import UserError
-from .metrics import Normalizer
+from .metrics import NORMALIZER_HELP, Normalizer, normalizer_for, text_language
 from .ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, check_layers, check_order, check_ranges
 
 NONE = "-"  # in a list of values, one for each dataset
@@ -183,10 +183,7 @@ class DataArguments:
     max_label_tokens: float = field(default=math.inf, metadata={"help": "Train on clips of at most so many."})
     normalizer: Normalizer = field(
         default="auto",
-        metadata={
-            "help": "Text normaliser for WER and CER: Whisper's english or basic one, or none. auto: english for "
-            "English, basic for other languages."
-        },
+        metadata={"help": f"Text normaliser for WER and CER, while training and after it. {NORMALIZER_HELP}"},
     )
     on_bad_audio: Literal["error", "skip"] = field(
         default="error",
@@ -233,6 +230,10 @@ class DataArguments:
         check_ranges(self, max_seconds=at_most, max_label_tokens=at_most)
         check_order(self, "min_seconds", "max_seconds")
         check_order(self, "min_label_tokens", "max_label_tokens")
+        task = "translate" if "translate" in self.task else "transcribe"
+        for language in self.eval_language or self.language or [NONE]:
+            spoken = None if language == NONE else language
+            normalizer_for(self.normalizer, text_language(task, spoken), {})  # may not be there, or not for it
 
     def train_sources(self) -> list[SpeechSource]:
         sources = self._sources(self.dataset, self.dataset_config, self.train_split or ["train"], self.language)

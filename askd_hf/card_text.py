@@ -4,6 +4,7 @@ from typing import Any
 
 from .evaluation.results import Paired, Results, SetResult, Speculative, Speed
 from .facts import Facts
+from .metrics import BASIC_BY_LETTER, meaning_of
 from .objective import DIVERGENCES_WITH_MIX
 from .origin import HUB, Ancestor
 
@@ -319,8 +320,10 @@ def rates_line(results: Results) -> str:
     normalizers = {entry.normalizer for entry in results.sets if entry.speech}
     if normalizers == {"none"}:
         return "Corpus-level rates of the texts as they are"
-    as_they_are = " (none: of the texts as they are)" if "none" in normalizers else ""
-    return f"Corpus-level rates after Whisper's text normaliser of that name{as_they_are}"
+    if normalizers <= {"english", "basic", BASIC_BY_LETTER, "none"}:
+        as_they_are = " (none: of the texts as they are)" if "none" in normalizers else ""
+        return f"Corpus-level rates after Whisper's text normaliser of that name{as_they_are}"
+    return f"Corpus-level rates after the text normaliser of that name ({meaning_of(normalizers)})"
 
 
 def model_table(results: Results) -> str:

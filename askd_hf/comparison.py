@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import GenerationConfig, Seq2SeqTrainer, WhisperForConditionalGeneration, WhisperProcessor
 
 from .config import ASKDConfig
 from .evaluation import (
@@ -51,16 +51,17 @@ def compare(
     folder = Path(config.output_dir) / EVALUATION
     sets = [_set(name, split) for name, split in splits.items()]
     remove_others(folder, [prepared.source.name for prepared in sets], list(models))
-    # half precision is slower on a CPU, not faster
-    dtype = torch.float32 if config.device.type == "cpu" else getattr(torch, config.save_dtype)
     decoding = Decoding(
+        num_beams=_as_in_training(models, config),
         generation_max_length=config.generation_max_length,
         batch_size=config.per_device_eval_batch_size,
         num_workers=config.dataloader_num_workers,
     )
     for _, _, processor in models.values():
         save_spelling(folder / FOLDER, processor.tokenizer.english_spelling_normalizer)
-    jobs = plan_manifests(models, sets, decoding, folder / FOLDER, device=config.device, dtype=dtype, overwrite=True)
+    jobs = plan_manifests(
+        models, sets, decoding, folder / FOLDER, device=config.device, dtype=_dtype(config), overwrite=True
+    )
     for job in jobs:
         complete(job)
     results = score_directory(folder, normalizer)
@@ -77,6 +78,36 @@ def compare(
     results.save(folder / "results.json")
     write_report(results, folder)
     return results
+
+
+def _as_in_training(
+    models: dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]], config: ASKDConfig
+) -> int:
+    """Make all models search as the evaluations while training did, so that a student has one figure.
+
+    Of `generation_config` its numbers and switches are taken over; tokens and languages are each model's own.
+
+    Returns:
+        The number of beams.
+    """
+    if config.generation_config is not None:
+        given, known = Seq2SeqTrainer.load_generation_config(config.generation_config), GenerationConfig().to_dict()
+        search = {
+            name: value
+            for name, value in given.to_dict().items()
+            if name in known and isinstance(value, int | float) and not name.endswith(("token_id", "_model_config"))
+        }
+        for _, model, _ in models.values():
+            model.generation_config.update(**search)
+    _, student, _ = models["student"]
+    return config.generation_num_beams or student.generation_config.num_beams or 1
+
+
+def _dtype(config: ASKDConfig) -> torch.dtype:
+    if config.bf16_full_eval or config.fp16_full_eval:  # as while training
+        return torch.bfloat16 if config.bf16_full_eval else torch.float16
+    # half precision is slower on a CPU, not faster
+    return torch.float32 if config.device.type == "cpu" else getattr(torch, config.save_dtype)
 
 
 def _set(name: str, split: EvalSplit) -> PreparedSet:

@@ -77,14 +77,14 @@ def pseudo_label(args: PseudoLabelArguments) -> Path:
         split=args.split,
     )
 
+    language = language_code(args.language) if args.task == "transcribe" else "en"
+    _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
     references = known_references(clips["text"][:], required=args.text == "reference")
 
     # ---- transcripts: what is on the disk already isn't made again ----
     lines = transcribe(plan(args, teacher, processor, clips))
 
     # ---- filters: by the references where there are any ----
-    language = language_code(args.language) if args.task == "transcribe" else "en"
-    _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
     transcripts = measure(lines, references, normalize, language, learn=args.text)
     kept = keep_good(transcripts, args.thresholds(), directory / "dropped.csv")
 

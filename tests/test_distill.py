@@ -54,7 +54,7 @@ def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
     assert re.search(r"teacher +0 - 9 .*\nself +10 - 11 ", out)
     for row in ("validation  student", "student before", "teacher"):
         rates = r"\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)"
-        assert re.search(rf"^ *{row} +{rates} +{rates} +english, no spelling list +6 ", out, re.MULTILINE), row
+        assert re.search(rf"^ *{row} +{rates} +{rates} +english-unified, no spelling list +6 ", out, re.MULTILINE), row
     results = Results.load(tmp_path / "run" / "evaluation" / "results.json")
     assert [model.name for model in results.models.values()] == [
         str(tmp_path / "run"),

@@ -1,10 +1,16 @@
 """Error rates against edits counted by hand."""
 
+import sys
+
 import numpy as np
 import pytest
-from transformers import EvalPrediction
+from conftest import make_tokenizer
+from transformers import EvalPrediction, WhisperFeatureExtractor, WhisperProcessor
 
-from askd_hf.metrics import ErrorRate, compute_metrics_for, error_rates, text_normalizer
+from askd_hf.arguments import DataArguments
+from askd_hf.errors import UserError
+from askd_hf.evaluation import EvaluationArguments
+from askd_hf.metrics import ErrorRate, compute_metrics_for, error_rates, normalizer_for, text_normalizer
 
 
 def test_error_rates_are_of_the_corpus_and_in_percent():
@@ -46,3 +52,75 @@ def test_compute_metrics_decodes_padded_tokens(processor):
     assert compute_metrics(EvalPrediction(predictions=tokens, label_ids=labels)) == {"wer": 0.0, "cer": 0.0}
     tokens[1, 1] = processor.tokenizer.convert_tokens_to_ids("z")
     assert compute_metrics(EvalPrediction(predictions=tokens, label_ids=labels))["wer"] == 50.0
+
+
+def test_the_metric_that_chooses_the_checkpoint_hears_marks_and_letters():
+    """Each clip in its own language, as its labels have it; translations in English."""
+    texts = {  # of each pair of language and task the label and what was said
+        ("<|hi|>", "<|transcribe|>"): ("कि की", "की की"),
+        ("<|th|>", "<|transcribe|>"): ("กาก่า", "กากา"),
+        ("<|tr|>", "<|transcribe|>"): ("ISI", "ısı"),
+        ("<|hi|>", "<|translate|>"): ("I'm", "i’m"),
+    }
+    letters = sorted(set("".join(map("".join, texts.values()))))
+    # a byte-level tokenizer writes each byte as a letter of its own
+    pieces = sorted({piece for text in letters for piece in bytes_of(text)})
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|hi|>", "<|th|>", "<|tr|>"]
+    tokenizer = make_tokenizer(pieces, [*special, "<|translate|>", "<|transcribe|>", "<|notimestamps|>"])
+    processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=8, chunk_length=1), tokenizer)
+
+    def rows(side: int) -> np.ndarray:
+        ids = [
+            [*tokenizer.convert_tokens_to_ids(pair), *tokenizer(both[side], add_special_tokens=False).input_ids]
+            for pair, both in texts.items()
+        ]
+        width = max(map(len, ids))
+        return np.array([row + [-100] * (width - len(row)) for row in ids])
+
+    rates = compute_metrics_for(processor, "auto")(EvalPrediction(predictions=rows(1), label_ids=rows(0)))
+    # words: 1 of 2, 1 of 4 letters, 0 of 1, 0 of 2 (i am); characters: 1 of 5, 1 of 5, 0 of 3, 0 of 4
+    assert rates == pytest.approx({"wer": 100 * 2 / 9, "cer": 100 * 2 / 17})
+    whispers = compute_metrics_for(processor, "basic")(EvalPrediction(predictions=rows(1), label_ids=rows(0)))
+    assert whispers["wer"] != pytest.approx(rates["wer"])
+
+
+def bytes_of(text: str) -> str:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return "".join(bytes_to_unicode()[byte] for byte in text.encode())
+
+
+# ---- the Open ASR Leaderboard's ----
+
+
+def test_the_leaderboards_is_that_of_its_own_code(tmp_path, monkeypatch):
+    package = tmp_path / "normalizer"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .normalizer import EnglishTextNormalizer\n")
+    (package / "normalizer.py").write_text(
+        "class EnglishTextNormalizer:\n    def __call__(self, text):\n        return text.replace('wi fi', ' wifi ')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        name, normalize = normalizer_for("open-asr-leaderboard", "en", {})
+        assert (name, normalize("the wi fi")) == ("open-asr-leaderboard", "the wifi")
+    finally:
+        for module in ("normalizer", "normalizer.normalizer"):
+            sys.modules.pop(module, None)
+
+
+def test_without_it_or_for_another_language_it_is_refused_before_anything_is_done():
+    chosen = dict(normalizer="open-asr-leaderboard")
+    for start in (
+        lambda: normalizer_for("open-asr-leaderboard", "en", {}),
+        lambda: EvaluationArguments(model="x", dataset="y", **chosen),
+        lambda: DataArguments(dataset=["y"], **chosen),
+    ):
+        with pytest.raises(UserError, match=r"needs the leaderboard's own code .*git clone .*PYTHONPATH"):
+            start()
+    for start in (
+        lambda: EvaluationArguments(model="x", dataset="y", language="french", **chosen),
+        lambda: DataArguments(dataset=["y"], language=["fr"], **chosen),
+    ):
+        with pytest.raises(UserError, match=r"is for English, not fr: choose multilingual or basic"):
+            start()

@@ -27,8 +27,8 @@ MUST_AGREE = {
     "method": "the method",
     "decoding": "how it is decoded",
 }
-# of a set: where a dataset lies may change, and `data` has its clips
-MAY_DIFFER = {"dataset", "on_hub"}
+# of a set: where a dataset lies may change, and `data` has its clips; what is known about them changes no text
+MAY_DIFFER = {"dataset", "on_hub", "no_speech"}
 ELSEWHERE = "Take another --output_dir, or start this one anew with --overwrite True"
 
 
@@ -39,7 +39,7 @@ class Settings:
     Attributes:
         role: student, teacher...
         facts: of the model, with the name it was loaded by.
-        set: its name, dataset, config, split, language and task, and whether the dataset is on the Hub.
+        set: its name, dataset, config, split, language, task and `no_speech`, and whether the dataset is on the Hub.
         method: short, sequential or chunked.
         decoding: what the texts depend on besides weights and clips: beams, token limit, dtype, timestamps.
         run: what they don't depend on, up to rounding: batch size, device, versions, date; of an interrupted run that

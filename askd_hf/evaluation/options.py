@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from ..errors import UserError
-from ..metrics import Normalizer
+from ..metrics import NORMALIZER_HELP, Normalizer, normalizer_for, text_language
 from ..ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
 from .bootstrap import RESAMPLES
 from .suites import SUITE_NAMES, EvalSet, language_code, suite_sets
@@ -82,8 +82,13 @@ class EvaluationArguments(DecodingArguments):
         default=None,
         metadata={
             "help": "Your own speech, besides or instead of a suite: a directory with metadata.csv, a saved dataset, "
-            "parquet, or a Hub id. If all transcripts are empty it is a set without speech: any text is made up."
+            "parquet, or a Hub id. In a clip whose transcript is empty nobody speaks; one without a transcript (null) "
+            "is left out."
         },
+    )
+    no_speech: bool = field(
+        default=False,
+        metadata={"help": "Nobody speaks in --dataset (noises, music): any text is made up. It needs no transcripts."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of --dataset on the Hub."})
     eval_splits: list[str] = field(
@@ -123,10 +128,7 @@ class EvaluationArguments(DecodingArguments):
     )
     normalizer: Normalizer = field(
         default="auto",
-        metadata={
-            "help": "Texts are compared as normalised by Whisper's English normaliser, its basic one, or not at all. "
-            "auto: english for English, basic for other languages, by letter in those without spaces."
-        },
+        metadata={"help": f"Texts are compared as normalised by this. {NORMALIZER_HELP}"},
     )
     resamples: int = field(default=RESAMPLES, metadata={"help": "Of the bootstrap, for the intervals."})
     num_beams: int = field(default=1, metadata={"help": "Beams of the search; 1 is greedy."})
@@ -175,6 +177,8 @@ class EvaluationArguments(DecodingArguments):
             raise UserError("--model is missing: a Whisper model to evaluate")
         if not (self.suite or self.dataset):
             raise UserError(f"--suite or --dataset is missing. Suites: {', '.join(SUITE_NAMES)}")
+        if self.no_speech and not self.dataset:
+            raise UserError("--no_speech says that nobody speaks in --dataset, which is missing")
         if unknown := set(self.long_form) - {"sequential", "chunked"}:
             raise UserError(f"--long_form {' '.join(sorted(unknown))}: there are sequential and chunked")
         if self.join_clips is not None and not self.long_form:
@@ -186,6 +190,7 @@ class EvaluationArguments(DecodingArguments):
                 f"--speed_batch_sizes {' '.join(map(str, self.speed_batch_sizes))}: not all are at least 1"
             )
         super().__post_init__()
+        normalizer_for(self.normalizer, text_language(self.task, self.language), {})  # may not be there, or not for it
         if self.output_dir is None:
             self.output_dir = f"runs/evaluation-{_last_part(self.model)}"
 
@@ -214,6 +219,7 @@ class EvaluationArguments(DecodingArguments):
             self.speaker_column,
             language_code(self.language),
             self.task,
+            self.no_speech,
         )
 
     def decoding(self) -> Decoding:

@@ -99,17 +99,17 @@ class SetResult:
         language: spoken, as a code such as `en`.
         task: transcribe, or translate, into English.
         method: `short` (clips up to 30 s, batched), or long-form: `sequential`, `chunked`.
-        normalizer: english; basic; basic, by letter (of languages without spaces); or none.
+        normalizer: as `metrics.normalizer_for` names it: english-unified, multilingual, english, basic,
+            open-asr-leaderboard or none; multilingual and basic "by letter" in languages without spaces.
         clips: scored.
         dropped: clips that weren't scored, by reason.
         hours: of audio, of the scored clips.
         reference_words: after normalisation; 0 for a set without speech.
-        speech: False if no reference has any text as it stands in the dataset: then only `clips_with_text` says
-            something.
+        speech: False if nobody speaks in any clip (`EvalSet.no_speech`): then only `clips_with_text` says something.
         blocks: what the bootstrap draws: `speaker` or `clip`.
         scores: by role (`student`, `teacher`, ...).
-        spelling: whether the English normaliser had a list of British and American words, which comes with a model;
-            None for other normalisers.
+        spelling: whether Whisper's English normaliser had a list of British and American words, which comes with a
+            model; None for other normalisers.
         broken_words: whether words of the references have combining marks, such as the vowel signs of Hindi: the
             basic normaliser breaks them up there.
         silent_clips: clips with an empty reference as it stands in the dataset, in a set with speech as well, where

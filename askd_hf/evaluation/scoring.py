@@ -12,8 +12,9 @@ import jiwer
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..data.languages import UNSPACED
 from ..errors import UserError
-from ..metrics import BY_LETTER, UNSPACED, Normalizer, normalizer_for
+from ..metrics import UNIFIED, Normalizer, characters, normalize_pairs, normalizer_for, text_language
 from .bootstrap import RESAMPLES, SEED, blocks_of, interval, probability_of_improvement, resampled_rates
 from .manifest import FOLDER, Manifest, Settings, all_values, check_comparable, read_manifests, role_order
 from .results import Paired, Results, Scores, SetResult
@@ -133,11 +134,6 @@ def _conditions(every: list[Settings]) -> dict[str, Any]:
     return {name: all_values(of_one[name] for of_one in conditions if name in of_one) for name in names}
 
 
-def text_language(task: str, language: str | None) -> str | None:
-    """Of the texts of a set: translations are English."""
-    return "en" if task == "translate" else language
-
-
 def score_set(
     manifests: dict[str, Manifest],
     sidecars: dict[str, Settings],
@@ -155,10 +151,13 @@ def score_set(
     name, normalize = normalizer_for(normalizer, language, spelling)
     rows = {role: manifest.rows() for role, manifest in manifests.items()}
     some = next(iter(rows.values()))
-    references = [normalize(row["reference"]) for row in some]
+    raw = [row["reference"] for row in some]
+    pairs = {role: normalize_pairs(raw, [row["prediction"] for row in of], normalize) for role, of in rows.items()}
+    references = next(iter(pairs.values()))[0]  # the same with every role
     dropped = [drop_reason(row["reference"], text) for row, text in zip(some, references, strict=True)]
-    # where no reference says anything, the set is one without speech: nothing is missing from it
-    speech = any(reason in (None, EMPTIED) for reason in dropped)
+    # manifests of older versions don't say: where no reference says anything nobody spoke
+    no_speech = settings.set.get("no_speech")
+    speech = any(reason in (None, EMPTIED) for reason in dropped) if no_speech is None else not no_speech
     silent = [i for i, reason in enumerate(dropped) if reason == NO_REFERENCE]
     if not speech:
         dropped = [reason if reason == UNTRANSCRIBED else None for reason in dropped]
@@ -168,17 +167,17 @@ def score_set(
         raise UserError(f"{settings.set['name']}: no clip is left to score ({counts}); another --normalizer may help")
     scored = Scored(
         references=[references[i] for i in kept],
-        predictions={role: [normalize(lines[i]["prediction"]) for i in kept] for role, lines in rows.items()},
+        predictions={role: [texts[i] for i in kept] for role, (_, texts) in pairs.items()},
         speakers=[some[i].get("speaker") for i in kept],
         seconds={role: sum(lines[i]["seconds"] for i in kept) for role, lines in rows.items()},
-        by_letter=name == BY_LETTER,
+        by_letter=normalize.by_letter,
     )
     blocks, scores, paired = _scores(scored, speech, resamples)
     for role, score in scores.items():
         _add_plain_counts(score, rows[role], kept, silent, language)
         score.clips_at_limit = _at_limit([rows[role][i] for i in kept], sidecars[role])
     return SetResult(
-        **settings.set,
+        **{key: value for key, value in settings.set.items() if key != "no_speech"},
         method=settings.method,
         normalizer=name,
         clips=len(kept),
@@ -189,8 +188,8 @@ def score_set(
         blocks=blocks,
         scores=scores,
         paired=paired,
-        spelling=bool(spelling) if name == "english" else None,
-        broken_words=name in ("basic", BY_LETTER) and any(_has_marks(some[i]["reference"]) for i in kept),
+        spelling=bool(spelling) if name in ("english", UNIFIED) else None,
+        broken_words=name.startswith("basic") and any(_has_marks(some[i]["reference"]) for i in kept),
         silent_clips=len(silent),
     )
 
@@ -235,7 +234,7 @@ class Scored:
     by_letter: bool
 
     def characters(self, texts: list[str]) -> list[str]:
-        return [text.replace(" ", "") for text in texts] if self.by_letter else texts
+        return [characters(text, self.by_letter) for text in texts]
 
 
 def _scores(scored: Scored, speech: bool, resamples: int) -> tuple[str, dict[str, Scores], Paired | None]:

@@ -45,6 +45,7 @@ class EvalSet:
         speaker_column: None: the first of `SPEAKER_COLUMNS` that is there.
         language: what is spoken, as a code such as `en`; None if it wasn't said.
         task: transcribe, or translate, with English references.
+        no_speech: nobody speaks in any clip: the transcripts are empty, or there are none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class EvalSet:
     speaker_column: str | None = None
     language: str | None = None
     task: str = "transcribe"
+    no_speech: bool = False
 
 
 LIBRISPEECH_CLEAN = EvalSet(

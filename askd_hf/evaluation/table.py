@@ -1,5 +1,6 @@
 """An evaluation's results for the terminal."""
 
+from ..metrics import meaning_of
 from .results import CONFIDENCE, Results, Scores, SetResult, Speculative, Speed
 
 BROKEN_WORDS = (
@@ -72,7 +73,8 @@ def _error_rates(results: list[SetResult]) -> str:
         wer, cer = _with_interval(scores.wer, scores.wer_interval), _with_interval(scores.cer, scores.cer_interval)
         rows.append([name, role, wer, cer, *of_set])
     drawn = " or ".join(sorted({f"{result.blocks}s" for result in results}))
-    notes = f"(in brackets {100 * CONFIDENCE:g} % intervals, by bootstrap over {drawn})"
+    meaning = meaning_of({result.normalizer for result in results})
+    notes = f"({meaning})\n(in brackets {100 * CONFIDENCE:g} % intervals, by bootstrap over {drawn})"
     broken = [result.name for result in results if result.broken_words]
     if broken:
         notes += f"\n({', '.join(broken)}: {BROKEN_WORDS})"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import logging
@@ -17,9 +18,10 @@ import transformers
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from ..data import Limits, SpeechCollator, check_clips
+from ..data import Limits, check_clips
+from ..data.audio import extract_features, waveform
 from ..data.encoder_cache import weights_digest
 from ..data.text import replace_column
 from ..errors import UserError
@@ -88,7 +90,10 @@ def prepare_set(
     num_proc: int | None = None,
     report_file: Path | None = None,
 ) -> list[PreparedSet]:
-    """Load a set and look at every clip once. Transcripts may be empty.
+    """Load a set and look at every clip once.
+
+    Where a transcript is empty nobody speaks; where all are, `source.no_speech` must say so. Clips without one (None)
+    are left out.
 
     Args:
         window: seconds that the model hears at once. Longer clips are left out and counted.
@@ -99,17 +104,22 @@ def prepare_set(
         on_bad_audio, report_file: as in `check_clips`, of audio that can't be decoded.
 
     Raises:
-        UserError: as `load_set` and `check_clips`, if `join_seconds` isn't over `window`, and if nothing is left to
-            decode.
+        UserError: as `load_set` and `check_clips`, if `join_seconds` isn't over `window`, if the transcripts don't
+            agree with `source.no_speech`, and if nothing is left to decode.
     """
     if join_seconds is not None and join_seconds <= window:
         raise UserError(f"--join_clips {join_seconds:g}: long recordings are over {window:g} s, the model's window")
-    speech = load_set(source, limit, num_proc)
+    speech = load_set(source, limit, num_proc, text_required=not source.no_speech)
+    _check_transcripts(source, speech)
     options = dict(limits=Limits(math.inf), on_bad_audio=on_bad_audio, num_proc=num_proc, split=source.name)
     checked = check_clips(speech, None, report_file=report_file, **options)
-    checked = replace_column(checked, "text", [text or "" for text in checked["text"][:]])
     bad = len(speech) - len(checked)
     dropped = {"audio that can't be decoded": bad} if bad else {}
+    texts = checked["text"][:]
+    checked = replace_column(checked, "text", [text or "" for text in texts])
+    if None in texts and not source.no_speech:
+        checked = checked.select([row for row, text in enumerate(texts) if text is not None])
+        dropped["no transcript (null)"] = texts.count(None)
 
     short = _longest_first(checked, 0.0, window)
     long = _longest_first(checked, window, math.inf)
@@ -136,6 +146,23 @@ def prepare_set(
             "--long_form sequential"
         )
     return prepared
+
+
+def _check_transcripts(source: EvalSet, speech: Dataset) -> None:
+    """Raise `UserError` if a set without speech has transcripts, or one with speech has none."""
+    spoken = [row for row, text in enumerate(speech["text"]) if text and text.strip() and not is_untranscribed(text)]
+    if source.no_speech and spoken:
+        row = speech.select_columns(["clip", "text"])[spoken[0]]
+        raise UserError(
+            f"{source.name}: --no_speech, but {len(spoken)} of {len(speech)} clips have a transcript, such as "
+            f"{row['clip']}: {row['text'][:40]!r}. Leave --no_speech out, or evaluate those clips apart"
+        )
+    if not source.no_speech and not spoken:
+        raise UserError(
+            f"{source.name}: not one of {len(speech)} clips has a transcript. If nobody speaks in them, say "
+            "--no_speech True: any text is made up then. If somebody does, name the column of their transcripts "
+            "(--text_column), or have them transcribed: there is nothing to score them by"
+        )
 
 
 def _longest_first(checked: Dataset, above: float, up_to: float) -> Dataset:
@@ -244,7 +271,7 @@ def _settings(
     return Settings(
         role=role,
         facts=facts,
-        set={name: source[name] for name in ("name", "dataset", "config", "split", "language", "task")}
+        set={name: source[name] for name in ("name", "dataset", "config", "split", "language", "task", "no_speech")}
         | {"on_hub": not local_or_hub(source["dataset"])},
         method=prepared.method,
         decoding=dict(
@@ -308,9 +335,10 @@ def _in_batches(
     if decoding.generation_max_length is not None:
         options["max_length"] = decoding.generation_max_length
     not_text = {model.generation_config.pad_token_id, processor.tokenizer.eos_token_id}
-    collator = SpeechCollator(processor, model.config)
-    for batch in DataLoader(clips, decoding.batch_size, collate_fn=collator, num_workers=decoding.num_workers):
-        features = batch["input_features"].to(model.device, model.dtype)
+    features_of = functools.partial(_features, processor.feature_extractor)
+    sounds = clips.select_columns(["audio", "clip"])
+    for batch in DataLoader(sounds, decoding.batch_size, collate_fn=features_of, num_workers=decoding.num_workers):
+        features = batch.to(model.device, model.dtype)
         mask = torch.ones_like(features[:, 0]).long()  # Whisper sees the padding's silence too
         start = time.perf_counter()
         tokens = model.generate(features, attention_mask=mask, **options).tolist()
@@ -319,6 +347,11 @@ def _in_batches(
         counts = [sum(token not in not_text for token in ids) for ids in tokens]
         heard = zip(texts, counts, strict=True)
         yield [dict(text=text, tokens=count, seconds=seconds) for text, count in heard]
+
+
+def _features(extractor: WhisperFeatureExtractor, rows: list[dict[str, Any]]) -> torch.Tensor:
+    """`(clips, mel bins, frames)`. Labels are no use here: `SpeechCollator` would tokenize them."""
+    return extract_features(extractor, [waveform(row) for row in rows])["input_features"]
 
 
 def token_limit(

@@ -8,10 +8,10 @@ from typing import Any
 
 import jiwer
 
-from ..metrics import normalizer_for
+from ..metrics import normalize_pairs, normalizer_for, text_language
 from .manifest import Manifest
 from .results import SetResult
-from .scoring import count_errors, drop_reason, load_spelling, text_language
+from .scoring import count_errors, drop_reason, load_spelling
 from .suites import UNTRANSCRIBED
 
 WORST_CLIPS = 20  # of a set
@@ -67,18 +67,20 @@ def worst_clips(entry: SetResult, manifests: Path, student: str) -> tuple[list[C
         return None
     language, name = text_language(entry.task, entry.language), entry.normalizer.partition(",")[0]
     _, normalize = normalizer_for(name, language, load_spelling(manifests))
-    references = [normalize(row["reference"]) for row in rows[student]]
-    clips = [row["clip"] for row in rows[student]]
-    output = jiwer.process_words(references, [normalize(row["prediction"]) for row in rows[student]])
+    raw, clips = ([row[name] for row in rows[student]] for name in ("reference", "clip"))
+    normalized = {
+        role: normalize_pairs(raw[: len(lines)], [row["prediction"] for row in lines[: len(raw)]], normalize)
+        for role, lines in rows.items()
+    }
+    references, _ = normalized[student]  # the same with every role
+    output = jiwer.process_words(*normalized[student])
     errors, lengths = count_errors(output).total, [len(words) for words in output.references]
     wrong = [i for i, row in enumerate(rows[student]) if errors[i] and _is_scored(entry, row, references[i])]
     if not wrong:
         return None
     worst = sorted(wrong, key=lambda i: (-errors[i], lengths[i], clips[i]))[:WORST_CLIPS]
     # by their place, which is the same in all manifests of a set: several clips may have one name
-    texts = [
-        {role: normalize(lines[i]["prediction"]) for role, lines in rows.items() if i < len(lines)} for i in worst
-    ]
+    texts = [{role: heard[i] for role, (_, heard) in normalized.items() if i < len(heard)} for i in worst]
     return [_clip(rows[student][i], references[i], of_clip) for i, of_clip in zip(worst, texts, strict=True)], len(
         wrong
     )

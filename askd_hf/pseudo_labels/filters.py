@@ -14,6 +14,7 @@ import jiwer
 from ..errors import UserError, disk_errors
 from ..evaluation.scoring import count_errors, plain_words, repeated_ngrams
 from ..evaluation.suites import is_untranscribed
+from ..metrics import normalize_pairs
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def word_error_rates(
     rates: list[float | None] = [None] * len(texts)
     if not known:
         return rates
-    output = jiwer.process_words([normalize(references[i]) for i in known], [normalize(texts[i]) for i in known])
+    pairs = normalize_pairs([references[i] for i in known], [texts[i] for i in known], normalize)
+    output = jiwer.process_words(*pairs)
     errors = count_errors(output).total.tolist()
     for i, count, words in zip(known, errors, output.references, strict=True):
         rates[i] = 100 * count / len(words) if words else math.inf if count else 0.0

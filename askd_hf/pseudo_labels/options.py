@@ -8,7 +8,7 @@ from typing import Literal
 from ..errors import UserError
 from ..evaluation.options import DecodingArguments
 from ..evaluation.suites import EvalSet
-from ..metrics import Normalizer, language_code
+from ..metrics import NORMALIZER_HELP, Normalizer, language_code
 from ..ranges import COUNT, Range, check_ranges
 from .filters import Thresholds
 
@@ -79,9 +79,8 @@ class PseudoLabelArguments(DecodingArguments):
     normalizer: Normalizer = field(
         default="auto",
         metadata={
-            "help": "For --max_wer, transcripts and references are compared as normalised by Whisper's English "
-            "normaliser, its basic one, or not at all; so capitals and missing punctuation cost nothing. auto: "
-            "english for English, basic for other languages, by letter in those without spaces."
+            "help": "For --max_wer, transcripts and references are compared as normalised by this, so that capitals "
+            f"and missing punctuation cost nothing. {NORMALIZER_HELP}"
         },
     )
     max_wer: float = field(

@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 from test_manifest import SETTINGS
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results, save_spelling, score_directory, tables, write_report
 from askd_hf.evaluation.manifest import Manifest
 from askd_hf.evaluation.scoring import repeated_ngrams
-from askd_hf.metrics import normalizer_for
+from askd_hf.metrics import UNIFIED, normalizer_for
 
 SPOKEN = [  # speaker, reference, the student's text, the teacher's
     (
@@ -63,7 +64,7 @@ def edits(reference: list, prediction: list) -> int:
 
 def test_counts_by_hand(evaluation):
     result = score_directory(evaluation).sets[0]
-    assert (result.normalizer, result.clips, result.speech, result.blocks) == ("english", 4, True, "clip")
+    assert (result.normalizer, result.clips, result.speech, result.blocks) == (UNIFIED, 4, True, "clip")
     # the color of the sea mister smith; 21 ships; will not you come; a b c d
     assert result.reference_words == 7 + 2 + 4 + 4
     assert result.hours == pytest.approx(4 * 3.6 / 3600)
@@ -108,12 +109,48 @@ def test_normalisers_by_name():
     assert normalizer_for("english", "en", {})[1](text) == "the colour is not it 21"
     assert normalizer_for("basic", "en", spelling)[1](text) == "the colour isn t it twenty one"
     assert normalizer_for("none", "en", spelling)[1](f" {text} \n") == text
-    assert [normalizer_for("auto", language, {})[0] for language in ("en", "English", None, "fr")] == [
-        "english",
-        "english",
-        "english",
-        "basic",
+    assert [normalizer_for("auto", language, {})[0] for language in ("en", "English", None, "fr", "hi", "zh")] == [
+        *[UNIFIED] * 3,
+        *["multilingual"] * 2,
+        "multilingual, by letter",
     ]
+
+
+def test_whispers_own_are_to_the_letter():
+    for text in ("I’m — “here”… (laughs) कि İşik", "ก่า 今天", "wait... Mr. Smith's 20%"):
+        for name, theirs in (("english", EnglishTextNormalizer({})), ("basic", BasicTextNormalizer())):
+            for language in ("en", "hi", "tr"):
+                assert normalizer_for(name, language, {})[1](text) == " ".join(theirs(text).split())
+        by_letter = BasicTextNormalizer(split_letters=True)(text)
+        assert normalizer_for("basic", "th", {})[1](text) == " ".join(by_letter.split())
+        assert normalizer_for("basic", "th", {})[0] == "basic, by letter"
+
+
+def test_marks_count_in_the_table_and_in_the_worst_clips(tmp_path):
+    texts = [(None, "कि की के", "की कि का"), (None, "नमस्ते", "नमस्ते!")]
+    write(tmp_path, "student", texts, set={"language": "hi"})
+    results = score_directory(tmp_path)
+    (result,) = results.sets
+    assert (result.normalizer, result.reference_words, result.broken_words) == ("multilingual", 4, False)
+    assert result.scores["student"].wer == 75.0
+    page = write_report(results, tmp_path).read_text()
+    for text in (tables(results), page):
+        assert "multilingual: without case, punctuation and variants of spelling, combining marks kept" in text
+    assert "3 errors" in page
+    ignored = score_directory(tmp_path, "basic").sets[0]
+    assert (ignored.scores["student"].wer, ignored.broken_words) == (0.0, True)
+
+
+def test_optional_vowel_signs_are_judged_by_each_models_text(tmp_path):
+    """And the references are the same for both."""
+    reference = "كَتَبَ الوَلَدُ"
+    for role, said in (("student", "كُتِبَ الولد"), ("teacher", "كتب الولد")):
+        write(tmp_path, role, [(None, reference, said)], set={"language": "ar"})
+    results = score_directory(tmp_path)
+    (result,) = results.sets
+    assert {role: scores.wer for role, scores in result.scores.items()} == {"student": 50.0, "teacher": 0.0}
+    assert result.scores["student"].cer == pytest.approx(100 * 2 / 9)
+    assert "كُتِب" in write_report(results, tmp_path).read_text()
 
 
 def test_a_set_without_speech_counts_what_was_made_up(tmp_path):
@@ -162,7 +199,7 @@ def test_results_survive_the_file_and_tell_what_they_are(evaluation):
     results = score_directory(evaluation)
     results.save(evaluation / "results.json")
     assert Results.load(evaluation / "results.json") == results
-    assert json.loads((evaluation / "results.json").read_text())["sets"][0]["normalizer"] == "english"
+    assert json.loads((evaluation / "results.json").read_text())["sets"][0]["normalizer"] == UNIFIED
     text = tables(results)
     assert "english" in text
     assert "spoken: 1 clips not scored: reference empty after normalisation" in text

@@ -50,6 +50,16 @@ def test_the_halves_give_the_tokens_of_plain_generate(processor, pair, clips, ba
             assert encoder > 0 and decoder > 0
 
 
+def test_lengths_that_are_known_cost_no_decoding(clips, monkeypatch):
+    seconds = speed.clip_seconds(clips, 1.0)
+    assert seconds == [len(soundfile.read(row["audio"]["path"])[0]) / 16_000 for row in clips]
+    monkeypatch.setattr(speed, "waveform", None)
+    known = clips.add_column("seconds", seconds)
+    assert speed.clip_seconds(known, 1.0) == seconds
+    with pytest.raises(UserError, match=r"Speed is measured on clips of at most 0.1 s"):
+        speed.clip_seconds(known, 0.1)
+
+
 class FakeTime:
     """A clock that only stands still and is put forward: the encoder takes 1 s a batch, `generate` what is said."""
 

@@ -1,5 +1,7 @@
 """What is decoded: which clips, by which method, and what is refused before."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,7 +9,7 @@ import torch
 from conftest import make_multilingual, make_whisper
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import EvalSet, prepare_set, spread_clips
+from askd_hf.evaluation import Decoding, EvalSet, complete, plan_manifests, prepare_set, spread_clips
 from askd_hf.evaluation.transcribe import token_limit
 from askd_hf.student import set_language
 
@@ -67,3 +69,22 @@ def test_the_limit_of_tokens_is_that_of_generate(processor, max_length):
     for model, of_model in ((make_whisper(processor, seed=2), processor), (multilingual, its_processor)):
         tokens = model.eval().generate(torch.randn(2, 8, 100), **options)
         assert token_limit(model, of_model, max_length) == tokens.shape[1]
+
+
+def test_labels_are_no_work_where_none_are_needed(source, tmp_path, monkeypatch):
+    """A transcript of any length will do, too: none is made tokens of, but what was generated is counted."""
+    model, processor = make_multilingual()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a transcript was tokenized")
+
+    monkeypatch.setattr(type(processor.tokenizer), "__call__", refuse)
+    for name in ("encode", "_encode_plus"):
+        monkeypatch.setattr(type(processor.tokenizer), name, refuse)
+    source = dataclasses.replace(source, language="zh")
+    prepared = prepare_set(source, window=1.0)
+    options = dict(device=torch.device("cpu"), dtype=torch.float32)
+    models = {"student": ("x", model, processor)}
+    (job,) = plan_manifests(models, prepared, Decoding(batch_size=2), tmp_path / "manifests", **options)
+    complete(job)
+    assert len(job.manifest.rows()) == 5
