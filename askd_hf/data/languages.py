@@ -9,17 +9,29 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from ..errors import UserError
-from .text import replace_column
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN = ""  # the language of a row that doesn't say it
 UNSPACED = ("zh", "ja", "th", "lo", "my", "km", "yue")  # languages that put no spaces between words
+DOTLESS_I = ("tr", "az")  # languages in which I is the capital of ı, and İ that of i
 
 
 def language_code(language: str | None) -> str | None:
     """`fr` for `French`; what isn't a name is a code already."""
     return language and TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+
+
+def lower_case(text: str, language: str | None) -> str:
+    """The text in lower case, as its language has it: `IŞIK` is `ışık` in Turkish and Azerbaijani.
+
+    `İ` is `i` in every language: `str.lower` leaves its dot behind as a combining mark, which no Whisper writes.
+
+    Args:
+        language: of the text, a code or a name. None counts as English.
+    """
+    text = text.replace("I\u0307", "İ").replace("İ", "i")
+    return (text.replace("I", "ı") if language_code(language) in DOTLESS_I else text).lower()
 
 
 def word_separator(language: str | None, task: str | None = None) -> str:
@@ -59,8 +71,9 @@ def with_language(
         return dataset.map(spoken, features=features)
     rows = dataset.select_columns(list(kinds)) if kinds else [{}] * len(dataset)
     found = [spoken(row) for row in rows]
+    dataset = dataset.remove_columns([column for column in given if column in dataset.column_names])
     for column in given:
-        dataset = replace_column(dataset, column, [row[column] for row in found])
+        dataset = dataset.add_column(column, [row[column] for row in found])
     return dataset
 
 

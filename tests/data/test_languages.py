@@ -5,7 +5,7 @@ from datasets import ClassLabel
 from speech_files import audiofolder
 
 from askd_hf.data import load_speech, to_stream
-from askd_hf.data.languages import with_language, without_language
+from askd_hf.data.languages import lower_case, with_language, without_language
 from askd_hf.errors import UserError
 
 
@@ -35,3 +35,16 @@ def test_names_codes_and_classes_become_codes(speech, stream):
 def test_a_column_of_numbers_is_no_language(speech):
     with pytest.raises(UserError, match=r"mine: the column 'language' holds .*int64.*not names: give --language"):
         with_language(speech.add_column("language", [1, 2, 3]), None, None, "mine")
+
+
+@pytest.mark.parametrize("language", ["tr", "Turkish", "az", "AZERBAIJANI"])
+def test_turkish_and_azerbaijani_have_two_letters_i(language):
+    assert lower_case("İSTANBUL'DA IŞIK YANDI", language) == "istanbul'da ışık yandı"
+    assert lower_case("I\u0307STANBUL", language) == "istanbul"
+    assert lower_case("ışık İşik", language) == "ışık işik"
+
+
+@pytest.mark.parametrize("language", [None, "en", "German", "el"])
+def test_other_languages_have_one(language):
+    assert lower_case("ISTANBUL İstanbul I\u0307stanbul", language) == "istanbul istanbul istanbul"
+    assert lower_case("ΟΔΟΣ ΣΟΦΟΣ", language) == "οδος σοφος"  # a final sigma is another letter
