@@ -395,7 +395,7 @@ def _settings_of(labelled: Dataset, where: str) -> list[dict[str, Any]]:
             found.append(SAID_OF_TEACHERS | json.loads(text))
         except (TypeError, ValueError):  # None, no JSON, or not an object
             raise UserError(
-                f"{where}: the column {SETTINGS} has {text!r}, which examples/cache_teacher.py doesn't write: {RELABEL}"
+                f"{where}: the column {SETTINGS} has {text!r}, not the settings of a teacher: {RELABEL}"
             ) from None
     return found
 

@@ -111,13 +111,14 @@ def segment_ids(
     """
     # timestamps have no entries in most tokenizers: they follow this token
     first = token_id(tokenizer, "<|notimestamps|>") + 1
+
+    def time_id(seconds: float) -> int:
+        return first + min(round(seconds * time_factor / SECONDS_A_POSITION), last_position)
+
     ids = []
     for segment in segments:
-        start, end = (
-            [first + min(round(seconds * time_factor / SECONDS_A_POSITION), last_position)] * (seconds is not None)
-            for seconds in (segment["start"], segment["end"])
-        )
-        ids += [*start, *text_ids(tokenizer, segment["text"], language, task), *end]
+        ids += [time_id(segment["start"]), *text_ids(tokenizer, segment["text"], language, task)]
+        ids += [] if segment["end"] is None else [time_id(segment["end"])]
     return ids
 
 

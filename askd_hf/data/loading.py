@@ -82,8 +82,8 @@ def load_speech(
         its path or `split[row]`, unless there is such a column of strings; and the other columns. In a stream a clip
         without a path is `split-` and a hash of its bytes, as rows have no numbers there. `language`, `task`, `prompt`
         and `segments` are as in `COLUMNS`: segments lose other fields, and a column that can't be so is dropped with
-        a warning. A column `text` or `audio` that isn't the chosen one is dropped with a warning, and so are those called as
-        training's own: `OF_TRAINING`, and `CHECKED` of another type.
+        a warning. So are a column `text` or `audio` that isn't the chosen one, and those called as training's own:
+        `OF_TRAINING`, and `CHECKED` of another type.
 
     Raises:
         UserError: no such dataset, configuration, split or column; or the Hub can't be reached.

@@ -163,10 +163,9 @@ def test_a_batch_is_padded_to_its_longest(collator, rows):
     collator.timestamps, collator.prompts = 0.0, 1.0
     batch = collator([rows[0], rows[1] | {"text": "a", "prompt": None}])
     tokenizer = collator.processor.tokenizer
-    assert named(tokenizer, batch["decoder_input_ids"][0].tolist()) == (
-        "startofprev Ġ c d startoftranscript notimestamps Ġ a b Ġ c".split()
-    )
-    assert named(tokenizer, batch["labels"][0].tolist()) == ("_ _ _ _ notimestamps Ġ a b Ġ c endoftext".split())
+    read, learned = (named(tokenizer, batch[name][0].tolist()) for name in ("decoder_input_ids", "labels"))
+    assert " ".join(read) == "startofprev Ġ c d startoftranscript notimestamps Ġ a b Ġ c"
+    assert " ".join(learned) == "_ _ _ _ notimestamps Ġ a b Ġ c endoftext"
     assert named(tokenizer, batch["decoder_input_ids"][1].tolist()) == (
         ["startoftranscript", "notimestamps", "Ġ", "a"] + ["endoftext"] * 7
     )
