@@ -82,12 +82,12 @@ def student(tmp_path_factory) -> tuple[WhisperForConditionalGeneration, WhisperP
     with torch.no_grad():  # of tones a random encoder says enough
         encoded = model.model.encoder(batch["input_features"][::2]).last_hidden_state.repeat_interleave(2, 0)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
-    for _ in range(250):
+    for _ in range(180):
         loss = model(encoder_outputs=(encoded,), labels=batch["labels"]).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.05
+    assert loss < 0.15  # whether with times or without is open: ln 2 at one token of a label
     settings = dict(
         is_multilingual=False, no_timestamps_token_id=ids["plain"], max_length=64, _from_model_config=False
     )
