@@ -1,5 +1,6 @@
 """From the options to what training needs besides speech: caches, and a teacher that takes little memory."""
 
+import logging
 import os
 from dataclasses import replace
 
@@ -14,9 +15,18 @@ from .data import SpeechCollator, SpeechStream, cache_encoder
 from .data.augment import AugmentArguments
 from .errors import UserError
 from .student import encoder_is_deterministic
-from .teacher_cache import cache_teacher, check_soft_labels, has_soft_labels, teacher_settings, without_soft_labels
+from .teacher_cache import (
+    ALL_COLUMNS,
+    cache_teacher,
+    check_soft_labels,
+    has_soft_labels,
+    teacher_settings,
+    without_soft_labels,
+)
 from .teacher_memory import offload, place_teacher, quantize_decoder
 from .writable import check_writable
+
+logger = logging.getLogger(__name__)
 
 LARGEST_VOCABULARY = 2**16
 
@@ -133,6 +143,9 @@ def with_soft_labels(
     if not config.uses_teacher:
         return without_soft_labels(dataset)
     if not (has_soft_labels(dataset) or caches.cache_teacher):
+        alike = [name for name in ALL_COLUMNS if name in dataset.column_names]
+        if alike:
+            logger.warning("the columns %s aren't the soft labels of a teacher: left out", ", ".join(alike))
         return without_soft_labels(dataset)
     dtype, autocast = resolve_dtype(models.teacher_dtype, config), resolve_dtype("auto", config)
     autocast = None if autocast == torch.float32 else autocast
@@ -140,7 +153,8 @@ def with_soft_labels(
     if teacher is not None:
         top_k, temperature = caches.teacher_top_k, config.temperature
         int8 = models.teacher_dtype == "int8"
-        settings = teacher_settings(teacher, models.teacher, top_k, temperature, autocast or dtype, int8)
+        extractor = teacher_extractor or collator.processor.feature_extractor
+        settings = teacher_settings(teacher, models.teacher, top_k, temperature, autocast or dtype, int8, extractor)
     if not caches.cache_teacher:
         check_soft_labels(dataset, collator, config.temperature, settings)
         return dataset

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset, IterableDataset
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from .arguments import DataArguments, MixArguments, SpeechSource, names_of
@@ -26,7 +26,7 @@ from .data import (
 )
 from .data.languages import language_code, with_language, without_language
 from .data.negatives import negatives_from, synthetic_negatives
-from .data.text import replace_column
+from .data.text import basic_normalizer, replace_column
 from .errors import UserError
 from .teacher_cache import without_soft_labels
 
@@ -118,6 +118,7 @@ def training_limits(collator: SpeechCollator, data_args: DataArguments) -> Limit
         min_label_tokens=data_args.min_label_tokens,
         max_label_tokens=data_args.max_label_tokens,
         times=collator.timestamps > 0.0,
+        prompts=collator.prompts > 0.0,
     )
 
 
@@ -127,8 +128,8 @@ def _label_normalizer(
     if data_args.text_normalizer == "none":
         return None
     if data_args.text_normalizer == "basic":
-        return BasicTextNormalizer()  # and never by letter, which is for scoring
-    if language_code(source.language) not in (None, "en"):
+        return basic_normalizer()  # and never by letter, which is for scoring
+    if source.task != "translate" and language_code(source.language) not in (None, "en"):
         raise UserError(f"--text_normalizer english: {source.dataset} is {source.language}; choose basic")
     return EnglishTextNormalizer(collator.processor.tokenizer.english_spelling_normalizer or {})
 
@@ -154,12 +155,15 @@ def training_speech(
     limit = data_args.max_train_samples
     names = names_of(sources)
     normalizers = [_label_normalizer(data_args, source, collator) for source in sources]
+    # a normaliser gives lower case, and none knows that of every language
+    text_case = data_args.text_case if data_args.text_normalizer == "none" else "lower"
     splits = [
         clean_texts(
             load_split(source, limit, data_args, multilingual, mix_args.streaming),
-            data_args.text_case,
+            text_case,
             name,
             normalize,
+            written_in="en" if data_args.text_normalizer == "english" else None,
         )
         for source, name, normalize in zip(sources, names, normalizers, strict=True)
     ]

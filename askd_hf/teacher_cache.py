@@ -18,15 +18,16 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
-from datasets import Dataset, DatasetInfo, Features, List, Value, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetInfo, Features, LargeList, List, Value, concatenate_datasets, load_from_disk
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from .data import TEACHER_COLUMNS, SpeechCollator, SpeechStream
-from .data.encoder_cache import weights_digest
+from .data.columns import is_text
+from .data.encoder_cache import feature_settings, weights_digest
 from .errors import UserError, disk_errors
 from .objective import TopK
 from .projection import unprojected
@@ -36,6 +37,14 @@ TOKENS_AT_ONCE = 1024  # projected onto the vocabulary
 RELABEL = "label it again: examples/cache_teacher.py, or --cache_teacher DIR"
 KEY, SETTINGS = "teacher_key", "teacher_settings"
 ALL_COLUMNS = (KEY, SETTINGS, *TEACHER_COLUMNS)
+LABELS = 2  # the kind of label texts: raise it if the same transcript gets other tokens. 1: without a leading space
+OLD_LABELS = (
+    "was labelled by an older version of askd_hf, whose label texts had no space in front, as Whisper writes it: the "
+    "teacher's answers are to other tokens"
+)
+SAID_OF_TEACHERS = dict.fromkeys(
+    ("labels", "teacher", "weights", "computed_in", "vocabulary", "top_k", "temperature", "features")
+)
 # float16 keeps a log-probability to 0.05 %; the target is normalised anew when it is read
 SOFT_LABELS = Features(
     {
@@ -56,21 +65,26 @@ def teacher_settings(
     temperature: float,
     dtype: torch.dtype,
     int8: bool = False,
+    extractor: WhisperFeatureExtractor | None = None,
 ) -> str:
-    """What soft labels depend on besides audio and labels, as JSON.
+    """What soft labels depend on besides audio and transcripts, as JSON.
 
     Args:
         teacher: with its full weights, not yet cast.
         dtype: that it computes in: of autocast, or else of its weights.
         int8: whether it will have weights in 8 bits.
+        extractor: of its features. Default: Whisper's with so many mel bins.
     """
+    extractor = extractor or WhisperFeatureExtractor(feature_size=teacher.config.num_mel_bins)
     settings = dict(
+        labels=LABELS,
         teacher=name,
         weights=weights_digest(teacher),
         computed_in=str(dtype).removeprefix("torch.") + (" with int8 weights" if int8 else ""),
         vocabulary=teacher.config.vocab_size,
         top_k=top_k,
         temperature=temperature,
+        features=feature_settings(extractor),
     )
     return json.dumps(settings)
 
@@ -85,7 +99,13 @@ def label_keys(dataset: Dataset, collator: SpeechCollator) -> list[str]:
 
 
 def has_soft_labels(dataset: Dataset | SpeechStream) -> bool:
-    return isinstance(dataset, Dataset) and set(ALL_COLUMNS) <= set(dataset.column_names)
+    """Whether the dataset has all columns of `cache_teacher`, and not others that are called so."""
+    if not isinstance(dataset, Dataset) or not set(ALL_COLUMNS) <= set(dataset.column_names):
+        return False
+    kinds = dataset.features
+    return all(map(is_text, (kinds[KEY], kinds[SETTINGS]))) and all(
+        isinstance(kinds[name], List | LargeList) for name in TEACHER_COLUMNS
+    )
 
 
 def without_soft_labels(dataset: Dataset) -> Dataset:
@@ -99,13 +119,16 @@ def check_settings(dataset: Dataset, temperature: float, vocabulary: int, ours: 
         temperature, vocabulary: of the objective, of the student.
         ours: `teacher_settings` of this run's teacher; None if it has none of its own.
     """
-    for text in dataset.unique(SETTINGS):
-        settings = json.loads(text)
+    for settings in _settings_of(dataset, "the dataset"):
+        if settings["labels"] != LABELS:
+            raise UserError(f"the dataset {OLD_LABELS}: {RELABEL}")
         differences = []
         if settings["temperature"] != temperature:
             differences.append(f"at temperature {settings['temperature']:g}, the run's is {temperature:g}")
         if ours is not None and settings["weights"] != json.loads(ours)["weights"]:
             differences.append(f"by another teacher ({settings['teacher']})")
+        if ours is not None and settings["features"] != json.loads(ours)["features"]:
+            differences.append("from other features (preprocessor_config.json)")
         if settings["vocabulary"] != vocabulary:
             differences.append(f"with {settings['vocabulary']} tokens in the vocabulary, the student has {vocabulary}")
         if differences:
@@ -342,15 +365,39 @@ def _open(directory: Path, settings: str, dataset: Dataset) -> Dataset | None:
 
 def _check_same_settings(labelled: Dataset, settings: str, directory: Path) -> None:
     ours = json.loads(settings)
-    for text in labelled.unique(SETTINGS):
-        theirs = json.loads(text)
-        differences = [f"{name} {theirs[name]} (now {ours[name]})" for name in ours if theirs[name] != ours[name]]
+    for theirs in _settings_of(labelled, str(directory)):
+        if theirs["labels"] != LABELS:
+            raise UserError(
+                f"--cache_teacher {directory} {OLD_LABELS}. Nothing in it can be used: name another directory, or "
+                "delete it"
+            )
+        differences = [
+            f"{name} {theirs[name]} (now {ours[name]})" if name != "features" else "other features"
+            for name in ours
+            if theirs[name] != ours[name]
+        ]
         # the same weights may have another name
         if any(theirs[name] != ours[name] for name in ours if name != "teacher"):
             raise UserError(
                 f"--cache_teacher {directory} was made with {', '.join(differences)}. Use the same, or name another "
                 "directory"
             )
+
+
+def _settings_of(labelled: Dataset, where: str) -> list[dict[str, Any]]:
+    """The different `teacher_settings` in a dataset, None where they don't say something.
+
+    Raises `UserError` if they are something else.
+    """
+    found = []
+    for text in labelled.unique(SETTINGS):
+        try:
+            found.append(SAID_OF_TEACHERS | json.loads(text))
+        except (TypeError, ValueError):  # None, no JSON, or not an object
+            raise UserError(
+                f"{where}: the column {SETTINGS} has {text!r}, not the settings of a teacher: {RELABEL}"
+            ) from None
+    return found
 
 
 def _check_room(directory: Path, dataset: Dataset, missing: list[int], top_k: int) -> None:

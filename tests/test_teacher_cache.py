@@ -1,5 +1,6 @@
 """The teacher's labels on disk against the teacher itself, and against all that happens to files."""
 
+import json
 import re
 import shutil
 import signal
@@ -12,10 +13,11 @@ import pytest
 import torch
 from conftest import launch_two, make_processor, make_whisper, write_speech
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
+from transformers import WhisperFeatureExtractor
 
 from askd_hf import teacher_cache
 from askd_hf.data import TEACHER_COLUMNS, Limits, SpeechCollator, cache_encoder, check_clips, load_speech
-from askd_hf.data.text import replace_column
+from askd_hf.data.columns import replace_column
 from askd_hf.errors import UserError
 from askd_hf.teacher_cache import ALL_COLUMNS, SOFT_LABELS, cache_teacher, check_soft_labels, teacher_settings
 
@@ -381,3 +383,45 @@ def test_labels_that_do_not_belong_to_the_run_are_refused(processor, teacher, co
     mixed = concatenate_datasets([labelled, label(tmp_path / "other", clips, collator, teacher, temperature=3.0)])
     with pytest.raises(UserError, match="at temperature 3, the run's is 2"):
         check_soft_labels(mixed, collator, TEMPERATURE, None)
+
+
+# ---- of an older version ----
+
+
+def made_before_the_space(labelled: Dataset) -> Dataset:
+    """As caches were when labels had no space in front and nothing was said of the features."""
+    said = json.loads(labelled["teacher_settings"][0])
+    old = json.dumps({name: value for name, value in said.items() if name not in ("labels", "features")})
+    return replace_column(labelled, "teacher_settings", [old] * len(labelled)).select_columns(labelled.column_names)
+
+
+def test_labels_of_texts_without_the_space_are_refused(teacher, collator, clips, tmp_path):
+    labelled = label(tmp_path / "new", clips, collator, teacher)
+    made_before_the_space(labelled).save_to_disk(tmp_path / "old")
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "old").iterdir()}
+    sizes = labelled_by(teacher)
+    with pytest.raises(
+        UserError, match=r"old was labelled by an older version .* no space in front.*name another dir"
+    ):
+        label(tmp_path / "old", clips, collator, teacher)
+    assert not sizes and {file.name: file.stat().st_mtime_ns for file in (tmp_path / "old").iterdir()} == before
+    with pytest.raises(UserError, match=r"^the dataset was labelled by an older version .*: label it again"):
+        check_soft_labels(load_from_disk(tmp_path / "old"), collator, TEMPERATURE, None)
+    odd = replace_column(labelled, "teacher_settings", ["yes"] * len(labelled))
+    with pytest.raises(UserError, match="the column teacher_settings has 'yes'"):
+        check_soft_labels(odd, collator, TEMPERATURE, None)
+
+
+def test_other_features_of_the_same_teacher_are_refused(teacher, collator, clips, processor, tmp_path):
+    louder = WhisperFeatureExtractor(feature_size=8, chunk_length=1, n_fft=512)
+    theirs, ours = (
+        teacher_settings(teacher, "tiny", TOP_K, TEMPERATURE, torch.float32, extractor=extractor)
+        for extractor in (louder, processor.feature_extractor)
+    )
+    options = dict(batch_size=BATCH, num_workers=0)
+    labelled = cache_teacher(lambda: teacher, ours, clips, collator, tmp_path / "cache", **options)
+    with pytest.raises(UserError, match="cache was made with other features"):
+        cache_teacher(lambda: teacher, theirs, clips, collator, tmp_path / "cache", **options)
+    check_soft_labels(labelled, collator, TEMPERATURE, ours)
+    with pytest.raises(UserError, match=r"from other features \(preprocessor_config\.json\)"):
+        check_soft_labels(labelled, collator, TEMPERATURE, theirs)

@@ -15,9 +15,10 @@ from datasets import Dataset
 
 from ..errors import UserError
 from .audio import AudioError, read_audio, silence
+from .columns import replace_column
 from .labels import wrong_times
+from .markup import markup_problem
 from .pace import too_fast
-from .text import replace_column
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Limits:
             tokens count with those of language and task and the end.
         empty_text: whether a clip may have no text: one in which nobody speaks.
         times: whether the times of `segments` are used.
+        prompts: whether the texts of `prompt` are.
     """
 
     window: float
@@ -45,6 +47,7 @@ class Limits:
     max_label_tokens: float = math.inf
     empty_text: bool = False
     times: bool = False
+    prompts: bool = False
 
     def of_negatives(self) -> "Limits":
         """Of clips in which nobody speaks: what the model can take."""
@@ -58,7 +61,7 @@ class Limits:
         Args:
             problem: with its audio, or "".
             silence: that its audio is silent, or "": good only without a transcript.
-            row: with `text`, and perhaps `segments`.
+            row: with `text`, and perhaps `segments` and `prompt`.
             label_tokens: None where nothing is trained, and any text is good.
         """
         if problem:
@@ -72,9 +75,14 @@ class Limits:
                 return "empty transcript"
             if label_tokens > self.positions:
                 return f"transcript too long: {label_tokens} tokens, the limit is {self.positions}"
-            if hurry := too_fast(row["text"], seconds):
-                return hurry
-        return wrong_times(row.get("segments"), seconds) if self.times else None
+        if problem := markup_problem(row) or (markup_problem(row, "prompt") if self.prompts else None):
+            return problem
+        if label_tokens is not None and (hurry := too_fast(row["text"], seconds)):
+            return hurry
+        if not self.times:
+            return None
+        marked = (markup_problem({"segment": part["text"]}, "segment") for part in row.get("segments") or [] if part)
+        return next(filter(None, marked), None) or wrong_times(row.get("segments"), seconds)
 
     def unwanted(self, seconds: float, label_tokens: int | None) -> str | None:
         """Why a filter leaves out a clip that can be used, likewise."""

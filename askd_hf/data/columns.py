@@ -4,6 +4,7 @@
 the user's dataset. So here a column is made in memory, and put beside those that stay where they are.
 """
 
+import numpy as np
 import pyarrow as pa
 from datasets import Audio, Dataset, Features, LargeList, List, Value
 from datasets.features.features import FeatureType
@@ -24,6 +25,10 @@ COLUMNS = Features(
     negative=Value("bool"),
 )
 """What a row of speech may have, for training. None where it doesn't apply."""
+CHECKED = Features(seconds=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))
+"""What `check_clips` adds."""
+OF_TRAINING = ("negative", "draw")
+"""What training adds to rows; a user's columns of these names say something else."""
 
 
 def is_text(feature: FeatureType) -> bool:
@@ -84,3 +89,21 @@ def with_features(dataset: Dataset, wanted: Features) -> Dataset:
 
 def arrow_type(feature: FeatureType) -> pa.DataType:
     return Features(column=feature).arrow_schema.field("column").type
+
+
+def replace_column(dataset: Dataset, name: str, values: list | pa.Array) -> Dataset:
+    """The dataset with the column `name` set to `values`, at its end. No other column is copied."""
+    if name in dataset.column_names:
+        dataset = dataset.remove_columns(name)
+    if dataset._indices is None:
+        return dataset.add_column(name, values)
+    # `add_column` would write all columns of the chosen rows anew, audio included: put the values beside the stored
+    # rows instead, so that the mapping of indices finds them
+    rows = dataset._indices.column(0).to_numpy()
+    place = np.full(len(dataset.data), -1)
+    place[rows] = np.arange(len(rows))
+    if not np.array_equal(place[rows], np.arange(len(rows))):  # a row that was chosen twice may have two values
+        return dataset.add_column(name, values)
+    column = pa.array(values).take(pa.array(place, mask=place < 0))
+    stored = Dataset(dataset.data, dataset.info, fingerprint=dataset._fingerprint).add_column(name, column)
+    return Dataset(stored.data, stored.info, dataset.split, dataset._indices, stored._fingerprint)

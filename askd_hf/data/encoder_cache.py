@@ -163,15 +163,19 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def feature_settings(extractor: WhisperFeatureExtractor) -> dict[str, Any]:
+    """All that features depend on besides the audio."""
+    return {name: value for name, value in extractor.to_dict().items() if name not in NOT_IN_FEATURES}
+
+
 def _settings(model: WhisperForConditionalGeneration, processor: WhisperProcessor, dtype_name: str) -> dict[str, Any]:
     encoder = model.model.encoder
-    features = processor.feature_extractor.to_dict()
     return {
         "format": FORMAT,
         "encoder": {name: getattr(model.config, name) for name in ENCODER_SETTINGS},
         "weights": {"as float32": weights_digest(encoder), "dtype": str(encoder.dtype).removeprefix("torch.")},
         "computed_in": dtype_name,
-        "features": {name: value for name, value in features.items() if name not in NOT_IN_FEATURES},
+        "features": feature_settings(processor.feature_extractor),
     }
 
 

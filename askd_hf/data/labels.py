@@ -10,6 +10,7 @@ Every text begins with a space, as Whisper writes it, except in languages withou
 are different tokens: without the space teacher and label contradict each other at the first word of every clip.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ..errors import UserError
 from .languages import TASKS, word_separator
 
 IGNORED = -100
+WITHIN_A_MARK = re.compile(r"(?<=<)(?=\|)")
 SECONDS_A_POSITION = 0.02  # of the encoder's output, and from one timestamp token to the next
 
 
@@ -72,14 +74,24 @@ def text_ids(
 ) -> list[int]:
     """The tokens of a text as Whisper writes it: of a transcript, a segment or a prompt, with its leading space.
 
+    No special token comes of a text, nor a timestamp: `<|endoftext|>` is spelled out.
+
     Args:
         text: white space around it doesn't count. An empty text has no tokens.
         language: a code such as "fr". None: the one that the tokenizer is set to, or English.
         task: None: the one that the tokenizer is set to, or "transcribe".
     """
     text = text.strip()
+    if not text:
+        return []
     separator = word_separator(language or tokenizer.language, task or tokenizer.task)
-    return tokenizer(f"{separator}{text}", add_special_tokens=False).input_ids if text else []
+    # to the tokenizer times are no special tokens, but tokens all the same: it mustn't see `<|` in one piece
+    pieces = WITHIN_A_MARK.split(f"{separator}{text}")
+    return [token for piece in pieces for token in _ordinary_ids(tokenizer, piece)]
+
+
+def _ordinary_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
 
 def segment_ids(
@@ -93,28 +105,34 @@ def segment_ids(
     """Segments, `{"start": seconds, "end": seconds, "text": str}` each, between their timestamps' tokens.
 
     Args:
+        segments: the last one's `end` may be None, if what is said goes on behind the clip; then no token says it.
         last_position: of the window, in steps of `SECONDS_A_POSITION`; what lies behind is put there.
         time_factor: of the clip's length now and then, if its speed was changed.
         language, task: as in `text_ids`.
     """
     # timestamps have no entries in most tokenizers: they follow this token
     first = token_id(tokenizer, "<|notimestamps|>") + 1
+
+    def time_id(seconds: float) -> int:
+        return first + min(round(seconds * time_factor / SECONDS_A_POSITION), last_position)
+
     ids = []
     for segment in segments:
-        start, end = (
-            first + min(round(segment[at] * time_factor / SECONDS_A_POSITION), last_position)
-            for at in ("start", "end")
-        )
-        ids += [start, *text_ids(tokenizer, segment["text"], language, task), end]
+        ids += [time_id(segment["start"]), *text_ids(tokenizer, segment["text"], language, task)]
+        ids += [] if segment["end"] is None else [time_id(segment["end"])]
     return ids
 
 
 def wrong_times(segments: list[Mapping[str, Any]] | None, seconds: float) -> str | None:
-    """What is wrong with the times of a clip of so many seconds, if anything is."""
-    for segment in segments or []:
+    """What is wrong with the segments of a clip of so many seconds, if anything is."""
+    segments = segments or []
+    for number, segment in enumerate(segments, start=1):
+        if segment is None or segment["text"] is None:
+            return f"a segment without text: number {number} of {len(segments)}"
         start, end = segment["start"], segment["end"]
+        until = seconds if end is None and number == len(segments) else end  # no end: it goes on behind the clip
         # to a position: a rounded end may lie behind the clip's
-        if start is None or end is None or not 0.0 <= start <= end <= seconds + SECONDS_A_POSITION:
+        if start is None or until is None or not 0.0 <= start <= until <= seconds + SECONDS_A_POSITION:
             return f"wrong times of a segment: {start} to {end} s, in a clip of {seconds:.2f} s"
     return None
 

@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from ..errors import UserError
+from .columns import replace_column
 
 logger = logging.getLogger(__name__)
 

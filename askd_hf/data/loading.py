@@ -22,18 +22,20 @@ from ..errors import UserError
 from .audio_column import find_audio, with_audio, with_located
 from .columns import (
     AUDIO_FILE,
+    CHECKED,
     COLUMNS,
+    OF_TRAINING,
     SEGMENTS,
     are_segments,
     arrow_type,
     is_text,
     refuse_arrays,
+    replace_column,
     with_features,
 )
 from .metadata import warn_once
 from .sources import load_split
 from .splits import KINDS
-from .text import replace_column
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,8 @@ def load_speech(
         its path or `split[row]`, unless there is such a column of strings; and the other columns. In a stream a clip
         without a path is `split-` and a hash of its bytes, as rows have no numbers there. `language`, `task`, `prompt`
         and `segments` are as in `COLUMNS`: segments lose other fields, and a column that can't be so is dropped with
-        a warning. A column `text` or `audio` that isn't the chosen one is dropped, and so is `draw`.
+        a warning. So are a column `text` or `audio` that isn't the chosen one, and those called as training's own:
+        `OF_TRAINING`, and `CHECKED` of another type.
 
     Raises:
         UserError: no such dataset, configuration, split or column; or the Hub can't be reached.
@@ -141,7 +144,9 @@ def _canonical(
     _say_split_column(dataset, name)
     for column, canonical in ((audio_column, "audio"), (text_column, "text")):
         if column != canonical:
-            dataset = dataset.remove_columns([c for c in dataset.column_names if c == canonical])
+            if canonical in dataset.column_names:
+                logger.warning("%s: no use is made of the column %r; %r is chosen", name, canonical, column)
+                dataset = dataset.remove_columns(canonical)
             dataset = dataset.rename_column(column, canonical)
     return _with_types(_without_foreign(_with_text(dataset, name, text_column), name), split)
 
@@ -213,8 +218,14 @@ def _without_foreign(dataset: Dataset | IterableDataset, name: str) -> Dataset |
         foreign.append(column)
         wanted = "a list of {start, end, text}" if column == "segments" else "text"
         logger.warning("%s: the column %r is left out: it holds %s, not %s", name, column, feature, wanted)
-    # `draw` is what training draws a clip's chances from
-    return dataset.remove_columns([c for c in dataset.column_names if c in (*foreign, "draw")])
+    # `check_clips` measures again what it has measured before; what else is called so isn't the same
+    reserved = [c for c, kind in dataset.features.items() if c in OF_TRAINING or CHECKED.get(c, kind) != kind]
+    # those of a mix that was saved are there, and empty
+    said = [c for c in reserved if isinstance(dataset, IterableDataset) or dataset.unique(c) != [None]]
+    if said:
+        columns = ", ".join(map(repr, said))
+        logger.warning("%s: no use is made of the columns %s; training has its own of these names", name, columns)
+    return dataset.remove_columns([*foreign, *reserved])
 
 
 def _with_types(dataset: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:

@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
+from datasets import Dataset, Features, IterableDataset, concatenate_datasets, interleave_datasets
 
 from ..errors import UserError
-from .columns import AUDIO_FILE, COLUMNS, refuse_arrays, with_features
+from .columns import AUDIO_FILE, CHECKED, COLUMNS, refuse_arrays, with_features
 
-CHECKED = Features(seconds=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))
-"""What `check_clips` adds."""
 STREAMED = Features(COLUMNS | {"audio": AUDIO_FILE})
 
 

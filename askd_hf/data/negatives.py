@@ -7,7 +7,7 @@ import soundfile
 from datasets import Audio, Dataset
 
 from .audio import SAMPLING_RATE
-from .text import replace_column
+from .columns import replace_column
 
 KINDS = ("silence", "white-noise", "pink-noise", "hum")
 LEVEL_DBFS = (-70.0, -20.0)  # RMS; 0 is that of a square wave of full scale

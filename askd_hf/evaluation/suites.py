@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datasets import Dataset
 
 from ..data import load_speech
-from ..data.text import replace_column
+from ..data.columns import replace_column, without_times
 from ..errors import UserError
 from ..metrics import language_code
 
@@ -137,7 +137,7 @@ def load_set(
             f"{source.dataset}: no column {source.speaker_column!r} for the speaker; the columns are "
             f"{', '.join(columns)} (--speaker_column)"
         )
-    speech = with_speakers(speech, source.speaker_column)
+    speech = with_speakers(without_times(speech, source.language, source.task), source.speaker_column)
     kept = ("audio", "text", "clip", "speaker")
     return speech.select_columns([name for name in kept if name in speech.column_names])
 

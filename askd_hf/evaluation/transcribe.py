@@ -22,8 +22,8 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from ..data import Limits, check_clips
 from ..data.audio import extract_features, waveform
+from ..data.columns import replace_column
 from ..data.encoder_cache import weights_digest
-from ..data.text import replace_column
 from ..errors import UserError
 from ..hub import local_or_hub
 from ..student import no_timestamps, set_language

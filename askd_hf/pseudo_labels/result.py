@@ -10,8 +10,7 @@ import yaml
 from datasets import Dataset, Features, List, Value
 from huggingface_hub import DatasetCard, HfApi
 
-from ..data.columns import arrow_type
-from ..data.text import replace_column
+from ..data.columns import arrow_type, replace_column
 from ..errors import disk_errors
 from ..hub import hub_upload
 from ..metrics import language_code

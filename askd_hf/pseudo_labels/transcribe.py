@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessor, WhisperForConditionalGeneration, WhisperProcessor
 
 from ..data.audio import extract_features, waveform
-from ..data.text import replace_column
+from ..data.columns import replace_column
 from ..errors import UserError
 from ..evaluation.manifest import ELSEWHERE
 from ..evaluation.transcribe import Decoding, Job, PreparedSet, plan_manifests

@@ -16,8 +16,8 @@ from askd_hf.data import Limits, check_clips, decode_audio, load_speech
 from askd_hf.data.audio import MAX_BYTES, AudioError
 from askd_hf.data.augment import AugmentArguments, Augmenter
 from askd_hf.data.clip_files import ClipFiles
+from askd_hf.data.columns import replace_column
 from askd_hf.data.metadata import warn_once
-from askd_hf.data.text import replace_column
 from askd_hf.errors import UserError
 from askd_hf.evaluation.suites import EvalSet
 from askd_hf.evaluation.transcribe import prepare_set

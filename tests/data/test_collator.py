@@ -41,9 +41,9 @@ def config(**changes) -> WhisperConfig:
 def test_labels_of_an_english_only_tokenizer(small, rows):
     batch = SpeechCollator(small, config())(list(rows))
     expected = [
-        [NO_TIMESTAMPS, 0, 1, END, -100, -100],
-        [NO_TIMESTAMPS, 2, 3, 0, 1, END],
-        [NO_TIMESTAMPS, 1, END, -100, -100, -100],
+        [NO_TIMESTAMPS, 3, 0, 1, END, -100, -100],  # 3 is the space
+        [NO_TIMESTAMPS, 3, 2, 3, 0, 1, END],
+        [NO_TIMESTAMPS, 3, 1, END, -100, -100, -100],
     ]
     assert batch["labels"].dtype == torch.int64
     assert batch["labels"].tolist() == expected
@@ -54,15 +54,15 @@ def test_labels_of_an_english_only_tokenizer(small, rows):
 def test_labels_of_a_multilingual_tokenizer_decode_to_the_text(small):
     small.tokenizer.set_prefix_tokens(language="english", task="transcribe")
     ids = SpeechCollator(small, config()).label_ids({"text": "c ab"})
-    assert ids == [ENGLISH, TRANSCRIBE, NO_TIMESTAMPS, 2, 3, 0, 1, END]
-    assert small.tokenizer.decode(ids, skip_special_tokens=True) == "c ab"
+    assert ids == [ENGLISH, TRANSCRIBE, NO_TIMESTAMPS, 3, 2, 3, 0, 1, END]
+    assert small.tokenizer.decode(ids, skip_special_tokens=True) == " c ab"
 
 
 def test_shifted_labels_start_with_one_start_token(small, rows):
     labels = SpeechCollator(small, config())(list(rows))["labels"]
     shifted = shift_tokens_right(labels, END, START)
     assert (shifted == START).sum(dim=1).tolist() == [1, 1, 1]
-    assert shifted[1].tolist() == [START, NO_TIMESTAMPS, 2, 3, 0, 1]
+    assert shifted[1].tolist() == [START, NO_TIMESTAMPS, 3, 2, 3, 0, 1]
 
 
 def test_features_are_the_processors(small, rows):

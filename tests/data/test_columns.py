@@ -1,15 +1,19 @@
 """The columns that a row of speech may have: their types, whatever a dataset holds under their names."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+from conftest import make_processor, make_whisper
 from datasets import Audio, Dataset
-from speech_files import audiofolder
+from speech_files import RATE, audiofolder, tone, write_csv
 
-from askd_hf.data import decode_audio, load_speech
+from askd_hf.data import SpeechCollator, decode_audio, load_speech
 from askd_hf.data.columns import COLUMNS
 from askd_hf.errors import UserError
+from askd_hf.teacher_cache import has_soft_labels
 
 TEXTS = [*"abcdefgh"]
 TIMED = [
@@ -59,7 +63,8 @@ def test_optional_columns_have_their_types(tmp_path, caplog, kind, streaming):
     assert [row["segments"] for row in rows] == [ROUNDED, None, [], *[ROUNDED] * 5]
     assert [row["prompt"] for row in rows] == ["before", None, *[""] * 6]
     assert [row["text"] for row in rows] == TEXTS and {row["task"] for row in rows} == {None}
-    assert caplog.text == ""
+    (said,) = caplog.messages
+    assert said == f"{name}: no use is made of the columns 'draw'; training has its own of these names"
     if kind == "saved":
         assert sorted(tmp_path.rglob("*")) == files
 
@@ -101,3 +106,27 @@ def test_arrays_of_samples_can_not_be_streamed(tmp_path):
     assert decode_audio(load_speech(str(tmp_path / "a.parquet"), None, "train")[0]["audio"]).shape == (2,)
     with pytest.raises(UserError, match=r"a\.parquet: audio as arrays of samples can't be streamed; save it"):
         load_speech(str(tmp_path / "a.parquet"), None, "train", streaming=True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_columns_called_as_trainings_own_are_dropped_and_said(tmp_path, caplog, stream):
+    names = ["negative", "draw", "seconds", "label_tokens", "audio_key", "length", "labels", "row", "teacher_key"]
+    write_csv(tmp_path / "metadata.csv", [["file_name", "text", *names], ["0.wav", "a", *["0"] * len(names)]])
+    soundfile.write(tmp_path / "0.wav", tone(), RATE)
+    with caplog.at_level(logging.WARNING):
+        speech = load_speech(str(tmp_path), None, "train", streaming=stream)
+    assert not {"negative", "draw", "seconds", "label_tokens"} & set(speech.column_names)
+    assert "no use is made of the columns 'negative', 'draw', 'seconds', 'label_tokens';" in caplog.text
+    (row,) = speech
+    processor = make_processor()
+    batch = SpeechCollator(processor, make_whisper(processor).config)([row])
+    assert set(batch) == {"input_features", "decoder_input_ids", "labels", "clip"}
+    if not stream:
+        assert not has_soft_labels(speech)
+
+
+def test_a_transcript_that_is_not_chosen_is_said(tmp_path, caplog):
+    write_csv(tmp_path / "metadata.csv", [["file_name", "text", "other"], ["0.wav", "a", "b"]])
+    with caplog.at_level(logging.WARNING):
+        assert load_speech(str(tmp_path), None, "train", text_column="other")["text"][:] == ["b"]
+    assert "no use is made of the column 'text'; 'other' is chosen" in caplog.text

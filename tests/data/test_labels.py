@@ -47,11 +47,11 @@ def tokens(tokenizer, row, **options) -> tuple[str, str]:
 
 
 def test_plain_labels_are_the_tokenizers(english, multilingual):
-    assert tokens(english, {"text": "ab"}) == ("startoftranscript notimestamps a b", "notimestamps a b endoftext")
+    assert tokens(english, {"text": "ab"}) == ("startoftranscript notimestamps Ġ a b", "notimestamps Ġ a b endoftext")
     multilingual.set_prefix_tokens(language="chinese", task="translate")
-    for tokenizer in (english, multilingual):
+    for tokenizer in (english, multilingual):  # a translation is English
         made = example(tokenizer, {"text": "ab"})
-        assert [made.decoder_input_ids[0], *made.labels] == tokenizer("ab").input_ids
+        assert [made.decoder_input_ids[0], *made.labels] == tokenizer(" ab").input_ids
         shifted = shift_tokens_right(
             torch.tensor([made.labels]), 0, tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
         )
@@ -61,13 +61,14 @@ def test_plain_labels_are_the_tokenizers(english, multilingual):
 def test_language_and_task_are_the_rows(multilingual):
     multilingual.set_prefix_tokens(language="english", task="transcribe")
     chinese = {"text": "a", "language": "zh", "task": "translate"}
-    assert tokens(multilingual, chinese)[1] == "zh translate notimestamps a endoftext"
-    assert tokens(multilingual, {"text": "a", "language": "zh", "task": None})[1].startswith("zh transcribe ")
-    assert tokens(multilingual, {"text": "a", "language": None})[1].startswith("en transcribe ")
+    assert tokens(multilingual, chinese)[1] == "zh translate notimestamps Ġ a endoftext"
+    spoken = {"text": "a b", "language": "zh", "task": None}
+    assert tokens(multilingual, spoken)[1] == "zh transcribe notimestamps a Ġ b endoftext"
+    assert tokens(multilingual, {"text": "a", "language": None})[1] == "en transcribe notimestamps Ġ a endoftext"
     unset = make_processor((*MULTILINGUAL, "<|startofprev|>")).tokenizer  # whose prefix names no language
     assert tokens(unset, chinese) == (
-        "startoftranscript zh translate notimestamps a",
-        "zh translate notimestamps a endoftext",
+        "startoftranscript zh translate notimestamps Ġ a",
+        "zh translate notimestamps Ġ a endoftext",
     )
     with pytest.raises(UserError, match="language 'fr': the model doesn't know it"):
         example(multilingual, {"text": "a", "language": "fr"})
@@ -79,23 +80,23 @@ def test_timestamps_stand_around_every_segment(english, multilingual):
         "startoftranscript 0.00 Ġ a b 0.30 0.34 Ġ c 0.50",
         "0.00 Ġ a b 0.30 0.34 Ġ c 0.50 endoftext",
     )
-    assert "notimestamps a b Ġ c" in tokens(english, row)[0]
+    assert "notimestamps Ġ a b Ġ c" in tokens(english, row)[0]
     spoken = row | {"language": "zh", "task": "transcribe"}
     assert tokens(multilingual, spoken, timestamps=True)[1].startswith("zh transcribe 0.00 a b 0.30 0.34 c ")
     english_text = spoken | {"task": "translate"}
     assert tokens(multilingual, english_text, timestamps=True)[1].startswith("zh translate 0.00 Ġ a b 0.30 ")
-    assert tokens(english, {"text": "ab", "segments": None}, timestamps=True)[1] == "notimestamps a b endoftext"
+    assert tokens(english, {"text": "ab", "segments": None}, timestamps=True)[1] == "notimestamps Ġ a b endoftext"
     assert tokens(english, row, timestamps=True, max_positions=20)[1].endswith("0.40 endoftext")  # the window's end
     slower = tokens(english, row, timestamps=True, time_factor=2.0)[1]
     assert slower == "0.00 Ġ a b 0.60 0.68 Ġ c 1.00 endoftext"
-    assert tokens(english, row, timestamps=True, max_tokens=9)[1] == "notimestamps a b Ġ c endoftext"  # no room
+    assert tokens(english, row, timestamps=True, max_tokens=9)[1] == "notimestamps Ġ a b Ġ c endoftext"  # no room
 
 
 def test_a_prompt_is_read_and_never_learned(english):
     row = {"text": "ab", "prompt": "cd e"}
     given, learned = tokens(english, row, prompt=True)
-    assert given == "startofprev Ġ c d Ġ e startoftranscript notimestamps a b"
-    assert learned == "_ _ _ _ _ _ notimestamps a b endoftext"
+    assert given == "startofprev Ġ c d Ġ e startoftranscript notimestamps Ġ a b"
+    assert learned == "_ _ _ _ _ _ notimestamps Ġ a b endoftext"
     ids = example(english, row, prompt=True).decoder_input_ids[:6]
     assert ids == english.get_prompt_ids("cd e").tolist()
     for empty in (None, "", "  "):
@@ -106,11 +107,11 @@ def test_a_prompt_is_read_and_never_learned(english):
 def test_a_long_prompt_loses_its_beginning(english):
     row = {"text": "ab", "prompt": "abcdefghijklmnop"}
     given, learned = tokens(english, row, prompt=True, max_tokens=12)
-    assert given == "startofprev l m n o p startoftranscript notimestamps a b"  # half of the positions
+    assert given == "startofprev l m n o p startoftranscript notimestamps Ġ a b"  # half of the positions
     assert len(given.split()) == len(learned.split())
     given, learned = tokens(english, row | {"text": "abcdefg"}, prompt=True, max_tokens=12)
-    assert given == "startofprev o p startoftranscript notimestamps a b c d e f g"  # what is left of them
-    assert learned.count("_") == 3
+    assert given == "startofprev p startoftranscript notimestamps Ġ a b c d e f g"  # what is left of them
+    assert learned.count("_") == 2
     assert tokens(english, row | {"text": "abcdefghi"}, prompt=True, max_tokens=12)[0].startswith("startoftranscript")
 
 
@@ -162,25 +163,13 @@ def test_a_batch_is_padded_to_its_longest(collator, rows):
     collator.timestamps, collator.prompts = 0.0, 1.0
     batch = collator([rows[0], rows[1] | {"text": "a", "prompt": None}])
     tokenizer = collator.processor.tokenizer
-    assert named(tokenizer, batch["decoder_input_ids"][0].tolist()) == (
-        ["startofprev", "Ġ", "c", "d", "startoftranscript", "notimestamps", "a", "b", "Ġ", "c"]
-    )
-    assert named(tokenizer, batch["labels"][0].tolist()) == [
-        "_",
-        "_",
-        "_",
-        "_",
-        "notimestamps",
-        "a",
-        "b",
-        "Ġ",
-        "c",
-        "endoftext",
-    ]
+    read, learned = (named(tokenizer, batch[name][0].tolist()) for name in ("decoder_input_ids", "labels"))
+    assert " ".join(read) == "startofprev Ġ c d startoftranscript notimestamps Ġ a b Ġ c"
+    assert " ".join(learned) == "_ _ _ _ notimestamps Ġ a b Ġ c endoftext"
     assert named(tokenizer, batch["decoder_input_ids"][1].tolist()) == (
-        ["startoftranscript", "notimestamps", "a"] + ["endoftext"] * 7
+        ["startoftranscript", "notimestamps", "Ġ", "a"] + ["endoftext"] * 7
     )
-    assert named(tokenizer, batch["labels"][1].tolist()) == ["notimestamps", "a", "endoftext"] + ["_"] * 7
+    assert named(tokenizer, batch["labels"][1].tolist()) == ["notimestamps", "Ġ", "a", "endoftext"] + ["_"] * 7
 
 
 def test_a_vocabulary_without_timestamps_is_refused(collator):

@@ -32,9 +32,9 @@ def test_they_are_rows_of_speech_with_an_empty_text(negatives, tmp_path):
     together = concatenate_datasets([speech, negatives.select(range(2))])
     batch = SpeechCollator(tiny_processor(), WhisperConfig(decoder_start_token_id=START))(list(together))
     assert batch["labels"].tolist() == [
-        [NO_TIMESTAMPS, 0, 1, END],
-        [NO_TIMESTAMPS, END, -100, -100],
-        [NO_TIMESTAMPS, END, -100, -100],
+        [NO_TIMESTAMPS, 3, 0, 1, END],  # 3 is the space
+        [NO_TIMESTAMPS, END, -100, -100, -100],
+        [NO_TIMESTAMPS, END, -100, -100, -100],
     ]
     assert batch["input_features"].shape == (3, 8, 100) and batch["input_features"].isfinite().all()
 

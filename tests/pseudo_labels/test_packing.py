@@ -168,7 +168,7 @@ def test_a_reference_of_some_clips_is_none_of_their_pack(tmp_path):
 
 def test_labels_too_long_for_the_decoder_are_not_made(tmp_path):
     clips = labelled([tone(0.1, i) for i in range(6)], ["a"] * 6)
-    tokens = len(make_processor().tokenizer("text a", add_special_tokens=False).input_ids) + 2
+    tokens = len(make_processor().tokenizer(" text a", add_special_tokens=False).input_ids) + 2
     rows = packed(clips, tmp_path, 1.0, max_label_tokens=4 + 2 * tokens)
     assert [row["clip"] for row in rows] == ["c0..c1", "c2..c3", "c4..c5"]
 
