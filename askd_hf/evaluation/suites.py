@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from datasets import Dataset
 
 from ..data import load_speech
-from ..data.columns import replace_column, without_times
+from ..data.columns import replace_column
+from ..data.text import without_times
 from ..errors import UserError
 from ..metrics import language_code
 
