@@ -118,7 +118,7 @@ class ASKDTrainer(BlendingTrainer):
             self.add_callback(callback)
         if args.early_stopping_patience is not None:
             self.add_callback(StopEarlyCallback(args.early_stopping_patience))
-        self._draws = self._drawn_rows(train_dataset)
+        self._draws = self._drawn_rows(self.train_dataset)
         on_bad_audio = train_dataset.on_bad_audio if isinstance(train_dataset, SpeechStream) else "error"
         self.skipped = SkippedRows(skipped_rows_file(args.output_dir, args.process_index), on_bad_audio)
         self._clips: list[str] = []
@@ -210,8 +210,6 @@ class ASKDTrainer(BlendingTrainer):
         if model.training:
             check_finite(terms, inputs["labels"], self._clips, self.state.global_step)
             self._train_sums += sums(terms)
-            if terms.teacher_ce is not None:
-                self.blend.observe(terms.teacher_ce, terms.ce)
         # of a stream all rows of an update may have been skipped: then there is nothing to learn, and nothing is NaN
         if num_items_in_batch is None:
             loss = total / max(len(terms.total), 1)
@@ -353,7 +351,9 @@ class ASKDTrainer(BlendingTrainer):
             if isinstance(self.train_dataset, SpeechStream):
                 logs["skipped_rows"] = sum(self._skipped_rows())
             if self.args.teacher_schedule == "adaptive":
-                logs["teacher_advantage"] = self.blend.state.advantage
+                logs["teacher_advantage"] = 1.0 - self.blend.state.labels_upheld
+                if self.blend.state.disputed is not None:
+                    logs["disputed_labels"] = self.blend.state.disputed
             self._train_sums = new_sums(self.args.device)
         super().log(logs, start_time)
 
