@@ -163,7 +163,7 @@ def symbols(facts: Facts) -> list[str]:
     if teacher:
         text = f"a: the weight on the teacher, `{arguments['teacher_schedule']}`"
         if arguments["teacher_schedule"] == "adaptive":
-            text += ", which is `linear` but for labels that clips kept out of training don't bear out: then more and longer"
+            text += ": as `linear`, but more and longer where clips kept out of training don't bear out their labels"
         lines.append(text)
     if teacher and has_negatives(facts):
         elsewhere = "the teacher's probability of the label" if arguments["trust_label"] else "1"
