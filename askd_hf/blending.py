@@ -49,7 +49,7 @@ class BlendingTrainer(SavingTrainer):
         **kwargs: Any,
     ):
         held_out = []
-        if args.teacher_schedule == "adaptive":
+        if args.teacher_schedule == "adaptive" and args.uses_teacher:
             kwargs["train_dataset"], held_out = hold_out(kwargs.get("train_dataset"))
         super().__init__(model=model, args=args, **kwargs)
         self.origin = Origin.of_models(teacher, self.model) if origin is None else origin

@@ -255,9 +255,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"teacher_weight_end: {end} has no effect with teacher_schedule constant")
         if self.teacher_schedule == "adaptive" and end > start:
             raise UserError(
-                f"teacher_schedule: adaptive lowers the weight, and teacher_weight_end {end} is above {start}"
+                f"teacher_schedule: adaptive only lowers the weight, and teacher_weight_end {end} is above {start}"
             )
-        if self.teacher_schedule == "adaptive" and end == start and phase == 1.0:
+        if "teacher_schedule" in changed and self.teacher_schedule == "adaptive" and end == start and phase == 1.0:
             raise UserError(
                 f"teacher_schedule: adaptive has no effect, the teacher's weight is {start} in all of the run"
             )

@@ -46,7 +46,8 @@ def hold_out(dataset: Any) -> tuple[Any, Sequence[Any]]:
     elif hasattr(dataset, "__len__"):
         training, chosen, speech = _hold_out_rows(dataset)
     else:
-        training, chosen, speech = dataset, [], 0
+        logger.warning("teacher_schedule adaptive: the length of the training set isn't known, so it is linear")
+        return dataset, []
     if len(chosen) >= FEWEST_CLIPS:
         return training, chosen
     logger.warning(

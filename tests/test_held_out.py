@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from conftest import Clips, collate, history, make_trainer
+from conftest import Clips, collate, history, make_trainer, options, write_speech
 from datasets import Dataset
 
-from askd_hf import UserError, held_out
-from askd_hf.data import SpeechStream, as_stream
+from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, held_out
+from askd_hf.data import SpeechStream, as_stream, load_speech, to_stream
 from askd_hf.held_out import first_choices, hold_out, judge
 from askd_hf.objective import TopK
 from askd_hf.projection import Unprojected
@@ -182,6 +182,26 @@ def test_clips_without_speech_do_not_count(tmp_path, teacher, student):
     trainer.data_collator = lambda rows: collate(rows) | {"no_speech": torch.ones(len(rows), dtype=torch.bool)}
     trainer.train()
     assert trainer.blend.state.labels_upheld == 0.5 and trainer.blend.state.disputed == 0.0
+
+
+def test_a_stream_is_measured_as_well(tmp_path, teacher, student, processor, monkeypatch):
+    monkeypatch.setattr(held_out, "SHARE", 0.25)
+    monkeypatch.setattr(held_out, "FEWEST_CLIPS", 2)
+    folder = write_speech(tmp_path / "train", clips=20)
+    rows = as_stream(to_stream(load_speech(str(folder), None, "train")))
+    trainer = ASKDTrainer(
+        model=student,
+        args=ASKDConfig(**options(tmp_path / "run", max_steps=12, **ADAPTIVE)),
+        teacher=teacher,
+        train_dataset=SpeechStream([rows]),
+        data_collator=SpeechCollator(processor, student.config),
+    )
+    seen, make = [], trainer.data_collator
+    trainer.data_collator = lambda rows: seen.extend(names(rows)) or make(rows)
+    trainer.train()
+    held = names(trainer._held_out.rows)
+    assert len(held) == 5 and trainer.blend.state.disputed is not None
+    assert len(set(seen)) == 20 and all(seen.count(clip) == 1 for clip in held)  # once, to be measured on
 
 
 def test_what_is_held_out_is_part_of_the_run(tmp_path, teacher, student, monkeypatch):
