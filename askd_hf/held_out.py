@@ -91,16 +91,14 @@ class HeldOutBatch:
 
 
 class HeldOutClips:
-    """Held-out rows as batches, made once, of which each process has its part."""
+    """Held-out rows as batches, which are made once and stay in CPU memory."""
 
     def __init__(self, rows: Sequence[Any]):
         self.rows = rows
         self._batches: list[HeldOutBatch] | None = None
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def batches(self, collator: Callable[[list[Any]], dict[str, Any]], args: TrainingArguments) -> list[HeldOutBatch]:
+        """This process's part of them."""
         if self._batches is None:
             mine = [self.rows[row] for row in range(args.process_index, len(self.rows), args.world_size)]
             size = args.per_device_eval_batch_size
@@ -130,16 +128,19 @@ def judge(student: Unprojected, inputs: dict[str, Tensor], choices: Tensor, end_
         end_of_text: behind it in the vocabulary are only tokens that aren't text.
     """
     labels = inputs["labels"]
-    counted = (labels != -100) & (labels <= end_of_text)
+    real = labels != -100
+    counted = real & (labels <= end_of_text)
     if "no_speech" in inputs:
         counted &= ~inputs["no_speech"][:, None]
-    real = labels != -100
-    disputed = counted[real] & (choices != labels[real])
-    clip = real.nonzero()[:, 0][disputed]
-    stands = upheld(student._replace(hidden=student.hidden[disputed]), labels[real][disputed], choices[disputed])
-    disputes = torch.bincount(clip, minlength=len(labels))
-    share = torch.bincount(clip, stands.float(), minlength=len(labels)) / disputes.clamp(min=1)
-    return torch.stack([share.sum(), (disputes > 0).sum(), disputes.sum(), counted.sum()]).float()
+    disputed = torch.zeros_like(real)
+    disputed[real] = choices != labels[real]
+    disputed &= counted
+    at = disputed[real]
+    stands = torch.zeros_like(real)
+    stands[disputed] = upheld(student._replace(hidden=student.hidden[at]), labels[disputed], choices[at])
+    disputes = disputed.sum(1)
+    share = stands.sum(1) / disputes.clamp(min=1)
+    return torch.stack([share.sum(), (disputes > 0).sum(), disputes.sum(), counted.sum()])
 
 
 def upheld(student: Unprojected, labels: Tensor, contradicted_by: Tensor) -> Tensor:

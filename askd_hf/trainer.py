@@ -60,6 +60,9 @@ class ASKDTrainer(BlendingTrainer):
     Logged besides Trainer's own values, over the label tokens since the last time: `ce_loss`, `teacher_loss`,
     `self_loss` (with their T^2), `hidden_loss` (of a trained encoder, see `askd_hf.hidden_states`), `blend_loss` (all
     of these, weighted), `teacher_ce`, `agreement` and the weights; and what `ThroughputCallback.measured` tells.
+    An adaptive `args.teacher_schedule` keeps some of `train_dataset` out of training (`askd_hf.held_out`). Then also
+    `disputed_labels`, the share of their label tokens that aren't the teacher's first choice, and `teacher_advantage`,
+    the share of these, by clip and smoothed, on which the student doesn't uphold the label. Both are from 0 to 1.
     Evaluation gives `eval_ce_loss` (also as `eval_loss`), the other terms if `args.eval_blend`, and
     `compute_metrics` on generated tokens.
     """
