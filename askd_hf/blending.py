@@ -14,6 +14,7 @@ from .callbacks import AdaptiveBlendCallback
 from .config import ASKDConfig
 from .data import TEACHER_COLUMNS, SpeechCollator, encode
 from .errors import UserError
+from .held_out import HeldOutClips, first_choices, hold_out, judge
 from .hidden_states import LayerPairs, hidden_state_loss, matched_layers
 from .objective import DIVERGENCES, BlendTerms, TopK
 from .origin import Origin
@@ -21,7 +22,7 @@ from .projection import Unprojected, chunked_blend, unprojected
 from .run_dir import prepare_encoder, prepare_hidden_loss
 from .run_settings import models_digest
 from .saving import SavingTrainer
-from .schedule import BlendWeights
+from .schedule import BlendWeights, LabelsJudged
 from .student import check_pair, encoder_is_deterministic, same_encoder
 from .teacher_memory import place_teacher
 
@@ -48,6 +49,9 @@ class BlendingTrainer(SavingTrainer):
         origin: Origin | None,
         **kwargs: Any,
     ):
+        held_out = []
+        if args.teacher_schedule == "adaptive" and args.uses_teacher:
+            kwargs["train_dataset"], held_out = hold_out(kwargs.get("train_dataset"))
         super().__init__(model=model, args=args, **kwargs)
         self.origin = Origin.of_models(teacher, self.model) if origin is None else origin
         prepare_encoder(args, self.origin.compressed_encoder)
@@ -76,7 +80,8 @@ class BlendingTrainer(SavingTrainer):
         if self.teacher is not None:
             encoder_runs = not (self._teacher_has_our_encoder and self._encoder_is_fixed())
             place_teacher(self.teacher, args.device, encoder_runs)
-        self.blend = AdaptiveBlendCallback(args)
+        self._held_out = HeldOutClips(held_out)
+        self.blend = AdaptiveBlendCallback(args, self._judge_labels, len(held_out))
         self.add_callback(self.blend)
 
     def _check_precision(self) -> None:
@@ -119,13 +124,7 @@ class BlendingTrainer(SavingTrainer):
         labels = inputs["labels"]
         real = labels != -100
         speech = ~inputs["no_speech"][:, None].expand_as(labels) if "no_speech" in inputs else None
-        not_students = ("labels", "no_speech", "teacher_input_features", *TEACHER_COLUMNS)
-        batch = {name: value for name, value in inputs.items() if name not in not_students}
-        if "decoder_input_ids" not in batch:  # another collator's: no prompts, so they follow from the labels
-            batch["decoder_input_ids"] = shift_tokens_right(
-                labels, student.config.pad_token_id, student.config.decoder_start_token_id
-            )
-        batch["use_cache"] = False
+        batch = self._for_models(student, inputs)
         pairs = self._pairs if weights.teacher > 0.0 else None
         # The student comes last: SpecAugment writes into its input features
         targets, teacher_states = {}, None
@@ -160,6 +159,17 @@ class BlendingTrainer(SavingTrainer):
                 terms.hidden = hidden_state_loss(states, teacher_states).repeat_interleave(real.sum(1))
                 total = total + self._weigh_hidden(terms, weights)
         return total, terms, outputs
+
+    @staticmethod
+    def _for_models(student: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """What the models are run on: a batch without labels, and with the decoder's input."""
+        not_models = ("labels", "no_speech", "teacher_input_features", *TEACHER_COLUMNS)
+        batch = {name: value for name, value in inputs.items() if name not in not_models}
+        if "decoder_input_ids" not in batch:  # another collator's: no prompts, so they follow from the labels
+            batch["decoder_input_ids"] = shift_tokens_right(
+                inputs["labels"], student.config.pad_token_id, student.config.decoder_start_token_id
+            )
+        return batch | {"use_cache": False}
 
     def _weigh_hidden(self, terms: BlendTerms, weights: BlendWeights) -> Tensor:
         """The hidden-state loss of the label tokens, weighted and summed. Added to the terms without its gradient."""
@@ -219,6 +229,29 @@ class BlendingTrainer(SavingTrainer):
             outputs = self.teacher(**batch)
         states = None if pairs is None else [outputs.encoder_hidden_states[i] for i in pairs.teacher]
         return noted[0], states
+
+    @torch.no_grad()
+    def _judge_labels(self) -> LabelsJudged:
+        """What the student, as it is now, makes of the labels of clips that it never saw; over all processes."""
+        student = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        training = student.training
+        student.eval()
+        counts = torch.zeros(4, device=self.args.device)
+        for held_out in self._held_out.batches(self.data_collator, self.args):
+            inputs = self._prepare_inputs(held_out.inputs)
+            real = inputs["labels"] != -100
+            batch = self._for_models(student, inputs)
+            with self.accelerator.autocast():
+                self._encode(student, batch, with_states=False)
+                if held_out.choices is None:  # the teacher hears them once
+                    held_out.choices = first_choices(self._teacher_target(inputs, batch, real, None)[0])
+                if "encoder_outputs" in batch:
+                    batch.pop("input_features", None)
+                with unprojected(student, real) as noted:
+                    student(**batch)
+                counts += judge(noted[0], inputs, held_out.choices, student.config.eos_token_id)
+        student.train(training)
+        return LabelsJudged(*self.accelerator.reduce(counts, reduction="sum").tolist())
 
     def _self_target(self, student: nn.Module, batch: dict[str, Any], real: Tensor) -> Unprojected:
         """What the self-teacher expects at the label tokens; of a trained encoder it runs its own average."""

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from .config import ASKDConfig
 from .data import DrawnRows
-from .schedule import BlendSchedule, BlendState, BlendWeights
+from .schedule import UNKNOWN, BlendSchedule, BlendState, BlendWeights, LabelsJudged
 from .self_teacher import SELF_TEACHERS, SelfTeacher
 
 logger = logging.getLogger(__name__)
@@ -56,16 +57,18 @@ class AdaptiveBlendCallback(TrainerCallback):
         self_teacher: None while the weight on it is 0.
     """
 
-    def __init__(self, config: ASKDConfig):
+    def __init__(
+        self, config: ASKDConfig, judge_labels: Callable[[], LabelsJudged] | None = None, held_out_clips: int = 0
+    ):
         self.config = config
         self.options: dict[str, Any] = {}
+        self._judge_labels = judge_labels
+        self._held_out_clips = held_out_clips
         self.schedule = self._schedule(total_steps=0)
         self.state = BlendState()
         self.weights = BlendWeights()
         self.self_teacher: SelfTeacher | None = None
         self._loaded_self_teacher: dict[str, Tensor] | None = None
-        # sums over the micro-batches of one update: the teacher's and the student's cross-entropy, and the tokens
-        self._observed: Tensor | None = None
 
     def _schedule(self, total_steps: int) -> BlendSchedule:
         names = BlendSchedule.__dataclass_fields__.keys() - {"total_steps"}
@@ -74,13 +77,6 @@ class AdaptiveBlendCallback(TrainerCallback):
     def needs_teacher(self, step: int) -> bool:
         """Whether the teacher has, or may have, any weight at `step` or later."""
         return step < self.schedule.teacher_end(self.state)
-
-    def observe(self, teacher_ce: Tensor, student_ce: Tensor) -> None:
-        """Note the cross-entropy of teacher and student on the `(tokens,)` labels of a micro-batch."""
-        if self.config.teacher_schedule != "adaptive":
-            return
-        sums = torch.stack([teacher_ce.sum(), student_ce.sum(), teacher_ce.new_tensor(teacher_ce.numel())])
-        self._observed = sums if self._observed is None else self._observed + sums
 
     # ---- the training loop's events ----
 
@@ -95,11 +91,13 @@ class AdaptiveBlendCallback(TrainerCallback):
     ):
         self.schedule = self._schedule(state.max_steps)
         if state.global_step == 0:  # also when training starts over with a smaller batch (auto_find_batch_size)
-            self.state, self.self_teacher, self._observed = BlendState(), None, None
+            self.state, self.self_teacher = BlendState(), None
+            if self._held_out_clips:
+                self.state.labels_upheld = UNKNOWN
         self.state.options = self.options
         self._begin_step(args, state, model, train_dataloader)
         if state.is_world_process_zero:
-            print(self.schedule.table(self.state), flush=True)
+            print(self.schedule.table(), flush=True)
 
     def on_step_begin(
         self,
@@ -110,7 +108,18 @@ class AdaptiveBlendCallback(TrainerCallback):
         train_dataloader: DataLoader,
         **kwargs,
     ):
+        self._follow_held_out(state.global_step)
         self._begin_step(args, state, model, train_dataloader)
+
+    def _follow_held_out(self, step: int) -> None:
+        """Let an adaptive schedule look at held-out clips when it is time; after its phase do without the teacher."""
+        if self.config.teacher_schedule != "adaptive":
+            return
+        if self._held_out_clips and self.schedule.is_measured(step, self.state):
+            share = min(1.0, self.schedule.measured_every / self.config.adaptive_window)
+            self.state.observe(self._judge_labels(), share)
+        if step >= self.schedule.planned_end and self.state.labels_credit == 1.0:
+            self.state.teacher_gone = True
 
     def _begin_step(
         self, args: ASKDConfig, state: TrainerState, model: nn.Module, train_dataloader: DataLoader
@@ -133,16 +142,6 @@ class AdaptiveBlendCallback(TrainerCallback):
     def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs):
         if self.self_teacher is not None:
             self.self_teacher.after_update(model)
-        if self._observed is not None:
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(self._observed)
-            teacher_ce, student_ce, tokens = self._observed.tolist()
-            self._observed = None
-            if tokens:  # a stream may skip all rows of an update
-                self.state.observe(teacher_ce / tokens, student_ce / tokens, self.config.adaptive_window)
-            if self.state.advantage == 0.0 and self.state.release_step is None:
-                self.state.release_step = state.global_step
-                logger.warning("step %d: the student has caught up with its teacher", state.global_step)
 
     # ---- checkpoints ----
 

@@ -178,7 +178,7 @@ def symbols(facts: Facts) -> list[str]:
     if teacher:
         text = f"a: the weight on the teacher, `{arguments['teacher_schedule']}`"
         if arguments["teacher_schedule"] == "adaptive":
-            text += ", never more than its measured advantage over the student on the labels allows"
+            text += ": as `linear`, but more and longer where clips kept out of training don't bear out their labels"
         lines.append(text)
     if teacher and has_negatives(facts):
         elsewhere = "the teacher's probability of the label" if arguments["trust_label"] else "1"
@@ -212,15 +212,24 @@ def symbols(facts: Facts) -> list[str]:
 
 def phase_table(facts: Facts) -> str:
     adaptive = facts.arguments["teacher_schedule"] == "adaptive"
-    most = " (at most)" if adaptive else ""
-    least = " (at least)" if adaptive or facts.arguments["trust_label"] or has_negatives(facts) else ""
+    on_teacher = " (at least)" if adaptive else ""
+    on_labels = " (at least)" if facts.arguments["trust_label"] or has_negatives(facts) else ""
+    if adaptive:
+        on_labels = " (planned)" if on_labels else " (at most)"
     rows = []
     for phase in facts.phases:
         steps = f"{phase['first_step']} to {phase['last_step']}"
         (a, a_end), (b, b_end) = phase["teacher_weight"], phase["self_weight"]
         rows.append([phase["phase"], steps, course(1 - a - b, 1 - a_end - b_end), course(a, a_end), course(b, b_end)])
     return table(
-        ["phase", "steps", f"weight on the labels{least}", f"on the teacher{most}, a", "on its own self, b"], rows
+        [
+            "phase",
+            "steps",
+            f"weight on the labels{on_labels}",
+            f"on the teacher{on_teacher}, a",
+            f"on its own self{' (at most)' if adaptive else ''}, b",
+        ],
+        rows,
     )
 
 

@@ -86,13 +86,14 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     teacher_schedule: str | None = field(
         default=None,
         metadata={
-            "help": f"How the teacher's weight falls: {', '.join(TEACHER_SCHEDULES)}. adaptive: as linear, but never "
-            "more than teacher_weight times the teacher's measured advantage over the student on the labels; a "
-            "student that has caught up is released early. None: the preset's."
+            "help": f"How the teacher's weight falls: {', '.join(TEACHER_SCHEDULES)}. adaptive: as linear where the "
+            "labels bear out; where they don't, as with wrong transcripts, the teacher keeps more weight, and beyond "
+            "its phase. It keeps 5 % of the training clips (at most 128) out of training and looks at them 40 times a "
+            "run; with fewer than 160 clips it is linear. None: the preset's."
         },
     )
     adaptive_window: int = field(
-        default=50, metadata={"help": "Updates over which the adaptive schedule smooths the teacher's advantage."}
+        default=50, metadata={"help": "Updates over which the adaptive schedule smooths what it measures."}
     )
     self_weight: float | None = field(
         default=None,
@@ -219,6 +220,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         check_ranges(self, **RANGES)
         self._check_steps()
         self._check_blend()
+        self._check_effects({name for name in given if getattr(self, name) != PRESETS[self.preset][name]})
         self._check_training()
         self._fit_to_the_machine()
         self.evaluates_by_default = self.eval_strategy is None
@@ -266,8 +268,6 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"temperature: {self.temperature} is not positive")
         if self.self_weight and self.self_teacher == "none":
             raise UserError(f"self_weight: {self.self_weight} has no effect without a self_teacher (ema, snapshot)")
-        if self.teacher_weight and not self.teacher_phase:
-            raise UserError(f"teacher_weight: {self.teacher_weight} has no effect with a teacher_phase of 0")
         if self.hidden_weight is not None and self.hidden_weight not in NOT_NEGATIVE:
             raise UserError(f"hidden_weight: {self.hidden_weight} is not at least 0")
         if self.hidden_weight and not self.uses_teacher:
@@ -322,6 +322,38 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError("use_liger_kernel: Liger has no kernels for Whisper; it would change nothing")
         if self.remove_unused_columns:
             raise UserError("remove_unused_columns: must be False, the collator needs the audio and text columns")
+
+    def _check_effects(self, changed: set[str]) -> None:
+        """Raise `UserError` for blend options that would do nothing. Those left as in the preset may.
+
+        Args:
+            changed: the options that were given, with other values than the preset's.
+        """
+        start, end, phase = self.teacher_weight, self.teacher_weight_end, self.teacher_phase
+        for name in ("teacher_weight", "teacher_weight_end"):
+            if getattr(self, name) and not phase:
+                raise UserError(f"{name}: {getattr(self, name)} has no effect with a teacher_phase of 0")
+        if "teacher_schedule" in changed and not self.uses_teacher:
+            raise UserError(
+                f"teacher_schedule: {self.teacher_schedule} has no effect, the teacher's weight is always 0"
+            )
+        if "teacher_weight_end" in changed and self.teacher_schedule == "constant" and end != start:
+            raise UserError(f"teacher_weight_end: {end} has no effect with teacher_schedule constant")
+        if self.teacher_schedule == "adaptive" and end > start:
+            raise UserError(
+                f"teacher_schedule: adaptive only lowers the weight, and teacher_weight_end {end} is above {start}"
+            )
+        if "teacher_schedule" in changed and self.teacher_schedule == "adaptive" and end == start and phase == 1.0:
+            raise UserError(
+                f"teacher_schedule: adaptive has no effect, the teacher's weight is {start} in all of the run"
+            )
+        if "self_weight" in changed and self.self_weight and self.uses_teacher and phase == 1.0:
+            raise UserError(
+                f"self_weight: {self.self_weight} has no effect, a teacher_phase of 1 leaves no self phase"
+            )
+        for name in ("self_schedule", "self_refresh", "self_teacher"):
+            if name in changed and not self.self_weight and getattr(self, name) != "none":
+                raise UserError(f"{name}: {getattr(self, name)} has no effect with a self_weight of 0")
 
     @property
     def uses_teacher(self) -> bool:

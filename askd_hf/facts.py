@@ -26,7 +26,6 @@ from .data import SpeechStream
 from .errors import UserError
 from .generation_config import MULTILINGUAL_VOCABULARY, existing_heads
 from .origin import Ancestor, Origin, Speech, cached_teacher
-from .schedule import BlendState
 from .teacher_cache import SETTINGS, has_soft_labels
 
 FACTS_FILE = "training.json"
@@ -155,7 +154,7 @@ class Facts:
         ended_early: whether `early_stopping_patience` ended it.
         batch_size: clips an update, over all processes and accumulation steps.
         phases: of the schedule, one each: `phase`, `first_step`, `last_step`, `teacher_weight` and `self_weight`, both
-            at the first and the last step. Under an adaptive schedule the teacher's are the most that it may have.
+            at the first and the last step. Under an adaptive schedule the teacher's are the least that it may have.
         weights: on `labels`, `teacher` and `self` in the last update.
         arguments: those in `ARGUMENTS`.
         versions: of `askd-hf` and `PACKAGES`.
@@ -219,8 +218,7 @@ def gather_facts(
     in_training: bool,
 ) -> Facts:
     """Of the run whose student was just saved."""
-    # an adaptive teacher had what its advantage allowed then; known is what it could have had, and until when
-    planned = blend.schedule.phases(BlendState(release_step=blend.state.release_step))
+    planned = blend.schedule.phases()
     weights = blend.weights  # of the last update
     phases = [
         dict(

@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 
 STAIRS = 4
 EXPONENTIAL_RATE = 5.0
+MEASUREMENTS = 40  # of an adaptive schedule in a run
+UNKNOWN = 0.5  # share of disputed labels that are upheld, before a clip was looked at
+ENOUGH_UPHELD = 0.9  # the share that earns full credit
+LEAST_CREDIT = 0.1  # labels without any weight couldn't show what they are worth
 
 
 class BlendWeights(NamedTuple):
@@ -57,10 +61,26 @@ TEACHER_SCHEDULES: dict[str, Callable[[float], float]] = {
     "exponential": exponential_decay,
     "step": step_decay,
     "constant": constant,
-    "adaptive": linear_decay,  # and never more than `BlendState.advantage` allows
+    "adaptive": linear_decay,  # if the labels deserve it, see `BlendState.labels_credit`
 }
 # progress of the self phase, (0, 1] -> share of self_weight
 SELF_SCHEDULES: dict[str, Callable[[float], float]] = {"linear": linear_ramp, "constant": constant}
+
+
+class LabelsJudged(NamedTuple):
+    """The student's judgement on held-out clips.
+
+    Attributes:
+        upheld: summed over clips, the share of a clip's disputed label tokens that the student upholds.
+        clips: in which the teacher disputes a label.
+        disputed: label tokens that aren't the teacher's first choice.
+        tokens: all that were looked at.
+    """
+
+    upheld: float
+    clips: float
+    disputed: float
+    tokens: float
 
 
 @dataclass
@@ -69,35 +89,29 @@ class BlendState:
 
     Attributes:
         options: what the run is, by name (`askd_hf.run_settings`), so that it isn't resumed as another one.
-        teacher_ce, student_ce: smoothed cross-entropy on the labels, nats a token (`teacher_schedule=adaptive`).
-        release_step: the step from which on an adaptive schedule has done without the teacher; None before.
+        labels_upheld: of held-out labels that the teacher disputes, the share that the student upholds, smoothed
+            (`teacher_schedule=adaptive`). 1 where none are held out.
+        disputed: the share of held-out label tokens that the teacher disputes; None before the first measurement.
+        teacher_gone: whether an adaptive schedule has done without the teacher since the teacher phase ended.
         snapshot_epoch: the epoch in whose course the snapshot was taken; None before.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
-    teacher_ce: float = 0.0
-    student_ce: float | None = None
-    release_step: int | None = None
+    labels_upheld: float = 1.0
+    disputed: float | None = None
+    teacher_gone: bool = False
     snapshot_epoch: int | None = None
 
     @property
-    def advantage(self) -> float:
-        """The share of the student's cross-entropy that the teacher would save, 1 - CE_teacher/CE_student in [0, 1].
+    def labels_credit(self) -> float:
+        """How much of the weight that a linear schedule would give to the labels they have earned, 0.1 to 1."""
+        return min(1.0, max(LEAST_CREDIT, self.labels_upheld / ENOUGH_UPHELD))
 
-        1 before the first measurement. `teacher_ce` is smoothed from 0 on, so that the advantage starts near 1 and one
-        lucky batch can't release the teacher.
-        """
-        if self.student_ce is None:
-            return 1.0
-        return min(1.0, max(0.0, 1.0 - self.teacher_ce / self.student_ce)) if self.student_ce > 0 else 0.0
-
-    def observe(self, teacher_ce: float, student_ce: float, window: int) -> None:
-        """Smooth in the mean cross-entropies of one update (exponential average over about `window` updates)."""
-        new = 1.0 / window
-        self.teacher_ce += new * (teacher_ce - self.teacher_ce)
-        if self.student_ce is None:
-            self.student_ce = student_ce
-        self.student_ce += new * (student_ce - self.student_ce)
+    def observe(self, judged: LabelsJudged, share: float) -> None:
+        """Smooth in a new measurement, with the weight `share`."""
+        upheld = (judged.upheld + 1.0) / (judged.clips + 2.0)  # the rule of succession: few clips say little
+        self.labels_upheld += share * (upheld - self.labels_upheld)
+        self.disputed = judged.disputed / max(judged.tokens, 1.0)
 
 
 class Phase(NamedTuple):
@@ -122,46 +136,60 @@ class BlendSchedule:
     self_weight: float
     self_schedule: str
 
-    def teacher_end(self, state: BlendState) -> int:
-        """The first step without the teacher."""
+    @property
+    def planned_end(self) -> int:
+        """The first step after the teacher phase."""
         if self.teacher_weight == 0.0 and self.teacher_weight_end == 0.0:
             return 0
-        end = round(self.teacher_phase * self.total_steps)
-        return end if state.release_step is None else min(end, state.release_step)
+        return round(self.teacher_phase * self.total_steps)
+
+    def teacher_end(self, state: BlendState) -> int:
+        """The first step that certainly is without the teacher."""
+        held = self.teacher_schedule == "adaptive" and self.planned_end > 0 and not state.teacher_gone
+        return self.total_steps if held else self.planned_end
+
+    def is_measured(self, step: int, state: BlendState) -> bool:
+        """Whether an adaptive schedule looks at held-out clips before update `step`."""
+        return 0 < step < self.teacher_end(state) and step % self.measured_every == 0
+
+    @property
+    def measured_every(self) -> int:
+        return max(1, self.total_steps // MEASUREMENTS)
 
     def weights(self, step: int, state: BlendState) -> BlendWeights:
         """The weights at update `step`, counted from 0."""
-        end = self.teacher_end(state)
+        end, teacher, own = self.planned_end, 0.0, 0.0
         if step < end:
-            # of the planned phase, not of the one that an early release has cut short
-            left = TEACHER_SCHEDULES[self.teacher_schedule](step / round(self.teacher_phase * self.total_steps))
+            left = TEACHER_SCHEDULES[self.teacher_schedule](step / end)
             teacher = self.teacher_weight_end + left * (self.teacher_weight - self.teacher_weight_end)
-            if self.teacher_schedule == "adaptive":
-                teacher = min(teacher, self.teacher_weight * state.advantage)
-            return BlendWeights(teacher=teacher)
-        # (0, 1]: the first step of the phase already has some weight and the last one has all of it
-        progress = (step - end + 1) / max(1, self.total_steps - end)
-        return BlendWeights(self=self.self_weight * SELF_SCHEDULES[self.self_schedule](min(1.0, progress)))
+        else:
+            # (0, 1]: the first step of the phase already has some weight and the last one has all of it
+            progress = (step - end + 1) / max(1, self.total_steps - end)
+            own = self.self_weight * SELF_SCHEDULES[self.self_schedule](min(1.0, progress))
+        if self.teacher_schedule == "adaptive" and step < self.teacher_end(state):
+            # the labels gain on the teacher as much of what they would as they have earned
+            teacher += (1.0 - state.labels_credit) * (self.teacher_weight - teacher)
+        return BlendWeights(teacher=teacher, self=own * (1.0 - teacher))
 
-    def phases(self, state: BlendState) -> list[Phase]:
-        """The plan of the run, as far as it is known at `state` (an adaptive teacher may be released earlier)."""
-        end = self.teacher_end(state)
+    def phases(self) -> list[Phase]:
+        """The plan of the run; under an adaptive schedule of one whose labels earn full credit."""
+        end = self.planned_end
         after = "self" if self.self_weight else "labels"
         spans = [("teacher", 0, end), (after, end, self.total_steps)]
         return [
-            Phase(name, start, stop, self.weights(start, state), self.weights(stop - 1, state))
+            Phase(name, start, stop, self.weights(start, BlendState()), self.weights(stop - 1, BlendState()))
             for name, start, stop in spans
             if stop > start
         ]
 
-    def table(self, state: BlendState) -> str:
+    def table(self) -> str:
         """The phases as text, for the log."""
         rows = ["phase     steps             teacher weight    self weight"]
-        for name, start, end, first, last in self.phases(state):
+        for name, start, end, first, last in self.phases():
             rows.append(
                 f"{name:8s}  {start:6d} - {end - 1:<6d}   {first.teacher:.3f} -> {last.teacher:.3f}    "
                 f"{first.self:.3f} -> {last.self:.3f}"
             )
-        if self.teacher_schedule == "adaptive" and self.teacher_end(state):
-            rows.append("adaptive: a student that has caught up with its teacher on the labels is released earlier")
+        if self.teacher_schedule == "adaptive":
+            rows.append("adaptive: where held-out labels don't bear out, the teacher keeps more weight, and longer")
         return "\n".join(rows)

@@ -60,6 +60,9 @@ class ASKDTrainer(ResumingTrainer):
     Logged besides Trainer's own values, over the label tokens since the last time: `ce_loss`, `teacher_loss`,
     `self_loss` (with their T^2), `hidden_loss` (of a trained encoder, see `askd_hf.hidden_states`), `blend_loss` (all
     of these, weighted), `teacher_ce`, `agreement` and the weights; and what `ThroughputCallback.measured` tells.
+    An adaptive `args.teacher_schedule` keeps some of `train_dataset` out of training (`askd_hf.held_out`). Then also
+    `disputed_labels`, the share of their label tokens that aren't the teacher's first choice, and `teacher_advantage`,
+    the share of these, by clip and smoothed, on which the student doesn't uphold the label. Both are from 0 to 1.
     Evaluation gives `eval_ce_loss` (also as `eval_loss`), the other terms if `args.eval_blend`, and
     `compute_metrics` on generated tokens.
     """
@@ -116,7 +119,7 @@ class ASKDTrainer(ResumingTrainer):
             self.add_callback(callback)
         if args.early_stopping_patience is not None:
             self.add_callback(StopEarlyCallback(args.early_stopping_patience))
-        self._draws = self._drawn_rows(train_dataset)
+        self._draws = self._drawn_rows(self.train_dataset)
         on_bad_audio = train_dataset.on_bad_audio if isinstance(train_dataset, SpeechStream) else "error"
         self.skipped = SkippedRows(skipped_rows_file(args.output_dir, args.process_index), on_bad_audio)
         self._clips: list[str] = []
@@ -206,8 +209,6 @@ class ASKDTrainer(ResumingTrainer):
         if model.training:
             check_finite(terms, inputs["labels"], self._clips, self.state.global_step)
             self._train_sums += sums(terms)
-            if terms.teacher_ce is not None:
-                self.blend.observe(terms.teacher_ce, terms.ce)
         # of a stream all rows of an update may have been skipped: then there is nothing to learn, and nothing is NaN
         if num_items_in_batch is None:
             loss = total / max(len(terms.total), 1)
@@ -357,7 +358,9 @@ class ASKDTrainer(ResumingTrainer):
             if isinstance(self.train_dataset, SpeechStream):
                 logs["skipped_rows"] = sum(self._skipped_rows())
             if self.args.teacher_schedule == "adaptive":
-                logs["teacher_advantage"] = self.blend.state.advantage
+                logs["teacher_advantage"] = 1.0 - self.blend.state.labels_upheld
+                if self.blend.state.disputed is not None:
+                    logs["disputed_labels"] = self.blend.state.disputed
             self._train_sums = new_sums(self.args.device)
         super().log(logs, start_time)
 

@@ -207,7 +207,9 @@ def options(output_dir, **changes) -> dict:
     return defaults | changes
 
 
-def make_trainer(output_dir, teacher, student, eval_dataset=None, compute_metrics=None, processor=None, **changes):
+def make_trainer(
+    output_dir, teacher, student, eval_dataset=None, compute_metrics=None, processor=None, clips=16, **changes
+):
     """An `ASKDTrainer` on copies of the models; of 10 steps of the preset askd 6 are teacher phase, from 0.8 on."""
     if changes.get("preset", "askd") == "askd":
         changes = dict(teacher_weight=0.8, teacher_phase=0.6) | changes
@@ -215,7 +217,7 @@ def make_trainer(output_dir, teacher, student, eval_dataset=None, compute_metric
         model=copy.deepcopy(student),
         args=ASKDConfig(**options(output_dir, **changes)),
         teacher=copy.deepcopy(teacher),
-        train_dataset=Clips(student.config),
+        train_dataset=Clips(student.config, clips),
         eval_dataset=eval_dataset,
         data_collator=collate,
         compute_metrics=compute_metrics,

@@ -27,7 +27,7 @@ ALL_BUT_ONE = 30  # of the vocabulary's 31 tokens
 # half precision on disk, after some updates
 TOLERANCE = dict(rtol=5e-3, atol=5e-3)
 SAME_STEPS = ("loss", "ce_loss", "blend_loss", "teacher_loss", "self_loss", "teacher_ce", "agreement", "grad_norm")
-SAME_STEPS += ("teacher_weight", "self_weight", "teacher_advantage")
+SAME_STEPS += ("teacher_weight", "self_weight", "teacher_advantage", "disputed_labels")
 
 
 @pytest.fixture
@@ -81,13 +81,19 @@ def trained(*args, **changes) -> dict[str, torch.Tensor]:
     ],
     ids=str,
 )
-def test_labels_of_nearly_all_tokens_train_as_the_teacher_itself(tmp_path, teacher, student, collator, clips, changes):
+def test_labels_of_nearly_all_tokens_train_as_the_teacher_itself(
+    tmp_path, teacher, student, collator, clips, changes, monkeypatch
+):
+    monkeypatch.setattr("askd_hf.held_out.SHARE", 0.25)  # of 8 clips 2 are held out
+    monkeypatch.setattr("askd_hf.held_out.FEWEST_CLIPS", 2)
     temperature = changes.get("temperature", 2.0)
     labelled = label(tmp_path / "cache", clips, collator, teacher, top_k=ALL_BUT_ONE, temperature=temperature)
     live = trained(tmp_path, student, clips, collator, teacher, **changes)
     cached = trained(tmp_path, student, labelled, collator, **changes)
-    assert len(live["loss"]) == 10 and 0 < len(live["teacher_loss"]) < 10 and len(live["self_loss"]) > 0
-    assert (len(live["teacher_advantage"]) > 0) == ("teacher_schedule" in changes)
+    adaptive = "teacher_schedule" in changes
+    assert len(live["loss"]) == 10 and len(live["self_loss"]) == 4
+    assert len(live["teacher_loss"]) == (10 if adaptive else 6)
+    assert len(live["disputed_labels"]) == (9 if adaptive else 0)
     torch.testing.assert_close(cached, live, **TOLERANCE)
     assert not torch.equal(cached["teacher_loss"], live["teacher_loss"])  # it has been rounded
 

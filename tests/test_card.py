@@ -143,7 +143,7 @@ def test_the_examples_of_the_card_run(tmp_path):
 
 # ---- the objective ----
 
-KD = dict(teacher_phase=1.0, teacher_weight=0.5, teacher_weight_end=0.5, self_weight=0.0)
+KD = dict(teacher_phase=1.0, teacher_weight=0.5, teacher_weight_end=0.5, teacher_schedule="constant", self_weight=0.0)
 PS_KD = dict(teacher_phase=0.0, teacher_weight=0.0, teacher_weight_end=0.0, self_weight=0.8, temperature=1.0)
 
 

@@ -8,7 +8,7 @@ from askd_hf.callbacks import AdaptiveBlendCallback
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
 from askd_hf.presets import PRESETS
-from askd_hf.schedule import BlendSchedule, BlendState
+from askd_hf.schedule import BlendSchedule, BlendState, LabelsJudged
 
 
 def schedule(**changes):
@@ -59,33 +59,58 @@ def test_the_self_phase(name, first, middle):
     assert weights[99] == pytest.approx(0.5)
 
 
-def test_adaptive_is_linear_capped_by_the_measured_advantage():
-    plan, state = schedule(teacher_schedule="adaptive", teacher_weight_end=0.0), BlendState()
-    assert plan.weights(0, state).teacher == 0.8
-    for _ in range(300):
-        state.observe(teacher_ce=0.5, student_ce=2.0, window=10)
-    assert state.advantage == pytest.approx(0.75)
-    assert plan.weights(0, state).teacher == pytest.approx(0.8 * 0.75)
-    assert plan.weights(45, state).teacher == pytest.approx(0.2)  # the line is below the cap
-    for _ in range(300):
-        state.observe(teacher_ce=0.5, student_ce=0.4, window=10)
-    assert state.advantage == 0.0
-    assert plan.weights(10, state).teacher == 0.0
+def judged(upheld: float, clips: int) -> LabelsJudged:
+    return LabelsJudged(upheld, clips, disputed=clips, tokens=4 * clips)
 
 
-def test_one_lucky_batch_does_not_release_the_teacher():
+def test_adaptive_is_linear_while_the_labels_have_full_credit():
+    linear, adaptive = schedule(), schedule(teacher_schedule="adaptive")
+    state = BlendState(teacher_gone=True)
+    for upheld, clips in [(8.0, 8), (26.0, 28)]:  # 9 of 10, 27 of 30
+        fresh = BlendState()
+        fresh.observe(judged(upheld, clips), share=1.0)
+        assert [adaptive.weights(step, fresh) for step in range(60)] == [linear.weights(s, state) for s in range(60)]
+    assert [adaptive.weights(step, state) for step in range(100)] == [linear.weights(s, state) for s in range(100)]
+
+
+def test_labels_that_are_not_borne_out_gain_less_and_the_teacher_stays():
+    linear, adaptive, state = schedule(), schedule(teacher_schedule="adaptive"), BlendState()
+    state.observe(judged(upheld=3.5, clips=18), share=1.0)  # 4.5 of 20
+    assert state.labels_upheld == pytest.approx(4.5 / 20) and state.labels_credit == pytest.approx(0.25)
+    for step in range(100):
+        a, b = linear.weights(step, state)
+        held, own = adaptive.weights(step, state)
+        assert held == pytest.approx(0.8 - 0.25 * (0.8 - a))
+        assert own == pytest.approx((1.0 - held) * b)
+    state.observe(judged(upheld=0.0, clips=10**6), share=1.0)
+    assert adaptive.weights(99, state).teacher == pytest.approx(0.8 * 0.9)  # labels keep something to prove themselves
+    state.observe(judged(upheld=100.0, clips=100), share=1.0)  # and nothing is for good
+    assert adaptive.weights(30, state) == linear.weights(30, state)
+
+
+def test_few_clips_say_little():
+    credits = []
+    for clips in (0, 1, 2, 20, 200):
+        state = BlendState()
+        state.observe(judged(0.0, clips), share=1.0)
+        credits.append(state.labels_credit)
+    assert credits == pytest.approx([0.5 / 0.9, (1 / 3) / 0.9, 0.25 / 0.9, 0.1, 0.1])
+
+
+def test_measurements_are_smoothed():
     state = BlendState()
-    state.observe(teacher_ce=1.0, student_ce=0.5, window=10)
-    assert state.advantage > 0.5
+    for _ in range(2):
+        state.observe(judged(upheld=0.0, clips=8), share=0.5)
+    assert state.labels_upheld == pytest.approx(0.25 * 1.0 + 0.75 * 0.1)
+    assert state.disputed == 0.25
 
 
-def test_an_early_release_starts_the_self_phase():
-    plan, state = schedule(teacher_schedule="adaptive"), BlendState(release_step=20)
-    assert plan.weights(19, state).teacher > 0
-    assert plan.weights(20, state) == (0.0, pytest.approx(0.5 / 80))
-    assert plan.weights(99, state) == (0.0, pytest.approx(0.5))
-    # the line itself is that of the planned phase, not of the shortened one
-    assert plan.weights(15, state).teacher == schedule().weights(15, BlendState()).teacher
+def test_when_an_adaptive_schedule_measures():
+    plan, state = schedule(teacher_schedule="adaptive", total_steps=400), BlendState()
+    assert [s for s in range(400) if plan.is_measured(s, state)] == list(range(10, 400, 10))
+    assert not any(schedule(total_steps=400).is_measured(s, state) for s in range(240, 400))
+    state.teacher_gone = True
+    assert [s for s in range(400) if plan.is_measured(s, state)] == list(range(10, 240, 10))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -114,7 +139,7 @@ def test_annealing_goes_from_the_teacher_to_the_labels(tmp_path):
 
 
 def test_the_table_names_the_phases():
-    table = schedule().table(BlendState())
+    table = schedule().table()
     assert "teacher        0 - 59       0.800 -> 0.210    0.000 -> 0.000" in table
     assert "self          60 - 99       0.000 -> 0.000    0.013 -> 0.500" in table
 
@@ -137,3 +162,34 @@ def test_an_impossible_option_is_refused_by_name(tmp_path, option, value, messag
     with pytest.raises(UserError, match=message) as error:
         ASKDConfig(output_dir=str(tmp_path), **{option: value})
     assert str(error.value).startswith(option)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            dict(teacher_weight=0.0, teacher_weight_end=0.3, teacher_schedule="adaptive"),
+            "teacher_schedule: adaptive only low",
+        ),
+        (dict(preset="kd", teacher_schedule="adaptive"), "teacher_schedule: adaptive has no effect"),
+        (dict(preset="ps-kd", teacher_schedule="adaptive"), "teacher_schedule: adaptive has no effect"),
+        (dict(preset="ce", teacher_schedule="cosine"), "teacher_schedule: cosine has no effect"),
+        (dict(teacher_weight=0.0, teacher_weight_end=0.3, teacher_phase=0.0), "teacher_weight_end: 0.3 has no effect"),
+        (dict(teacher_weight_end=0.3, teacher_schedule="constant"), "teacher_weight_end: 0.3 has no effect"),
+        (dict(teacher_phase=1.0, self_weight=0.5), "self_weight: 0.5 has no effect"),
+        (dict(self_weight=0.0, self_schedule="constant"), "self_schedule: constant has no effect"),
+        (dict(self_weight=0.0, self_teacher="snapshot"), "self_teacher: snapshot has no effect"),
+        (dict(preset="ps-kd", self_weight=0.0, self_schedule="constant"), "self_schedule: constant has no effect"),
+    ],
+    ids=str,
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        ASKDConfig(output_dir=str(tmp_path), **options)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(teacher_phase=1.0), dict(teacher_schedule="constant"), dict(self_weight=0.0), dict(preset="ce")]
+)
+def test_what_a_preset_leaves_without_effect_is_nobodys_mistake(tmp_path, options):
+    ASKDConfig(output_dir=str(tmp_path), **options)

@@ -1,7 +1,8 @@
 """Several sets of speech as one: with equal columns, in chosen shares."""
 
+import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ class SpeechStream:
         buffer: rows of a dataset from which the next is drawn.
         negatives: mixed in with the `share`, repeatedly.
         on_bad_audio: "error": a row that can't be used ends the run. "skip": it is left out.
+        held_out: the names of clips that never come.
     """
 
     datasets: list[IterableDataset]
@@ -85,6 +87,7 @@ class SpeechStream:
     negatives: IterableDataset | None = None
     share: float = 0.0
     on_bad_audio: str = "error"
+    held_out: frozenset[str] = frozenset()
 
     def __getitem__(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """The row itself: what a sampler draws from a stream is the row and not a number."""
@@ -99,10 +102,21 @@ class SpeechStream:
         while True:
             number = -1
             for number, row in enumerate(self._epoch(epoch)):
-                yield {**row, "draw": (self.seed, epoch, number)}
+                if row["clip"] not in self.held_out:
+                    yield {**row, "draw": (self.seed, epoch, number)}
             if number < 0:
                 raise UserError("the stream of speech has no rows")
             epoch += 1
+
+    def hold_out(self, share: float, among: int) -> tuple["SpeechStream", list[dict[str, Any]], int]:
+        """The stream without some of its clips, these as rows, and among how many clips they were chosen.
+
+        They are the `share` of those with speech in the first `among` rows, or in the first epoch if that is shorter.
+        """
+        first = {row["clip"]: row for row in itertools.islice(self._epoch(0), among) if not row["negative"]}
+        chosen = sorted(np.random.default_rng(0).permutation(list(first))[: int(share * len(first))].tolist())
+        rows = [{**first[clip], "draw": (self.seed, 0, number)} for number, clip in enumerate(chosen)]
+        return replace(self, held_out=frozenset(chosen)), rows, len(first)
 
     def _epoch(self, epoch: int) -> IterableDataset:
         # seeds of our own: whether `IterableDataset.set_epoch` reaches the buffers and shards of the parts of an
