@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers import WhisperConfig
 
 from .errors import UserError
 
@@ -43,6 +44,12 @@ POINTER = b"version https://git-lfs.github.com/spec/"  # how the file of git-lfs
 EXPECTED = "expected a directory with config.json and model.safetensors, as `save_pretrained` writes it, or a Hub id"
 
 
+def check_model_type(name: str, model_type: str | None) -> None:
+    """Raise `UserError` for another model than Whisper; a config that doesn't say is left to transformers."""
+    if model_type not in (None, WhisperConfig.model_type):
+        raise UserError(f"{name} is a {model_type!r} model, not Whisper: only Whisper models can be distilled")
+
+
 def check_files(name: str) -> None:
     """Raise `UserError` unless the files in a local directory are there and whole. Of a Hub id nothing is known.
 
@@ -58,6 +65,8 @@ def check_files(name: str) -> None:
         if (directory / file).is_file():
             _check_small(directory / file)
     if (directory / CONFIG).is_file():
+        # before the weights: other models' files have other names
+        check_model_type(name, json.loads((directory / CONFIG).read_text(encoding="utf-8")).get("model_type"))
         for file in weight_files(directory):
             check_weights(file)
     elif (directory / ADAPTER[0]).is_file():

@@ -10,7 +10,6 @@ import torch
 from tokenizers import AddedToken
 from transformers import (
     AutoConfig,
-    WhisperConfig,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizer,
@@ -19,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
 from .adapter import adapter_base, is_adapter, with_adapter
-from .checkpoint_files import check_files, loading_errors
+from .checkpoint_files import check_files, check_model_type, loading_errors
 from .errors import UserError
 from .generation_config import complete, drop_missing_heads, lacking
 from .hub import hub_access, local_or_hub
@@ -50,8 +49,7 @@ def load_whisper(
         return with_adapter(base, name).to(dtype)  # merged in full precision
     with loading_errors(name), hub_access("the model", name):
         config = AutoConfig.from_pretrained(name)
-    if not isinstance(config, WhisperConfig):
-        raise UserError(f"{name} is a {config.model_type!r} model, not Whisper: only Whisper models can be distilled")
+    check_model_type(name, config.model_type)
     with loading_errors(name), hub_access("the model", name), _without_report():
         model, report = WhisperForConditionalGeneration.from_pretrained(
             name,

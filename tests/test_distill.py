@@ -63,8 +63,8 @@ def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
     ]
     assert [row.role for row in results.speed.rows if row.batch_size == 6] == list(results.models)
     card = ModelCard.load(tmp_path / "run" / "README.md")
-    wer = next(result for result in card.data.eval_results if result.metric_type == "wer")
-    assert wer.metric_value == round(results.sets[0].scores["student"].wer, 2)
+    assert card.data.eval_results is None  # a directory of one's own isn't a dataset of the Hub
+    assert f"{results.sets[0].scores['student'].wer:.2f}" in card.text
     assert (tmp_path / "run" / "evaluation" / "report.html").is_file() and (tmp_path / "run" / "run.png").is_file()
     model = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
     assert model.config.decoder_layers == 2 and model.config.encoder_layers == 2

@@ -128,7 +128,8 @@ def test_its_card_is_one_of_peft_without_paths(run, student_dir):
     assert "adapter of" in card.text and "makes of `my-student`" in card.text
     for name in ("README.md", "training.json"):
         assert str(student_dir.parent) not in (run / name).read_text()
-    assert any(result.metric_type == "wer" for result in card.data.eval_results)  # they are of these weights
+    (scored,) = Results.load(run / "evaluation" / "results.json").sets
+    assert f"{scored.scores['student'].wer:.2f}" in card.text  # of these weights
 
 
 def test_pipeline_auto_class_and_peft_load_what_load_whisper_merges(run, student_dir, speech_dir):

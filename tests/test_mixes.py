@@ -318,7 +318,14 @@ def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp
     assert labelled["text"][:] == said
     facts = json.loads((tmp_path / "run" / "training.json").read_text())
     assert facts["origin"]["speech"] == [
-        {"dataset": "audio", "on_hub": False, "config": None, "split": "train", "labelled_by": "teacher"}
+        {
+            "dataset": "audio",
+            "on_hub": False,
+            "config": None,
+            "split": "train",
+            "labelled_by": "teacher",
+            "license": None,
+        }
     ]
     ended = run_here(monkeypatch, capsys, "--student", multilingual_dir, "--unlabelled", "audio", file=finetune)
     assert ended[0] == 2 and "--unlabelled: who is to transcribe it? Give --teacher" in ended[2]

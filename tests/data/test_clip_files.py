@@ -300,7 +300,7 @@ def test_folders_of_sounds_whose_names_are_patterns(tmp_path):
 def test_skipped_clips_cost_no_copy_of_the_audio(tmp_path):
     audio = [{"bytes": encoded(tone(200.0 + i)), "path": f"{i}.wav"} for i in range(4)]
     audio[1] = {"bytes": b"no audio", "path": "1.wav"}
-    rows = Dataset.from_dict({"audio": audio, "text": ["a", "b", None, "d"]}).cast_column("audio", Audio(decode=False))
+    rows = Dataset.from_dict({"audio": audio, "text": ["a", "b", "", "d"]}).cast_column("audio", Audio(decode=False))
     rows.save_to_disk(tmp_path / "saved")
     files = sorted(tmp_path.rglob("*"))
     (prepared,) = prepare_set(EvalSet("x", str(tmp_path / "saved"), None, "train"), window=30.0, on_bad_audio="skip")
