@@ -250,6 +250,8 @@ class BlendingTrainer(SavingTrainer):
                 with unprojected(student, real) as noted:
                     student(**batch)
                 counts += judge(noted[0], inputs, held_out.choices, student.config.eos_token_id)
+            if self._encoder_is_fixed():  # it hears them once as well
+                held_out.keep_encoded(batch["encoder_outputs"][0])
         student.train(training)
         return LabelsJudged(*self.accelerator.reduce(counts, reduction="sum").tolist())
 

@@ -220,6 +220,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         check_ranges(self, **RANGES)
         self._check_steps()
         self._check_blend()
+        if self.teacher_schedule == "adaptive" and "teacher_schedule" not in given and not self._can_adapt():
+            self.teacher_schedule = "linear"  # the preset's adaptive one would be the same, or undefined
         self._check_effects({name for name in given if getattr(self, name) != PRESETS[self.preset][name]})
         self._check_training()
         self._fit_to_the_machine()
@@ -322,6 +324,11 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError("use_liger_kernel: Liger has no kernels for Whisper; it would change nothing")
         if self.remove_unused_columns:
             raise UserError("remove_unused_columns: must be False, the collator needs the audio and text columns")
+
+    def _can_adapt(self) -> bool:
+        """Whether the teacher's weight falls, or ends before the run does, so that it can be held back."""
+        start, end = self.teacher_weight, self.teacher_weight_end
+        return self.uses_teacher and (end < start or (end == start and self.teacher_phase < 1.0))
 
     def _check_effects(self, changed: set[str]) -> None:
         """Raise `UserError` for blend options that would do nothing. Those left as in the preset may.

@@ -89,6 +89,12 @@ class HeldOutBatch:
     inputs: dict[str, Any]
     choices: Tensor | None = None
 
+    def keep_encoded(self, encoded: Tensor) -> None:
+        """Have the output of a frozen encoder, `(batch, positions, d_model)`, in CPU memory in place of features."""
+        if "encoder_outputs" not in self.inputs:
+            kept = {name: value for name, value in self.inputs.items() if not name.endswith("input_features")}
+            self.inputs = kept | {"encoder_outputs": encoded.cpu()}
+
 
 class HeldOutClips:
     """Held-out rows as batches, which are made once and stay in CPU memory."""

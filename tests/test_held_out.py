@@ -151,6 +151,18 @@ def test_the_teacher_hears_the_held_out_clips_once_and_nothing_when_it_has_no_we
     assert (weights > 0).all() and sorted(calls) == [4] * 8 + [8]
 
 
+def test_a_frozen_encoder_hears_the_held_out_clips_once(tmp_path, teacher, student):
+    trainer = make_trainer(tmp_path, teacher, student, clips=160, **ADAPTIVE)
+    heard = []
+    trainer.model.model.encoder.register_forward_pre_hook(
+        lambda encoder, args, kwargs: heard.append(1), with_kwargs=True
+    )
+    trainer.train()  # 8 steps, before 7 of which one batch of held-out clips is looked at
+    assert len(heard) == 8 + 1
+    (batch,) = trainer._held_out.batches(trainer.data_collator, trainer.args)
+    assert "input_features" not in batch.inputs and batch.inputs["encoder_outputs"].device.type == "cpu"
+
+
 def test_training_does_not_see_them(tmp_path, teacher, student):
     trainer = make_trainer(tmp_path, teacher, student, clips=160, max_steps=-1, num_train_epochs=2, **ADAPTIVE)
     seen, make = set(), trainer.data_collator
@@ -209,5 +221,5 @@ def test_what_is_held_out_is_part_of_the_run(tmp_path, teacher, student, monkeyp
     make_trainer(tmp_path, teacher, student, **saving, **ADAPTIVE).train()
     monkeypatch.setattr(held_out, "SHARE", 0.1)
     other = make_trainer(tmp_path, teacher, student, **saving, **ADAPTIVE)
-    with pytest.raises(UserError, match=r"held_out_clips 8 -> 16"):
+    with pytest.raises(UserError, match=r"clips .*152 -> 144"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

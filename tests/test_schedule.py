@@ -193,3 +193,13 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, options, message):
 )
 def test_what_a_preset_leaves_without_effect_is_nobodys_mistake(tmp_path, options):
     ASKDConfig(output_dir=str(tmp_path), **options)
+
+
+def test_the_default_schedule_is_adaptive_where_it_can_adapt(tmp_path):
+    def schedule(**options) -> str:
+        return ASKDConfig(output_dir=str(tmp_path), **options).teacher_schedule
+
+    assert schedule() == schedule(teacher_weight_end=0.2) == schedule(teacher_weight_end=1.0) == "adaptive"
+    assert schedule(teacher_weight=0.2, teacher_weight_end=0.6) == "linear"
+    assert schedule(teacher_weight_end=1.0, teacher_phase=1.0, self_weight=0.0) == "linear"
+    assert schedule(teacher_weight=0.0) == "linear"

@@ -94,7 +94,9 @@ def arrow_type(feature: FeatureType) -> pa.DataType:
 def replace_column(dataset: Dataset, name: str, values: list | pa.Array) -> Dataset:
     """The dataset with the column `name` set to `values`, at its end. No other column is copied."""
     if name in dataset.column_names:
-        dataset = dataset.remove_columns(name)
+        # removed at the end: a dataset without columns has no rows
+        before = f"{name} before"
+        return replace_column(dataset.rename_column(name, before), name, values).remove_columns(before)
     if dataset._indices is None:
         return dataset.add_column(name, values)
     # `add_column` would write all columns of the chosen rows anew, audio included: put the values beside the stored

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
 from ..errors import UserError
+from .columns import replace_column
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def read_metadata(file: Path) -> Dataset:
     for row, name in enumerate(names):
         if not name:
             raise UserError(f"{file}: row {row} (counted from 0) has no file_name")
-    return columns.remove_columns("file_name").add_column("file_name", pa.array(names, pa.string()))
+    return replace_column(columns, "file_name", pa.array(names, pa.string()))
 
 
 def _no_file_name(columns: list[str], file: Path) -> str:

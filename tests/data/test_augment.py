@@ -270,9 +270,7 @@ def test_a_missing_library_is_said_with_the_extra_that_has_it(monkeypatch, missi
 
 def test_noise_that_cannot_be_used_is_named_before_training(tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(
-            UserError, match=rf"no .*flac, .*mp3, .*ogg, opus, .*wav, .*files in {re.escape(str(folder))}"
-        ):
+        with pytest.raises(UserError, match=rf"no .*flac, .*wav, .*files in {re.escape(str(folder))}"):
             augmenter("noise", noise_folder=str(folder))
     whole = encoded(noise(2.0), container="FLAC")
     for content, problem in (
