@@ -154,11 +154,9 @@ def test_the_teacher_hears_the_held_out_clips_once_and_nothing_when_it_has_no_we
 def test_a_frozen_encoder_hears_the_held_out_clips_once(tmp_path, teacher, student):
     trainer = make_trainer(tmp_path, teacher, student, clips=160, **ADAPTIVE)
     heard = []
-    trainer.model.model.encoder.register_forward_pre_hook(
-        lambda encoder, args, kwargs: heard.append(1), with_kwargs=True
-    )
-    trainer.train()  # 8 steps, before 7 of which one batch of held-out clips is looked at
-    assert len(heard) == 8 + 1
+    trainer.model.model.encoder.register_forward_pre_hook(lambda encoder, args: heard.append(len(args[0])))
+    trainer.train()  # 8 steps of 4 clips, before 7 of which 8 held-out clips are looked at
+    assert sum(heard) == 8 * 4 + 8
     (batch,) = trainer._held_out.batches(trainer.data_collator, trainer.args)
     assert "input_features" not in batch.inputs and batch.inputs["encoder_outputs"].device.type == "cpu"
 
