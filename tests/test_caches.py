@@ -86,11 +86,12 @@ def test_labels_of_nearly_all_tokens_train_as_the_teacher_itself(
 ):
     monkeypatch.setattr("askd_hf.held_out.SHARE", 0.25)  # of 8 clips 2 are held out
     monkeypatch.setattr("askd_hf.held_out.FEWEST_CLIPS", 2)
+    changes = dict(teacher_schedule="linear") | changes
     temperature = changes.get("temperature", 2.0)
     labelled = label(tmp_path / "cache", clips, collator, teacher, top_k=ALL_BUT_ONE, temperature=temperature)
     live = trained(tmp_path, student, clips, collator, teacher, **changes)
     cached = trained(tmp_path, student, labelled, collator, **changes)
-    adaptive = "teacher_schedule" in changes
+    adaptive = changes["teacher_schedule"] == "adaptive"
     assert len(live["loss"]) == 10 and len(live["self_loss"]) == 4
     assert len(live["teacher_loss"]) == (10 if adaptive else 6)
     assert len(live["disputed_labels"]) == (9 if adaptive else 0)

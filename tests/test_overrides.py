@@ -18,7 +18,7 @@ OWN = {
     *("_skipped_rows", "_prefixes", "free_memory", "push_advice", "is_student", "_save_adapter", "_save_spelling"),
     *("_repository", "_upload_copy", "_check_encoder", "_check_cache_is_valid", "_check_precision"),
     *("_encode", "_encoder_is_fixed", "_release_teacher", "_run_models", "_self_target", "_teacher_target"),
-    *("_teacher_has_own_features", "_weigh_hidden"),
+    *("_teacher_has_own_features", "_weigh_hidden", "_judge_labels", "_for_models"),
 }
 
 
