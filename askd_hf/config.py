@@ -88,8 +88,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         metadata={
             "help": f"How the teacher's weight falls: {', '.join(TEACHER_SCHEDULES)}. adaptive: as linear where the "
             "labels bear out; where they don't, as with wrong transcripts, the teacher keeps more weight, and beyond "
-            "its phase. It keeps 5 %% of the training clips (at most 128) out of training and looks at them 40 times a "
-            "run; with fewer than 160 clips it is linear. None: the preset's."
+            "its phase. It keeps 5 %% of the training clips (at most 128) out of training, to look at them 40 times "
+            "per run; with fewer than 160 clips it is linear. None: the preset's."
         },
     )
     adaptive_window: int = field(
