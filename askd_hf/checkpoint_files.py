@@ -20,8 +20,8 @@ CONFIG = "config.json"
 # in the order in which transformers looks for them
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-SMALL_FILES = (
-    CONFIG,
+# of generation and the processor, as `save_pretrained` of today and of 2022 writes them
+BESIDE_THE_MODEL = (
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -32,8 +32,8 @@ SMALL_FILES = (
     "vocab.json",
     "merges.txt",
     "normalizer.json",
-    "adapter_config.json",
 )
+SMALL_FILES = (CONFIG, *BESIDE_THE_MODEL, ADAPTER[0])
 OTHER_WEIGHTS = {
     "tf_model.h5": "TensorFlow's",
     "flax_model.msgpack": "Flax's",

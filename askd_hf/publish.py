@@ -15,6 +15,7 @@ from huggingface_hub.utils import httpx
 
 from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_base
 from .card import STUDENT, render_card
+from .checkpoint_files import BESIDE_THE_MODEL
 from .data.encoder_cache import weights_digest
 from .errors import UserError, disk_errors
 from .evaluation.results import Results
@@ -33,16 +34,7 @@ CONFIGS = ("config.json", ADAPTER_CONFIG)  # of a whole model, of an adapter
 PUBLISHED = (
     *WEIGHTS,
     *CONFIGS,
-    "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "normalizer.json",
+    *BESIDE_THE_MODEL,
     FACTS_FILE,
     CARD,
     FIGURE,

@@ -131,9 +131,7 @@ def _check_complete(content: bytes, file: soundfile.SoundFile, decoded: int) -> 
     """
     if file.frames > decoded:
         raise AudioError(f"truncated or corrupt: {decoded} of {file.frames} samples can be decoded")
-    for size, there in re.findall(
-        r"(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", file.extra_info
-    ):
+    for size, there in re.findall(rf"(?:{SIZES}) *: (\d+) \(should be (\d+)\)", file.extra_info):
         if int(there) < int(size) < UNKNOWN_SIZE:
             raise AudioError(f"truncated: {there} of {size} bytes of audio are there")
     if file.format == "AU":
