@@ -1,7 +1,7 @@
 """LoRA: the student's weights stay as they are, and small matrices beside them are trained (Hu et al. 2021).
 
 The trainer is given a `PeftModel`. It trains the Whisper model inside, whose layers PEFT has replaced, so that all
-else is as without an adapter: only the adapter is optimised, averaged into the self-teacher and saved in checkpoints.
+else is as without an adapter: only the adapter is optimized, averaged into the self-teacher and saved in checkpoints.
 The finished student has it merged into its weights, and is a plain Whisper again; or what is kept is the adapter
 alone, in a directory that `pipeline` loads on top of the model that its configuration names (`keep_adapter`).
 """
@@ -157,7 +157,7 @@ def with_adapter(base: WhisperForConditionalGeneration, name: str) -> WhisperFor
     with hub_access("the adapter", name):
         try:
             with warnings.catch_warnings():
-                # weights that it lacks would stay as they were initialised
+                # weights that it lacks would stay as they were initialized
                 warnings.filterwarnings("error", message="Found missing adapter keys")
                 adapter = PeftModel.from_pretrained(base, name)
             surplus = load_peft_weights(name, device="cpu").keys() - get_peft_model_state_dict(adapter).keys()

@@ -173,7 +173,7 @@ class DataArguments:
     )
     text_normalizer: Literal["none", "basic", "english"] = field(
         default="none",
-        metadata={"help": "Train on transcripts normalised so, with Whisper's basic or English normaliser."},
+        metadata={"help": "Train on transcripts normalized so, with Whisper's basic or English normalizer."},
     )
     min_seconds: float = field(default=0.0, metadata={"help": "Train on clips of at least so many seconds."})
     max_seconds: float = field(default=math.inf, metadata={"help": "Train on clips of at most so many seconds."})
@@ -183,7 +183,7 @@ class DataArguments:
     max_label_tokens: float = field(default=math.inf, metadata={"help": "Train on clips of at most so many."})
     normalizer: Normalizer = field(
         default="auto",
-        metadata={"help": f"Text normaliser for WER and CER, while training and after it. {NORMALIZER_HELP}"},
+        metadata={"help": f"Text normalizer for WER and CER, while training and after it. {NORMALIZER_HELP}"},
     )
     on_bad_audio: Literal["error", "skip"] = field(
         default="error",

@@ -194,7 +194,7 @@ def model_index(results: Results) -> list[EvalResult]:
                     dataset_split=entry.split,
                     dataset_args={"language": entry.language} if entry.language else None,
                     metric_type=metric,
-                    metric_name=f"{metric.upper()} ({normalizer} normaliser, {entry.clips} clips{method})",
+                    metric_name=f"{metric.upper()} ({normalizer} normalizer, {entry.clips} clips{method})",
                     metric_value=round(value, 2),
                     metric_args=arguments,
                 )

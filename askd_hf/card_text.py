@@ -68,7 +68,7 @@ def was_distilled(facts: Facts) -> bool:
 
 def title_line(facts: Facts) -> str:
     """What it is."""
-    kind = "recogniser"
+    kind = "recognizer"
     if facts.origin.task == "translate":
         kind = "translator" + (f", from `{facts.origin.language}` into English," if facts.origin.language else "")
     made = "distilled" if was_distilled(facts) else "trained" if facts.step else "made"
@@ -112,7 +112,7 @@ def speech_line(facts: Facts) -> str:
         details = [
             f"{kind} `{value}`" for kind, value in (("configuration", speech.config), ("split", speech.split)) if value
         ]
-        details += [f"licence `{speech.license}`"] if speech.license else []
+        details += [f"license `{speech.license}`"] if speech.license else []
         by_whom = f", transcribed by `{speech.labelled_by}`" if speech.labelled_by else ""
         known.append(name + (f" ({', '.join(details)})" if details else "") + by_whom)
     if facts.clips is not None:
@@ -315,7 +315,7 @@ def score_table(results: Results) -> str:
         "set",
         "clips",
         "hours",
-        "normaliser",
+        "normalizer",
         "model",
         "WER, %",
         "CER, %",
@@ -331,8 +331,8 @@ def rates_line(results: Results) -> str:
         return "Corpus-level rates of the texts as they are"
     if normalizers <= {"english", "basic", BASIC_BY_LETTER, "none"}:
         as_they_are = " (none: of the texts as they are)" if "none" in normalizers else ""
-        return f"Corpus-level rates after Whisper's text normaliser of that name{as_they_are}"
-    return f"Corpus-level rates after the text normaliser of that name ({meaning_of(normalizers)})"
+        return f"Corpus-level rates after Whisper's text normalizer of that name{as_they_are}"
+    return f"Corpus-level rates after the text normalizer of that name ({meaning_of(normalizers)})"
 
 
 def model_table(results: Results) -> str:

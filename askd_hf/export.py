@@ -174,7 +174,7 @@ class Agreement:
     Attributes:
         runtime: what the report calls it.
         texts: of each clip its name, what transformers heard, what the runtime heard.
-        wer: of the runtime's texts with those of transformers as the references, percent, both normalised. None if
+        wer: of the runtime's texts with those of transformers as the references, percent, both normalized. None if
             transformers heard no word.
     """
 

@@ -3,7 +3,7 @@
 Where the teacher's first choice is the label, both ask the student for the same. What counts is where they disagree.
 There the student, which has learnt from both on other clips, decides: is the label its first choice, not counting the
 teacher's? What can be learnt from labels, a style or words that the teacher doesn't know, carries over to clips that
-weren't trained on. Random errors don't, however well the student has memorised those of the training set. A rank,
+weren't trained on. Random errors don't, however well the student has memorized those of the training set. A rank,
 unlike a cross-entropy, isn't better for a student that has become unsure, which is all that noisy labels teach.
 """
 

@@ -1,4 +1,4 @@
-"""Word and character error rate, in percent, of normalised texts."""
+"""Word and character error rate, in percent, of normalized texts."""
 
 import importlib
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ MULTILINGUAL = "multilingual"
 LEADERBOARD = "open-asr-leaderboard"
 # what their names say in tables and cards
 MEANING = {
-    UNIFIED: "Whisper's English normaliser, after apostrophes, quotes and dots were brought into one form",
+    UNIFIED: "Whisper's English normalizer, after apostrophes, quotes and dots were brought into one form",
     MULTILINGUAL: "without case, punctuation and variants of spelling, combining marks kept",
     "english": "Whisper's own",
     "basic": "Whisper's own",
@@ -64,7 +64,7 @@ class ErrorRate(Metric):
 
 
 def normalizer_for(name: Normalizer, language: str | None, spelling: dict[str, str]) -> tuple[str, TextNormalizer]:
-    """A text normaliser and its name in tables, cards and results.
+    """A text normalizer and its name in tables, cards and results.
 
     Args:
         name: `english`: Whisper's for English, which expands contractions, drops fillers, writes numbers in digits and
@@ -102,7 +102,7 @@ def text_language(task: str, language: str | None) -> str | None:
 
 
 def meaning_of(names: Iterable[str]) -> str:
-    """What normalisers of these names, as `normalizer_for` gives them, do: for a note below a table."""
+    """What normalizers of these names, as `normalizer_for` gives them, do: for a note below a table."""
     kinds = {name.partition(",")[0] for name in names}
     told = [f"{name}: {meaning}" for name, meaning in MEANING.items() if name in kinds]
     by_letter = ["by letter: every letter is a word"] if {BY_LETTER, BASIC_BY_LETTER} & set(names) else []
@@ -110,7 +110,7 @@ def meaning_of(names: Iterable[str]) -> str:
 
 
 def leaderboard_normalizer(language: str) -> Callable[[str], str]:
-    """The English normaliser of the Open ASR Leaderboard, as it is in the checkout on the PYTHONPATH.
+    """The English normalizer of the Open ASR Leaderboard, as it is in the checkout on the PYTHONPATH.
 
     It was Whisper's (`english`) until it was forked; now it changes from month to month, and no package has it.
 
@@ -136,7 +136,7 @@ def text_normalizer(processor: WhisperProcessor, language: str | None, name: Nor
 def normalize_pairs(
     references: list[str], predictions: list[str], normalize: Callable[[str], str]
 ) -> tuple[list[str], list[str]]:
-    """References and predictions normalised, clip by clip.
+    """References and predictions normalized, clip by clip.
 
     After `MultilingualNormalizer` vowel signs that are optional in writing count only where a prediction contradicts
     its reference (`agree_on_optional_marks`). The references depend on no prediction.
@@ -148,21 +148,21 @@ def normalize_pairs(
 
 
 def error_rates(predictions: list[str], references: list[str], normalize: Callable[[str], str]) -> dict[str, float]:
-    """WER and CER in percent of the normalised texts.
+    """WER and CER in percent of the normalized texts.
 
-    After a normaliser by letter the spaces between the letters are no characters.
+    After a normalizer by letter the spaces between the letters are no characters.
     """
     by_letter = isinstance(normalize, TextNormalizer) and normalize.by_letter
     return _rates(*normalize_pairs(references, predictions, normalize), [by_letter] * len(references))
 
 
 def characters(text: str, by_letter: bool) -> str:
-    """What the CER is of: the normalised text, without spaces where these only part letters."""
+    """What the CER is of: the normalized text, without spaces where these only part letters."""
     return text.replace(" ", "") if by_letter else text
 
 
 def _rates(references: list[str], predictions: list[str], by_letter: list[bool]) -> dict[str, float]:
-    """Of normalised texts; `by_letter` clip by clip."""
+    """Of normalized texts; `by_letter` clip by clip."""
     rates = ErrorRate(keep_in_memory=True).compute(references=references, predictions=predictions)
     if any(by_letter):
         rates["cer"] = 100 * jiwer.cer(*(list(map(characters, side, by_letter)) for side in (references, predictions)))
@@ -175,7 +175,7 @@ def compute_metrics_for(
     """Trainer's `compute_metrics` on generated tokens and labels, both `(clips, tokens)`, padded with -100 or not.
 
     Args:
-        name: of the normaliser, see `normalizer_for`.
+        name: of the normalizer, see `normalizer_for`.
         language: of labels that don't name their language, as those of an English-only model don't.
     """
     tokenizer = processor.tokenizer

@@ -1,9 +1,9 @@
-"""Text normalisers that Whisper's authors don't have: one for all languages, and English with quotes in one form.
+"""Text normalizers that Whisper's authors don't have: one for all languages, and English with quotes in one form.
 
 The one for all languages makes equal what is one text in two spellings, and nothing else:
 
 - Unicode's compatibility forms (NFKC), lower case of the language, digits of every script as 0 to 9;
-- punctuation and symbols are spaces; what stands in brackets is taken out, as Whisper's normalisers do;
+- punctuation and symbols are spaces; what stands in brackets is taken out, as Whisper's normalizers do;
 - combining marks are parts of letters and stay. What the eye doesn't see is taken out: joiners, soft hyphens,
   variation selectors, Arabic's tatweel, signs of recitation;
 - all apostrophes are one, and parts of the words they stand in, as in п'ять and İstanbul'da. After an elision one
@@ -87,7 +87,7 @@ LETTER_OR_FOREIGN_WORD = regex.compile(rf"(?:(?![{UNSPACED_SCRIPTS}])\X)+|\X")
 
 
 class TextNormalizer:
-    """Called with a text it returns it normalised, words between single spaces.
+    """Called with a text it returns it normalized, words between single spaces.
 
     Args:
         normalize: what is done before white space is squeezed.
@@ -189,7 +189,7 @@ def _optional_marks(word: str) -> list[set[str]]:
 def unify_punctuation(text: str) -> str:
     """English with its apostrophes, quotes and dashes as on a typewriter; several dots are a space.
 
-    Whisper's English normaliser expands I'm, and doesn't know I’m; of "wait..." it leaves a dot as a word.
+    Whisper's English normalizer expands I'm, and doesn't know I’m; of "wait..." it leaves a dot as a word.
     """
     text = text.translate(APOSTROPHES | QUOTES | DASHES).replace(WORD_SPACE, " ")
     return regex.sub(r"\.{2,}|…", " ", regex.sub(r"\p{Default_Ignorable_Code_Point}", "", text))

@@ -199,7 +199,7 @@ def blend(
 
     def loss(target: SoftTarget) -> Tensor:
         if isinstance(target, TopK):
-            # normalised anew: they may come from half precision
+            # normalized anew: they may come from half precision
             known = F.log_softmax(torch.cat([target.log_probs, target.log_rest[:, None]], dim=-1).float(), dim=-1)
             coarse = _coarse_log_probs(student_logits, target.token_ids, temperature)
             return temperature**2 * divergence(known, coarse, mix)

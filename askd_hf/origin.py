@@ -1,4 +1,4 @@
-"""Where a run's models and speech come from, as far as it may be published: names without paths, licences."""
+"""Where a run's models and speech come from, as far as it may be published: names without paths, licenses."""
 
 import json
 import logging
@@ -214,7 +214,7 @@ def stored_vocabulary(name: str) -> int | None:
 
 
 def stated_data_license(name: str) -> str | None:
-    """What the card of a dataset, a directory or Hub id, says of its licence; None without a card to be had."""
+    """What the card of a dataset, a directory or Hub id, says of its license; None without a card to be had."""
     path = Path(name).expanduser()
     card = path / "README.md"
     if path.exists() and not card.is_file():
@@ -222,7 +222,7 @@ def stated_data_license(name: str) -> str | None:
     try:
         data = DatasetCard.load(card if path.exists() else name, ignore_metadata_errors=True).data
     except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError) as error:
-        logger.info("no card of the dataset %s, so its licence isn't known: %s", name, error)
+        logger.info("no card of the dataset %s, so its license isn't known: %s", name, error)
         return None
     stated = data.get("license")
     stated = [stated] if isinstance(stated, str) else stated or []
@@ -231,7 +231,7 @@ def stated_data_license(name: str) -> str | None:
 
 
 def stated_license(name: str) -> dict[str, str]:
-    """What the card of a model, a directory or Hub id, says of its licence; nothing without a card to be had.
+    """What the card of a model, a directory or Hub id, says of its license; nothing without a card to be had.
 
     A link into the model's own repository is made whole, or dropped where that isn't on the Hub.
     """
@@ -244,7 +244,7 @@ def stated_license(name: str) -> dict[str, str]:
         else:
             data = ModelCard.load(name, ignore_metadata_errors=True).data
     except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError) as error:
-        logger.info("no model card of %s, so its licence isn't known: %s", name, error)
+        logger.info("no model card of %s, so its license isn't known: %s", name, error)
         return {}
     stated = {key: data.get(key) for key in LICENSE_FIELDS}
     stated = {key: value for key, value in stated.items() if isinstance(value, str)}

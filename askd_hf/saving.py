@@ -112,7 +112,7 @@ class SavingTrainer(PublishingTrainer):
             self._save_spelling(directory)
 
     def _save_spelling(self, directory: Path) -> None:
-        """Save what Whisper's normaliser needs, and `save_pretrained` forgets."""
+        """Save what Whisper's normalizer needs, and `save_pretrained` forgets."""
         spelling = getattr(getattr(self.processing_class, "tokenizer", None), "english_spelling_normalizer", None)
         if spelling:
             (directory / "normalizer.json").write_text(json.dumps(spelling, indent=2))

@@ -68,7 +68,7 @@ SELF_SCHEDULES: dict[str, Callable[[float], float]] = {"linear": linear_ramp, "c
 
 
 class LabelsJudged(NamedTuple):
-    """The student's judgement on held-out clips.
+    """The student's judgment on held-out clips.
 
     Attributes:
         upheld: summed over clips, the share of a clip's disputed label tokens that the student upholds.

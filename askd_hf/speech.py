@@ -155,7 +155,7 @@ def training_speech(
     limit = data_args.max_train_samples
     names = names_of(sources)
     normalizers = [_label_normalizer(data_args, source, collator) for source in sources]
-    # a normaliser gives lower case, and none knows that of every language
+    # a normalizer gives lower case, and none knows that of every language
     text_case = data_args.text_case if data_args.text_normalizer == "none" else "lower"
     splits = [
         clean_texts(

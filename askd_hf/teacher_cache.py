@@ -45,7 +45,7 @@ OLD_LABELS = (
 SAID_OF_TEACHERS = dict.fromkeys(
     ("labels", "teacher", "weights", "computed_in", "vocabulary", "top_k", "temperature", "features")
 )
-# float16 keeps a log-probability to 0.05 %; the target is normalised anew when it is read
+# float16 keeps a log-probability to 0.05 %; the target is normalized anew when it is read
 SOFT_LABELS = Features(
     {
         KEY: Value("string"),

@@ -232,7 +232,7 @@ def measure(bench: Bench, names: list[str], with_memory: bool) -> dict[str, dict
             loss = update[name](columns_for(name, bench, i)).item()
             results[name].setdefault("first_loss", loss)
     for repetition in range(args.repetitions):
-        # each starts a round as often as the others: what is left in the caches of the one before favours nobody
+        # each starts a round as often as the others: what is left in the caches of the one before favors nobody
         first = repetition % len(names)
         for name in names[first:] + names[:first]:
             if name in SLOW and repetition >= args.slow_repetitions:

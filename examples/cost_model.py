@@ -24,7 +24,7 @@ Computed, not measured. Assumed:
   matrix product, launching kernels and waiting for Python are in the rest;
 - weights, gradients, AdamW's moments and {passes} passes over the float32 logits move at {bandwidth:.2f} TB/s;
 - the caches are read at {read_bandwidth:g} GB/s while the GPU computes, and the slower of the two counts;
-- decoding audio, making features, evaluation and checkpoints cost nothing, in favour of the naive rows."""
+- decoding audio, making features, evaluation and checkpoints cost nothing, in favor of the naive rows."""
 
 
 @dataclass

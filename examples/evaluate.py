@@ -10,7 +10,7 @@ speech, a directory with audio files and a metadata.csv (file_name,transcription
         --dataset my_speech --eval_splits test --speed True --speculative True
 
 An interrupted run goes on where it stopped: give the same command again. Scores come from the manifests alone, so
-another normaliser needs neither models nor speech:
+another normalizer needs neither models nor speech:
 
     python examples/evaluate.py --score_only True --output_dir runs/evaluation-my-student --normalizer basic
 

@@ -43,7 +43,7 @@ class PushArguments:
     license: str | None = field(
         default=None,
         metadata={
-            "help": "Licence of the student, as the Hub calls it, such as mit. Default: that of the model that "
+            "help": "License of the student, as the Hub calls it, such as mit. Default: that of the model that "
             "training started from, if its card states one."
         },
     )

@@ -63,7 +63,7 @@ def make_processor(more_tokens: tuple[str, ...] = ()) -> WhisperProcessor:
 
 
 def make_whisper(processor: WhisperProcessor, seed: int = 0, **changes) -> WhisperForConditionalGeneration:
-    """A randomly initialised Whisper of width 16 with 2 encoder and 4 decoder layers."""
+    """A randomly initialized Whisper of width 16 with 2 encoder and 4 decoder layers."""
     token = processor.tokenizer.convert_tokens_to_ids
     options = dict(
         vocab_size=len(processor.tokenizer),

@@ -53,7 +53,7 @@ def test_the_hub_reads_the_metadata_back():
     assert [result.metric_value for result in expected] == [11.11, 4.44]
     first = expected[0]
     assert (first.dataset_type, first.dataset_config, first.dataset_split) == ("you/made-up-speech", "clean", "test")
-    assert first.metric_name == "WER (basic normaliser, 1111 clips)"
+    assert first.metric_name == "WER (basic normalizer, 1111 clips)"
     assert first.metric_args == dict(normalizer="basic", clips=1111, hours=2.22, interval=[10.5, 11.75])
     assert card.data.model_name == "made-up"
     metadata = card.data.to_dict()
@@ -167,10 +167,10 @@ def test_the_formula_has_the_terms_of_the_run(changes, formula):
     assert objective(askd | changes) == f"L = Σᵢ [ {formula} ] / N"
 
 
-# ---- licences ----
+# ---- licenses ----
 
 
-def test_the_licence_is_that_of_what_training_started_from():
+def test_the_license_is_that_of_what_training_started_from():
     mit, apache = ({"license": name} for name in ("mit", "apache-2.0"))
     teacher = Ancestor("a/t", True, mit)
     assert inherited_license(Origin(teacher=teacher, from_teacher=True)) == mit
@@ -273,11 +273,11 @@ def test_clips_without_speech_are_told_apart():
 
 def test_a_translator_says_so():
     text = card_of(tasks=["translate"]).text
-    assert "A Whisper speech translator, from `fr` into English, with 32 encoder" in text and "recogniser" not in text
+    assert "A Whisper speech translator, from `fr` into English, with 32 encoder" in text and "recognizer" not in text
     assert "--dataset my_speech --language fr --task translate" in text
     assert '.transcribe("speech.flac", language="fr", task="translate")' in text
     text = card_of().text
-    assert "A Whisper speech recogniser with 32 encoder" in text and "translator" not in text and "task" not in text
+    assert "A Whisper speech recognizer with 32 encoder" in text and "translator" not in text and "task" not in text
 
 
 def test_a_student_that_was_not_trained_has_no_training_section():
@@ -357,7 +357,7 @@ def test_a_warm_up_below_one_is_a_fraction(value, written):
     assert f"| `warmup_steps` | {written} |" in card_of(dict(warmup_steps=value)).text
 
 
-def test_the_licence_of_the_speech_is_named(tmp_path):
+def test_the_license_of_the_speech_is_named(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Speech\n")
     speech = Speech.of(SpeechSource(str(tmp_path), None, "train"))
     assert speech.license == "cc-by-4.0" and not speech.on_hub
@@ -366,7 +366,7 @@ def test_the_licence_of_the_speech_is_named(tmp_path):
     (tmp_path / "README.md").unlink()
     assert Speech.of(SpeechSource(str(tmp_path), None, "train")).license is None
     assert (
-        "`mine` (split `train`, licence `cc-by-4.0`)"
+        "`mine` (split `train`, license `cc-by-4.0`)"
         in card_of(speech=[dataclasses.replace(speech, dataset="mine")]).text
     )
 
@@ -378,14 +378,14 @@ def test_a_translation_is_no_recognition():
     assert "| into-english, translate | 1,111 |" in card.text and "| plain | 1,111 |" in card.text
 
 
-def test_the_texts_as_they_are_have_no_normaliser():
+def test_the_texts_as_they_are_have_no_normalizer():
     facts = read_facts("made-up-facts")
     plain = with_sets(dict(normalizer="none"))
     card = render_card(facts, plain, "you/x")
-    assert "Corpus-level rates of the texts as they are;" in card.text and "Whisper's text normaliser" not in card.text
-    assert card.data.eval_results[0].metric_name == "WER (no normaliser, 1111 clips)"
+    assert "Corpus-level rates of the texts as they are;" in card.text and "Whisper's text normalizer" not in card.text
+    assert card.data.eval_results[0].metric_name == "WER (no normalizer, 1111 clips)"
     both = with_sets(dict(normalizer="none"), dict(name="b", normalizer="basic"))
-    expected = "Whisper's text normaliser of that name (none: of the texts as they are);"
+    expected = "Whisper's text normalizer of that name (none: of the texts as they are);"
     assert expected in render_card(facts, both, "you/x").text
 
 

@@ -115,7 +115,7 @@ def test_what_a_card_states_of_its_licence(tmp_path):
     assert stated_license(str(tmp_path / "none")) == {} and stated_license("somebody/unreachable") == {}
 
 
-def test_a_link_to_a_licence_on_the_hub_is_made_whole(monkeypatch):
+def test_a_link_to_a_license_on_the_hub_is_made_whole(monkeypatch):
     card = ModelCard("---\nlicense: other\nlicense_link: LICENSE.md\n---\n# x\n")
     monkeypatch.setattr(ModelCard, "load", lambda *args, **kwargs: card)
     assert stated_license("a/b")["license_link"] == "https://huggingface.co/a/b/blob/main/LICENSE.md"

@@ -26,7 +26,7 @@ def test_error_rates_are_of_the_corpus_and_in_percent():
     assert rates["cer"] == pytest.approx(100 * (1 + 5 + 3 + 4) / 19)
 
 
-def test_both_sides_are_normalised_by_the_language(processor):
+def test_both_sides_are_normalized_by_the_language(processor):
     english = text_normalizer(processor, "en")
     assert error_rates(["Mr. Smith's 20 dogs!"], ["mister smith's twenty dogs"], english)["wer"] == 0.0
     basic = text_normalizer(processor, "german")

@@ -1,4 +1,4 @@
-"""The normaliser for all languages: words that differ stay different, and one text in two spellings is one."""
+"""The normalizer for all languages: words that differ stay different, and one text in two spellings is one."""
 
 import pytest
 from transformers.models.whisper.tokenization_whisper import LANGUAGES

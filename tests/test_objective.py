@@ -302,7 +302,7 @@ def test_extreme_logits_give_no_nan(name, soft):
         assert (terms.teacher <= full * (1 + 1e-5) + 1e-3).all() and (terms.teacher >= -1e-6).all()
 
 
-def test_cached_log_probs_are_normalised_anew():
+def test_cached_log_probs_are_normalized_anew():
     """Half precision takes the sum of the probabilities away from 1, which a divergence would see as a difference."""
     for seed in range(10):
         teacher, student, labels = random_pair(seed)

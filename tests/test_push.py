@@ -146,7 +146,7 @@ def test_own_results_become_the_cards(hub, run):
 # ---- what the Hub refuses, and what isn't its fault ----
 
 
-def test_a_licence_that_the_hub_does_not_know_is_named_and_can_be_replaced(hub, run, monkeypatch, capsys):
+def test_a_license_that_the_hub_does_not_know_is_named_and_can_be_replaced(hub, run, monkeypatch, capsys):
     facts = json.loads((run / "training.json").read_text())
     facts["origin"]["student"] = dict(name="a", on_hub=False, license={"license": "my-own"})
     (run / "training.json").write_text(json.dumps(facts))

@@ -122,7 +122,7 @@ def make_whole(teacher, weights):
     return whole
 
 
-def test_an_offloaded_encoder_is_still_recognised(teacher):
+def test_an_offloaded_encoder_is_still_recognized(teacher):
     student, other = init_student(teacher, 2), init_student(teacher, 2)
     other.model.encoder.layers[1].fc2.bias.data += 1
     offload(all_layers(teacher), CPU)

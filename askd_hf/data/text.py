@@ -42,7 +42,7 @@ def clean_texts(
         text_case: "keep"; "lower"; "auto" lower-cases the transcripts of a language if they have capitals, but not one
             small letter, and aren't in a script without case; of a stream the first `LOOKED_AT` rows decide.
         name: the dataset's name in the log.
-        normalize: a text normaliser, for texts in lower case if `text_case` says so.
+        normalize: a text normalizer, for texts in lower case if `text_case` says so.
         written_in: the only language that it is for, a code. None: any.
 
     Raises `UserError` for a row of another language than `written_in`, in a stream when it comes.
@@ -177,7 +177,7 @@ def _clean(text: str | None, language: str | None, lower: bool, normalize: Calla
 
 
 def basic_normalizer() -> Callable[[str], str]:
-    """Whisper's basic normaliser for labels: it keeps combining marks, without which Hindi and Thai aren't legible.
+    """Whisper's basic normalizer for labels: it keeps combining marks, without which Hindi and Thai aren't legible.
 
     `BasicTextNormalizer` makes spaces of them, and compatibility forms (NFKC). Texts have to be in lower case already.
     """

@@ -128,7 +128,7 @@ class EvaluationArguments(DecodingArguments):
     )
     normalizer: Normalizer = field(
         default="auto",
-        metadata={"help": f"Texts are compared as normalised by this. {NORMALIZER_HELP}"},
+        metadata={"help": f"Texts are compared as normalized by this. {NORMALIZER_HELP}"},
     )
     resamples: int = field(default=RESAMPLES, metadata={"help": "Of the bootstrap, for the intervals."})
     num_beams: int = field(default=1, metadata={"help": "Beams of the search; 1 is greedy."})

@@ -36,7 +36,7 @@ class ModelFacts:
 
 @dataclass
 class Scores:
-    """One model on one set, texts normalised unless it says otherwise.
+    """One model on one set, texts normalized unless it says otherwise.
 
     Attributes:
         wer, cer: percent, corpus level. None for a set without speech.
@@ -44,7 +44,7 @@ class Scores:
         substitutions, deletions, insertions: of words, over the corpus.
         insertion_rate: insertions over the references' words, percent.
         repeated_5grams: share of the predictions' word 5-grams that stand earlier in the same prediction, percent; of
-            texts in lower case without punctuation, whatever the normaliser, as a normaliser may delete a loop.
+            texts in lower case without punctuation, whatever the normalizer, as a normalizer may delete a loop.
         clips_with_text: how many clips got any text, in the same form; in a set without speech all of them are
             hallucinations.
         wer_by_speaker: percent; empty where speakers aren't known.
@@ -104,14 +104,14 @@ class SetResult:
         clips: scored.
         dropped: clips that weren't scored, by reason.
         hours: of audio, of the scored clips.
-        reference_words: after normalisation; 0 for a set without speech.
+        reference_words: after normalization; 0 for a set without speech.
         speech: False if nobody speaks in any clip (`EvalSet.no_speech`): then only `clips_with_text` says something.
         blocks: what the bootstrap draws: `speaker` or `clip`.
         scores: by role (`student`, `teacher`, ...).
-        spelling: whether Whisper's English normaliser had a list of British and American words, which comes with a
-            model; None for other normalisers.
+        spelling: whether Whisper's English normalizer had a list of British and American words, which comes with a
+            model; None for other normalizers.
         broken_words: whether words of the references have combining marks, such as the vowel signs of Hindi: the
-            basic normaliser breaks them up there.
+            basic normalizer breaks them up there.
         silent_clips: clips with an empty reference as it stands in the dataset, in a set with speech as well, where
             they count as dropped.
     """
@@ -139,7 +139,7 @@ class SetResult:
 
     @property
     def normalizer_name(self) -> str:
-        """The normaliser, and whether it had a spelling list."""
+        """The normalizer, and whether it had a spelling list."""
         if self.spelling is None:
             return self.normalizer
         return f"{self.normalizer}, {'with' if self.spelling else 'no'} spelling list"

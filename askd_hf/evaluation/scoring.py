@@ -1,4 +1,4 @@
-"""Scores from manifests alone: neither model nor audio is needed, so that other normalisers cost seconds."""
+"""Scores from manifests alone: neither model nor audio is needed, so that other normalizers cost seconds."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from .suites import UNTRANSCRIBED, is_untranscribed
 
 SPELLING_FILE = "normalizer.json"  # beside the manifests, as it lies beside OpenAI's models
 NO_REFERENCE = "no transcript"
-EMPTIED = "reference empty after normalisation"
+EMPTIED = "reference empty after normalization"
 LONGEST_REPEAT = 5
 
 
@@ -80,7 +80,7 @@ def repeated_ngrams(texts: list[str], n: int = LONGEST_REPEAT) -> float:
 
 
 def plain_words(text: str, language: str | None) -> str:
-    """A text in lower case without punctuation: nothing that was said is taken out, as normalisers do with fillers.
+    """A text in lower case without punctuation: nothing that was said is taken out, as normalizers do with fillers.
 
     In languages without spaces every letter counts as a word.
     """
@@ -89,7 +89,7 @@ def plain_words(text: str, language: str | None) -> str:
 
 
 def drop_reason(raw: str, reference: str) -> str | None:
-    """Why a clip of a set with speech can't be scored, from its reference before and after normalisation."""
+    """Why a clip of a set with speech can't be scored, from its reference before and after normalization."""
     if is_untranscribed(raw):
         return UNTRANSCRIBED
     if not raw.strip():
@@ -208,7 +208,7 @@ def _at_limit(lines: list[dict[str, Any]], settings: Settings) -> int | None:
 def _add_plain_counts(
     scores: Scores, lines: list[dict[str, Any]], kept: list[int], silent: list[int], language: str | None
 ) -> None:
-    """What is counted in texts that no normaliser has touched."""
+    """What is counted in texts that no normalizer has touched."""
     plain = [plain_words(line["prediction"], language) for line in lines]
     texts = [plain[i] for i in kept]
     scores.repeated_5grams = repeated_ngrams(texts)
@@ -218,7 +218,7 @@ def _add_plain_counts(
 
 @dataclass
 class Scored:
-    """The clips of a set that are scored, normalised.
+    """The clips of a set that are scored, normalized.
 
     Attributes:
         predictions: by role.

@@ -6,7 +6,7 @@ from .results import CONFIDENCE, Results, Scores, SetResult, Speculative, Speed
 BROKEN_WORDS = (
     "basic takes out combining marks, such as vowel signs, and breaks words there: WER and CER are of what is left"
 )
-PLAIN = "in lower case without punctuation, whatever the normaliser"
+PLAIN = "in lower case without punctuation, whatever the normalizer"
 
 
 def tables(results: Results) -> str:
@@ -67,7 +67,7 @@ def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
 
 
 def _error_rates(results: list[SetResult]) -> str:
-    rows = [["", "", "WER %", "CER %", "normaliser", "clips", "words", "hours"]]
+    rows = [["", "", "WER %", "CER %", "normalizer", "clips", "words", "hours"]]
     for name, role, result, scores in _each(results):
         of_set = [result.normalizer_name, f"{result.clips:,}", f"{result.reference_words:,}", f"{result.hours:.2f}"]
         wer, cer = _with_interval(scores.wer, scores.wer_interval), _with_interval(scores.cer, scores.cer_interval)
@@ -99,7 +99,7 @@ def _error_kinds(results: list[SetResult]) -> str:
         counts = [f"{n:,}" for n in (scores.substitutions, scores.deletions, scores.insertions)]
         rates = [f"{scores.insertion_rate:.2f}", f"{scores.repeated_5grams:.2f}"]
         rows.append([name, role, *counts, *rates, _known(scores.clips_at_limit)])
-    return f"{columns(rows, left=2)}\n(repeated 5-grams {PLAIN}; the rest as normalised for the WER)"
+    return f"{columns(rows, left=2)}\n(repeated 5-grams {PLAIN}; the rest as normalized for the WER)"
 
 
 def _known(count: int | None) -> str:

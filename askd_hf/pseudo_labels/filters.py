@@ -115,7 +115,7 @@ def compression_ratio(text: str) -> float:
 def word_error_rates(
     texts: list[str], references: list[str | None], normalize: Callable[[str], str]
 ) -> list[float | None]:
-    """Clip by clip in percent, of normalised texts."""
+    """Clip by clip in percent, of normalized texts."""
     known = [i for i, reference in enumerate(references) if reference is not None]
     rates: list[float | None] = [None] * len(texts)
     if not known:

@@ -79,7 +79,7 @@ class PseudoLabelArguments(DecodingArguments):
     normalizer: Normalizer = field(
         default="auto",
         metadata={
-            "help": "For --max_wer, transcripts and references are compared as normalised by this, so that capitals "
+            "help": "For --max_wer, transcripts and references are compared as normalized by this, so that capitals "
             f"and missing punctuation cost nothing. {NORMALIZER_HELP}"
         },
     )

@@ -137,7 +137,7 @@ def make_batch(
 
 @torch.no_grad()
 def evaluate(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> tuple[float, int]:
-    """WER of greedy decoding on an audio folder, without any text normaliser, and the number of strings."""
+    """WER of greedy decoding on an audio folder, without any text normalizer, and the number of strings."""
     with open(folder / "metadata.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     model.eval()

@@ -1,4 +1,4 @@
-"""Case, composed letters and normalisers of transcripts, by the language of the text."""
+"""Case, composed letters and normalizers of transcripts, by the language of the text."""
 
 import logging
 
@@ -59,7 +59,7 @@ def test_letters_are_composed_and_nothing_else_changes():
     assert cleaned(["\ufb01ne \u00bd \u0e19\u0e49\u0e33"], "keep") == ["\ufb01ne \u00bd \u0e19\u0e49\u0e33"]  # no NFKC
 
 
-def test_the_basic_normaliser_keeps_marks():
+def test_the_basic_normalizer_keeps_marks():
     texts = ["लड़की, लड़का!", "น้ำ ก๊า", "<SIGHS> IŞIK (GÜLER) yandı."]
     spoken = dict(language=["hi", "th", "tr"], task=["transcribe"] * 3)
     assert cleaned(texts, "lower", normalize=basic_normalizer(), **spoken) == [
@@ -70,7 +70,7 @@ def test_the_basic_normaliser_keeps_marks():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_english_normaliser_is_for_english(stream):
+def test_the_english_normalizer_is_for_english(stream):
     spoken = dict(language=["fr", "fr"], task=["translate", "transcribe"])
     with pytest.raises(UserError, match="is for en, and mine has rows in fr: choose basic"):
         cleaned(["A", "B"], "lower", stream, str, "en", **spoken)

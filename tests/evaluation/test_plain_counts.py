@@ -1,4 +1,4 @@
-"""What normalisers would hide: loops, made-up fillers, clips without a transcript, languages that they break."""
+"""What normalizers would hide: loops, made-up fillers, clips without a transcript, languages that they break."""
 
 import json
 
@@ -17,7 +17,7 @@ def of_language(language: str | None, **more) -> dict:
 
 
 @pytest.mark.parametrize("normalizer", ["english", "basic", "none"])
-def test_loops_of_fillers_are_counted_whatever_the_normaliser(tmp_path, normalizer):
+def test_loops_of_fillers_are_counted_whatever_the_normalizer(tmp_path, normalizer):
     write(tmp_path, "student", [(None, "yes", "Mm-hmm. " * 5), (None, "so", "So (laughs)")])
     result = score_directory(tmp_path, normalizer).sets[0]
     # mm hmm mm hmm ..., 10 words: 6 of five, 2 different ones
@@ -29,7 +29,7 @@ def test_fillers_where_nobody_speaks_are_text(tmp_path):
     write(tmp_path, "student", [(None, "", "Uh, hmm."), (None, " ", "..."), (None, "", "[music]")])
     result = score_directory(tmp_path, "english").sets[0]
     assert (result.speech, result.clips, result.scores["student"].clips_with_text) == (False, 3, 2)
-    assert "text in lower case without punctuation, whatever the normaliser" in tables(score_directory(tmp_path))
+    assert "text in lower case without punctuation, whatever the normalizer" in tables(score_directory(tmp_path))
 
 
 def test_letters_are_words_where_there_are_no_spaces():
@@ -41,7 +41,7 @@ def test_a_set_whose_references_are_fillers_has_speech(tmp_path):
     write(tmp_path, "student", [(None, "Hmm.", "yes"), (None, "uh", ""), (None, "seven", "seven")])
     result = score_directory(tmp_path, "english").sets[0]
     assert (result.speech, result.clips, result.silent_clips) == (True, 1, 0)
-    assert result.dropped == {"reference empty after normalisation": 2}
+    assert result.dropped == {"reference empty after normalization": 2}
     write(tmp_path, "student", [(None, "Hmm.", "yes"), (None, "uh", "")], name="only")
     with pytest.raises(UserError, match=r"only: no clip is left .* another --normalizer may help"):
         score_directory(tmp_path, "english")
@@ -54,7 +54,7 @@ def test_what_is_made_up_in_a_set_with_speech_is_shown(tmp_path):
     results = score_directory(tmp_path, "english")
     result = results.sets[0]
     assert (result.speech, result.clips, result.silent_clips) == (True, 1, 3)
-    assert result.dropped == {"no transcript": 3, "reference empty after normalisation": 1}
+    assert result.dropped == {"no transcript": 3, "reference empty after normalization": 1}
     assert (result.scores["student"].silent_with_text, result.scores["student"].clips_with_text) == (2, 1)
     (row,) = [line.split() for line in tables(results).splitlines() if " short " in line]
     assert row == ["spoken", "student", "short", "3", "2", "66.7"]
@@ -75,7 +75,7 @@ def test_clips_that_ran_into_the_limit_are_counted(tmp_path, limit, expected):
     assert row.split()[-1] == {None: "?", 6: "5", 0: "0"}[expected]
 
 
-# ---- languages that the basic normaliser wasn't made for ----
+# ---- languages that the basic normalizer wasn't made for ----
 
 
 @pytest.mark.parametrize("language", ["zh", "Chinese", "ja", "th", "yue"])
@@ -95,11 +95,11 @@ def test_scores_by_letter_count_no_spaces(tmp_path):
     assert "multilingual, by letter" in tables(results) and "by letter: every letter is a word" in tables(results)
     page = write_report(results, tmp_path).read_text()
     assert (
-        "multilingual, by letter normaliser" in page and "<mark>汽</mark>" in page
+        "multilingual, by letter normalizer" in page and "<mark>汽</mark>" in page
     )  # the worst clips are by letter as well
 
 
-def test_words_that_the_basic_normaliser_breaks_are_told(tmp_path):
+def test_words_that_the_basic_normalizer_breaks_are_told(tmp_path):
     write(tmp_path, "student", [(None, "नमस्ते दुनिया", "नमस्ते")], **of_language("hi"))
     write(tmp_path, "student", [(None, "Grüße e\u0301te\u0301", "Grüße")], name="other", **of_language("fr"))
     assert not any(result.broken_words for result in score_directory(tmp_path).sets)
@@ -119,11 +119,11 @@ def test_whether_there_was_a_spelling_list_is_told(tmp_path, spelling, wer, name
     results = score_directory(tmp_path)
     assert (results.sets[0].scores["student"].wer, results.sets[0].spelling) == (wer, bool(spelling))
     assert f"english-unified, {name} spelling list" in tables(results)
-    assert f"english-unified normaliser, {name} spelling list" in write_report(results, tmp_path).read_text()
+    assert f"english-unified normalizer, {name} spelling list" in write_report(results, tmp_path).read_text()
     assert score_directory(tmp_path, "basic").sets[0].spelling is None
 
 
-def test_translations_are_normalised_as_english_in_the_worst_clips_too(tmp_path):
+def test_translations_are_normalized_as_english_in_the_worst_clips_too(tmp_path):
     write(tmp_path, "student", [(None, "it's 7 o'clock", "it is late")], **of_language("zh", task="translate"))
     results = score_directory(tmp_path, "basic")
     assert results.sets[0].normalizer == "basic"

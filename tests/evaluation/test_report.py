@@ -32,7 +32,7 @@ def test_headline_says_what_was_compared_and_the_figures_that_matter(tmp_path):
     wer, speed, size, silent = (tile.text for tile in page.all("div", "tile"))
     assert "14.23 % teacher 12.01 %" in wer
     assert "+2.22 points, interval +1.11 to +3.33; probability of improvement 1.2 %" in wer
-    assert "librispeech-test-other, english normaliser · short clips, 1,234 clips" in wer
+    assert "librispeech-test-other, english normalizer · short clips, 1,234 clips" in wer
     assert f"1.88{TIMES} as fast as the teacher at batch 1, 2.12{TIMES} at batch 8" in speed
     assert "cpu, float32, 2 threads, 20 clips of librispeech-test-other, 5 interleaved repetitions" in speed
     assert "29.5 M parameters teacher 37.8 M" in size
@@ -55,7 +55,7 @@ def test_headline_of_many_sets_is_their_mean_and_counts_what_the_intervals_say(t
     tile = page.all("div", "tile")[0].text
     assert "mean of 3 sets" in tile and "12.00 % teacher 11.83 %" in tile and "+0.17 points" in tile
     assert "; better on 1, worse on 1, undecided on 1" in tile
-    assert "short clips; normaliser: english" in tile
+    assert "short clips; normalizer: english" in tile
     assert "long-form, chunked" in page.by_id("wer").text
 
 
@@ -64,7 +64,7 @@ def test_every_figure_of_the_tables_is_the_measured_one(tmp_path):
     wer = rows_of(page.by_id("wer").all("table")[0])[1:]
     words = "4,321"
     assert wer == [
-        ["librispeech-test-otherenglish normaliser · short clips", "student", "14.23", "12.73 to 16.48", "4.74",
+        ["librispeech-test-otherenglish normalizer · short clips", "student", "14.23", "12.73 to 16.48", "4.74",
          "4.24 to 5.49", "61", "22", "13", words],
         ["teacher", "12.01", "10.51 to 14.26", "4.00", "3.50 to 4.75", "50", "22", "13", words],
     ]  # fmt: skip
@@ -88,7 +88,7 @@ def test_every_figure_of_the_tables_is_the_measured_one(tmp_path):
     hardest = rows_of(page.by_id("speakers").all("table")[0])[1:]
     assert hardest == [["2033", "41.75", "33.00"], ["1688", "20.50", "18.50"], ["367", "9.25", "8.00"]]
     sets = rows_of(page.by_id("sets").all("table")[0])[1:]
-    dropped = "3 reference empty after normalisation, 2 ignore time segment in scoring"
+    dropped = "3 reference empty after normalization, 2 ignore time segment in scoring"
     assert sets[0] == ["librispeech-test-other", "openslr/librispeech_asr", "other", "test", "en", "short clips",
                        "english", "1,234", "5.43", words, dropped, "speakers"]  # fmt: skip
     assert sets[1][-2:] == ["0", ""]
@@ -157,7 +157,7 @@ def test_speed_against_wer_is_drawn_to_scale(tmp_path):
     (y0, v0), (y1, v1) = ticks[0], ticks[-1]
     y = percents(marks[0], "y")[0]
     assert v0 + (y - y0) / (y1 - y0) * (v1 - v0) == pytest.approx(14.234, abs=0.01)
-    assert "WER: librispeech-test-other, english normaliser" in page.by_id("speed").text
+    assert "WER: librispeech-test-other, english normalizer" in page.by_id("speed").text
 
     elsewhere = copy.deepcopy(found)
     elsewhere.speed.set = "another set"

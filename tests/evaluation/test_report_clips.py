@@ -64,16 +64,16 @@ def test_worst_clips_come_first_and_unscored_ones_never(tmp_path):
     names = [article.all("header")[0].all("span")[0].text for article in worst.all("article")]
     assert names == ["loop, speaker 1688", "worst, speaker 1688", "mixed, speaker 1688"]
     assert "3 of the 3 clips with errors, of 1,234" in worst.all("summary")[0].text
-    assert "english normaliser" in worst.all("summary")[0].text
+    assert "english normalizer" in worst.all("summary")[0].text
 
 
 def test_aligned_words_are_the_texts_and_the_marks_their_edits(tmp_path):
     write_manifests(tmp_path)
     page, _ = render(results(), tmp_path)
-    normalised = {clip: [re.sub(r"[.!]", "", text).lower() for text in texts] for clip, *texts in SAID}
+    normalized = {clip: [re.sub(r"[.!]", "", text).lower() for text in texts] for clip, *texts in SAID}
     for article in page.by_id("worst").all("article"):
         header = article.all("header")[0]
-        reference, *said = (text.split() for text in normalised[header.all("span")[0].text.partition(",")[0]])
+        reference, *said = (text.split() for text in normalized[header.all("span")[0].text.partition(",")[0]])
         first, *lines = lines_of(article)
         assert [word for _, word in first if word] == reference
         for line, words, head in zip(lines, said, header.all("span")[2:], strict=True):

@@ -52,9 +52,9 @@ def test_the_size_on_disk_has_its_dtype(tmp_path):
 def test_made_up_text_has_its_conditions(tmp_path):
     found = results()
     page, _ = render(found, tmp_path)
-    words = "any word counts, in lower case without punctuation, whatever the normaliser"
+    words = "any word counts, in lower case without punctuation, whatever the normalizer"
     assert f"nonspeech, short clips; {words}" in page.all("div", "tile")[-1].text
-    assert "in lower case without punctuation, whatever the normaliser" in page.by_id("hallucination").text
+    assert "in lower case without punctuation, whatever the normalizer" in page.by_id("hallucination").text
     (row,) = [line.split() for line in tables(found).splitlines() if line.startswith("nonspeech ")]
     assert row == ["nonspeech", "student", "short", "80", "34", "42.5", "0.57", "?"]
 

@@ -24,7 +24,7 @@ SPOKEN = [  # speaker, reference, the student's text, the teacher's
     ("ann", "twenty one ships", "21 ships sailed away", "21 ships"),
     ("ben", "won't you come", "will you come", "won't you come"),
     ("cem", "a b c d", "a b c d", "a b c"),
-    ("dee", "uh hmm", "hmm", ""),  # nothing but fillers: dropped by the English normaliser
+    ("dee", "uh hmm", "hmm", ""),  # nothing but fillers: dropped by the English normalizer
     ("eve", "ignore_time_segment_in_scoring", "what was said", "what was said"),
 ]
 
@@ -68,7 +68,7 @@ def test_counts_by_hand(evaluation):
     # the color of the sea mister smith; 21 ships; will not you come; a b c d
     assert result.reference_words == 7 + 2 + 4 + 4
     assert result.hours == pytest.approx(4 * 3.6 / 3600)
-    assert result.dropped == {"reference empty after normalisation": 1, "ignore time segment in scoring": 1}
+    assert result.dropped == {"reference empty after normalization": 1, "ignore time segment in scoring": 1}
     student, teacher = result.scores["student"], result.scores["teacher"]
     # without `the`; with `sailed away`; without `not`
     assert (student.substitutions, student.deletions, student.insertions) == (0, 2, 2)
@@ -102,7 +102,7 @@ def test_rates_are_those_of_an_own_alignment(evaluation, normalizer):
         assert scores.cer_interval[0] <= scores.cer <= scores.cer_interval[1]
 
 
-def test_normalisers_by_name():
+def test_normalizers_by_name():
     text = "The Colour, isn't it twenty-one?"
     spelling = {"colour": "color"}
     assert normalizer_for("english", "fr", spelling)[1](text) == "the color is not it 21"
@@ -202,7 +202,7 @@ def test_results_survive_the_file_and_tell_what_they_are(evaluation):
     assert json.loads((evaluation / "results.json").read_text())["sets"][0]["normalizer"] == UNIFIED
     text = tables(results)
     assert "english" in text
-    assert "spoken: 1 clips not scored: reference empty after normalisation" in text
+    assert "spoken: 1 clips not scored: reference empty after normalization" in text
     assert "23.53 (" in text  # 4 / 17
 
 

@@ -45,7 +45,7 @@ def test_references_in_one_case_without_punctuation_keep_the_teachers_text(refer
 def test_word_error_rates_are_of_each_clip():
     references = ["red cat sat down", "x b c d", None, "", "", "hmm"]
     texts = ["red dog sat down there", "X, b: c. D", "anything", "Thank you.", "", "Uh."]
-    # of 4 words one substituted, one inserted; the normaliser takes hesitations out of both sides
+    # of 4 words one substituted, one inserted; the normalizer takes hesitations out of both sides
     assert word_error_rates(texts, references, ENGLISH) == [50, 0, None, math.inf, 0, 0]
 
 
