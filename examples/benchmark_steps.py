@@ -25,7 +25,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, load_processor, load_speech, load_whisper
 from askd_hf.data import TEACHER_COLUMNS
 from askd_hf.student import set_language
-from askd_hf.teacher_cache import ALL_COLUMNS, soft_labels
+from askd_hf.teacher_cache import SOFT_LABELS, soft_labels
 
 TEMPERATURE = 2.0
 LEARNING_RATE = 1e-5
@@ -298,7 +298,7 @@ def teacher_phase(
     Without a teacher for batches of `with_teacher_columns`.
     """
     # the trainer sees from the dataset's columns that the teacher is cached; it gets its batches from us
-    columns = Dataset.from_dict({name: [] for name in ALL_COLUMNS}) if teacher is None else None
+    columns = Dataset.from_dict({name: [] for name in SOFT_LABELS}, features=SOFT_LABELS) if teacher is None else None
     args = ASKDConfig(preset="kd", **options)
     return TrainerStep(ASKDTrainer(model=student, args=args, teacher=teacher, train_dataset=columns))
 

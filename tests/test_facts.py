@@ -18,7 +18,7 @@ from askd_hf.errors import UserError
 from askd_hf.facts import ARGUMENTS, FACTS_FILE, Facts, Student, count_clips
 from askd_hf.origin import Ancestor, Origin, public_name, stated_license
 from askd_hf.student import init_student, set_language
-from askd_hf.teacher_cache import ALL_COLUMNS
+from askd_hf.teacher_cache import ALL_COLUMNS, KEY, SETTINGS, SOFT_LABELS
 from askd_hf.trainer import ASKDTrainer
 
 
@@ -212,7 +212,8 @@ def test_of_cached_labels_their_number_is_known(tmp_path, teacher, student, proc
     trainer.save_model()
     assert Facts.load(tmp_path).top_k is None and Facts.load(tmp_path).origin.teacher is None
     settings = json.dumps(dict(teacher="proj/teacher", top_k=8))
-    trainer.train_dataset = Dataset.from_dict({name: [settings] for name in ALL_COLUMNS})
+    columns = {name: ["x"] if name == KEY else [settings] if name == SETTINGS else [[]] for name in ALL_COLUMNS}
+    trainer.train_dataset = Dataset.from_dict(columns, features=SOFT_LABELS)
     trainer.save_model()
     facts = Facts.load(tmp_path)
     assert facts.top_k == 8 and facts.origin.teacher.name == "teacher"

@@ -302,7 +302,7 @@ def test_a_teacher_like_large_v3_distils_into_a_student_like_small(tmp_path, spe
     ours.set_prefix_tokens(language="en", task="transcribe", predict_timestamps=False)
     extractors = {80: WhisperFeatureExtractor(80, chunk_length=1), 128: WhisperFeatureExtractor(128, chunk_length=1)}
     for row in load_speech(str(speech_dir), None, "train"):
-        ids = torch.tensor(ours.encode(row["text"]))
+        ids = torch.tensor(ours.encode(f" {row['text']}"))
         wave = decode_audio(row["audio"])
         features = {
             n: e(wave, sampling_rate=16_000, return_tensors="pt").input_features for n, e in extractors.items()

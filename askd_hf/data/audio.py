@@ -135,8 +135,6 @@ def _file_bytes(audio: Mapping[str, Any]) -> bytes:
     if content is None:
         if not audio.get("path"):
             raise AudioError("no audio")
-        if "\0" in audio["path"]:
-            raise AudioError("unreadable file: a zero byte in its name")
         content = _read_file(Path(audio["path"]))
     if not content:
         raise AudioError("empty: a file of 0 bytes")
@@ -156,3 +154,5 @@ def _read_file(path: Path) -> bytes:
         raise AudioError("missing file") from None
     except OSError as error:
         raise AudioError(f"unreadable file: {error.strerror}") from None
+    except ValueError as error:  # a zero byte in its name
+        raise AudioError(f"unreadable file: {error}") from None
