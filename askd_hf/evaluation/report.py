@@ -81,7 +81,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "speakers": [by_speaker(entry, roles) for entry in scored if _several_speakers(entry)],
         "worst": [(entry, *found) for entry in results.sets if (found := worst_clips(entry, manifests, roles[0]))],
         "settings": _flat(results.settings),
-        "normalizers": meaning_of({entry.normalizer for entry in scored}),
+        "normalizer_note": meaning_of({entry.normalizer for entry in scored}),
         "broken": [entry.name for entry in scored if entry.broken_words],
         "broken_words": BROKEN_WORDS,
         "plain": PLAIN,
