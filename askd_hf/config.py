@@ -10,12 +10,11 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import Seq2SeqTrainingArguments
 
+from .arguments.packages import check_reporting
+from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Range, check_ranges
 from .errors import UserError
 from .objective import DIVERGENCES, DIVERGENCES_WITH_MIX
-from .packages import check_reporting
-from .presets import PRESETS
-from .ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Range, check_ranges
-from .schedule import SELF_SCHEDULES, TEACHER_SCHEDULES
+from .schedule import PRESETS, SELF_SCHEDULES, TEACHER_SCHEDULES
 from .self_teacher import SELF_TEACHERS
 
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
@@ -361,6 +360,11 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         for name in ("self_schedule", "self_refresh", "self_teacher"):
             if name in changed and not self.self_weight and getattr(self, name) != "none":
                 raise UserError(f"{name}: {getattr(self, name)} has no effect with a self_weight of 0")
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of the order of the clips: `data_seed`, or `seed` where that isn't given."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def uses_teacher(self) -> bool:

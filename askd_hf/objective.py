@@ -151,7 +151,7 @@ class BlendTerms:
     agreement: Tensor | None = None
     """1 where student and teacher have the same most probable token, else 0"""
     hidden: Tensor | None = None
-    """the hidden-state loss of the token's clip (`askd_hf.hidden_states`), which the trainer adds"""
+    """the hidden-state loss of the token's clip (`askd_hf.models.layers`), which the trainer adds"""
 
     def measured(self) -> dict[str, Tensor]:
         """The terms that exist, by name, detached."""
@@ -237,3 +237,17 @@ def _teacher_on_labels(teacher: SoftTarget, labels: Tensor) -> tuple[Tensor, Ten
     if isinstance(teacher, TopK):
         return -teacher.label_log_prob.float(), teacher.token_ids[:, 0]
     return F.cross_entropy(teacher.float(), labels, reduction="none"), teacher.argmax(-1)
+
+
+def hidden_state_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """The loss of each clip, `(clips,)` float32, from `(clips, positions, width)` of each matched layer.
+
+    Sums are in float32 whatever the models' dtype. No gradient flows into the teacher.
+    """
+    losses = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        # by norms, which keep no squares for the backward pass and make no float32 copy of the teacher's
+        error = torch.linalg.vector_norm(ours.float() - theirs.detach(), dim=(1, 2))
+        size = torch.linalg.vector_norm(theirs.detach(), dim=(1, 2), dtype=torch.float32)
+        losses.append((error / size).square())
+    return torch.stack(losses).mean(0)

@@ -47,7 +47,7 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
 from askd_hf import init_student
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.data import TEACHER_COLUMNS
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.evaluation.memory import peak_bytes

@@ -30,12 +30,13 @@ from transformers import get_scheduler
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, init_student
 from askd_hf.arguments import DataArguments, MixArguments, ModelArguments
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import UserError, exit_on_user_error
-from askd_hf.metrics import compute_metrics_for
-from askd_hf.presets import PRESETS
-from askd_hf.speech import evaluation_speech, training_speech
-from askd_hf.student import is_multilingual, load_processor, load_whisper, set_languages
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.models.generation_config import is_multilingual, set_languages
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.schedule import PRESETS
+from askd_hf.training.datasets import evaluation_speech, training_speech
 
 VARIANTS = ("naive", "uncached", "cached-32", "cached-8", "cached-128")
 

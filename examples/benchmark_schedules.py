@@ -21,7 +21,7 @@ from statistics import mean
 from distill import OPTIONS, distill
 
 from askd_hf import ASKDConfig
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import exit_on_user_error
 
 DEMO = Path(__file__).parent / "demo"

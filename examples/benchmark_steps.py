@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import askd_hf.quiet  # noqa: F401  # isort: skip  (before transformers)
+import askd_hf.models.torchao_warnings  # noqa: F401  # isort: skip  (before transformers)
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
@@ -24,8 +24,8 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, load_processor, load_speech, load_whisper
 from askd_hf.data import TEACHER_COLUMNS
-from askd_hf.student import set_language
-from askd_hf.teacher_cache import SOFT_LABELS, soft_labels
+from askd_hf.data.teacher_cache import SOFT_LABELS, soft_labels
+from askd_hf.models.generation_config import set_language
 
 TEMPERATURE = 2.0
 LEARNING_RATE = 1e-5

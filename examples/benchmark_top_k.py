@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
 from askd_hf import init_student, load_whisper
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.objective import TopK
 from askd_hf.projection import Unprojected, chunked_blend, unprojected

@@ -16,20 +16,21 @@ interrupted pass goes on where it stopped; on several GPUs: accelerate launch ex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import askd_hf.quiet  # noqa: F401  # isort: skip  (before transformers)
+import askd_hf.models.torchao_warnings  # noqa: F401  # isort: skip  (before transformers)
 from transformers import WhisperProcessor
 
 from askd_hf import ASKDConfig, SpeechCollator, UserError
 from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import exit_on_user_error
-from askd_hf.hub import hub_upload
-from askd_hf.preparation import check_caches, check_directories, with_encoder_cache, with_soft_labels
-from askd_hf.run_dir import end_other_processes
-from askd_hf.speech import training_speech
-from askd_hf.student import check_processor, is_multilingual, load_processor, load_whisper, set_languages
-from askd_hf.teacher_memory import check_int8
-from askd_hf.vocabulary import with_vocabulary_of
+from askd_hf.hub_access import hub_upload
+from askd_hf.models.generation_config import is_multilingual, set_languages
+from askd_hf.models.loading import check_processor, load_processor, load_whisper
+from askd_hf.models.teacher_memory import check_int8
+from askd_hf.models.vocabulary import with_vocabulary_of
+from askd_hf.training.caches import check_caches, with_encoder_cache, with_soft_labels
+from askd_hf.training.datasets import training_speech
+from askd_hf.training.run_dir import check_directories, end_other_processes
 
 
 @dataclass

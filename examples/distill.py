@@ -24,35 +24,28 @@ from pseudo_label import pseudo_label
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline, set_seed
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
-from askd_hf.adapter import LoraArguments, loadable_base, with_lora
 from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
-from askd_hf.cli import parse_args
-from askd_hf.comparison import compare
+from askd_hf.arguments.packages import check_optimizer
+from askd_hf.arguments.parser import parse_args
 from askd_hf.data import SAMPLING_RATE, SpeechStream, decode_audio
 from askd_hf.data.augment import AugmentArguments, Augmenter
+from askd_hf.data.teacher_cache import has_soft_labels
 from askd_hf.errors import exit_on_user_error, memory_errors
 from askd_hf.evaluation import tables
-from askd_hf.layer_probe import choose_layers
-from askd_hf.metrics import compute_metrics_for
-from askd_hf.origin import Origin
-from askd_hf.packages import check_optimizer
-from askd_hf.preparation import (
-    check_caches,
-    check_directories,
-    light_teacher,
-    with_encoder_cache,
-    with_soft_labels,
-)
+from askd_hf.evaluation.comparison import compare
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.hub.provenance import Origin
+from askd_hf.models.generation_config import allow_silence, is_multilingual, no_timestamps, set_languages
+from askd_hf.models.layer_selection import choose_layers
+from askd_hf.models.loading import check_max_length, check_processor, load_processor, load_whisper
+from askd_hf.models.lora import LoraArguments, loadable_base, with_lora
+from askd_hf.models.student import check_pair, same_encoder
+from askd_hf.models.teacher_memory import check_int8
+from askd_hf.models.vocabulary import with_vocabulary_of
 from askd_hf.pseudo_labels import PseudoLabelArguments
-from askd_hf.run_dir import (
-    checkpoint_to_resume,
-    end_other_processes,
-    name_run,
-    prepare_encoder,
-    prepare_evaluation,
-)
-from askd_hf.run_settings import check_options
-from askd_hf.speech import (
+from askd_hf.training.caches import check_caches, light_teacher, with_encoder_cache, with_soft_labels
+from askd_hf.training.checkpoints import checkpoint_to_resume
+from askd_hf.training.datasets import (
     check_mix,
     evaluation_speech,
     prepare_stream,
@@ -60,21 +53,14 @@ from askd_hf.speech import (
     training_limits,
     training_speech,
 )
-from askd_hf.student import (
-    allow_silence,
-    check_max_length,
-    check_pair,
-    check_processor,
-    is_multilingual,
-    load_processor,
-    load_whisper,
-    no_timestamps,
-    same_encoder,
-    set_languages,
+from askd_hf.training.run_dir import (
+    check_directories,
+    end_other_processes,
+    name_run,
+    prepare_encoder,
+    prepare_evaluation,
 )
-from askd_hf.teacher_cache import has_soft_labels
-from askd_hf.teacher_memory import check_int8
-from askd_hf.vocabulary import with_vocabulary_of
+from askd_hf.training.run_settings import check_options
 
 OPTIONS = (ModelArguments, DataArguments, MixArguments, AugmentArguments, CacheArguments, LoraArguments)
 
@@ -209,7 +195,7 @@ def distill(
     elif trainer.stop.requested:
         print(f"training was finished already; the student is in {config.output_dir}")
         if config.push_to_hub:
-            print(f"it wasn't published: {trainer.push_advice()}")
+            print(f"it wasn't published: {trainer.publisher.advice()}")
     if trainer.stop.requested:
         sys.exit(130)
     if config.load_best_model_at_end and trainer.state.best_model_checkpoint:

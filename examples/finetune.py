@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from distill import OPTIONS, distill
 
 from askd_hf import ASKDConfig, UserError
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import exit_on_user_error
 
 

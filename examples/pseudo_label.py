@@ -22,10 +22,12 @@ transcribed anew. All options: --help. They can also stand in a YAML file: --con
 from pathlib import Path
 
 from askd_hf import check_clips, load_processor, load_whisper
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
+from askd_hf.arguments.writable import check_writable
 from askd_hf.data import Limits
 from askd_hf.errors import exit_on_user_error
-from askd_hf.metrics import language_code, normalizer_for
+from askd_hf.evaluation.metrics import language_code, normalizer_for
+from askd_hf.models.loading import check_max_length, check_processor
 from askd_hf.pseudo_labels import (
     DATASET,
     PseudoLabelArguments,
@@ -42,8 +44,6 @@ from askd_hf.pseudo_labels import (
     save,
     transcribe,
 )
-from askd_hf.student import check_max_length, check_processor
-from askd_hf.writable import check_writable
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from transformers import (
 
 from askd_hf.config import ASKDConfig
 from askd_hf.data import SpeechCollator, load_speech
-from askd_hf.student import init_student
+from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
 
 sys.path.append(str(Path(__file__).parent / "data"))

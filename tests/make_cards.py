@@ -8,9 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from askd_hf.card import render_card
 from askd_hf.evaluation.results import Results
-from askd_hf.facts import Facts
+from askd_hf.hub.card import render_card
+from askd_hf.hub.training_summary import Facts
 
 INPUTS = Path(__file__).parent / "cards"
 GOLDEN = Path(__file__).parents[1] / "model_cards"

@@ -10,9 +10,8 @@ from accelerate import PartialState
 from conftest import make_processor, make_whisper
 from test_teacher_cache import PART_CLIPS, label, labelled_by, speech
 
-from askd_hf import teacher_cache
-from askd_hf.data import SpeechCollator
-from askd_hf.run_dir import end_other_processes
+from askd_hf.data import SpeechCollator, teacher_cache
+from askd_hf.training.run_dir import end_other_processes
 
 faulthandler.dump_traceback_later(200, exit=True)  # a hang shows where it is
 PartialState(cpu=True)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
 from askd_hf import ASKDConfig, ASKDTrainer, UserError
-from askd_hf.adapter import LoraArguments, load_adapter, merged, with_lora
+from askd_hf.models.lora import LoraArguments, load_adapter, merged, with_lora
 
 
 def make_trainer(output_dir, teacher, student, processor=None, lora=None, eval_dataset=None, **changes) -> ASKDTrainer:

@@ -5,8 +5,8 @@ import torch
 from conftest import Clips, history, make_processor, make_trainer, make_whisper
 
 from askd_hf import ASKDTrainer, UserError
-from askd_hf.facts import Facts
-from askd_hf.student import init_student
+from askd_hf.hub.training_summary import Facts
+from askd_hf.models.student import init_student
 
 TERMS = ("loss", "ce_loss", "grad_norm", "learning_rate", "teacher_weight", "self_weight")
 EPOCHS = dict(num_train_epochs=3, max_steps=-1)

@@ -17,10 +17,10 @@ from test_teacher_cache import label, speech
 from askd_hf.config import ASKDConfig
 from askd_hf.data import TEACHER_COLUMNS, SpeechCollator, cache_encoder
 from askd_hf.errors import UserError
-from askd_hf.metrics import compute_metrics_for
-from askd_hf.run_dir import checkpoint_to_resume
-from askd_hf.student import init_student
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
+from askd_hf.training.checkpoints import checkpoint_to_resume
 
 LABELLER = ROOT / "examples" / "cache_teacher.py"
 ALL_BUT_ONE = 30  # of the vocabulary's 31 tokens
@@ -84,8 +84,8 @@ def trained(*args, **changes) -> dict[str, torch.Tensor]:
 def test_labels_of_nearly_all_tokens_train_as_the_teacher_itself(
     tmp_path, teacher, student, collator, clips, changes, monkeypatch
 ):
-    monkeypatch.setattr("askd_hf.held_out.SHARE", 0.25)  # of 8 clips 2 are held out
-    monkeypatch.setattr("askd_hf.held_out.FEWEST_CLIPS", 2)
+    monkeypatch.setattr("askd_hf.training.held_out.SHARE", 0.25)  # of 8 clips 2 are held out
+    monkeypatch.setattr("askd_hf.training.held_out.FEWEST_CLIPS", 2)
     changes = dict(teacher_schedule="linear") | changes
     temperature = changes.get("temperature", 2.0)
     labelled = label(tmp_path / "cache", clips, collator, teacher, top_k=ALL_BUT_ONE, temperature=temperature)

@@ -14,13 +14,14 @@ from huggingface_hub import ModelCard
 from make_cards import CARDS, GOLDEN, INPUTS, read_facts, read_results, render
 
 from askd_hf.arguments import SpeechSource
-from askd_hf.card import TEMPLATE, inherited_license, model_index, render_card
-from askd_hf.card_text import objective
 from askd_hf.data import decode_audio
+from askd_hf.data.teacher_cache import SETTINGS
 from askd_hf.evaluation.results import Results
-from askd_hf.origin import Ancestor, Origin, Speech, cached_teacher
-from askd_hf.student import init_student, load_processor, load_whisper
-from askd_hf.teacher_cache import SETTINGS
+from askd_hf.hub.card import TEMPLATE, inherited_license, model_index, render_card
+from askd_hf.hub.card_sections import objective
+from askd_hf.hub.provenance import Ancestor, Origin, Speech, cached_teacher
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.models.student import init_student
 
 MADE_UP = ("made-up-facts", "made-up-results", "you/made-up", True)
 
@@ -40,7 +41,7 @@ def test_an_undefined_name_would_be_found(monkeypatch, tmp_path):
     monkeypatch.setattr(jinja2, "Template", functools.partial(jinja2.Template, undefined=jinja2.StrictUndefined))
     broken = tmp_path / "card.md"
     broken.write_text(TEMPLATE.read_text() + "{{ student.layers }}")
-    monkeypatch.setattr("askd_hf.card.TEMPLATE", broken)
+    monkeypatch.setattr("askd_hf.hub.card.TEMPLATE", broken)
     with pytest.raises(jinja2.UndefinedError, match="layers"):
         render(*MADE_UP)
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, Wav2Vec2Config, WhisperForConditionalGeneration, pipeline
 
 from askd_hf.errors import UserError
-from askd_hf.generation_config import complete, lacking
-from askd_hf.student import check_processor, is_multilingual, load_processor, load_whisper, set_language
+from askd_hf.models.generation_config import complete, is_multilingual, lacking, set_language
+from askd_hf.models.loading import check_processor, load_processor, load_whisper
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4665aa\nsize 151060136\n"
 

@@ -10,7 +10,7 @@ from conftest import ROOT, make_processor, make_whisper
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from askd_hf.student import init_student
+from askd_hf.models.student import init_student
 
 
 def load_example(name: str):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator
 from askd_hf.data import Limits, check_clips, load_speech
-from askd_hf.student import init_student
+from askd_hf.models.student import init_student
 
 SEGMENTS = [{"start": 0.0, "end": 0.2, "text": "ab"}]
 PROMPTS = ["cde", None, "", "f"]  # of four clips in turn

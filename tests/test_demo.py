@@ -11,7 +11,7 @@ from conftest import ROOT
 from transformers import pipeline
 
 from askd_hf.data import SAMPLING_RATE, decode_audio
-from askd_hf.metrics import error_rates
+from askd_hf.evaluation.metrics import error_rates
 
 DEMO = ROOT / "examples" / "demo"
 

@@ -24,8 +24,9 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 from askd_hf.data import SpeechCollator
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results
-from askd_hf.run_dir import checkpoint_to_resume
-from askd_hf.student import init_student, set_language
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.student import init_student
+from askd_hf.training.checkpoints import checkpoint_to_resume
 
 SCRIPT = ROOT / "examples" / "distill.py"
 
@@ -190,7 +191,7 @@ def test_a_comparison_that_fails_costs_nothing_else(monkeypatch, capsys, tmp_pat
     def fail(*args):
         raise UserError("they can't be compared")
 
-    monkeypatch.setattr("askd_hf.comparison.compare", fail)
+    monkeypatch.setattr("askd_hf.evaluation.comparison.compare", fail)
     arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation", "--max_steps", 1)
     status, out, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 0 and "no comparison: they can't be compared" in err

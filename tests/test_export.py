@@ -17,7 +17,7 @@ from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
 from askd_hf.data import decode_audio, load_speech
 from askd_hf.errors import UserError
-from askd_hf.export import (
+from askd_hf.export.ctranslate2 import (
     agreement,
     check_extra,
     export_ctranslate2,
@@ -26,7 +26,8 @@ from askd_hf.export import (
     transcribe_faster_whisper,
     transcribe_transformers,
 )
-from askd_hf.student import load_processor, load_whisper, set_language
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.loading import load_processor, load_whisper
 
 SPEECH = ROOT / "examples" / "demo" / "data" / "known"
 SCRIPT = ROOT / "examples" / "export.py"

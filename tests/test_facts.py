@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 import askd_hf
 from askd_hf.config import ASKDConfig
 from askd_hf.data import SpeechStream
+from askd_hf.data.teacher_cache import ALL_COLUMNS, KEY, SETTINGS, SOFT_LABELS
 from askd_hf.errors import UserError
-from askd_hf.facts import ARGUMENTS, FACTS_FILE, Facts, Student, count_clips
-from askd_hf.origin import Ancestor, Origin, public_name, stated_license
-from askd_hf.student import init_student, set_language
-from askd_hf.teacher_cache import ALL_COLUMNS, KEY, SETTINGS, SOFT_LABELS
+from askd_hf.hub.provenance import Ancestor, Origin, public_name, stated_license
+from askd_hf.hub.training_summary import ARGUMENTS, FACTS_FILE, Facts, Student, count_clips
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
 
 
@@ -243,7 +244,7 @@ def test_a_package_that_was_not_installed_has_its_version(tmp_path, teacher, stu
             raise PackageNotFoundError(name)
         return "1"
 
-    monkeypatch.setattr("askd_hf.facts.version", installed)
+    monkeypatch.setattr("askd_hf.hub.training_summary.version", installed)
     trainer = make_trainer(tmp_path, teacher, student, processor=processor)
     trainer.save_model()
     assert Facts.load(tmp_path).versions["askd-hf"] == askd_hf.__version__

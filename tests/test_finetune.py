@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from askd_hf.data import decode_audio, load_speech
-from askd_hf.student import init_student
+from askd_hf.models.student import init_student
 
 
 @pytest.fixture(scope="module")

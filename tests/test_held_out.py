@@ -7,11 +7,12 @@ import torch
 from conftest import Clips, collate, history, make_trainer, options, write_speech
 from datasets import Dataset
 
-from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, held_out
+from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError
 from askd_hf.data import SpeechStream, as_stream, load_speech, to_stream
-from askd_hf.held_out import first_choices, hold_out, judge
 from askd_hf.objective import TopK
 from askd_hf.projection import Unprojected
+from askd_hf.training import held_out
+from askd_hf.training.held_out import first_choices, hold_out, judge
 
 ADAPTIVE = dict(teacher_schedule="adaptive", adaptive_window=1)
 

@@ -9,15 +9,15 @@ from conftest import Clips, collate, history, make_trainer, make_whisper, option
 from test_invariants import NAMES, two_process_run
 from transformers import TrainerCallback
 
-from askd_hf.adapter import LoraArguments, with_lora
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
-from askd_hf.hidden_states import hidden_state_loss, matched_layers
-from askd_hf.objective import blend
-from askd_hf.origin import Origin
-from askd_hf.run_dir import DEFAULT_HIDDEN_WEIGHT, prepare_hidden_loss
-from askd_hf.student import init_student
+from askd_hf.hub.provenance import Origin
+from askd_hf.models.layers import COPIED_LAYERS, matched_layers
+from askd_hf.models.lora import LoraArguments, with_lora
+from askd_hf.models.student import init_student
+from askd_hf.objective import blend, hidden_state_loss
 from askd_hf.trainer import ASKDTrainer
+from askd_hf.training.run_dir import DEFAULT_HIDDEN_WEIGHT, prepare_hidden_loss
 
 
 @pytest.fixture
@@ -143,19 +143,21 @@ def test_loss_and_gradient_are_those_of_plain_forward_passes(tmp_path, deep_teac
 def test_by_default_a_compressed_encoder_is_trained_towards_the_layers_it_has(tmp_path, deep_teacher, compressed):
     trainer = make_trainer(tmp_path, deep_teacher, compressed, max_steps=2)
     assert (trainer.args.freeze_encoder, trainer.args.hidden_weight) == (False, 10.0)
-    assert trainer.origin.copied_encoder_layers == [0, 2] and trainer._pairs == ([1, 2], [1, 4])
+    assert trainer.origin.copied_encoder_layers == [0, 2] and trainer.runner.layer_pairs == ([1, 2], [1, 4])
     # as in half precision; and a whole encoder stays frozen, also one that isn't the teacher's
     half = make_trainer(tmp_path, copy.deepcopy(deep_teacher).to(torch.bfloat16), compressed)
     assert half.args.hidden_weight == 10.0
-    for student in (init_student(deep_teacher), init_student(make_whisper_like(deep_teacher), 2, encoder_layers=2)):
+    for student in (init_student(deep_teacher), make_whisper_like(compressed)):
         whole = make_trainer(tmp_path, deep_teacher, student)
-        assert (whole.args.freeze_encoder, whole.args.hidden_weight, whole._pairs) == (True, None, None)
+        assert (whole.args.freeze_encoder, whole.args.hidden_weight, whole.runner.layer_pairs) == (True, None, None)
         assert not any(p.requires_grad for p in whole.model.model.encoder.parameters())
 
 
 def make_whisper_like(model):
-    """Of the same shape, with other weights."""
+    """Of the same shape, with other weights: a student that `init_student` didn't make."""
     other = copy.deepcopy(model)
+    if hasattr(other.config, COPIED_LAYERS):
+        delattr(other.config, COPIED_LAYERS)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -26,12 +26,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, pipeline
 
 from askd_hf import ASKDConfig, ASKDTrainer, UserError, load_whisper
-from askd_hf.adapter import LoraArguments, is_adapter, merged, with_lora
 from askd_hf.data import decode_audio, load_speech
 from askd_hf.evaluation import Results
-from askd_hf.facts import Facts
-from askd_hf.publish import publish
-from askd_hf.student import init_student
+from askd_hf.hub.training_summary import Facts
+from askd_hf.hub.upload import publish
+from askd_hf.models.lora import LoraArguments, is_adapter, merged, with_lora
+from askd_hf.models.student import init_student
 
 DISTILL = ROOT / "examples" / "distill.py"
 WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
@@ -233,7 +233,7 @@ def test_a_student_that_nobody_could_load_is_refused_before_anything_is_loaded(
 ):
     def message(*arguments) -> str:
         with monkeypatch.context() as patch:
-            patch.setattr("askd_hf.student.WhisperForConditionalGeneration", None)  # no model is ever loaded
+            patch.setattr("askd_hf.models.student.WhisperForConditionalGeneration", None)  # no model is ever loaded
             ended = run_here(patch, capsys, *arguments)
         assert ended.returncode == 2 and "Traceback" not in ended.stderr
         return ended.stderr

@@ -9,8 +9,8 @@ from conftest import Clips, collate, make_whisper
 from askd_hf.arguments import ModelArguments
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
-from askd_hf.layer_probe import choose_layers, cross_entropy, only_layers, probe_decoder, probe_encoder
-from askd_hf.student import init_student
+from askd_hf.models.layer_selection import choose_layers, cross_entropy, only_layers, probe_decoder, probe_encoder
+from askd_hf.models.student import init_student
 
 
 @pytest.fixture

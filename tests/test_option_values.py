@@ -14,20 +14,19 @@ import transformers.integrations.integration_utils as integrations
 from conftest import ROOT, load_script, make_trainer, run_here
 from safetensors import SafetensorError
 
-from askd_hf import former_options, packages
-from askd_hf.adapter import LoraArguments
-from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
-from askd_hf.cli import parse_args
+from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, former_options, packages
+from askd_hf.arguments.packages import check_optimizer
+from askd_hf.arguments.parser import parse_args
+from askd_hf.arguments.ranges import Range
+from askd_hf.arguments.writable import check_writable
 from askd_hf.config import RANGES, ASKDConfig
 from askd_hf.data.augment import AugmentArguments
 from askd_hf.errors import UserError, exit_on_user_error, saving_errors
 from askd_hf.evaluation import EvaluationArguments
-from askd_hf.packages import check_optimizer
+from askd_hf.models.loading import check_max_length, load_whisper
+from askd_hf.models.lora import LoraArguments
 from askd_hf.pseudo_labels import PseudoLabelArguments
-from askd_hf.ranges import Range
-from askd_hf.run_dir import prepare_evaluation
-from askd_hf.student import check_max_length, load_whisper
-from askd_hf.writable import check_writable
+from askd_hf.training.run_dir import prepare_evaluation
 
 DISTILL = (ModelArguments, DataArguments, MixArguments, AugmentArguments, CacheArguments, LoraArguments, ASKDConfig)
 NAN, INF = "nan", "inf"

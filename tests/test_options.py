@@ -13,14 +13,14 @@ from conftest import Clips, collate, history, make_trainer, options
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
 from askd_hf import ASKDTrainer
-from askd_hf.adapter import LoraArguments, with_lora
 from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource, names_of
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError, exit_on_user_error
-from askd_hf.metrics import compute_metrics_for
-from askd_hf.run_dir import name_run, prepare_evaluation
-from askd_hf.student import init_student
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.models.lora import LoraArguments, with_lora
+from askd_hf.models.student import init_student
+from askd_hf.training.run_dir import name_run, prepare_evaluation
 
 real_bf16_support = torch.cuda.is_bf16_supported
 

@@ -13,13 +13,7 @@ from askd_hf import ASKDTrainer
 
 OURS = [cls for cls in ASKDTrainer.__mro__ if cls.__module__.startswith("askd_hf.")]
 # names of our own, none of which transformers has; all others must be there
-OWN = {
-    *("_begin_again", "_begin_or_resume", "_clips_of", "_data_epoch", "_data_seed", "_draws_at_random", "_drawn_rows"),
-    *("_skipped_rows", "_prefixes", "free_memory", "push_advice", "is_student", "_save_adapter", "_save_spelling"),
-    *("_repository", "_upload_copy", "_check_encoder", "_check_cache_is_valid", "_check_precision"),
-    *("_encode", "_encoder_is_fixed", "_release_teacher", "_run_models", "_self_target", "_teacher_target"),
-    *("_teacher_has_own_features", "_weigh_hidden", "_judge_labels", "_for_models"),
-}
+OWN = {"_data_epoch", "_judge_labels", "_how_to_go_on", "free_memory"}
 
 
 def methods(cls: type) -> dict[str, inspect.Signature]:

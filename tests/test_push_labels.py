@@ -12,8 +12,8 @@ from conftest import ROOT, HubVisit, make_processor, make_whisper, write_speech
 from datasets import Dataset, load_from_disk
 from fake_hub import serve_hub
 
-from askd_hf.student import init_student
-from askd_hf.teacher_cache import ALL_COLUMNS
+from askd_hf.data.teacher_cache import ALL_COLUMNS
+from askd_hf.models.student import init_student
 
 WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
 PARQUET = "data/train-00000-of-00001.parquet"

@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerState
 
 from askd_hf import ASKDConfig, ASKDTrainer
-from askd_hf.adapter import LoraArguments, with_lora
-from askd_hf.callbacks import StopGracefullyCallback, data_epoch
+from askd_hf.callbacks import data_epoch
 from askd_hf.errors import UserError
-from askd_hf.run_dir import checkpoint_to_resume, checkpoints
-from askd_hf.run_settings import check_options, is_harmless
-from askd_hf.student import init_student
+from askd_hf.models.lora import LoraArguments, with_lora
+from askd_hf.models.student import init_student
+from askd_hf.training.checkpoints import checkpoint_to_resume, checkpoints
+from askd_hf.training.run_settings import check_options, is_harmless
+from askd_hf.training.stopping import StopGracefullyCallback
 
 STEPS = 10  # 4 steps an epoch
 

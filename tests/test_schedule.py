@@ -7,8 +7,7 @@ import pytest
 from askd_hf.callbacks import AdaptiveBlendCallback
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
-from askd_hf.presets import PRESETS
-from askd_hf.schedule import BlendSchedule, BlendState, LabelsJudged
+from askd_hf.schedule import PRESETS, BlendSchedule, BlendState, LabelsJudged
 
 
 def schedule(**changes):

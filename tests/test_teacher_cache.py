@@ -15,11 +15,18 @@ from conftest import launch_two, make_processor, make_whisper, write_speech
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from transformers import WhisperFeatureExtractor
 
-from askd_hf import teacher_cache
-from askd_hf.data import TEACHER_COLUMNS, Limits, SpeechCollator, cache_encoder, check_clips, load_speech
+from askd_hf.data import (
+    TEACHER_COLUMNS,
+    Limits,
+    SpeechCollator,
+    cache_encoder,
+    check_clips,
+    load_speech,
+    teacher_cache,
+)
 from askd_hf.data.columns import replace_column
+from askd_hf.data.teacher_cache import ALL_COLUMNS, SOFT_LABELS, cache_teacher, check_soft_labels, teacher_settings
 from askd_hf.errors import UserError
-from askd_hf.teacher_cache import ALL_COLUMNS, SOFT_LABELS, cache_teacher, check_soft_labels, teacher_settings
 
 CLIPS, TOP_K, TEMPERATURE, BATCH, PART_CLIPS = 7, 5, 2.0, 2, 2
 

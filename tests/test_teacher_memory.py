@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from askd_hf.data.encoder_cache import weights_digest
-from askd_hf.student import init_student, same_encoder
-from askd_hf.teacher_cache import SETTINGS
-from askd_hf.teacher_memory import full_weights, offload, place_teacher, quantize_decoder
+from askd_hf.data.teacher_cache import SETTINGS
+from askd_hf.models.student import init_student, same_encoder
+from askd_hf.models.teacher_memory import full_weights, offload, place_teacher, quantize_decoder
 
 META = torch.device("meta")
 CPU = torch.device("cpu")

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TrainerCallback
 
 from askd_hf.errors import UserError
-from askd_hf.metrics import compute_metrics_for
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.models.student import init_student
 from askd_hf.objective import DIVERGENCES, blend
-from askd_hf.student import init_student
-from askd_hf.trainer import ASKDTrainer, NonFiniteLossError
+from askd_hf.trainer import ASKDTrainer
+from askd_hf.training.terms import NonFiniteLossError
 
 
 def count_calls(module, calls: list):

@@ -16,8 +16,9 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from askd_hf.data import decode_audio, load_speech
 from askd_hf.data.labels import example
 from askd_hf.errors import UserError
-from askd_hf.student import init_student, load_whisper
-from askd_hf.vocabulary import timestamp_ids, token_partners, with_vocabulary_of
+from askd_hf.models.loading import load_whisper
+from askd_hf.models.student import init_student
+from askd_hf.models.vocabulary import timestamp_ids, token_partners, with_vocabulary_of
 
 ENGLISH_ONLY = make_processor().tokenizer
 

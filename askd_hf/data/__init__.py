@@ -6,7 +6,7 @@ from .collator import TEACHER_COLUMNS, SpeechCollator
 from .encoder_cache import EncoderCache, cache_encoder, encode, encoder_fingerprint
 from .loading import load_speech, to_stream
 from .mix import SpeechStream, as_stream, mix, with_negatives
-from .sampler import DrawnRows, ResumableLengthGroupedSampler, StreamSampler
+from .sampler import DrawnRows, ResumableLengthGroupedSampler, StreamSampler, stream_sampler
 from .text import clean_texts
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "encoder_fingerprint",
     "load_speech",
     "mix",
+    "stream_sampler",
     "to_stream",
     "with_negatives",
 ]

@@ -17,7 +17,7 @@ from .checks import Limits
 from .encoder_cache import EncoderCache
 from .labels import IGNORED, Example, example, token_id
 
-# the teacher's soft labels, in the order of `objective.TopK`; see `askd_hf.teacher_cache`
+# the teacher's soft labels, in the order of `objective.TopK`; see `askd_hf.data.teacher_cache`
 TEACHER_COLUMNS = ("teacher_token_ids", "teacher_log_probs", "teacher_log_rest", "teacher_label_log_prob")
 OF_TOKENS = 1  # what is drawn for a clip's tokens comes from another random stream than its augmentation
 

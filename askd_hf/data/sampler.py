@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .mix import SpeechStream
@@ -48,6 +49,16 @@ class StreamSampler(Sampler[Mapping[str, Any]]):
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return itertools.islice(self.stream.rows(), self.number)
+
+
+def stream_sampler(stream: SpeechStream, args: TrainingArguments, train_batch_size: int) -> StreamSampler:
+    """The rows of a whole run.
+
+    Args:
+        train_batch_size: clips per process and micro-batch.
+    """
+    rows_per_step = train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return StreamSampler(stream, args.max_steps * rows_per_step)
 
 
 class DrawnRows(Dataset):

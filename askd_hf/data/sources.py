@@ -17,7 +17,7 @@ from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError
 from huggingface_hub import constants
 
 from ..errors import UserError
-from ..hub import hub_access, local_or_hub
+from ..hub_access import hub_access, local_or_hub
 from .audiofolder import METADATA, audiofolder_splits, read_audiofolder
 from .clip_files import ClipFiles, was_downloaded
 from .common_voice import common_voice_splits, read_common_voice

@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 
+from ..arguments import NORMALIZER_HELP, Normalizer
+from ..arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
 from ..errors import UserError
-from ..metrics import NORMALIZER_HELP, Normalizer, normalizer_for, text_language
-from ..ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
 from .bootstrap import RESAMPLES
+from .metrics import normalizer_for, text_language
 from .suites import SUITE_NAMES, EvalSet, language_code, suite_sets
 from .transcribe import Decoding
 

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from ..errors import disk_errors
-from ..metrics import meaning_of
+from .metrics import meaning_of
 from .results import CONFIDENCE, Results, Scores, SetResult, SpeedOfModel
 from .table import BROKEN_WORDS, PLAIN
 from .worst_clips import worst_clips
@@ -45,7 +45,7 @@ def write_report(results: Results, folder: Path) -> Path:
 def _environment() -> jinja2.Environment:
     """Escapes all text, as transcripts may hold anything; a name that isn't there is an error, not an empty place."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("askd_hf"),
+        loader=jinja2.PackageLoader("askd_hf.evaluation"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -12,11 +12,12 @@ import jiwer
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..arguments import Normalizer
 from ..data.languages import UNSPACED
 from ..errors import UserError
-from ..metrics import UNIFIED, Normalizer, characters, normalize_pairs, normalizer_for, text_language
 from .bootstrap import RESAMPLES, SEED, blocks_of, interval, probability_of_improvement, resampled_rates
 from .manifest import FOLDER, Manifest, Settings, all_values, check_comparable, read_manifests, role_order
+from .metrics import UNIFIED, characters, normalize_pairs, normalizer_for, text_language
 from .results import Paired, Results, Scores, SetResult
 from .suites import UNTRANSCRIBED, is_untranscribed
 

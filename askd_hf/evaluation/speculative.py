@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, WhisperForCausalLM, WhisperForConditio
 from transformers.generation import AssistedCandidateGenerator
 
 from ..errors import UserError
-from ..student import pair_differences, same_encoder
+from ..models.student import pair_differences, same_encoder
 from .results import Speculative
 from .speed import GREEDY, check_alike, clip_features, clip_seconds, now, timing
 

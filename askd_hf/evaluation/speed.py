@@ -26,7 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..data.audio import SAMPLING_RATE, extract_features, waveform
 from ..errors import UserError
-from ..student import no_timestamps
+from ..models.generation_config import no_timestamps
 from .memory import peak_bytes, weight_bytes
 from .results import ModelFacts, Speed, SpeedOfModel, Timing
 

@@ -14,7 +14,7 @@ from ..data import load_speech
 from ..data.columns import replace_column
 from ..data.text import without_times
 from ..errors import UserError
-from ..metrics import language_code
+from .metrics import language_code
 
 ESB = "hf-audio/esb-datasets-test-only-sorted"
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")

@@ -1,6 +1,6 @@
 """An evaluation's results for the terminal."""
 
-from ..metrics import meaning_of
+from .metrics import meaning_of
 from .results import CONFIDENCE, Results, Scores, SetResult, Speculative, Speed
 
 BROKEN_WORDS = (

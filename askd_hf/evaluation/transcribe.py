@@ -25,8 +25,8 @@ from ..data.audio import extract_features, waveform
 from ..data.columns import replace_column
 from ..data.encoder_cache import weights_digest
 from ..errors import UserError
-from ..hub import local_or_hub
-from ..student import no_timestamps, set_language
+from ..hub_access import local_or_hub
+from ..models.generation_config import no_timestamps, set_language
 from .long_form import Method, Timestamps, check_can_transcribe, join_clips, transcribe_long
 from .manifest import Manifest, Settings, check_comparable, read_manifests
 from .results import ModelFacts

@@ -8,8 +8,8 @@ from typing import Any
 
 import jiwer
 
-from ..metrics import normalize_pairs, normalizer_for, text_language
 from .manifest import Manifest
+from .metrics import normalize_pairs, normalizer_for, text_language
 from .results import SetResult
 from .scoring import count_errors, drop_reason, load_spelling
 from .suites import UNTRANSCRIBED

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import jiwer
 
 from ..errors import UserError, disk_errors
+from ..evaluation.metrics import normalize_pairs
 from ..evaluation.scoring import count_errors, plain_words, repeated_ngrams
 from ..evaluation.suites import is_untranscribed
-from ..metrics import normalize_pairs
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..arguments import NORMALIZER_HELP, Normalizer
+from ..arguments.ranges import COUNT, Range, check_ranges
 from ..errors import UserError
+from ..evaluation.metrics import language_code
 from ..evaluation.options import DecodingArguments
 from ..evaluation.suites import EvalSet
-from ..metrics import NORMALIZER_HELP, Normalizer, language_code
-from ..ranges import COUNT, Range, check_ranges
 from .filters import Thresholds
 
 

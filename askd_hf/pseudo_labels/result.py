@@ -12,9 +12,9 @@ from huggingface_hub import DatasetCard, HfApi
 
 from ..data.columns import arrow_type, replace_column
 from ..errors import disk_errors
-from ..hub import hub_upload
-from ..metrics import language_code
-from ..origin import PSEUDO_LABELS, Speech, public_name
+from ..evaluation.metrics import language_code
+from ..hub.provenance import PSEUDO_LABELS, Speech, public_name
+from ..hub_access import hub_upload
 from .filters import Transcript
 from .options import PseudoLabelArguments
 from .packing import PACKING

@@ -19,7 +19,7 @@ from ..data.columns import replace_column
 from ..errors import UserError
 from ..evaluation.manifest import ELSEWHERE
 from ..evaluation.transcribe import Decoding, Job, PreparedSet, plan_manifests
-from ..student import no_timestamps
+from ..models.generation_config import no_timestamps
 from .options import PseudoLabelArguments
 
 TRANSCRIPTS = "transcripts"  # their folder; not that of evaluations, whose lines say other things

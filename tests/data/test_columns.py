@@ -12,8 +12,8 @@ from speech_files import RATE, audiofolder, tone, write_csv
 
 from askd_hf.data import SpeechCollator, decode_audio, load_speech
 from askd_hf.data.columns import COLUMNS
+from askd_hf.data.teacher_cache import has_soft_labels
 from askd_hf.errors import UserError
-from askd_hf.teacher_cache import has_soft_labels
 
 TEXTS = [*"abcdefgh"]
 TIMED = [

@@ -13,7 +13,7 @@ from speech_files import END, NO_TIMESTAMPS, START, audiofolder, encoded, tiny_p
 
 from askd_hf.data import load_speech
 from askd_hf.errors import UserError
-from askd_hf.hub import hub_access, local_or_hub
+from askd_hf.hub_access import hub_access, local_or_hub
 
 # Runs the calls of its argument and prints a result or an error each.
 LOAD = """

@@ -27,11 +27,11 @@ from conftest import (
 from transformers import pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.data import SAMPLING_RATE, decode_audio, load_speech
 from askd_hf.errors import UserError
 from askd_hf.evaluation import EvaluationArguments, Results
-from askd_hf.student import init_student
+from askd_hf.models.student import init_student
 
 SCRIPT = ROOT / "examples" / "evaluate.py"
 DEMO = ROOT / "examples" / "demo"

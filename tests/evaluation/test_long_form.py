@@ -12,8 +12,10 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 from askd_hf.data import decode_audio, load_speech
 from askd_hf.errors import UserError
 from askd_hf.evaluation.long_form import join_clips, transcribe_long
-from askd_hf.metrics import error_rates
-from askd_hf.student import init_student, load_processor, load_whisper, set_language
+from askd_hf.evaluation.metrics import error_rates
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.models.student import init_student
 
 DEMO = ROOT / "examples/demo"
 

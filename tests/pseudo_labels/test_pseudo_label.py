@@ -19,8 +19,9 @@ from transformers import WhisperForConditionalGeneration
 
 from askd_hf.arguments import SpeechSource
 from askd_hf.data import decode_audio
-from askd_hf.origin import Speech
-from askd_hf.student import init_student, load_processor, load_whisper
+from askd_hf.hub.provenance import Speech
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.models.student import init_student
 
 sys.path.append(str(ROOT / "tests" / "data"))
 from fake_hub import serve_hub

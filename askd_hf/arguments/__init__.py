@@ -1,0 +1,23 @@
+"""The options of the scripts besides `ASKDConfig`. `parser` reads them from the command line and a YAML file.
+
+Every field is a command-line option and a key of the YAML file given by `--config`; its help is its documentation.
+"""
+
+from .data import DEFAULT_DATASET, NONE, DataArguments, SpeechSource, names_of, one_each
+from .mixing import CacheArguments, MixArguments
+from .models import ModelArguments
+from .normalizer import NORMALIZER_HELP, Normalizer
+
+__all__ = [
+    "DEFAULT_DATASET",
+    "NONE",
+    "NORMALIZER_HELP",
+    "CacheArguments",
+    "DataArguments",
+    "MixArguments",
+    "ModelArguments",
+    "Normalizer",
+    "SpeechSource",
+    "names_of",
+    "one_each",
+]

@@ -1,0 +1,1 @@
+"""Other runtimes, one file each."""

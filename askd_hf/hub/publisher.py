@@ -1,0 +1,146 @@
+"""Push a run's student to the Hub, at its end or at every checkpoint in the background."""
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
+
+from ..config import ASKDConfig
+from ..hub_access import hub_upload
+from .upload import (
+    CARD,
+    FIGURE,
+    create_repository,
+    find_results,
+    publish,
+    published,
+    resume_advice,
+    upload,
+    write_card,
+)
+
+logger = logging.getLogger(__name__)
+
+TRAINER_STATE = "trainer_state.json"  # the figure is drawn from it; it isn't published
+COPY_PREFIX = "_push-"  # of a checkpoint's copy, by its step
+
+
+class HubPublisher:
+    """Publishes the student, its card and its figure, where Trainer would publish all that the directory holds.
+
+    Attributes:
+        repo_id: where to; until `create_repository` has made it, as it was asked for.
+    """
+
+    def __init__(self, args: ASKDConfig):
+        self.args = args
+        self.directory = Path(args.output_dir)
+        self.repo_id: str = args.hub_model_id or self.directory.absolute().name
+
+    def for_repository(self, repo_id: str | None) -> "HubPublisher":
+        """This publisher, which publishes to `repo_id` from now on if that is given."""
+        self.repo_id = repo_id or self.repo_id
+        return self
+
+    def create_repository(self, token: str | None, private: bool | None) -> str:
+        """Make the repository and return its id. Raises `UserError` if it can't be, or has no `args.hub_revision`."""
+        for leftover in self.directory.glob(f"{COPY_PREFIX}*"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._background = HfApi()
+        private = self.args.hub_private_repo if private is None else private
+        with hub_upload("nothing can be pushed: log in with `hf auth login`, or leave out --push_to_hub"):
+            self.repo_id = create_repository(
+                self.repo_id, private, token or self.args.hub_token, self.args.hub_revision
+            )
+        return self.repo_id
+
+    def advice(self, directory: str | None = None) -> str:
+        """How to publish a directory, the run's own by default, from the command line."""
+        return resume_advice(
+            self.directory if directory is None else Path(directory),
+            self.repo_id,
+            private=self.args.hub_private_repo,
+            revision=self.args.hub_revision,
+        )
+
+    def publish(
+        self,
+        commit_message: str,
+        blocking: bool,
+        token: str | None,
+        revision: str | None,
+        private: bool | None,
+    ) -> str | Future[str]:
+        """Publish the run's directory, as `askd_hf.hub.upload.publish` does."""
+        options: dict[str, Any] = dict(
+            private=self.args.hub_private_repo if private is None else private,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message,
+        )
+        if blocking:
+            return publish(self.directory, self.repo_id, **options)
+        return HfApi().run_as_future(publish, self.directory, self.repo_id, **options)
+
+    def warn_of_ignored(self, card_arguments: dict[str, Any]) -> None:
+        """Warn of Trainer's arguments for its own model card."""
+        if card_arguments:
+            logger.warning("the model card fills itself in: %s ignored", ", ".join(sorted(card_arguments)))
+
+    def write_card(self) -> None:
+        """Write the card and the figure into the run's directory."""
+        write_card(self.directory, self.repo_id, find_results(self.directory))
+
+    def push_checkpoint(self, trainer: Trainer, checkpoint: Path) -> PushInProgress | None:
+        """Publish a checkpoint's student in the background; from a copy, as old checkpoints are deleted meanwhile.
+
+        If the copy can't be made, a warning says why. Returns the pushes in progress.
+        """
+        pending, step = trainer.push_in_progress, trainer.state.global_step
+        busy = pending is not None and not pending.is_done()
+        if self.args.hub_strategy == HubStrategy.END or (busy and not self.args.hub_always_push):
+            return pending
+        trainer.callback_handler.on_push_begin(self.args, trainer.state, trainer.control)
+        copy = self.directory / f"{COPY_PREFIX}{step}"
+        with _continue_on_failure(step, copy):
+            _copy_student(checkpoint, copy)
+            write_card(copy, self.repo_id, results=None)
+            job = self._background.run_as_future(self._upload_copy, copy, checkpoint, step)
+            return PushInProgress([*(pending.jobs if busy else []), job])
+        return pending
+
+    def _upload_copy(self, copy: Path, checkpoint: Path, step: int) -> None:
+        with _continue_on_failure(step, copy), hub_upload(self.advice(str(checkpoint))):
+            message = f"Training in progress, step {step}"
+            upload(copy, self.repo_id, self.args.hub_token, self.args.hub_revision, message)
+            shutil.rmtree(copy, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _continue_on_failure(step: int, copy: Path) -> Iterator[None]:
+    """Turn any failure of a push during training into a warning, and remove the checkpoint's copy."""
+    try:
+        yield
+    except Exception as error:
+        shutil.rmtree(copy, ignore_errors=True)
+        logger.warning("step %d wasn't published, training goes on: %s", step, error)
+
+
+def _copy_student(checkpoint: Path, copy: Path) -> None:
+    """Copy what is published of a checkpoint, by hard links if possible. Card and figure are made again."""
+    copy.mkdir()
+    for file in checkpoint.iterdir():
+        if file.name == TRAINER_STATE or (published(file.name) and file.name not in (CARD, FIGURE)):
+            try:
+                os.link(file, copy / file.name)
+            except OSError:  # the file system has no hard links
+                shutil.copy(file, copy)

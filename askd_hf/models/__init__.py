@@ -1,0 +1,1 @@
+"""Teacher and student: loading, making a student, LoRA, low memory."""

@@ -1,0 +1,1 @@
+"""What a run needs beside the method: models on a batch, logged terms, checkpoints, caches."""

@@ -1,0 +1,274 @@
+"""Run the student, the teacher and the self-teacher on a batch: only the models whose loss weight is not zero."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import WhisperForConditionalGeneration
+from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
+
+from ..callbacks import AdaptiveBlendCallback
+from ..config import ASKDConfig
+from ..data import TEACHER_COLUMNS, SpeechCollator, encode
+from ..errors import UserError
+from ..models.layers import LayerPairs, copied_encoder_layers, is_pruned_encoder, matched_layers
+from ..models.student import check_pair, encoder_is_deterministic, same_encoder
+from ..models.teacher_memory import place_teacher
+from ..objective import DIVERGENCES, BlendTerms, TopK, hidden_state_loss
+from ..projection import Unprojected, chunked_blend, unprojected
+from ..schedule import BlendWeights
+from .run_dir import prepare_encoder, prepare_hidden_loss
+from .run_settings import models_digest
+
+logger = logging.getLogger(__name__)
+
+# of a batch, for the loss and not for the models
+NOT_FOR_MODELS = ("labels", "no_speech", "teacher_input_features", *TEACHER_COLUMNS)
+
+
+class ModelRunner:
+    """The models of a run and the objective of `askd_hf.objective` on a batch.
+
+    Args:
+        student: its encoder is frozen here if `args.freeze_encoder`.
+        teacher: frozen and put in evaluation mode here. Dropped if neither training nor evaluation runs it.
+        teacher_is_cached: True if the batches have the teacher's soft labels.
+        collator: tells whether the teacher has features of its own and whether encoder outputs are cached.
+        accelerator: of the trainer.
+
+    Attributes:
+        teacher: None if it isn't run, or no longer.
+        teacher_digest: `models_digest` of the teacher, None if it isn't run.
+        layer_pairs: the encoder layers that the hidden-state loss compares, None without that loss.
+
+    Raises `UserError` for models, options and cached outputs that don't fit together.
+    """
+
+    def __init__(
+        self,
+        student: WhisperForConditionalGeneration,
+        args: ASKDConfig,
+        teacher: WhisperForConditionalGeneration | None,
+        teacher_is_cached: bool,
+        collator: Any,
+        accelerator: Accelerator,
+    ):
+        self.student, self.args, self.collator, self.accelerator = student, args, collator, accelerator
+        self.teacher_is_cached = teacher_is_cached
+        pruned = is_pruned_encoder(student.config)
+        prepare_encoder(args, pruned)
+        self._freeze_encoder()
+        _check_precision(student)
+        self.teacher = None
+        if args.uses_teacher and (args.eval_blend or not teacher_is_cached):
+            check_pair(teacher, student, own_features=self._teacher_has_own_features())
+            self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher_digest = None if self.teacher is None else models_digest(self.teacher)
+        in_training = None if self.teacher is None or teacher_is_cached else teacher.config
+        prepare_hidden_loss(args, student.config, in_training, pruned)
+        self.layer_pairs: LayerPairs | None = None
+        if args.hidden_weight:
+            layers = student.config.encoder_layers, teacher.config.encoder_layers
+            self.layer_pairs = matched_layers(*layers, copied_encoder_layers(student.config))
+        self.check_encoder()
+        if self.teacher is not None:
+            encoder_runs = not (self._teacher_has_student_encoder and self.encoder_is_fixed())
+            place_teacher(self.teacher, args.device, encoder_runs)
+
+    def _freeze_encoder(self) -> None:
+        encoder = self.student.model.encoder
+        if self.args.freeze_encoder:
+            # `from_pretrained` leaves the position embeddings trainable, so all parameters are named here
+            encoder.requires_grad_(False)
+        elif not any(parameter.requires_grad for parameter in encoder.parameters()):
+            raise UserError(
+                "freeze_encoder is off, but the adapter has nothing in the encoder to train: make it by "
+                "with_lora(..., freeze_encoder=False)"
+            )
+
+    def check_encoder(self) -> None:
+        """Compare the student's encoder with the teacher's and with the cache's, by its weights as they are now.
+
+        Raises `UserError` if the encoder cache is stale.
+        """
+        shares = self.teacher is not None and self.args.freeze_encoder
+        self._teacher_has_student_encoder = shares and same_encoder(self.teacher, self.student)
+        cache = self.collator.encoder_cache if isinstance(self.collator, SpeechCollator) else None
+        if cache is not None:
+            self._check_cache_is_valid()
+            if not cache.is_of(self.student, self.collator.processor):
+                raise UserError(f"encoder cache {cache.folder}: it isn't of the student's encoder and features")
+
+    def _teacher_has_own_features(self) -> bool:
+        return isinstance(self.collator, SpeechCollator) and self.collator.teacher_extractor is not None
+
+    def encoder_is_fixed(self) -> bool:
+        """Whether the student's encoder gives a clip the same output at every step."""
+        return bool(self.args.freeze_encoder) and encoder_is_deterministic(self.student.config)
+
+    def _check_cache_is_valid(self) -> None:
+        if not self.encoder_is_fixed():
+            raise UserError("cached encoder outputs need a frozen encoder without SpecAugment, layerdrop, dropout")
+
+    def release_teacher(self, step: int) -> None:
+        """Free the teacher's memory, unless the caller has kept a reference."""
+        if self.args.auto_find_batch_size:  # training would need it again when it restarts with a smaller batch
+            place_teacher(self.teacher, torch.device("cpu"))
+        self.teacher = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning("step %d: the teacher's weight is 0 from here on; it is freed", step)
+
+    def restore_teacher(self, teacher: WhisperForConditionalGeneration | None) -> None:
+        """Put back a teacher that was released, to train from the beginning again."""
+        if self.teacher is None and teacher is not None:
+            self.teacher = place_teacher(teacher, self.args.device)
+
+    # ---- one batch ----
+
+    def run(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        weights: BlendWeights,
+        blend: AdaptiveBlendCallback,
+        keep_logits: bool = False,
+        gradient_scale: float = 1.0,
+    ) -> tuple[Tensor, BlendTerms, Seq2SeqLMOutput]:
+        """Run the models on one batch and compute the objective.
+
+        Args:
+            model: the student as the trainer has wrapped it.
+            blend: has the self-teacher.
+            keep_logits: whether the outputs have the student's logits, `(batch, tokens, vocabulary)`.
+            gradient_scale: what the backward pass will multiply the gradient by.
+
+        Returns: the objective summed over the label tokens, its terms at each, and the student's outputs.
+        """
+        student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        labels = inputs["labels"]
+        label_mask = labels != -100
+        has_speech = ~inputs["no_speech"][:, None].expand_as(labels) if "no_speech" in inputs else None
+        batch = self.model_inputs(inputs)
+        pairs = self.layer_pairs if weights.teacher > 0.0 else None
+        # The student comes last: SpecAugment writes into its input features
+        targets, teacher_states = {}, None
+        with torch.no_grad(), self.accelerator.autocast():
+            self.encode(model, batch, with_states=pairs is not None)
+            if weights.teacher > 0.0:
+                targets["teacher"], teacher_states = self.teacher_target(inputs, batch, label_mask, pairs)
+            if weights.self > 0.0:
+                targets["self_teacher"] = self._self_target(student, batch, label_mask, blend.self_teacher)
+        if "encoder_outputs" in batch:
+            batch.pop("input_features", None)
+        if pairs is not None:
+            batch["output_hidden_states"] = pairs.student
+        with unprojected(student, label_mask, keep_logits) as noted:
+            outputs = model(**batch)
+        with self.accelerator.autocast():
+            total, terms = chunked_blend(
+                noted[0],
+                labels[label_mask],
+                **targets,
+                teacher_weight=weights.teacher,
+                self_weight=weights.self,
+                temperature=self.args.temperature,
+                divergence=DIVERGENCES[self.args.divergence],
+                mix=self.args.divergence_mix,
+                trust_label=self.args.trust_label,
+                trusted=None if has_speech is None else has_speech[label_mask],
+                gradient_scale=gradient_scale,
+            )
+            if pairs is not None:
+                states = [outputs.encoder_hidden_states[i] for i in pairs.student]
+                terms.hidden = hidden_state_loss(states, teacher_states).repeat_interleave(label_mask.sum(1))
+                total = total + self._weigh_hidden(terms, weights)
+        return total, terms, outputs
+
+    def model_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """The model's arguments of a batch: without labels, with the decoder's input."""
+        batch = {name: value for name, value in inputs.items() if name not in NOT_FOR_MODELS}
+        if "decoder_input_ids" not in batch:  # another collator's: no prompts, so they follow from the labels
+            config = self.student.config
+            batch["decoder_input_ids"] = shift_tokens_right(
+                inputs["labels"], config.pad_token_id, config.decoder_start_token_id
+            )
+        return batch | {"use_cache": False}
+
+    def _weigh_hidden(self, terms: BlendTerms, weights: BlendWeights) -> Tensor:
+        """The weighted hidden-state loss, summed over label tokens. Adds it to the terms without its gradient."""
+        weighted = weights.teacher * self.args.hidden_weight * terms.hidden
+        terms.total = terms.total + weighted.detach()
+        terms.hidden = terms.hidden.detach()
+        return weighted.sum()
+
+    def encode(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
+        """Put the student's `encoder_outputs` into the batch, for all models, unless its encoder is trained.
+
+        Evaluation does so for a trained encoder as well, unless its hidden states are wanted `with_states`: these come
+        from the forward pass.
+        """
+        student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if "encoder_outputs" in batch:
+            self._check_cache_is_valid()
+            batch["encoder_outputs"] = (batch["encoder_outputs"].to(student.dtype),)
+            return
+        batch["input_features"] = batch["input_features"].to(student.dtype)  # bf16_full_eval casts the model
+        if self.encoder_is_fixed() or not (model.training or with_states):
+            batch["encoder_outputs"] = (encode(student.model.encoder, batch["input_features"]),)
+
+    def teacher_target(
+        self, inputs: dict[str, Tensor], batch: dict[str, Any], label_mask: Tensor, pairs: LayerPairs | None = None
+    ) -> tuple[Unprojected | TopK, list[Tensor] | None]:
+        """The teacher's distribution at the label tokens, from its cached columns or by running it.
+
+        With `pairs` also the hidden states of its encoder.
+        """
+        if set(TEACHER_COLUMNS) <= inputs.keys():
+            return TopK(*(inputs[name][label_mask] for name in TEACHER_COLUMNS)), None
+        batch = dict(batch)
+        batch.pop("attention_mask", None)  # only SpecAugment reads it
+        if "encoder_outputs" in batch and self._teacher_has_student_encoder:
+            batch.pop("input_features", None)
+            batch["encoder_outputs"] = (batch["encoder_outputs"][0].to(self.teacher.dtype),)
+        else:
+            features = inputs.get("teacher_input_features", inputs.get("input_features"))
+            if features is None:
+                raise UserError(
+                    "the batches have only cached outputs of the student's encoder, and the teacher has another one: "
+                    "make them with SpeechCollator(..., teacher_extractor=...)"
+                )
+            batch.pop("encoder_outputs", None)
+            batch["input_features"] = features.to(self.teacher.dtype)
+        if pairs is not None:
+            batch["output_hidden_states"] = pairs.teacher
+        with unprojected(self.teacher, label_mask) as noted:
+            outputs = self.teacher(**batch)
+        states = None if pairs is None else [outputs.encoder_hidden_states[i] for i in pairs.teacher]
+        return noted[0], states
+
+    def _self_target(
+        self, student: nn.Module, batch: dict[str, Any], label_mask: Tensor, self_teacher: Callable[..., Any]
+    ) -> Unprojected:
+        """The self-teacher's distribution at the label tokens. If the encoder is trained, it runs its own copy."""
+        if not self.args.freeze_encoder:
+            batch = {name: value for name, value in batch.items() if name != "encoder_outputs"}
+        with unprojected(student, label_mask) as noted:
+            self_teacher(student, batch)
+        return noted[0]
+
+
+def _check_precision(student: nn.Module) -> None:
+    """Raise `UserError` if small updates would be lost in the rounding of the trained weights."""
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise UserError(
+                f"the student's weights are {dtype} ({name}), in which most updates are rounded away, and an "
+                "average of them stands still. Train them in float32: student.float(), or "
+                "from_pretrained(..., dtype=torch.float32). To compute in half precision: bf16=True, fp16=True"
+            )

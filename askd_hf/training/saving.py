@@ -1,0 +1,165 @@
+"""Save the student as a plain Whisper that `from_pretrained` loads, or as an adapter, whatever training made of it."""
+
+import contextlib
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import ProcessorMixin, Trainer, WhisperForConditionalGeneration
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME
+
+from ..config import ASKDConfig
+from ..errors import UserError
+from ..hub.training_summary import save_training_summary
+from ..models.layers import COPIED_LAYERS
+from ..models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_base, loadable_base, merged
+
+
+class StudentSaver:
+    """Writes the student's files. A checkpoint of an adapter has the adapter alone.
+
+    Args:
+        model: the student, or an adapter on it.
+        keep_adapter: True if the finished run is the adapter alone, not merged into the student.
+
+    Attributes:
+        student: the whole model, without the adapter around it.
+        adapter: None if the whole student is trained.
+
+    Raises `UserError` for an adapter that is to be kept or pushed, and that nobody could load.
+    """
+
+    def __init__(self, model: WhisperForConditionalGeneration | PeftModel, args: ASKDConfig, keep_adapter: bool):
+        self.args, self.keeps_adapter = args, keep_adapter
+        self.adapter: PeftModel | None = model if isinstance(model, PeftModel) else None
+        self.student: WhisperForConditionalGeneration = model if self.adapter is None else model.get_base_model()
+        if self.adapter is not None and args.push_to_hub and args.hub_strategy != "end":
+            raise UserError("hub_strategy: a checkpoint of an adapter is no student: choose end")
+        if keep_adapter:
+            self._name_base()
+        # as the student is to be published: Trainer switches the cache off and fills the generation config up
+        self._use_cache = self.student.config.use_cache
+        self._generation_config = copy.deepcopy(self.student.generation_config)
+        self._generation_config._from_model_config = False  # or `from_pretrained` would not read it
+        if self._generation_config.max_length is None:
+            self._generation_config.max_length = self.student.config.max_target_positions
+
+    def _name_base(self) -> None:
+        if self.adapter is None:
+            raise UserError("keep_adapter: the model has no adapter")
+        if self.args.save_dtype != "float32":
+            raise UserError(f"save_dtype {self.args.save_dtype}: an adapter is kept in float32; leave it out")
+        base = loadable_base(self.student.name_or_path, self.args.push_to_hub)
+        check_base(self.adapter, base)
+        self.adapter.active_peft_config.base_model_name_or_path = base
+
+    def save(
+        self,
+        trainer: Trainer,
+        directory: Path,
+        save_model: Callable[[str, dict[str, Tensor] | None], None],
+        state_dict: dict[str, Tensor] | None,
+    ) -> None:
+        """Write the student, or the adapter, and `training.json` beside a student.
+
+        Args:
+            save_model: Trainer's own way to write `trainer.model`.
+        """
+        processor, state = trainer.processing_class, trainer.state
+        if self.adapter is not None and (self.keeps_adapter or is_checkpoint(directory)):
+            if self.args.should_save:
+                self._save_adapter(directory, processor)
+        else:
+            trained = trainer.model
+            if self.adapter is not None:
+                trainer.model, state_dict = merged(self.adapter), None
+            student = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+            try:
+                with self._published_config(student, trained=state.global_step > 0):
+                    save_model(str(directory), state_dict)
+            finally:
+                trainer.model = trained
+            if self.args.should_save:
+                self._finish_student(directory, trained.dtype, processor)
+        if self.args.should_save and self.is_student(directory):
+            save_training_summary(
+                directory,
+                trainer.origin,
+                self.args,
+                state,
+                trainer.blend,
+                trainer.train_dataset,
+                in_training=trainer.is_in_train,
+                adapter=self.adapter,
+                keeps_adapter=self.keeps_adapter,
+            )
+
+    def is_student(self, directory: Path) -> bool:
+        """Whether what is saved in `directory` is a student, and not the checkpoint of an adapter."""
+        return self.adapter is None or not is_checkpoint(directory)
+
+    @contextlib.contextmanager
+    def _published_config(self, student: WhisperForConditionalGeneration, trained: bool) -> Iterator[None]:
+        """Give the student, while it is saved, the configuration that it had before training.
+
+        Args:
+            trained: noted in the config of a student of `init_student`, whose encoder is not pruned anew from then on.
+        """
+        in_training = student.config.use_cache, student.generation_config
+        student.config.use_cache, student.generation_config = self._use_cache, self._generation_config
+        if trained and hasattr(student.config, COPIED_LAYERS):
+            getattr(student.config, COPIED_LAYERS)["trained"] = True
+        try:
+            yield
+        finally:
+            student.config.use_cache, student.generation_config = in_training
+
+    def _finish_student(self, directory: Path, dtype: torch.dtype, processor: ProcessorMixin | None) -> None:
+        """Complete a directory that Trainer has written.
+
+        Args:
+            dtype: of the weights there. Those of a finished run are cast to `args.save_dtype`.
+        """
+        (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of all arguments, a Hub token among them
+        _remove(directory, ADAPTER_CONFIG, ADAPTER_WEIGHTS)  # of an earlier run: it would be loaded on top of this one
+        _save_spelling(directory, processor)
+        save_dtype = getattr(torch, self.args.save_dtype)
+        # a checkpoint keeps the dtype of training, or a resumed run would go on from rounded weights
+        if save_dtype != dtype and not is_checkpoint(directory):
+            WhisperForConditionalGeneration.from_pretrained(directory, dtype=save_dtype).save_pretrained(directory)
+
+    def _save_adapter(self, directory: Path, processor: ProcessorMixin | None) -> None:
+        """Write the adapter, and for a finished run what else a student has."""
+        self.adapter.save_pretrained(directory, save_embedding_layers=False)  # "auto" would ask the Hub about them
+        if is_checkpoint(directory):
+            return
+        _remove(
+            directory, CONFIG_NAME, "model*.safetensors*"
+        )  # with a config.json it would be taken for a whole model
+        self._generation_config.save_pretrained(directory)
+        if processor is not None:
+            processor.save_pretrained(directory)
+            _save_spelling(directory, processor)
+
+
+def is_checkpoint(directory: Path) -> bool:
+    return directory.name.startswith(PREFIX_CHECKPOINT_DIR)
+
+
+def _save_spelling(directory: Path, processor: ProcessorMixin | None) -> None:
+    """Save what Whisper's normalizer needs, and `save_pretrained` forgets."""
+    spelling = getattr(getattr(processor, "tokenizer", None), "english_spelling_normalizer", None)
+    if spelling:
+        (directory / "normalizer.json").write_text(json.dumps(spelling, indent=2))
+
+
+def _remove(directory: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for file in directory.glob(pattern):
+            file.unlink()

@@ -1,0 +1,79 @@
+"""The rows of a stream that couldn't be used, or weren't wanted: counted, listed, and not forgotten by a resume."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..config import ASKDConfig
+from ..data import SpeechStream
+from ..errors import UserError
+
+SKIPPED_FILE = "skipped_rows.json"
+
+
+class SkippedRows:
+    """Appends to a CSV (clip, reason) what is left out of training.
+
+    Args:
+        file: one for each process.
+        on_bad_audio: "error": a row that can't be used is an error; "skip": it is left out, as those that the filters
+            don't want always are.
+    """
+
+    def __init__(self, file: Path, on_bad_audio: str):
+        self.file, self.on_bad_audio = file, on_bad_audio
+        self.count = 0
+
+    @classmethod
+    def of_run(cls, args: ASKDConfig, train_dataset: Any) -> "SkippedRows":
+        """Those of this process, in the run's directory."""
+        rank = f"-{args.process_index}" if args.process_index else ""
+        on_bad_audio = train_dataset.on_bad_audio if isinstance(train_dataset, SpeechStream) else "error"
+        return cls(Path(args.output_dir) / f"skipped-stream{rank}.csv", on_bad_audio)
+
+    def counts(self, accelerator: Accelerator) -> list[int]:
+        """How many rows each process has skipped so far."""
+        return accelerator.gather(torch.tensor([self.count], device=accelerator.device)).tolist()
+
+    def raise_all_skipped(self, step: int) -> NoReturn:
+        """Raise `UserError`: nothing was left to train on since the last log."""
+        raise UserError(f"step {step}: every clip since the last log was invalid or filtered out; see {self.file}")
+
+    def add(self, rows: list[tuple[str, str, bool]], step: int) -> None:
+        """Clip, reason, and whether it can't be used; in the batch after `step` updates."""
+        for clip, reason, unusable in rows:
+            if unusable and self.on_bad_audio == "error":
+                saved = any(self.file.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+                raise UserError(
+                    f"step {step}, {clip}: {reason}. Mend it, or leave such clips out: --on_bad_audio skip"
+                    + (", with --resume_from_checkpoint last" if saved else "")
+                )
+        if not rows:
+            return
+        if self.count == 0:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text("clip,reason\n", encoding="utf-8")
+        with self.file.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(row[:2] for row in rows)
+        self.count += len(rows)
+
+    @staticmethod
+    def save(directory: Path, counts: list[int]) -> None:
+        """Write the counts of all processes into a checkpoint."""
+        (directory / SKIPPED_FILE).write_text(json.dumps(counts))
+
+    def load(self, directory: Path, process: int) -> None:
+        """Go back to what the checkpoint knows of: rows skipped after it will come again."""
+        file = directory / SKIPPED_FILE
+        counts = json.loads(file.read_text()) if file.is_file() else []
+        self.count = counts[process] if process < len(counts) else 0
+        if self.count and self.file.is_file():
+            with self.file.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))[: self.count + 1]
+            with self.file.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows)
