@@ -20,7 +20,8 @@ from transformers import Seq2SeqTrainer, WhisperForConditionalGeneration
 from askd_hf.data.encoder_cache import weights_digest
 from askd_hf.errors import UserError
 from askd_hf.evaluation.results import Results
-from askd_hf.hub.publisher import PublishingTrainer, copy_student
+from askd_hf.hub.publisher import _copy_student as copy_student
+from askd_hf.trainer import ASKDTrainer
 from askd_hf.hub.upload import find_results, publish, resume_advice
 from askd_hf.models.loading import load_whisper
 from askd_hf.models.student import init_student
@@ -228,7 +229,7 @@ def test_shards_replace_a_whole_file(hub, run):
 
 
 def test_the_arguments_are_those_of_trainer(hub, tmp_path, caplog):
-    ours, theirs = (inspect.signature(kind.push_to_hub) for kind in (PublishingTrainer, Seq2SeqTrainer))
+    ours, theirs = (inspect.signature(kind.push_to_hub) for kind in (ASKDTrainer, Seq2SeqTrainer))
     assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
         (p.name, p.kind, p.default) for p in theirs.parameters.values()
     ]
