@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from .arguments.renamed import rename_saved
 from .config import ASKDConfig
 from .schedule import UNKNOWN, BlendSchedule, BlendState, BlendWeights, LabelsJudged
 from .self_teacher import SELF_TEACHERS, SelfTeacher
@@ -37,6 +38,7 @@ def read_blend_state(file: Path) -> BlendState:
     state = BlendState(**json.loads(file.read_text(encoding="utf-8")))
     if not isinstance(state.options, dict):
         raise TypeError(f"{file}: options")
+    state.options = rename_saved(state.options)
     return state
 
 
@@ -128,7 +130,7 @@ class AdaptiveBlendCallback(TrainerCallback):
                 self._loaded_self_teacher = None
             else:
                 self.state.snapshot_epoch = epoch
-        if self.config.self_refresh == "epoch" and epoch > self.state.snapshot_epoch:
+        if self.config.snapshot_strategy == "epoch" and epoch > self.state.snapshot_epoch:
             self.self_teacher.at_new_epoch(model)
             self.state.snapshot_epoch = epoch
 

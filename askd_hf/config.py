@@ -12,6 +12,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from .arguments.packages import check_reporting
 from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Range, check_ranges
+from .arguments.renamed import accepts_renamed
 from .errors import UserError
 from .objective import DIVERGENCES, DIVERGENCES_WITH_MIX
 from .schedule import PRESETS, SELF_SCHEDULES, TEACHER_SCHEDULES
@@ -53,6 +54,7 @@ RANGES = dict(
 )
 
 
+@accepts_renamed
 @dataclass
 class ASKDConfig(Seq2SeqTrainingArguments):
     """`Seq2SeqTrainingArguments` and the blend of labels, teacher and self-teacher.
@@ -76,7 +78,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         default=None,
         metadata={"help": "Weight on the teacher that the end of the teacher phase reaches. None: the preset's."},
     )
-    teacher_phase: float | None = field(
+    teacher_phase_ratio: float | None = field(
         default=None,
         metadata={
             "help": "The teacher phase as a fraction of the run; the self phase is the rest. None: the preset's."
@@ -112,8 +114,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     self_ema_decay: float = field(
         default=0.99, metadata={"help": "Share of the average that an update keeps (self_teacher=ema)."}
     )
-    self_refresh: str | None = field(
-        default=None, metadata={"help": "Renew the snapshot: never, or every epoch. None: the preset's."}
+    snapshot_strategy: str | None = field(
+        default=None, metadata={"help": "When to renew the snapshot: no, epoch. Default: the preset's."}
     )
     temperature: float | None = field(
         default=None, metadata={"help": "Softens the targets and the student in the divergences. None: the preset's."}
@@ -121,11 +123,11 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     divergence: str = field(
         default="forward_kl", metadata={"help": f"Distance to the soft targets: {', '.join(DIVERGENCES)}."}
     )
-    divergence_mix: float = field(
+    divergence_beta: float = field(
         default=0.5,
         metadata={"help": "beta of jensen_shannon, alpha of skewed_kl: the share of the target in the mixture."},
     )
-    trust_label: bool = field(
+    weight_teacher_by_label_prob: bool = field(
         default=False,
         metadata={"help": "Weigh the teacher at each token by the probability that it gives the label there."},
     )
@@ -147,7 +149,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             "the teacher's weight, with which it falls. Default: 10 with --encoder_layers, else 0."
         },
     )
-    eval_blend: bool = field(
+    eval_teacher_losses: bool = field(
         default=False,
         metadata={
             "help": "Also run teacher and self-teacher in evaluation, for eval_teacher_loss, eval_teacher_ce, "
@@ -252,19 +254,19 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             "teacher_schedule": TEACHER_SCHEDULES,
             "self_schedule": SELF_SCHEDULES,
             "self_teacher": [*SELF_TEACHERS, "none"],
-            "self_refresh": ["never", "epoch"],
+            "snapshot_strategy": ["no", "epoch"],
             "divergence": DIVERGENCES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}")
-        for name in ("teacher_weight", "teacher_weight_end", "teacher_phase", "self_weight"):
+        for name in ("teacher_weight", "teacher_weight_end", "teacher_phase_ratio", "self_weight"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name}: {getattr(self, name)} is not between 0 and 1")
         if not 0.0 <= self.self_ema_decay < 1.0:
             raise UserError(f"self_ema_decay: {self.self_ema_decay} is not in [0, 1)")
-        if self.divergence in DIVERGENCES_WITH_MIX and not 0.0 < self.divergence_mix < 1.0:
-            raise UserError(f"divergence_mix: {self.divergence_mix} is not strictly between 0 and 1")
+        if self.divergence in DIVERGENCES_WITH_MIX and not 0.0 < self.divergence_beta < 1.0:
+            raise UserError(f"divergence_mix: {self.divergence_beta} is not strictly between 0 and 1")
         if self.temperature not in POSITIVE:
             raise UserError(f"temperature: {self.temperature} is not positive")
         if self.self_weight and self.self_teacher == "none":
@@ -273,14 +275,14 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"hidden_weight: {self.hidden_weight} is not at least 0")
         if self.hidden_weight and not self.uses_teacher:
             raise UserError(f"hidden_weight: {self.hidden_weight} has no effect without a teacher phase")
-        if self.self_refresh == "epoch" and self.self_teacher != "snapshot":
+        if self.snapshot_strategy == "epoch" and self.self_teacher != "snapshot":
             raise UserError("self_refresh: only a snapshot is renewed; the ema follows the student by itself")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise UserError(
                 f"hub_strategy: {str(self.hub_strategy)!r} publishes the optimizer's state, and here only the student "
                 "is ever published: choose every_save (the student of every checkpoint) or end"
             )
-        if (self.metric_for_best_model or "").removeprefix("eval_") in BLEND_METRICS and not self.eval_blend:
+        if (self.metric_for_best_model or "").removeprefix("eval_") in BLEND_METRICS and not self.eval_teacher_losses:
             raise UserError(f"metric_for_best_model: {self.metric_for_best_model} is evaluated only with eval_blend")
         if self.adaptive_window < 1:
             raise UserError(f"adaptive_window: {self.adaptive_window} is not at least 1")
@@ -327,7 +329,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     def _can_adapt(self) -> bool:
         """Whether the teacher's weight falls, or ends before the run does, so that it can be held back."""
         start, end = self.teacher_weight, self.teacher_weight_end
-        return self.uses_teacher and (end < start or (end == start and self.teacher_phase < 1.0))
+        return self.uses_teacher and (end < start or (end == start and self.teacher_phase_ratio < 1.0))
 
     def _check_effects(self, changed: set[str]) -> None:
         """Raise `UserError` for blend options that would do nothing. Those left as in the preset may.
@@ -335,7 +337,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         Args:
             changed: the options that were given, with other values than the preset's.
         """
-        start, end, phase = self.teacher_weight, self.teacher_weight_end, self.teacher_phase
+        start, end, phase = self.teacher_weight, self.teacher_weight_end, self.teacher_phase_ratio
         for name in ("teacher_weight", "teacher_weight_end"):
             if getattr(self, name) and not phase:
                 raise UserError(f"{name}: {getattr(self, name)} has no effect with a teacher_phase of 0")
@@ -357,7 +359,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(
                 f"self_weight: {self.self_weight} has no effect, a teacher_phase of 1 leaves no self phase"
             )
-        for name in ("self_schedule", "self_refresh", "self_teacher"):
+        for name in ("self_schedule", "snapshot_strategy", "self_teacher"):
             if name in changed and not self.self_weight and getattr(self, name) != "none":
                 raise UserError(f"{name}: {getattr(self, name)} has no effect with a self_weight of 0")
 
@@ -369,7 +371,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     @property
     def uses_teacher(self) -> bool:
         """Whether the teacher has any weight at any step."""
-        return self.teacher_phase > 0.0 and max(self.teacher_weight, self.teacher_weight_end) > 0.0
+        return self.teacher_phase_ratio > 0.0 and max(self.teacher_weight, self.teacher_weight_end) > 0.0
 
 
 def resolve_dtype(name: str, config: ASKDConfig) -> torch.dtype:

@@ -70,8 +70,8 @@ def memory_errors(batch_size: int) -> Iterator[None]:
         raise UserError(
             f"out of memory with {batch_size} clips a batch. Halve --per_device_train_batch_size and double "
             "--gradient_accumulation_steps, which gives the same result, or let --auto_find_batch_size True look for "
-            "one that fits. --bf16, --cache_teacher (no teacher in memory), --teacher_dtype int8, --teacher_offload "
-            "and --lora_rank take less as well. "
+            "one that fits. --bf16, --teacher_cache_dir (no teacher in memory), --teacher_dtype int8, --teacher_offload "
+            "and --lora_r take less as well. "
             f"({error})"
         ) from error
 

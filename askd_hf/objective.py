@@ -134,7 +134,7 @@ def _coarse_log_probs(logits: Tensor, token_ids: Tensor, temperature: float) -> 
 
 
 @dataclass
-class BlendTerms:
+class LossTerms:
     """The terms of the objective for each label token, `(tokens,)` float32 each; None where a model wasn't run.
 
     Only `total` carries a gradient.
@@ -158,7 +158,7 @@ class BlendTerms:
         return {name: term.detach() for name, term in vars(self).items() if term is not None}
 
 
-def blend(
+def distillation_loss(
     student_logits: Tensor,
     labels: Tensor,
     *,
@@ -169,9 +169,9 @@ def blend(
     temperature: float = 1.0,
     divergence: Divergence = forward_kl,
     mix: float = 0.5,
-    trust_label: bool = False,
-    trusted: Tensor | None = None,
-) -> BlendTerms:
+    weight_teacher_by_label_prob: bool = False,
+    teacher_mask: Tensor | None = None,
+) -> LossTerms:
     """The objective at every label token, before the sum over tokens and the division by their number.
 
     T^2 keeps the size of a soft target's gradient when the temperature changes (Hinton et al. 2015, section 2). No
@@ -185,9 +185,9 @@ def blend(
         self_weight: `b`, from 0 to 1 - a.
         temperature: `T`, softens targets and student alike; the cross-entropy stays at temperature 1.
         mix: beta of the Jensen-Shannon divergence, alpha of the skewed KL.
-        trust_label: `g_i` is the teacher's probability of the label rather than 1; what the teacher isn't trusted with
+        weight_teacher_by_label_prob: `g_i` is the teacher's probability of the label rather than 1; what the teacher isn't trusted with
             goes to the labels, so a confident mistake of the teacher (a hallucination) isn't learnt.
-        trusted: `(tokens,)` bool, `g_i` is multiplied by it: False on clips without speech. Default: all are True.
+        teacher_mask: `(tokens,)` bool, `g_i` is multiplied by it: False on clips without speech. Default: all are True.
     """
     for name, weight, target in (("teacher", teacher_weight, teacher), ("self", self_weight, self_teacher)):
         if weight and target is None:
@@ -210,7 +210,7 @@ def blend(
         ce = F.nll_loss(log_probs, labels, reduction="none")
     else:
         ce = F.cross_entropy(student_logits, labels, reduction="none")
-    terms = BlendTerms(total=ce, ce=ce)
+    terms = LossTerms(total=ce, ce=ce)
     on_labels: Tensor | float = 1.0 - self_weight
     soft = torch.zeros_like(ce)
     if teacher is not None:
@@ -219,9 +219,9 @@ def blend(
         # not by argmax, which is several times slower than amax
         on_best = student_logits.detach().gather(-1, best[:, None])[:, 0]
         terms.agreement = (on_best == student_logits.detach().amax(-1)).float()
-        on_teacher = teacher_weight * torch.exp(-terms.teacher_ce) if trust_label else teacher_weight
-        if trusted is not None:
-            on_teacher = on_teacher * trusted
+        on_teacher = teacher_weight * torch.exp(-terms.teacher_ce) if weight_teacher_by_label_prob else teacher_weight
+        if teacher_mask is not None:
+            on_teacher = on_teacher * teacher_mask
         on_labels = on_labels - on_teacher
         soft = soft + on_teacher * terms.teacher
     if self_teacher is not None:

@@ -16,68 +16,68 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import WhisperForConditionalGeneration
 
-from .objective import BlendTerms, TopK, blend
+from .objective import LossTerms, TopK, distillation_loss
 
 # Tokens of a chunk. On a CPU of a Whisper vocabulary 26 MB: malloc hands out over 32 MB as new zeroed pages each time.
-PROJECTED_AT_ONCE = {"cpu": 128, "default": 1024}
+LOGITS_CHUNK_SIZE = {"cpu": 128, "default": 1024}
 # Tokens that the objective sees at once: on a CPU so few that its many passes over them stay in the cache, which makes
 # them two to three times as fast; elsewhere the whole chunk, for few kernels.
-BLENDED_AT_ONCE = {"cpu": 16, "default": 1024}
+LOSS_CHUNK_SIZE = {"cpu": 16, "default": 1024}
 
 
-class Unprojected(NamedTuple):
+class LMHeadInputs(NamedTuple):
     """Logits before their projection: `hidden` `(tokens, d_model)`, `weight` `(vocabulary, d_model)`."""
 
     hidden: Tensor
     weight: Tensor
 
-    def in_compute_dtype(self) -> "Unprojected":
+    def in_compute_dtype(self) -> "LMHeadInputs":
         """In the dtype that autocast, if it is on here, would multiply them in; cast once and not once a chunk."""
         device = self.hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
-        return Unprojected(self.hidden.to(dtype), self.weight.to(dtype))
+        return LMHeadInputs(self.hidden.to(dtype), self.weight.to(dtype))
 
 
 @contextlib.contextmanager
-def unprojected(
+def capture_lm_head_inputs(
     model: WhisperForConditionalGeneration, real: Tensor, keep_logits: bool = False
-) -> Iterator[list[Unprojected]]:
+) -> Iterator[list[LMHeadInputs]]:
     """Within it, `model` notes what it would project at the positions of the `(batch, tokens)` mask, and does not.
 
     Unless `keep_logits`, its logits are empty. As a hook it works through DDP and autocast wrappers, and notes the
     weights that `functional_call` puts in the projection's place.
     """
-    noted: list[Unprojected] = []
+    captured: list[LMHeadInputs] = []
 
     def note(projection: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
         hidden = args[0][real]
-        noted.append(Unprojected(hidden, projection.weight))
+        captured.append(LMHeadInputs(hidden, projection.weight))
         return None if keep_logits else (hidden[:0],)
 
     hook = model.proj_out.register_forward_pre_hook(note)
     try:
-        yield noted
+        yield captured
     finally:
         hook.remove()
 
 
-def chunked_blend(
-    student: Unprojected,
+def chunked_distillation_loss(
+    student: LMHeadInputs,
     labels: Tensor,
     *,
-    teacher: Unprojected | TopK | None = None,
-    self_teacher: Unprojected | TopK | None = None,
-    trusted: Tensor | None = None,
+    teacher: LMHeadInputs | TopK | None = None,
+    self_teacher: LMHeadInputs | TopK | None = None,
+    teacher_mask: Tensor | None = None,
     gradient_scale: float = 1.0,
     **options: Any,
-) -> tuple[Tensor, BlendTerms]:
-    """`objective.blend` of logits that are never there all at once.
+) -> tuple[Tensor, LossTerms]:
+    """`objective.distillation_loss` of logits that are never there all at once.
 
     Args:
         student: of the label tokens, the positions where `labels != -100` only.
         labels: `(tokens,)`.
         teacher, self_teacher: the soft targets at the same tokens.
-        trusted: `(tokens,)` bool; default: all.
+        teacher_mask: `(tokens,)` bool; default: all.
         gradient_scale: the gradient is kept multiplied by it until the backward pass: in float16 the loss scale over
             the number of tokens, or small gradients are lost.
         options: the other arguments of `blend`.
@@ -86,18 +86,18 @@ def chunked_blend(
         without one.
     """
     targets = {
-        name: target.in_compute_dtype() if isinstance(target, Unprojected) else target
+        name: target.in_compute_dtype() if isinstance(target, LMHeadInputs) else target
         for name, target in {"teacher": teacher, "self_teacher": self_teacher}.items()
         if target is not None
     }
-    chunks = _Chunks(labels, targets, trusted, options, gradient_scale)
+    chunks = _Chunks(labels, targets, teacher_mask, options, gradient_scale)
     if torch.is_grad_enabled():
         total = _ProjectInChunks.apply(student.hidden, student.weight, chunks)
     else:
         hidden, weight = student.in_compute_dtype()
         with torch.autocast(hidden.device.type, enabled=False):
-            total = sum(chunks.blend(hidden[chunk] @ weight.T, chunk) for chunk in chunks.slices(hidden))
-    return total, BlendTerms(**chunks.terms)
+            total = sum(chunks.loss(hidden[chunk] @ weight.T, chunk) for chunk in chunks.slices(hidden))
+    return total, LossTerms(**chunks.terms)
 
 
 class _Chunks:
@@ -106,36 +106,36 @@ class _Chunks:
     def __init__(
         self,
         labels: Tensor,
-        targets: dict[str, Unprojected | TopK],
-        trusted: Tensor | None,
+        targets: dict[str, LMHeadInputs | TopK],
+        teacher_mask: Tensor | None,
         options: dict[str, Any],
         gradient_scale: float,
     ):
         self.labels, self.targets, self.options, self.gradient_scale = labels, targets, options, gradient_scale
-        self.trusted = trusted
+        self.teacher_mask = teacher_mask
         # one tensor a term, filled row by row: small ones kept between the chunks would break up malloc's free blocks
         self.terms: dict[str, Tensor] = {}
 
     def slices(self, hidden: Tensor) -> Iterator[slice]:
-        return _slices(len(hidden), PROJECTED_AT_ONCE, hidden.device)
+        return _slices(len(hidden), LOGITS_CHUNK_SIZE, hidden.device)
 
-    def blend(self, logits: Tensor, chunk: slice, with_gradient: bool = False) -> Tensor:
+    def distillation_loss(self, logits: Tensor, chunk: slice, with_gradient: bool = False) -> Tensor:
         """The sum over a chunk of logits, `(tokens, vocabulary)`; their place is taken by their gradient, if asked."""
         targets = {
             name: target.rows(chunk) if isinstance(target, TopK) else target.hidden[chunk] @ target.weight.T
             for name, target in self.targets.items()
         }
         total = logits.new_zeros((), dtype=torch.float32)
-        for rows in _slices(len(logits), BLENDED_AT_ONCE, logits.device):
+        for rows in _slices(len(logits), LOSS_CHUNK_SIZE, logits.device):
             row_targets = {
                 name: target.rows(rows) if isinstance(target, TopK) else target[rows]
                 for name, target in targets.items()
             }
-            if self.trusted is not None:
-                row_targets["trusted"] = self.trusted[chunk][rows]
+            if self.teacher_mask is not None:
+                row_targets["teacher_mask"] = self.teacher_mask[chunk][rows]
             with torch.set_grad_enabled(with_gradient):
                 row_logits = logits[rows].detach().requires_grad_(with_gradient)
-                terms = blend(row_logits, self.labels[chunk][rows], **row_targets, **self.options)
+                terms = distillation_loss(row_logits, self.labels[chunk][rows], **row_targets, **self.options)
                 if with_gradient:
                     scaled = terms.total.sum() * self.gradient_scale
                     (logits[rows],) = torch.autograd.grad(scaled, row_logits)
@@ -156,12 +156,12 @@ class _ProjectInChunks(torch.autograd.Function):
         ctx.gradient_scale = chunks.gradient_scale
         ctx.hidden_gradient = torch.empty_like(hidden) if of_hidden else None
         ctx.weight_gradient = None
-        h, w = Unprojected(hidden, weight).in_compute_dtype()
+        h, w = LMHeadInputs(hidden, weight).in_compute_dtype()
         total = hidden.new_zeros((), dtype=torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             for chunk in chunks.slices(h):
                 logits = h[chunk] @ w.T
-                total += chunks.blend(logits, chunk, with_gradient=of_hidden or of_weight)
+                total += chunks.loss(logits, chunk, with_gradient=of_hidden or of_weight)
                 # here `logits` holds their gradient
                 if of_hidden:
                     ctx.hidden_gradient[chunk] = (logits @ w).to(hidden.dtype)

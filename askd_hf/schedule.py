@@ -129,7 +129,7 @@ class BlendSchedule:
     """The weights of a run of `total_steps` updates. Field meanings are those of `ASKDConfig`."""
 
     total_steps: int
-    teacher_phase: float
+    teacher_phase_ratio: float
     teacher_weight: float
     teacher_weight_end: float
     teacher_schedule: str
@@ -141,7 +141,7 @@ class BlendSchedule:
         """The first step after the teacher phase."""
         if self.teacher_weight == 0.0 and self.teacher_weight_end == 0.0:
             return 0
-        return round(self.teacher_phase * self.total_steps)
+        return round(self.teacher_phase_ratio * self.total_steps)
 
     def teacher_end(self, state: BlendState) -> int:
         """The first step that certainly is without the teacher."""
@@ -204,60 +204,60 @@ PRESETS: dict[str, dict[str, Any]] = {
     "askd": dict(
         teacher_weight=1.0,
         teacher_weight_end=0.0,
-        teacher_phase=0.8,
+        teacher_phase_ratio=0.8,
         teacher_schedule="adaptive",
         self_weight=0.3,
         self_schedule="linear",
         self_teacher="ema",
-        self_refresh="never",
+        snapshot_strategy="no",
         temperature=2.0,
     ),
     # distil-whisper's 0.8*CE + 1.0*T^2*KL at T=2, divided by 1.8 to be convex: the same direction of every gradient.
     "kd": dict(
         teacher_weight=1.0 / 1.8,
         teacher_weight_end=1.0 / 1.8,
-        teacher_phase=1.0,
+        teacher_phase_ratio=1.0,
         teacher_schedule="constant",
         self_weight=0.0,
         self_schedule="constant",
         self_teacher="none",
-        self_refresh="never",
+        snapshot_strategy="no",
         temperature=2.0,
     ),
     # Teacher annealing (BAM, Clark et al. 2019, section 3): from the teacher alone to the labels alone.
     "annealing": dict(
         teacher_weight=1.0,
         teacher_weight_end=0.0,
-        teacher_phase=1.0,
+        teacher_phase_ratio=1.0,
         teacher_schedule="linear",
         self_weight=0.0,
         self_schedule="constant",
         self_teacher="none",
-        self_refresh="never",
+        snapshot_strategy="no",
         temperature=1.0,
     ),
     # PS-KD (Kim et al. 2021): the student of the epoch before, its weight growing to 0.8.
     "ps-kd": dict(
         teacher_weight=0.0,
         teacher_weight_end=0.0,
-        teacher_phase=0.0,
+        teacher_phase_ratio=0.0,
         teacher_schedule="constant",
         self_weight=0.8,
         self_schedule="linear",
         self_teacher="snapshot",
-        self_refresh="epoch",
+        snapshot_strategy="epoch",
         temperature=1.0,
     ),
     # Labels only: plain fine-tuning.
     "ce": dict(
         teacher_weight=0.0,
         teacher_weight_end=0.0,
-        teacher_phase=0.0,
+        teacher_phase_ratio=0.0,
         teacher_schedule="constant",
         self_weight=0.0,
         self_schedule="constant",
         self_teacher="none",
-        self_refresh="never",
+        snapshot_strategy="no",
         temperature=1.0,
     ),
 }

@@ -41,7 +41,7 @@ class SelfTeacher:
         """Called after every optimizer step."""
 
     def at_new_epoch(self, student: nn.Module) -> None:
-        """Called before the first step of every later epoch, when `self_refresh` asks for it."""
+        """Called before the first step of every later epoch, when `snapshot_strategy` asks for it."""
 
     @torch.no_grad()
     def __call__(self, student: nn.Module, inputs: dict[str, Any]) -> Any:

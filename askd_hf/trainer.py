@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import ProcessorMixin, Seq2SeqTrainer, WhisperForConditionalGeneration
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
+from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import ASKDConfig
-from .data import DrawnRows, ResumableLengthGroupedSampler, SpeechStream, stream_sampler
+from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, stream_sampler
 from .data.teacher_cache import has_soft_labels
 from .errors import UserError, memory_errors, saving_errors
-from .hub.provenance import Origin
+from .hub.provenance import Provenance
 from .hub.publisher import HubPublisher
 from .models.lora import load_adapter
 from .schedule import BlendWeights
@@ -29,8 +30,8 @@ from .training.checks import check_batches, check_teacher, draws_at_random
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.model_runner import ModelRunner
-from .training.random_draws import DrawsCallback
-from .training.restart import Beginning, begin_or_restart
+from .training.random_draws import SetEpochCallback
+from .training.restart import InitialState, begin_or_restart
 from .training.resuming import RunIdentity
 from .training.saving import StudentSaver
 from .training.skipped_rows import SkippedRows
@@ -40,37 +41,40 @@ from .training.throughput import ThroughputCallback
 
 
 class ASKDTrainer(Seq2SeqTrainer):
-    """Distill `teacher` into `model` with the objective of `askd_hf.objective`.
+    """Distill `teacher_model` into `model` with the objective of `askd_hf.objective`.
 
     Args:
         model: the student, or a PEFT adapter on it (`askd_hf.models.lora`), which is then all that is trained. The
             encoder is frozen if `args.freeze_encoder` is True, or if it is None and no encoder layer was pruned.
         args: the run's options, those of the objective and the schedule among them.
-        teacher: a Whisper model with the student's vocabulary (see `askd_hf.models.vocabulary`). It is frozen and put
+        teacher_model: a Whisper model with the student's vocabulary (see `askd_hf.models.vocabulary`). It is frozen and put
             in evaluation mode here, never saved, and freed as soon as its weight is 0 for good. Leave it out if its
             weight is 0 from the start, or if `train_dataset` has its cached soft labels
             (`askd_hf.data.teacher_cache`).
         processing_class: the `WhisperProcessor` that is saved with the student.
         origin: where models and speech come from, for the model card. Default: what the models know of it.
+        peft_config: makes an adapter on `model`, such as a `LoraConfig`.
         keep_adapter: True if the finished run is the adapter alone, not merged into the student.
         kwargs: the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator`, see `SpeechCollator`.
 
     The log has what `training.terms.LOG_NAMES`, `AdaptiveBlendCallback.logs` and `ThroughputCallback.measured` name,
     the terms as means over label tokens. Evaluation logs `eval_ce_loss` (also as `eval_loss`), the other terms if
-    `args.eval_blend`, and `compute_metrics` on generated tokens. Raises `UserError` for options, models and data that
+    `args.eval_teacher_losses`, and `compute_metrics` on generated tokens. Raises `UserError` for options, models and data that
     don't fit together.
     """
 
     # compute_loss divides by the label tokens of the whole update itself
     loss_is_scaled_for_ga = True
 
+    @renamed_keywords(teacher="teacher_model")
     def __init__(
         self,
         model: WhisperForConditionalGeneration | PeftModel,
         args: ASKDConfig,
-        teacher: WhisperForConditionalGeneration | None = None,
+        teacher_model: WhisperForConditionalGeneration | None = None,
         processing_class: ProcessorMixin | None = None,
-        origin: Origin | None = None,
+        origin: Provenance | None = None,
+        peft_config: PeftConfig | None = None,
         keep_adapter: bool = False,
         **kwargs: Any,
     ):
@@ -78,18 +82,18 @@ class ASKDTrainer(Seq2SeqTrainer):
             raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for your own loss")
         train_dataset = kwargs.get("train_dataset")
         is_cached = isinstance(train_dataset, Dataset) and has_soft_labels(train_dataset)
-        check_teacher(args, teacher, train_dataset if is_cached else None, model.config.vocab_size)
+        check_teacher(args, teacher_model, train_dataset if is_cached else None, model.config.vocab_size)
 
         # ---- what the trainer is made of ----
-        self.saver = StudentSaver(model, args, keep_adapter)
+        self.saver = StudentSaver(model, args, peft_config, keep_adapter)
         self.publisher = HubPublisher(args)
         self.identity = RunIdentity(args)
         held_out = []
         if args.teacher_schedule == "adaptive" and args.uses_teacher:
             kwargs["train_dataset"], held_out = hold_out(train_dataset)
         super().__init__(model=self.saver.student, args=args, processing_class=processing_class, **kwargs)
-        self.origin = Origin.of_models(teacher, self.model) if origin is None else origin
-        self.runner = ModelRunner(self.model, args, teacher, is_cached, self.data_collator, self.accelerator)
+        self.origin = Provenance.of_models(teacher_model, self.model) if origin is None else origin
+        self.runner = ModelRunner(self.model, args, teacher_model, is_cached, self.data_collator, self.accelerator)
         self._held_out = HeldOutClips(held_out)
         check_batches(args, self.data_collator, is_cached)
         # or the order of the clips would depend on what has been seeded or drawn since
@@ -104,11 +108,11 @@ class ASKDTrainer(Seq2SeqTrainer):
             self.add_callback(callback)
         if args.early_stopping_patience is not None:
             self.add_callback(StopEarlyCallback(args.early_stopping_patience))
-        self._draws: DrawnRows | None = None
+        self._draws: SeededDataset | None = None
         # the rows of a stream have what their collator draws from already
         if draws_at_random(self.data_collator) and not isinstance(train_dataset, SpeechStream):
-            self._draws = DrawnRows(self.train_dataset, self.args.order_seed)
-            self.add_callback(DrawsCallback(self._draws))
+            self._draws = SeededDataset(self.train_dataset, self.args.order_seed)
+            self.add_callback(SetEpochCallback(self._draws))
 
         self.skipped = SkippedRows.of_run(args, train_dataset)
         self._clips: list[str] = []
@@ -137,7 +141,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         if needs_model and self.teacher is None and not resume_from_checkpoint:
             raise UserError("the teacher was freed when its phase ended: make a new trainer to train again")
         resume_from_checkpoint = self.identity.begin(self, resume_from_checkpoint)
-        self._beginning: Beginning | None = None
+        self._beginning: InitialState | None = None
         try:
             with memory_errors(self.args.train_batch_size):
                 return super().train(resume_from_checkpoint, **kwargs)
@@ -275,7 +279,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
         with torch.no_grad(), self.compute_loss_context_manager():
-            weights = self.blend.weights if self.args.eval_blend else BlendWeights()
+            weights = self.blend.weights if self.args.eval_teacher_losses else BlendWeights()
             _, terms, outputs = self.runner.run(model, inputs, weights, self.blend)
         # a row a clip, so that the clips that even out the processes' last batch can be dropped again
         by_clip = self.accelerator.gather_for_metrics(sums_by_clip(terms, labels))
@@ -292,7 +296,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.gather_function = self.accelerator.gather_for_metrics
         self.eval_sums = new_sums(self.args.device)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update(eval_metrics(self.eval_sums, metric_key_prefix, self.args.eval_blend))
+        output.metrics.update(eval_metrics(self.eval_sums, metric_key_prefix, self.args.eval_teacher_losses))
         return output
 
     # ---- logging ----

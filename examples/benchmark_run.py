@@ -57,7 +57,7 @@ class RunArguments:
 
 def main() -> None:
     run_args, model_args, data_args, config = parse_args((RunArguments, ModelArguments, DataArguments, ASKDConfig))
-    if data_args.unlabelled or not (model_args.teacher and data_args.eval_dataset and config.output_dir):
+    if data_args.unlabeled_dataset or not (model_args.teacher and data_args.eval_dataset and config.output_dir):
         raise UserError("--teacher, --eval_dataset and --output_dir are needed")
     if run_args.naive_only:
         naive_run(model_args, data_args, config)
@@ -92,7 +92,12 @@ def command(variant: str, folder: Path) -> list[str]:
     if variant == "naive":
         return [sys.executable, str(Path(__file__)), *given, *own, "--naive_only", "True"]
     if variant.startswith("cached-"):
-        own += ["--cache_encoder", str(folder / "encoder"), "--cache_teacher", str(folder / f"teacher-{variant}")]
+        own += [
+            "--encoder_cache_dir",
+            str(folder / "encoder"),
+            "--teacher_cache_dir",
+            str(folder / f"teacher-{variant}"),
+        ]
         own += ["--teacher_top_k", variant.removeprefix("cached-")]
     # the evaluation set is this script's: reading and checking it belongs to no run
     given = without(given, "--eval_dataset")

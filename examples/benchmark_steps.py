@@ -22,7 +22,15 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, load_processor, load_speech, load_whisper
+from askd_hf import (
+    ASKDConfig,
+    ASKDTrainer,
+    SpeechCollator,
+    UserError,
+    load_processor,
+    load_speech_dataset,
+    load_whisper,
+)
 from askd_hf.data import TEACHER_COLUMNS
 from askd_hf.data.teacher_cache import SOFT_LABELS, soft_labels
 from askd_hf.models.generation_config import set_language
@@ -113,7 +121,7 @@ def real_batches(model: str, dataset: str, language: str | None, number: int, cl
         raise UserError("--dataset needs a tokenizer: give --model as a directory with a processor in it")
     whisper, processor = load_whisper(model), load_processor(model)
     set_language(whisper, processor, language, "transcribe")
-    speech = load_speech(dataset, None, "train")
+    speech = load_speech_dataset(dataset, None, "train")
     if len(speech) < clips:
         raise UserError(f"{dataset} has {len(speech)} clips, not enough for a batch of {clips} (--batch_size)")
     number = min(number, len(speech) // clips)
@@ -265,7 +273,7 @@ class TrainerStep:
 
 
 # a run that is all self phase, with the whole weight on the self-teacher from the first step
-SELF_PHASE = dict(teacher_weight=0.0, teacher_weight_end=0.0, teacher_phase=0.0, self_schedule="constant")
+SELF_PHASE = dict(teacher_weight=0.0, teacher_weight_end=0.0, teacher_phase_ratio=0.0, self_schedule="constant")
 
 
 def trainer_options(device: torch.device, bf16: bool, torch_compile: bool) -> dict[str, Any]:
@@ -290,7 +298,7 @@ def fine_tuning(student: WhisperForConditionalGeneration, options: dict[str, Any
     return TrainerStep(Seq2SeqTrainer(model=student, args=Seq2SeqTrainingArguments(**options)))
 
 
-def teacher_phase(
+def teacher_phase_ratio(
     student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration | None, options: dict[str, Any]
 ) -> TrainerStep:
     """ASKDTrainer with the static weights of `kd`: at every step the objective of `NaiveStep`, divided by 1.8.
@@ -300,7 +308,7 @@ def teacher_phase(
     # the trainer sees from the dataset's columns that the teacher is cached; it gets its batches from us
     columns = Dataset.from_dict({name: [] for name in SOFT_LABELS}, features=SOFT_LABELS) if teacher is None else None
     args = ASKDConfig(preset="kd", **options)
-    return TrainerStep(ASKDTrainer(model=student, args=args, teacher=teacher, train_dataset=columns))
+    return TrainerStep(ASKDTrainer(model=student, args=args, teacher_model=teacher, train_dataset=columns))
 
 
 def self_phase(student: WhisperForConditionalGeneration, self_teacher: str, options: dict[str, Any]) -> TrainerStep:

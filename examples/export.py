@@ -17,7 +17,7 @@ from typing import Literal
 
 from tqdm.auto import tqdm
 
-from askd_hf import UserError, load_processor, load_speech, load_whisper
+from askd_hf import UserError, load_processor, load_speech_dataset, load_whisper
 from askd_hf.arguments.parser import parse_args
 from askd_hf.data import SAMPLING_RATE, decode_audio
 from askd_hf.errors import exit_on_user_error
@@ -115,7 +115,7 @@ def main() -> None:
 
 def load_clips(args: ExportArguments, window: int) -> tuple[list[str], list]:
     """The names and waveforms of the clips to compare; those longer than the model's window, seconds, are left out."""
-    speech = load_speech(args.dataset, args.dataset_config, args.split)
+    speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
     names, clips = [], []
     for row in speech.select(range(min(args.max_samples, len(speech)))):
         clip = decode_audio(row["audio"])

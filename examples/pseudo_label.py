@@ -21,7 +21,7 @@ transcribed anew. All options: --help. They can also stand in a YAML file: --con
 
 from pathlib import Path
 
-from askd_hf import check_clips, load_processor, load_whisper
+from askd_hf import filter_invalid_clips, load_processor, load_whisper
 from askd_hf.arguments.parser import parse_args
 from askd_hf.arguments.writable import check_writable
 from askd_hf.data import Limits
@@ -67,7 +67,7 @@ def pseudo_label(args: PseudoLabelArguments) -> Path:
     clips = load_clips(args.source(), args.max_samples, args.num_workers or None)
     if args.pack:
         check_can_pack(clips, window, args.pack_seconds)
-    clips = check_clips(
+    clips = filter_invalid_clips(
         clips,
         None,
         Limits(window),
@@ -95,8 +95,8 @@ def pseudo_label(args: PseudoLabelArguments) -> Path:
         labelled = pack(
             labelled,
             processor.tokenizer,
-            max_seconds=args.pack_seconds or window,
-            max_label_tokens=teacher.config.max_target_positions,
+            max_duration_in_seconds=args.pack_seconds or window,
+            max_label_length=teacher.config.max_target_positions,
             directory=directory,
             num_proc=args.num_workers or None,
         )

@@ -88,7 +88,7 @@ def test_a_step_of_our_trainer(monkeypatch, teacher, student, scenario):
     if scenario.self_teacher:
         step = steps.self_phase(student, "ema", options)
     else:
-        step = steps.teacher_phase(student, None if scenario.reads_teacher else teacher, options)
+        step = steps.teacher_phase_ratio(student, None if scenario.reads_teacher else teacher, options)
     expected = cost.step_flops(scenario, SHAPE, 2, TOKENS, PADDED)
     assert counted(lambda: step(inputs)) == pytest.approx(expected, rel=0.02)
 

@@ -288,7 +288,7 @@ def test_a_bad_clip_is_named_before_training_or_skipped_and_listed(
     ("kind", "message"),
     [
         ("wrong header", "the columns are filename, transcription; expected file_name"),
-        ("missing column", "--text_column"),
+        ("missing column", "--text_column_name"),
     ],
 )
 def test_a_wrong_metadata_file_is_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, kind, message):
@@ -367,7 +367,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 )
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech_dir, self_teacher, killed_at, by):
     more = ["--self_teacher", self_teacher, "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2"]
-    more += ["--teacher_phase", "0.6", "--logging_steps", "1"]
+    more += ["--teacher_phase_ratio", "0.6", "--logging_steps", "1"]
     whole = start(*options(teacher_dir, speech_dir, tmp_path / "whole", *more))
     killed = start(*options(teacher_dir, speech_dir, tmp_path / "killed", *more))
     wait_for(tmp_path / "killed" / killed_at, killed)  # the directory is made first: it may well be incomplete

@@ -15,7 +15,7 @@ from conftest import ROOT, make_multilingual
 from fake_hub import serve_hub
 from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
-from askd_hf.data import decode_audio, load_speech
+from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.export.ctranslate2 import (
     agreement,
@@ -66,7 +66,7 @@ def long_exported(tmp_path_factory, saved_long) -> Path:
 
 @pytest.fixture(scope="module")
 def speech() -> list[dict]:
-    return list(load_speech(str(SPEECH), None, "train").select(range(12)))
+    return list(load_speech_dataset(str(SPEECH), None, "train").select(range(12)))
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from transformers import TrainerCallback
 
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
-from askd_hf.hub.provenance import Origin
+from askd_hf.hub.provenance import Provenance
 from askd_hf.models.layers import COPIED_LAYERS, matched_layers
 from askd_hf.models.lora import LoraArguments, with_lora
 from askd_hf.models.student import init_student
-from askd_hf.objective import blend, hidden_state_loss
+from askd_hf.objective import distillation_loss, hidden_state_loss
 from askd_hf.trainer import ASKDTrainer
 from askd_hf.training.run_dir import DEFAULT_HIDDEN_WEIGHT, prepare_hidden_loss
 
@@ -94,7 +94,7 @@ def by_hand(trainer, batch, pairs, weight):
         theirs = teacher(**inputs)
     ours = student(**inputs)
     real = batch["labels"] != -100
-    terms = blend(
+    terms = distillation_loss(
         ours.logits[real], batch["labels"][real], teacher=theirs.logits[real], teacher_weight=0.8, temperature=2.0
     )
     total, hidden = terms.total.sum(), 0.0
@@ -222,7 +222,9 @@ def test_accumulation_and_padding_do_not_change_the_trajectory(tmp_path, deep_te
 
 
 def test_two_processes_give_the_trajectory_of_one(tmp_path, teacher, student):
-    changes = dict(preset="kd", freeze_encoder=False, hidden_weight=2.0, eval_blend=True, predict_with_generate=False)
+    changes = dict(
+        preset="kd", freeze_encoder=False, hidden_weight=2.0, eval_teacher_losses=True, predict_with_generate=False
+    )
     evaluation = Clips(student.config, clips=7, seed=2)
     one = make_trainer(tmp_path, teacher, student, evaluation, per_device_train_batch_size=8, **changes)
     one.train()
@@ -253,13 +255,13 @@ def test_an_adapter_learns_from_it_too(tmp_path, deep_teacher, compressed):
     config = ASKDConfig(**options(tmp_path, preset="kd"))
     plain = copy.deepcopy(compressed)
     trainer = ASKDTrainer(
-        model=with_lora(compressed, LoraArguments(lora_rank=4), freeze_encoder=False),
+        model=with_lora(compressed, LoraArguments(lora_r=4), freeze_encoder=False),
         args=config,
-        teacher=deep_teacher,
+        teacher_model=deep_teacher,
         train_dataset=Clips(compressed.config),
         data_collator=collate,
     )
-    assert trainer.origin.copied_encoder_layers == Origin.of_models(deep_teacher, plain).copied_encoder_layers
+    assert trainer.origin.copied_encoder_layers == Provenance.of_models(deep_teacher, plain).copied_encoder_layers
     assert (config.freeze_encoder, config.hidden_weight) == (False, DEFAULT_HIDDEN_WEIGHT)
     trainer.train()
     losses = history(trainer, "hidden_loss").flatten()
@@ -268,9 +270,9 @@ def test_an_adapter_learns_from_it_too(tmp_path, deep_teacher, compressed):
 
 def test_an_adapter_without_anything_in_a_compressed_encoder_is_refused(tmp_path, deep_teacher, compressed):
     config = ASKDConfig(**options(tmp_path))
-    adapter = with_lora(compressed, LoraArguments(lora_rank=4), config.freeze_encoder)
+    adapter = with_lora(compressed, LoraArguments(lora_r=4), config.freeze_encoder)
     with pytest.raises(UserError, match="the adapter has nothing in the encoder to train"):
-        ASKDTrainer(model=adapter, args=config, teacher=deep_teacher, train_dataset=Clips(compressed.config))
+        ASKDTrainer(model=adapter, args=config, teacher_model=deep_teacher, train_dataset=Clips(compressed.config))
 
 
 # ---- evaluation and the self phase ----
@@ -278,7 +280,9 @@ def test_an_adapter_without_anything_in_a_compressed_encoder_is_refused(tmp_path
 
 def test_evaluation_with_the_blend_has_it_and_the_self_teachers_own_encoder(tmp_path, deep_teacher, compressed):
     evaluation = Clips(compressed.config, clips=5, seed=2)
-    changes = dict(eval_blend=True, predict_with_generate=False, per_device_eval_batch_size=2, hidden_weight=2.0)
+    changes = dict(
+        eval_teacher_losses=True, predict_with_generate=False, per_device_eval_batch_size=2, hidden_weight=2.0
+    )
     trainer = make_trainer(tmp_path, deep_teacher, compressed, evaluation, max_steps=10, **changes)
     before = trainer.evaluate()
     assert "eval_hidden_loss" not in before  # outside of training there is no schedule
@@ -306,7 +310,7 @@ def test_evaluation_with_the_blend_has_it_and_the_self_teachers_own_encoder(tmp_
             hidden = hidden + (s - t).square().sum((1, 2)) / t.square().sum((1, 2)) / 2
         expected = ((hidden * real.sum(1)).sum() / real.sum()).item()
         assert metrics["eval_hidden_loss"] == pytest.approx(expected, rel=1e-4)
-        terms = blend(
+        terms = distillation_loss(
             ours.logits[real],
             batch["labels"][real],
             teacher=theirs.logits[real],
@@ -318,7 +322,7 @@ def test_evaluation_with_the_blend_has_it_and_the_self_teachers_own_encoder(tmp_
         # in the self phase: all of the student's average, its encoder among it
         assert any(".encoder." in name for name in own)
         average = torch.func.functional_call(last, own, kwargs=inputs)
-        terms = blend(
+        terms = distillation_loss(
             last(**inputs).logits[real],
             batch["labels"][real],
             self_teacher=average.logits[real],

@@ -21,10 +21,10 @@ from askd_hf.data.encoder_cache import weights_digest
 from askd_hf.errors import UserError
 from askd_hf.evaluation.results import Results
 from askd_hf.hub.publisher import _copy_student as copy_student
-from askd_hf.trainer import ASKDTrainer
 from askd_hf.hub.upload import find_results, publish, resume_advice
 from askd_hf.models.loading import load_whisper
 from askd_hf.models.student import init_student
+from askd_hf.trainer import ASKDTrainer
 from askd_hf.training.stopping import StopGracefullyCallback
 
 WRITER = "hf_tokenThatMayWrite"

@@ -13,7 +13,7 @@ from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TrainerCallba
 from askd_hf.errors import UserError
 from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.student import init_student
-from askd_hf.objective import DIVERGENCES, blend
+from askd_hf.objective import DIVERGENCES, distillation_loss
 from askd_hf.trainer import ASKDTrainer
 from askd_hf.training.terms import NonFiniteLossError
 
@@ -70,7 +70,9 @@ def test_specaugment_reaches_the_student_and_neither_teacher_nor_self(tmp_path, 
 def test_the_logged_terms_are_those_of_the_models(tmp_path, processor, student, teacher_dropout):
     """The first step, recomputed with plain forward passes; dropout would show in a teacher left in training mode."""
     teacher = make_whisper(processor, dropout=teacher_dropout).train()
-    trainer = make_trainer(tmp_path, teacher, student, max_steps=1, per_device_train_batch_size=16, teacher_phase=1.0)
+    trainer = make_trainer(
+        tmp_path, teacher, student, max_steps=1, per_device_train_batch_size=16, teacher_phase_ratio=1.0
+    )
     trainer.train()
     row = next(row for row in trainer.state.log_history if "loss" in row)
     batch = collate(Clips(student.config).rows)
@@ -78,7 +80,7 @@ def test_the_logged_terms_are_those_of_the_models(tmp_path, processor, student, 
     with torch.no_grad():
         teacher_logits, student_logits = teacher.eval()(**inputs).logits, student.eval()(**inputs).logits
     real = batch["labels"] != -100
-    terms = blend(
+    terms = distillation_loss(
         student_logits[real],
         batch["labels"][real],
         teacher=teacher_logits[real],
@@ -131,7 +133,7 @@ def test_the_teacher_is_untouched_freed_and_never_saved(tmp_path, teacher, stude
 
 
 def test_the_ema_is_the_average_by_its_formula(tmp_path, teacher, student):
-    trainer = make_trainer(tmp_path, teacher, student, max_steps=5, teacher_phase=0.4, self_ema_decay=0.7)
+    trainer = make_trainer(tmp_path, teacher, student, max_steps=5, teacher_phase_ratio=0.4, self_ema_decay=0.7)
     name = "model.decoder.layers.0.fc1.weight"
     trail = []
 
@@ -150,7 +152,7 @@ def test_the_ema_is_the_average_by_its_formula(tmp_path, teacher, student):
 
 @pytest.mark.parametrize(("refresh", "taken_at"), [("never", 0), ("epoch", 8)])
 def test_the_snapshot_is_the_student_of_its_epoch(tmp_path, teacher, student, refresh, taken_at):
-    trainer = make_trainer(tmp_path, teacher, student, preset="ps-kd", self_refresh=refresh, max_steps=10)
+    trainer = make_trainer(tmp_path, teacher, student, preset="ps-kd", snapshot_strategy=refresh, max_steps=10)
     trail = []
 
     class Trail(TrainerCallback):
@@ -177,7 +179,7 @@ def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, t
         eval_strategy="steps",
         eval_steps=2,
         preset="kd",
-        eval_blend=True,
+        eval_teacher_losses=True,
     )
     trainer.train()
     metrics = trainer.state.log_history[-2]
@@ -188,7 +190,7 @@ def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, t
         logits = trainer.model.eval()(**inputs).logits
         teacher_logits = teacher(**inputs).logits
     real = batch["labels"] != -100
-    terms = blend(
+    terms = distillation_loss(
         logits[real],
         batch["labels"][real],
         teacher=teacher_logits[real],

@@ -13,7 +13,7 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperToken
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from askd_hf.data import decode_audio, load_speech
+from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.data.labels import example
 from askd_hf.errors import UserError
 from askd_hf.models.loading import load_whisper
@@ -271,7 +271,7 @@ def run(folder: Path, command: str) -> str:
     return done.stderr
 
 
-CACHES = "--cache_encoder encoder --cache_teacher labels --teacher_top_k 51864"
+CACHES = "--encoder_cache_dir encoder --teacher_cache_dir labels --teacher_top_k 51864"
 
 
 @pytest.mark.parametrize("teacher", ["live", "cached", "absent"])
@@ -302,7 +302,7 @@ def test_a_teacher_like_large_v3_distils_into_a_student_like_small(tmp_path, spe
     partners = token_partners(theirs, ours)
     ours.set_prefix_tokens(language="en", task="transcribe", predict_timestamps=False)
     extractors = {80: WhisperFeatureExtractor(80, chunk_length=1), 128: WhisperFeatureExtractor(128, chunk_length=1)}
-    for row in load_speech(str(speech_dir), None, "train"):
+    for row in load_speech_dataset(str(speech_dir), None, "train"):
         ids = torch.tensor(ours.encode(f" {row['text']}"))
         wave = decode_audio(row["audio"])
         features = {

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_origin, get_type_hints
 from ..errors import UserError
 from .normalizer import NORMALIZER_HELP, Normalizer
 from .ranges import COUNT, NOT_NEGATIVE, Range, check_order, check_ranges
+from .renamed import accepts_renamed
 
 NONE = "-"  # in a list of values, one for each dataset
 
@@ -24,15 +25,15 @@ DEFAULT_DATASET = dict(
 
 
 class SpeechSource(NamedTuple):
-    """One split of one dataset, as `load_speech` takes them, and what is spoken in it."""
+    """One split of one dataset, as `load_speech_dataset` takes them, and what is spoken in it."""
 
     dataset: str
     config: str | None
     split: str
     language: str | None = None
     task: str | None = None
-    audio_column: str | None = None
-    text_column: str | None = None
+    audio_column_name: str | None = None
+    text_column_name: str | None = None
 
     @property
     def name(self) -> str:
@@ -44,6 +45,7 @@ class SpeechSource(NamedTuple):
         return Path(os.path.abspath(self.dataset)).name  # of `.` as well
 
 
+@accepts_renamed
 @dataclass
 class DataArguments:
     """The speech to train on and to evaluate on."""
@@ -58,7 +60,7 @@ class DataArguments:
             "one for each ('-' for none). Default: openslr/librispeech_asr, 100 hours."
         },
     )
-    unlabelled: str | None = field(
+    unlabeled_dataset: str | None = field(
         default=None,
         metadata={
             "help": "Speech without transcripts, a directory of audio files or as --dataset: the teacher transcribes "
@@ -66,7 +68,7 @@ class DataArguments:
         },
     )
     labelled: str | None = field(default=None, init=False)
-    """Where the transcripts of `unlabelled` are, a saved dataset."""
+    """Where the transcripts of `unlabeled_dataset` are, a saved dataset."""
     dataset_config: list[str] = field(default_factory=list, metadata={"help": "Configuration of a Hub dataset."})
     train_split: list[str] = field(default_factory=list, metadata={"help": "Split to train on. Default: train."})
     eval_dataset: list[str] = field(
@@ -82,10 +84,10 @@ class DataArguments:
             "`train` split (the one of a directory without splits)."
         },
     )
-    audio_column: list[str] = field(
+    audio_column_name: list[str] = field(
         default_factory=list, metadata={"help": "Column with the audio. Default: found by name."}
     )
-    text_column: list[str] = field(
+    text_column_name: list[str] = field(
         default_factory=list,
         metadata={"help": "Column with the transcript. Default: by name (text, transcription, ...)."},
     )
@@ -114,12 +116,16 @@ class DataArguments:
         default="none",
         metadata={"help": "Train on transcripts normalized so, with Whisper's basic or English normalizer."},
     )
-    min_seconds: float = field(default=0.0, metadata={"help": "Train on clips of at least so many seconds."})
-    max_seconds: float = field(default=math.inf, metadata={"help": "Train on clips of at most so many seconds."})
-    min_label_tokens: int = field(
+    min_duration_in_seconds: float = field(
+        default=0.0, metadata={"help": "Train on clips of at least so many seconds."}
+    )
+    max_duration_in_seconds: float = field(
+        default=math.inf, metadata={"help": "Train on clips of at most so many seconds."}
+    )
+    min_label_length: int = field(
         default=0, metadata={"help": "Train on clips of at least so many label tokens, end and language included."}
     )
-    max_label_tokens: float = field(default=math.inf, metadata={"help": "Train on clips of at most so many."})
+    max_label_length: float = field(default=math.inf, metadata={"help": "Train on clips of at most so many."})
     normalizer: Normalizer = field(
         default="auto",
         metadata={"help": f"Text normalizer for WER and CER, while training and after it. {NORMALIZER_HELP}"},
@@ -152,7 +158,7 @@ class DataArguments:
                 setattr(self, name, [] if getattr(self, name) is None else [getattr(self, name)])
         if self.eval_dataset and not self.eval_splits:
             self.eval_splits = ["train"]
-        if not (self.dataset or self.unlabelled):
+        if not (self.dataset or self.unlabeled_dataset):
             for name, value in DEFAULT_DATASET.items():
                 if not getattr(self, name):
                     setattr(self, name, value)
@@ -164,11 +170,11 @@ class DataArguments:
                 raise UserError(f"--task {task}: it is transcribe or translate")
         check_ranges(self, "leave it out for all clips", max_train_samples=COUNT, max_eval_samples=COUNT)
         check_ranges(self, "leave it out for none beside this one", preprocessing_num_workers=COUNT)
-        check_ranges(self, min_seconds=NOT_NEGATIVE, min_label_tokens=NOT_NEGATIVE)
+        check_ranges(self, min_duration_in_seconds=NOT_NEGATIVE, min_label_length=NOT_NEGATIVE)
         at_most = Range(above=0, infinite=True)  # infinity is the default
-        check_ranges(self, max_seconds=at_most, max_label_tokens=at_most)
-        check_order(self, "min_seconds", "max_seconds")
-        check_order(self, "min_label_tokens", "max_label_tokens")
+        check_ranges(self, max_duration_in_seconds=at_most, max_label_length=at_most)
+        check_order(self, "min_duration_in_seconds", "max_duration_in_seconds")
+        check_order(self, "min_label_length", "max_label_length")
 
     def train_sources(self) -> list[SpeechSource]:
         sources = self._sources(self.dataset, self.dataset_config, self.train_split or ["train"], self.language)
@@ -187,7 +193,7 @@ class DataArguments:
     def _only(self, values: list[str], option: str) -> str | None:
         if len(set(values)) > 1:
             raise UserError(
-                f"--unlabelled: which --{option} is it, of {', '.join(values)}? Transcribe it by "
+                f"--unlabeled_dataset: which --{option} is it, of {', '.join(values)}? Transcribe it by "
                 "examples/pseudo_label.py, and give the result as one of --dataset"
             )
         return values[0] if values and values[0] != NONE else None
@@ -223,11 +229,11 @@ class DataArguments:
             "train_split": splits,
             "eval_language" if elsewhere else "language": languages,
             "task": self.task,
-            "audio_column": self.audio_column,
-            "text_column": self.text_column,
+            "audio_column_name": self.audio_column_name,
+            "text_column_name": self.text_column_name,
         }
         if elsewhere:  # what differs between the training datasets says nothing about others
-            for option in ("task", "audio_column", "text_column"):
+            for option in ("task", "audio_column_name", "text_column_name"):
                 columns[option] = columns[option] if len(columns[option]) == 1 else []
         named = [one_each(values, len(datasets), option) for option, values in columns.items()]
         return [

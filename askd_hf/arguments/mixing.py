@@ -4,15 +4,17 @@ from dataclasses import dataclass, field
 
 from ..errors import UserError
 from .ranges import COUNT, POSITIVE, SHARE, Range, check_ranges
+from .renamed import accepts_renamed
 
 
+@accepts_renamed
 @dataclass
 class MixArguments:
     """What training makes of the speech: how the datasets are mixed, and what a clip is learned with."""
 
     _argument_group_name = "the mix"
 
-    dataset_weights: list[float] = field(
+    dataset_probabilities: list[float] = field(
         default_factory=list,
         metadata={
             "help": "Shares of several datasets in training. An epoch lasts until every clip of all came at least "
@@ -26,18 +28,18 @@ class MixArguments:
             "nor patience: nothing is looked at before training. Needs --max_steps."
         },
     )
-    shuffle_buffer: int = field(
+    shuffle_buffer_size: int = field(
         default=1000,
         metadata={"help": "With --streaming: clips of a dataset in memory; the next is drawn of them."},
     )
-    negatives: str | None = field(
+    no_speech_dataset: str | None = field(
         default=None,
         metadata={
             "help": "Clips in which nobody speaks, to be answered with nothing, against hallucinations: a dataset, "
             "whose transcripts don't count, or `synthetic`: silence, noise and hum."
         },
     )
-    negatives_share: float = field(default=0.05, metadata={"help": "Share of --negatives in training."})
+    no_speech_probability: float = field(default=0.05, metadata={"help": "Share of --no_speech_dataset in training."})
     timestamp_probability: float = field(
         default=0.0,
         metadata={
@@ -46,7 +48,7 @@ class MixArguments:
             "always has them forgets how to go without, and may then never come to an end."
         },
     )
-    prompt_probability: float = field(
+    condition_on_prev_probability: float = field(
         default=0.0,
         metadata={
             "help": "Share of the clips that are learned with the text before them, where a column `prompt` has it: "
@@ -55,26 +57,29 @@ class MixArguments:
     )
 
     def __post_init__(self):
-        check_ranges(self, timestamp_probability=SHARE, prompt_probability=SHARE, shuffle_buffer=COUNT)
-        check_ranges(self, negatives_share=Range(above=0, below=1))
-        if any(weight not in POSITIVE for weight in self.dataset_weights):
-            raise UserError(f"--dataset_weights {' '.join(map(str, self.dataset_weights))}: all must be positive")
+        check_ranges(self, timestamp_probability=SHARE, condition_on_prev_probability=SHARE, shuffle_buffer_size=COUNT)
+        check_ranges(self, no_speech_probability=Range(above=0, below=1))
+        if any(weight not in POSITIVE for weight in self.dataset_probabilities):
+            raise UserError(
+                f"--dataset_probabilities {' '.join(map(str, self.dataset_probabilities))}: all must be positive"
+            )
 
 
+@accepts_renamed
 @dataclass
 class CacheArguments:
     """What no training step changes, computed once and kept on disk for later epochs and runs."""
 
     _argument_group_name = "caches"
 
-    cache_encoder: str | None = field(
+    encoder_cache_dir: str | None = field(
         default=None,
         metadata={
             "help": "Directory for the frozen encoder's outputs, which are computed for all clips before training: "
             "float16, 2 * 1500 * d_model bytes a clip (1.2 MB for tiny, 3.8 MB for large). Stale ones are never used."
         },
     )
-    cache_teacher: str | None = field(
+    teacher_cache_dir: str | None = field(
         default=None,
         metadata={
             "help": "Directory for a copy of the training set, audio included, with the teacher's --teacher_top_k "
@@ -85,7 +90,7 @@ class CacheArguments:
     teacher_top_k: int = field(
         default=32,
         metadata={
-            "help": "Tokens of which --cache_teacher keeps the probability. All others count as one, which makes the "
+            "help": "Tokens of which --teacher_cache_dir keeps the probability. All others count as one, which makes the "
             "divergence a lower bound of the whole: a close one at --temperature 1, where the teacher is sure."
         },
     )

@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .ranges import check_layers
+from .renamed import accepts_renamed
 
 
+@accepts_renamed
 @dataclass
 class ModelArguments:
     """The teacher, and where the student comes from."""
@@ -34,10 +36,10 @@ class ModelArguments:
             "(see --hidden_weight). Default: all of the teacher's layers, frozen."
         },
     )
-    layer_choice: Literal["spread", "probe"] = field(
+    layer_selection: Literal["spread", "greedy"] = field(
         default="spread",
         metadata={
-            "help": "Which layers a number means: spread evenly, or probe: the layer whose loss raises the teacher's "
+            "help": "Which layers a number means: spread evenly, or greedy: the layer whose loss raises the teacher's "
             "cross-entropy on 16 training clips least goes, one after another. Of large-v3's 32 to 4 that is 518 "
             "passes of the encoder over them; 32 to 2 of the decoder are 525 of the decoder."
         },
@@ -53,7 +55,7 @@ class ModelArguments:
         default=False,
         metadata={
             "help": "Keep the teacher's layers in CPU memory and bring each to the GPU when it runs: little of its "
-            "memory for much more time, which with --cache_teacher is spent once."
+            "memory for much more time, which with --teacher_cache_dir is spent once."
         },
     )
     attn_implementation: str = field(

@@ -12,6 +12,7 @@ from transformers import HfArgumentParser
 
 from ..errors import UserError
 from .former_options import unknown_options
+from .renamed import current_name, rename_arguments
 
 
 class _Parser(HfArgumentParser):
@@ -35,6 +36,7 @@ def parse_args(types: tuple[type, ...], argv: list[str] | None = None) -> tuple[
     config_only.add_argument("--config", type=Path)
     config_file, rest = config_only.parse_known_args(argv)
     known = [f.name for dataclass_type in types for f in fields(dataclass_type) if f.init]
+    rest = rename_arguments(rest, known)
     _check_names(rest, [*known, "config"])
     from_file = _read_yaml(config_file.config, known) if config_file.config else []
     try:
@@ -69,7 +71,7 @@ def _read_yaml(path: Path, known: list[str]) -> list[str]:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected `option: value` lines")
-    if unknown := [str(key) for key in values if key not in known]:
+    if unknown := [str(key) for key in values if current_name(str(key), known) not in known]:
         raise UserError(f"--config {path}: {unknown_options(unknown, known)}")
     arguments = []
     for name, value in values.items():
@@ -81,4 +83,4 @@ def _read_yaml(path: Path, known: list[str]) -> list[str]:
             raise UserError(f"--config {path}: {name} is a list of something else than values")
         # with `=` also a value that begins with a minus sign, as -1e-3
         arguments += [f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"]
-    return arguments
+    return rename_arguments(arguments, known)

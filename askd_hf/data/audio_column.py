@@ -50,7 +50,7 @@ def _as_files(dataset: Dataset | IterableDataset, name: str, column: str) -> Dat
             return _mapped(dataset, column, ClipFiles(name))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError):
         pass
-    raise UserError(f"{name}: the audio column holds {feature}, not audio. Name another: --audio_column")
+    raise UserError(f"{name}: the audio column holds {feature}, not audio. Name another: --audio_column_name")
 
 
 def _may_be_audio(feature: FeatureType) -> bool:

@@ -113,7 +113,7 @@ def read_audiofolder(split: FolderSplit, root: Path, downloaded: str | None = No
 
     Raises:
         UserError: as `read_metadata`, and for a file that a downloaded dataset doesn't hold. Missing audio files are
-            found later, by `check_clips`, with all other bad rows.
+            found later, by `filter_invalid_clips`, with all other bad rows.
     """
     folder = split.metadata.parent
     rows = read_metadata(split.metadata) if split.rows is None else split.rows

@@ -41,10 +41,10 @@ class Limits:
 
     window: float
     positions: float = math.inf
-    min_seconds: float = 0.0
-    max_seconds: float = math.inf
-    min_label_tokens: float = 0
-    max_label_tokens: float = math.inf
+    min_duration_in_seconds: float = 0.0
+    max_duration_in_seconds: float = math.inf
+    min_label_length: float = 0
+    max_label_length: float = math.inf
     empty_text: bool = False
     times: bool = False
     prompts: bool = False
@@ -86,18 +86,18 @@ class Limits:
 
     def unwanted(self, seconds: float, label_tokens: int | None) -> str | None:
         """Why a filter leaves out a clip that can be used, likewise."""
-        if seconds < self.min_seconds:
-            return f"under --min_seconds: {seconds:.2f} s"
-        if seconds > self.max_seconds:
-            return f"over --max_seconds: {seconds:.2f} s"
-        if label_tokens is not None and label_tokens < self.min_label_tokens:
-            return f"under --min_label_tokens: {label_tokens}"
-        if label_tokens is not None and label_tokens > self.max_label_tokens:
-            return f"over --max_label_tokens: {label_tokens}"
+        if seconds < self.min_duration_in_seconds:
+            return f"under --min_duration_in_seconds: {seconds:.2f} s"
+        if seconds > self.max_duration_in_seconds:
+            return f"over --max_duration_in_seconds: {seconds:.2f} s"
+        if label_tokens is not None and label_tokens < self.min_label_length:
+            return f"under --min_label_length: {label_tokens}"
+        if label_tokens is not None and label_tokens > self.max_label_length:
+            return f"over --max_label_length: {label_tokens}"
         return None
 
 
-def check_clips(
+def filter_invalid_clips(
     dataset: Dataset,
     tokenize: Callable[[Mapping[str, Any]], list[int]] | None,
     limits: Limits,
@@ -114,7 +114,7 @@ def check_clips(
     time. Rows are counted from 0.
 
     Args:
-        dataset: of `load_speech`.
+        dataset: of `load_speech_dataset`.
         tokenize: a row, without its audio, to its label ids (`SpeechCollator.label_ids`). None, where nothing is
             trained: any transcript is good, and none at all is.
         on_bad_audio: "error": raise if a row is bad. "skip": drop bad rows with a warning.

@@ -42,7 +42,7 @@ class SpeechCollator:
         prompts: the probability that a row with a `prompt`, the text before it, is learned with it.
         augmenter: changes the audio; the teacher hears the same.
         limits: of rows that nobody has looked at, as those of a stream: what is unusable or unwanted is left out of
-            the batch, which names it. None: all rows have been checked (`check_clips`).
+            the batch, which names it. None: all rows have been checked (`filter_invalid_clips`).
     """
 
     processor: WhisperProcessor
@@ -81,7 +81,7 @@ class SpeechCollator:
         return example(self.processor.tokenizer, row).labels
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        """A batch from rows with `audio`, `text` and `clip` (see `load_speech`); for the cache also `audio_key`.
+        """A batch from rows with `audio`, `text` and `clip` (see `load_speech_dataset`); for the cache also `audio_key`.
 
         Rows may have `language`, `task`, `segments` and `prompt` (`data.labels`), `negative` where nobody speaks, and
         the teacher's soft labels, `TEACHER_COLUMNS`.

@@ -26,7 +26,7 @@ COLUMNS = Features(
 )
 """What a row of speech may have, for training. None where it doesn't apply."""
 CHECKED = Features(seconds=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))
-"""What `check_clips` adds."""
+"""What `filter_invalid_clips` adds."""
 OF_TRAINING = ("negative", "draw")
 """What training adds to rows; a user's columns of these names say something else."""
 

@@ -203,7 +203,7 @@ def cache_encoder(
 
     Args:
         model: its encoder is moved to `device` meanwhile, and never cast.
-        datasets: with the columns `audio`, `clip` and `audio_key` (see `check_clips`).
+        datasets: with the columns `audio`, `clip` and `audio_key` (see `filter_invalid_clips`).
         dtype: float32, or that of autocast: bfloat16, float16.
         num_workers: processes that decode audio and make features. 0: this one.
 
@@ -269,7 +269,7 @@ def _encode(encoder: nn.Module, batch: dict[str, Any], dtype: torch.dtype) -> Te
         clips = ", ".join(clip for clip, good in zip(batch["clip"], finite, strict=True) if not good)
         raise UserError(
             f"{clips}: the encoder's output is NaN, infinite or beyond 65504, the largest number of float16. Look at "
-            "the clip and at the model, or train without --cache_encoder"
+            "the clip and at the model, or train without --encoder_cache_dir"
         )
     return outputs
 
@@ -280,7 +280,7 @@ def _refuse_augmentation(model: WhisperForConditionalGeneration, processor: Whis
         raise UserError(
             f"the encoder's output can't be cached: with apply_spec_augment {spec_augment} (the model's config) and "
             f"dither {dither} (the feature extractor's) a clip's features are others in every epoch. Switch them off, "
-            "or train without --cache_encoder"
+            "or train without --encoder_cache_dir"
         )
 
 
@@ -306,5 +306,5 @@ def _check_room(cache: EncoderCache, keys: list[str], verbose: bool) -> None:
         raise UserError(
             f"encoder cache {cache.folder}: no room on the disk. {len(keys) - there} clips need {missing}, {reserve} "
             f"stay in reserve, {left} are free. Make room, name a directory on another disk, take fewer clips, or "
-            "train without --cache_encoder"
+            "train without --encoder_cache_dir"
         )

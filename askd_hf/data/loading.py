@@ -45,13 +45,13 @@ TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null", "int",
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 
 
-def load_speech(
+def load_speech_dataset(
     name: str,
     config: str | None,
     split: str,
     *,
-    audio_column: str | None = None,
-    text_column: str | None = None,
+    audio_column_name: str | None = None,
+    text_column_name: str | None = None,
     text_required: bool = True,
     num_proc: int | None = None,
     streaming: bool = False,
@@ -88,7 +88,7 @@ def load_speech(
         dataset, files = load_split(name, config, base, num_proc, streaming)
         if bracket and isinstance(dataset, IterableDataset):
             raise UserError(f"{name}: a stream can't be sliced like {part.strip()!r}; take --max_train_samples")
-        dataset = _canonical(dataset, name, base, audio_column, text_column, text_required)
+        dataset = _canonical(dataset, name, base, audio_column_name, text_column_name, text_required)
         dataset = with_located(dataset, files) if files is not None else dataset
         dataset = _slice(dataset, part.strip(), base) if bracket else dataset
         if isinstance(dataset, Dataset) and len(dataset) == 0:
@@ -99,7 +99,7 @@ def load_speech(
 
 
 def to_stream(dataset: Dataset) -> IterableDataset:
-    """The rows of a dataset of `load_speech` one after another."""
+    """The rows of a dataset of `load_speech_dataset` one after another."""
     refuse_arrays(dataset.features["audio"], dataset[0]["clip"], "streamed")
     return dataset.to_iterable_dataset().cast_column("audio", AUDIO_FILE)
 
@@ -119,17 +119,17 @@ def _canonical(
     dataset: Dataset | IterableDataset,
     name: str,
     split: str,
-    audio_column: str | None,
-    text_column: str | None,
+    audio_column_name: str | None,
+    text_column_name: str | None,
     text_required: bool,
 ) -> Dataset | IterableDataset:
-    audio_column = audio_column or find_audio(dataset)
-    text_column = text_column or next((c for c in TEXT_COLUMNS if c in dataset.column_names), None)
-    if text_column is None and not text_required:
-        dataset, text_column = dataset.add_column("text", [None] * len(dataset), feature=Value("string")), "text"
+    audio_column_name = audio_column_name or find_audio(dataset)
+    text_column_name = text_column_name or next((c for c in TEXT_COLUMNS if c in dataset.column_names), None)
+    if text_column_name is None and not text_required:
+        dataset, text_column_name = dataset.add_column("text", [None] * len(dataset), feature=Value("string")), "text"
     for column, option, what in (
-        (audio_column, "--audio_column", "audio"),
-        (text_column, "--text_column", "the transcript"),
+        (audio_column_name, "--audio_column_name", "audio"),
+        (text_column_name, "--text_column_name", "the transcript"),
     ):
         if column not in dataset.column_names:
             several = ""
@@ -140,15 +140,15 @@ def _canonical(
                 f"are {', '.join(dataset.column_names)}. Name one with {option}{several}"
             )
     # first of all: to rename a column of a stream `datasets` would encode its audio
-    dataset = with_audio(dataset, name, audio_column)
+    dataset = with_audio(dataset, name, audio_column_name)
     _say_split_column(dataset, name)
-    for column, canonical in ((audio_column, "audio"), (text_column, "text")):
+    for column, canonical in ((audio_column_name, "audio"), (text_column_name, "text")):
         if column != canonical:
             if canonical in dataset.column_names:
                 logger.warning("%s: no use is made of the column %r; %r is chosen", name, canonical, column)
                 dataset = dataset.remove_columns(canonical)
             dataset = dataset.rename_column(column, canonical)
-    return _with_types(_without_foreign(_with_text(dataset, name, text_column), name), split)
+    return _with_types(_without_foreign(_with_text(dataset, name, text_column_name), name), split)
 
 
 def _with_text(dataset: Dataset | IterableDataset, name: str, column: str) -> Dataset | IterableDataset:
@@ -166,7 +166,9 @@ def _with_text(dataset: Dataset | IterableDataset, name: str, column: str) -> Da
             return with_features(dataset, Features(dataset.features | {"text": Value("string")}))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # bytes that aren't UTF-8
         pass
-    raise UserError(f"{name}: the transcript column {column!r} holds {feature}, not text. Name another: --text_column")
+    raise UserError(
+        f"{name}: the transcript column {column!r} holds {feature}, not text. Name another: --text_column_name"
+    )
 
 
 def _decoded(row: Mapping[str, Any], name: str) -> dict[str, str | None]:
@@ -218,7 +220,7 @@ def _without_foreign(dataset: Dataset | IterableDataset, name: str) -> Dataset |
         foreign.append(column)
         wanted = "a list of {start, end, text}" if column == "segments" else "text"
         logger.warning("%s: the column %r is left out: it holds %s, not %s", name, column, feature, wanted)
-    # `check_clips` measures again what it has measured before; what else is called so isn't the same
+    # `filter_invalid_clips` measures again what it has measured before; what else is called so isn't the same
     reserved = [c for c, kind in dataset.features.items() if c in OF_TRAINING or CHECKED.get(c, kind) != kind]
     # those of a mix that was saved are there, and empty
     said = [c for c in reserved if isinstance(dataset, IterableDataset) or dataset.unique(c) != [None]]

@@ -37,7 +37,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mix(datasets: list[Dataset], weights: list[float], seed: int) -> Dataset:
-    """One dataset of several of `check_clips`.
+    """One dataset of several of `filter_invalid_clips`.
 
     Args:
         weights: their shares: it lasts until every clip of all is in it, those of the others repeatedly. None: every
@@ -51,11 +51,11 @@ def mix(datasets: list[Dataset], weights: list[float], seed: int) -> Dataset:
     return interleave_datasets(datasets, _shares(weights), seed=seed, stopping_strategy="all_exhausted")
 
 
-def with_negatives(dataset: Dataset, negatives: Dataset, share: float, seed: int) -> Dataset:
+def with_negatives(dataset: Dataset, no_speech_dataset: Dataset, share: float, seed: int) -> Dataset:
     """The dataset and so many rows of `negatives`, if need be repeatedly, that they are the `share` of the whole."""
     number = max(round(len(dataset) * share / (1.0 - share)), 1)
-    order = np.random.default_rng(seed).permutation(len(negatives))
-    chosen = negatives.select(np.resize(order, number))
+    order = np.random.default_rng(seed).permutation(len(no_speech_dataset))
+    chosen = no_speech_dataset.select(np.resize(order, number))
     return concatenate_datasets(with_equal_columns([dataset, chosen]))
 
 
@@ -84,7 +84,7 @@ class SpeechStream:
     weights: list[float] = field(default_factory=list)
     seed: int = 0
     buffer: int = 1000
-    negatives: IterableDataset | None = None
+    no_speech_dataset: IterableDataset | None = None
     share: float = 0.0
     on_bad_audio: str = "error"
     held_out: frozenset[str] = frozenset()
@@ -133,8 +133,10 @@ class SpeechStream:
             )
         elif len(parts) > 1:
             speech = interleave_datasets(parts, stopping_strategy="all_exhausted_without_replacement")
-        if self.negatives is None:
+        if self.no_speech_dataset is None:
             return speech
-        negatives = self.negatives.shuffle(seed=seeds[-2], buffer_size=self.buffer)
+        no_speech_dataset = self.no_speech_dataset.shuffle(seed=seeds[-2], buffer_size=self.buffer)
         shares = [1.0 - self.share, self.share]
-        return interleave_datasets([speech, negatives], shares, seed=seeds[-3], stopping_strategy="all_exhausted")
+        return interleave_datasets(
+            [speech, no_speech_dataset], shares, seed=seeds[-3], stopping_strategy="all_exhausted"
+        )

@@ -16,7 +16,7 @@ MAINS_HZ = (50.0, 60.0)
 KEPT_COLUMNS = ("audio", "clip", "speaker")
 
 
-def synthetic_negatives(number: int = 64, seed: int = 0, max_seconds: float = 30.0) -> Dataset:
+def synthetic_negatives(number: int = 64, seed: int = 0, max_duration_in_seconds: float = 30.0) -> Dataset:
     """Digital silence, white noise, pink noise and mains hum in turn.
 
     Args:
@@ -30,22 +30,24 @@ def synthetic_negatives(number: int = 64, seed: int = 0, max_seconds: float = 30
             `negative`: True.
     """
     names = [f"{KINDS[i % len(KINDS)]}-{i // len(KINDS):02d}" for i in range(number)]
-    sounds = [_sound(KINDS[i % len(KINDS)], np.random.default_rng((seed, i)), max_seconds) for i in range(number)]
+    sounds = [
+        _sound(KINDS[i % len(KINDS)], np.random.default_rng((seed, i)), max_duration_in_seconds) for i in range(number)
+    ]
     audio = [{"path": None, "bytes": _flac(sound)} for sound in sounds]
     dataset = Dataset.from_dict({"audio": audio, "text": [""] * number, "clip": names, "negative": [True] * number})
     return dataset.cast_column("audio", Audio(decode=False))
 
 
 def negatives_from(dataset: Dataset) -> Dataset:
-    """The clips of `load_speech` as clips without speech: their transcripts, and what goes with these, are dropped."""
+    """The clips of `load_speech_dataset` as clips without speech: their transcripts, and what goes with these, are dropped."""
     kept = dataset.select_columns([name for name in KEPT_COLUMNS if name in dataset.column_names])
     kept = replace_column(kept, "text", [""] * len(dataset))
     return replace_column(kept, "negative", [True] * len(dataset))
 
 
-def _sound(kind: str, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
+def _sound(kind: str, rng: np.random.Generator, max_duration_in_seconds: float) -> np.ndarray:
     """Mono at 16 kHz, float64 `(samples,)`."""
-    samples = round(SAMPLING_RATE * rng.uniform(max_seconds / 30, max_seconds))
+    samples = round(SAMPLING_RATE * rng.uniform(max_duration_in_seconds / 30, max_duration_in_seconds))
     level = 10 ** (rng.uniform(*LEVEL_DBFS) / 20)
     if kind == "silence":
         return np.zeros(samples)

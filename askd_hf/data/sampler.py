@@ -61,7 +61,7 @@ def stream_sampler(stream: SpeechStream, args: TrainingArguments, train_batch_si
     return StreamSampler(stream, args.max_steps * rows_per_step)
 
 
-class DrawnRows(Dataset):
+class SeededDataset(Dataset):
     """The rows of `dataset`, each with what its random choices are drawn from: the seed, the epoch, its number.
 
     `epoch` is to be set before the loader of an epoch starts its workers.

@@ -36,10 +36,10 @@ def load_split(
     """The rows of a split, and what the paths in them mean; None where they are whole.
 
     Args:
-        name, config, num_proc, streaming: as in `load_speech`.
+        name, config, num_proc, streaming: as in `load_speech_dataset`.
         split: a name, without slices and sums.
 
-    Raises `UserError` as `load_speech`.
+    Raises `UserError` as `load_speech_dataset`.
     """
     if "+" in name and not Path(name).expanduser().exists():
         raise UserError(f"{name!r}: several datasets are separated by spaces, not by +: {name.replace('+', ' ')}")

@@ -27,14 +27,14 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from ..errors import UserError, disk_errors
 from ..objective import TopK
-from ..projection import unprojected
+from ..projection import capture_lm_head_inputs
 from . import TEACHER_COLUMNS, SpeechCollator, SpeechStream
 from .columns import is_text
 from .encoder_cache import feature_settings, weights_digest
 
 PART_CLIPS = 256  # a killed pass loses at most so many clips a process
-TOKENS_AT_ONCE = 1024  # projected onto the vocabulary
-RELABEL = "label it again: examples/cache_teacher.py, or --cache_teacher DIR"
+TOKEN_CHUNK_SIZE = 1024  # projected onto the vocabulary
+RELABEL = "label it again: examples/cache_teacher.py, or --teacher_cache_dir DIR"
 KEY, SETTINGS = "teacher_key", "teacher_settings"
 ALL_COLUMNS = (KEY, SETTINGS, *TEACHER_COLUMNS)
 LABELS = 2  # the kind of label texts: raise it if the same transcript gets other tokens. 1: without a leading space
@@ -139,7 +139,7 @@ def check_soft_labels(dataset: Dataset, collator: SpeechCollator, temperature: f
     """As `check_settings`, and unless they are those of the dataset's audio and transcripts as they are now.
 
     Args:
-        dataset: of `check_clips`, loaded with its teacher columns.
+        dataset: of `filter_invalid_clips`, loaded with its teacher columns.
         ours: `teacher_settings` of this run's teacher; None if it has none of its own.
     """
     check_settings(dataset, temperature, collator.config.vocab_size, ours)
@@ -173,7 +173,7 @@ def cache_teacher(
     Args:
         load_teacher: gives the teacher where it is to run, in its working dtype; called if a label is missing.
         settings: of `teacher_settings`.
-        dataset: of `check_clips`.
+        dataset: of `filter_invalid_clips`.
         collator: its `encoder_cache`, if it has one, is of the teacher's encoder.
         autocast: the dtype to compute in, if not the teacher's.
 
@@ -192,7 +192,7 @@ def cache_teacher(
     if missing:
         process = PartialState()
         unfinished = directory.with_name(f"{directory.name}.unfinished")
-        with disk_errors(f"--cache_teacher {directory}"), _alone(unfinished):
+        with disk_errors(f"--teacher_cache_dir {directory}"), _alone(unfinished):
             share = list(missing.items())[process.process_index :: process.num_processes]
             _label(load_teacher(), settings, dataset, share, collator, unfinished, batch_size, autocast, num_workers)
             process.wait_for_everyone()
@@ -230,10 +230,10 @@ def soft_labels(
     else:
         inputs["input_features"] = batch["input_features"].to(device, teacher.dtype)
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        with unprojected(teacher, real) as noted:
+        with capture_lm_head_inputs(teacher, real) as captured:
             teacher(**inputs)
-        hidden, weight = noted[0].in_compute_dtype()
-    chunks = zip(hidden.split(TOKENS_AT_ONCE), labels[real].split(TOKENS_AT_ONCE), strict=True)
+        hidden, weight = captured[0].in_compute_dtype()
+    chunks = zip(hidden.split(TOKEN_CHUNK_SIZE), labels[real].split(TOKEN_CHUNK_SIZE), strict=True)
     targets = [TopK.from_logits(h @ weight.T, tokens, top_k, temperature) for h, tokens in chunks]
     return TopK(*(torch.cat(column) for column in zip(*targets, strict=True)))
 
@@ -350,14 +350,14 @@ def _open(directory: Path, settings: str, dataset: Dataset) -> Dataset | None:
     try:
         stored = load_from_disk(str(directory))
     except FileNotFoundError as error:
-        raise UserError(f"--cache_teacher {directory}: no dataset is saved there; name a new directory") from error
+        raise UserError(f"--teacher_cache_dir {directory}: no dataset is saved there; name a new directory") from error
     if not isinstance(stored, Dataset) or not has_soft_labels(stored):
-        raise UserError(f"--cache_teacher {directory}: a dataset without a teacher's labels; name a new directory")
+        raise UserError(f"--teacher_cache_dir {directory}: a dataset without a teacher's labels; name a new directory")
     _check_same_settings(stored, settings, directory)
     columns = {name: feature for name, feature in stored.features.items() if name not in ALL_COLUMNS}
     if columns != dict(dataset.features):
         raise UserError(
-            f"--cache_teacher {directory} holds a dataset with other columns ({', '.join(columns)}) than this one "
+            f"--teacher_cache_dir {directory} holds a dataset with other columns ({', '.join(columns)}) than this one "
             f"({', '.join(dataset.features)}): name another directory"
         )
     return stored
@@ -368,7 +368,7 @@ def _check_same_settings(labelled: Dataset, settings: str, directory: Path) -> N
     for theirs in _settings_of(labelled, str(directory)):
         if theirs["labels"] != LABELS:
             raise UserError(
-                f"--cache_teacher {directory} {OLD_LABELS}. Nothing in it can be used: name another directory, or "
+                f"--teacher_cache_dir {directory} {OLD_LABELS}. Nothing in it can be used: name another directory, or "
                 "delete it"
             )
         differences = [
@@ -379,7 +379,7 @@ def _check_same_settings(labelled: Dataset, settings: str, directory: Path) -> N
         # the same weights may have another name
         if any(theirs[name] != ours[name] for name in ours if name != "teacher"):
             raise UserError(
-                f"--cache_teacher {directory} was made with {', '.join(differences)}. Use the same, or name another "
+                f"--teacher_cache_dir {directory} was made with {', '.join(differences)}. Use the same, or name another "
                 "directory"
             )
 
@@ -419,7 +419,7 @@ def _check_room(directory: Path, dataset: Dataset, missing: list[int], top_k: in
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
-            f"--cache_teacher {directory}: no room on the disk. {needed / 1e9:.2f} GB are needed while it is written, "
+            f"--teacher_cache_dir {directory}: no room on the disk. {needed / 1e9:.2f} GB are needed while it is written, "
             f"{free / 1e9:.2f} GB are free. Make room, or name a directory on another disk"
         )
 

@@ -69,7 +69,7 @@ def transcribe_long(
     `batch_size` of them at once.
 
     Args:
-        clips: rows of `load_speech` or `join_clips`: `audio` and `clip` are read.
+        clips: rows of `load_speech_dataset` or `join_clips`: `audio` and `clip` are read.
         timestamps: fill in `Transcript.chunks`. "word" needs the alignment heads of the model's generation config.
         num_beams: of beam search; 1 is greedy (the pipeline's own default is 5).
         max_length: tokens of a window, at most. Default: that of the model's generation config.
@@ -205,7 +205,7 @@ def join_clips(dataset: Dataset, seconds: float, silence: float = 0.5) -> Datase
     stays alone.
 
     Args:
-        dataset: of `load_speech`; a column `speaker` is heeded if there is one.
+        dataset: of `load_speech_dataset`; a column `speaker` is heeded if there is one.
         seconds: the longest recording.
         silence: seconds between two clips.
 

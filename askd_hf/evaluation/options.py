@@ -10,6 +10,7 @@ import torch
 
 from ..arguments import NORMALIZER_HELP, Normalizer
 from ..arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
+from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
 from .bootstrap import RESAMPLES
 from .metrics import normalizer_for, text_language
@@ -62,6 +63,7 @@ def check_device(name: str) -> None:
         raise UserError(f"--device {name}: {reason}; leave it out for the GPU, or the CPU without one") from error
 
 
+@accepts_renamed
 @dataclass
 class EvaluationArguments(DecodingArguments):
     """The models, the speech, and what to find out."""
@@ -96,8 +98,8 @@ class EvaluationArguments(DecodingArguments):
         default_factory=list,
         metadata={"help": "Splits of --dataset, each a set. Default: train, the one of a directory without splits."},
     )
-    audio_column: str | None = field(default=None, metadata={"help": "Column of --dataset with the audio."})
-    text_column: str | None = field(default=None, metadata={"help": "Column of --dataset with the transcript."})
+    audio_column_name: str | None = field(default=None, metadata={"help": "Column of --dataset with the audio."})
+    text_column_name: str | None = field(default=None, metadata={"help": "Column of --dataset with the transcript."})
     speaker_column: str | None = field(
         default=None,
         metadata={"help": "Column of --dataset with the speaker. Default: found by name."},
@@ -215,8 +217,8 @@ class EvaluationArguments(DecodingArguments):
             self.dataset,
             self.dataset_config,
             split,
-            self.text_column,
-            self.audio_column,
+            self.text_column_name,
+            self.audio_column_name,
             self.speaker_column,
             language_code(self.language),
             self.task,

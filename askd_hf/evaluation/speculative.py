@@ -46,7 +46,7 @@ def measure_speculative(
 
     Args:
         processor: of both.
-        dataset: of `load_speech`, clips of at most a window (30 s).
+        dataset: of `load_speech_dataset`, clips of at most a window (30 s).
         set_name: for the result.
         repetitions: timed passes over all clips.
         max_length: tokens of a clip, at most. Default: that of the teacher's generation config.

@@ -70,7 +70,7 @@ def measure_speed(
         models: by role; the last one (the teacher) is what the others are compared with. All on one device, in one
             dtype and with one implementation of attention.
         processors: by the same roles.
-        dataset: of `load_speech`, clips of at most a window (30 s), at least as many as the largest batch.
+        dataset: of `load_speech_dataset`, clips of at most a window (30 s), at least as many as the largest batch.
         set_name: for the result.
         batch_sizes: clips a batch; all models are measured at each.
         repetitions: timed passes over all clips.

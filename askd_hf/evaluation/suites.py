@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from datasets import Dataset
 
-from ..data import load_speech
+from ..data import load_speech_dataset
 from ..data.columns import replace_column
 from ..data.text import without_times
 from ..errors import UserError
@@ -41,7 +41,7 @@ class EvalSet:
 
     Attributes:
         name: as reports and the files of its manifests call it.
-        dataset, config, split: as `load_speech` takes them.
+        dataset, config, split: as `load_speech_dataset` takes them.
         text_column, audio_column: None: found by name.
         speaker_column: None: the first of `SPEAKER_COLUMNS` that is there.
         language: what is spoken, as a code such as `en`; None if it wasn't said.
@@ -53,8 +53,8 @@ class EvalSet:
     dataset: str
     config: str | None
     split: str
-    text_column: str | None = None
-    audio_column: str | None = None
+    text_column_name: str | None = None
+    audio_column_name: str | None = None
     speaker_column: str | None = None
     language: str | None = None
     task: str = "transcribe"
@@ -119,14 +119,14 @@ def load_set(
 ) -> Dataset:
     """A set's first `limit` rows with the columns `audio`, `text`, `clip` and, where speakers are known, `speaker`.
 
-    Raises `UserError` as `load_speech` does, and if there is no `source.speaker_column`.
+    Raises `UserError` as `load_speech_dataset` does, and if there is no `source.speaker_column`.
     """
-    speech = load_speech(
+    speech = load_speech_dataset(
         source.dataset,
         source.config,
         source.split,
-        audio_column=source.audio_column,
-        text_column=source.text_column,
+        audio_column_name=source.audio_column_name,
+        text_column_name=source.text_column_name,
         text_required=text_required,
         num_proc=num_proc,
     )

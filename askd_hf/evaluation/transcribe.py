@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from ..data import Limits, check_clips
+from ..data import Limits, filter_invalid_clips
 from ..data.audio import extract_features, waveform
 from ..data.columns import replace_column
 from ..data.encoder_cache import weights_digest
@@ -101,10 +101,10 @@ def prepare_set(
         join_seconds: for these methods join consecutive clips, those that somebody transcribed, to recordings of up to
             so many seconds; they take all of these.
         limit, num_proc: as in `load_set`.
-        on_bad_audio, report_file: as in `check_clips`, of audio that can't be decoded.
+        on_bad_audio, report_file: as in `filter_invalid_clips`, of audio that can't be decoded.
 
     Raises:
-        UserError: as `load_set` and `check_clips`, if `join_seconds` isn't over `window`, if the transcripts don't
+        UserError: as `load_set` and `filter_invalid_clips`, if `join_seconds` isn't over `window`, if the transcripts don't
             agree with `source.no_speech`, and if nothing is left to decode.
     """
     if join_seconds is not None and join_seconds <= window:
@@ -112,7 +112,7 @@ def prepare_set(
     speech = load_set(source, limit, num_proc, text_required=not source.no_speech)
     _check_transcripts(source, speech)
     options = dict(limits=Limits(math.inf), on_bad_audio=on_bad_audio, num_proc=num_proc, split=source.name)
-    checked = check_clips(speech, None, report_file=report_file, **options)
+    checked = filter_invalid_clips(speech, None, report_file=report_file, **options)
     bad = len(speech) - len(checked)
     dropped = {"audio that can't be decoded": bad} if bad else {}
     texts = checked["text"][:]
@@ -134,7 +134,7 @@ def prepare_set(
         if len(transcribed) < len(checked):
             dropped = dropped | {UNTRANSCRIBED: len(checked) - len(transcribed)}
         joined = join_clips(transcribed, join_seconds) if len(transcribed) else transcribed
-        long = _longest_first(check_clips(joined, None, **options), 0.0, math.inf) if len(joined) else joined
+        long = _longest_first(filter_invalid_clips(joined, None, **options), 0.0, math.inf) if len(joined) else joined
     if long_form and not len(long):
         logger.warning("%s: nothing for --long_form: no clip is longer than %g s (--join_clips)", source.name, window)
     for method in long_form or []:
@@ -161,7 +161,7 @@ def _check_transcripts(source: EvalSet, speech: Dataset) -> None:
         raise UserError(
             f"{source.name}: not one of {len(speech)} clips has a transcript. If nobody speaks in them, say "
             "--no_speech True: any text is made up then. If somebody does, name the column of their transcripts "
-            "(--text_column), or have them transcribed: there is nothing to score them by"
+            "(--text_column_name), or have them transcribed: there is nothing to score them by"
         )
 
 

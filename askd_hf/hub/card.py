@@ -35,8 +35,8 @@ from .card_sections import (
     was_distilled,
     was_taught,
 )
-from .provenance import LICENSE_FIELDS, Origin
-from .training_summary import Facts
+from .provenance import LICENSE_FIELDS, Provenance
+from .training_summary import TrainingSummary
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 TASK = "automatic-speech-recognition"
@@ -47,7 +47,7 @@ STUDENT, TEACHER = "student", "teacher"
 
 
 def render_card(
-    facts: Facts, results: Results | None, repo_id: str, figure: bool = False, license: str | None = None
+    facts: TrainingSummary, results: Results | None, repo_id: str, figure: bool = False, license: str | None = None
 ) -> ModelCard:
     """The card of a run.
 
@@ -102,7 +102,7 @@ def render_card(
     )
 
 
-def assistant_class(facts: Facts) -> str | None:
+def assistant_class(facts: TrainingSummary) -> str | None:
     """By which transformers loads it as the assistant of its teacher; None if it has none that anyone could load."""
     if not (was_taught(facts) and facts.origin.teacher.on_hub) or keeps_adapter(facts):
         return None
@@ -115,7 +115,7 @@ def assistant_class(facts: Facts) -> str | None:
     return "AutoModelForCausalLM" if has_its_encoder else "AutoModelForSpeechSeq2Seq"
 
 
-def pipeline_options(facts: Facts) -> str:
+def pipeline_options(facts: TrainingSummary) -> str:
     """What `pipeline` must be told of an adapter, as it takes the base's generation config and not the adapter's."""
     origin = facts.origin
     if not (keeps_adapter(facts) and facts.student.multilingual and origin.language):
@@ -126,7 +126,9 @@ def pipeline_options(facts: Facts) -> str:
 # ---- metadata ----
 
 
-def card_data(facts: Facts, results: Results | None, title: str, license: str | None = None) -> ModelCardData:
+def card_data(
+    facts: TrainingSummary, results: Results | None, title: str, license: str | None = None
+) -> ModelCardData:
     """The metadata, of which the Hub makes filters, the model's tree and its leaderboards."""
     origin = facts.origin
     on_hub = origin.base is not None and origin.base.on_hub
@@ -149,12 +151,12 @@ def card_data(facts: Facts, results: Results | None, title: str, license: str | 
     )
 
 
-def _metadata_languages(origin: Origin) -> str | list[str] | None:
+def _metadata_languages(origin: Provenance) -> str | list[str] | None:
     codes = [ISO_CODES.get(language, language) for language in origin.languages]
     return codes if len(codes) > 1 else next(iter(codes), None)
 
 
-def inherited_license(origin: Origin) -> dict[str, str]:
+def inherited_license(origin: Provenance) -> dict[str, str]:
     """What the card of the model that training started from states: it was made of that one's weights."""
     stated = {} if origin.base is None else origin.base.license
     return {key: stated[key] for key in LICENSE_FIELDS if key in stated}
@@ -205,7 +207,7 @@ def model_index(results: Results) -> list[EvalResult]:
 # ---- limits ----
 
 
-def limits(facts: Facts, results: Results | None) -> list[str]:
+def limits(facts: TrainingSummary, results: Results | None) -> list[str]:
     """What it can't do by its making, and where the evaluation saw it fail."""
     student, origin = facts.student, facts.origin
     found = []

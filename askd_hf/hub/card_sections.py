@@ -5,17 +5,17 @@ from typing import Any
 from ..evaluation.metrics import BASIC_BY_LETTER, meaning_of
 from ..evaluation.results import Paired, Results, SetResult, Speculative, Speed
 from ..objective import DIVERGENCES_WITH_MIX
-from .provenance import HUB, Ancestor
-from .training_summary import Facts
+from .provenance import HUB, BaseModelInfo
+from .training_summary import TrainingSummary
 
 # what the objective and the schedule say already
-NOT_HYPERPARAMETERS = ("teacher_weight", "teacher_weight_end", "teacher_phase", "self_weight", "temperature")
+NOT_HYPERPARAMETERS = ("teacher_weight", "teacher_weight_end", "teacher_phase_ratio", "self_weight", "temperature")
 
 
 # ---- where it comes from ----
 
 
-def link(model: Ancestor) -> str:
+def link(model: BaseModelInfo) -> str:
     return f"[{model.name}]({HUB}/{model.name})" if model.on_hub else f"`{model.name}`"
 
 
@@ -25,7 +25,7 @@ def listed(items: list[Any]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def descent(facts: Facts) -> str:
+def descent(facts: TrainingSummary) -> str:
     """The sentence that says of which models it was made, and how; empty if that isn't known."""
     origin = facts.origin
     begun = "Training started from" if facts.step else "Its weights are those of"
@@ -51,22 +51,22 @@ def descent(facts: Facts) -> str:
     return f"{sentence}."
 
 
-def keeps_adapter(facts: Facts) -> bool:
+def keeps_adapter(facts: TrainingSummary) -> bool:
     """Whether what is published is an adapter, and not a whole model."""
     return facts.student.adapter_parameters is not None
 
 
-def was_taught(facts: Facts) -> bool:
+def was_taught(facts: TrainingSummary) -> bool:
     """Whether a model that is known by its name was its teacher."""
     return facts.origin.teacher is not None and facts.step > 0 and uses(facts.arguments)[0]
 
 
-def was_distilled(facts: Facts) -> bool:
+def was_distilled(facts: TrainingSummary) -> bool:
     """Whether it learned from a teacher or from itself, not from the labels alone."""
     return facts.step > 0 and any(uses(facts.arguments))
 
 
-def title_line(facts: Facts) -> str:
+def title_line(facts: TrainingSummary) -> str:
     """What it is."""
     kind = "recognizer"
     if facts.origin.task == "translate":
@@ -83,7 +83,7 @@ def title_line(facts: Facts) -> str:
     return f"A Whisper speech {kind} with {layers} and\n{student.parameters:,} parameters, {made} with `askd_hf`."
 
 
-def intended_use(facts: Facts) -> str:
+def intended_use(facts: TrainingSummary) -> str:
     """What it is for, and what it isn't."""
     origin = facts.origin
     what = "Translating speech into English" if origin.task == "translate" else "Transcribing speech"
@@ -104,7 +104,7 @@ def plural(noun: str, items: list[int]) -> str:
     return f"{noun}{'s' if len(items) > 1 else ''} {listed(items)}"
 
 
-def speech_line(facts: Facts) -> str:
+def speech_line(facts: TrainingSummary) -> str:
     """What it was trained on."""
     origin, known = facts.origin, []
     for speech in origin.speech:
@@ -113,14 +113,16 @@ def speech_line(facts: Facts) -> str:
             f"{kind} `{value}`" for kind, value in (("configuration", speech.config), ("split", speech.split)) if value
         ]
         details += [f"license `{speech.license}`"] if speech.license else []
-        by_whom = f", transcribed by `{speech.labelled_by}`" if speech.labelled_by else ""
+        by_whom = f", transcribed by `{speech.transcribed_by}`" if speech.transcribed_by else ""
         known.append(name + (f" ({', '.join(details)})" if details else "") + by_whom)
     if facts.clips is not None:
         known.append(f"{facts.clips:,} clips")
     if facts.hours is not None:
         known.append(f"{facts.hours:.2f} hours" if facts.hours < 10 else f"{facts.hours:,.0f} hours")
     if has_negatives(facts):
-        known.append(f"and {'' if facts.negatives is None else f'{facts.negatives:,} '}clips in which nobody speaks")
+        known.append(
+            f"and {'' if facts.no_speech_clips is None else f'{facts.no_speech_clips:,} '}clips in which nobody speaks"
+        )
     if origin.languages:
         known.append(f"{'languages' if len(origin.languages) > 1 else 'language'} {quoted(origin.languages)}")
     if origin.tasks != ["transcribe"]:
@@ -131,15 +133,15 @@ def speech_line(facts: Facts) -> str:
 # ---- the training procedure ----
 
 
-def has_negatives(facts: Facts) -> bool:
+def has_negatives(facts: TrainingSummary) -> bool:
     """Whether it was trained on clips in which nobody speaks as well."""
-    return facts.negatives is None or facts.negatives > 0
+    return facts.no_speech_clips is None or facts.no_speech_clips > 0
 
 
-def objective(arguments: dict[str, Any], negatives: bool = False) -> str:
+def objective(arguments: dict[str, Any], no_speech_clips: bool = False) -> str:
     """The objective with the terms that the run had; with `negatives` the teacher isn't trusted everywhere."""
     teacher, own = uses(arguments)
-    on_teacher = "a·gᵢ" if arguments["trust_label"] or negatives else "a"
+    on_teacher = "a·gᵢ" if arguments["weight_teacher_by_label_prob"] or no_speech_clips else "a"
     on_labels = " - ".join(["1", *([on_teacher] if teacher else []), *(["b"] if own else [])])
     terms = [f"({on_labels})·CEᵢ" if teacher or own else "CEᵢ"]
     if teacher:
@@ -153,8 +155,10 @@ def objective(arguments: dict[str, Any], negatives: bool = False) -> str:
 
 def uses(arguments: dict[str, Any]) -> tuple[bool, bool]:
     """Whether teacher and self-teacher had any weight."""
-    teacher = arguments["teacher_phase"] > 0 and max(arguments["teacher_weight"], arguments["teacher_weight_end"]) > 0
-    return teacher, arguments["self_weight"] > 0 and (arguments["teacher_phase"] < 1 or not teacher)
+    teacher = (
+        arguments["teacher_phase_ratio"] > 0 and max(arguments["teacher_weight"], arguments["teacher_weight_end"]) > 0
+    )
+    return teacher, arguments["self_weight"] > 0 and (arguments["teacher_phase_ratio"] < 1 or not teacher)
 
 
 def divergence(target: str, arguments: dict[str, Any]) -> str:
@@ -170,7 +174,7 @@ def divergence(target: str, arguments: dict[str, Any]) -> str:
     return written if temperature == "1" else f"{temperature}²·{written}"
 
 
-def symbols(facts: Facts) -> list[str]:
+def symbols(facts: TrainingSummary) -> list[str]:
     """What the objective's letters stand for, with the values they had."""
     arguments = facts.arguments
     teacher, own = uses(arguments)
@@ -181,9 +185,9 @@ def symbols(facts: Facts) -> list[str]:
             text += ": as `linear`, but more and longer where clips kept out of training don't bear out their labels"
         lines.append(text)
     if teacher and has_negatives(facts):
-        elsewhere = "the teacher's probability of the label" if arguments["trust_label"] else "1"
+        elsewhere = "the teacher's probability of the label" if arguments["weight_teacher_by_label_prob"] else "1"
         lines.append(f"gᵢ: 0 in clips in which nobody speaks, in the others {elsewhere}")
-    elif teacher and arguments["trust_label"]:
+    elif teacher and arguments["weight_teacher_by_label_prob"]:
         lines.append("gᵢ: the teacher's probability of the label")
     if teacher and arguments.get("hidden_weight"):
         lines.append(
@@ -198,7 +202,7 @@ def symbols(facts: Facts) -> list[str]:
     if own:
         kind = "its running average" if arguments["self_teacher"] == "ema" else "an earlier snapshot of it"
         detail = f", decay {arguments['self_ema_decay']:g}" if arguments["self_teacher"] == "ema" else ""
-        if arguments["self_refresh"] == "epoch":
+        if arguments["snapshot_strategy"] == "epoch":
             detail = ", renewed every epoch"
         lines.append(
             f"b: the weight on the student's own earlier self ({kind}{detail}), `{arguments['self_schedule']}`"
@@ -210,10 +214,10 @@ def symbols(facts: Facts) -> list[str]:
     return lines
 
 
-def phase_table(facts: Facts) -> str:
+def phase_table(facts: TrainingSummary) -> str:
     adaptive = facts.arguments["teacher_schedule"] == "adaptive"
     on_teacher = " (at least)" if adaptive else ""
-    on_labels = " (at least)" if facts.arguments["trust_label"] or has_negatives(facts) else ""
+    on_labels = " (at least)" if facts.arguments["weight_teacher_by_label_prob"] or has_negatives(facts) else ""
     if adaptive:
         on_labels = " (planned)" if on_labels else " (at most)"
     rows = []
@@ -237,17 +241,17 @@ def course(first: float, last: float) -> str:
     return f"{first:.3g}" if first == last else f"{first:.3g} → {last:.3g}"
 
 
-def hyperparameter_table(facts: Facts) -> str:
+def hyperparameter_table(facts: TrainingSummary) -> str:
     """What the schedule doesn't say; options that are off, or without a value, are left out."""
     arguments = {name: value for name, value in facts.arguments.items() if name not in NOT_HYPERPARAMETERS}
     teacher, own = uses(facts.arguments)
     unused = {"adaptive_window"} if facts.arguments["teacher_schedule"] != "adaptive" else set()
-    unused |= set() if teacher else {"teacher_schedule", "trust_label"}
-    unused |= set() if own else {"self_schedule", "self_teacher", "self_refresh"}
+    unused |= set() if teacher else {"teacher_schedule", "weight_teacher_by_label_prob"}
+    unused |= set() if own else {"self_schedule", "self_teacher", "snapshot_strategy"}
     if not own or facts.arguments["self_teacher"] != "ema":
         unused.add("self_ema_decay")
     if facts.arguments["divergence"] not in DIVERGENCES_WITH_MIX:
-        unused.add("divergence_mix")
+        unused.add("divergence_beta")
     if arguments["max_steps"] <= 0:
         unused.add("max_steps")
     elif arguments["max_steps"] > 0:

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import yaml
 from datasets import Dataset
@@ -26,7 +27,7 @@ LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 @dataclass
-class Ancestor:
+class BaseModelInfo:
     """A model that the student comes from.
 
     Attributes:
@@ -46,7 +47,7 @@ class Ancestor:
     mel_bins: int | None = None
 
     @classmethod
-    def of(cls, name: str, model: WhisperForConditionalGeneration | None = None) -> "Ancestor":
+    def of(cls, name: str, model: WhisperForConditionalGeneration | None = None) -> "BaseModelInfo":
         """Of a directory or Hub id, as `from_pretrained` takes it, and the model loaded from there."""
         ancestor = cls(*public_name(name), license=stated_license(name))
         if model is not None:
@@ -57,11 +58,11 @@ class Ancestor:
 
 
 @dataclass
-class Speech:
+class TrainingData:
     """A split of a dataset.
 
     Attributes:
-        dataset, on_hub: its name, as in `Ancestor`.
+        dataset, on_hub: its name, as in `BaseModelInfo`.
         config, split: None: it has none.
         labelled_by: the model that transcribed it, named likewise; None: the transcripts are its own.
         license: what its card states; None: nothing, or it has no card to be had.
@@ -71,11 +72,16 @@ class Speech:
     on_hub: bool
     config: str | None
     split: str | None
-    labelled_by: str | None = None
+    transcribed_by: str | None = None
     license: str | None = None
 
     @classmethod
-    def of(cls, source: SpeechSource) -> "Speech":
+    def from_dict(cls, data: dict[str, Any]) -> "TrainingData":
+        """From the JSON of this or an earlier version."""
+        return cls(**{"transcribed_by" if name == "labelled_by" else name: value for name, value in data.items()})
+
+    @classmethod
+    def of(cls, source: SpeechSource) -> "TrainingData":
         """What is loaded from there; of a result of `examples/pseudo_label.py` what was transcribed for it."""
         speech = cls(*public_name(source.dataset), source.config, source.split)
         speech.license = stated_data_license(source.dataset)
@@ -91,7 +97,7 @@ class Speech:
 
 
 @dataclass
-class Origin:
+class Provenance:
     """Where a run's models and speech come from.
 
     Attributes:
@@ -105,13 +111,13 @@ class Origin:
         tasks: of transcribe and translate.
     """
 
-    teacher: Ancestor | None = None
-    student: Ancestor | None = None
+    teacher: BaseModelInfo | None = None
+    student: BaseModelInfo | None = None
     from_teacher: bool = False
     teachers_encoder: bool = False
     copied_decoder_layers: list[int] | None = None
     copied_encoder_layers: list[int] | None = None
-    speech: list[Speech] = field(default_factory=list)
+    speech: list[TrainingData] = field(default_factory=list)
     languages: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=lambda: ["transcribe"])
 
@@ -131,19 +137,19 @@ class Origin:
         data: DataArguments,
         teacher: WhisperForConditionalGeneration | None,
         student: WhisperForConditionalGeneration,
-    ) -> "Origin":
+    ) -> "Provenance":
         """From the options of `examples/distill.py`, and its models before training."""
         sources = data.train_sources()
         origin = cls(
-            speech=[Speech.of(source) for source in sources],
+            speech=[TrainingData.of(source) for source in sources],
             languages=languages_of([source.language for source in sources], student),
             tasks=sorted({source.task or "transcribe" for source in sources}),
         )
         if models.teacher:
-            origin.teacher = Ancestor.of(models.teacher, teacher)
+            origin.teacher = BaseModelInfo.of(models.teacher, teacher)
             origin.teachers_encoder = teacher is not None and same_encoder(teacher, student)
         if models.student:
-            origin.student = Ancestor.of(models.student)
+            origin.student = BaseModelInfo.of(models.student)
         else:
             origin.from_teacher = True
             origin.copied_decoder_layers = copied_decoder_layers(student.config)
@@ -153,22 +159,22 @@ class Origin:
     @classmethod
     def of_models(
         cls, teacher: WhisperForConditionalGeneration | None, student: WhisperForConditionalGeneration
-    ) -> "Origin":
+    ) -> "Provenance":
         """As far as the models tell by themselves."""
         origin = cls(languages=languages_of([], student))
         if is_pruned_encoder(student.config):
             origin.copied_encoder_layers = copied_encoder_layers(student.config)
         started_from = student.name_or_path  # of a student made by `init_student` it is the teacher's
         if teacher is not None and teacher.name_or_path:
-            origin.teacher = Ancestor.of(teacher.name_or_path, teacher)
+            origin.teacher = BaseModelInfo.of(teacher.name_or_path, teacher)
             origin.teachers_encoder = same_encoder(teacher, student)
             origin.from_teacher = started_from == teacher.name_or_path
         if started_from and not origin.from_teacher:
-            origin.student = Ancestor.of(started_from)
+            origin.student = BaseModelInfo.of(started_from)
         return origin
 
     @property
-    def base(self) -> Ancestor | None:
+    def base(self) -> BaseModelInfo | None:
         """The model whose weights training started from, as far as that is known."""
         return self.teacher if self.from_teacher else self.student
 
@@ -185,9 +191,9 @@ def public_name(name: str | None) -> tuple[str | None, bool]:
     return (name if on_hub else Path(name).expanduser().resolve().name), on_hub
 
 
-def cached_teacher(dataset: Dataset) -> Ancestor:
+def cached_teacher(dataset: Dataset) -> BaseModelInfo:
     """Who labelled a dataset of `teacher_cache`. What was a path elsewhere can look like a Hub id: none is claimed."""
-    return Ancestor(PureWindowsPath(json.loads(dataset[SETTINGS][0])["teacher"]).name, on_hub=False)  # / and \\
+    return BaseModelInfo(PureWindowsPath(json.loads(dataset[SETTINGS][0])["teacher"]).name, on_hub=False)  # / and \\
 
 
 def languages_of(names: list[str | None], student: WhisperForConditionalGeneration) -> list[str]:

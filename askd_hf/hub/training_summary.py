@@ -1,7 +1,7 @@
 """What a run leaves for its model card: `training.json`, written while everything is still known.
 
 It is published, so it holds no secret and no path of this machine: of the run's arguments only those in `ARGUMENTS`,
-of models and datasets what `Origin` tells.
+of models and datasets what `Provenance` tells.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import has_length
 
 from .. import __version__
+from ..arguments.renamed import rename_saved
 from ..callbacks import AdaptiveBlendCallback
 from ..config import ASKDConfig
 from ..data import SpeechStream
@@ -26,10 +27,10 @@ from ..data.teacher_cache import SETTINGS, has_soft_labels
 from ..errors import UserError
 from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads
 from ..models.lora import ADAPTER_CONFIG, lora_settings
-from .provenance import Ancestor, Origin, Speech, cached_teacher
+from .provenance import BaseModelInfo, Provenance, TrainingData, cached_teacher
 
-FACTS_FILE = "training.json"
-FRAMES_A_SECOND = 100
+SUMMARY_FILE = "training.json"
+FRAMES_PER_SECOND = 100
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 # What a run's result depends on. Nothing else is published: neither tokens nor paths are among them.
@@ -37,18 +38,18 @@ ARGUMENTS = (
     "preset",
     "teacher_weight",
     "teacher_weight_end",
-    "teacher_phase",
+    "teacher_phase_ratio",
     "teacher_schedule",
     "adaptive_window",
     "self_weight",
     "self_schedule",
     "self_teacher",
     "self_ema_decay",
-    "self_refresh",
+    "snapshot_strategy",
     "temperature",
     "divergence",
-    "divergence_mix",
-    "trust_label",
+    "divergence_beta",
+    "weight_teacher_by_label_prob",
     "freeze_encoder",
     "hidden_weight",
     "learning_rate",
@@ -78,7 +79,7 @@ ARGUMENTS = (
 
 
 @dataclass
-class Student:
+class ModelInfo:
     """What the published files themselves say; of an adapter those of its base as well.
 
     Attributes:
@@ -104,7 +105,7 @@ class Student:
     mel_bins: int | None = None
 
     @classmethod
-    def of(cls, directory: Path) -> "Student":
+    def of(cls, directory: Path) -> "ModelInfo":
         """Of a directory with a whole model."""
         parameters = 0
         for file in sorted(directory.glob("model*.safetensors")):
@@ -113,7 +114,7 @@ class Student:
         return cls._of(directory, json.loads((directory / "config.json").read_text()), parameters)
 
     @classmethod
-    def of_adapter(cls, directory: Path, adapter: PeftModel) -> "Student":
+    def of_adapter(cls, directory: Path, adapter: PeftModel) -> "ModelInfo":
         """Of a directory with an adapter, which is in memory too."""
         of_adapter, both = adapter.get_nb_trainable_parameters()
         student = cls._of(directory, adapter.get_base_model().config.to_dict(), both - of_adapter)
@@ -121,7 +122,7 @@ class Student:
         return student
 
     @classmethod
-    def _of(cls, directory: Path, config: dict[str, Any], parameters: int) -> "Student":
+    def _of(cls, directory: Path, config: dict[str, Any], parameters: int) -> "ModelInfo":
         generation = json.loads((directory / "generation_config.json").read_text())
         # the timestamp tokens come after <|notimestamps|>, if there are any
         last_text_token = generation.get("no_timestamps_token_id", config["vocab_size"])
@@ -136,14 +137,14 @@ class Student:
             multilingual=generation.get("is_multilingual", config["vocab_size"] >= MULTILINGUAL_VOCABULARY),
             timestamps=timestamps,
             word_timestamps=timestamps and existing_heads(heads, *shape) is not None,
-            window=2 * config["max_source_positions"] / FRAMES_A_SECOND,
+            window=2 * config["max_source_positions"] / FRAMES_PER_SECOND,
             vocabulary=config["vocab_size"],
             mel_bins=config["num_mel_bins"],
         )
 
 
 @dataclass
-class Facts:
+class TrainingSummary:
     """A run as its card tells it.
 
     Attributes:
@@ -163,8 +164,8 @@ class Facts:
         top_k: the teacher's tokens that were known one by one, from `teacher_cache`; None: all.
     """
 
-    origin: Origin
-    student: Student
+    origin: Provenance
+    student: ModelInfo
     clips: int | None
     hours: float | None
     step: int
@@ -178,39 +179,43 @@ class Facts:
     hardware: dict[str, Any]
     best_step: int | None = None
     top_k: int | None = None
-    negatives: int | None = 0
+    no_speech_clips: int | None = 0
     ended_early: bool = False
 
     def save(self, directory: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (directory / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+        (directory / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: Path) -> "Facts":
+    def load(cls, directory: Path) -> "TrainingSummary":
         """Read what `save` wrote; what a whole model's files say is read from them, as they may have changed since.
 
         Raises `UserError` if there is none.
         """
-        file = directory / FACTS_FILE
+        file = directory / SUMMARY_FILE
         if not file.is_file():
-            raise UserError(f"{directory} has no {FACTS_FILE}: it isn't the directory of a run of examples/distill.py")
+            raise UserError(
+                f"{directory} has no {SUMMARY_FILE}: it isn't the directory of a run of examples/distill.py"
+            )
         facts = cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
         if not (directory / ADAPTER_CONFIG).is_file():
-            facts.student = Student.of(directory)
+            facts.student = ModelInfo.of(directory)
         return facts
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Facts":
+    def from_dict(cls, data: dict[str, Any]) -> "TrainingSummary":
         origin = dict(data["origin"])
         for name in ("teacher", "student"):
-            origin[name] = origin[name] and Ancestor(**origin[name])
-        origin["speech"] = [Speech(**speech) for speech in origin["speech"]]
-        return cls(**{**data, "origin": Origin(**origin), "student": Student(**data["student"])})
+            origin[name] = origin[name] and BaseModelInfo(**origin[name])
+        origin["speech"] = [TrainingData.from_dict(speech) for speech in origin["speech"]]
+        data = {"no_speech_clips" if name == "negatives" else name: value for name, value in data.items()}
+        data["arguments"] = rename_saved(data["arguments"])
+        return cls(**{**data, "origin": Provenance(**origin), "student": ModelInfo(**data["student"])})
 
 
 def save_training_summary(
     directory: Path,
-    origin: Origin,
+    origin: Provenance,
     config: ASKDConfig,
     state: TrainerState,
     blend: AdaptiveBlendCallback,
@@ -219,29 +224,29 @@ def save_training_summary(
     adapter: PeftModel | None = None,
     keeps_adapter: bool = False,
 ) -> None:
-    """Write `training.json` beside a student that was just saved. See `gather_facts` for the arguments.
+    """Write `training.json` beside a student that was just saved. See `build_training_summary` for the arguments.
 
     A model saved before any step doesn't overwrite the one of an earlier run.
     """
-    if state.global_step == 0 and (directory / FACTS_FILE).is_file():
+    if state.global_step == 0 and (directory / SUMMARY_FILE).is_file():
         return
     kept = adapter is not None and keeps_adapter
-    student = Student.of_adapter(directory, adapter) if kept else Student.of(directory)
-    facts = gather_facts(student, origin, config, state, blend, train_dataset, in_training)
+    student = ModelInfo.of_adapter(directory, adapter) if kept else ModelInfo.of(directory)
+    facts = build_training_summary(student, origin, config, state, blend, train_dataset, in_training)
     if adapter is not None:
         facts.arguments |= lora_settings(adapter)
     facts.save(directory)
 
 
-def gather_facts(
-    student: Student,
-    origin: Origin,
+def build_training_summary(
+    student: ModelInfo,
+    origin: Provenance,
     config: ASKDConfig,
     state: TrainerState,
     blend: AdaptiveBlendCallback,
     train_dataset: Any,
     in_training: bool,
-) -> Facts:
+) -> TrainingSummary:
     """Of the run whose student was just saved."""
     planned = blend.schedule.phases()
     weights = blend.weights  # of the last update
@@ -257,7 +262,7 @@ def gather_facts(
     ]
     device = torch.cuda.get_device_name(config.device) if config.device.type == "cuda" else config.device.type
     top_k = None
-    clips, hours, negatives = count_clips(train_dataset)
+    clips, hours, no_speech_clips = count_clips(train_dataset)
     if isinstance(train_dataset, Dataset):
         if "language" in train_dataset.column_names and not origin.languages:
             origin = dataclasses.replace(origin, languages=sorted(filter(None, train_dataset.unique("language"))))
@@ -269,7 +274,7 @@ def gather_facts(
     arguments = config.to_dict()
     if state.train_batch_size:  # what auto_find_batch_size has found
         arguments["per_device_train_batch_size"] = state.train_batch_size
-    return Facts(
+    return TrainingSummary(
         origin=origin,
         student=student,
         clips=clips,
@@ -285,15 +290,18 @@ def gather_facts(
         hardware=dict(device=device, processes=config.world_size),
         best_step=state.best_global_step if chosen else None,
         top_k=top_k,
-        negatives=negatives,
+        no_speech_clips=no_speech_clips,
         ended_early=ended_early(config, state),
     )
 
 
 def count_clips(train_dataset: Any) -> tuple[int | None, float | None, int | None]:
-    """Clips and hours of speech, and clips without any, as in `Facts`. A mix by weights has clips more than once."""
+    """Clips and hours of speech, and clips without speech, as in `TrainingSummary`.
+
+    A clip counts once, however often a mix by weights has it.
+    """
     if isinstance(train_dataset, SpeechStream):
-        return None, None, 0 if train_dataset.negatives is None else None
+        return None, None, 0 if train_dataset.no_speech_dataset is None else None
     if not isinstance(train_dataset, Dataset):
         return len(train_dataset) if has_length(train_dataset) else None, None, 0
 
@@ -303,10 +311,10 @@ def count_clips(train_dataset: Any) -> tuple[int | None, float | None, int | Non
     rows = len(train_dataset)
     keys, silent = column("audio_key", list(range(rows))), column("negative", [False] * rows)
     seconds = dict(zip(keys, column("seconds", [0.0] * rows), strict=True))
-    negatives = {key for key, nobody in zip(keys, silent, strict=True) if nobody}
-    speech = seconds.keys() - negatives
+    no_speech_clips = {key for key, nobody in zip(keys, silent, strict=True) if nobody}
+    speech = seconds.keys() - no_speech_clips
     known = "seconds" in train_dataset.column_names
-    return len(speech), sum(seconds[key] for key in speech) / 3600 if known else None, len(negatives)
+    return len(speech), sum(seconds[key] for key in speech) / 3600 if known else None, len(no_speech_clips)
 
 
 def ended_early(config: ASKDConfig, state: TrainerState) -> bool:

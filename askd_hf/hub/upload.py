@@ -23,7 +23,7 @@ from ..models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_base
 from .card import STUDENT, render_card
 from .figure import write_run_figure
 from .provenance import public_name
-from .training_summary import FACTS_FILE, Facts
+from .training_summary import SUMMARY_FILE, TrainingSummary
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ PUBLISHED = (
     *WEIGHTS,
     *CONFIGS,
     *BESIDE_THE_MODEL,
-    FACTS_FILE,
+    SUMMARY_FILE,
     CARD,
     FIGURE,
 )
@@ -105,7 +105,7 @@ def check_complete(directory: Path) -> None:
     if not directory.is_dir():
         raise UserError(f"no such directory: {str(directory)!r}")
     adapter = (directory / ADAPTER_CONFIG).is_file()
-    needed = ["generation_config.json", "tokenizer_config.json", FACTS_FILE]
+    needed = ["generation_config.json", "tokenizer_config.json", SUMMARY_FILE]
     needed += [ADAPTER_WEIGHTS] if adapter else ["config.json"]
     missing = [name for name in needed if not (directory / name).is_file()]
     if not adapter and not any(directory.glob("model*.safetensors")):
@@ -129,7 +129,7 @@ def check_base(directory: Path) -> None:
 
 def write_card(directory: Path, repo_id: str, results: Results | None, license: str | None = None) -> ModelCard:
     """Write the card and, from `trainer_state.json`, the figure into a run's directory; `license` as in `publish`."""
-    facts = Facts.load(directory)
+    facts = TrainingSummary.load(directory)
     state = directory / "trainer_state.json"
     with disk_errors(f"the model card in {directory}"):
         if state.is_file():

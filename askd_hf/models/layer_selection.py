@@ -51,25 +51,29 @@ def choose_layers(
         resume_from: the directory of a checkpoint.
     """
     noted_in = None if resume_from is None else Path(resume_from).parent / LAYERS_FILE
-    if noted_in is not None and noted_in.is_file() != (models.layer_choice == "probe"):
+    if noted_in is not None and noted_in.is_file() != (models.layer_selection == "greedy"):
         began = "with" if noted_in.is_file() else "without"
-        raise UserError(f"the run began {began} --layer_choice probe: resume it likewise, or the layers are others")
-    if models.layer_choice != "probe":
+        raise UserError(
+            f"the run began {began} --layer_selection greedy: resume it likewise, or the layers are others"
+        )
+    if models.layer_selection != "greedy":
         if resume_from is None and config.process_index == 0:  # of another run, that was here before
             (Path(config.output_dir) / LAYERS_FILE).unlink(missing_ok=True)
         return models
     if isinstance(speech, SpeechStream):
-        raise UserError("--layer_choice probe: it hears clips that have been looked at, and not those of --streaming")
+        raise UserError(
+            "--layer_selection greedy: it hears clips that have been looked at, and not those of --streaming"
+        )
     given = {"encoder_layers": models.encoder_layers, "decoder_layers": models.decoder_layers}
     numbers = {name: int(layers) for name, layers in given.items() if layers is not None and "," not in layers}
     if not numbers:
-        raise UserError("--layer_choice probe: the layers are given as lists, and there is nothing to choose")
+        raise UserError("--layer_selection greedy: the layers are given as lists, and there is nothing to choose")
     if noted_in is not None:
-        noted = json.loads(noted_in.read_text())
-        if noted["asked"] != numbers:
-            asked = ", ".join(f"--{name} {number}" for name, number in noted["asked"].items())
-            raise UserError(f"the run began with {asked} and --layer_choice probe: resume it with the same")
-        return replace(models, **noted["found"])
+        saved = json.loads(noted_in.read_text())
+        if saved["asked"] != numbers:
+            asked = ", ".join(f"--{name} {number}" for name, number in saved["asked"].items())
+            raise UserError(f"the run began with {asked} and --layer_selection greedy: resume it with the same")
+        return replace(models, **saved["found"])
     results: list[dict[str, str] | None] = [None]
     if config.process_index == 0:
         results = [_probe(numbers, teacher, speech, collator, config)]

@@ -30,19 +30,21 @@ from transformers import AutoConfig, GenerationConfig, WhisperForConditionalGene
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
 
 from ..arguments.ranges import POSITIVE, Range, check_ranges
+from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
 from ..hub_access import hub_access, local_or_hub
 
 SHAPE = ("vocab_size", "d_model", "encoder_layers", "decoder_layers")
 
 
+@accepts_renamed
 @dataclass
 class LoraArguments:
     """Training an adapter in place of the student's weights."""
 
     _argument_group_name = "LoRA"
 
-    lora_rank: int | None = field(
+    lora_r: int | None = field(
         default=None, metadata={"help": "Train an adapter of this rank, merged at the end. Default: all weights."}
     )
     lora_alpha: float | None = field(
@@ -65,13 +67,13 @@ class LoraArguments:
     )
 
     def __post_init__(self):
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise UserError(f"lora_rank: {self.lora_rank} is not at least 1")
+        if self.lora_r is not None and self.lora_r < 1:
+            raise UserError(f"lora_rank: {self.lora_r} is not at least 1")
         check_ranges(self, lora_alpha=POSITIVE, lora_dropout=Range(low=0, below=1))
-        if self.use_dora and self.lora_rank is None:
-            raise UserError("use_dora: it needs --lora_rank")
-        if self.keep_adapter and self.lora_rank is None:
-            raise UserError("keep_adapter: it needs --lora_rank")
+        if self.use_dora and self.lora_r is None:
+            raise UserError("use_dora: it needs --lora_r")
+        if self.keep_adapter and self.lora_r is None:
+            raise UserError("keep_adapter: it needs --lora_r")
 
 
 def with_lora(
@@ -92,8 +94,8 @@ def with_lora(
     return get_peft_model(
         student,
         LoraConfig(  # without a task type: that of sequence-to-sequence models takes text only
-            r=arguments.lora_rank,
-            lora_alpha=arguments.lora_alpha or 2 * arguments.lora_rank,
+            r=arguments.lora_r,
+            lora_alpha=arguments.lora_alpha or 2 * arguments.lora_r,
             lora_dropout=arguments.lora_dropout,
             use_dora=arguments.use_dora,
             target_modules=target,
@@ -105,7 +107,7 @@ def lora_settings(adapter: PeftModel) -> dict[str, float | bool]:
     """What a model card says of an adapter."""
     config = adapter.active_peft_config
     return dict(
-        lora_rank=config.r,
+        lora_r=config.r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout or None,
         use_dora=config.use_dora,
@@ -125,7 +127,7 @@ def load_adapter(adapter: PeftModel, directory: Path) -> None:
     try:
         result = set_peft_model_state_dict(adapter, load_file(file))
     except RuntimeError as error:  # other shapes
-        raise UserError(f"{directory} is of another adapter (--lora_rank?): {error}") from error
+        raise UserError(f"{directory} is of another adapter (--lora_r?): {error}") from error
     if result.unexpected_keys or any("lora" in name for name in result.missing_keys):
         raise UserError(f"{directory} is of another adapter (--lora_target_modules, --decoder_layers?)")
 

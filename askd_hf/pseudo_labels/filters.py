@@ -140,7 +140,9 @@ def known_references(texts: list[str | None], required: bool = False) -> list[st
     if any(text and text.strip() for text in known):
         return known
     if required:
-        raise UserError("--text reference: the dataset has no transcripts (--text_column); --text teacher needs none")
+        raise UserError(
+            "--text reference: the dataset has no transcripts (--text_column_name); --text teacher needs none"
+        )
     return [None] * len(known)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..arguments import NORMALIZER_HELP, Normalizer
 from ..arguments.ranges import COUNT, Range, check_ranges
+from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
 from ..evaluation.metrics import language_code
 from ..evaluation.options import DecodingArguments
@@ -14,6 +15,7 @@ from ..evaluation.suites import EvalSet
 from .filters import Thresholds
 
 
+@accepts_renamed
 @dataclass
 class PseudoLabelArguments(DecodingArguments):
     """The teacher, the speech, which transcripts to keep, and what to make of them."""
@@ -32,8 +34,10 @@ class PseudoLabelArguments(DecodingArguments):
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of --dataset on the Hub."})
     split: str = field(default="train", metadata={"help": "Split of --dataset, as in train or train[:10%%]."})
-    audio_column: str | None = field(default=None, metadata={"help": "Column with the audio. Default: found by name."})
-    text_column: str | None = field(
+    audio_column_name: str | None = field(
+        default=None, metadata={"help": "Column with the audio. Default: found by name."}
+    )
+    text_column_name: str | None = field(
         default=None,
         metadata={"help": "Column with references. Default: found by name; without one there are none."},
     )
@@ -137,7 +141,7 @@ class PseudoLabelArguments(DecodingArguments):
 
     def source(self) -> EvalSet:
         # one name whatever the set: a directory is of one set
-        columns = self.text_column, self.audio_column, self.speaker_column
+        columns = self.text_column_name, self.audio_column_name, self.speaker_column
         where = self.dataset, self.dataset_config, self.split
         return EvalSet("clips", *where, *columns, language_code(self.language), self.task)
 

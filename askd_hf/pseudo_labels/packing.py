@@ -44,7 +44,7 @@ def plan_packs(
     seconds: list[float],
     speakers: list[str | None],
     tokens: list[int],
-    max_seconds: float,
+    max_duration_in_seconds: float,
     max_tokens: int,
 ) -> list[list[int]]:
     """Which clips, by their place, go into which pack.
@@ -60,7 +60,7 @@ def plan_packs(
     filled = used = 0
     for i, (length, speaker, count) in enumerate(zip(map(_samples, seconds), speakers, tokens, strict=True)):
         same = packs and speaker is not None and speaker == speakers[packs[-1][-1]]
-        if same and filled + length <= _samples(max_seconds) and used + count <= max_tokens:
+        if same and filled + length <= _samples(max_duration_in_seconds) and used + count <= max_tokens:
             packs[-1].append(i)
             filled, used = filled + length, used + count
         else:
@@ -73,8 +73,8 @@ def pack(
     clips: Dataset,
     tokenizer: WhisperTokenizer,
     *,
-    max_seconds: float,
-    max_label_tokens: int,
+    max_duration_in_seconds: float,
+    max_label_length: int,
     directory: Path,
     num_proc: int | None = None,
 ) -> Dataset:
@@ -109,7 +109,9 @@ def pack(
         + TIMES_OF_SEGMENT * len(row["segments"] or [row])
         for row in rows
     ]
-    packs = plan_packs(clips["seconds"][:], clips["speaker"][:], tokens, max_seconds, max_label_tokens - FRAME_TOKENS)
+    packs = plan_packs(
+        clips["seconds"][:], clips["speaker"][:], tokens, max_duration_in_seconds, max_label_length - FRAME_TOKENS
+    )
     packed: list[dict[str, Any]] = []
     for members in packs:
         row = _joined([rows[i] for i in members])
@@ -119,7 +121,7 @@ def pack(
     sounds = clips.select_columns(["audio", "clip"])
 
     def with_audio(row: dict[str, Any]) -> dict[str, Any]:
-        limit = max(max_seconds, row["seconds"])  # a clip that is longer is a pack of its own, whole
+        limit = max(max_duration_in_seconds, row["seconds"])  # a clip that is longer is a pack of its own, whole
         return {"audio": {"bytes": _flac([sounds[i] for i in row["members"]], _samples(limit)), "path": None}}
 
     without_audio = Features({name: feature for name, feature in clips.features.items() if name != "audio"})

@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard, HfApi
 from ..data.columns import arrow_type, replace_column
 from ..errors import disk_errors
 from ..evaluation.metrics import language_code
-from ..hub.provenance import PSEUDO_LABELS, Speech, public_name
+from ..hub.provenance import PSEUDO_LABELS, TrainingData, public_name
 from ..hub_access import hub_upload
 from .filters import Transcript
 from .options import PseudoLabelArguments
@@ -32,7 +32,7 @@ def label_clips(
     """The clips that are kept with their labels.
 
     Args:
-        clips: of `check_clips`.
+        clips: of `filter_invalid_clips`.
         transcripts: of all of them.
         kept: their places.
         language: code for the columns `language` and `task`; None, for an English-only teacher: without these.
@@ -98,7 +98,7 @@ def card_of(args: PseudoLabelArguments, labelled: Dataset, clips: int, kept: int
     """
     whose = "the references with which it agrees" if args.text == "reference" else "its transcripts"
     teacher, _ = public_name(args.teacher)
-    speech = Speech(*public_name(args.dataset), args.dataset_config, args.split, labelled_by=teacher)
+    speech = TrainingData(*public_name(args.dataset), args.dataset_config, args.split, transcribed_by=teacher)
     source = " ".join(part for part in (speech.dataset, speech.config, speech.split) if part)
     code = language_code(args.language)
     metadata = {

@@ -26,7 +26,7 @@ def load_clips(source: EvalSet, limit: int | None = None, num_proc: int | None =
         return load_set(source, limit, num_proc, text_required=False)
     if source.split != "train" or source.config:
         raise UserError(f"{source.dataset} has audio files only, no splits or configurations: leave these options out")
-    for column in (source.text_column, source.audio_column, source.speaker_column):
+    for column in (source.text_column_name, source.audio_column_name, source.speaker_column):
         if column:
             raise UserError(f"{source.dataset} has audio files and no metadata.csv, so no column {column!r}")
     return read_audio_files(files[:limit], Path(source.dataset).expanduser())

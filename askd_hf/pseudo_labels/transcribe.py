@@ -62,7 +62,7 @@ def plan(
 
     Args:
         teacher: as it was loaded, in float32; left where, in the dtype and with the language that `args` asks for.
-        clips: of `check_clips`.
+        clips: of `filter_invalid_clips`.
 
     Raises:
         UserError: in the output directory are transcripts of another teacher, other clips or settings; the teacher
@@ -85,7 +85,7 @@ def plan(
             dtype=args.torch_dtype(),
             overwrite=args.overwrite,
         )
-    except UserError as error:  # examples/distill.py --unlabelled has neither option
+    except UserError as error:  # examples/distill.py --unlabeled_dataset has neither option
         raise UserError(str(error).replace(ELSEWHERE, ANEW)) from None
     return job
 
@@ -133,11 +133,11 @@ def _in_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
     for batch in DataLoader(clips, decoding.batch_size, collate_fn=collate, num_workers=decoding.num_workers):
         features = batch["input_features"].to(model.device, model.dtype)
         mask = torch.ones_like(features[:, 0]).long()  # Whisper sees the padding's silence too
-        noted = GreedyLogProbs(processor.tokenizer.eos_token_id)
+        captured = GreedyLogProbs(processor.tokenizer.eos_token_id)
         tokens = model.generate(
-            features, attention_mask=mask, return_timestamps=timestamps, logits_processor=[noted], **options
+            features, attention_mask=mask, return_timestamps=timestamps, logits_processor=[captured], **options
         )
-        heard = zip(tokens[:, noted.prompt :].tolist(), noted.total.tolist(), batch["rows"], strict=True)
+        heard = zip(tokens[:, captured.prompt :].tolist(), captured.total.tolist(), batch["rows"], strict=True)
         yield [_line(job, ids, log_prob, row, timestamps) for ids, log_prob, row in heard]
 
 

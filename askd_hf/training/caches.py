@@ -38,35 +38,39 @@ def check_caches(
     augment: AugmentArguments | None = None,
 ) -> None:
     """Raise `UserError` for cache options that can't be."""
-    if augment is not None and augment.augment and caches.cache_encoder:
+    if augment is not None and augment.augment and caches.encoder_cache_dir:
         raise UserError("--augment: the encoder's output of a clip that is always another can't be cached")
-    if mix_args is not None and mix_args.streaming and (caches.cache_encoder or caches.cache_teacher):
-        raise UserError("--cache_encoder, --cache_teacher: they need all clips at once, which --streaming never has")
-    changing = mix_args is not None and (mix_args.timestamp_probability or mix_args.prompt_probability)
-    if changing and caches.cache_teacher:
+    if mix_args is not None and mix_args.streaming and (caches.encoder_cache_dir or caches.teacher_cache_dir):
         raise UserError(
-            "--cache_teacher: it has the teacher's answers for a clip's plain labels, and with "
-            "--timestamp_probability and --prompt_probability they change from epoch to epoch"
+            "--encoder_cache_dir, --teacher_cache_dir: they need all clips at once, which --streaming never has"
         )
-    if caches.cache_teacher and not models.teacher:
+    changing = mix_args is not None and (mix_args.timestamp_probability or mix_args.condition_on_prev_probability)
+    if changing and caches.teacher_cache_dir:
         raise UserError(
-            "--cache_teacher labels with a teacher: give it with --teacher. To train on what it has labelled before: "
-            f"--dataset {caches.cache_teacher}"
+            "--teacher_cache_dir: it has the teacher's answers for a clip's plain labels, and with "
+            "--timestamp_probability and --condition_on_prev_probability they change from epoch to epoch"
         )
-    if caches.cache_teacher and not config.uses_teacher:
-        raise UserError(f"--cache_teacher has no use: --preset {config.preset} has no teacher phase")
-    if caches.cache_teacher and not 1 <= caches.teacher_top_k < vocabulary:
+    if caches.teacher_cache_dir and not models.teacher:
+        raise UserError(
+            "--teacher_cache_dir labels with a teacher: give it with --teacher. To train on what it has labelled before: "
+            f"--dataset {caches.teacher_cache_dir}"
+        )
+    if caches.teacher_cache_dir and not config.uses_teacher:
+        raise UserError(f"--teacher_cache_dir has no use: --preset {config.preset} has no teacher phase")
+    if caches.teacher_cache_dir and not 1 <= caches.teacher_top_k < vocabulary:
         raise UserError(f"--teacher_top_k {caches.teacher_top_k} is not from 1 to {vocabulary - 1}, the vocabulary's")
-    if caches.cache_teacher and vocabulary > LARGEST_VOCABULARY:
-        raise UserError(f"--cache_teacher: {vocabulary} tokens; it keeps their ids as uint16, {LARGEST_VOCABULARY}")
-    if caches.cache_teacher and config.hidden_weight:
+    if caches.teacher_cache_dir and vocabulary > LARGEST_VOCABULARY:
+        raise UserError(
+            f"--teacher_cache_dir: {vocabulary} tokens; it keeps their ids as uint16, {LARGEST_VOCABULARY}"
+        )
+    if caches.teacher_cache_dir and config.hidden_weight:
         raise UserError(
             f"--hidden_weight {config.hidden_weight:g} needs the teacher's hidden states at every step, which "
-            "--cache_teacher doesn't keep: leave out one of them"
+            "--teacher_cache_dir doesn't keep: leave out one of them"
         )
-    if caches.cache_encoder and config.freeze_encoder is False:
+    if caches.encoder_cache_dir and config.freeze_encoder is False:
         raise UserError(
-            "--cache_encoder needs an encoder that stays as it is: leave it out, or keep the encoder whole and frozen "
+            "--encoder_cache_dir needs an encoder that stays as it is: leave it out, or keep the encoder whole and frozen "
             "(no --encoder_layers, no --freeze_encoder False)"
         )
 
@@ -78,19 +82,19 @@ def with_encoder_cache(
     caches: CacheArguments,
     config: ASKDConfig,
 ) -> SpeechCollator:
-    """The collator, reading `model`'s encoder outputs from `--cache_encoder`; what isn't there is computed first."""
-    if caches.cache_encoder is None:
+    """The collator, reading `model`'s encoder outputs from `--encoder_cache_dir`; what isn't there is computed first."""
+    if caches.encoder_cache_dir is None:
         return collator
     if not encoder_is_deterministic(model.config):
         raise UserError(
-            "--cache_encoder: the model's config asks for SpecAugment, layerdrop or dropout, with which the encoder's "
+            "--encoder_cache_dir: the model's config asks for SpecAugment, layerdrop or dropout, with which the encoder's "
             "output is another in every epoch. Set them to 0 in its config.json, or train without the cache"
         )
     cache = cache_encoder(
         model,
         collator.processor,
         datasets,
-        caches.cache_encoder,
+        caches.encoder_cache_dir,
         batch_size=config.per_device_eval_batch_size,
         device=config.device,
         dtype=resolve_dtype("auto", config),
@@ -112,7 +116,7 @@ def with_soft_labels(
     config: ASKDConfig,
     teacher_extractor: WhisperFeatureExtractor | None = None,
 ) -> Dataset | SpeechStream:
-    """The dataset with its teacher columns: those it came with, checked, or those of `--cache_teacher`.
+    """The dataset with its teacher columns: those it came with, checked, or those of `--teacher_cache_dir`.
 
     Without either, or without a use for them, it has none.
 
@@ -124,7 +128,7 @@ def with_soft_labels(
         return dataset
     if not config.uses_teacher:
         return without_soft_labels(dataset)
-    if not (has_soft_labels(dataset) or caches.cache_teacher):
+    if not (has_soft_labels(dataset) or caches.teacher_cache_dir):
         alike = [name for name in ALL_COLUMNS if name in dataset.column_names]
         if alike:
             logger.warning("the columns %s aren't the soft labels of a teacher: left out", ", ".join(alike))
@@ -137,7 +141,7 @@ def with_soft_labels(
         int8 = models.teacher_dtype == "int8"
         extractor = teacher_extractor or collator.processor.feature_extractor
         settings = teacher_settings(teacher, models.teacher, top_k, temperature, autocast or dtype, int8, extractor)
-    if not caches.cache_teacher:
+    if not caches.teacher_cache_dir:
         check_soft_labels(dataset, collator, config.temperature, settings)
         return dataset
     if teacher_extractor is not None:
@@ -146,18 +150,18 @@ def with_soft_labels(
     if cache is not None and not cache.is_of(teacher, collator.processor):
         collator = replace(collator, encoder_cache=None)
     return cache_teacher(
-        lambda: place_teacher(light_teacher(teacher, models, config), config.device).eval(),
+        lambda: place_teacher(compress_teacher(teacher, models, config), config.device).eval(),
         settings,
         dataset,
         collator,
-        caches.cache_teacher,
+        caches.teacher_cache_dir,
         batch_size=config.per_device_eval_batch_size,
         autocast=autocast,
         num_workers=config.dataloader_num_workers,
     )
 
 
-def light_teacher(
+def compress_teacher(
     teacher: WhisperForConditionalGeneration, models: ModelArguments, config: ASKDConfig
 ) -> WhisperForConditionalGeneration:
     """The teacher itself, its weights as `teacher_dtype` says, and in CPU memory until they run if it is offloaded."""

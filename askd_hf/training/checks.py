@@ -25,10 +25,10 @@ def check_teacher(
     """
     if soft_labels is not None and args.uses_teacher:
         check_settings(soft_labels, args.temperature, vocabulary)
-    if args.uses_teacher and teacher is None and (soft_labels is None or args.eval_blend):
+    if args.uses_teacher and teacher is None and (soft_labels is None or args.eval_teacher_losses):
         raise UserError(
             f"preset {args.preset!r} has a teacher phase"
-            f"{' and --eval_blend evaluates it, ' if args.eval_blend else ' '}but there is no teacher: give it "
+            f"{' and --eval_teacher_losses evaluates it, ' if args.eval_teacher_losses else ' '}but there is no teacher: give it "
             "with --teacher, or choose a preset without one (ps-kd, ce)"
         )
     if args.n_gpu > 1:
@@ -44,7 +44,7 @@ def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> N
     if args.dataloader_persistent_workers:
         raise UserError(
             "dataloader_persistent_workers: the workers would draw the same in every epoch; leave it off with "
-            "--augment, --timestamp_probability and --prompt_probability"
+            "--augment, --timestamp_probability and --condition_on_prev_probability"
         )
 
 

@@ -16,9 +16,9 @@ from ..data import (
     SpeechCollator,
     SpeechStream,
     as_stream,
-    check_clips,
     clean_texts,
-    load_speech,
+    filter_invalid_clips,
+    load_speech_dataset,
     mix,
     to_stream,
     with_negatives,
@@ -44,14 +44,14 @@ def load_split(
 ) -> Dataset | IterableDataset:
     """A split, its first `limit` rows, with their languages for a multilingual model.
 
-    Raises `UserError` as `load_speech`, and if a multilingual model isn't told the language.
+    Raises `UserError` as `load_speech_dataset`, and if a multilingual model isn't told the language.
     """
-    speech = load_speech(
+    speech = load_speech_dataset(
         source.dataset,
         source.config,
         source.split,
-        audio_column=source.audio_column,
-        text_column=source.text_column,
+        audio_column_name=source.audio_column_name,
+        text_column_name=source.text_column_name,
         num_proc=data_args.preprocessing_num_workers,
         streaming=streaming,
     )
@@ -67,7 +67,7 @@ def load_split(
     return with_language(speech, source.language, source.task, source.dataset)
 
 
-def check_split(
+def validate_split(
     role: str,
     name: str,
     speech: Dataset,
@@ -82,7 +82,7 @@ def check_split(
         role: training or evaluation.
         name: of the split in messages and of the list, see `names_of`.
     """
-    return check_clips(
+    return filter_invalid_clips(
         speech,
         collator.label_ids,
         limits,
@@ -102,10 +102,10 @@ def training_limits(collator: SpeechCollator, data_args: DataArguments) -> Limit
     """Likewise, and what the filters want."""
     return replace(
         model_limits(collator),
-        min_seconds=data_args.min_seconds,
-        max_seconds=data_args.max_seconds,
-        min_label_tokens=data_args.min_label_tokens,
-        max_label_tokens=data_args.max_label_tokens,
+        min_duration_in_seconds=data_args.min_duration_in_seconds,
+        max_duration_in_seconds=data_args.max_duration_in_seconds,
+        min_label_length=data_args.min_label_length,
+        max_label_length=data_args.max_label_length,
         times=collator.timestamps > 0.0,
         prompts=collator.prompts > 0.0,
     )
@@ -160,29 +160,31 @@ def training_speech(
     if mix_args.streaming:
         # what the rows of a stream say is known only when they come
         spoken = {(language_code(s.language) or "en", s.task or "transcribe") for s in sources} if multilingual else ()
-        negatives = _negatives(mix_args, data_args, collator, sorted(spoken))
+        no_speech_dataset = _negatives(mix_args, data_args, collator, sorted(spoken))
         return SpeechStream(
             [as_stream(split) for split in splits],
-            mix_args.dataset_weights,
+            mix_args.dataset_probabilities,
             seed,
-            mix_args.shuffle_buffer,
-            None if negatives is None else as_stream(to_stream(negatives)),
-            mix_args.negatives_share,
+            mix_args.shuffle_buffer_size,
+            None if no_speech_dataset is None else as_stream(to_stream(no_speech_dataset)),
+            mix_args.no_speech_probability,
             data_args.on_bad_audio,
         )
     limits = training_limits(collator, data_args)
     checked = [
-        check_split("training", name, split, limits, data_args, report_to, collator)
+        validate_split("training", name, split, limits, data_args, report_to, collator)
         for split, name in zip(splits, names, strict=True)
     ]
-    speech = mix(checked, mix_args.dataset_weights, seed)
+    speech = mix(checked, mix_args.dataset_probabilities, seed)
     spoken = sorted({pair for split in checked for pair in spoken_in(split)}) if multilingual else []
-    negatives = _negatives(mix_args, data_args, collator, spoken)
-    if negatives is None:
+    no_speech_dataset = _negatives(mix_args, data_args, collator, spoken)
+    if no_speech_dataset is None:
         return speech
     limits = model_limits(collator).of_negatives()
-    negatives = check_split("training", "negatives", negatives, limits, data_args, report_to, collator)
-    return with_negatives(speech, negatives, mix_args.negatives_share, seed)
+    no_speech_dataset = validate_split(
+        "training", "negatives", no_speech_dataset, limits, data_args, report_to, collator
+    )
+    return with_negatives(speech, no_speech_dataset, mix_args.no_speech_probability, seed)
 
 
 def spoken_in(dataset: Dataset) -> list[tuple[str, str]]:
@@ -199,7 +201,7 @@ def _spoken(dataset: Dataset) -> list[tuple[str, str]]:
 
 def _check_columns(mix_args: MixArguments, splits: list[Dataset | IterableDataset]) -> None:
     """Raise `UserError` if no clip at all has what clips are to be learned with."""
-    wanted = {"timestamp_probability": "segments", "prompt_probability": "prompt"}
+    wanted = {"timestamp_probability": "segments", "condition_on_prev_probability": "prompt"}
     for option, column in wanted.items():
         if getattr(mix_args, option) and not any(column in split.column_names for split in splits):
             raise UserError(
@@ -217,10 +219,10 @@ def check_normalizer(data_args: DataArguments) -> None:
 
 def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConfig) -> None:
     """Raise `UserError` for options of the mix that can't be."""
-    weights, datasets = mix_args.dataset_weights, len(data_args.dataset) + bool(data_args.unlabelled)
+    weights, datasets = mix_args.dataset_probabilities, len(data_args.dataset) + bool(data_args.unlabeled_dataset)
     if weights and len(weights) != datasets:
         raise UserError(
-            f"--dataset_weights: {len(weights)} of them for {datasets} datasets (--unlabelled is the last)"
+            f"--dataset_probabilities: {len(weights)} of them for {datasets} datasets (--unlabeled_dataset is the last)"
         )
     check_normalizer(data_args)
     data_args.train_sources()  # they raise for options that have neither one value nor one for each dataset
@@ -248,18 +250,20 @@ def _negatives(
     Args:
         spoken: pairs of language and task; none for an English-only model.
     """
-    if mix_args.negatives is None:
+    if mix_args.no_speech_dataset is None:
         return None
-    if mix_args.negatives == SYNTHETIC:
-        negatives = synthetic_negatives(max_seconds=float(collator.processor.feature_extractor.chunk_length))
+    if mix_args.no_speech_dataset == SYNTHETIC:
+        no_speech_dataset = synthetic_negatives(
+            max_duration_in_seconds=float(collator.processor.feature_extractor.chunk_length)
+        )
     else:
         workers = data_args.preprocessing_num_workers
-        noises = load_speech(mix_args.negatives, None, "train", text_required=False, num_proc=workers)
-        negatives = negatives_from(noises)
+        noises = load_speech_dataset(mix_args.no_speech_dataset, None, "train", text_required=False, num_proc=workers)
+        no_speech_dataset = negatives_from(noises)
     for column, values in zip(("language", "task"), zip(*spoken, strict=True), strict=False):
-        in_turn = [values[row % len(values)] for row in range(len(negatives))]
-        negatives = replace_column(negatives, column, in_turn)
-    return negatives
+        in_turn = [values[row % len(values)] for row in range(len(no_speech_dataset))]
+        no_speech_dataset = replace_column(no_speech_dataset, column, in_turn)
+    return no_speech_dataset
 
 
 def evaluation_speech(
@@ -272,7 +276,7 @@ def evaluation_speech(
     for source, name in zip(sources, names_of(sources), strict=True):
         split = without_soft_labels(load_split(source, data_args.max_eval_samples, data_args, multilingual))
         split = clean_texts(split, data_args.text_case, name)
-        clips = check_split("evaluation", name, split, limits, data_args, config.output_dir, collator)
+        clips = validate_split("evaluation", name, split, limits, data_args, config.output_dir, collator)
         found |= _by_language(source, name, split, clips)
     return found
 

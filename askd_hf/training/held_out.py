@@ -24,7 +24,7 @@ from transformers import TrainingArguments
 
 from ..data import SpeechStream
 from ..objective import TopK
-from ..projection import Unprojected, unprojected
+from ..projection import LMHeadInputs, capture_lm_head_inputs
 from ..schedule import LabelsJudged
 from .model_runner import ModelRunner
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 SHARE = 0.05  # of the training set
 MOST_CLIPS = 128
 FEWEST_CLIPS = 8  # fewer tell nothing, and would be missed
-TOKENS_AT_ONCE = 256  # projected onto the vocabulary
+TOKEN_CHUNK_SIZE = 256  # projected onto the vocabulary
 ROWS_OF_A_STREAM = 1000  # read in search of clips, as many as its shuffling reads ahead
 
 
@@ -140,24 +140,24 @@ class HeldOutClips:
                     held_out.choices = first_choices(runner.teacher_target(inputs, batch, label_mask)[0])
                 if "encoder_outputs" in batch:
                     batch.pop("input_features", None)
-                with unprojected(student, label_mask) as noted:
+                with capture_lm_head_inputs(student, label_mask) as captured:
                     student(**batch)
-                counts += judge(noted[0], inputs, held_out.choices, student.config.eos_token_id)
+                counts += judge(captured[0], inputs, held_out.choices, student.config.eos_token_id)
             if runner.encoder_is_fixed():  # so does the encoder
                 held_out.keep_encoded(batch["encoder_outputs"][0])
         student.train(training)
         return LabelsJudged(*accelerator.reduce(counts, reduction="sum").tolist())
 
 
-def first_choices(target: Unprojected | TopK) -> Tensor:
+def first_choices(target: LMHeadInputs | TopK) -> Tensor:
     """The most probable token at each of a soft target's tokens: `(tokens,)`."""
     if isinstance(target, TopK):
         return target.token_ids[:, 0]
     hidden, weight = target.in_compute_dtype()
-    return torch.cat([(chunk @ weight.T).argmax(-1) for chunk in hidden.split(TOKENS_AT_ONCE)])
+    return torch.cat([(chunk @ weight.T).argmax(-1) for chunk in hidden.split(TOKEN_CHUNK_SIZE)])
 
 
-def judge(student: Unprojected, inputs: dict[str, Tensor], choices: Tensor, end_of_text: int) -> Tensor:
+def judge(student: LMHeadInputs, inputs: dict[str, Tensor], choices: Tensor, end_of_text: int) -> Tensor:
     """What the student makes of the labels of a batch: `LabelsJudged`, `(4,)`.
 
     Only text counts, and where it ends, in clips with speech.
@@ -184,11 +184,11 @@ def judge(student: Unprojected, inputs: dict[str, Tensor], choices: Tensor, end_
     return torch.stack([share.sum(), (disputes > 0).sum(), disputes.sum(), counted.sum()])
 
 
-def upheld(student: Unprojected, labels: Tensor, contradicted_by: Tensor) -> Tensor:
+def upheld(student: LMHeadInputs, labels: Tensor, contradicted_by: Tensor) -> Tensor:
     """Whether each label is the student's first choice, if not before `contradicted_by`: `(tokens,)` bool."""
     hidden, weight = student.in_compute_dtype()
     answers = []
-    for h, label, other in zip(*(t.split(TOKENS_AT_ONCE) for t in (hidden, labels, contradicted_by)), strict=True):
+    for h, label, other in zip(*(t.split(TOKEN_CHUNK_SIZE) for t in (hidden, labels, contradicted_by)), strict=True):
         logits = h @ weight.T
         of_label = logits.gather(-1, label[:, None])[:, 0]
         answers.append(of_label >= logits.scatter(-1, other[:, None], -torch.inf).amax(-1))

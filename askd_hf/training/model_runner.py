@@ -18,8 +18,8 @@ from ..errors import UserError
 from ..models.layers import LayerPairs, copied_encoder_layers, is_pruned_encoder, matched_layers
 from ..models.student import check_pair, encoder_is_deterministic, same_encoder
 from ..models.teacher_memory import place_teacher
-from ..objective import DIVERGENCES, BlendTerms, TopK, hidden_state_loss
-from ..projection import Unprojected, chunked_blend, unprojected
+from ..objective import DIVERGENCES, LossTerms, TopK, hidden_state_loss
+from ..projection import LMHeadInputs, capture_lm_head_inputs, chunked_distillation_loss
 from ..schedule import BlendWeights
 from .run_dir import prepare_encoder, prepare_hidden_loss
 from .run_settings import models_digest
@@ -64,7 +64,7 @@ class ModelRunner:
         self._freeze_encoder()
         _check_precision(student)
         self.teacher = None
-        if args.uses_teacher and (args.eval_blend or not teacher_is_cached):
+        if args.uses_teacher and (args.eval_teacher_losses or not teacher_is_cached):
             check_pair(teacher, student, own_features=self._teacher_has_own_features())
             self.teacher = teacher.eval().requires_grad_(False)
         self.teacher_digest = None if self.teacher is None else models_digest(self.teacher)
@@ -138,7 +138,7 @@ class ModelRunner:
         blend: AdaptiveBlendCallback,
         keep_logits: bool = False,
         gradient_scale: float = 1.0,
-    ) -> tuple[Tensor, BlendTerms, Seq2SeqLMOutput]:
+    ) -> tuple[Tensor, LossTerms, Seq2SeqLMOutput]:
         """Run the models on one batch and compute the objective.
 
         Args:
@@ -167,20 +167,20 @@ class ModelRunner:
             batch.pop("input_features", None)
         if pairs is not None:
             batch["output_hidden_states"] = pairs.student
-        with unprojected(student, label_mask, keep_logits) as noted:
+        with capture_lm_head_inputs(student, label_mask, keep_logits) as captured:
             outputs = model(**batch)
         with self.accelerator.autocast():
-            total, terms = chunked_blend(
-                noted[0],
+            total, terms = chunked_distillation_loss(
+                captured[0],
                 labels[label_mask],
                 **targets,
                 teacher_weight=weights.teacher,
                 self_weight=weights.self,
                 temperature=self.args.temperature,
                 divergence=DIVERGENCES[self.args.divergence],
-                mix=self.args.divergence_mix,
-                trust_label=self.args.trust_label,
-                trusted=None if has_speech is None else has_speech[label_mask],
+                mix=self.args.divergence_beta,
+                weight_teacher_by_label_prob=self.args.weight_teacher_by_label_prob,
+                teacher_mask=None if has_speech is None else has_speech[label_mask],
                 gradient_scale=gradient_scale,
             )
             if pairs is not None:
@@ -199,7 +199,7 @@ class ModelRunner:
             )
         return batch | {"use_cache": False}
 
-    def _weigh_hidden(self, terms: BlendTerms, weights: BlendWeights) -> Tensor:
+    def _weigh_hidden(self, terms: LossTerms, weights: BlendWeights) -> Tensor:
         """The weighted hidden-state loss, summed over label tokens. Adds it to the terms without its gradient."""
         weighted = weights.teacher * self.args.hidden_weight * terms.hidden
         terms.total = terms.total + weighted.detach()
@@ -223,7 +223,7 @@ class ModelRunner:
 
     def teacher_target(
         self, inputs: dict[str, Tensor], batch: dict[str, Any], label_mask: Tensor, pairs: LayerPairs | None = None
-    ) -> tuple[Unprojected | TopK, list[Tensor] | None]:
+    ) -> tuple[LMHeadInputs | TopK, list[Tensor] | None]:
         """The teacher's distribution at the label tokens, from its cached columns or by running it.
 
         With `pairs` also the hidden states of its encoder.
@@ -246,20 +246,20 @@ class ModelRunner:
             batch["input_features"] = features.to(self.teacher.dtype)
         if pairs is not None:
             batch["output_hidden_states"] = pairs.teacher
-        with unprojected(self.teacher, label_mask) as noted:
+        with capture_lm_head_inputs(self.teacher, label_mask) as captured:
             outputs = self.teacher(**batch)
         states = None if pairs is None else [outputs.encoder_hidden_states[i] for i in pairs.teacher]
-        return noted[0], states
+        return captured[0], states
 
     def _self_target(
         self, student: nn.Module, batch: dict[str, Any], label_mask: Tensor, self_teacher: Callable[..., Any]
-    ) -> Unprojected:
+    ) -> LMHeadInputs:
         """The self-teacher's distribution at the label tokens. If the encoder is trained, it runs its own copy."""
         if not self.args.freeze_encoder:
             batch = {name: value for name, value in batch.items() if name != "encoder_outputs"}
-        with unprojected(student, label_mask) as noted:
+        with capture_lm_head_inputs(student, label_mask) as captured:
             self_teacher(student, batch)
-        return noted[0]
+        return captured[0]
 
 
 def _check_precision(student: nn.Module) -> None:

@@ -7,15 +7,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..callbacks import data_epoch
 from ..config import ASKDConfig
-from ..data import DrawnRows
+from ..data import SeededDataset
 
 logger = logging.getLogger(__name__)
 
 
-class DrawsCallback(TrainerCallback):
+class SetEpochCallback(TrainerCallback):
     """Tells the rows which epoch begins, or goes on; before its loader starts its workers."""
 
-    def __init__(self, draws: DrawnRows):
+    def __init__(self, draws: SeededDataset):
         self.draws = draws
 
     def on_epoch_begin(

@@ -21,7 +21,7 @@ from .terms import new_sums
 
 
 @dataclass
-class Beginning:
+class InitialState:
     """What training begins with, kept in CPU memory.
 
     Attributes:
@@ -39,7 +39,7 @@ class Beginning:
     own_optimizer: bool
 
     @classmethod
-    def of(cls, trainer: Trainer, teacher: WhisperForConditionalGeneration | None) -> "Beginning":
+    def of(cls, trainer: Trainer, teacher: WhisperForConditionalGeneration | None) -> "InitialState":
         trained = ((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
         return cls(
             weights={name: parameter.detach().to("cpu", copy=True) for name, parameter in trained},
@@ -89,7 +89,7 @@ def _set_random_states(states: tuple[Any, ...]) -> None:
     torch.cuda.set_rng_state_all(gpu)
 
 
-def begin_or_restart(trainer: Any, beginning: Beginning | None, resume_from_checkpoint: str | None) -> Beginning:
+def begin_or_restart(trainer: Any, beginning: InitialState | None, resume_from_checkpoint: str | None) -> InitialState:
     """Note what training begins with; at a later attempt, with a smaller batch, restore it.
 
     Args:
@@ -97,7 +97,7 @@ def begin_or_restart(trainer: Any, beginning: Beginning | None, resume_from_chec
         beginning: None at the first attempt.
     """
     if beginning is None:
-        return Beginning.of(trainer, trainer.teacher)
+        return InitialState.of(trainer, trainer.teacher)
     trainer.identity.restarted = True
     beginning.restore(trainer, resume_from_checkpoint)
     trainer.skipped.count = 0

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_HIDDEN_WEIGHT = 10.0
 
 
-def name_run(config: ASKDConfig, models: ModelArguments) -> None:
+def set_default_output_dir(config: ASKDConfig, models: ModelArguments) -> None:
     """Name `config.output_dir` after the models and the preset, unless it was given.
 
     Such as `runs/whisper-large-v3-2-decoder-layers-askd`.
@@ -102,7 +102,7 @@ def prepare_hidden_loss(
     if teacher is None:
         raise UserError(
             f"hidden_weight: {config.hidden_weight:g} needs the teacher itself, and not its cached labels: leave out "
-            "--cache_teacher (train on the speech itself), or give --hidden_weight 0"
+            "--teacher_cache_dir (train on the speech itself), or give --hidden_weight 0"
         )
     if student.d_model != teacher.d_model:
         raise UserError(
@@ -116,7 +116,7 @@ def prepare_hidden_loss(
         )
 
 
-def end_other_processes() -> None:
+def exit_non_main_processes() -> None:
     """After training: only the main process returns, to report and publish alone. For a single process: nothing.
 
     The others leave without Python's clean-up: while it frees the process group, Gloo's threads now and then abort
@@ -141,6 +141,6 @@ def check_directories(config: ASKDConfig, caches: CacheArguments, trains: bool =
     logs = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if logs and "tensorboard" in config.report_to:
         check_writable(logs, "TENSORBOARD_LOGGING_DIR")
-    for name in ("cache_encoder", "cache_teacher"):
+    for name in ("encoder_cache_dir", "teacher_cache_dir"):
         if getattr(caches, name):
             check_writable(getattr(caches, name), f"--{name}")

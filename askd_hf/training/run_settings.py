@@ -25,7 +25,7 @@ from ..config import ASKDConfig
 from ..data import SpeechCollator, SpeechStream
 from ..data.teacher_cache import SETTINGS, has_soft_labels
 from ..errors import UserError
-from ..hub.provenance import Origin
+from ..hub.provenance import Provenance
 from ..models.lora import lora_settings
 from ..models.teacher_memory import full_weights
 
@@ -60,7 +60,7 @@ MEANINGS = {
     "clips": "clips (their number)",
     "clips_digest": "clips_digest (which clips, in which order, with which transcripts)",
     "teacher": "teacher (its weights or --teacher_dtype)",
-    "teacher_labels": "teacher_labels (--cache_teacher)",
+    "teacher_labels": "teacher_labels (--teacher_cache_dir)",
     "student": "student (the weights beside the adapter)",
 }
 CHOICE = ("metric_for_best_model", "greater_is_better")
@@ -116,7 +116,7 @@ def model_settings(
         for name, value in config.to_dict().items()
         if name.startswith("mask_time_") or name.startswith("mask_feature_")
     }
-    names = ("lora_rank", "lora_alpha", "lora_dropout", "use_dora", "lora_target_modules", "student")
+    names = ("lora_r", "lora_alpha", "lora_dropout", "use_dora", "lora_target_modules", "student")
     values |= dict.fromkeys(names)
     if adapter is not None:
         modules = adapter.active_peft_config.target_modules
@@ -153,7 +153,7 @@ def models_digest(model: nn.Module, frozen: bool = False) -> str:
     return digest.hexdigest()
 
 
-def data_settings(train_dataset: Any, collator: Any, origin: Origin) -> dict[str, Any]:
+def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict[str, Any]:
     """Of the clips, their order, and what is drawn for them.
 
     Of a stream nobody knows the rows: it is where they come from, and how they are mixed. Of another dataset than
@@ -164,18 +164,21 @@ def data_settings(train_dataset: Any, collator: Any, origin: Origin) -> dict[str
         values["streaming"] = dict(
             datasets=[[speech.dataset, speech.config, speech.split] for speech in origin.speech],
             number=len(train_dataset.datasets),
-            dataset_weights=train_dataset.weights,
+            dataset_probabilities=train_dataset.weights,
             seed=train_dataset.seed,
-            shuffle_buffer=train_dataset.buffer,
-            negatives=train_dataset.negatives is not None,
-            negatives_share=train_dataset.share,
+            shuffle_buffer_size=train_dataset.buffer,
+            no_speech_dataset=train_dataset.no_speech_dataset is not None,
+            no_speech_probability=train_dataset.share,
         )
     elif has_length(train_dataset):
         values["clips"] = len(train_dataset)
         if isinstance(train_dataset, Dataset):
             values["clips_digest"] = clips_digest(train_dataset)
     if isinstance(collator, SpeechCollator):
-        values["timestamp_probability"], values["prompt_probability"] = collator.timestamps, collator.prompts
+        values["timestamp_probability"], values["condition_on_prev_probability"] = (
+            collator.timestamps,
+            collator.prompts,
+        )
         values["augment"] = None
         if collator.augmenter is not None:
             options = asdict(collator.augmenter.options)

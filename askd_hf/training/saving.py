@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import ProcessorMixin, Trainer, WhisperForConditionalGeneration
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -26,6 +26,7 @@ class StudentSaver:
 
     Args:
         model: the student, or an adapter on it.
+        peft_config: makes an adapter on `model` if given.
         keep_adapter: True if the finished run is the adapter alone, not merged into the student.
 
     Attributes:
@@ -35,7 +36,15 @@ class StudentSaver:
     Raises `UserError` for an adapter that is to be kept or pushed, and that nobody could load.
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration | PeftModel, args: ASKDConfig, keep_adapter: bool):
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration | PeftModel,
+        args: ASKDConfig,
+        peft_config: PeftConfig | None,
+        keep_adapter: bool,
+    ):
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config)
         self.args, self.keeps_adapter = args, keep_adapter
         self.adapter: PeftModel | None = model if isinstance(model, PeftModel) else None
         self.student: WhisperForConditionalGeneration = model if self.adapter is None else model.get_base_model()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..objective import BlendTerms
+from ..objective import LossTerms
 
 # the terms that are logged, as columns of the sums: each a sum over label tokens, then how many tokens it sums
 LOG_NAMES = {
@@ -29,7 +29,7 @@ def new_sums(device: torch.device) -> Tensor:
     )
 
 
-def sums(terms: BlendTerms) -> Tensor:
+def sums(terms: LossTerms) -> Tensor:
     """`(2 * terms,)`: the terms' sums over tokens, then how many tokens each sums; 0 for a term that isn't there."""
     measured = terms.measured()
     tokens = float(len(terms.total))
@@ -38,7 +38,7 @@ def sums(terms: BlendTerms) -> Tensor:
     return torch.stack(values + counts)
 
 
-def sums_by_clip(terms: BlendTerms, labels: Tensor) -> Tensor:
+def sums_by_clip(terms: LossTerms, labels: Tensor) -> Tensor:
     """`sums` for each clip of `(batch, tokens)` labels: `(batch, 2 * terms)`."""
     measured = terms.measured()
     real = labels != -100
@@ -78,7 +78,7 @@ class NonFiniteLossError(UserError):
     """The loss or the gradient is NaN or infinite. The weights are those of the last update and still finite."""
 
 
-def check_finite(terms: BlendTerms, labels: Tensor, clips: list[str], step: int) -> None:
+def check_finite(terms: LossTerms, labels: Tensor, clips: list[str], step: int) -> None:
     """Raise `NonFiniteLossError`, with the names of the clips, if the objective isn't finite at every token.
 
     Args:
