@@ -266,7 +266,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         if not 0.0 <= self.self_ema_decay < 1.0:
             raise UserError(f"self_ema_decay: {self.self_ema_decay} is not in [0, 1)")
         if self.divergence in DIVERGENCES_WITH_MIX and not 0.0 < self.divergence_beta < 1.0:
-            raise UserError(f"divergence_mix: {self.divergence_beta} is not strictly between 0 and 1")
+            raise UserError(f"divergence_beta: {self.divergence_beta} is not strictly between 0 and 1")
         if self.temperature not in POSITIVE:
             raise UserError(f"temperature: {self.temperature} is not positive")
         if self.self_weight and self.self_teacher == "none":
@@ -276,14 +276,16 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         if self.hidden_weight and not self.uses_teacher:
             raise UserError(f"hidden_weight: {self.hidden_weight} has no effect without a teacher phase")
         if self.snapshot_strategy == "epoch" and self.self_teacher != "snapshot":
-            raise UserError("self_refresh: only a snapshot is renewed; the ema follows the student by itself")
+            raise UserError("snapshot_strategy: only a snapshot is renewed; the ema follows the student by itself")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise UserError(
                 f"hub_strategy: {str(self.hub_strategy)!r} publishes the optimizer's state, and here only the student "
                 "is ever published: choose every_save (the student of every checkpoint) or end"
             )
         if (self.metric_for_best_model or "").removeprefix("eval_") in BLEND_METRICS and not self.eval_teacher_losses:
-            raise UserError(f"metric_for_best_model: {self.metric_for_best_model} is evaluated only with eval_blend")
+            raise UserError(
+                f"metric_for_best_model: {self.metric_for_best_model} is evaluated only with eval_teacher_losses"
+            )
         if self.adaptive_window < 1:
             raise UserError(f"adaptive_window: {self.adaptive_window} is not at least 1")
         if self.early_stopping_patience is not None and not (
@@ -340,7 +342,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         start, end, phase = self.teacher_weight, self.teacher_weight_end, self.teacher_phase_ratio
         for name in ("teacher_weight", "teacher_weight_end"):
             if getattr(self, name) and not phase:
-                raise UserError(f"{name}: {getattr(self, name)} has no effect with a teacher_phase of 0")
+                raise UserError(f"{name}: {getattr(self, name)} has no effect with a teacher_phase_ratio of 0")
         if "teacher_schedule" in changed and not self.uses_teacher:
             raise UserError(
                 f"teacher_schedule: {self.teacher_schedule} has no effect, the teacher's weight is always 0"
@@ -357,7 +359,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             )
         if "self_weight" in changed and self.self_weight and self.uses_teacher and phase == 1.0:
             raise UserError(
-                f"self_weight: {self.self_weight} has no effect, a teacher_phase of 1 leaves no self phase"
+                f"self_weight: {self.self_weight} has no effect, a teacher_phase_ratio of 1 leaves no self phase"
             )
         for name in ("self_schedule", "snapshot_strategy", "self_teacher"):
             if name in changed and not self.self_weight and getattr(self, name) != "none":

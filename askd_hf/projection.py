@@ -119,7 +119,7 @@ class _Chunks:
     def slices(self, hidden: Tensor) -> Iterator[slice]:
         return _slices(len(hidden), LOGITS_CHUNK_SIZE, hidden.device)
 
-    def distillation_loss(self, logits: Tensor, chunk: slice, with_gradient: bool = False) -> Tensor:
+    def loss(self, logits: Tensor, chunk: slice, with_gradient: bool = False) -> Tensor:
         """The sum over a chunk of logits, `(tokens, vocabulary)`; their place is taken by their gradient, if asked."""
         targets = {
             name: target.rows(chunk) if isinstance(target, TopK) else target.hidden[chunk] @ target.weight.T

@@ -359,7 +359,10 @@ def test_resuming_is_bit_exact(tmp_path, deep_teacher, compressed):
         (dict(hidden_weight=-1.0), "hidden_weight: -1.0 is not at least 0"),
         (dict(hidden_weight=float("nan")), "hidden_weight: nan is not at least 0"),
         (dict(hidden_weight=1.0, preset="ps-kd"), "hidden_weight: 1.0 has no effect without a teacher phase"),
-        (dict(metric_for_best_model="hidden_loss", load_best_model_at_end=True), "evaluated only with eval_blend"),
+        (
+            dict(metric_for_best_model="hidden_loss", load_best_model_at_end=True),
+            "evaluated only with eval_teacher_losses",
+        ),
     ],
     ids=str,
 )

@@ -139,7 +139,9 @@ def test_on_clips_without_speech_the_teachers_share_goes_to_the_labels(logits, w
 
     def ours(logits, target, a, b, trusted):
         soft_targets = dict(teacher=target, self_teacher=torch.from_numpy(self_), teacher_weight=a, self_weight=b)
-        options = dict(temperature=2.0, weight_teacher_by_label_prob=weight_teacher_by_label_prob, trusted=trusted)
+        options = dict(
+            temperature=2.0, weight_teacher_by_label_prob=weight_teacher_by_label_prob, teacher_mask=trusted
+        )
         return distillation_loss(logits, torch.from_numpy(labels), **soft_targets, **options)
 
     for a, b in ((1.0, 0.0), (0.5, 0.4)):

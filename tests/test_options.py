@@ -102,7 +102,7 @@ def test_several_datasets_have_one_value_each_or_the_same():
     [
         (dict(preset="ce", self_weight=0.5), "self_weight: 0.5 has no effect"),
         (dict(preset="ps-kd", teacher_weight=0.5), "teacher_weight: 0.5 has no effect"),
-        (dict(snapshot_strategy="epoch"), "self_refresh: only a snapshot"),
+        (dict(snapshot_strategy="epoch"), "snapshot_strategy: only a snapshot"),
         (dict(hub_strategy="checkpoint"), "hub_strategy: .checkpoint. publishes the optimizer.s state"),
     ],
     ids=str,

@@ -241,7 +241,7 @@ def test_another_objective_or_order_is_refused_by_name(whole, models, tmp_path, 
         (dict(freeze_encoder=False, hidden_weight=2.0), "hidden_weight None -> 2.0"),
         (
             dict(seed=4, learning_rate=1.0, weight_teacher_by_label_prob=True),
-            "data_seed 3 -> 4, learning_rate .*, seed .*, trust_label",
+            "data_seed 3 -> 4, learning_rate .*, seed .*, weight_teacher_by_label_prob",
         ),
     ],
     ids=str,
@@ -277,7 +277,7 @@ def test_another_adapter_or_another_student_under_it_is_refused(models, tmp_path
     for changes, message in (
         (dict(lora_alpha=9.0), "lora_alpha 4 -> 9.0"),
         (dict(lora_dropout=0.1), "lora_dropout None -> 0.1"),
-        (dict(lora_r=3, lora_alpha=4), "lora_rank 2 -> 3"),
+        (dict(lora_r=3, lora_alpha=4), "lora_r 2 -> 3"),
         (dict(lora_target_modules=["q_proj"]), "lora_target_modules .* -> "),
         (dict(seed=6), "student .the weights beside the adapter. "),
     ):

@@ -61,9 +61,8 @@ def rename_arguments(argv: list[str], known: Collection[str]) -> list[str]:
     renamed, option = [], ""
     for word in argv:
         if word.startswith("--") and word != "--":
-            name, equals, value = (
-                word.removeprefix("--").replace("-", "_", word.partition("=")[0].count("-")).partition("=")
-            )
+            written, equals, value = word.removeprefix("--").partition("=")
+            name = written.replace("-", "_")
             negated = name.startswith("no_") and name not in known and current_name(name, known) == name
             option = current_name(name.removeprefix("no_") if negated else name, known)
             if option != name.removeprefix("no_" if negated else ""):

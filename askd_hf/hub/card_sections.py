@@ -163,7 +163,7 @@ def uses(arguments: dict[str, Any]) -> tuple[bool, bool]:
 
 def divergence(target: str, arguments: dict[str, Any]) -> str:
     """T² D(target, student) in symbols, T as a number."""
-    name, mix = arguments["divergence"], f"{arguments['divergence_mix']:g}"
+    name, mix = arguments["divergence"], f"{arguments['divergence_beta']:g}"
     written = {
         "forward_kl": f"KL({target} ‖ studentᵢ)",
         "reverse_kl": f"KL(studentᵢ ‖ {target})",
@@ -210,7 +210,7 @@ def symbols(facts: TrainingSummary) -> list[str]:
     if (teacher or own) and arguments["temperature"] != 1:
         lines.append(f"teacher, self and student in the divergence: at temperature {arguments['temperature']:g}")
     if (teacher or own) and arguments["divergence"] in DIVERGENCES_WITH_MIX:
-        lines.append(f"the share of the target in the divergence's mixture: {arguments['divergence_mix']:g}")
+        lines.append(f"the share of the target in the divergence's mixture: {arguments['divergence_beta']:g}")
     return lines
 
 

@@ -48,7 +48,7 @@ class LoraArguments:
         default=None, metadata={"help": "Train an adapter of this rank, merged at the end. Default: all weights."}
     )
     lora_alpha: float | None = field(
-        default=None, metadata={"help": "The adapter is scaled by lora_alpha / lora_rank. Default: twice the rank."}
+        default=None, metadata={"help": "The adapter is scaled by lora_alpha / lora_r. Default: twice the rank."}
     )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
     lora_target_modules: list[str] = field(
@@ -68,7 +68,7 @@ class LoraArguments:
 
     def __post_init__(self):
         if self.lora_r is not None and self.lora_r < 1:
-            raise UserError(f"lora_rank: {self.lora_r} is not at least 1")
+            raise UserError(f"lora_r: {self.lora_r} is not at least 1")
         check_ranges(self, lora_alpha=POSITIVE, lora_dropout=Range(low=0, below=1))
         if self.use_dora and self.lora_r is None:
             raise UserError("use_dora: it needs --lora_r")

@@ -76,7 +76,7 @@ class ModelRunner:
             self.layer_pairs = matched_layers(*layers, copied_encoder_layers(student.config))
         self.check_encoder()
         if self.teacher is not None:
-            encoder_runs = not (self._teacher_has_student_encoder and self.encoder_is_fixed())
+            encoder_runs = not (self.teacher_has_student_encoder and self.encoder_is_fixed())
             place_teacher(self.teacher, args.device, encoder_runs)
 
     def _freeze_encoder(self) -> None:
@@ -96,7 +96,7 @@ class ModelRunner:
         Raises `UserError` if the encoder cache is stale.
         """
         shares = self.teacher is not None and self.args.freeze_encoder
-        self._teacher_has_student_encoder = shares and same_encoder(self.teacher, self.student)
+        self.teacher_has_student_encoder = shares and same_encoder(self.teacher, self.student)
         cache = self.collator.encoder_cache if isinstance(self.collator, SpeechCollator) else None
         if cache is not None:
             self._check_cache_is_valid()
@@ -232,7 +232,7 @@ class ModelRunner:
             return TopK(*(inputs[name][label_mask] for name in TEACHER_COLUMNS)), None
         batch = dict(batch)
         batch.pop("attention_mask", None)  # only SpecAugment reads it
-        if "encoder_outputs" in batch and self._teacher_has_student_encoder:
+        if "encoder_outputs" in batch and self.teacher_has_student_encoder:
             batch.pop("input_features", None)
             batch["encoder_outputs"] = (batch["encoder_outputs"][0].to(self.teacher.dtype),)
         else:
