@@ -217,7 +217,7 @@ def test_a_half_precision_teacher_with_a_float32_student(tmp_path, teacher, dtyp
     student = init_student(teacher)
     full = make_trainer(tmp_path, teacher, student, max_steps=4, teacher_phase_ratio=1.0)
     half = make_trainer(tmp_path, teacher.to(dtype), student, max_steps=4, teacher_phase_ratio=1.0)
-    assert half._teacher_has_our_encoder  # equal up to the teacher's dtype
+    assert half.runner.teacher_has_student_encoder  # equal up to the teacher's dtype
     full.train()
     half.train()
     torch.testing.assert_close(
