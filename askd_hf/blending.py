@@ -1,6 +1,7 @@
 """`BlendingTrainer`: student, teacher and self-teacher on one batch, each run no more than the weights ask for."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,13 @@ class BlendingTrainer(SavingTrainer):
         kwargs: the other arguments of `Seq2SeqTrainer`.
     """
 
+    origin: Origin
+    teacher: WhisperForConditionalGeneration | None
+    teacher_digest: str | None
+    blend: AdaptiveBlendCallback
+    _teacher_is_cached: bool
+    _teacher_has_our_encoder: bool
+
     def __init__(
         self,
         model: WhisperForConditionalGeneration | PeftModel,
@@ -49,7 +57,7 @@ class BlendingTrainer(SavingTrainer):
         origin: Origin | None,
         **kwargs: Any,
     ):
-        held_out = []
+        held_out: Sequence[Any] = []
         if args.teacher_schedule == "adaptive" and args.uses_teacher:
             kwargs["train_dataset"], held_out = hold_out(kwargs.get("train_dataset"))
         super().__init__(model=model, args=args, **kwargs)
@@ -161,7 +169,7 @@ class BlendingTrainer(SavingTrainer):
         return total, terms, outputs
 
     @staticmethod
-    def _for_models(student: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    def _for_models(student: WhisperForConditionalGeneration, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """What the models are run on: a batch without labels, and with the decoder's input."""
         not_models = ("labels", "no_speech", "teacher_input_features", *TEACHER_COLUMNS)
         batch = {name: value for name, value in inputs.items() if name not in not_models}

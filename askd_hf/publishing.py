@@ -52,7 +52,7 @@ class PublishingTrainer(Seq2SeqTrainer):
         for leftover in Path(self.args.output_dir).glob(f"{COPY_PREFIX}*"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         self._background = HfApi()
-        self.push_in_progress = None
+        self.push_in_progress: PushInProgress | None = None
         private = self.args.hub_private_repo if private is None else private
         with hub_upload("nothing can be pushed: log in with `hf auth login`, or leave out --push_to_hub"):
             self.hub_model_id = create_repository(
@@ -98,7 +98,7 @@ class PublishingTrainer(Seq2SeqTrainer):
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        options = dict(
+        options: dict[str, Any] = dict(
             private=self.args.hub_private_repo if private is None else private,
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,

@@ -33,7 +33,7 @@ def name_run(config: ASKDConfig, models: ModelArguments) -> None:
     else:
         layers = models.decoder_layers
         if "," in layers:
-            layers = len(layers.removesuffix(",").split(","))
+            layers = str(len(layers.removesuffix(",").split(",")))
         name = f"{Path(models.teacher).name}-{layers}-decoder-layers"
         if models.encoder_layers:
             name += f"-{models.encoder_layers.removesuffix(',').replace(',', '.')}-encoder-layers"
@@ -49,8 +49,9 @@ def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
         if config.load_best_model_at_end or config.save_strategy == "best" or config.eval_on_start:
             raise UserError("the best model can't be chosen, nor eval_on_start done, without --eval_splits")
         if not config.evaluates_by_default and config.eval_strategy != "no":
+            strategy = getattr(config.eval_strategy, "value", config.eval_strategy)
             raise UserError(
-                f"--eval_strategy {config.eval_strategy.value}: there is nothing to evaluate on; give "
+                f"--eval_strategy {strategy}: there is nothing to evaluate on; give "
                 "--eval_dataset or --eval_splits, or leave it out"
             )
         config.eval_strategy = "no"
@@ -156,7 +157,7 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
 
 
 def _last_whole(run: Path) -> Path:
-    passed_over = []
+    passed_over: list[str] = []
     for directory in reversed(checkpoint_directories(run)):
         found = problems(directory)
         if not found:

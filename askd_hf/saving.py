@@ -31,6 +31,8 @@ class SavingTrainer(PublishingTrainer):
     Raises `UserError` for an adapter that is to be kept, or pushed, and that nobody could load.
     """
 
+    model: Any  # Trainer's
+
     def __init__(
         self,
         model: WhisperForConditionalGeneration | PeftModel,

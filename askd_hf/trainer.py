@@ -70,6 +70,8 @@ class ASKDTrainer(ResumingTrainer):
     # compute_loss divides by the label tokens of the whole update itself
     loss_is_scaled_for_ga = True
 
+    _beginning: Beginning | None = None
+
     def __init__(
         self,
         model: WhisperForConditionalGeneration | PeftModel,
