@@ -126,5 +126,5 @@ def accepts_renamed(cls: type[T]) -> type[T]:
             current[new] = value
         init(self, *args, **current)
 
-    cls.__init__ = renaming  # type: ignore[method-assign]
+    cls.__init__ = renaming  # type: ignore[method-assign, assignment]
     return cls
