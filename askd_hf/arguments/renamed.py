@@ -111,7 +111,7 @@ def renamed_keywords(**old: str) -> Callable[[Callable[..., R]], Callable[..., R
 
 def accepts_renamed(cls: type[T]) -> type[T]:
     """Decorate a dataclass of options: old names are keywords of its constructor too, with a FutureWarning."""
-    init = cls.__init__  # type: ignore[misc]  # that of the decorated class itself
+    init = cls.__init__
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # a dataclass
 
     @functools.wraps(init)
