@@ -1,11 +1,10 @@
 """`examples/benchmark.py`: every variant runs, and they compute what they are compared for."""
 
 import json
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, make_processor, make_whisper
+from conftest import ROOT, make_processor, make_whisper, run_there
 
 VARIANTS = ["a", "a448", "b", "c", "d", "e", "f-ema", "f-snapshot", "g"]
 
@@ -17,20 +16,21 @@ def model_dir(tmp_path_factory):
     return directory
 
 
-def benchmark(model_dir, report, *arguments) -> dict:
-    """The report of a run on the tiny model, whose vocabulary has 31 tokens."""
-    command = f"{sys.executable} examples/benchmark.py --model {model_dir} --json {report} --use_cpu --batch_size 4"
-    command += " --label_tokens 3 12 --top_k 30 --repetitions 2 --slow_repetitions 1"
-    done = subprocess.run(
-        [*command.split(), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+@pytest.fixture(scope="module")
+def report(model_dir, tmp_path_factory) -> dict:
+    """Of a run that measures everything on the tiny model, whose vocabulary has 31 tokens."""
+    file = tmp_path_factory.mktemp("report") / "report.json"
+    command = f"--model {model_dir} --json {file} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 30"
+    command += " --repetitions 2 --slow_repetitions 1 --sweep clips --sweep_values 4 8 --loss_memory"
+    command += " --trainer_overhead 3"
+    done = run_there(ROOT / "examples" / "benchmark.py", *command.split(), directory=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(report.read_text())
+    return json.loads(file.read_text())
 
 
 @pytest.fixture(scope="module")
-def comparison(model_dir, tmp_path_factory) -> dict:
-    return benchmark(model_dir, tmp_path_factory.mktemp("report") / "report.json")["variants"]
+def comparison(report) -> dict:
+    return report["variants"]
 
 
 def test_all_variants_are_timed(comparison):
@@ -61,9 +61,7 @@ def test_held_memory_is_that_of_what_is_needed(comparison):
     assert held["e"] == held["b"] == held["g"]  # no teacher, and no copy of the student
 
 
-def test_the_other_measurements(model_dir, tmp_path):
-    more = "--sweep clips --sweep_values 4 8 --loss_memory --trainer_overhead 3"
-    report = benchmark(model_dir, tmp_path / "report.json", *more.split())
+def test_the_other_measurements(report):
     assert [row["clips"] for row in report["sweep"]] == [4, 8]
     assert all(len(seconds) == 2 for row in report["sweep"] for seconds in row["seconds"].values())
     losses = report["loss_memory"]

@@ -1,13 +1,13 @@
 """`examples/distill.py` as a user runs it: on directories, with real processes, killed and resumed."""
 
 import csv
+import functools
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jiwer
@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, launch_two, make_multilingual, make_processor, make_whisper, run_here
+from conftest import ROOT, accelerate_launch, make_multilingual, make_processor, make_whisper, run_here, run_there
 from huggingface_hub import ModelCard
+from processes import killed_when
 from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
@@ -335,24 +336,27 @@ def test_without_the_hub_one_line_says_so_and_names_the_demo(monkeypatch, capsys
     assert "openai/whisper-large-v3" in err and "make demo" in err
 
 
-# ---- real processes ----
+# ---- processes of their own ----
+
+SAVING = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2", "--teacher_phase", "0.6"]
+SAVING += ["--logging_steps", "1"]
 
 
-def start(*arguments) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, teacher_dir, speech_dir):
+    """For a kind of self-teacher, the directory of the run that nobody kills."""
 
+    @functools.cache
+    def run(self_teacher: str) -> Path:
+        directory = tmp_path_factory.mktemp("whole") / "run"
+        ended = run_there(
+            SCRIPT, *options(teacher_dir, speech_dir, directory, *SAVING, "--self_teacher", self_teacher)
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("'loss'") == 12
+        return directory
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read()[-3000:]
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.002)
+    return run
 
 
 @pytest.mark.parametrize(
@@ -364,30 +368,32 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         ("ema", "checkpoint-9", signal.SIGKILL),
     ],
 )
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech_dir, self_teacher, killed_at, by):
-    more = ["--self_teacher", self_teacher, "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2"]
-    more += ["--teacher_phase", "0.6", "--logging_steps", "1"]
-    whole = start(*options(teacher_dir, speech_dir, tmp_path / "whole", *more))
-    killed = start(*options(teacher_dir, speech_dir, tmp_path / "killed", *more))
-    wait_for(tmp_path / "killed" / killed_at, killed)  # the directory is made first: it may well be incomplete
-    killed.send_signal(by)
-    out, _ = killed.communicate(timeout=200)
-    assert not (tmp_path / "killed" / "model.safetensors").exists()
-    checkpoint = checkpoint_to_resume(str(tmp_path / "killed"), "last")
-    steps_done = int(checkpoint.rpartition("-")[2])
+def test_a_killed_run_resumes_to_the_same_weights(
+    tmp_path, teacher_dir, speech_dir, whole, self_teacher, killed_at, by
+):
+    run = tmp_path / "run"
+    arguments = options(teacher_dir, speech_dir, run, *SAVING, "--self_teacher", self_teacher)
+    # the directory is made first: the checkpoint may well be incomplete
+    killed = killed_when((run / killed_at).exists, SCRIPT, *arguments, by=by)
+    assert not (run / "model.safetensors").exists()
+    steps_done = int(checkpoint_to_resume(str(run), "last").rpartition("-")[2])
     if by == signal.SIGTERM:
-        assert killed.returncode == 130 and f"stopped after step {steps_done}; go on with" in out
-    resumed = start(*options(teacher_dir, speech_dir, tmp_path / "killed", *more, "--resume_from_checkpoint", "last"))
-    for process, steps in ((whole, 12), (resumed, 12 - steps_done)):
-        out, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, out[-3000:]
-        assert out.count("'loss'") == steps  # and it didn't begin at the beginning
-    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+        assert killed.returncode == 130
+        assert f"stopped after step {steps_done}; go on with" in killed.stdout + killed.stderr
+    else:
+        assert killed.returncode == -signal.SIGKILL
+    resumed = run_there(SCRIPT, *arguments, "--resume_from_checkpoint", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.count("'loss'") == 12 - steps_done  # and it didn't begin at the beginning
+    a, b = (load_file(directory / "model.safetensors") for directory in (whole(self_teacher), run))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, speech_dir):
-    done = launch_two(SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation"))
+    """As users start them."""
+    done = accelerate_launch(
+        SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation")
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(re.findall(r"^self +5 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
     assert len(re.findall(r" WER % +CER % ", done.stdout)) == 1
@@ -395,8 +401,10 @@ def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, spee
 
 
 def test_ctrl_c_ends_a_process_with_a_checkpoint_and_says_how_to_go_on(tmp_path, teacher_dir, speech_dir):
+    """A process that Python itself started."""
     arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--logging_steps", "1", "--max_steps", "5000")
-    process = start(*arguments)
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
         if "'loss'" in line:
             break

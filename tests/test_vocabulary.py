@@ -2,13 +2,21 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import MULTILINGUAL, ROOT, SPECIAL, Clips, make_processor, make_tokenizer, make_trainer, make_whisper
+from conftest import (
+    MULTILINGUAL,
+    ROOT,
+    SPECIAL,
+    Clips,
+    make_processor,
+    make_tokenizer,
+    make_trainer,
+    make_whisper,
+    run_there,
+)
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -264,21 +272,30 @@ def whisper_shaped(folder: Path, mel_bins: int, languages: list[str]) -> Whisper
 def run(folder: Path, command: str) -> str:
     """A script of examples/ in `folder`; what it wrote to stderr."""
     script, *arguments = command.split()
-    command = [sys.executable, ROOT / "examples" / script, *arguments, "--language", "en", "--use_cpu"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = run_there(ROOT / "examples" / script, *arguments, "--language", "en", "--use_cpu", directory=folder)
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory) -> tuple[Path, WhisperTokenizer, WhisperTokenizer]:
+    """A directory with a teacher like large-v3 and a student like small, and their tokenizers."""
+    folder = tmp_path_factory.mktemp("shaped")
+    languages = list(LANGUAGES)
+    assert languages[-1] == "yue"
+    theirs = whisper_shaped(folder / "teacher", 128, languages)
+    ours = whisper_shaped(folder / "student", 80, languages[:-1])
+    return folder, theirs, ours
 
 
 CACHES = "--cache_encoder encoder --cache_teacher labels --teacher_top_k 51864"
 
 
 @pytest.mark.parametrize("teacher", ["live", "cached", "absent"])
-def test_a_teacher_like_large_v3_distils_into_a_student_like_small(tmp_path, speech_dir, teacher):
-    languages = list(LANGUAGES)
-    assert languages[-1] == "yue"
-    theirs = whisper_shaped(tmp_path / "teacher", 128, languages)
-    ours = whisper_shaped(tmp_path / "student", 80, languages[:-1])
+def test_a_teacher_like_large_v3_distils_into_a_student_like_small(tmp_path, speech_dir, shaped, teacher):
+    folder, theirs, ours = shaped
+    for name in ("teacher", "student"):
+        (tmp_path / name).symlink_to(folder / name)
     assert (len(theirs), len(ours)) == (51866, 51865)
     assert theirs.convert_tokens_to_ids("<|transcribe|>") == ours.convert_tokens_to_ids("<|transcribe|>") + 1
     train = "distill.py --student student --preset kd --max_steps 3 --output_dir run --logging_steps 1"
