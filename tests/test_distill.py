@@ -27,6 +27,7 @@ from askd_hf.errors import UserError
 from askd_hf.evaluation import Results
 from askd_hf.run_dir import checkpoint_to_resume
 from askd_hf.student import init_student, set_language
+from askd_hf.trainer import ASKDTrainer
 
 SCRIPT = ROOT / "examples" / "distill.py"
 
@@ -142,9 +143,23 @@ def test_a_loss_that_explodes_ends_the_run_with_one_message(monkeypatch, capsys,
 
 
 def test_batches_from_worker_processes_grouped_by_length(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
-    more = ["--dataloader_num_workers", 2, "--train_sampling_strategy", "group_by_length", "--max_steps", 4]
-    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
-    assert status == 0, err
+    """Labels within a batch differ less in length than those of the batches of a plain shuffle."""
+    spread = {}
+    train = ASKDTrainer.training_step
+
+    def step(self, model, batch, *args, **kwargs):
+        lengths = (batch["labels"] != -100).sum(1)
+        spread.setdefault(self.args.train_sampling_strategy, []).append(int(lengths.max() - lengths.min()))
+        return train(self, model, batch, *args, **kwargs)
+
+    monkeypatch.setattr(ASKDTrainer, "training_step", step)
+    more = ["--dataloader_num_workers", 2, "--max_steps", 4, "--compare", False, "--train_sampling_strategy"]
+    for strategy in ("group_by_length", "random"):
+        arguments = options(teacher_dir, speech_dir, tmp_path / strategy, *more, strategy)
+        status, _, err = run_here(monkeypatch, capsys, *arguments)
+        assert status == 0, err
+    assert len(spread["group_by_length"]) == len(spread["random"]) == 4
+    assert 2 * sum(spread["group_by_length"]) < sum(spread["random"])
 
 
 def test_the_table_has_the_error_rates_that_transformers_gives(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
@@ -231,9 +246,9 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_the_preset(
     assert status == 2 and "did you mean 'teacher_weight'?" in err
 
 
-def break_speech(kind: str, directory: Path) -> None:
-    """Spoil the 4th clip of `directory/train` (row 3), or the whole."""
-    audio = directory / "train" / "audio" / "003.wav"
+def break_speech(kind: str, directory: Path, row: int = 3) -> None:
+    """Spoil a clip of `directory/train`, or the whole."""
+    audio = directory / "train" / "audio" / f"{row:03d}.wav"
     metadata = directory / "train" / "metadata.csv"
     lines = metadata.read_text().splitlines()
     if kind == "missing file":
@@ -249,9 +264,9 @@ def break_speech(kind: str, directory: Path) -> None:
     elif kind == "too long":
         soundfile.write(audio, 0.1 * np.ones(20_000), 16_000)
     elif kind == "transcript too long":
-        lines[4] = "audio/003.wav," + "a" * 60
+        lines[row + 1] = f"audio/{row:03d}.wav," + "a" * 60
     elif kind == "empty transcript":
-        lines[4] = "audio/003.wav, "
+        lines[row + 1] = f"audio/{row:03d}.wav, "
     elif kind == "wrong header":
         lines[0] = "filename,transcription"
     elif kind == "missing column":
@@ -263,25 +278,25 @@ ROW_PROBLEMS = ["missing file", "corrupt", "truncated", "empty", "NaN", "too lon
 ROW_PROBLEMS += ["empty transcript"]
 
 
-@pytest.mark.parametrize("kind", ROW_PROBLEMS)
-def test_a_bad_clip_is_named_before_training_or_skipped_and_listed(
-    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, kind
+def test_bad_clips_are_named_before_training_or_skipped_and_listed(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
 ):
     bad = shutil.copytree(speech_dir, tmp_path / "bad")
-    break_speech(kind, bad)
+    for row, kind in enumerate(ROW_PROBLEMS, start=3):
+        break_speech(kind, bad, row)
     status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, bad, tmp_path / "run"))
-    assert status == 2 and "1 of 16 clips can't be used" in err
+    assert status == 2 and "8 of 16 clips can't be used" in err
     assert re.search(r"row 3, train/audio/003\.wav: \S+", err) and "--on_bad_audio skip" in err
     assert "loss" not in out and "Traceback" not in err
     skipping = options(teacher_dir, bad, tmp_path / "run", "--on_bad_audio", "skip", "--max_steps", "2")
     status, out, err = run_here(monkeypatch, capsys, *skipping)
     assert status == 0, err
-    assert (
-        (tmp_path / "run" / "skipped-training-bad.csv")
-        .read_text()
-        .splitlines()[1]
-        .startswith("3,train/audio/003.wav,")
-    )
+    with (tmp_path / "run" / "skipped-training-bad.csv").open(newline="") as file:
+        listed = {row: (clip, reason) for row, clip, reason in list(csv.reader(file))[1:]}
+    assert {row: clip for row, (clip, _) in listed.items()} == {
+        str(row): f"train/audio/{row:03d}.wav" for row in range(3, 11)
+    }
+    assert len({reason.partition(":")[0] for _, reason in listed.values()}) > 4  # each for its own reason
 
 
 @pytest.mark.parametrize(
@@ -298,17 +313,30 @@ def test_a_wrong_metadata_file_is_refused(monkeypatch, capsys, tmp_path, teacher
     assert status == 2 and message in err
 
 
-@pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (22_050, 1), (44_100, 2), (48_000, 2)])
-def test_any_rate_and_stereo_are_just_audio(monkeypatch, capsys, tmp_path, teacher_dir, rate, channels):
+def test_any_rate_and_stereo_are_just_audio(monkeypatch, capsys, tmp_path, teacher_dir):
+    """Four clips of one tone, each of another rate, reach the model with the same features."""
+    kinds = [(8_000, 1), (22_050, 1), (44_100, 2), (48_000, 2)]
     (tmp_path / "speech" / "audio").mkdir(parents=True)
-    tone = np.sin(np.arange(rate // 2) * 2 * np.pi * 300 / rate)
-    for i in range(4):
+    for i, (rate, channels) in enumerate(kinds):
+        tone = np.sin(np.arange(rate // 2) * 2 * np.pi * 300 / rate)
         soundfile.write(tmp_path / "speech" / "audio" / f"{i}.flac", np.tile(tone[:, None], (1, channels)), rate)
-    rows = "".join(f"audio/{i}.flac,abc\n" for i in range(4))
+    rows = "".join(f"audio/{i}.flac,abc\n" for i in range(len(kinds)))
     (tmp_path / "speech" / "metadata.csv").write_text("file_name,transcription\n" + rows)
+    heard = []
+
+    def collate(self, rows, collated=SpeechCollator.__call__):
+        batch = collated(self, rows)
+        heard.append(batch["input_features"])
+        return batch
+
+    monkeypatch.setattr(SpeechCollator, "__call__", collate)
     arguments = options(teacher_dir, tmp_path / "speech", tmp_path / "run", "--max_steps", "1")
     status, _, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 0, err
+    (features,) = [batch for batch in heard if len(batch) == len(kinds)][:1]
+    tone = features.mean(0, keepdim=True)
+    assert (features[:, :, 5:45] - tone[:, :, 5:45]).abs().max() < 0.2  # the four sound alike
+    assert (features[:, :, 5:45] - features[:, :, 60:].mean()).abs().max() > 1  # and not like silence
 
 
 def test_models_that_cannot_be_used_are_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
