@@ -1,6 +1,7 @@
 """Tiny Whisper models and clips of tones, all made offline."""
 
 import copy
+import gc
 import importlib.util
 import os
 import shlex
@@ -26,6 +27,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from askd_hf import comparison
 from askd_hf.config import ASKDConfig
 from askd_hf.data import SpeechCollator, load_speech
 from askd_hf.student import init_student
@@ -36,8 +38,16 @@ from fake_hub import FakeHub
 from processes import Ended, launch_two, run_there, start  # noqa: F401  (for tests, beside `run_here`)
 
 ROOT = Path(__file__).parents[1]
+# A run ends with its models' speed, at some 80 calls of `generate`: more than all its training. Tests have fewer.
+SPEED = comparison.SPEED_CLIPS, comparison.REPETITIONS
+comparison.SPEED_CLIPS, comparison.REPETITIONS = 2, 1
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
 MULTILINGUAL = ("<|en|>", "<|zh|>", "<|translate|>")  # languages in the order of Whisper's own list
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is collected often; most of the time would go to what the libraries have defined."""
+    gc.freeze()
 
 
 def make_tokenizer(letters: Iterable[str], added: Iterable[str]) -> WhisperTokenizer:

@@ -15,13 +15,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, accelerate_launch, make_multilingual, make_processor, make_whisper, run_here, run_there
+from conftest import (
+    ROOT,
+    SPEED,
+    accelerate_launch,
+    make_multilingual,
+    make_processor,
+    make_whisper,
+    run_here,
+    run_there,
+)
 from huggingface_hub import ModelCard
 from processes import killed_when
 from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from askd_hf import comparison
 from askd_hf.data import SpeechCollator
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results
@@ -49,6 +59,8 @@ def options(teacher, dataset, output_dir, *more):
 def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
     monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
 ):
+    for name, value in zip(("SPEED_CLIPS", "REPETITIONS"), SPEED, strict=True):
+        monkeypatch.setattr(comparison, name, value)
     status, out, err = run_here(
         monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation")
     )

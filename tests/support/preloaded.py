@@ -4,9 +4,11 @@ import runpy
 import sys
 from pathlib import Path
 
-import askd_hf  # noqa: F401  (first: it keeps torchao quiet)
+from askd_hf import comparison  # first: it keeps torchao quiet
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+comparison.SPEED_CLIPS, comparison.REPETITIONS = 2, 1  # as conftest.py has it
 
 paths = list(sys.path)
 sys.path.append(str(EXAMPLES))  # they import one another
