@@ -24,6 +24,7 @@ from conftest import (
     make_whisper,
     run_here,
     run_there,
+    write_speech,
 )
 from huggingface_hub import ModelCard
 from processes import killed_when
@@ -154,7 +155,7 @@ def test_a_loss_that_explodes_ends_the_run_with_one_message(monkeypatch, capsys,
     assert re.search(r"error: the (loss|gradient) is not finite at step \d+, .*train/audio/\d+\.wav", err)
 
 
-def test_batches_from_worker_processes_grouped_by_length(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+def test_batches_from_worker_processes_grouped_by_length(monkeypatch, capsys, tmp_path, teacher_dir):
     """Labels within a batch differ less in length than those of the batches of a plain shuffle."""
     spread = {}
     train = ASKDTrainer.training_step
@@ -165,13 +166,14 @@ def test_batches_from_worker_processes_grouped_by_length(monkeypatch, capsys, tm
         return train(self, model, batch, *args, **kwargs)
 
     monkeypatch.setattr(ASKDTrainer, "training_step", step)
-    more = ["--dataloader_num_workers", 2, "--max_steps", 4, "--compare", False, "--train_sampling_strategy"]
+    speech = write_speech(tmp_path / "speech", clips=48)  # of 12 each the like come together
+    more = ["--dataloader_num_workers", 2, "--max_steps", 12, "--compare", False, "--train_sampling_strategy"]
     for strategy in ("group_by_length", "random"):
-        arguments = options(teacher_dir, speech_dir, tmp_path / strategy, *more, strategy)
+        arguments = options(teacher_dir, speech, tmp_path / strategy, *more, strategy)
         status, _, err = run_here(monkeypatch, capsys, *arguments)
         assert status == 0, err
-    assert len(spread["group_by_length"]) == len(spread["random"]) == 4
-    assert 2 * sum(spread["group_by_length"]) < sum(spread["random"])
+    assert len(spread["group_by_length"]) == len(spread["random"]) == 12
+    assert sum(spread["group_by_length"]) < 0.6 * sum(spread["random"])
 
 
 def test_the_table_has_the_error_rates_that_transformers_gives(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
