@@ -47,7 +47,7 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
 from askd_hf import init_student
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.data import TEACHER_COLUMNS
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.evaluation.memory import peak_bytes
@@ -150,16 +150,18 @@ VARIANTS = {
     "a": Variant("naive", RAW, lambda b, student: steps.NaiveStep(student, b.teacher, b.args.bf16)),
     "a448": Variant("naive, padded to 448", RAW, lambda b, student: steps.NaiveStep(student, b.teacher, b.args.bf16)),
     "b": Variant("plain fine-tuning", RAW, lambda b, student: steps.fine_tuning(student, b.trainer_options)),
-    "c": Variant("teacher phase", RAW, lambda b, student: steps.teacher_phase(student, b.teacher, b.trainer_options)),
+    "c": Variant(
+        "teacher phase", RAW, lambda b, student: steps.teacher_phase_ratio(student, b.teacher, b.trainer_options)
+    ),
     "d": Variant(
         "teacher phase, encoder cached",
         ENCODED,
-        lambda b, student: steps.teacher_phase(student, b.teacher, b.trainer_options),
+        lambda b, student: steps.teacher_phase_ratio(student, b.teacher, b.trainer_options),
     ),
     "e": Variant(
         "teacher phase, both cached",
         (*ENCODED, *TEACHER_COLUMNS),
-        lambda b, student: steps.teacher_phase(student, None, b.trainer_options),
+        lambda b, student: steps.teacher_phase_ratio(student, None, b.trainer_options),
     ),
     "f-ema": Variant(
         "self phase, average", ENCODED, lambda b, student: steps.self_phase(student, "ema", b.trainer_options)

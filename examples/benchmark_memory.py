@@ -10,25 +10,25 @@ from torch import Tensor
 
 from askd_hf.evaluation.memory import peak_bytes
 from askd_hf.objective import TopK
-from askd_hf.projection import Unprojected, chunked_blend
+from askd_hf.projection import LMHeadInputs, chunked_distillation_loss
 
 # ---- the loss alone ----
 
 
-def naive_loss(student: Unprojected, teacher: Unprojected, labels: Tensor) -> Tensor:
+def naive_loss(student: LMHeadInputs, teacher: LMHeadInputs, labels: Tensor) -> Tensor:
     with torch.no_grad():
         teacher_logits = F.linear(*teacher)
     logits = F.linear(*student)
     return distil_whisper_loss(F.cross_entropy(logits.float(), labels), logits, teacher_logits, labels)
 
 
-def our_loss(student: Unprojected, teacher: Unprojected | TopK, labels: Tensor) -> Tensor:
+def our_loss(student: LMHeadInputs, teacher: LMHeadInputs | TopK, labels: Tensor) -> Tensor:
     kd = dict(teacher_weight=1 / 1.8, temperature=TEMPERATURE)
-    total, _ = chunked_blend(student, labels, teacher=teacher, **kd)
+    total, _ = chunked_distillation_loss(student, labels, teacher=teacher, **kd)
     return total / len(labels)
 
 
-def our_loss_from_cache(student: Unprojected, teacher: Unprojected, labels: Tensor) -> Tensor:
+def our_loss_from_cache(student: LMHeadInputs, teacher: LMHeadInputs, labels: Tensor) -> Tensor:
     k = min(32, len(teacher.weight) - 1)
     ids = torch.arange(k, device=labels.device).expand(len(labels), k)
     log_probs = torch.full(ids.shape, -5.0, device=labels.device)
@@ -49,7 +49,7 @@ def measure_loss(kind: str, size: tuple[int, int, int, int], device: torch.devic
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).mul_(width**-0.25)
 
-    student, teacher = (Unprojected(random(clips * tokens, width), random(vocabulary, width)) for _ in range(2))
+    student, teacher = (LMHeadInputs(random(clips * tokens, width), random(vocabulary, width)) for _ in range(2))
     labels = torch.randint(vocabulary, (clips * tokens,), generator=generator, device=device)
     for tensor in student:
         tensor.requires_grad_(True)
@@ -59,8 +59,8 @@ def measure_loss(kind: str, size: tuple[int, int, int, int], device: torch.devic
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = LOSSES[kind](
-                Unprojected(student.hidden[:rows], student.weight),
-                Unprojected(teacher.hidden[:rows], teacher.weight),
+                LMHeadInputs(student.hidden[:rows], student.weight),
+                LMHeadInputs(teacher.hidden[:rows], teacher.weight),
                 labels[:rows],
             )
         loss.backward()

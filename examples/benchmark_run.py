@@ -30,12 +30,13 @@ from transformers import get_scheduler
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, init_student
 from askd_hf.arguments import DataArguments, MixArguments, ModelArguments
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import UserError, exit_on_user_error
-from askd_hf.metrics import compute_metrics_for
-from askd_hf.presets import PRESETS
-from askd_hf.speech import evaluation_speech, training_speech
-from askd_hf.student import is_multilingual, load_processor, load_whisper, set_languages
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.models.generation_config import is_multilingual, set_languages
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.schedule import PRESETS
+from askd_hf.training.datasets import evaluation_speech, training_speech
 
 VARIANTS = ("naive", "uncached", "cached-32", "cached-8", "cached-128")
 
@@ -56,7 +57,7 @@ class RunArguments:
 
 def main() -> None:
     run_args, model_args, data_args, config = parse_args((RunArguments, ModelArguments, DataArguments, ASKDConfig))
-    if data_args.unlabelled or not (model_args.teacher and data_args.eval_dataset and config.output_dir):
+    if data_args.unlabeled_dataset or not (model_args.teacher and data_args.eval_dataset and config.output_dir):
         raise UserError("--teacher, --eval_dataset and --output_dir are needed")
     if run_args.naive_only:
         naive_run(model_args, data_args, config)
@@ -91,7 +92,12 @@ def command(variant: str, folder: Path) -> list[str]:
     if variant == "naive":
         return [sys.executable, str(Path(__file__)), *given, *own, "--naive_only", "True"]
     if variant.startswith("cached-"):
-        own += ["--cache_encoder", str(folder / "encoder"), "--cache_teacher", str(folder / f"teacher-{variant}")]
+        own += [
+            "--encoder_cache_dir",
+            str(folder / "encoder"),
+            "--teacher_cache_dir",
+            str(folder / f"teacher-{variant}"),
+        ]
         own += ["--teacher_top_k", variant.removeprefix("cached-")]
     # the evaluation set is this script's: reading and checking it belongs to no run
     given = without(given, "--eval_dataset")

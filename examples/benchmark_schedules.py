@@ -21,7 +21,7 @@ from statistics import mean
 from distill import OPTIONS, distill
 
 from askd_hf import ASKDConfig
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import exit_on_user_error
 
 DEMO = Path(__file__).parent / "demo"
@@ -57,7 +57,7 @@ def run(setting: dict, folder: Path, results: Path) -> None:
     output_dir = folder / f"{setting['schedule']}-{setting['noise']:g}-{setting['seed']}"
     shutil.rmtree(output_dir, ignore_errors=True)  # of a run that was interrupted
     arguments = ["--config", str(DEMO / "demo.yaml"), "--dataset", str(demo_with_noise(setting["noise"], folder))]
-    arguments += ["--output_dir", str(output_dir), "--cache_encoder", str(folder / "encoder"), *RUN.split()]
+    arguments += ["--output_dir", str(output_dir), "--encoder_cache_dir", str(folder / "encoder"), *RUN.split()]
     arguments += ["--teacher_schedule", setting["schedule"], "--seed", str(setting["seed"]), *setting["options"]]
     distill(*parse_args((*OPTIONS, ASKDConfig), arguments))
     log = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import askd_hf.quiet  # noqa: F401  # isort: skip  (before transformers)
+import askd_hf.models.torchao_warnings  # noqa: F401  # isort: skip  (before transformers)
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
@@ -22,10 +22,18 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, load_processor, load_speech, load_whisper
+from askd_hf import (
+    ASKDConfig,
+    ASKDTrainer,
+    SpeechCollator,
+    UserError,
+    load_processor,
+    load_speech_dataset,
+    load_whisper,
+)
 from askd_hf.data import TEACHER_COLUMNS
-from askd_hf.student import set_language
-from askd_hf.teacher_cache import SOFT_LABELS, soft_labels
+from askd_hf.data.teacher_cache import SOFT_LABELS, soft_labels
+from askd_hf.models.generation_config import set_language
 
 TEMPERATURE = 2.0
 LEARNING_RATE = 1e-5
@@ -113,7 +121,7 @@ def real_batches(model: str, dataset: str, language: str | None, number: int, cl
         raise UserError("--dataset needs a tokenizer: give --model as a directory with a processor in it")
     whisper, processor = load_whisper(model), load_processor(model)
     set_language(whisper, processor, language, "transcribe")
-    speech = load_speech(dataset, None, "train")
+    speech = load_speech_dataset(dataset, None, "train")
     if len(speech) < clips:
         raise UserError(f"{dataset} has {len(speech)} clips, not enough for a batch of {clips} (--batch_size)")
     number = min(number, len(speech) // clips)
@@ -266,7 +274,7 @@ class TrainerStep:
 
 
 # a run that is all self phase, with the whole weight on the self-teacher from the first step
-SELF_PHASE = dict(teacher_weight=0.0, teacher_weight_end=0.0, teacher_phase=0.0, self_schedule="constant")
+SELF_PHASE = dict(teacher_weight=0.0, teacher_weight_end=0.0, teacher_phase_ratio=0.0, self_schedule="constant")
 
 
 def trainer_options(device: torch.device, bf16: bool, torch_compile: bool) -> dict[str, Any]:
@@ -291,7 +299,7 @@ def fine_tuning(student: WhisperForConditionalGeneration, options: dict[str, Any
     return TrainerStep(Seq2SeqTrainer(model=student, args=Seq2SeqTrainingArguments(**options)))
 
 
-def teacher_phase(
+def teacher_phase_ratio(
     student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration | None, options: dict[str, Any]
 ) -> TrainerStep:
     """ASKDTrainer with the static weights of `kd`: at every step the objective of `NaiveStep`, divided by 1.8.

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
 from askd_hf import init_student, load_whisper
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.objective import TopK
-from askd_hf.projection import Unprojected, chunked_blend, unprojected
+from askd_hf.projection import LMHeadInputs, capture_lm_head_inputs, chunked_distillation_loss
 
 
 @dataclass
@@ -96,16 +96,18 @@ def distance(
         decoder_input_ids=decoder_inputs(labels, student.config),
         use_cache=False,
     )
-    with torch.no_grad(), unprojected(teacher, real) as noted:
+    with torch.no_grad(), capture_lm_head_inputs(teacher, real) as captured:
         teacher(**inputs)
-    target: Unprojected | TopK = noted[0]
+    target: LMHeadInputs | TopK = captured[0]
     rest = 0.0
     if k is not None:
         target = TopK.from_logits(F.linear(*target), labels[real], k, temperature)
         rest = target.log_rest.exp().mean().item()
-    with unprojected(student, real) as noted:
+    with capture_lm_head_inputs(student, real) as captured:
         student(**inputs)
-    total, _ = chunked_blend(noted[0], labels[real], teacher=target, teacher_weight=1.0, temperature=temperature)
+    total, _ = chunked_distillation_loss(
+        captured[0], labels[real], teacher=target, teacher_weight=1.0, temperature=temperature
+    )
     trained = [p for p in student.parameters() if p.requires_grad]
     mean = total / real.sum()
     # in float64, as float32 loses the third digit over so many weights

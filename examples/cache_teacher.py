@@ -1,6 +1,6 @@
 r"""Label speech with a teacher once, so that students can be trained without it, here or elsewhere.
 
-    python examples/cache_teacher.py --teacher openai/whisper-large-v3 --cache_teacher speech-by-large-v3
+    python examples/cache_teacher.py --teacher openai/whisper-large-v3 --teacher_cache_dir speech-by-large-v3
 
 saves the 100 hours of LibriSpeech with the teacher's 32 most probable tokens at every label token as further columns
 (--teacher_top_k). Any machine then trains on it without loading the teacher:
@@ -16,20 +16,21 @@ interrupted pass goes on where it stopped; on several GPUs: accelerate launch ex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import askd_hf.quiet  # noqa: F401  # isort: skip  (before transformers)
+import askd_hf.models.torchao_warnings  # noqa: F401  # isort: skip  (before transformers)
 from transformers import WhisperProcessor
 
 from askd_hf import ASKDConfig, SpeechCollator, UserError
 from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import exit_on_user_error
-from askd_hf.hub import hub_upload
-from askd_hf.preparation import check_caches, check_directories, with_encoder_cache, with_soft_labels
-from askd_hf.run_dir import end_other_processes
-from askd_hf.speech import training_speech
-from askd_hf.student import check_processor, is_multilingual, load_processor, load_whisper, set_languages
-from askd_hf.teacher_memory import check_int8
-from askd_hf.vocabulary import with_vocabulary_of
+from askd_hf.hub_access import hub_upload
+from askd_hf.models.generation_config import is_multilingual, set_languages
+from askd_hf.models.loading import check_processor, load_processor, load_whisper
+from askd_hf.models.teacher_memory import check_int8
+from askd_hf.models.vocabulary import with_vocabulary_of
+from askd_hf.training.caches import check_caches, with_encoder_cache, with_soft_labels
+from askd_hf.training.datasets import training_speech
+from askd_hf.training.run_dir import check_directories, exit_non_main_processes
 
 
 @dataclass
@@ -51,10 +52,12 @@ def main() -> None:
     model_args, data_args, caches, push, config = parse_args(
         (ModelArguments, DataArguments, CacheArguments, PushArguments, ASKDConfig)
     )
-    if not (model_args.teacher and caches.cache_teacher):
-        raise UserError("--teacher and --cache_teacher are needed: who labels, and the directory for the labels")
-    if data_args.unlabelled:
-        raise UserError("--unlabelled: transcribe it by examples/pseudo_label.py, and give the result as --dataset")
+    if not (model_args.teacher and caches.teacher_cache_dir):
+        raise UserError("--teacher and --teacher_cache_dir are needed: who labels, and the directory for the labels")
+    if data_args.unlabeled_dataset:
+        raise UserError(
+            "--unlabeled_dataset: transcribe it by examples/pseudo_label.py, and give the result as --dataset"
+        )
     check_directories(config, caches, trains=False)
     spoken = [(source.language, source.task) for source in data_args.train_sources()]
     if model_args.teacher_dtype == "int8":
@@ -73,15 +76,15 @@ def main() -> None:
     check_caches(caches, model_args, config, teacher.config.vocab_size)
 
     collator = SpeechCollator(processor, teacher.config)
-    report_to = f"{Path(caches.cache_teacher)}.skipped"
+    report_to = f"{Path(caches.teacher_cache_dir)}.skipped"
     speech = training_speech(data_args, MixArguments(), config, collator, is_multilingual(teacher), report_to)
 
     collator = with_encoder_cache(collator, teacher, [speech], caches, config)
     labelled = with_soft_labels(speech, teacher, collator, model_args, caches, config)
-    end_other_processes()
-    print(f"{len(labelled)} labelled clips: --dataset {caches.cache_teacher}")
+    exit_non_main_processes()
+    print(f"{len(labelled)} labelled clips: --dataset {caches.teacher_cache_dir}")
     if push.push_labels_to:
-        advice = f"the labels are safe in {caches.cache_teacher}: run the same command again, if need be after "
+        advice = f"the labels are safe in {caches.teacher_cache_dir}: run the same command again, if need be after "
         with hub_upload(advice + "`hf auth login` with a token that may write there"):
             labelled.push_to_hub(push.push_labels_to, private=True)
 

@@ -11,7 +11,7 @@ PyTorch's own counter. What is assumed and what is left out is printed below the
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import exit_on_user_error
 
 PEAK_FLOPS = 989e12  # an H100's bf16 matrix products, dense, a second

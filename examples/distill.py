@@ -10,7 +10,7 @@ a directory with audio files and a metadata.csv (file_name,transcription):
         --dataset my_speech --eval_splits validation --num_train_epochs 10
 
 Each epoch after the first, and every further run, costs a fraction with the encoder's outputs and the teacher's most
-probable tokens on disk: --cache_encoder cache/encoder --cache_teacher cache/teacher.
+probable tokens on disk: --encoder_cache_dir cache/encoder --teacher_cache_dir cache/teacher.
 
 All options: --help. They can also stand in a YAML file: --config run.yaml. A killed or interrupted run goes on with
 --resume_from_checkpoint last. On several GPUs: accelerate launch examples/distill.py ...
@@ -24,35 +24,28 @@ from pseudo_label import pseudo_label
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline, set_seed
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, init_student
-from askd_hf.adapter import LoraArguments, loadable_base, with_lora
 from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
-from askd_hf.cli import parse_args
-from askd_hf.comparison import compare
+from askd_hf.arguments.packages import check_optimizer
+from askd_hf.arguments.parser import parse_args
 from askd_hf.data import SAMPLING_RATE, SpeechStream, decode_audio
 from askd_hf.data.augment import AugmentArguments, Augmenter
+from askd_hf.data.teacher_cache import has_soft_labels
 from askd_hf.errors import exit_on_user_error, memory_errors
 from askd_hf.evaluation import tables
-from askd_hf.layer_probe import choose_layers
-from askd_hf.metrics import compute_metrics_for
-from askd_hf.origin import Origin
-from askd_hf.packages import check_optimizer
-from askd_hf.preparation import (
-    check_caches,
-    check_directories,
-    light_teacher,
-    with_encoder_cache,
-    with_soft_labels,
-)
+from askd_hf.evaluation.comparison import compare
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.hub.provenance import Provenance
+from askd_hf.models.generation_config import allow_silence, is_multilingual, no_timestamps, set_languages
+from askd_hf.models.layer_selection import choose_layers
+from askd_hf.models.loading import check_max_length, check_processor, load_processor, load_whisper
+from askd_hf.models.lora import LoraArguments, loadable_base, with_lora
+from askd_hf.models.student import check_pair, same_encoder
+from askd_hf.models.teacher_memory import check_int8
+from askd_hf.models.vocabulary import with_vocabulary_of
 from askd_hf.pseudo_labels import PseudoLabelArguments
-from askd_hf.run_dir import (
-    checkpoint_to_resume,
-    end_other_processes,
-    name_run,
-    prepare_encoder,
-    prepare_evaluation,
-)
-from askd_hf.run_settings import check_options
-from askd_hf.speech import (
+from askd_hf.training.caches import check_caches, compress_teacher, with_encoder_cache, with_soft_labels
+from askd_hf.training.checkpoints import checkpoint_to_resume
+from askd_hf.training.datasets import (
     check_mix,
     evaluation_speech,
     prepare_stream,
@@ -60,21 +53,14 @@ from askd_hf.speech import (
     training_limits,
     training_speech,
 )
-from askd_hf.student import (
-    allow_silence,
-    check_max_length,
-    check_pair,
-    check_processor,
-    is_multilingual,
-    load_processor,
-    load_whisper,
-    no_timestamps,
-    same_encoder,
-    set_languages,
+from askd_hf.training.run_dir import (
+    check_directories,
+    exit_non_main_processes,
+    prepare_encoder,
+    prepare_evaluation,
+    set_default_output_dir,
 )
-from askd_hf.teacher_cache import has_soft_labels
-from askd_hf.teacher_memory import check_int8
-from askd_hf.vocabulary import with_vocabulary_of
+from askd_hf.training.run_settings import check_options
 
 OPTIONS = (ModelArguments, DataArguments, MixArguments, AugmentArguments, CacheArguments, LoraArguments)
 
@@ -95,9 +81,9 @@ def distill(
 ) -> None:
     if not (model_args.teacher or model_args.student):
         raise UserError("--teacher is missing: a Whisper model to distil, such as openai/whisper-large-v3")
-    if model_args.student and model_args.layer_choice == "probe":
-        raise UserError("--layer_choice probe chooses among the teacher's layers: --student has its own")
-    name_run(config, model_args)
+    if model_args.student and model_args.layer_selection == "probe":
+        raise UserError("--layer_selection probe chooses among the teacher's layers: --student has its own")
+    set_default_output_dir(config, model_args)
     check_mix(data_args, mix_args, config)
     check_directories(config, caches)
     if not data_args.eval_sources():
@@ -112,7 +98,7 @@ def distill(
         check_int8()
 
     # ---- teacher and student: the student is made from the teacher's full weights ----
-    # one that neither gives its layers nor has a weight may still transcribe --unlabelled, in whatever tokens
+    # one that neither gives its layers nor has a weight may still transcribe --unlabeled_dataset, in whatever tokens
     teacher = (
         load_teacher(model_args) if model_args.teacher and (config.uses_teacher or not model_args.student) else None
     )
@@ -138,12 +124,12 @@ def distill(
         processor,
         student.config,
         timestamps=mix_args.timestamp_probability,
-        prompts=mix_args.prompt_probability,
+        prompts=mix_args.condition_on_prev_probability,
         augmenter=Augmenter(augment, processor.feature_extractor.n_samples) if augment.augment else None,
     )
 
     # ---- speech: every clip is looked at once, before training starts; those of a stream when they come ----
-    if data_args.unlabelled:
+    if data_args.unlabeled_dataset:
         data_args.labelled = str(transcribe(model_args, data_args, mix_args, config))
     train_dataset = training_speech(data_args, mix_args, config, collator, multilingual)
     if config.uses_teacher and teacher is None and not has_soft_labels(train_dataset):
@@ -151,7 +137,7 @@ def distill(
     if config.uses_teacher and has_soft_labels(train_dataset) and collator.is_random:
         raise UserError(
             "the dataset has a teacher's answers for its clips as they are: train on it without --augment, "
-            "--timestamp_probability and --prompt_probability, or on the speech itself with the teacher"
+            "--timestamp_probability and --condition_on_prev_probability, or on the speech itself with the teacher"
         )
     splits = evaluation_speech(data_args, config, collator, multilingual)
     eval_datasets = {name: split.clips for name, split in splits.items()}
@@ -166,17 +152,21 @@ def distill(
     # by what the rows say, as far as they have been looked at
     looked_at = [] if mix_args.streaming else spoken_in(train_dataset)
     set_languages(student, processor, looked_at or [(s.language, s.task) for s in data_args.train_sources()])
-    if mix_args.negatives:
+    if mix_args.no_speech_dataset:
         allow_silence(student)
-    origin = Origin.of(model_args, data_args, teacher, student)  # for the model card
+    origin = Provenance.of(model_args, data_args, teacher, student)  # for the model card
 
-    # ---- what no step changes is computed once: --cache_encoder, --cache_teacher ----
+    # ---- what no step changes is computed once: --encoder_cache_dir, --teacher_cache_dir ----
     collator = with_encoder_cache(collator, student, [train_dataset, *eval_datasets.values()], caches, config)
     train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, teacher_extractor)
     if isinstance(train_dataset, SpeechStream):
         collator = replace(collator, limits=training_limits(collator, data_args))
-    if teacher is not None and config.uses_teacher and (config.eval_blend or not has_soft_labels(train_dataset)):
-        teacher = light_teacher(teacher, model_args, config)
+    if (
+        teacher is not None
+        and config.uses_teacher
+        and (config.eval_teacher_losses or not has_soft_labels(train_dataset))
+    ):
+        teacher = compress_teacher(teacher, model_args, config)
         collator = replace(collator, teacher_extractor=teacher_extractor)
     else:
         teacher = None
@@ -184,7 +174,7 @@ def distill(
     # ---- training ----
     set_seed(config.seed)  # for the adapter's first weights; the trainer sets it for its own
     trainer = ASKDTrainer(
-        model=with_lora(student, lora, config.freeze_encoder) if lora.lora_rank else student,
+        model=with_lora(student, lora, config.freeze_encoder) if lora.lora_r else student,
         args=config,
         keep_adapter=lora.keep_adapter,
         teacher=teacher,
@@ -200,7 +190,7 @@ def distill(
     if not trainer.stop.stopped:
         trainer.save_state()
         trainer.save_model()
-    end_other_processes()
+    exit_non_main_processes()
     if trainer.stop.stopped:
         go_on = "go on with --resume_from_checkpoint last"
         if config.save_only_model:
@@ -236,15 +226,15 @@ def distill(
 def transcribe(
     model_args: ModelArguments, data_args: DataArguments, mix_args: MixArguments, config: ASKDConfig
 ) -> Path:
-    """The dataset of the teacher's transcripts of `--unlabelled`; those that are on the disk aren't made again."""
+    """The dataset of the teacher's transcripts of `--unlabeled_dataset`; those that are on the disk aren't made again."""
     if not model_args.teacher:
-        raise UserError("--unlabelled: who is to transcribe it? Give --teacher")
+        raise UserError("--unlabeled_dataset: who is to transcribe it? Give --teacher")
     if config.world_size > 1:
-        raise UserError("--unlabelled is transcribed by one process: do it by examples/pseudo_label.py, before")
+        raise UserError("--unlabeled_dataset is transcribed by one process: do it by examples/pseudo_label.py, before")
     return pseudo_label(
         PseudoLabelArguments(
             teacher=model_args.teacher,
-            dataset=data_args.unlabelled,
+            dataset=data_args.unlabeled_dataset,
             language=data_args.only_language,
             task=data_args.only_task or "transcribe",
             max_samples=data_args.max_train_samples,

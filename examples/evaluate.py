@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from askd_hf import load_processor, load_whisper
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
+from askd_hf.arguments.writable import check_writable
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import (
     FOLDER,
@@ -41,8 +42,8 @@ from askd_hf.evaluation import (
     tables,
     write_report,
 )
-from askd_hf.student import check_max_length, check_processor, set_language
-from askd_hf.writable import check_writable
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.loading import check_max_length, check_processor
 
 
 def main() -> None:

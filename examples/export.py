@@ -17,11 +17,12 @@ from typing import Literal
 
 from tqdm.auto import tqdm
 
-from askd_hf import UserError, load_processor, load_speech, load_whisper
-from askd_hf.cli import parse_args
+from askd_hf import UserError, load_processor, load_speech_dataset, load_whisper
+from askd_hf.arguments.parser import parse_args
 from askd_hf.data import SAMPLING_RATE, decode_audio
 from askd_hf.errors import exit_on_user_error
-from askd_hf.export import (
+from askd_hf.evaluation.metrics import text_normalizer
+from askd_hf.export.ctranslate2 import (
     FASTER_WHISPER_WINDOW,
     agreement,
     alignment_heads,
@@ -32,8 +33,8 @@ from askd_hf.export import (
     transcribe_faster_whisper,
     transcribe_transformers,
 )
-from askd_hf.metrics import text_normalizer
-from askd_hf.student import check_processor, set_language
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.loading import check_processor
 
 
 @dataclass
@@ -114,7 +115,7 @@ def main() -> None:
 
 def load_clips(args: ExportArguments, window: int) -> tuple[list[str], list]:
     """The names and waveforms of the clips to compare; those longer than the model's window, seconds, are left out."""
-    speech = load_speech(args.dataset, args.dataset_config, args.split)
+    speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
     names, clips = [], []
     for row in speech.select(range(min(args.max_samples, len(speech)))):
         clip = decode_audio(row["audio"])

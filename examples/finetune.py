@@ -9,7 +9,7 @@ A teacher adds its distribution at first; it may have another vocabulary or othe
     python examples/finetune.py --student you/whisper-small-fr --language fr \
         --dataset my_speech --eval_splits validation --teacher openai/whisper-large-v3 --preset askd
 
---lora_rank 32 --learning_rate 1e-3 trains an adapter only, a few hundredths of the weights, and merges it at the end.
+--lora_r 32 --learning_rate 1e-3 trains an adapter only, a few hundredths of the weights, and merges it at the end.
 With --keep_adapter it stays an adapter, some MB that pipeline(...) loads on top of --student.
 
 It is examples/distill.py with other defaults, and has all its options: --help.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from distill import OPTIONS, distill
 
 from askd_hf import ASKDConfig, UserError
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import exit_on_user_error
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     model_args, config = arguments[0], arguments[-1]
     if not model_args.student:
         raise UserError("--student is missing: the Whisper model to train further")
-    if model_args.teacher and not (config.uses_teacher or arguments[1].unlabelled):
+    if model_args.teacher and not (config.uses_teacher or arguments[1].unlabeled_dataset):
         raise UserError(f"--teacher has no use: --preset {config.preset} has no teacher phase; choose --preset askd")
     distill(*arguments)
 

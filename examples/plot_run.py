@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from askd_hf.figure import write_run_figure
+from askd_hf.hub.figure import write_run_figure
 
 if __name__ == "__main__":
     run, picture = Path(sys.argv[1]), Path(sys.argv[2])

@@ -21,11 +21,13 @@ transcribed anew. All options: --help. They can also stand in a YAML file: --con
 
 from pathlib import Path
 
-from askd_hf import check_clips, load_processor, load_whisper
-from askd_hf.cli import parse_args
+from askd_hf import filter_invalid_clips, load_processor, load_whisper
+from askd_hf.arguments.parser import parse_args
+from askd_hf.arguments.writable import check_writable
 from askd_hf.data import Limits
 from askd_hf.errors import exit_on_user_error
-from askd_hf.metrics import language_code, normalizer_for
+from askd_hf.evaluation.metrics import language_code, normalizer_for
+from askd_hf.models.loading import check_max_length, check_processor
 from askd_hf.pseudo_labels import (
     DATASET,
     PseudoLabelArguments,
@@ -42,8 +44,6 @@ from askd_hf.pseudo_labels import (
     save,
     transcribe,
 )
-from askd_hf.student import check_max_length, check_processor
-from askd_hf.writable import check_writable
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def pseudo_label(args: PseudoLabelArguments) -> Path:
     clips = load_clips(args.source(), args.max_samples, args.num_workers or None)
     if args.pack:
         check_can_pack(clips, window, args.pack_seconds)
-    clips = check_clips(
+    clips = filter_invalid_clips(
         clips,
         None,
         Limits(window),
@@ -95,8 +95,8 @@ def pseudo_label(args: PseudoLabelArguments) -> Path:
         labelled = pack(
             labelled,
             processor.tokenizer,
-            max_seconds=args.pack_seconds or window,
-            max_label_tokens=teacher.config.max_target_positions,
+            max_duration_in_seconds=args.pack_seconds or window,
+            max_label_length=teacher.config.max_target_positions,
             directory=directory,
             num_proc=args.num_workers or None,
         )

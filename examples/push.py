@@ -13,9 +13,9 @@ Log in with `hf auth login` first, or set HF_TOKEN. A push that failed goes on w
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import exit_on_user_error
-from askd_hf.publish import publish
+from askd_hf.hub.upload import publish
 
 
 @dataclass

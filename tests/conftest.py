@@ -27,10 +27,10 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from askd_hf import comparison
 from askd_hf.config import ASKDConfig
-from askd_hf.data import SpeechCollator, load_speech
-from askd_hf.student import init_student
+from askd_hf.data import SpeechCollator, load_speech_dataset
+from askd_hf.evaluation import comparison
+from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
 
 sys.path.append(str(Path(__file__).parent / "data"))
@@ -133,7 +133,7 @@ def teacher(processor) -> WhisperForConditionalGeneration:
 
 def learn_by_heart(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> None:
     """Train a model until it knows what is said in a few clips, in the language that the tokenizer is set to."""
-    batch = SpeechCollator(processor, model.config)(list(load_speech(str(folder), None, "train")))
+    batch = SpeechCollator(processor, model.config)(list(load_speech_dataset(str(folder), None, "train")))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(150):
         optimizer.zero_grad()
@@ -222,7 +222,7 @@ def make_trainer(
 ):
     """An `ASKDTrainer` on copies of the models; of 10 steps of the preset askd 6 are teacher phase, from 0.8 on."""
     if changes.get("preset", "askd") == "askd":
-        changes = dict(teacher_weight=0.8, teacher_phase=0.6) | changes
+        changes = dict(teacher_weight=0.8, teacher_phase_ratio=0.6) | changes
     return ASKDTrainer(
         model=copy.deepcopy(student),
         args=ASKDConfig(**options(output_dir, **changes)),

@@ -16,8 +16,9 @@ from conftest import Clips, history, init_student, make_processor, make_trainer,
 from test_invariants import NAMES
 from transformers import TrainerCallback
 
-from askd_hf.run_dir import checkpoint_to_resume, end_other_processes
 from askd_hf.trainer import ASKDTrainer
+from askd_hf.training.checkpoints import checkpoint_to_resume
+from askd_hf.training.run_dir import exit_non_main_processes
 
 faulthandler.dump_traceback_later(200, exit=True)  # a hang shows where it is
 result, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -74,4 +75,4 @@ if trainer.is_world_process_zero():
 else:
     result.with_suffix(".second").write_text(json.dumps(outcome))
 trainer.accelerator.wait_for_everyone()
-end_other_processes()
+exit_non_main_processes()

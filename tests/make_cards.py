@@ -8,9 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from askd_hf.card import render_card
 from askd_hf.evaluation.results import Results
-from askd_hf.facts import Facts
+from askd_hf.hub.card import render_card
+from askd_hf.hub.training_summary import TrainingSummary
 
 INPUTS = Path(__file__).parent / "cards"
 GOLDEN = Path(__file__).parents[1] / "model_cards"
@@ -23,8 +23,8 @@ CARDS = {
 }
 
 
-def read_facts(name: str) -> Facts:
-    return Facts.from_dict(json.loads((INPUTS / f"{name}.json").read_text(encoding="utf-8")))
+def read_facts(name: str) -> TrainingSummary:
+    return TrainingSummary.from_dict(json.loads((INPUTS / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def read_results(name: str | None) -> Results | None:

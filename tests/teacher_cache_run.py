@@ -8,11 +8,10 @@ from pathlib import Path
 
 from accelerate import PartialState
 from conftest import make_processor, make_whisper
-from test_teacher_cache import PART_CLIPS, label, labelled_by, speech
+from test_teacher_cache import PART_CLIPS, label, speech, transcribed_by
 
-from askd_hf import teacher_cache
-from askd_hf.data import SpeechCollator
-from askd_hf.run_dir import end_other_processes
+from askd_hf.data import SpeechCollator, teacher_cache
+from askd_hf.training.run_dir import exit_non_main_processes
 
 faulthandler.dump_traceback_later(200, exit=True)  # a hang shows where it is
 PartialState(cpu=True)
@@ -38,7 +37,7 @@ if killed == ["cleaning up"]:  # when the new dataset is in its place, and the o
     teacher_cache.shutil.rmtree = lambda path, *args, **kwargs: (
         kill() if path == replaced and replaced.exists() else rmtree(path, *args, **kwargs)
     )
-sizes = labelled_by(teacher)
+sizes = transcribed_by(teacher)
 label(directory, speech(folder), SpeechCollator(processor, teacher.config), teacher)
 print(f"process {PartialState().process_index}: {sum(sizes)} clips", flush=True)
-end_other_processes()
+exit_non_main_processes()

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
 from askd_hf import ASKDConfig, ASKDTrainer, UserError
-from askd_hf.adapter import LoraArguments, load_adapter, merged, with_lora
+from askd_hf.models.lora import LoraArguments, load_adapter, merged, with_lora
 
 
 def make_trainer(output_dir, teacher, student, processor=None, lora=None, eval_dataset=None, **changes) -> ASKDTrainer:
-    config = ASKDConfig(**options(output_dir, **(dict(teacher_weight=0.8, teacher_phase=0.6) | changes)))
+    config = ASKDConfig(**options(output_dir, **(dict(teacher_weight=0.8, teacher_phase_ratio=0.6) | changes)))
     torch.manual_seed(0)
-    adapter = with_lora(copy.deepcopy(student), lora or LoraArguments(lora_rank=4), config.freeze_encoder)
+    adapter = with_lora(copy.deepcopy(student), lora or LoraArguments(lora_r=4), config.freeze_encoder)
     return ASKDTrainer(
         model=adapter,
         args=config,
@@ -42,7 +42,7 @@ def logits(model, student) -> torch.Tensor:
 def test_the_finished_student_has_the_adapters_logits_and_is_a_plain_whisper(
     tmp_path, teacher, student, processor, dora
 ):
-    trainer = make_trainer(tmp_path, teacher, student, processor, LoraArguments(lora_rank=4, use_dora=dora))
+    trainer = make_trainer(tmp_path, teacher, student, processor, LoraArguments(lora_r=4, use_dora=dora))
     trainer.train()
     trainer.save_model()
     expected = logits(trainer.adapter, student)
@@ -53,7 +53,7 @@ def test_the_finished_student_has_the_adapters_logits_and_is_a_plain_whisper(
     assert not any("lora" in name or "base_layer" in name for name in weights)
     assert weights.keys() == {name for name in student.state_dict() if name != "proj_out.weight"}
     assert not list(tmp_path.glob("adapter*"))
-    assert json.loads((tmp_path / "training.json").read_text())["arguments"]["lora_rank"] == 4
+    assert json.loads((tmp_path / "training.json").read_text())["arguments"]["lora_r"] == 4
     # the trainer's own model is still the one with the adapter
     assert any("lora" in name for name, _ in trainer.model.named_parameters())
 
@@ -102,7 +102,7 @@ def test_a_resumed_run_ends_with_the_same_adapter(tmp_path, teacher, student):
 def test_a_checkpoint_of_another_adapter_is_refused(tmp_path, teacher, student):
     make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=4, max_steps=4).train()
     checkpoint = tmp_path / "checkpoint-4"
-    for arguments in (LoraArguments(lora_rank=2), LoraArguments(lora_rank=4, lora_target_modules=["q_proj"])):
+    for arguments in (LoraArguments(lora_r=2), LoraArguments(lora_r=4, lora_target_modules=["q_proj"])):
         other = with_lora(copy.deepcopy(student), arguments, freeze_encoder=True)
         with pytest.raises(UserError, match="is of another adapter"):
             load_adapter(other, checkpoint)
@@ -114,7 +114,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path, teacher, student):
 def test_what_is_adapted(student):
     def adapted(**arguments) -> set[str]:
         freeze = arguments.pop("freeze_encoder", True)
-        model = with_lora(copy.deepcopy(student), LoraArguments(lora_rank=2, **arguments), freeze).get_base_model()
+        model = with_lora(copy.deepcopy(student), LoraArguments(lora_r=2, **arguments), freeze).get_base_model()
         return {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
 
     everything = adapted()
@@ -126,7 +126,7 @@ def test_what_is_adapted(student):
 
 
 def test_merging_leaves_the_adapter_alone(student):
-    adapter = with_lora(copy.deepcopy(student), LoraArguments(lora_rank=2), freeze_encoder=True)
+    adapter = with_lora(copy.deepcopy(student), LoraArguments(lora_r=2), freeze_encoder=True)
     before = {name: weight.clone() for name, weight in adapter.state_dict().items()}
     plain = merged(adapter)
     assert type(plain) is WhisperForConditionalGeneration and isinstance(adapter, PeftModel)

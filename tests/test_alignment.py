@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from askd_hf.export import alignment_heads, export_ctranslate2
-from askd_hf.student import init_student
+from askd_hf.export.ctranslate2 import alignment_heads, export_ctranslate2
+from askd_hf.models.student import init_student
 
 sys.path.append(str(ROOT / "tests" / "data"))
 from spoken_digits import SpokenString, long_teacher, save_long_teacher, spoken_strings

@@ -5,8 +5,8 @@ import torch
 from conftest import Clips, history, make_processor, make_trainer, make_whisper
 
 from askd_hf import ASKDTrainer, UserError
-from askd_hf.facts import Facts
-from askd_hf.student import init_student
+from askd_hf.hub.training_summary import TrainingSummary
+from askd_hf.models.student import init_student
 
 TERMS = ("loss", "ce_loss", "grad_norm", "learning_rate", "teacher_weight", "self_weight")
 EPOCHS = dict(num_train_epochs=3, max_steps=-1)
@@ -91,7 +91,7 @@ def test_what_is_told_of_it_is_the_batch_that_was_found(tmp_path, models):
     Memory(trainer, clips=4)
     trainer.train()
     trainer.save_model()
-    facts = Facts.load(tmp_path)
+    facts = TrainingSummary.load(tmp_path)
     assert facts.arguments["per_device_train_batch_size"] == 4 and facts.batch_size == 8
 
 

@@ -19,10 +19,10 @@ from test_teacher_cache import label, speech
 from askd_hf.config import ASKDConfig
 from askd_hf.data import TEACHER_COLUMNS, SpeechCollator, cache_encoder
 from askd_hf.errors import UserError
-from askd_hf.metrics import compute_metrics_for
-from askd_hf.run_dir import checkpoint_to_resume
-from askd_hf.student import init_student
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
+from askd_hf.training.checkpoints import checkpoint_to_resume
 
 LABELLER = ROOT / "examples" / "cache_teacher.py"
 ALL_BUT_ONE = 30  # of the vocabulary's 31 tokens
@@ -49,7 +49,7 @@ def encoded(model, processor, datasets, directory):
 
 def make_trainer(output_dir, student, dataset, collator, teacher=None, eval_dataset=None, metrics=None, **changes):
     """10 steps on 8 clips, of which the teacher phase takes 6."""
-    options_here = dict(teacher_weight=0.8, teacher_phase=0.6, max_steps=10, learning_rate=3e-3) | changes
+    options_here = dict(teacher_weight=0.8, teacher_phase_ratio=0.6, max_steps=10, learning_rate=3e-3) | changes
     return ASKDTrainer(
         model=copy.deepcopy(student),
         args=ASKDConfig(**options(output_dir, **options_here)),
@@ -77,7 +77,7 @@ def trained(*args, **changes) -> dict[str, torch.Tensor]:
     "changes",
     [
         dict(),
-        dict(trust_label=True, divergence="jensen_shannon", temperature=1.0),
+        dict(weight_teacher_by_label_prob=True, divergence="jensen_shannon", temperature=1.0),
         dict(teacher_schedule="adaptive", adaptive_window=2),
         dict(per_device_train_batch_size=1, gradient_accumulation_steps=3, divergence="reverse_kl"),
     ],
@@ -86,8 +86,8 @@ def trained(*args, **changes) -> dict[str, torch.Tensor]:
 def test_labels_of_nearly_all_tokens_train_as_the_teacher_itself(
     tmp_path, teacher, student, collator, clips, changes, monkeypatch
 ):
-    monkeypatch.setattr("askd_hf.held_out.SHARE", 0.25)  # of 8 clips 2 are held out
-    monkeypatch.setattr("askd_hf.held_out.FEWEST_CLIPS", 2)
+    monkeypatch.setattr("askd_hf.training.held_out.SHARE", 0.25)  # of 8 clips 2 are held out
+    monkeypatch.setattr("askd_hf.training.held_out.FEWEST_CLIPS", 2)
     changes = dict(teacher_schedule="linear") | changes
     temperature = changes.get("temperature", 2.0)
     labelled = label(tmp_path / "cache", clips, collator, teacher, top_k=ALL_BUT_ONE, temperature=temperature)
@@ -102,7 +102,7 @@ def test_labels_of_nearly_all_tokens_train_as_the_teacher_itself(
 
 
 def test_with_fewer_tokens_only_the_divergence_is_less(tmp_path, teacher, student, collator, clips):
-    one_step = dict(max_steps=1, teacher_phase=1.0, per_device_train_batch_size=8)
+    one_step = dict(max_steps=1, teacher_phase_ratio=1.0, per_device_train_batch_size=8)
     last = torch.zeros(1)
     live = trained(tmp_path, student, clips, collator, teacher, **one_step)
     for top_k in (1, 3, 9, ALL_BUT_ONE):
@@ -152,7 +152,7 @@ def test_cached_outputs_of_an_encoder_that_changes_are_refused(tmp_path, process
     cache = encoded(student, processor, [clips], tmp_path / "encoder")
     for name in changes.keys() - {"freeze_encoder"}:
         setattr(student.config, name, changes[name])
-    changes = dict(preset="ce", teacher_weight=None, teacher_phase=None) | {
+    changes = dict(preset="ce", teacher_weight=None, teacher_phase_ratio=None) | {
         name: value for name, value in changes.items() if name == "freeze_encoder"
     }
     with pytest.raises(UserError, match="cached encoder outputs need a frozen encoder without SpecAugment"):
@@ -160,9 +160,9 @@ def test_cached_outputs_of_an_encoder_that_changes_are_refused(tmp_path, process
 
 
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("eval_blend", [False, True])
+@pytest.mark.parametrize("eval_teacher_losses", [False, True])
 def test_evaluation_runs_the_encoder_once_or_not_and_the_teacher_only_if_asked(
-    tmp_path, processor, teacher, student, clips, cached, eval_blend
+    tmp_path, processor, teacher, student, clips, cached, eval_teacher_losses
 ):
     evaluation = speech(write_speech(tmp_path / "evaluation", 5, seed=3))
     collator = SpeechCollator(processor, student.config)
@@ -175,9 +175,17 @@ def test_evaluation_runs_the_encoder_once_or_not_and_the_teacher_only_if_asked(
         cache = encoded(student, processor, [clips, evaluation], tmp_path / "encoder")
         collator = SpeechCollator(processor, student.config, cache, processor.feature_extractor)
     metrics = compute_metrics_for(processor, "auto")
-    once = dict(max_steps=1, learning_rate=1e-30, preset="kd", teacher_phase=1.0, per_device_eval_batch_size=2)
+    once = dict(max_steps=1, learning_rate=1e-30, preset="kd", teacher_phase_ratio=1.0, per_device_eval_batch_size=2)
     trainer = make_trainer(
-        tmp_path, student, clips, collator, teacher, evaluation, metrics, eval_blend=eval_blend, **once
+        tmp_path,
+        student,
+        clips,
+        collator,
+        teacher,
+        evaluation,
+        metrics,
+        eval_teacher_losses=eval_teacher_losses,
+        **once,
     )
     trainer.train()
     calls = {"encoder": 0, "teacher": 0}
@@ -190,10 +198,10 @@ def test_evaluation_runs_the_encoder_once_or_not_and_the_teacher_only_if_asked(
     result = trainer.evaluate()
     batches = 3
     assert calls["encoder"] == (0 if cached else batches)
-    assert calls["teacher"] == (batches if eval_blend else 0)
+    assert calls["teacher"] == (batches if eval_teacher_losses else 0)
     assert result["eval_loss"] == result["eval_ce_loss"] == pytest.approx(expected, rel=2e-3 if cached else 1e-5)
     assert {"eval_wer", "eval_cer"} <= result.keys()
-    assert ({"eval_teacher_loss", "eval_blend_loss", "eval_agreement"} <= result.keys()) == eval_blend
+    assert ({"eval_teacher_loss", "eval_blend_loss", "eval_agreement"} <= result.keys()) == eval_teacher_losses
 
 
 # ---- the scripts ----
@@ -220,7 +228,7 @@ def save(model, directory: Path) -> Path:
 def arguments(output_dir, dataset, **more) -> list[str]:
     """6 steps, of which the teacher phase takes 4."""
     given = dict(output_dir=output_dir, dataset=dataset, max_steps=6, logging_steps=1, learning_rate=3e-3) | more
-    given |= dict(per_device_train_batch_size=4, teacher_phase=0.6, compare=False)
+    given |= dict(per_device_train_batch_size=4, teacher_phase_ratio=0.6, compare=False)
     return [
         "--use_cpu",
         *(text for name, value in given.items() if value is not None for text in (f"--{name}", f"{value}")),
@@ -278,7 +286,7 @@ def test_labelled_speech_trains_students_without_the_teacher(
     monkeypatch, capsys, tmp_path, teacher_dir, student_dir, speech_dir
 ):
     labels = tmp_path / "labels"
-    labelling = ["--use_cpu", "--teacher", teacher_dir, "--dataset", speech_dir, "--cache_teacher", labels]
+    labelling = ["--use_cpu", "--teacher", teacher_dir, "--dataset", speech_dir, "--teacher_cache_dir", labels]
     labelling += ["--teacher_top_k", ALL_BUT_ONE, "--output_dir", tmp_path / "unused"]
     status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
     assert status == 0, err
@@ -303,7 +311,7 @@ def test_labelled_speech_trains_students_without_the_teacher(
         assert torch.equal(weights(tmp_path / "ignored")[name], weight), name
     for more, message in (
         (dict(temperature=3.0), "labelled at temperature 2, the run's is 3"),
-        (dict(eval_blend=True), "and --eval_blend evaluates it"),
+        (dict(eval_teacher_losses=True), "and --eval_teacher_losses evaluates it"),
     ):
         status, _, err = run_here(
             monkeypatch, capsys, *arguments(tmp_path / "run", labels, student=student_dir, **more)
@@ -316,9 +324,12 @@ def test_options_that_cannot_be_are_one_message(monkeypatch, capsys, tmp_path, t
     encoder, labels = dict(cache_encoder=tmp_path / "encoder"), dict(cache_teacher=tmp_path / "labels")
     labels_5 = labels | dict(teacher_top_k=5)
     for more, message in (
-        (dict(teacher=teacher_dir, freeze_encoder=False) | encoder, "--cache_encoder needs an encoder that stays as"),
-        (dict(teacher=augmented) | encoder, "--cache_encoder: the model's config asks for SpecAugment"),
-        (dict(student=student_dir, preset="ce") | labels_5, "--cache_teacher labels with a teacher: give it with"),
+        (
+            dict(teacher=teacher_dir, freeze_encoder=False) | encoder,
+            "--encoder_cache_dir needs an encoder that stays as",
+        ),
+        (dict(teacher=augmented) | encoder, "--encoder_cache_dir: the model's config asks for SpecAugment"),
+        (dict(student=student_dir, preset="ce") | labels_5, "--teacher_cache_dir labels with a teacher: give it with"),
         (dict(student=student_dir), "has a teacher: give it with --teacher, or choose --preset ps-kd"),
         (dict(teacher=teacher_dir) | labels, "--teacher_top_k 32 is not from 1 to 30, the vocabulary's"),
         (dict(teacher=teacher_dir, teacher_top_k=0) | labels, "--teacher_top_k 0 is not at least 1"),
@@ -327,13 +338,13 @@ def test_options_that_cannot_be_are_one_message(monkeypatch, capsys, tmp_path, t
         assert status == 2 and re.search(rf"^error: .*{re.escape(message)}", err, re.MULTILINE), err
     assert {path.name for path in tmp_path.iterdir()} == {"augmented"}
     status, _, err = run_here(monkeypatch, capsys, "--teacher", teacher_dir, "--use_cpu", file=LABELLER)
-    assert status == 2 and "error: --teacher and --cache_teacher are needed" in err
+    assert status == 2 and "error: --teacher and --teacher_cache_dir are needed" in err
     for preset in ("ce", "ps-kd"):
-        for_nobody = ["--teacher", teacher_dir, "--dataset", speech_dir, "--cache_teacher", tmp_path / "labels"]
+        for_nobody = ["--teacher", teacher_dir, "--dataset", speech_dir, "--teacher_cache_dir", tmp_path / "labels"]
         status, out, err = run_here(monkeypatch, capsys, *for_nobody, "--use_cpu", "--preset", preset, file=LABELLER)
         assert (
             status == 2
-            and f"error: --cache_teacher has no use: --preset {preset} has no teacher" in err
+            and f"error: --teacher_cache_dir has no use: --preset {preset} has no teacher" in err
             and "labelled clips" not in out
         )
 
@@ -344,7 +355,7 @@ def test_clips_skipped_in_labelling_are_listed_beside_the_labels(
     bad = shutil.copytree(speech_dir, tmp_path / "bad")
     (bad / "train" / "audio" / "003.wav").write_bytes(b"this is not audio at all")
     labelling = ["--use_cpu", "--teacher", teacher_dir, "--dataset", bad, "--on_bad_audio", "skip"]
-    labelling += ["--cache_teacher", f"{tmp_path / 'labels'}/", "--teacher_top_k", 5]
+    labelling += ["--teacher_cache_dir", f"{tmp_path / 'labels'}/", "--teacher_top_k", 5]
     for there in (0, 15):
         status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
         assert status == 0, err

@@ -14,13 +14,14 @@ from huggingface_hub import ModelCard
 from make_cards import CARDS, GOLDEN, INPUTS, read_facts, read_results, render
 
 from askd_hf.arguments import SpeechSource
-from askd_hf.card import TEMPLATE, inherited_license, model_index, render_card
-from askd_hf.card_text import objective
 from askd_hf.data import decode_audio
+from askd_hf.data.teacher_cache import SETTINGS
 from askd_hf.evaluation.results import Results
-from askd_hf.origin import Ancestor, Origin, Speech, cached_teacher
-from askd_hf.student import init_student, load_processor, load_whisper
-from askd_hf.teacher_cache import SETTINGS
+from askd_hf.hub.card import TEMPLATE, inherited_license, model_index, render_card
+from askd_hf.hub.card_sections import objective
+from askd_hf.hub.provenance import BaseModelInfo, Provenance, TrainingData, cached_teacher
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.models.student import init_student
 
 MADE_UP = ("made-up-facts", "made-up-results", "you/made-up", True)
 
@@ -40,7 +41,7 @@ def test_an_undefined_name_would_be_found(monkeypatch, tmp_path):
     monkeypatch.setattr(jinja2, "Template", functools.partial(jinja2.Template, undefined=jinja2.StrictUndefined))
     broken = tmp_path / "card.md"
     broken.write_text(TEMPLATE.read_text() + "{{ student.layers }}")
-    monkeypatch.setattr("askd_hf.card.TEMPLATE", broken)
+    monkeypatch.setattr("askd_hf.hub.card.TEMPLATE", broken)
     with pytest.raises(jinja2.UndefinedError, match="layers"):
         render(*MADE_UP)
 
@@ -143,19 +144,21 @@ def test_the_examples_of_the_card_run(tmp_path):
 
 # ---- the objective ----
 
-KD = dict(teacher_phase=1.0, teacher_weight=0.5, teacher_weight_end=0.5, teacher_schedule="constant", self_weight=0.0)
-PS_KD = dict(teacher_phase=0.0, teacher_weight=0.0, teacher_weight_end=0.0, self_weight=0.8, temperature=1.0)
+KD = dict(
+    teacher_phase_ratio=1.0, teacher_weight=0.5, teacher_weight_end=0.5, teacher_schedule="constant", self_weight=0.0
+)
+PS_KD = dict(teacher_phase_ratio=0.0, teacher_weight=0.0, teacher_weight_end=0.0, self_weight=0.8, temperature=1.0)
 
 
 @pytest.mark.parametrize(
     ("changes", "formula"),
     [
         ({}, "(1 - a - b)·CEᵢ + a·2²·KL(teacherᵢ ‖ studentᵢ) + b·2²·KL(selfᵢ ‖ studentᵢ)"),
-        (dict(trust_label=True, **KD), "(1 - a·gᵢ)·CEᵢ + a·gᵢ·2²·KL(teacherᵢ ‖ studentᵢ)"),
+        (dict(weight_teacher_by_label_prob=True, **KD), "(1 - a·gᵢ)·CEᵢ + a·gᵢ·2²·KL(teacherᵢ ‖ studentᵢ)"),
         (PS_KD, "(1 - b)·CEᵢ + b·KL(selfᵢ ‖ studentᵢ)"),
         (dict(divergence="reverse_kl", **KD), "(1 - a)·CEᵢ + a·2²·KL(studentᵢ ‖ teacherᵢ)"),
         (
-            dict(divergence="skewed_kl", divergence_mix=0.1, **KD),
+            dict(divergence="skewed_kl", divergence_beta=0.1, **KD),
             "(1 - a)·CEᵢ + a·2²·KL(teacherᵢ ‖ 0.1·teacherᵢ + (1 - 0.1)·studentᵢ)",
         ),
         ({**PS_KD, "self_weight": 0.0}, "CEᵢ"),
@@ -163,7 +166,7 @@ PS_KD = dict(teacher_phase=0.0, teacher_weight=0.0, teacher_weight_end=0.0, self
     ids=["askd", "kd", "ps-kd", "reverse", "skewed", "ce"],
 )
 def test_the_formula_has_the_terms_of_the_run(changes, formula):
-    askd = dict(read_facts("made-up-facts").arguments, divergence="forward_kl", trust_label=False)
+    askd = dict(read_facts("made-up-facts").arguments, divergence="forward_kl", weight_teacher_by_label_prob=False)
     assert objective(askd | changes) == f"L = Σᵢ [ {formula} ] / N"
 
 
@@ -172,11 +175,11 @@ def test_the_formula_has_the_terms_of_the_run(changes, formula):
 
 def test_the_license_is_that_of_what_training_started_from():
     mit, apache = ({"license": name} for name in ("mit", "apache-2.0"))
-    teacher = Ancestor("a/t", True, mit)
-    assert inherited_license(Origin(teacher=teacher, from_teacher=True)) == mit
-    assert inherited_license(Origin(teacher=teacher, student=Ancestor("a/s", True, apache))) == apache
-    assert inherited_license(Origin(teacher=teacher, student=Ancestor("a/s", True))) == {}
-    assert inherited_license(Origin(teacher=teacher)) == {}  # it only learned from it
+    teacher = BaseModelInfo("a/t", True, mit)
+    assert inherited_license(Provenance(teacher=teacher, from_teacher=True)) == mit
+    assert inherited_license(Provenance(teacher=teacher, student=BaseModelInfo("a/s", True, apache))) == apache
+    assert inherited_license(Provenance(teacher=teacher, student=BaseModelInfo("a/s", True))) == {}
+    assert inherited_license(Provenance(teacher=teacher)) == {}  # it only learned from it
     whole = dict(license="other", license_name="made-up", license_link="https://somewhere/LICENSE")
     facts = read_facts("made-up-facts")
     facts.origin.teacher.license = whole
@@ -190,7 +193,7 @@ def test_the_license_is_that_of_what_training_started_from():
 
 # ---- where it comes from, and what it was ----
 
-CE = dict(teacher_phase=0.0, teacher_weight=0.0, teacher_weight_end=0.0, self_weight=0.0)
+CE = dict(teacher_phase_ratio=0.0, teacher_weight=0.0, teacher_weight_end=0.0, self_weight=0.0)
 
 
 def card_of(arguments: dict | None = None, facts: dict | None = None, **origin) -> ModelCard:
@@ -214,7 +217,7 @@ def test_no_teacher_is_claimed_that_was_not_used():
         distilled = arguments is PS_KD
         assert ("distilled with" in card.text) == ("knowledge-distillation" in card.data.tags) == distilled
         assert ("trained with" in card.text) == (not distilled)
-    card = card_of(PS_KD, from_teacher=False, student=Ancestor("you/start", True))
+    card = card_of(PS_KD, from_teacher=False, student=BaseModelInfo("you/start", True))
     assert "Training started from [you/start](https://huggingface.co/you/start).\n" in card.text
     assert "whisper-large" not in card.text
 
@@ -259,13 +262,13 @@ def test_a_run_that_was_ended_early_is_not_unfinished():
 
 
 def test_clips_without_speech_are_told_apart():
-    kd = dict(KD, trust_label=False)
-    text = card_of(kd, facts=dict(negatives=1234)).text
+    kd = dict(KD, weight_teacher_by_label_prob=False)
+    text = card_of(kd, facts=dict(no_speech_dataset=1234)).text
     assert "12,345 clips, 68 hours, and 1,234 clips in which nobody speaks, language `fr`" in text
     assert "(1 - a·gᵢ)·CEᵢ + a·gᵢ·" in text and "- gᵢ: 0 in clips in which nobody speaks, in the others 1\n" in text
     assert "weight on the labels (at least)" in text
-    assert "and clips in which nobody speaks" in card_of(kd, facts=dict(negatives=None)).text
-    trusted = card_of(dict(kd, trust_label=True), facts=dict(negatives=1)).text
+    assert "and clips in which nobody speaks" in card_of(kd, facts=dict(no_speech_dataset=None)).text
+    trusted = card_of(dict(kd, weight_teacher_by_label_prob=True), facts=dict(no_speech_dataset=1)).text
     assert "in the others the teacher's probability of the label" in trusted
     text = card_of(kd).text
     assert "nobody speaks" not in text.split("## Training")[1] and "gᵢ" not in text
@@ -310,12 +313,12 @@ def test_faster_whisper_is_shown_for_its_own_window_alone():
 def test_who_labelled_the_training_set_is_named_but_no_base_model():
     for place in ("proj/secret-v3", "/home/somebody/secret-v3", "C:\\somebody\\secret-v3"):
         labelled = Dataset.from_dict({SETTINGS: [json.dumps({"teacher": place})]})
-        origin = dict(teacher=cached_teacher(labelled), student=Ancestor("you/start", True), from_teacher=False)
+        origin = dict(teacher=cached_teacher(labelled), student=BaseModelInfo("you/start", True), from_teacher=False)
         card = card_of(**origin)
         assert "from [you/start](https://huggingface.co/you/start), with `secret-v3` as its teacher." in card.text
         assert "proj" not in card.text and "somebody" not in card.text
         assert card.data.base_model == "you/start"
-    card = card_of(**origin | dict(student=Ancestor("start", False)))
+    card = card_of(**origin | dict(student=BaseModelInfo("start", False)))
     assert not {"base_model", "base_model_relation"} & card.data.to_dict().keys()
 
 
@@ -359,12 +362,12 @@ def test_a_warm_up_below_one_is_a_fraction(value, written):
 
 def test_the_license_of_the_speech_is_named(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Speech\n")
-    speech = Speech.of(SpeechSource(str(tmp_path), None, "train"))
+    speech = TrainingData.of(SpeechSource(str(tmp_path), None, "train"))
     assert speech.license == "cc-by-4.0" and not speech.on_hub
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: nobody-s\n---\n")
-    assert Speech.of(SpeechSource(str(tmp_path), None, "train")).license == "nobody-s"
+    assert TrainingData.of(SpeechSource(str(tmp_path), None, "train")).license == "nobody-s"
     (tmp_path / "README.md").unlink()
-    assert Speech.of(SpeechSource(str(tmp_path), None, "train")).license is None
+    assert TrainingData.of(SpeechSource(str(tmp_path), None, "train")).license is None
     assert (
         "`mine` (split `train`, license `cc-by-4.0`)"
         in card_of(speech=[dataclasses.replace(speech, dataset="mine")]).text
@@ -400,9 +403,9 @@ def test_all_inputs_are_used():
 
 def test_every_dataset_and_language_is_named():
     speech = [
-        Speech("mozilla/voices", True, "fr", "train"),
-        Speech("my_german", False, None, "train"),
-        Speech("recordings", False, None, "train", labelled_by="openai/whisper-large-v3"),
+        TrainingData("mozilla/voices", True, "fr", "train"),
+        TrainingData("my_german", False, None, "train"),
+        TrainingData("recordings", False, None, "train", transcribed_by="openai/whisper-large-v3"),
     ]
     card = card_of(speech=speech, languages=["fr", "de"], tasks=["transcribe", "translate"])
     assert (

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, Wav2Vec2Config, WhisperForConditionalGeneration, pipeline
 
 from askd_hf.errors import UserError
-from askd_hf.generation_config import complete, lacking
-from askd_hf.student import check_processor, is_multilingual, load_processor, load_whisper, set_language
+from askd_hf.models.generation_config import complete, is_multilingual, lacking, set_language
+from askd_hf.models.loading import check_processor, load_processor, load_whisper
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4665aa\nsize 151060136\n"
 
@@ -133,11 +133,11 @@ def test_other_scripts_take_an_old_checkpoint_too(monkeypatch, capsys, tmp_path,
     speech = write_speech(tmp_path / "speech", 4)
     both = f"--dataset {speech} --language zh"
     decoding = f"{both} --generation_max_length 8 --device cpu"
-    labels = f"--cache_teacher {tmp_path / 'c'} --teacher_top_k 4 --use_cpu True"
+    labels = f"--teacher_cache_dir {tmp_path / 'c'} --teacher_top_k 4 --use_cpu True"
     commands = {
         "evaluate": f"--model {multilingual} {decoding} --output_dir {tmp_path / 'e'}",
         "pseudo_label": f"--teacher {multilingual} {decoding} --max_wer inf --output_dir {tmp_path / 'p'}",
-        "cache_teacher": f"--teacher {multilingual} {both} {labels}",
+        "teacher_cache_dir": f"--teacher {multilingual} {both} {labels}",
     }
     for name, command in commands.items():
         ended = run_here(monkeypatch, capsys, *command.split(), file=ROOT / "examples" / f"{name}.py")

@@ -53,7 +53,16 @@ def test_probed_layers_are_those_of_the_whole_run_and_of_its_resumption(
     monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
 ):
     run = tmp_path / "run"
-    more = ["--encoder_layers", 2, "--layer_choice", "probe", "--eval_splits", "validation", "--learning_rate", 1e-30]
+    more = [
+        "--encoder_layers",
+        2,
+        "--layer_selection",
+        "probe",
+        "--eval_splits",
+        "validation",
+        "--learning_rate",
+        1e-30,
+    ]
     more += ["--save_strategy", "steps", "--save_steps", 2, "--max_steps", 4]
     status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *more))
     assert status == 0, err
@@ -81,7 +90,7 @@ def test_probed_layers_are_those_of_the_whole_run_and_of_its_resumption(
 
 
 def test_of_two_processes_one_probes_for_both(tmp_path, teacher_dir, speech_dir):
-    more = ["--encoder_layers", 2, "--layer_choice", "probe", "--max_steps", 2]
+    more = ["--encoder_layers", 2, "--layer_selection", "probe", "--max_steps", 2]
     done = launch_two(SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(re.findall(r"^encoder layers ", done.stdout, re.MULTILINE)) == 1
@@ -89,7 +98,7 @@ def test_of_two_processes_one_probes_for_both(tmp_path, teacher_dir, speech_dir)
 
 
 def test_cached_labels_go_without_hidden_states(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
-    more = ["--encoder_layers", 2, "--cache_teacher", tmp_path / "labels", "--teacher_top_k", 5]
+    more = ["--encoder_layers", 2, "--teacher_cache_dir", tmp_path / "labels", "--teacher_top_k", 5]
     more += ["--max_steps", 2, "--logging_steps", 1]
     status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
     assert status == 0, err
@@ -99,14 +108,20 @@ def test_cached_labels_go_without_hidden_states(monkeypatch, capsys, tmp_path, t
 
 
 def test_what_cannot_be_is_said_before_any_work(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
-    layers, labels = ["--encoder_layers", 2], ["--cache_teacher", tmp_path / "labels", "--teacher_top_k", 5]
+    layers, labels = ["--encoder_layers", 2], ["--teacher_cache_dir", tmp_path / "labels", "--teacher_top_k", 5]
     for more, message in (
         ([*layers, "--freeze_encoder", "True"], "the student's encoder has lost layers"),
-        ([*layers, "--cache_encoder", tmp_path / "cache"], "--cache_encoder needs an encoder that stays as it is"),
-        ([*layers, *labels, "--hidden_weight", 1], "--cache_teacher doesn't keep"),
+        (
+            [*layers, "--encoder_cache_dir", tmp_path / "cache"],
+            "--encoder_cache_dir needs an encoder that stays as it is",
+        ),
+        ([*layers, *labels, "--hidden_weight", 1], "--teacher_cache_dir doesn't keep"),
         (["--hidden_weight", 1], "hidden_weight: 1 has no effect on a frozen encoder"),
-        (["--student", teacher_dir, "--layer_choice", "probe"], "--student has its own"),
-        (["--encoder_layers", 5, "--layer_choice", "probe"], "encoder_layers: 5 is not between 1 and the teacher's 4"),
+        (["--student", teacher_dir, "--layer_selection", "probe"], "--student has its own"),
+        (
+            ["--encoder_layers", 5, "--layer_selection", "probe"],
+            "encoder_layers: 5 is not between 1 and the teacher's 4",
+        ),
     ):
         status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
         assert status == 2 and message in err, err

@@ -10,7 +10,7 @@ from conftest import ROOT, make_processor, make_whisper
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from askd_hf.student import init_student
+from askd_hf.models.student import init_student
 
 
 def load_example(name: str):
@@ -88,7 +88,7 @@ def test_a_step_of_our_trainer(monkeypatch, teacher, student, scenario):
     if scenario.self_teacher:
         step = steps.self_phase(student, "ema", options)
     else:
-        step = steps.teacher_phase(student, None if scenario.reads_teacher else teacher, options)
+        step = steps.teacher_phase_ratio(student, None if scenario.reads_teacher else teacher, options)
     expected = cost.step_flops(scenario, SHAPE, 2, TOKENS, PADDED)
     assert counted(lambda: step(inputs)) == pytest.approx(expected, rel=0.02)
 

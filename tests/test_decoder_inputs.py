@@ -8,8 +8,8 @@ from conftest import make_processor, make_whisper, options, write_speech
 from torch.utils.data import DataLoader
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator
-from askd_hf.data import Limits, check_clips, load_speech
-from askd_hf.student import init_student
+from askd_hf.data import Limits, filter_invalid_clips, load_speech_dataset
+from askd_hf.models.student import init_student
 
 SEGMENTS = [{"start": 0.0, "end": 0.2, "text": "ab"}]
 PROMPTS = ["cde", None, "", "f"]  # of four clips in turn
@@ -32,15 +32,15 @@ def student(teacher):
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory, processor, teacher):
-    speech = load_speech(str(write_speech(tmp_path_factory.mktemp("speech"), clips=8)), None, "train")
+    speech = load_speech_dataset(str(write_speech(tmp_path_factory.mktemp("speech"), clips=8)), None, "train")
     speech = speech.add_column("prompt", PROMPTS * 2).add_column("segments", [SEGMENTS] * 8)
     collator = SpeechCollator(processor, teacher.config)
-    return check_clips(speech, collator.label_ids, Limits(1.0, 64), on_bad_audio="error")
+    return filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 64), on_bad_audio="error")
 
 
 def trainer(directory, processor, teacher, student, rows, collator=None, **changes) -> ASKDTrainer:
     collator = collator or SpeechCollator(processor, student.config, timestamps=0.5, prompts=0.5)
-    changes = dict(preset="askd", teacher_phase=1.0, teacher_weight=0.5, teacher_weight_end=0.5) | changes
+    changes = dict(preset="askd", teacher_phase_ratio=1.0, teacher_weight=0.5, teacher_weight_end=0.5) | changes
     return ASKDTrainer(
         model=copy.deepcopy(student),
         args=ASKDConfig(**options(directory, **changes)),
@@ -52,7 +52,7 @@ def trainer(directory, processor, teacher, student, rows, collator=None, **chang
 
 
 def test_all_three_read_the_same(tmp_path, processor, teacher, student, rows):
-    made = trainer(tmp_path, processor, teacher, student, rows, teacher_phase=0.5, teacher_schedule="step")
+    made = trainer(tmp_path, processor, teacher, student, rows, teacher_phase_ratio=0.5, teacher_schedule="step")
     read = {"student": [], "teacher": [], "self": []}
 
     def note(who):
@@ -117,7 +117,7 @@ def test_the_loss_is_at_the_transcripts_positions(tmp_path, processor, teacher, 
 
 def test_resuming_draws_the_same(tmp_path, processor, teacher, student, rows):
     changes = dict(max_steps=6, save_strategy="steps", save_steps=3, preset="ce")
-    changes |= dict.fromkeys(("teacher_phase", "teacher_weight", "teacher_weight_end"))
+    changes |= dict.fromkeys(("teacher_phase_ratio", "teacher_weight", "teacher_weight_end"))
     whole = trainer(tmp_path / "whole", processor, teacher, student, rows, **changes)
     whole.train()  # two steps an epoch: it resumes in the middle of one
     resumed = trainer(tmp_path / "resumed", processor, teacher, student, rows, **changes)

@@ -12,7 +12,7 @@ from transformers import pipeline
 
 from askd_hf.data import SAMPLING_RATE, decode_audio
 from askd_hf.evaluation import Results
-from askd_hf.metrics import error_rates
+from askd_hf.evaluation.metrics import error_rates
 
 DEMO = ROOT / "examples" / "demo"
 

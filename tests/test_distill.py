@@ -32,13 +32,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from askd_hf import comparison
 from askd_hf.data import SpeechCollator
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Results
-from askd_hf.run_dir import checkpoint_to_resume
-from askd_hf.student import init_student, set_language
+from askd_hf.evaluation import Results, comparison
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
+from askd_hf.training.checkpoints import checkpoint_to_resume
 
 SCRIPT = ROOT / "examples" / "distill.py"
 
@@ -220,7 +220,7 @@ def test_a_comparison_that_fails_costs_nothing_else(monkeypatch, capsys, tmp_pat
     def fail(*args):
         raise UserError("they can't be compared")
 
-    monkeypatch.setattr("askd_hf.comparison.compare", fail)
+    monkeypatch.setattr("askd_hf.evaluation.comparison.compare", fail)
     arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation", "--max_steps", 1)
     status, out, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 0 and "no comparison: they can't be compared" in err
@@ -317,7 +317,7 @@ def test_bad_clips_are_named_before_training_or_skipped_and_listed(
     ("kind", "message"),
     [
         ("wrong header", "the columns are filename, transcription; expected file_name"),
-        ("missing column", "--text_column"),
+        ("missing column", "--text_column_name"),
     ],
 )
 def test_a_wrong_metadata_file_is_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, kind, message):
@@ -380,7 +380,7 @@ def test_without_the_hub_one_line_says_so_and_names_the_demo(monkeypatch, capsys
 
 # ---- processes of their own ----
 
-SAVING = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2", "--teacher_phase", "0.6"]
+SAVING = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2", "--teacher_phase_ratio", "0.6"]
 SAVING += ["--logging_steps", "1"]
 
 

@@ -13,9 +13,9 @@ from conftest import ROOT, hub_environment, make_multilingual, run_there
 from fake_hub import serve_hub
 from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
-from askd_hf.data import decode_audio, load_speech
+from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
-from askd_hf.export import (
+from askd_hf.export.ctranslate2 import (
     agreement,
     check_extra,
     export_ctranslate2,
@@ -24,7 +24,8 @@ from askd_hf.export import (
     transcribe_faster_whisper,
     transcribe_transformers,
 )
-from askd_hf.student import load_processor, load_whisper, set_language
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.loading import load_processor, load_whisper
 
 SPEECH = ROOT / "examples" / "demo" / "data" / "known"
 SCRIPT = ROOT / "examples" / "export.py"
@@ -63,7 +64,7 @@ def long_exported(tmp_path_factory, saved_long) -> Path:
 
 @pytest.fixture(scope="module")
 def speech() -> list[dict]:
-    return list(load_speech(str(SPEECH), None, "train").select(range(12)))
+    return list(load_speech_dataset(str(SPEECH), None, "train").select(range(12)))
 
 
 @pytest.fixture(scope="module")

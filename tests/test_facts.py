@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 import askd_hf
 from askd_hf.config import ASKDConfig
 from askd_hf.data import SpeechStream
+from askd_hf.data.teacher_cache import ALL_COLUMNS, KEY, SETTINGS, SOFT_LABELS
 from askd_hf.errors import UserError
-from askd_hf.facts import ARGUMENTS, FACTS_FILE, Facts, Student, count_clips
-from askd_hf.origin import Ancestor, Origin, public_name, stated_license
-from askd_hf.student import init_student, set_language
-from askd_hf.teacher_cache import ALL_COLUMNS, KEY, SETTINGS, SOFT_LABELS
+from askd_hf.hub.provenance import BaseModelInfo, Provenance, public_name, stated_license
+from askd_hf.hub.training_summary import ARGUMENTS, SUMMARY_FILE, ModelInfo, TrainingSummary, count_clips
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
 
 
@@ -27,9 +28,9 @@ def test_the_facts_are_those_of_the_run(tmp_path, teacher, student, processor):
     trainer = make_trainer(tmp_path / "run", teacher, student, processor=processor, max_steps=10, hub_token=token)
     trainer.train()
     trainer.save_model()
-    text = (tmp_path / "run" / FACTS_FILE).read_text()
+    text = (tmp_path / "run" / SUMMARY_FILE).read_text()
     assert token not in text and str(tmp_path) not in text
-    facts = Facts.load(tmp_path / "run")
+    facts = TrainingSummary.load(tmp_path / "run")
     assert (facts.step, facts.total_steps, facts.clips, facts.batch_size) == (10, 10, 16, 4)
     assert facts.student.parameters == student.num_parameters()
     assert (facts.student.encoder_layers, facts.student.decoder_layers, facts.student.window) == (2, 2, 1.0)
@@ -51,18 +52,18 @@ def test_what_the_files_say_is_read_from_them(tmp_path):
     model, processor = make_multilingual()
     set_language(model, processor, "english", "transcribe")
     model.save_pretrained(tmp_path)
-    found = Student.of(tmp_path)
+    found = ModelInfo.of(tmp_path)
     assert found.multilingual and not found.timestamps and not found.word_timestamps
     generation = json.loads((tmp_path / "generation_config.json").read_text())
     generation["no_timestamps_token_id"] = model.config.vocab_size - 5  # so that four timestamp tokens follow
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert Student.of(tmp_path).timestamps and Student.of(tmp_path).word_timestamps
+    assert ModelInfo.of(tmp_path).timestamps and ModelInfo.of(tmp_path).word_timestamps
     for heads in ([[4, 0]], [[1, 0], [0, 2]]):  # it has 4 layers of 2 heads
         (tmp_path / "generation_config.json").write_text(json.dumps(generation | {"alignment_heads": heads}))
-        assert Student.of(tmp_path).timestamps and not Student.of(tmp_path).word_timestamps
+        assert ModelInfo.of(tmp_path).timestamps and not ModelInfo.of(tmp_path).word_timestamps
     del generation["alignment_heads"]
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert Student.of(tmp_path).timestamps and not Student.of(tmp_path).word_timestamps
+    assert ModelInfo.of(tmp_path).timestamps and not ModelInfo.of(tmp_path).word_timestamps
 
 
 @pytest.mark.parametrize(
@@ -82,17 +83,17 @@ def test_only_hub_ids_are_named_whole(name, public):
 def test_models_tell_where_they_come_from(teacher):
     teacher.config._name_or_path = teacher.name_or_path = "somebody/teacher"
     student = init_student(teacher, 2)
-    made = Origin.of_models(teacher, student)
+    made = Provenance.of_models(teacher, student)
     assert made.teacher.name == "somebody/teacher" and made.teacher.decoder_layers == 4 and made.student is None
     assert made.from_teacher and made.teachers_encoder and made.base is made.teacher
     student.name_or_path = "somebody/student"
-    made = Origin.of_models(teacher, student)
+    made = Provenance.of_models(teacher, student)
     assert made.base is made.student and made.student.name == "somebody/student" and not made.from_teacher
-    assert Origin.of_models(None, student).teacher is None
+    assert Provenance.of_models(None, student).teacher is None
     scratch = make_whisper(make_processor(), seed=7)
     for name in ("somebody/teacher", ""):
         teacher.name_or_path = name
-        made = Origin.of_models(teacher, scratch)
+        made = Provenance.of_models(teacher, scratch)
         assert not made.from_teacher and not made.teachers_encoder and made.base is None
 
 
@@ -141,7 +142,7 @@ def test_a_stream_has_no_number_of_clips(tmp_path, teacher, student, processor):
         processing_class=processor,
     )
     trainer.train()
-    facts = Facts.load(tmp_path / "checkpoint-2")
+    facts = TrainingSummary.load(tmp_path / "checkpoint-2")
     assert (facts.step, facts.clips, facts.hours) == (2, None, None)
 
 
@@ -157,7 +158,7 @@ def test_what_comes_more_than_once_in_an_epoch_is_counted_once():
     assert count_clips(Dataset.from_dict({"text": ["a", "a"]})) == (2, None, 0)
     rows = mixed.to_iterable_dataset()
     assert count_clips(SpeechStream([rows])) == (None, None, 0)
-    assert count_clips(SpeechStream([rows], negatives=rows, share=0.1)) == (None, None, None)
+    assert count_clips(SpeechStream([rows], no_speech_dataset=rows, share=0.1)) == (None, None, None)
 
 
 def test_a_run_that_was_ended_early_says_so(tmp_path, teacher, student, processor):
@@ -168,21 +169,21 @@ def test_a_run_that_was_ended_early_says_so(tmp_path, teacher, student, processo
     trainer = make_trainer(tmp_path, None, student, evaluation, processor=processor, **changes)
     trainer.train()
     trainer.save_model()
-    facts = Facts.load(tmp_path)
+    facts = TrainingSummary.load(tmp_path)
     assert facts.ended_early and facts.step == trainer.state.global_step < facts.total_steps == 30
-    assert not Facts.load(tmp_path / f"checkpoint-{facts.step - 1}").ended_early  # in which it wasn't yet
+    assert not TrainingSummary.load(tmp_path / f"checkpoint-{facts.step - 1}").ended_early  # in which it wasn't yet
     trainer.args.early_stopping_patience = None
     trainer.save_model()
-    assert not Facts.load(tmp_path).ended_early
+    assert not TrainingSummary.load(tmp_path).ended_early
 
 
 def test_a_teacher_has_the_vocabulary_that_it_was_stored_with(tmp_path, teacher):
     teacher.save_pretrained(tmp_path)
     stored = teacher.config.vocab_size
     teacher.config.vocab_size = stored - 1  # as if it had been given the student's
-    found = Ancestor.of(str(tmp_path), teacher)
+    found = BaseModelInfo.of(str(tmp_path), teacher)
     assert (found.vocabulary, found.mel_bins) == (stored, teacher.config.num_mel_bins)
-    assert Ancestor.of("somebody/unreachable", teacher).vocabulary == stored - 1
+    assert BaseModelInfo.of("somebody/unreachable", teacher).vocabulary == stored - 1
 
 
 def test_of_the_best_weights_the_step_is_known(tmp_path, teacher, student, processor):
@@ -196,30 +197,30 @@ def test_of_the_best_weights_the_step_is_known(tmp_path, teacher, student, proce
     trainer.save_model()
     losses = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
     best = max(losses, key=losses.get)
-    facts = Facts.load(tmp_path)
+    facts = TrainingSummary.load(tmp_path)
     assert best < 6 and (facts.step, facts.best_step) == (6, best)
     assert facts.arguments["metric_for_best_model"] == "loss"
     checkpoint, saved = (
         load_file(place / "model.safetensors") for place in (tmp_path / f"checkpoint-{best}", tmp_path)
     )
     assert all(torch.equal(checkpoint[name], saved[name]) for name in saved)
-    assert Facts.load(tmp_path / "checkpoint-6").best_step is None
+    assert TrainingSummary.load(tmp_path / "checkpoint-6").best_step is None
 
 
 def test_of_cached_labels_their_number_is_known(tmp_path, teacher, student, processor):
     trainer = make_trainer(tmp_path, teacher, student, processor=processor, max_steps=2)
     trainer.train()
     trainer.save_model()
-    assert Facts.load(tmp_path).top_k is None and Facts.load(tmp_path).origin.teacher is None
+    assert TrainingSummary.load(tmp_path).top_k is None and TrainingSummary.load(tmp_path).origin.teacher is None
     settings = json.dumps(dict(teacher="proj/teacher", top_k=8))
     columns = {name: ["x"] if name == KEY else [settings] if name == SETTINGS else [[]] for name in ALL_COLUMNS}
     trainer.train_dataset = Dataset.from_dict(columns, features=SOFT_LABELS)
     trainer.save_model()
-    facts = Facts.load(tmp_path)
+    facts = TrainingSummary.load(tmp_path)
     assert facts.top_k == 8 and facts.origin.teacher.name == "teacher"
-    trainer.args.teacher_phase = 0.0
+    trainer.args.teacher_phase_ratio = 0.0
     trainer.save_model()
-    assert Facts.load(tmp_path).top_k is None
+    assert TrainingSummary.load(tmp_path).top_k is None
 
 
 def test_saving_without_training_keeps_what_is_known(tmp_path, teacher, student, processor):
@@ -227,14 +228,14 @@ def test_saving_without_training_keeps_what_is_known(tmp_path, teacher, student,
     trainer.train()
     trainer.save_state()
     trainer.save_model()
-    before = {name: (tmp_path / name).read_bytes() for name in (FACTS_FILE, "trainer_state.json")}
+    before = {name: (tmp_path / name).read_bytes() for name in (SUMMARY_FILE, "trainer_state.json")}
     other = make_trainer(tmp_path, teacher, student, processor=processor)
     other.save_model()
     with pytest.raises(UserError, match="go on with"):  # with HF_HUB_OFFLINE
         other.push_to_hub()
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
     other.save_model(str(tmp_path / "elsewhere"))
-    assert Facts.load(tmp_path / "elsewhere").step == 0
+    assert TrainingSummary.load(tmp_path / "elsewhere").step == 0
 
 
 def test_a_package_that_was_not_installed_has_its_version(tmp_path, teacher, student, processor, monkeypatch):
@@ -243,7 +244,7 @@ def test_a_package_that_was_not_installed_has_its_version(tmp_path, teacher, stu
             raise PackageNotFoundError(name)
         return "1"
 
-    monkeypatch.setattr("askd_hf.facts.version", installed)
+    monkeypatch.setattr("askd_hf.hub.training_summary.version", installed)
     trainer = make_trainer(tmp_path, teacher, student, processor=processor)
     trainer.save_model()
-    assert Facts.load(tmp_path).versions["askd-hf"] == askd_hf.__version__
+    assert TrainingSummary.load(tmp_path).versions["askd-hf"] == askd_hf.__version__

@@ -4,7 +4,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from askd_hf.figure import write_run_figure
+from askd_hf.hub.figure import write_run_figure
 
 TRAINING = [
     dict(step=10, loss=3.0, teacher_weight=1.0, self_weight=0.0, ce_loss=2.0, teacher_loss=3.0),

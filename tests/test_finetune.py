@@ -9,8 +9,8 @@ from conftest import ROOT, Ended, make_processor, make_whisper, run_there
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from askd_hf.data import decode_audio, load_speech
-from askd_hf.student import init_student
+from askd_hf.data import decode_audio, load_speech_dataset
+from askd_hf.models.student import init_student
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def finetune(folder: Path, speech: Path, output_dir: Path, *more: str) -> Ended:
     [
         [],
         ["--teacher", "teacher", "--preset", "askd"],
-        ["--lora_rank", "4", "--learning_rate", "1e-2"],
-        ["--teacher", "teacher", "--preset", "askd", "--lora_rank", "4", "--use_dora", "--learning_rate", "1e-2"],
+        ["--lora_r", "4", "--learning_rate", "1e-2"],
+        ["--teacher", "teacher", "--preset", "askd", "--lora_r", "4", "--use_dora", "--learning_rate", "1e-2"],
     ],
     ids=["labels and itself", "with a teacher", "LoRA", "DoRA with a teacher"],
 )
@@ -54,8 +54,8 @@ def test_a_student_of_ones_own(models, speech_dir, tmp_path, more):
     measured = {name for row in history for name in row}
     assert "self_loss" in measured and ("teacher_loss" in measured) == ("--teacher" in more)
     embeddings = "model.decoder.embed_tokens.weight"
-    assert (embeddings in changed) == ("--lora_rank" not in more)
-    clip = load_speech(str(speech_dir), None, "validation")[0]
+    assert (embeddings in changed) == ("--lora_r" not in more)
+    clip = load_speech_dataset(str(speech_dir), None, "validation")[0]
     heard = pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))(
         {"raw": decode_audio(clip["audio"]), "sampling_rate": 16_000}
     )
@@ -63,7 +63,7 @@ def test_a_student_of_ones_own(models, speech_dir, tmp_path, more):
 
 
 def test_a_killed_run_with_lora_goes_on(models, speech_dir, tmp_path):
-    more = ["--lora_rank", "4", "--learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", "2"]
+    more = ["--lora_r", "4", "--learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", "2"]
     more += ["--compare", "False"]
     whole = finetune(models, speech_dir, tmp_path / "whole", *more)
     assert whole.returncode == 0, whole.stderr
@@ -84,9 +84,9 @@ def test_a_killed_run_with_lora_goes_on(models, speech_dir, tmp_path):
     [
         (["--teacher", "teacher"], "--teacher has no use: --preset ps-kd has no teacher phase; choose --preset askd"),
         (["--preset", "askd"], "preset askd has a teacher: give it with --teacher"),
-        (["--lora_rank", "0"], "lora_rank: 0 is not at least 1"),
-        (["--use_dora"], "use_dora: it needs --lora_rank"),
-        (["--lora_rank", "4", "--lora_target_modules", "nothing"], "--lora_target_modules nothing: the student's"),
+        (["--lora_r", "0"], "lora_rank: 0 is not at least 1"),
+        (["--use_dora"], "use_dora: it needs --lora_r"),
+        (["--lora_r", "4", "--lora_target_modules", "nothing"], "--lora_target_modules nothing: the student's"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(models, speech_dir, tmp_path, more, message):

@@ -7,11 +7,12 @@ import torch
 from conftest import Clips, collate, history, make_trainer, options, write_speech
 from datasets import Dataset
 
-from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError, held_out
-from askd_hf.data import SpeechStream, as_stream, load_speech, to_stream
-from askd_hf.held_out import first_choices, hold_out, judge
+from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError
+from askd_hf.data import SpeechStream, as_stream, load_speech_dataset, to_stream
 from askd_hf.objective import TopK
-from askd_hf.projection import Unprojected
+from askd_hf.projection import LMHeadInputs
+from askd_hf.training import held_out
+from askd_hf.training.held_out import first_choices, hold_out, judge
 
 ADAPTIVE = dict(teacher_schedule="adaptive", adaptive_window=1)
 
@@ -84,7 +85,7 @@ def test_the_judge_counts_what_can_be_counted_by_hand():
     choices = labels.clone()
     choices[0, 0] = 1  # not text
     choices[0, 1], choices[0, 2], choices[2, 1], choices[3, 0] = 2, 2, 0, 1
-    student = Unprojected(logits[real], torch.eye(6))
+    student = LMHeadInputs(logits[real], torch.eye(6))
     inputs = {"labels": labels, "no_speech": torch.tensor([False, False, False, True])}
     # clip 0 upholds one of its two, clip 2 its only one; three tokens are disputed, of 3 + 3 + 2
     assert judge(student, inputs, choices[real], end_of_text=3).tolist() == [1.5, 2.0, 3.0, 8.0]
@@ -92,7 +93,7 @@ def test_the_judge_counts_what_can_be_counted_by_hand():
 
 def test_nothing_is_disputed():
     labels = torch.tensor([[0, 3]])
-    student = Unprojected(torch.zeros(2, 6), torch.eye(6))
+    student = LMHeadInputs(torch.zeros(2, 6), torch.eye(6))
     assert judge(student, {"labels": labels}, labels[0], end_of_text=3).tolist() == [0.0, 0.0, 0.0, 2.0]
 
 
@@ -100,13 +101,13 @@ def test_the_first_choices_of_a_teacher_that_is_run_and_of_a_cached_one():
     torch.manual_seed(0)
     hidden, weight = torch.randn(700, 8), torch.randn(30, 8)
     logits = hidden @ weight.T
-    assert torch.equal(first_choices(Unprojected(hidden, weight)), logits.argmax(-1))
+    assert torch.equal(first_choices(LMHeadInputs(hidden, weight)), logits.argmax(-1))
     assert torch.equal(first_choices(TopK.from_logits(logits, logits.argmin(-1), 5, 2.0)), logits.argmax(-1))
 
 
 def train(output_dir, teacher, student, label_rows, **changes):
     """Of 40 steps on 160 clips 20 are planned for the teacher; `label_rows` gives a clip its labels."""
-    options = dict(max_steps=40, teacher_weight=1.0, teacher_phase=0.5, learning_rate=3e-3, clips=160) | ADAPTIVE
+    options = dict(max_steps=40, teacher_weight=1.0, teacher_phase_ratio=0.5, learning_rate=3e-3, clips=160) | ADAPTIVE
     changed = copy.deepcopy(student)
     trainer = make_trainer(output_dir, teacher, changed, **(options | changes))
     generator = torch.Generator().manual_seed(0)
@@ -198,7 +199,7 @@ def test_a_stream_is_measured_as_well(tmp_path, teacher, student, processor, mon
     monkeypatch.setattr(held_out, "SHARE", 0.25)
     monkeypatch.setattr(held_out, "FEWEST_CLIPS", 2)
     folder = write_speech(tmp_path / "train", clips=20)
-    rows = as_stream(to_stream(load_speech(str(folder), None, "train")))
+    rows = as_stream(to_stream(load_speech_dataset(str(folder), None, "train")))
     trainer = ASKDTrainer(
         model=student,
         args=ASKDConfig(**options(tmp_path / "run", max_steps=12, **ADAPTIVE)),

@@ -9,15 +9,15 @@ from conftest import Clips, collate, history, make_trainer, make_whisper, option
 from test_invariants import NAMES, two_process_run
 from transformers import TrainerCallback
 
-from askd_hf.adapter import LoraArguments, with_lora
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
-from askd_hf.hidden_states import hidden_state_loss, matched_layers
-from askd_hf.objective import blend
-from askd_hf.origin import Origin
-from askd_hf.run_dir import DEFAULT_HIDDEN_WEIGHT, prepare_hidden_loss
-from askd_hf.student import init_student
+from askd_hf.hub.provenance import Provenance
+from askd_hf.models.layers import matched_layers
+from askd_hf.models.lora import LoraArguments, with_lora
+from askd_hf.models.student import init_student
+from askd_hf.objective import blend, hidden_state_loss
 from askd_hf.trainer import ASKDTrainer
+from askd_hf.training.run_dir import DEFAULT_HIDDEN_WEIGHT, prepare_hidden_loss
 
 
 @pytest.fixture
@@ -220,7 +220,9 @@ def test_accumulation_and_padding_do_not_change_the_trajectory(tmp_path, deep_te
 
 
 def test_two_processes_give_the_trajectory_of_one(tmp_path, teacher, student):
-    changes = dict(preset="kd", freeze_encoder=False, hidden_weight=2.0, eval_blend=True, predict_with_generate=False)
+    changes = dict(
+        preset="kd", freeze_encoder=False, hidden_weight=2.0, eval_teacher_losses=True, predict_with_generate=False
+    )
     evaluation = Clips(student.config, clips=7, seed=2)
     one = make_trainer(tmp_path, teacher, student, evaluation, per_device_train_batch_size=8, **changes)
     one.train()
@@ -251,13 +253,13 @@ def test_an_adapter_learns_from_it_too(tmp_path, deep_teacher, compressed):
     config = ASKDConfig(**options(tmp_path, preset="kd"))
     plain = copy.deepcopy(compressed)
     trainer = ASKDTrainer(
-        model=with_lora(compressed, LoraArguments(lora_rank=4), freeze_encoder=False),
+        model=with_lora(compressed, LoraArguments(lora_r=4), freeze_encoder=False),
         args=config,
         teacher=deep_teacher,
         train_dataset=Clips(compressed.config),
         data_collator=collate,
     )
-    assert trainer.origin.copied_encoder_layers == Origin.of_models(deep_teacher, plain).copied_encoder_layers
+    assert trainer.origin.copied_encoder_layers == Provenance.of_models(deep_teacher, plain).copied_encoder_layers
     assert (config.freeze_encoder, config.hidden_weight) == (False, DEFAULT_HIDDEN_WEIGHT)
     trainer.train()
     losses = history(trainer, "hidden_loss").flatten()
@@ -266,7 +268,7 @@ def test_an_adapter_learns_from_it_too(tmp_path, deep_teacher, compressed):
 
 def test_an_adapter_without_anything_in_a_compressed_encoder_is_refused(tmp_path, deep_teacher, compressed):
     config = ASKDConfig(**options(tmp_path))
-    adapter = with_lora(compressed, LoraArguments(lora_rank=4), config.freeze_encoder)
+    adapter = with_lora(compressed, LoraArguments(lora_r=4), config.freeze_encoder)
     with pytest.raises(UserError, match="the adapter has nothing in the encoder to train"):
         ASKDTrainer(model=adapter, args=config, teacher=deep_teacher, train_dataset=Clips(compressed.config))
 
@@ -276,7 +278,9 @@ def test_an_adapter_without_anything_in_a_compressed_encoder_is_refused(tmp_path
 
 def test_evaluation_with_the_blend_has_it_and_the_self_teachers_own_encoder(tmp_path, deep_teacher, compressed):
     evaluation = Clips(compressed.config, clips=5, seed=2)
-    changes = dict(eval_blend=True, predict_with_generate=False, per_device_eval_batch_size=2, hidden_weight=2.0)
+    changes = dict(
+        eval_teacher_losses=True, predict_with_generate=False, per_device_eval_batch_size=2, hidden_weight=2.0
+    )
     trainer = make_trainer(tmp_path, deep_teacher, compressed, evaluation, max_steps=10, **changes)
     before = trainer.evaluate()
     assert "eval_hidden_loss" not in before  # outside of training there is no schedule

@@ -27,12 +27,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, pipeline
 
 from askd_hf import ASKDConfig, ASKDTrainer, UserError, load_whisper
-from askd_hf.adapter import LoraArguments, is_adapter, merged, with_lora
-from askd_hf.data import decode_audio, load_speech
+from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.evaluation import Results
-from askd_hf.facts import Facts
-from askd_hf.publish import publish
-from askd_hf.student import init_student
+from askd_hf.hub.training_summary import TrainingSummary
+from askd_hf.hub.upload import publish
+from askd_hf.models.lora import LoraArguments, is_adapter, merged, with_lora
+from askd_hf.models.student import init_student
 
 DISTILL = ROOT / "examples" / "distill.py"
 WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
@@ -58,7 +58,7 @@ def lora_run(student, dataset, output_dir, *more) -> list:
     command = (
         f"--student {student} --dataset {dataset} --output_dir {output_dir} --preset ps-kd --use_cpu --max_steps 6"
     )
-    command += " --logging_steps 1 --lora_rank 4 --learning_rate 3e-2 --keep_adapter"
+    command += " --logging_steps 1 --lora_r 4 --learning_rate 3e-2 --keep_adapter"
     return [*command.split(), *more]
 
 
@@ -89,7 +89,7 @@ def logits(model) -> torch.Tensor:
 
 def trainer_of(output_dir: Path, student: WhisperForConditionalGeneration, **changes) -> ASKDTrainer:
     keep = changes.pop("keep_adapter", True)
-    lora = LoraArguments(lora_rank=4, use_dora=changes.pop("use_dora", False))
+    lora = LoraArguments(lora_r=4, use_dora=changes.pop("use_dora", False))
     torch.manual_seed(0)
     return ASKDTrainer(
         model=with_lora(copy.deepcopy(student), lora, freeze_encoder=True),
@@ -116,7 +116,7 @@ def test_the_runs_directory_is_an_adapter_repository(run, student_dir):
 
 
 def test_its_facts_are_those_of_adapter_and_base(run, student_dir):
-    student = Facts.load(run).student
+    student = TrainingSummary.load(run).student
     whole = WhisperForConditionalGeneration.from_pretrained(student_dir)
     assert student.parameters == whole.num_parameters()
     assert student.adapter_parameters == sum(w.numel() for w in load_file(run / "adapter_model.safetensors").values())
@@ -144,7 +144,7 @@ def test_pipeline_auto_class_and_peft_load_what_load_whisper_merges(run, student
     torch.testing.assert_close(logits(by_peft), expected, rtol=0, atol=1e-4)
     by_class = AutoModelForSpeechSeq2Seq.from_pretrained(run)
     torch.testing.assert_close(logits(by_class), expected, rtol=0, atol=1e-4)
-    clip = decode_audio(load_speech(str(speech_dir), None, "validation")[0]["audio"])
+    clip = decode_audio(load_speech_dataset(str(speech_dir), None, "validation")[0]["audio"])
     transcribe = pipeline("automatic-speech-recognition", model=str(run))
     torch.testing.assert_close(logits(transcribe.model), expected, rtol=0, atol=1e-4)
     assert isinstance(transcribe({"raw": clip, "sampling_rate": 16_000})["text"], str)
@@ -234,7 +234,7 @@ def test_a_student_that_nobody_could_load_is_refused_before_anything_is_loaded(
 ):
     def message(*arguments) -> str:
         with monkeypatch.context() as patch:
-            patch.setattr("askd_hf.student.WhisperForConditionalGeneration", None)  # no model is ever loaded
+            patch.setattr("askd_hf.models.student.WhisperForConditionalGeneration", None)  # no model is ever loaded
             ended = run_here(patch, capsys, *arguments)
         assert ended.returncode == 2 and "Traceback" not in ended.stderr
         return ended.stderr
@@ -247,7 +247,7 @@ def test_a_student_that_nobody_could_load_is_refused_before_anything_is_loaded(
     pushed = message(*lora_run(student_dir, speech_dir, tmp_path / "run", "--push_to_hub"))
     assert f"nobody else can load an adapter of {student_dir}, a directory here. Publish that model first" in pushed
     ended = run_here(monkeypatch, capsys, "--student", student_dir, "--keep_adapter")
-    assert ended.returncode == 2 and "keep_adapter: it needs --lora_rank" in ended.stderr
+    assert ended.returncode == 2 and "keep_adapter: it needs --lora_r" in ended.stderr
 
 
 def test_from_python_too(tmp_path, teacher, student_dir):

@@ -9,8 +9,8 @@ from conftest import Clips, collate, make_whisper
 from askd_hf.arguments import ModelArguments
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
-from askd_hf.layer_probe import choose_layers, cross_entropy, only_layers, probe_decoder, probe_encoder
-from askd_hf.student import init_student
+from askd_hf.models.layer_selection import choose_layers, cross_entropy, only_layers, probe_decoder, probe_encoder
+from askd_hf.models.student import init_student
 
 
 @pytest.fixture
@@ -108,8 +108,8 @@ def test_numbers_are_probed_lists_stay_and_a_resumed_run_has_the_layers_it_began
         heard.extend(clip["clip"] for clip in clips)
         return collate(clips)
 
-    def chosen(resume_from=None, layer_choice="probe", **options) -> tuple[str | None, str]:
-        models = ModelArguments(layer_choice=layer_choice, **options)
+    def chosen(resume_from=None, layer_selection="probe", **options) -> tuple[str | None, str]:
+        models = ModelArguments(layer_selection=layer_selection, **options)
         models = choose_layers(models, deep, rows, collator, config, resume_from)
         return models.encoder_layers, models.decoder_layers
 
@@ -132,9 +132,9 @@ def test_numbers_are_probed_lists_stay_and_a_resumed_run_has_the_layers_it_began
     assert chosen(checkpoint, decoder_layers="1", encoder_layers="2") == (encoder, decoder) and not heard
     with pytest.raises(UserError, match="the run began with --encoder_layers 2, --decoder_layers 1 and"):
         chosen(checkpoint, decoder_layers="1", encoder_layers="3")
-    with pytest.raises(UserError, match="the run began with --layer_choice probe: resume it likewise"):
+    with pytest.raises(UserError, match="the run began with --layer_selection probe: resume it likewise"):
         chosen(checkpoint, "spread", decoder_layers="1", encoder_layers="2")
-    with pytest.raises(UserError, match="the run began without --layer_choice probe"):
+    with pytest.raises(UserError, match="the run began without --layer_selection probe"):
         chosen(str(tmp_path / "other" / "checkpoint-3"), decoder_layers="1", encoder_layers="2")
     assert json.loads((tmp_path / "layers.json").read_text())["found"]["decoder_layers"] == decoder
     assert chosen(None, "spread", decoder_layers="1") == (None, "1")

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from askd_hf.data import SpeechCollator, clean_texts
-from askd_hf.export import export_ctranslate2
-from askd_hf.student import load_processor
+from askd_hf.export.ctranslate2 import export_ctranslate2
+from askd_hf.models.loading import load_processor
 
 WINDOW = 30
 SAID = {300: ["one two", "three"], 2000: ["nine", "zero six"]}  # by the tone's Hz, in its two halves

@@ -27,9 +27,9 @@ from processes import killed_when
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration, pipeline
 
-from askd_hf.data import load_speech
+from askd_hf.data import load_speech_dataset
 from askd_hf.evaluation import Results
-from askd_hf.run_dir import checkpoint_to_resume
+from askd_hf.training.checkpoints import checkpoint_to_resume
 
 SCRIPT = ROOT / "examples" / "distill.py"
 
@@ -60,7 +60,7 @@ def two(tmp_path_factory) -> list[Path]:
     write_speech(first, clips=14, seed=0)
     write_speech(second / "files", clips=9, seed=1)
     rows = []
-    for row in load_speech(str(second / "files"), None, "train"):
+    for row in load_speech_dataset(str(second / "files"), None, "train"):
         seconds = soundfile.info(row["audio"]["path"]).duration
         segments = [
             {"start": 0.0, "end": 0.1, "text": row["text"][:1]},
@@ -81,9 +81,11 @@ def options(teacher: Path, two: list[Path], output_dir: Path, *more) -> list[str
     return [*command.split(), *map(str, more)]
 
 
-STREAM = "--streaming True --max_steps 14 --dataset_weights 0.6 0.4 --shuffle_buffer 6 --negatives synthetic "
-STREAM += "--negatives_share 0.1 --timestamp_probability 0.5 --prompt_probability 0.5 --augment gain noise "
-STREAM += "--max_seconds 0.95 --save_strategy steps --save_steps 2 --save_total_limit 8"
+STREAM = "--streaming True --max_steps 14 --dataset_probabilities 0.6 0.4 --shuffle_buffer_size 6 --no_speech_dataset synthetic "
+STREAM += (
+    "--no_speech_probability 0.1 --timestamp_probability 0.5 --condition_on_prev_probability 0.5 --augment gain noise "
+)
+STREAM += "--max_duration_in_seconds 0.95 --save_strategy steps --save_steps 2 --save_total_limit 8"
 
 
 def log_of(run: Path) -> list[dict]:
@@ -119,7 +121,7 @@ def test_a_streamed_mix_killed_twice_ends_as_if_it_had_not_been(tmp_path, teache
     assert listed[0] == listed[1]
     assert len(listed[0]) - 1 == log_of(tmp_path / "whole")[-1]["skipped_rows"]
     reasons = {reason.partition(":")[0] for _, reason in listed[0][1:]}
-    assert reasons == {"not an audio file, or of an unknown format", "over --max_seconds"}
+    assert reasons == {"not an audio file, or of an unknown format", "over --max_duration_in_seconds"}
 
 
 def test_a_clip_of_a_stream_that_cannot_be_used_ends_the_run_by_name(monkeypatch, capsys, tmp_path, teacher_dir, two):
@@ -131,7 +133,9 @@ def test_a_clip_of_a_stream_that_cannot_be_used_ends_the_run_by_name(monkeypatch
 
 def test_two_processes_share_a_stream(tmp_path, teacher_dir, two):
     """Each takes half of the batches that one process would take, and the weights are the same."""
-    common = "--streaming True --max_steps 4 --dataset_weights 0.6 0.4 --compare False --save_strategy no --optim sgd"
+    common = (
+        "--streaming True --max_steps 4 --dataset_probabilities 0.6 0.4 --compare False --save_strategy no --optim sgd"
+    )
     one = run_there(SCRIPT, *options(teacher_dir, two, tmp_path / "one", *common.split()))
     assert one.returncode == 0, one.stderr
     halved = options(teacher_dir, two, tmp_path / "both", *common.split(), "--per_device_train_batch_size", "2")
@@ -146,14 +150,17 @@ def test_two_processes_share_a_stream(tmp_path, teacher_dir, two):
     ("more", "message"),
     [
         ("--streaming True", "say how long to train with --max_steps"),
-        ("--streaming True --max_steps 2 --cache_encoder x", "they need all clips at once"),
-        ("--timestamp_probability 0.5 --cache_teacher x", "has the teacher's answers for a clip's plain labels"),
-        ("--dataset_weights 1 2 3", "3 of them for 2 datasets"),
-        ("--dataset_weights 1 -2", "must be positive"),
-        ("--prompt_probability 1.5", "1.5 is not between 0 and 1"),
+        ("--streaming True --max_steps 2 --encoder_cache_dir x", "they need all clips at once"),
+        ("--timestamp_probability 0.5 --teacher_cache_dir x", "has the teacher's answers for a clip's plain labels"),
+        ("--dataset_probabilities 1 2 3", "3 of them for 2 datasets"),
+        ("--dataset_probabilities 1 -2", "must be positive"),
+        ("--condition_on_prev_probability 1.5", "1.5 is not between 0 and 1"),
         ("--task sing", "--task sing: it is transcribe or translate"),
-        ("--negatives synthetic --negatives_share 1", "--negatives_share 1.0 is not strictly between"),
-        ("--cache_encoder x --augment gain", "can't be cached"),
+        (
+            "--no_speech_dataset synthetic --no_speech_probability 1",
+            "--no_speech_probability 1.0 is not strictly between",
+        ),
+        ("--encoder_cache_dir x --augment gain", "can't be cached"),
         ("--augment gain --dataloader_persistent_workers True --dataloader_num_workers 1", "the same in every epoch"),
         ("--streaming True --max_steps 2 --train_sampling_strategy group_by_length", "aren't known"),
     ],
@@ -166,13 +173,15 @@ def test_options_that_do_not_go_together_are_refused(monkeypatch, capsys, tmp_pa
 
 def test_filters_and_skipped_rows_are_those_of_training(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     arguments = f"--teacher {teacher_dir} --dataset {speech_dir} --eval_splits validation --use_cpu --streaming True"
-    arguments += f" --max_steps 20 --per_device_train_batch_size 4 --output_dir {tmp_path / 'run'} --min_seconds 0.6"
-    arguments += " --eval_steps 20 --logging_steps 1 --negatives synthetic --negatives_share 0.3 --disable_tqdm True"
+    arguments += f" --max_steps 20 --per_device_train_batch_size 4 --output_dir {tmp_path / 'run'} --min_duration_in_seconds 0.6"
+    arguments += " --eval_steps 20 --logging_steps 1 --no_speech_dataset synthetic --no_speech_probability 0.3 --disable_tqdm True"
     ended = run_here(monkeypatch, capsys, *arguments.split())
     assert ended[0] == 0, ended[2]
     with (tmp_path / "run" / "skipped-stream.csv").open() as file:
         skipped = list(csv.reader(file))[1:]
-    assert skipped and all(clip.startswith("train/") and "--min_seconds" in reason for clip, reason in skipped)
+    assert skipped and all(
+        clip.startswith("train/") and "--min_duration_in_seconds" in reason for clip, reason in skipped
+    )
     (result,) = Results.load(tmp_path / "run" / "evaluation" / "results.json").sets
     assert result.clips == 6
     # without epochs they come ten times in the run
@@ -182,14 +191,14 @@ def test_filters_and_skipped_rows_are_those_of_training(monkeypatch, capsys, tmp
 
 
 def test_a_stream_of_which_nothing_is_wanted_ends(monkeypatch, capsys, tmp_path, teacher_dir, two):
-    more = ["--streaming", "True", "--max_steps", "9", "--max_seconds", "0.1"]
+    more = ["--streaming", "True", "--max_steps", "9", "--max_duration_in_seconds", "0.1"]
     ended = run_here(monkeypatch, capsys, *options(teacher_dir, two, tmp_path / "run", *more))
     assert ended[0] == 2 and "step 1: of the clips since the last log not one could be used" in ended[2]
 
 
 def test_a_teachers_answers_are_for_clips_as_they_are(monkeypatch, capsys, tmp_path, teacher_dir, two):
     labelled = tmp_path / "labelled"
-    arguments = options(teacher_dir, two[1:] * 2, tmp_path / "run", "--max_steps", 1, "--cache_teacher", labelled)
+    arguments = options(teacher_dir, two[1:] * 2, tmp_path / "run", "--max_steps", 1, "--teacher_cache_dir", labelled)
     ended = run_here(monkeypatch, capsys, *arguments)
     assert ended[0] == 0, ended[2]
     again = f"--teacher {teacher_dir} --dataset {labelled} --output_dir {tmp_path / 'other'} --use_cpu"
@@ -229,14 +238,14 @@ def test_two_languages_in_one_run(monkeypatch, capsys, tmp_path, multilingual_di
 
 
 def test_a_column_says_what_is_spoken(monkeypatch, capsys, tmp_path, multilingual_dir, speech_dir):
-    mixed = load_speech(str(speech_dir), None, "train")
+    mixed = load_speech_dataset(str(speech_dir), None, "train")
     languages = ["Chinese", "en"] * 8
     mixed = mixed.add_column("language", languages).add_column("task", ["translate", "transcribe"] * 8)
     mixed.save_to_disk(tmp_path / "mixed")
     arguments = (
         f"--teacher {multilingual_dir} --dataset {tmp_path / 'mixed'} --output_dir {tmp_path / 'run'} --use_cpu"
     )
-    arguments += " --eval_splits train --max_steps 2 --cache_teacher " + str(tmp_path / "labelled")
+    arguments += " --eval_splits train --max_steps 2 --teacher_cache_dir " + str(tmp_path / "labelled")
     ended = run_here(monkeypatch, capsys, *arguments.split())
     assert ended[0] == 0, ended[2]
     sets = Results.load(tmp_path / "run" / "evaluation" / "results.json").sets
@@ -269,7 +278,7 @@ def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_p
     arguments = options(tmp_path / "teacher", two[1:] * 2, tmp_path / "run", *more.split())
     ended = run_here(monkeypatch, capsys, *arguments)
     assert ended[0] == 0, ended[2]
-    (row,) = load_speech(str(two[1]), None, "train[:1]")
+    (row,) = load_speech_dataset(str(two[1]), None, "train[:1]")
     clip = {"raw": soundfile.read(row["audio"]["path"])[0], "sampling_rate": 16_000}
     transcribe = pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))
     heard = transcribe(dict(clip), return_timestamps=True)
@@ -298,11 +307,9 @@ def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp
     learn_by_heart(teacher, processor, audio)
     teacher.save_pretrained("teacher")
     processor.save_pretrained("teacher")
-    said = load_speech(str(audio), None, "train")["text"][:]
+    said = load_speech_dataset(str(audio), None, "train")["text"][:]
     (audio / "metadata.csv").unlink()
-    arguments = (
-        f"--student {multilingual_dir} --teacher teacher --unlabelled audio --language en --use_cpu --max_steps 2"
-    )
+    arguments = f"--student {multilingual_dir} --teacher teacher --unlabeled_dataset audio --language en --use_cpu --max_steps 2"
     arguments += " --output_dir run"
     finetune = ROOT / "examples" / "finetune.py"
     ended = run_here(monkeypatch, capsys, *arguments.split(), file=finetune)
@@ -316,16 +323,16 @@ def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp
             "on_hub": False,
             "config": None,
             "split": "train",
-            "labelled_by": "teacher",
+            "transcribed_by": "teacher",
             "license": None,
         }
     ]
-    ended = run_here(monkeypatch, capsys, "--student", multilingual_dir, "--unlabelled", "audio", file=finetune)
-    assert ended[0] == 2 and "--unlabelled: who is to transcribe it? Give --teacher" in ended[2]
+    ended = run_here(monkeypatch, capsys, "--student", multilingual_dir, "--unlabeled_dataset", "audio", file=finetune)
+    assert ended[0] == 2 and "--unlabeled_dataset: who is to transcribe it? Give --teacher" in ended[2]
     two = [
         "--teacher",
         "teacher",
-        "--unlabelled",
+        "--unlabeled_dataset",
         "audio",
         "--dataset",
         "x",
@@ -337,4 +344,4 @@ def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp
         "another",
     ]
     ended = run_here(monkeypatch, capsys, "--student", multilingual_dir, *two, file=finetune)
-    assert ended[0] == 2 and "--unlabelled: which --language is it, of en, zh?" in ended[2]
+    assert ended[0] == 2 and "--unlabeled_dataset: which --language is it, of en, zh?" in ended[2]

@@ -16,7 +16,9 @@ def with_flags(names: tuple[str, ...]):
 
 def train(output_dir, teacher, student, collator, **changes):
     """Four steps on the same four clips; the teacher's weight stays as it is."""
-    options = dict(max_steps=4, teacher_phase=1.0, teacher_schedule="constant", self_weight=0.0, max_grad_norm=0.0)
+    options = dict(
+        max_steps=4, teacher_phase_ratio=1.0, teacher_schedule="constant", self_weight=0.0, max_grad_norm=0.0
+    )
     trainer = make_trainer(output_dir, teacher, student, **(options | changes))
     trainer.train_dataset.rows = trainer.train_dataset.rows[:4]
     trainer.data_collator = collator
@@ -24,12 +26,14 @@ def train(output_dir, teacher, student, collator, **changes):
     return trainer
 
 
-@pytest.mark.parametrize("trust_label", [False, True])
-def test_where_no_clip_has_speech_the_teacher_changes_nothing(tmp_path, teacher, student, trust_label):
-    options = dict(teacher_weight=1.0, trust_label=trust_label)
+@pytest.mark.parametrize("weight_teacher_by_label_prob", [False, True])
+def test_where_no_clip_has_speech_the_teacher_changes_nothing(
+    tmp_path, teacher, student, weight_teacher_by_label_prob
+):
+    options = dict(teacher_weight=1.0, weight_teacher_by_label_prob=weight_teacher_by_label_prob)
     nowhere = with_flags(tuple(f"clip-{i}" for i in range(4)))
     taught = train(tmp_path / "a", teacher, student, nowhere, **options)
-    alone = train(tmp_path / "b", None, student, collate, preset="ce", teacher_weight=0.0, teacher_phase=0.0)
+    alone = train(tmp_path / "b", None, student, collate, preset="ce", teacher_weight=0.0, teacher_phase_ratio=0.0)
     assert torch.equal(history(taught, "loss", "grad_norm"), history(alone, "loss", "grad_norm"))
     for name, weight in taught.model.state_dict().items():
         assert torch.equal(weight, alone.model.state_dict()[name]), name

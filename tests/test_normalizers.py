@@ -3,7 +3,7 @@
 import pytest
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from askd_hf.metrics import BY_LETTER, UNIFIED, error_rates, normalizer_for
+from askd_hf.evaluation.metrics import BY_LETTER, UNIFIED, error_rates, normalizer_for
 
 # two words of each of Whisper's languages that only a mark, a dot or an apostrophe tells apart
 DIFFERENT_WORDS = {

@@ -21,10 +21,12 @@ def numpy_divergence(name, p, q, mix):
     return rel_entr(p, m).sum(-1)
 
 
-def numpy_blend(student, labels, teacher, self_, a, b, temperature, name, mix, trust_label, trusted=1.0):
+def numpy_blend(
+    student, labels, teacher, self_, a, b, temperature, name, mix, weight_teacher_by_label_prob, trusted=1.0
+):
     rows = np.arange(len(labels))
     ce = -log_softmax(student, axis=-1)[rows, labels]
-    g = trusted * (softmax(teacher, axis=-1)[rows, labels] if trust_label else 1.0)
+    g = trusted * (softmax(teacher, axis=-1)[rows, labels] if weight_teacher_by_label_prob else 1.0)
     q = softmax(student / temperature, axis=-1)
     d_teacher = temperature**2 * numpy_divergence(name, softmax(teacher / temperature, axis=-1), q, mix)
     d_self = temperature**2 * numpy_divergence(name, softmax(self_ / temperature, axis=-1), q, mix)
@@ -40,12 +42,12 @@ def logits():
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-@pytest.mark.parametrize("trust_label", [False, True])
+@pytest.mark.parametrize("weight_teacher_by_label_prob", [False, True])
 @pytest.mark.parametrize(("a", "b"), [(0.8, 0.0), (0.0, 0.3), (0.5, 0.4), (0.0, 0.0)])
-def test_the_whole_objective_is_its_formula(logits, name, temperature, trust_label, a, b):
+def test_the_whole_objective_is_its_formula(logits, name, temperature, weight_teacher_by_label_prob, a, b):
     student, teacher, self_, labels = logits
-    options = dict(temperature=temperature, mix=0.3, trust_label=trust_label)
-    expected = numpy_blend(student, labels, teacher, self_, a, b, temperature, name, 0.3, trust_label)
+    options = dict(temperature=temperature, mix=0.3, weight_teacher_by_label_prob=weight_teacher_by_label_prob)
+    expected = numpy_blend(student, labels, teacher, self_, a, b, temperature, name, 0.3, weight_teacher_by_label_prob)
 
     def ours(student_logits):
         return blend(
@@ -69,7 +71,7 @@ def test_the_whole_objective_is_its_formula(logits, name, temperature, trust_lab
     for token, word in [(0, 0), (3, int(labels[3])), (6, 10)]:
         nudge = np.zeros_like(student)
         nudge[token, word] = step
-        args = (labels, teacher, self_, a, b, temperature, name, 0.3, trust_label)
+        args = (labels, teacher, self_, a, b, temperature, name, 0.3, weight_teacher_by_label_prob)
         difference = numpy_blend(student + nudge, *args).sum() - numpy_blend(student - nudge, *args).sum()
         assert logits32.grad[token, word].item() == pytest.approx(difference / (2 * step), rel=1e-3, abs=1e-4)
 
@@ -121,14 +123,14 @@ def test_trust_gives_what_it_takes_from_a_mistaken_teacher_to_the_labels():
     sure_and_wrong, sure_and_right = torch.tensor([[0.0, 30.0], [30.0, 0.0]])
     student = torch.tensor([[1.0, 0.5], [1.0, 0.5]])
     teacher = torch.stack([sure_and_wrong, sure_and_right])
-    terms = blend(student, labels, teacher=teacher, teacher_weight=1.0, trust_label=True)
+    terms = blend(student, labels, teacher=teacher, teacher_weight=1.0, weight_teacher_by_label_prob=True)
     torch.testing.assert_close(terms.total[0], terms.ce[0])
     torch.testing.assert_close(terms.total[1], terms.teacher[1])
 
 
 @pytest.mark.parametrize("soft", ["top k", "full"])
-@pytest.mark.parametrize("trust_label", [False, True])
-def test_on_clips_without_speech_the_teachers_share_goes_to_the_labels(logits, trust_label, soft):
+@pytest.mark.parametrize("weight_teacher_by_label_prob", [False, True])
+def test_on_clips_without_speech_the_teachers_share_goes_to_the_labels(logits, weight_teacher_by_label_prob, soft):
     student, teacher, self_, labels = logits
     trusted = np.array([True, False, False, True, True, False, True])
     target, trusted_tensor = torch.from_numpy(teacher), torch.from_numpy(trusted)
@@ -137,13 +139,15 @@ def test_on_clips_without_speech_the_teachers_share_goes_to_the_labels(logits, t
 
     def ours(logits, target, a, b, trusted):
         soft_targets = dict(teacher=target, self_teacher=torch.from_numpy(self_), teacher_weight=a, self_weight=b)
-        options = dict(temperature=2.0, trust_label=trust_label, trusted=trusted)
+        options = dict(temperature=2.0, weight_teacher_by_label_prob=weight_teacher_by_label_prob, trusted=trusted)
         return blend(logits, torch.from_numpy(labels), **soft_targets, **options)
 
     for a, b in ((1.0, 0.0), (0.5, 0.4)):
         leaf = torch.from_numpy(student).float().requires_grad_()
         terms = ours(leaf, target, a, b, trusted_tensor)
-        of_speech = numpy_blend(student, labels, teacher, self_, a, b, 2.0, "forward_kl", 0.5, trust_label, trusted)
+        of_speech = numpy_blend(
+            student, labels, teacher, self_, a, b, 2.0, "forward_kl", 0.5, weight_teacher_by_label_prob, trusted
+        )
         np.testing.assert_allclose(terms.total.detach(), of_speech, rtol=1e-4, atol=1e-5)
         # the gradient is that of the labels, and of the self-teacher, alone; elsewhere the mask changes nothing
         (gradient,) = torch.autograd.grad(terms.total.sum(), leaf)
@@ -292,8 +296,8 @@ def test_extreme_logits_give_no_nan(name, soft):
         target = TopK.from_logits(teacher, labels, 4, 1.0) if soft == "top k" else teacher
         student = sharp.clone().requires_grad_()
         options = dict(teacher=target, teacher_weight=0.5, divergence=DIVERGENCES[name], mix=0.5)
-        for trust_label in (False, True):
-            terms = blend(student, labels, trust_label=trust_label, **options)
+        for weight_teacher_by_label_prob in (False, True):
+            terms = blend(student, labels, weight_teacher_by_label_prob=weight_teacher_by_label_prob, **options)
             assert all(term.isfinite().all() for term in terms.measured().values())
             (gradient,) = torch.autograd.grad(terms.total.sum(), student)
             assert gradient.isfinite().all()
@@ -320,11 +324,17 @@ def test_cached_log_probs_are_normalized_anew():
         assert (of_itself > -1e-5).all() and (of_itself < 1e-4).all()
 
 
-@pytest.mark.parametrize("trust_label", [False, True])
-def test_k_tokens_take_the_place_of_logits_in_the_whole_objective(logits, trust_label):
+@pytest.mark.parametrize("weight_teacher_by_label_prob", [False, True])
+def test_k_tokens_take_the_place_of_logits_in_the_whole_objective(logits, weight_teacher_by_label_prob):
     """Trust, the teacher's cross-entropy and the agreement need no more than is kept."""
     student, teacher, self_, labels = (torch.from_numpy(x) for x in logits)
-    options = dict(self_teacher=self_, teacher_weight=0.5, self_weight=0.3, temperature=2.0, trust_label=trust_label)
+    options = dict(
+        self_teacher=self_,
+        teacher_weight=0.5,
+        self_weight=0.3,
+        temperature=2.0,
+        weight_teacher_by_label_prob=weight_teacher_by_label_prob,
+    )
     full = blend(student, labels, teacher=teacher, **options).measured()
     all_but_one = TopK.from_logits(teacher, labels, VOCABULARY - 1, 2.0)
     torch.testing.assert_close(blend(student, labels, teacher=all_but_one, **options).measured(), full)

@@ -14,20 +14,19 @@ import transformers.integrations.integration_utils as integrations
 from conftest import ROOT, load_script, make_trainer, run_here, run_there
 from safetensors import SafetensorError
 
-from askd_hf import former_options, packages
-from askd_hf.adapter import LoraArguments
-from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
-from askd_hf.cli import parse_args
+from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, former_options, packages
+from askd_hf.arguments.packages import check_optimizer
+from askd_hf.arguments.parser import parse_args
+from askd_hf.arguments.ranges import Range
+from askd_hf.arguments.writable import check_writable
 from askd_hf.config import RANGES, ASKDConfig
 from askd_hf.data.augment import AugmentArguments
 from askd_hf.errors import UserError, exit_on_user_error, saving_errors
 from askd_hf.evaluation import EvaluationArguments
-from askd_hf.packages import check_optimizer
+from askd_hf.models.loading import check_max_length, load_whisper
+from askd_hf.models.lora import LoraArguments
 from askd_hf.pseudo_labels import PseudoLabelArguments
-from askd_hf.ranges import Range
-from askd_hf.run_dir import prepare_evaluation
-from askd_hf.student import check_max_length, load_whisper
-from askd_hf.writable import check_writable
+from askd_hf.training.run_dir import prepare_evaluation
 
 DISTILL = (ModelArguments, DataArguments, MixArguments, AugmentArguments, CacheArguments, LoraArguments, ASKDConfig)
 NAN, INF = "nan", "inf"
@@ -41,26 +40,26 @@ IMPOSSIBLE = {
     DataArguments: {
         "max_train_samples": [0, -1],
         "max_eval_samples": [0, -1],
-        "min_seconds": [-1, NAN, INF],
-        "max_seconds": [0, -1, NAN],
-        "min_label_tokens": [-1],
-        "max_label_tokens": [0, -1, NAN],
+        "min_duration_in_seconds": [-1, NAN, INF],
+        "max_duration_in_seconds": [0, -1, NAN],
+        "min_label_length": [-1],
+        "max_label_length": [0, -1, NAN],
         "preprocessing_num_workers": [0, -1],
     },
     MixArguments: {
-        "dataset_weights": [0, -1, NAN, INF],
-        "shuffle_buffer": [0, -1],
-        "negatives_share": [0, 1, -0.1, NAN],
+        "dataset_probabilities": [0, -1, NAN, INF],
+        "shuffle_buffer_size": [0, -1],
+        "no_speech_probability": [0, 1, -0.1, NAN],
         "timestamp_probability": [-0.1, 1.1, NAN, INF],
-        "prompt_probability": [-0.1, 1.1, NAN],
+        "condition_on_prev_probability": [-0.1, 1.1, NAN],
     },
     AugmentArguments: {"augment_probability": [0, 1.5, NAN]},
     CacheArguments: {"teacher_top_k": [0, -1]},
-    LoraArguments: {"lora_rank": [0, -1], "lora_alpha": [0, -1, NAN, INF], "lora_dropout": [-0.1, 1, NAN]},
+    LoraArguments: {"lora_r": [0, -1], "lora_alpha": [0, -1, NAN, INF], "lora_dropout": [-0.1, 1, NAN]},
     ASKDConfig: {
         "teacher_weight": [-0.1, 1.1, NAN],
         "teacher_weight_end": [1.1, NAN],
-        "teacher_phase": [-1, 2, NAN],
+        "teacher_phase_ratio": [-1, 2, NAN],
         "self_weight": [2, NAN],
         "self_ema_decay": [1, -0.1, NAN],
         "temperature": [0, -1, NAN, INF],
@@ -153,7 +152,7 @@ def test_impossible_values_of_other_scripts_are_refused(capsys):
 
 
 def test_values_at_the_bounds_are_accepted(tmp_path):
-    accepted = "--max_train_samples 1 --min_seconds 0 --max_seconds inf --timestamp_probability 1 --teacher_top_k 1"
+    accepted = "--max_train_samples 1 --min_duration_in_seconds 0 --max_duration_in_seconds inf --timestamp_probability 1 --teacher_top_k 1"
     accepted += " --warmup_steps 0 --max_grad_norm 0 --logging_steps 0.5 --save_total_limit 0 --weight_decay 0"
     accepted += f" --decoder_layers 31, --seed 0 --output_dir {tmp_path}"
     assert parse_args(DISTILL, accepted.split())[1].max_train_samples == 1
@@ -164,8 +163,11 @@ def test_values_at_the_bounds_are_accepted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--min_seconds 5 --max_seconds 4", "--min_seconds 5.0 is more than --max_seconds 4.0"),
-        ("--min_label_tokens 9 --max_label_tokens 4", "--min_label_tokens 9 is more than --max_label_tokens"),
+        (
+            "--min_duration_in_seconds 5 --max_duration_in_seconds 4",
+            "--min_duration_in_seconds 5.0 is more than --max_duration_in_seconds 4.0",
+        ),
+        ("--min_label_length 9 --max_label_length 4", "--min_label_length 9 is more than --max_label_length"),
         ("--max_steps 10 --warmup_steps 11", "--warmup_steps 11 is more than --max_steps 10"),
         ("--max_train_samples 0", "--max_train_samples 0 is not at least 1; leave it out for all clips"),
         ("--learning_rate abc", "error: argument --learning_rate"),
@@ -183,7 +185,7 @@ def test_ranges_cover_what_transformers_takes_without_a_word():
     numbers = {
         f.name for f in dataclasses.fields(ASKDConfig) if {"int", "float"} & set(re.findall(r"\w+", str(f.type)))
     }
-    ours = set(IMPOSSIBLE[ASKDConfig]) | {"divergence_mix"}
+    ours = set(IMPOSSIBLE[ASKDConfig]) | {"divergence_beta"}
     elsewhere = {"max_steps", "label_smoothing_factor", "local_rank", "save_total_limit"}
     assert not [n for n in numbers - RANGES.keys() - ours - elsewhere if not n.startswith(("hub", "push", "include"))]
 
@@ -215,9 +217,9 @@ def test_nan_is_in_no_range():
         ("model_name_or_path", "--student MODEL"),
         ("train_dataset_name", "--dataset NAME"),
         ("train_split_name", "--train_split SPLIT"),
-        ("text_column_name", "--text_column NAME"),
-        ("max_duration_in_seconds", "--max_seconds"),
-        ("condition_on_prev_probability", "--prompt_probability"),
+        ("text_column_name", "--text_column_name NAME"),
+        ("max_duration_in_seconds", "--max_duration_in_seconds"),
+        ("condition_on_prev_probability", "--condition_on_prev_probability"),
         ("kl_weight", "--teacher_weight"),
         ("wer_threshold", "examples/pseudo_label.py --max_wer"),
         ("cache_dir", "HF_HOME"),
@@ -330,9 +332,9 @@ def test_a_directory_that_can_not_be_written_is_named(tmp_path, unwritable):
     ("script", "arguments", "option"),
     [
         ("distill", "--teacher x --dataset d --output_dir OUT", "--output_dir"),
-        ("distill", "--teacher x --dataset d --cache_encoder OUT --output_dir NEW", "--cache_encoder"),
-        ("distill", "--teacher x --dataset d --cache_teacher OUT --output_dir NEW", "--cache_teacher"),
-        ("cache_teacher", "--teacher x --dataset d --cache_teacher OUT", "--cache_teacher"),
+        ("distill", "--teacher x --dataset d --encoder_cache_dir OUT --output_dir NEW", "--encoder_cache_dir"),
+        ("distill", "--teacher x --dataset d --teacher_cache_dir OUT --output_dir NEW", "--teacher_cache_dir"),
+        ("teacher_cache_dir", "--teacher x --dataset d --teacher_cache_dir OUT", "--teacher_cache_dir"),
         ("evaluate", "--model x --dataset d --output_dir OUT", "--output_dir"),
         ("pseudo_label", "--teacher x --dataset d --output_dir OUT", "--output_dir"),
     ],

@@ -13,14 +13,14 @@ from conftest import Clips, collate, history, make_trainer, options
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
 from askd_hf import ASKDTrainer
-from askd_hf.adapter import LoraArguments, with_lora
 from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource, names_of
-from askd_hf.cli import parse_args
+from askd_hf.arguments.parser import parse_args
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError, exit_on_user_error
-from askd_hf.metrics import compute_metrics_for
-from askd_hf.run_dir import name_run, prepare_evaluation
-from askd_hf.student import init_student
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.models.lora import LoraArguments, with_lora
+from askd_hf.models.student import init_student
+from askd_hf.training.run_dir import prepare_evaluation, set_default_output_dir
 
 real_bf16_support = torch.cuda.is_bf16_supported
 
@@ -47,7 +47,7 @@ def test_yaml_values_are_parsed_as_on_the_command_line(tmp_path):
     assert (data.eval_splits, data.language) == (["validation"], ["no"])
     assert (config.learning_rate, config.freeze_encoder, config.eval_steps) == (2e-3, False, 0.5)
     assert config.lr_scheduler_kwargs == {"num_cycles": 2}
-    name_run(config, models)
+    set_default_output_dir(config, models)
     assert config.output_dir == "runs/t-1-decoder-layers-askd"
 
 
@@ -92,7 +92,7 @@ def test_several_datasets_have_one_value_each_or_the_same():
     assert names_of(same.eval_sources()) == ["a-fr-v", "a-de-v"]
     assert names_of(DataArguments(dataset=["a", "a"]).train_sources()) == ["a-train-0", "a-train-1"]
     with pytest.raises(UserError, match="--eval_splits: of which dataset"):
-        DataArguments(unlabelled="x", eval_splits=["v"]).eval_sources()
+        DataArguments(unlabeled_dataset="x", eval_splits=["v"]).eval_sources()
     with pytest.raises(UserError, match="--train_split: 3 values for 2 datasets"):
         DataArguments(dataset=["a", "b"], train_split=["x", "y", "z"]).train_sources()
 
@@ -102,7 +102,7 @@ def test_several_datasets_have_one_value_each_or_the_same():
     [
         (dict(preset="ce", self_weight=0.5), "self_weight: 0.5 has no effect"),
         (dict(preset="ps-kd", teacher_weight=0.5), "teacher_weight: 0.5 has no effect"),
-        (dict(self_refresh="epoch"), "self_refresh: only a snapshot"),
+        (dict(snapshot_strategy="epoch"), "self_refresh: only a snapshot"),
         (dict(hub_strategy="checkpoint"), "hub_strategy: .checkpoint. publishes the optimizer.s state"),
     ],
     ids=str,
@@ -154,7 +154,7 @@ def test_several_splits_choose_by_the_first_and_no_split_is_an_error(tmp_path):
 
 def test_evaluation_before_the_first_step_of_a_self_phase(tmp_path, teacher, student):
     evaluation = Clips(student.config, clips=4, seed=2)
-    changes = dict(eval_on_start=True, eval_blend=True, predict_with_generate=False)
+    changes = dict(eval_on_start=True, eval_teacher_losses=True, predict_with_generate=False)
     trainer = make_trainer(tmp_path, None, student, evaluation, preset="ps-kd", **changes)
     trainer.train()
     first = trainer.state.log_history[0]
@@ -196,7 +196,9 @@ def test_a_compiled_student_has_the_same_self_teacher(tmp_path, teacher, student
 def test_a_compiled_run_is_the_same_run(tmp_path, teacher, student):
     """Hooks are at work in every step, label lengths change, and evaluation runs the model in between."""
     evaluation = Clips(student.config, clips=4, seed=2)
-    changes = dict(max_steps=8, eval_strategy="steps", eval_steps=3, eval_blend=True, predict_with_generate=False)
+    changes = dict(
+        max_steps=8, eval_strategy="steps", eval_steps=3, eval_teacher_losses=True, predict_with_generate=False
+    )
     runs = []
     for compiled in ({}, dict(torch_compile=True, torch_compile_backend="eager")):
         runs.append(make_trainer(tmp_path, teacher, student, evaluation, **changes, **compiled))
@@ -213,8 +215,8 @@ def test_a_compiled_run_is_the_same_run(tmp_path, teacher, student):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_teacher_with_a_float32_student(tmp_path, teacher, dtype):
     student = init_student(teacher)
-    full = make_trainer(tmp_path, teacher, student, max_steps=4, teacher_phase=1.0)
-    half = make_trainer(tmp_path, teacher.to(dtype), student, max_steps=4, teacher_phase=1.0)
+    full = make_trainer(tmp_path, teacher, student, max_steps=4, teacher_phase_ratio=1.0)
+    half = make_trainer(tmp_path, teacher.to(dtype), student, max_steps=4, teacher_phase_ratio=1.0)
     assert half._teacher_has_our_encoder  # equal up to the teacher's dtype
     full.train()
     half.train()
@@ -352,7 +354,7 @@ def test_a_student_in_half_precision_is_refused(tmp_path, teacher, student, dtyp
 
 
 def test_an_adapter_on_a_half_precision_student_is_trained_in_float32(tmp_path, student):
-    adapted = with_lora(copy.deepcopy(student).bfloat16(), LoraArguments(lora_rank=2), freeze_encoder=True)
+    adapted = with_lora(copy.deepcopy(student).bfloat16(), LoraArguments(lora_r=2), freeze_encoder=True)
     assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
     config = ASKDConfig(**options(tmp_path, preset="ps-kd", max_steps=2))
     trainer = ASKDTrainer(adapted, config, train_dataset=Clips(student.config), data_collator=collate)

@@ -6,7 +6,7 @@ from conftest import Clips, history, make_trainer
 from transformers import Trainer
 
 from askd_hf import ASKDConfig, UserError
-from askd_hf.callbacks import evaluations_since_best
+from askd_hf.hub.training_summary import evaluations_since_best
 
 
 def test_throughput_and_the_time_left(tmp_path, teacher, student, monkeypatch):

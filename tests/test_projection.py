@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from askd_hf import projection
 from askd_hf.objective import DIVERGENCES, TopK, blend
-from askd_hf.projection import Unprojected, chunked_blend, unprojected
+from askd_hf.projection import LMHeadInputs, capture_lm_head_inputs, chunked_distillation_loss
 
 CHUNK, ROWS = 4, 3  # tokens projected, and of these given to the objective, at once; 3 doesn't divide 4
 VOCABULARY, WIDTH = 23, 6
@@ -26,8 +26,8 @@ WEIGHTS = {"teacher": dict(teacher_weight=0.5), "self_teacher": dict(self_weight
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setitem(projection.PROJECTED_AT_ONCE, "cpu", CHUNK)
-    monkeypatch.setitem(projection.BLENDED_AT_ONCE, "cpu", ROWS)
+    monkeypatch.setitem(projection.LOGITS_CHUNK_SIZE, "cpu", CHUNK)
+    monkeypatch.setitem(projection.LOSS_CHUNK_SIZE, "cpu", ROWS)
 
 
 class Case:
@@ -46,7 +46,7 @@ class Case:
         self.targets = {}
         for name, kind in TARGETS[targets].items():
             # wider than the student, and of other weights
-            target = Unprojected(random(tokens, WIDTH + 2), random(VOCABULARY, WIDTH + 2))
+            target = LMHeadInputs(random(tokens, WIDTH + 2), random(VOCABULARY, WIDTH + 2))
             if kind == "top k":
                 logits = target.hidden @ target.weight.T
                 target = TopK.from_logits(logits, self.labels, 5, self.options["temperature"])
@@ -54,7 +54,9 @@ class Case:
             self.options |= WEIGHTS[name]
 
     def in_chunks(self):
-        return chunked_blend(Unprojected(self.hidden, self.weight), self.labels, **self.targets, **self.options)
+        return chunked_distillation_loss(
+            LMHeadInputs(self.hidden, self.weight), self.labels, **self.targets, **self.options
+        )
 
     def at_once(self):
         targets = {n: t if isinstance(t, TopK) else t.hidden @ t.weight.T for n, t in self.targets.items()}
@@ -78,9 +80,11 @@ def assert_same(case: Case, **tolerance):
 @pytest.mark.parametrize("targets", TARGETS)
 def test_sum_terms_and_gradients_are_those_of_the_plain_computation(targets, temperature, divergence):
     options = dict(temperature=temperature, divergence=DIVERGENCES[divergence])
-    for trust_label in (False, True):
+    for weight_teacher_by_label_prob in (False, True):
         for tokens in (1, CHUNK, CHUNK + 1, 5 * CHUNK + 2):
-            case = Case(tokens, targets, trust_label=trust_label, seed=tokens, **options)
+            case = Case(
+                tokens, targets, weight_teacher_by_label_prob=weight_teacher_by_label_prob, seed=tokens, **options
+            )
             total, terms, of_hidden, of_weight = case.gradients(case.in_chunks)
             names = {"total", "ce"} | {"self" for name in case.targets if name == "self_teacher"}
             names |= {name for name in ("teacher", "teacher_ce", "agreement") if "teacher" in case.targets}
@@ -91,11 +95,13 @@ def test_sum_terms_and_gradients_are_those_of_the_plain_computation(targets, tem
 
 
 @pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("trust_label", [False, True])
-def test_tokens_without_speech_stay_with_their_labels_in_any_chunk(targets, trust_label):
+@pytest.mark.parametrize("weight_teacher_by_label_prob", [False, True])
+def test_tokens_without_speech_stay_with_their_labels_in_any_chunk(targets, weight_teacher_by_label_prob):
     for tokens in (1, CHUNK + 1, 5 * CHUNK + 2):
         trusted = torch.rand(tokens, generator=torch.Generator().manual_seed(tokens)) < 0.5
-        case = Case(tokens, targets, trust_label=trust_label, seed=tokens, trusted=trusted)
+        case = Case(
+            tokens, targets, weight_teacher_by_label_prob=weight_teacher_by_label_prob, seed=tokens, trusted=trusted
+        )
         assert_same(case, rtol=1e-5, atol=1e-6)
         with torch.no_grad():
             torch.testing.assert_close(case.in_chunks()[1].total, case.at_once()[1].total, rtol=1e-5, atol=1e-6)
@@ -116,8 +122,8 @@ def test_the_sizes_of_the_chunks_change_nothing(monkeypatch):
     case = Case(11, "top k and self")
     expected = case.gradients(case.in_chunks)
     for projected, blended in ((1, 1), (2, 5), (11, 11), (12, 2), (1000, 1000)):
-        monkeypatch.setitem(projection.PROJECTED_AT_ONCE, "cpu", projected)
-        monkeypatch.setitem(projection.BLENDED_AT_ONCE, "cpu", blended)
+        monkeypatch.setitem(projection.LOGITS_CHUNK_SIZE, "cpu", projected)
+        monkeypatch.setitem(projection.LOSS_CHUNK_SIZE, "cpu", blended)
         torch.testing.assert_close(case.gradients(case.in_chunks), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -187,7 +193,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("targets", TARGETS)
 def test_no_tensor_is_larger_than_a_chunk_of_logits_or_the_weight(targets):
-    case = Case(50 * CHUNK, targets, trust_label="teacher" in TARGETS[targets])
+    case = Case(50 * CHUNK, targets, weight_teacher_by_label_prob="teacher" in TARGETS[targets])
     most = max(CHUNK * VOCABULARY, case.weight.numel(), case.hidden.numel())
     with Largest() as seen:
         case.gradients(case.in_chunks)
@@ -207,7 +213,7 @@ def test_without_gradients_only_the_terms_are_computed(targets):
     assert total.grad_fn is None and not total.requires_grad
     torch.testing.assert_close(total, expected.detach())
     torch.testing.assert_close(ours.measured(), terms.measured(), rtol=1e-5, atol=1e-6)
-    projected = 1 + sum(isinstance(target, Unprojected) for target in case.targets.values())
+    projected = 1 + sum(isinstance(target, LMHeadInputs) for target in case.targets.values())
     assert seen.products == 3 * projected and "_log_softmax_backward_data" not in seen.names
     assert seen.elements < 3 * CHUNK * VOCABULARY
 
@@ -291,15 +297,15 @@ def test_the_hidden_states_of_the_label_tokens_are_noted_and_not_projected(model
     inputs["decoder_input_ids"] = labels.clamp_min(0)
     real = labels != -100
     expected = model(**inputs).logits
-    with unprojected(model, real) as noted:
+    with capture_lm_head_inputs(model, real) as captured:
         outputs = model(**inputs)
-    ((hidden, weight),) = noted
+    ((hidden, weight),) = captured
     assert outputs.logits.numel() == 0 and hidden.shape == (real.sum(), 16) and 0 < real.sum() < real.numel()
     assert weight is model.proj_out.weight
     torch.testing.assert_close(hidden @ weight.T, expected[real])
-    with unprojected(model, real, keep_logits=True) as noted:
+    with capture_lm_head_inputs(model, real, keep_logits=True) as captured:
         assert torch.equal(model(**inputs).logits, expected)
-    assert torch.equal(noted[0].hidden, hidden)
+    assert torch.equal(captured[0].hidden, hidden)
 
 
 def test_gradients_of_the_whole_model_are_those_of_its_own_logits(model, inputs):
@@ -308,9 +314,13 @@ def test_gradients_of_the_whole_model_are_those_of_its_own_logits(model, inputs)
     gradients = []
     for chunked in (False, True):
         model.zero_grad()
-        with unprojected(model, real, keep_logits=not chunked) as noted:
+        with capture_lm_head_inputs(model, real, keep_logits=not chunked) as captured:
             outputs = model(**inputs | ({"labels": None, "decoder_input_ids": inputs["labels"].clamp_min(0)}))
-        loss = chunked_blend(noted[0], labels)[0] if chunked else blend(outputs.logits[real], labels).total.sum()
+        loss = (
+            chunked_distillation_loss(captured[0], labels)[0]
+            if chunked
+            else blend(outputs.logits[real], labels).total.sum()
+        )
         loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     # the projection's weight is the token embeddings' too: it has both gradients
@@ -322,20 +332,20 @@ def test_weights_of_a_functional_call_are_noted(model, inputs):
     real = inputs["labels"] != -100
     inputs["decoder_input_ids"] = inputs.pop("labels").clamp_min(0)
     others = {name: 0.5 * parameter.detach() for name, parameter in model.named_parameters()}
-    with torch.no_grad(), unprojected(model, real) as noted:
+    with torch.no_grad(), capture_lm_head_inputs(model, real) as captured:
         functional_call(model, others, kwargs=inputs, tie_weights=True)
-    assert torch.equal(noted[0].weight, 0.5 * model.proj_out.weight)
+    assert torch.equal(captured[0].weight, 0.5 * model.proj_out.weight)
     with torch.no_grad():
         expected = functional_call(model, others, kwargs=inputs, tie_weights=True).logits[real]
-    torch.testing.assert_close(noted[0].hidden @ noted[0].weight.T, expected)
+    torch.testing.assert_close(captured[0].hidden @ captured[0].weight.T, expected)
 
 
 def test_the_model_projects_again_afterwards_even_after_an_exception(model, inputs):
     real = inputs["labels"] != -100
-    with unprojected(model, real):
+    with capture_lm_head_inputs(model, real):
         model(**inputs | {"labels": None, "decoder_input_ids": inputs["labels"].clamp_min(0)})
     assert model(**inputs).logits.shape == (*real.shape, model.config.vocab_size)
-    with pytest.raises(ZeroDivisionError), unprojected(model, real) as noted:
+    with pytest.raises(ZeroDivisionError), capture_lm_head_inputs(model, real) as captured:
         raise ZeroDivisionError
     assert model(**inputs).logits.shape == (*real.shape, model.config.vocab_size)
-    assert noted == []
+    assert captured == []

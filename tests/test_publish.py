@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from askd_hf.errors import UserError
-from askd_hf.publish import PUBLISHED, published
-from askd_hf.publish import publish as publish_run
+from askd_hf.hub.upload import PUBLISHED, published
+from askd_hf.hub.upload import publish as publish_run
 
 WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
 PUSHED = {

@@ -17,13 +17,14 @@ from fake_hub import Failure, FakeHub, hub_of_this_process
 from huggingface_hub import HfApi, ModelCard
 from transformers import Seq2SeqTrainer, WhisperForConditionalGeneration
 
-from askd_hf.callbacks import StopGracefullyCallback
 from askd_hf.data.encoder_cache import weights_digest
 from askd_hf.errors import UserError
 from askd_hf.evaluation.results import Results
-from askd_hf.publish import find_results, publish, resume_advice
-from askd_hf.publishing import PublishingTrainer, copy_student
-from askd_hf.student import init_student, load_whisper
+from askd_hf.hub.publisher import PublishingTrainer, copy_student
+from askd_hf.hub.upload import find_results, publish, resume_advice
+from askd_hf.models.loading import load_whisper
+from askd_hf.models.student import init_student
+from askd_hf.training.stopping import StopGracefullyCallback
 
 WRITER = "hf_tokenThatMayWrite"
 RESULTS = Path(__file__).parent / "cards" / "made-up-results.json"
@@ -182,7 +183,7 @@ def test_a_branch_is_pushed_to_if_it_is_there(hub, run):
 
 
 def test_a_branch_that_is_gone_meanwhile_is_no_mere_client_error(hub, run, monkeypatch):
-    monkeypatch.setattr("askd_hf.publish.create_repository", lambda repo_id, *args: repo_id)
+    monkeypatch.setattr("askd_hf.hub.upload.create_repository", lambda repo_id, *args: repo_id)
     HfApi().create_repo("me/x")
     with pytest.raises(UserError, match="Revision Not Found"):
         publish(run, "me/x", revision="dev")
@@ -194,8 +195,11 @@ def no_space(*args, **kwargs):
 
 def test_a_full_disk_is_not_the_hubs_fault(hub, run, monkeypatch):
     for broken, message in (
-        ("askd_hf.publish.write_run_figure", "the model card in .*: No space left on device"),
-        ("askd_hf.publish.CommitOperationAdd", "nothing was published: .*No space left on device; the model is safe"),
+        ("askd_hf.hub.upload.write_run_figure", "the model card in .*: No space left on device"),
+        (
+            "askd_hf.hub.upload.CommitOperationAdd",
+            "nothing was published: .*No space left on device; the model is safe",
+        ),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(broken, no_space)
@@ -248,7 +252,7 @@ def test_a_missing_branch_is_found_before_training(hub, tmp_path):
         pushing(tmp_path, hub_revision="dev")
 
 
-@pytest.mark.parametrize("broken", ["shutil.copy", "askd_hf.publish.render_card"])
+@pytest.mark.parametrize("broken", ["shutil.copy", "askd_hf.hub.upload.render_card"])
 def test_training_goes_on_whatever_becomes_of_a_push(hub, tmp_path, monkeypatch, caplog, broken):
     (tmp_path / "run" / "_push-left").mkdir(parents=True)
     trainer = pushing(tmp_path / "run")

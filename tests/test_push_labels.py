@@ -12,8 +12,8 @@ from conftest import ROOT, HubVisit, make_processor, make_whisper, write_speech
 from datasets import Dataset, load_from_disk
 from fake_hub import serve_hub
 
-from askd_hf.student import init_student
-from askd_hf.teacher_cache import ALL_COLUMNS
+from askd_hf.data.teacher_cache import ALL_COLUMNS
+from askd_hf.models.student import init_student
 
 WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
 PARQUET = "data/train-00000-of-00001.parquet"
@@ -41,7 +41,7 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
     write_speech(folder / "speech", CLIPS)
 
     labeller, trainer = ROOT / "examples" / "cache_teacher.py", ROOT / "examples" / "distill.py"
-    label = f"{labeller} --use_cpu --teacher teacher --dataset speech --cache_teacher labelled --teacher_top_k 8 "
+    label = f"{labeller} --use_cpu --teacher teacher --dataset speech --teacher_cache_dir labelled --teacher_top_k 8 "
     label += "--push_labels_to"
     train = f"{trainer} --use_cpu --student student --max_steps 6 --logging_steps 1 --learning_rate 1e-2 "
     train += "--per_device_train_batch_size 4"

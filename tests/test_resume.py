@@ -20,19 +20,20 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerState
 
 from askd_hf import ASKDConfig, ASKDTrainer
-from askd_hf.adapter import LoraArguments, with_lora
-from askd_hf.callbacks import StopGracefullyCallback, data_epoch
+from askd_hf.callbacks import data_epoch
 from askd_hf.errors import UserError
-from askd_hf.run_dir import checkpoint_to_resume, checkpoints
-from askd_hf.run_settings import check_options, is_harmless
-from askd_hf.student import init_student
+from askd_hf.models.lora import LoraArguments, with_lora
+from askd_hf.models.student import init_student
+from askd_hf.training.checkpoints import checkpoint_to_resume, checkpoints
+from askd_hf.training.run_settings import check_options, is_harmless
+from askd_hf.training.stopping import StopGracefullyCallback
 
 STEPS = 10  # 4 steps an epoch
 
 RUNS = {
     "ema": dict(preset="askd"),  # the self phase begins at step 6
     "snapshot": dict(preset="askd", self_teacher="snapshot"),
-    "snapshot renewed at step 8": dict(preset="askd", self_teacher="snapshot", self_refresh="epoch"),
+    "snapshot renewed at step 8": dict(preset="askd", self_teacher="snapshot", snapshot_strategy="epoch"),
     "ps-kd": dict(preset="ps-kd"),  # renewed at steps 4 and 8
     "adaptive": dict(preset="askd", teacher_schedule="adaptive", adaptive_window=2, clips=160),
     "accumulation, trained encoder": dict(
@@ -181,7 +182,7 @@ def resumed(whole, models, directory, **changes) -> ASKDTrainer:
 
 def old_and_new(**changes) -> list[str]:
     """What the message names of changed options, which had the values of `whole`."""
-    before = ASKDConfig(**options("nowhere", teacher_weight=0.8, teacher_phase=0.6, self_teacher="snapshot"))
+    before = ASKDConfig(**options("nowhere", teacher_weight=0.8, teacher_phase_ratio=0.6, self_teacher="snapshot"))
     saved = before.to_dict()
     pairs = [(name, saved[name], value) for name, value in changes.items()]
     return [f"{name} {old} -> {new}" for name, old, new in pairs]
@@ -192,10 +193,10 @@ CHANGED = [
     dict(temperature=1.0),
     dict(teacher_weight_end=0.1, self_weight=0.2),
     dict(divergence="reverse_kl"),
-    dict(divergence="jensen_shannon", divergence_mix=0.3),
-    dict(trust_label=True),
+    dict(divergence="jensen_shannon", divergence_beta=0.3),
+    dict(weight_teacher_by_label_prob=True),
     dict(self_ema_decay=0.5),
-    dict(self_refresh="epoch"),
+    dict(snapshot_strategy="epoch"),
     dict(adaptive_window=3),
     dict(seed=9),
     dict(full_determinism=False, data_seed=9),
@@ -224,7 +225,7 @@ def test_another_objective_or_order_is_refused_by_name(whole, models, tmp_path, 
     for text in expected:
         assert text in str(refused.value)
     with pytest.raises(UserError, match="of another run"):  # the script asks before it loads anything
-        changes = dict(teacher_weight=0.8, teacher_phase=0.6, self_teacher="snapshot") | changes
+        changes = dict(teacher_weight=0.8, teacher_phase_ratio=0.6, self_teacher="snapshot") | changes
         check_options(ASKDConfig(**options(tmp_path, **changes)), f"{whole.args.output_dir}/checkpoint-4")
 
 
@@ -239,7 +240,7 @@ def test_another_objective_or_order_is_refused_by_name(whole, models, tmp_path, 
         (dict(freeze_encoder=False), "freeze_encoder True -> False"),
         (dict(freeze_encoder=False, hidden_weight=2.0), "hidden_weight None -> 2.0"),
         (
-            dict(seed=4, learning_rate=1.0, trust_label=True),
+            dict(seed=4, learning_rate=1.0, weight_teacher_by_label_prob=True),
             "data_seed 3 -> 4, learning_rate .*, seed .*, trust_label",
         ),
     ],
@@ -268,7 +269,7 @@ def test_another_adapter_or_another_student_under_it_is_refused(models, tmp_path
     def run(seed=5, **changes):
         base = init_student(make_whisper(make_processor(), seed=seed), decoder_layers=2)
         torch.manual_seed(0)
-        adapted = with_lora(base, LoraArguments(**dict(lora_rank=2) | changes), freeze_encoder=True)
+        adapted = with_lora(base, LoraArguments(**dict(lora_r=2) | changes), freeze_encoder=True)
         config = ASKDConfig(**options(tmp_path, preset="ce", save_strategy="steps", save_steps=4))
         return ASKDTrainer(adapted, config, train_dataset=Clips(base.config), data_collator=collate)
 
@@ -276,7 +277,7 @@ def test_another_adapter_or_another_student_under_it_is_refused(models, tmp_path
     for changes, message in (
         (dict(lora_alpha=9.0), "lora_alpha 4 -> 9.0"),
         (dict(lora_dropout=0.1), "lora_dropout None -> 0.1"),
-        (dict(lora_rank=3, lora_alpha=4), "lora_rank 2 -> 3"),
+        (dict(lora_r=3, lora_alpha=4), "lora_rank 2 -> 3"),
         (dict(lora_target_modules=["q_proj"]), "lora_target_modules .* -> "),
         (dict(seed=6), "student .the weights beside the adapter. "),
     ):
@@ -330,7 +331,7 @@ def test_every_option_of_the_blend_is_compared():
     own = {field.name for field in dataclasses.fields(ASKDConfig)}
     own -= {field.name for field in dataclasses.fields(ASKDConfig.__base__)}
     assert {name for name in own if is_harmless(name)} == {
-        *("preset", "early_stopping_patience", "eval_blend", "save_dtype"),
+        *("preset", "early_stopping_patience", "eval_teacher_losses", "save_dtype"),
     }
 
 
@@ -349,10 +350,10 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_word(whole, models, t
         again = resumed(whole, models, run, save_strategy="steps", save_steps=4)
     finally:
         whole.args.output_dir = kept
-    assert "another version, which didn't note " in caplog.text and "trust_label" in caplog.text
+    assert "another version, which didn't note " in caplog.text and "weight_teacher_by_label_prob" in caplog.text
     assert torch.equal(history(again, "loss"), history(whole, "loss"))
-    noted = json.loads((run / "checkpoint-8" / "blend_state.json").read_text())["options"]
-    assert noted["trust_label"] is False and noted["batch_size"] == 4
+    captured = json.loads((run / "checkpoint-8" / "blend_state.json").read_text())["options"]
+    assert captured["weight_teacher_by_label_prob"] is False and captured["batch_size"] == 4
 
 
 # ---- whole checkpoints ----

@@ -7,14 +7,13 @@ import pytest
 from askd_hf.callbacks import AdaptiveBlendCallback
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
-from askd_hf.presets import PRESETS
-from askd_hf.schedule import BlendSchedule, BlendState, LabelsJudged
+from askd_hf.schedule import PRESETS, BlendSchedule, BlendState, LabelsJudged
 
 
 def schedule(**changes):
     fields = dict(
         total_steps=100,
-        teacher_phase=0.6,
+        teacher_phase_ratio=0.6,
         teacher_weight=0.8,
         teacher_weight_end=0.2,
         teacher_schedule="linear",
@@ -174,9 +173,12 @@ def test_an_impossible_option_is_refused_by_name(tmp_path, option, value, messag
         (dict(preset="kd", teacher_schedule="adaptive"), "teacher_schedule: adaptive has no effect"),
         (dict(preset="ps-kd", teacher_schedule="adaptive"), "teacher_schedule: adaptive has no effect"),
         (dict(preset="ce", teacher_schedule="cosine"), "teacher_schedule: cosine has no effect"),
-        (dict(teacher_weight=0.0, teacher_weight_end=0.3, teacher_phase=0.0), "teacher_weight_end: 0.3 has no effect"),
+        (
+            dict(teacher_weight=0.0, teacher_weight_end=0.3, teacher_phase_ratio=0.0),
+            "teacher_weight_end: 0.3 has no effect",
+        ),
         (dict(teacher_weight_end=0.3, teacher_schedule="constant"), "teacher_weight_end: 0.3 has no effect"),
-        (dict(teacher_phase=1.0, self_weight=0.5), "self_weight: 0.5 has no effect"),
+        (dict(teacher_phase_ratio=1.0, self_weight=0.5), "self_weight: 0.5 has no effect"),
         (dict(self_weight=0.0, self_schedule="constant"), "self_schedule: constant has no effect"),
         (dict(self_weight=0.0, self_teacher="snapshot"), "self_teacher: snapshot has no effect"),
         (dict(preset="ps-kd", self_weight=0.0, self_schedule="constant"), "self_schedule: constant has no effect"),
@@ -189,7 +191,8 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, options, message):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(teacher_phase=1.0), dict(teacher_schedule="constant"), dict(self_weight=0.0), dict(preset="ce")]
+    "options",
+    [dict(teacher_phase_ratio=1.0), dict(teacher_schedule="constant"), dict(self_weight=0.0), dict(preset="ce")],
 )
 def test_what_a_preset_leaves_without_effect_is_nobodys_mistake(tmp_path, options):
     ASKDConfig(output_dir=str(tmp_path), **options)
@@ -201,5 +204,5 @@ def test_the_default_schedule_is_adaptive_where_it_can_adapt(tmp_path):
 
     assert schedule() == schedule(teacher_weight_end=0.2) == schedule(teacher_weight_end=1.0) == "adaptive"
     assert schedule(teacher_weight=0.2, teacher_weight_end=0.6) == "linear"
-    assert schedule(teacher_weight_end=1.0, teacher_phase=1.0, self_weight=0.0) == "linear"
+    assert schedule(teacher_weight_end=1.0, teacher_phase_ratio=1.0, self_weight=0.0) == "linear"
     assert schedule(teacher_weight=0.0) == "linear"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import Clips, make_trainer, make_whisper, write_speech
 
-from askd_hf.data import Limits, SpeechCollator, check_clips, load_speech
-from askd_hf.student import init_student
-from askd_hf.teacher_cache import cache_teacher, teacher_settings
+from askd_hf.data import Limits, SpeechCollator, filter_invalid_clips, load_speech_dataset
+from askd_hf.data.teacher_cache import cache_teacher, teacher_settings
+from askd_hf.models.student import init_student
 
 MASKS = dict(apply_spec_augment=True, mask_time_prob=0.5, mask_time_length=4)
 
@@ -28,9 +28,9 @@ def heard_by(encoder) -> list[torch.Tensor]:
 
 @pytest.fixture
 def clips(tmp_path, processor, student):
-    speech = load_speech(str(write_speech(tmp_path / "speech", clips=4)), None, "train")
+    speech = load_speech_dataset(str(write_speech(tmp_path / "speech", clips=4)), None, "train")
     collator = SpeechCollator(processor, student.config)
-    return check_clips(speech, collator.label_ids, Limits(1.0), on_bad_audio="error")
+    return filter_invalid_clips(speech, collator.label_ids, Limits(1.0), on_bad_audio="error")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_in_training_the_teacher_hears_the_clips_of_the_collator(
     tmp_path, processor, teacher, clips, clean, own_features, freeze_encoder
 ):
     student = masking(init_student(teacher))
-    options = dict(max_steps=3, teacher_phase=1.0, remove_unused_columns=False, freeze_encoder=freeze_encoder)
+    options = dict(max_steps=3, teacher_phase_ratio=1.0, remove_unused_columns=False, freeze_encoder=freeze_encoder)
     trainer = make_trainer(tmp_path, masking(teacher), student, **options)
     trainer.train_dataset = clips
     own = processor.feature_extractor if own_features else None
@@ -93,7 +93,7 @@ def test_the_self_teacher_hears_what_the_student_would_without_masks(tmp_path, s
 def test_in_evaluation_nobody_hears_masks(tmp_path, teacher, student):
     evaluation = Clips(student.config, clips=4, seed=2)
     trainer = make_trainer(
-        tmp_path, masking(teacher), masking(student), evaluation, max_steps=2, eval_blend=True, preset="kd"
+        tmp_path, masking(teacher), masking(student), evaluation, max_steps=2, eval_teacher_losses=True, preset="kd"
     )
     trainer.train()
     of_teacher, of_student = heard_by(trainer.teacher.model.encoder), heard_by(trainer.model.model.encoder)

@@ -5,7 +5,10 @@ import torch
 from conftest import make_whisper
 
 from askd_hf.errors import UserError
-from askd_hf.student import init_student, layers_to_copy, load_processor, load_whisper, set_language
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.layers import layers_to_copy
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.models.student import init_student
 
 
 @pytest.mark.parametrize(

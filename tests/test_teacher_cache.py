@@ -13,19 +13,26 @@ from conftest import launch_two, make_processor, make_whisper, run_there, write_
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from transformers import WhisperFeatureExtractor
 
-from askd_hf import teacher_cache
-from askd_hf.data import TEACHER_COLUMNS, Limits, SpeechCollator, cache_encoder, check_clips, load_speech
+from askd_hf.data import (
+    TEACHER_COLUMNS,
+    Limits,
+    SpeechCollator,
+    cache_encoder,
+    filter_invalid_clips,
+    load_speech_dataset,
+    teacher_cache,
+)
 from askd_hf.data.columns import replace_column
+from askd_hf.data.teacher_cache import ALL_COLUMNS, SOFT_LABELS, cache_teacher, check_soft_labels, teacher_settings
 from askd_hf.errors import UserError
-from askd_hf.teacher_cache import ALL_COLUMNS, SOFT_LABELS, cache_teacher, check_soft_labels, teacher_settings
 
 CLIPS, TOP_K, TEMPERATURE, BATCH, PART_CLIPS = 7, 5, 2.0, 2, 2
 
 
 def speech(folder: Path) -> Dataset:
     collator = SpeechCollator(processor := make_processor(), make_whisper(processor).config)
-    dataset = load_speech(str(folder), None, "train")
-    return check_clips(dataset, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
+    dataset = load_speech_dataset(str(folder), None, "train")
+    return filter_invalid_clips(dataset, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
 
 
 def settings(teacher, name="tiny", top_k=TOP_K, temperature=TEMPERATURE, dtype=torch.float32) -> str:
@@ -57,7 +64,7 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(teacher_cache, "PART_CLIPS", PART_CLIPS)
 
 
-def labelled_by(teacher) -> list[int]:
+def transcribed_by(teacher) -> list[int]:
     """The sizes of the batches that the teacher has labelled since, as a list that grows."""
     sizes = []
 
@@ -203,7 +210,7 @@ def test_rows_in_another_order_and_twice_get_their_own_labels(teacher, collator,
     assert again["clip"][:] == clips.select(order)["clip"][:]
     for row, i in zip(again, order, strict=True):
         assert row == first[i]
-    sizes = labelled_by(teacher)
+    sizes = transcribed_by(teacher)
     twice = label(tmp_path / "new", clips.select(order), collator, teacher)
     assert sum(sizes) == CLIPS and len(load_from_disk(tmp_path / "new")) == CLIPS
     assert twice["teacher_token_ids"][:] == again["teacher_token_ids"][:]
@@ -212,7 +219,7 @@ def test_rows_in_another_order_and_twice_get_their_own_labels(teacher, collator,
 def test_only_new_and_changed_clips_are_labelled(teacher, collator, folder, tmp_path, capsys):
     all_clips = speech(folder)
     first = label(tmp_path / "cache", all_clips.select(range(5)), collator, teacher)
-    sizes = labelled_by(teacher)
+    sizes = transcribed_by(teacher)
     second = label(tmp_path / "cache", all_clips, collator, teacher)
     assert sum(sizes) == 2 and "(5 of 7 there)" in capsys.readouterr().out
     assert rows(first).items() <= rows(second).items()
@@ -244,7 +251,7 @@ def test_only_new_and_changed_clips_are_labelled(teacher, collator, folder, tmp_
 )
 def test_labels_made_otherwise_are_refused(teacher, collator, clips, tmp_path, changes, message):
     label(tmp_path / "cache", clips, collator, teacher)
-    with pytest.raises(UserError, match=rf"--cache_teacher \S+cache was made with .*{message}"):
+    with pytest.raises(UserError, match=rf"--teacher_cache_dir \S+cache was made with .*{message}"):
         label(tmp_path / "cache", clips, collator, teacher, **changes)
 
 
@@ -286,7 +293,7 @@ def test_a_pass_that_was_killed_goes_on(teacher, collator, folder, clips, tmp_pa
     half = tmp_path / "cache.unfinished" / "part-000-00002.saving"
     half.mkdir()
     (half / "data-00000-of-00001.arrow").write_bytes(b"half a part")
-    sizes = labelled_by(teacher)
+    sizes = transcribed_by(teacher)
     label(tmp_path / "cache", clips, collator, teacher)
     assert sum(sizes) == CLIPS - 2 * BATCH
     label(tmp_path / "whole", clips, collator, teacher)
@@ -301,7 +308,7 @@ def test_a_pass_that_was_killed_while_it_saved_goes_on(teacher, collator, folder
     done = run_there(RUN, folder, tmp_path / "cache", where)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     assert (tmp_path / "cache.replaced").exists() and (tmp_path / "cache").exists() == (where == "cleaning up")
-    sizes = labelled_by(teacher)
+    sizes = transcribed_by(teacher)
     again = label(tmp_path / "cache", clips, collator, teacher)
     assert sizes == []  # all parts were done
     assert_plain(again, teacher, collator)
@@ -345,8 +352,8 @@ def test_it_is_a_dataset_of_its_own_with_the_audio_in_it(teacher, collator, fold
     shutil.copytree(tmp_path / "cache", tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "cache")
     for name in ("elsewhere", "cache.parquet"):
-        loaded = load_speech(str(tmp_path / name), None, "train")
-        loaded = check_clips(loaded, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
+        loaded = load_speech_dataset(str(tmp_path / name), None, "train")
+        loaded = filter_invalid_clips(loaded, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
         assert {column: loaded.features[column] for column in ALL_COLUMNS} == dict(SOFT_LABELS)
         assert str(loaded.features["teacher_token_ids"]) == "List(List(Value('uint16')))"
         assert str(loaded.features["teacher_log_probs"]) == "List(List(Value('float16')))"
@@ -394,7 +401,7 @@ def test_labels_of_texts_without_the_space_are_refused(teacher, collator, clips,
     labelled = label(tmp_path / "new", clips, collator, teacher)
     made_before_the_space(labelled).save_to_disk(tmp_path / "old")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "old").iterdir()}
-    sizes = labelled_by(teacher)
+    sizes = transcribed_by(teacher)
     with pytest.raises(
         UserError, match=r"old was labelled by an older version .* no space in front.*name another dir"
     ):

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from askd_hf.data.encoder_cache import weights_digest
-from askd_hf.student import init_student, same_encoder
-from askd_hf.teacher_cache import SETTINGS
-from askd_hf.teacher_memory import full_weights, offload, place_teacher, quantize_decoder
+from askd_hf.data.teacher_cache import SETTINGS
+from askd_hf.models.student import init_student, same_encoder
+from askd_hf.models.teacher_memory import full_weights, offload, place_teacher, quantize_decoder
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -221,7 +221,7 @@ def test_an_offloaded_teacher_gives_the_same_student(monkeypatch, capsys, tmp_pa
 
 def test_cached_labels_say_what_made_them(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     def label(cache: str, run: str, *more: str):
-        caches = ["--cache_teacher", tmp_path / cache, "--teacher_top_k", 8]
+        caches = ["--teacher_cache_dir", tmp_path / cache, "--teacher_top_k", 8]
         arguments = options(teacher_dir, speech_dir, tmp_path / run, *caches, *more)
         return run_here(monkeypatch, capsys, *arguments)
 

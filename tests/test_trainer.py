@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TrainerCallback
 
 from askd_hf.config import ASKDConfig
-from askd_hf.data import SpeechCollator, decode_audio, load_speech
+from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
-from askd_hf.metrics import compute_metrics_for
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.models.student import init_student
 from askd_hf.objective import DIVERGENCES, blend
-from askd_hf.student import init_student
 from askd_hf.trainer import ASKDTrainer, NonFiniteLossError
 
 
@@ -72,7 +72,9 @@ def test_specaugment_reaches_the_student_and_neither_teacher_nor_self(tmp_path, 
 def test_the_logged_terms_are_those_of_the_models(tmp_path, processor, student, teacher_dropout):
     """The first step, recomputed with plain forward passes; dropout would show in a teacher left in training mode."""
     teacher = make_whisper(processor, dropout=teacher_dropout).train()
-    trainer = make_trainer(tmp_path, teacher, student, max_steps=1, per_device_train_batch_size=16, teacher_phase=1.0)
+    trainer = make_trainer(
+        tmp_path, teacher, student, max_steps=1, per_device_train_batch_size=16, teacher_phase_ratio=1.0
+    )
     trainer.train()
     row = next(row for row in trainer.state.log_history if "loss" in row)
     batch = collate(Clips(student.config).rows)
@@ -133,7 +135,7 @@ def test_the_teacher_is_untouched_freed_and_never_saved(tmp_path, teacher, stude
 
 
 def test_the_ema_is_the_average_by_its_formula(tmp_path, teacher, student):
-    trainer = make_trainer(tmp_path, teacher, student, max_steps=5, teacher_phase=0.4, self_ema_decay=0.7)
+    trainer = make_trainer(tmp_path, teacher, student, max_steps=5, teacher_phase_ratio=0.4, self_ema_decay=0.7)
     name = "model.decoder.layers.0.fc1.weight"
     trail = []
 
@@ -152,7 +154,7 @@ def test_the_ema_is_the_average_by_its_formula(tmp_path, teacher, student):
 
 @pytest.mark.parametrize(("refresh", "taken_at"), [("never", 0), ("epoch", 8)])
 def test_the_snapshot_is_the_student_of_its_epoch(tmp_path, teacher, student, refresh, taken_at):
-    trainer = make_trainer(tmp_path, teacher, student, preset="ps-kd", self_refresh=refresh, max_steps=10)
+    trainer = make_trainer(tmp_path, teacher, student, preset="ps-kd", snapshot_strategy=refresh, max_steps=10)
     trail = []
 
     class Trail(TrainerCallback):
@@ -179,7 +181,7 @@ def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, t
         eval_strategy="steps",
         eval_steps=2,
         preset="kd",
-        eval_blend=True,
+        eval_teacher_losses=True,
     )
     trainer.train()
     metrics = trainer.state.log_history[-2]
@@ -214,7 +216,9 @@ def test_error_rates_are_those_of_generate_by_hand(tmp_path, processor, speech_d
     model = make_whisper(processor)
     learn_by_heart(model, processor, known)
     collator = SpeechCollator(processor, model.config)
-    rows = [row for folder in (known, speech_dir / "validation") for row in load_speech(str(folder), None, "train")]
+    rows = [
+        row for folder in (known, speech_dir / "validation") for row in load_speech_dataset(str(folder), None, "train")
+    ]
     trainer = ASKDTrainer(
         model=model,
         args=ASKDConfig(**options(tmp_path / "run", preset="ps-kd", per_device_eval_batch_size=4)),

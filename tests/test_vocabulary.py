@@ -22,11 +22,12 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperToken
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from askd_hf.data import decode_audio, load_speech
+from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.data.labels import example
 from askd_hf.errors import UserError
-from askd_hf.student import init_student, load_whisper
-from askd_hf.vocabulary import timestamp_ids, token_partners, with_vocabulary_of
+from askd_hf.models.loading import load_whisper
+from askd_hf.models.student import init_student
+from askd_hf.models.vocabulary import timestamp_ids, token_partners, with_vocabulary_of
 
 ENGLISH_ONLY = make_processor().tokenizer
 
@@ -291,7 +292,7 @@ def shaped(tmp_path_factory) -> tuple[Path, WhisperTokenizer, WhisperTokenizer]:
     return folder, theirs, ours
 
 
-CACHES = "--cache_encoder encoder --cache_teacher labels --teacher_top_k 51864"
+CACHES = "--encoder_cache_dir encoder --teacher_cache_dir labels --teacher_top_k 51864"
 
 
 @pytest.mark.parametrize("teacher", ["live", "cached", "absent"])
@@ -322,7 +323,7 @@ def test_a_teacher_like_large_v3_distils_into_a_student_like_small(tmp_path, sha
     partners = token_partners(theirs, ours)
     ours.set_prefix_tokens(language="en", task="transcribe", predict_timestamps=False)
     extractors = {80: WhisperFeatureExtractor(80, chunk_length=1), 128: WhisperFeatureExtractor(128, chunk_length=1)}
-    for row in load_speech(str(speech_dir), None, "train"):
+    for row in load_speech_dataset(str(speech_dir), None, "train"):
         ids = torch.tensor(ours.encode(f" {row['text']}"))
         wave = decode_audio(row["audio"])
         features = {

@@ -49,7 +49,7 @@ def compose(
     min_digits: int = 2,
     max_digits: int = 5,
     pause: tuple[float, float] = (0.03, 0.25),
-    max_seconds: float = MAX_SECONDS,
+    max_duration_in_seconds: float = MAX_SECONDS,
 ) -> tuple[np.ndarray, str]:
     """One string of digits of one speaker at 8 kHz, with a pause before, between and after, and its text."""
     while True:
@@ -60,5 +60,5 @@ def compose(
             pieces.append(takes[digit][rng.integers(len(takes[digit]))])
         pieces.append(np.zeros(int(rng.uniform(*pause) * SAMPLE_RATE), dtype=np.float32))
         wave = np.concatenate(pieces)
-        if len(wave) <= max_seconds * SAMPLE_RATE:  # else draw again: a few takes are very long
+        if len(wave) <= max_duration_in_seconds * SAMPLE_RATE:  # else draw again: a few takes are very long
             return wave, " ".join(WORDS[digit] for digit in digits)

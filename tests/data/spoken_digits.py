@@ -11,7 +11,7 @@ from conftest import ROOT
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.modeling_whisper import sinusoids
 
-from askd_hf.student import load_processor, load_whisper
+from askd_hf.models.loading import load_processor, load_whisper
 
 DIGITS = ROOT / "examples" / "demo" / "digits"
 TEACHER = ROOT / "examples" / "demo" / "teacher"

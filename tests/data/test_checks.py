@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from speech_files import RATE, encoded, noise, tone, write_csv
 
-from askd_hf.data import Limits, check_clips, load_speech
+from askd_hf.data import Limits, filter_invalid_clips, load_speech_dataset
 from askd_hf.errors import UserError
 
 TEXTS = ["ab", "ab", "ab", "ab", "ab", "ab", "ab", "a" * 30, "", "  ", "fine"]
@@ -36,12 +36,12 @@ def mixed(tmp_path):
     (tmp_path / "4.wav").write_bytes(encoded(tone()[:0]))
     soundfile.write(tmp_path / "5.wav", np.array([0.0, np.nan]), RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "6.wav", tone(seconds=1.5), RATE)
-    return load_speech(str(tmp_path), None, "train")
+    return load_speech_dataset(str(tmp_path), None, "train")
 
 
 def check(dataset, **changes):
     options = dict(limits=Limits(1.0, 20), on_bad_audio="error", split="train")
-    return check_clips(dataset, lambda row: list(map(ord, row["text"])), **(options | changes))
+    return filter_invalid_clips(dataset, lambda row: list(map(ord, row["text"])), **(options | changes))
 
 
 def test_error_names_every_bad_row(mixed):
@@ -77,7 +77,7 @@ def test_skip_keeps_the_good_rows_and_lists_the_bad_ones(mixed, tmp_path, caplog
 def test_only_the_first_ten_are_shown(tmp_path):
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", "x"] for i in range(13))])
     with pytest.raises(UserError) as error:
-        check(load_speech(str(tmp_path), None, "train"))
+        check(load_speech_dataset(str(tmp_path), None, "train"))
     lines = str(error.value).splitlines()
     assert lines[0] == "train: 13 of 13 clips can't be used (13 missing file):"
     assert lines[10:12] == ["  row 9, 9.wav: missing file", "  and 3 more"]
@@ -86,7 +86,11 @@ def test_only_the_first_ten_are_shown(tmp_path):
 def test_nothing_left_is_an_error(tmp_path):
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], ["0.wav", "x"]])
     with pytest.raises(UserError, match=r"1 of 1 clips .* nothing is left"):
-        check(load_speech(str(tmp_path), None, "train"), on_bad_audio="skip", report_file=tmp_path / "skipped.csv")
+        check(
+            load_speech_dataset(str(tmp_path), None, "train"),
+            on_bad_audio="skip",
+            report_file=tmp_path / "skipped.csv",
+        )
 
 
 def test_good_rows_leave_no_report(mixed, tmp_path):
@@ -122,14 +126,14 @@ def test_the_audio_key_is_of_the_content(tmp_path):
     for name, content in files.items():
         soundfile.write(tmp_path / name, **content)
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([name, "x"] for name in files)])
-    same, named, flac, stereo, *others = check(load_speech(str(tmp_path), None, "train"))["audio_key"][:]
+    same, named, flac, stereo, *others = check(load_speech_dataset(str(tmp_path), None, "train"))["audio_key"][:]
     assert same == named == flac == stereo
     assert len({same, *others}) == 4
     assert len(same) == 32
 
 
 def test_without_a_tokenizer_any_transcript_is_good(mixed):
-    kept = check_clips(mixed, None, Limits(1.0), on_bad_audio="skip")
+    kept = filter_invalid_clips(mixed, None, Limits(1.0), on_bad_audio="skip")
     assert kept["clip"][:] == ["0.wav", "7.wav", "8.wav", "9.wav", "10.wav"]
     assert kept["text"][:] == [TEXTS[i] for i in (0, 7, 8, 9, 10)]
     assert "label_tokens" not in kept.column_names
@@ -142,22 +146,23 @@ def test_filters_leave_out_and_count_what_is_not_wanted(tmp_path, caplog):
     write_csv(
         tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", text] for i, text in enumerate(texts))]
     )
-    speech = load_speech(str(tmp_path), None, "train")
-    wanted = Limits(1.0, 20, min_seconds=0.3, max_seconds=0.7, min_label_tokens=2)
+    speech = load_speech_dataset(str(tmp_path), None, "train")
+    wanted = Limits(1.0, 20, min_duration_in_seconds=0.3, max_duration_in_seconds=0.7, min_label_length=2)
     kept = check(speech, limits=wanted, report_file=tmp_path / "left-out.csv")  # not bad, so no error
     assert kept["clip"][:] == ["1.wav"]
     assert (
-        "the filters leave out 3 of 4 clips (1 under --min_seconds, 1 under --min_label_tokens, 1 over" in caplog.text
+        "the filters leave out 3 of 4 clips (1 under --min_duration_in_seconds, 1 under --min_label_length, 1 over"
+        in caplog.text
     )
     with (tmp_path / "left-out.csv").open() as file:
         assert list(csv.reader(file)) == [
             ["row", "clip", "reason"],
-            ["0", "0.wav", "under --min_seconds: 0.20 s"],
-            ["2", "2.wav", "under --min_label_tokens: 1"],
-            ["3", "3.wav", "over --max_seconds: 0.80 s"],
+            ["0", "0.wav", "under --min_duration_in_seconds: 0.20 s"],
+            ["2", "2.wav", "under --min_label_length: 1"],
+            ["3", "3.wav", "over --max_duration_in_seconds: 0.80 s"],
         ]
-    with pytest.raises(UserError, match=r"4 of 4 clips \(4 over --max_label_tokens\), so nothing is left"):
-        check(speech, limits=Limits(1.0, 20, max_label_tokens=0))
+    with pytest.raises(UserError, match=r"4 of 4 clips \(4 over --max_label_length\), so nothing is left"):
+        check(speech, limits=Limits(1.0, 20, max_label_length=0))
 
 
 def test_a_clip_without_text_is_good_only_where_nobody_speaks(mixed):
@@ -171,7 +176,7 @@ def test_a_clip_without_text_is_good_only_where_nobody_speaks(mixed):
 def test_times_that_cannot_be_are_bad_rows_if_they_are_used(tmp_path, segment):
     soundfile.write(tmp_path / "0.wav", tone(seconds=0.5), RATE)
     (tmp_path / "metadata.csv").write_text("file_name,text\n0.wav,ab\n")
-    speech = load_speech(str(tmp_path), None, "train")
+    speech = load_speech_dataset(str(tmp_path), None, "train")
     speech = speech.add_column("segments", [[{"start": segment[0], "end": segment[1], "text": "ab"}]])
     assert len(check(speech)) == 1
     with pytest.raises(UserError, match="wrong times of a segment: "):
@@ -185,7 +190,7 @@ def test_silence_is_good_only_without_a_transcript(tmp_path):
     for name, wave in zip(texts, (0 * tone(), 0 * tone() + 0.25, tone() / 3000, 0 * tone()), strict=True):
         soundfile.write(tmp_path / name, wave, RATE)
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *texts.items()])
-    speech = load_speech(str(tmp_path), None, "train")
+    speech = load_speech_dataset(str(tmp_path), None, "train")
     with pytest.raises(UserError) as error:
         check(speech.select(range(3)))
     lines = str(error.value).splitlines()
@@ -235,4 +240,4 @@ def test_each_kind_of_bad_sound_is_counted_by_its_name(tmp_path):
         soundfile.write(tmp_path / f"{i}.wav", wave, RATE, subtype="FLOAT")
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", "x"] for i in range(4))])
     with pytest.raises(UserError, match=r"\(2 samples must be within -1 and 1, 2 left and right cancel out\)"):
-        check(load_speech(str(tmp_path), None, "train"))
+        check(load_speech_dataset(str(tmp_path), None, "train"))

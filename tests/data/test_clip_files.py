@@ -12,7 +12,7 @@ import soundfile
 from datasets import Audio, ClassLabel, Dataset, Features, Value, load_from_disk
 from speech_files import RATE, audiofolder, encoded, tone, write_csv
 
-from askd_hf.data import Limits, check_clips, decode_audio, load_speech
+from askd_hf.data import Limits, decode_audio, filter_invalid_clips, load_speech_dataset
 from askd_hf.data.audio import MAX_BYTES, AudioError
 from askd_hf.data.augment import AugmentArguments, Augmenter
 from askd_hf.data.clip_files import ClipFiles
@@ -66,7 +66,7 @@ def test_downloaded_datasets_name_no_files_outside(tmp_path, path):
     folder = downloaded(tmp_path / "x")
     write_csv(folder / "metadata.csv", [["file_name", "text"], [path, "a"]])
     with pytest.raises(UserError, match="no part of the dataset"):
-        load_speech(str(folder), None, "train")
+        load_speech_dataset(str(folder), None, "train")
     (folder / "metadata.csv").unlink()
     paths_in(folder / "data" / "train-00000-of-00001.parquet", ["0.wav", path])
     (folder / "data" / "0.wav").write_bytes(encoded(tone()))
@@ -74,7 +74,7 @@ def test_downloaded_datasets_name_no_files_outside(tmp_path, path):
         inside = path in ("../x.wav", "..\\x.wav", "a/../../x.wav", "a\\..\\..\\x.wav")
         if not inside:
             with pytest.raises(UserError, match="no part of the dataset"):
-                load_speech(str(folder), None, "train")
+                load_speech_dataset(str(folder), None, "train")
 
 
 def test_links_out_of_downloaded_datasets_are_not_followed(tmp_path):
@@ -83,9 +83,9 @@ def test_links_out_of_downloaded_datasets_are_not_followed(tmp_path):
     (folder / "0.wav").symlink_to(tmp_path / "secret.wav")
     write_csv(folder / "metadata.csv", [["file_name", "text"], ["0.wav", "a"]])
     with pytest.raises(UserError, match=r"leads to .*secret\.wav, out of the downloaded dataset"):
-        load_speech(str(folder), None, "train")
+        load_speech_dataset(str(folder), None, "train")
     shutil.rmtree(folder / ".cache")  # one's own
-    assert len(decode_audio(load_speech(str(folder), None, "train")[0]["audio"])) == 8000
+    assert len(decode_audio(load_speech_dataset(str(folder), None, "train")[0]["audio"])) == 8000
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -100,7 +100,7 @@ def test_relative_paths_are_beside_the_parquet_file(tmp_path, monkeypatch, caplo
         there.parent.mkdir(exist_ok=True)
         there.write_bytes(encoded(tone()))
     name = name if layout == "x.parquet" else str(tmp_path / "x")
-    rows = list(load_speech(name, None, "train", streaming=streaming))
+    rows = list(load_speech_dataset(name, None, "train", streaming=streaming))
     assert [len(decode_audio(rows[i]["audio"])) for i in (0, 1, 3)] == [8000] * 3
     assert rows[0]["clip"] == "audio/0.wav" and rows[4]["clip"] == "gone.wav"
     for row, message in ((2, "no audio"), (4, "missing file")):
@@ -113,7 +113,7 @@ def test_rows_with_their_audio_keep_the_names_of_others(tmp_path):
     audio = [{"bytes": encoded(tone()), "path": "/elsewhere/0.wav"}, {"bytes": None, "path": "1.wav"}]
     Dataset.from_dict({"audio": audio, "text": ["a", "b"]}).to_parquet(tmp_path / "x.parquet")
     (tmp_path / "1.wav").write_bytes(encoded(tone(300.0)))
-    got = load_speech(str(tmp_path / "x.parquet"), None, "train")
+    got = load_speech_dataset(str(tmp_path / "x.parquet"), None, "train")
     assert got["clip"][:] == ["/elsewhere/0.wav", "1.wav"]
     assert (decode_audio(got[0]["audio"]) == decode_audio({"bytes": encoded(tone())})).all()
     assert (decode_audio(got[1]["audio"]) == decode_audio({"bytes": encoded(tone(300.0))})).all()
@@ -127,7 +127,9 @@ def test_only_regular_files_of_a_sane_size_are_read(tmp_path):
     names = ["pipe.wav", "huge.wav", "folder.wav", "/dev/zero"]
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([name, "a"] for name in names)])
     with pytest.raises(UserError) as error:
-        check_clips(load_speech(str(tmp_path), None, "train"), None, Limits(30.0), on_bad_audio="error")
+        filter_invalid_clips(
+            load_speech_dataset(str(tmp_path), None, "train"), None, Limits(30.0), on_bad_audio="error"
+        )
     for line in (
         "row 0, pipe.wav: unreadable file: a pipe or a device, not a regular file",
         "row 1, huge.wav: too large: 4.0 GiB, the limit is 4 GiB",
@@ -164,7 +166,7 @@ def test_audio_of_every_type(tmp_path, kind, streaming):
         value = content if "binary" in str(kind) else "0.wav"
     table = pa.table({"audio": pa.array([value], kind), "text": ["a"]})
     pq.write_table(table, tmp_path / "x.parquet")
-    (row,) = load_speech(str(tmp_path / "x.parquet"), None, "train", streaming=streaming)
+    (row,) = load_speech_dataset(str(tmp_path / "x.parquet"), None, "train", streaming=streaming)
     assert (decode_audio(row["audio"]) == decode_audio({"bytes": content})).all()
 
 
@@ -211,7 +213,7 @@ WAYS = ["metadata.parquet", "parquet", "saved", "stream"]
 @pytest.mark.parametrize("kind", TEXTS)
 def test_transcripts_of_every_type_of_text(tmp_path, way, kind):
     name = source_of(tmp_path / "x", "sentence", TEXTS[kind], way)
-    speech = load_speech(name, None, "train", streaming=way == "stream")
+    speech = load_speech_dataset(name, None, "train", streaming=way == "stream")
     assert speech.features["text"] == Value("string")
     assert [row["text"] for row in speech] == TEXTS_AS.get(kind, ["a", None])
 
@@ -220,18 +222,18 @@ def test_transcripts_of_every_type_of_text(tmp_path, way, kind):
 @pytest.mark.parametrize("kind", NO_TEXTS)
 def test_transcripts_that_are_no_text_are_named(tmp_path, way, kind):
     name = source_of(tmp_path / "x", "sentence", NO_TEXTS[kind], way)
-    message = r"the transcript column 'sentence' holds .*, not text.*--text_column"
+    message = r"the transcript column 'sentence' holds .*, not text.*--text_column_name"
     if kind == "bytes" and way == "stream":  # which is read when it is trained on
         message = "a transcript isn't UTF-8"
     with pytest.raises(UserError, match=message):
-        list(load_speech(name, None, "train", streaming=way == "stream"))
+        list(load_speech_dataset(name, None, "train", streaming=way == "stream"))
 
 
 @pytest.mark.parametrize("way", ["metadata.parquet", "parquet", "saved", "stream"])
 @pytest.mark.parametrize("kind", ["large_string", "string_view", "dictionary"])
 def test_languages_of_every_type_of_text(tmp_path, way, kind):
     name = source_of(tmp_path / "x", "language", TEXTS[kind], way)
-    speech = load_speech(name, None, "train", streaming=way == "stream")
+    speech = load_speech_dataset(name, None, "train", streaming=way == "stream")
     assert speech.features["language"] == Value("string")
     assert [row["language"] for row in speech] == ["a", None]
 
@@ -242,7 +244,7 @@ def test_classes_in_metadata_keep_their_names(tmp_path):
     )
     rows = {"file_name": ["0.wav", "1.wav"], "command": [1, None], "language": [1, 0]}
     Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "metadata.parquet")
-    speech = load_speech(str(tmp_path), None, "train", text_column="command")
+    speech = load_speech_dataset(str(tmp_path), None, "train", text_column_name="command")
     assert speech["text"][:] == ["yes", None]
     assert speech.features["language"] == ClassLabel(names=["de", "fr"]) and speech["language"][:] == [1, 0]
 
@@ -252,12 +254,12 @@ def test_types_that_datasets_lacks(tmp_path, caplog):
         {"file_name": ["0.wav"], "text": ["a"], "m": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int8()))}
     )
     pq.write_table(table, tmp_path / "metadata.parquet")
-    assert load_speech(str(tmp_path), None, "train").column_names == ["audio", "clip", "text"]
+    assert load_speech_dataset(str(tmp_path), None, "train").column_names == ["audio", "clip", "text"]
     assert "the column 'm' is ignored: `datasets` has no type for map" in caplog.text
     audio = pa.array([{"bytes": b"x", "path": "0.wav"}])
     pq.write_table(table.drop(["file_name"]).append_column("audio", audio), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x\.parquet: Arrow type map.*write it without this column"):
-        load_speech(str(tmp_path / "x.parquet"), None, "train")
+        load_speech_dataset(str(tmp_path / "x.parquet"), None, "train")
 
 
 def strange(folder: Path, way: str) -> str:
@@ -266,7 +268,7 @@ def strange(folder: Path, way: str) -> str:
     plain = audiofolder(folder / "files", ["a", "b"])
     if way == "audiofolder":
         return str(plain)
-    rows = load_speech(str(plain), None, "train")
+    rows = load_speech_dataset(str(plain), None, "train")
     audio = [{"bytes": Path(row["audio"]["path"]).read_bytes(), "path": row["clip"]} for row in rows]
     rows = rows.select_columns("text").add_column("audio", audio, feature=Audio(decode=False))
     shutil.rmtree(plain)
@@ -282,7 +284,7 @@ def strange(folder: Path, way: str) -> str:
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("way", ["audiofolder", "saved", "file", "shards", "bare"])
 def test_names_that_are_patterns(tmp_path, way, streaming):
-    got = load_speech(strange(tmp_path, way), None, "train", streaming=streaming)
+    got = load_speech_dataset(strange(tmp_path, way), None, "train", streaming=streaming)
     assert [row["text"] for row in got] == ["a", "b"]
     assert all(len(decode_audio(row["audio"])) == 8000 for row in got)
 

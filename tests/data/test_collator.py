@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import WhisperConfig, WhisperProcessor
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-from askd_hf.data import Limits, SpeechCollator, load_speech
+from askd_hf.data import Limits, SpeechCollator, load_speech_dataset
 from askd_hf.errors import UserError
 
 
@@ -31,7 +31,7 @@ def small() -> WhisperProcessor:
 
 @pytest.fixture
 def rows(tmp_path):
-    return load_speech(str(audiofolder(tmp_path, ["ab", "c ab", "b"])), None, "train")
+    return load_speech_dataset(str(audiofolder(tmp_path, ["ab", "c ab", "b"])), None, "train")
 
 
 def config(**changes) -> WhisperConfig:
@@ -114,7 +114,7 @@ def test_another_rate_gives_almost_the_same_features(small, tmp_path):
 
 
 def test_rows_of_a_stream_are_judged_by_their_sound_and_pace(small):
-    """As `check_clips` judges those of a dataset."""
+    """As `filter_invalid_clips` judges those of a dataset."""
     collator = SpeechCollator(small, config(), limits=Limits(1.0, 60))
     sounds = {"good": tone(), "zeros": 0 * tone(), "hasty": tone(), "canceled": np.stack([tone(), -tone()], axis=1)}
     rows = [

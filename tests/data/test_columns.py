@@ -10,10 +10,10 @@ from conftest import make_processor, make_whisper
 from datasets import Audio, Dataset
 from speech_files import RATE, audiofolder, tone, write_csv
 
-from askd_hf.data import SpeechCollator, decode_audio, load_speech
+from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
 from askd_hf.data.columns import COLUMNS
+from askd_hf.data.teacher_cache import has_soft_labels
 from askd_hf.errors import UserError
-from askd_hf.teacher_cache import has_soft_labels
 
 TEXTS = [*"abcdefgh"]
 TIMED = [
@@ -25,7 +25,7 @@ ROUNDED = [{"start": float(np.float32(0.1)), "end": 1.0, "text": "a"}, {"start":
 
 def with_audio_inside(folder: Path) -> Dataset:
     """An audiofolder's rows, with the bytes of the files."""
-    dataset = load_speech(str(audiofolder(folder, TEXTS)), None, "train")
+    dataset = load_speech_dataset(str(audiofolder(folder, TEXTS)), None, "train")
     audio = [{"bytes": Path(row["audio"]["path"]).read_bytes(), "path": row["clip"]} for row in dataset]
     return dataset.select_columns("text").add_column("audio", audio, feature=Audio())
 
@@ -54,7 +54,7 @@ def test_optional_columns_have_their_types(tmp_path, caplog, kind, streaming):
         task=[None] * 8,
     )
     files = sorted(tmp_path.rglob("*"))
-    got = load_speech(name, None, "train", streaming=streaming)
+    got = load_speech_dataset(name, None, "train", streaming=streaming)
     assert {name: got.features[name] for name in ("segments", "prompt", "task")} == {
         name: COLUMNS[name] for name in ("segments", "prompt", "task")
     }
@@ -84,7 +84,7 @@ def test_optional_columns_have_their_types(tmp_path, caplog, kind, streaming):
 )
 def test_columns_that_hold_something_else_are_left_out(tmp_path, caplog, streaming, column, values, held):
     name = saved_with(tmp_path, "parquet", **{column: values})
-    got = load_speech(name, None, "train", streaming=streaming)
+    got = load_speech_dataset(name, None, "train", streaming=streaming)
     assert column not in got.column_names and [row["text"] for row in got] == TEXTS
     assert column not in next(iter(got))
     assert f"{name}: the column '{column}' is left out: it holds {held}" in caplog.text
@@ -94,8 +94,8 @@ def test_transcripts_of_another_type_are_read_without_a_copy_of_the_audio(tmp_pa
     dataset = with_audio_inside(tmp_path).cast_column("audio", Audio(decode=False)).remove_columns("text")
     dataset.add_column("text", list(range(8))).save_to_disk(tmp_path / "saved")
     files = sorted(tmp_path.rglob("*"))
-    assert load_speech(str(tmp_path / "saved"), None, "train")["text"][:] == list("01234567")
-    streamed = load_speech(str(tmp_path / "saved"), None, "train", streaming=True)
+    assert load_speech_dataset(str(tmp_path / "saved"), None, "train")["text"][:] == list("01234567")
+    streamed = load_speech_dataset(str(tmp_path / "saved"), None, "train", streaming=True)
     assert [row["text"] for row in streamed] == list("01234567")
     assert sorted(tmp_path.rglob("*")) == files
 
@@ -103,9 +103,9 @@ def test_transcripts_of_another_type_are_read_without_a_copy_of_the_audio(tmp_pa
 def test_arrays_of_samples_can_not_be_streamed(tmp_path):
     sounds = [{"array": [0.1, 0.2], "sampling_rate": 16_000}] * 2
     Dataset.from_dict({"text": ["a", "b"], "audio": sounds}).to_parquet(tmp_path / "a.parquet")
-    assert decode_audio(load_speech(str(tmp_path / "a.parquet"), None, "train")[0]["audio"]).shape == (2,)
+    assert decode_audio(load_speech_dataset(str(tmp_path / "a.parquet"), None, "train")[0]["audio"]).shape == (2,)
     with pytest.raises(UserError, match=r"a\.parquet: audio as arrays of samples can't be streamed; save it"):
-        load_speech(str(tmp_path / "a.parquet"), None, "train", streaming=True)
+        load_speech_dataset(str(tmp_path / "a.parquet"), None, "train", streaming=True)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -114,7 +114,7 @@ def test_columns_called_as_trainings_own_are_dropped_and_said(tmp_path, caplog, 
     write_csv(tmp_path / "metadata.csv", [["file_name", "text", *names], ["0.wav", "a", *["0"] * len(names)]])
     soundfile.write(tmp_path / "0.wav", tone(), RATE)
     with caplog.at_level(logging.WARNING):
-        speech = load_speech(str(tmp_path), None, "train", streaming=stream)
+        speech = load_speech_dataset(str(tmp_path), None, "train", streaming=stream)
     assert not {"negative", "draw", "seconds", "label_tokens"} & set(speech.column_names)
     assert "no use is made of the columns 'negative', 'draw', 'seconds', 'label_tokens';" in caplog.text
     (row,) = speech
@@ -128,5 +128,5 @@ def test_columns_called_as_trainings_own_are_dropped_and_said(tmp_path, caplog, 
 def test_a_transcript_that_is_not_chosen_is_said(tmp_path, caplog):
     write_csv(tmp_path / "metadata.csv", [["file_name", "text", "other"], ["0.wav", "a", "b"]])
     with caplog.at_level(logging.WARNING):
-        assert load_speech(str(tmp_path), None, "train", text_column="other")["text"][:] == ["b"]
+        assert load_speech_dataset(str(tmp_path), None, "train", text_column_name="other")["text"][:] == ["b"]
     assert "no use is made of the column 'text'; 'other' is chosen" in caplog.text

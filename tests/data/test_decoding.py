@@ -12,7 +12,7 @@ import soundfile
 from conftest import ROOT
 from speech_files import RATE, encoded, noise, tone
 
-from askd_hf.data import AudioError, decode_audio, load_speech
+from askd_hf.data import AudioError, decode_audio, load_speech_dataset
 from askd_hf.data.audiofolder import audio_files
 
 CUT = "truncated|corrupt|no audio track"
@@ -265,5 +265,5 @@ def test_an_m4a_works_in_a_dataset_and_is_found_in_a_folder(tmp_path):
     (tmp_path / "a.m4a").write_bytes(ffmpeg("ipod", "alac", sound()))
     assert audio_files(tmp_path) == [tmp_path / "a.m4a"]
     (tmp_path / "metadata.csv").write_text("file_name,text\na.m4a,hello\n")
-    (row,) = load_speech(str(tmp_path), None, "train")
+    (row,) = load_speech_dataset(str(tmp_path), None, "train")
     assert len(decode_audio(row["audio"])) == 3 * RATE

@@ -22,9 +22,9 @@ from askd_hf.data import (
     Limits,
     SpeechCollator,
     cache_encoder,
-    check_clips,
     encoder_fingerprint,
-    load_speech,
+    filter_invalid_clips,
+    load_speech_dataset,
 )
 from askd_hf.errors import UserError
 
@@ -32,8 +32,8 @@ ROW_BYTES = 2 * 50 * 16
 
 
 def speech(folder: Path) -> Dataset:
-    dataset = load_speech(str(folder), None, "train")
-    return check_clips(dataset, lambda row: list(row["text"]), Limits(1.0, 20), on_bad_audio="error")
+    dataset = load_speech_dataset(str(folder), None, "train")
+    return filter_invalid_clips(dataset, lambda row: list(row["text"]), Limits(1.0, 20), on_bad_audio="error")
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from datasets import Dataset
 from fake_hub import fake_hub
 from speech_files import END, NO_TIMESTAMPS, START, audiofolder, encoded, tiny_processor, tone, write_csv
 
-from askd_hf.data import load_speech
+from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
-from askd_hf.hub import hub_access, local_or_hub
+from askd_hf.hub_access import hub_access, local_or_hub
 
 # Runs the calls of its argument and prints a result or an error each.
 LOAD = """
@@ -76,7 +76,7 @@ def fill(root: Path, scratch: Path) -> None:
     """A model; a dataset in splits laid out as openslr/librispeech_asr is; a gated one; and audio files in folders."""
     tiny_processor().save_pretrained(root / "models" / "a" / "tiny")
     dataset = root / "datasets" / "a" / "speech"
-    rows = load_speech(str(audiofolder(scratch, ["ab", "cd"])), None, "train")
+    rows = load_speech_dataset(str(audiofolder(scratch, ["ab", "cd"])), None, "train")
     rows = rows.map(lambda row: {"audio": {"path": row["clip"][6:], "bytes": Path(row["audio"]["path"]).read_bytes()}})
     for split in ("train.100", "train.360"):
         (dataset / "clean" / split).mkdir(parents=True)

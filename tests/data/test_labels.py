@@ -10,7 +10,7 @@ from conftest import MULTILINGUAL, make_processor, make_whisper
 from speech_files import RATE, tone, write_csv
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-from askd_hf.data import SpeechCollator, load_speech
+from askd_hf.data import SpeechCollator, load_speech_dataset
 from askd_hf.data.labels import example
 from askd_hf.errors import UserError
 
@@ -129,7 +129,7 @@ def collator() -> SpeechCollator:
 def rows(tmp_path) -> list[dict]:
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], ["0.wav", "ab c"]])
     soundfile.write(tmp_path / "0.wav", tone(), RATE)
-    (row,) = load_speech(str(tmp_path), None, "train")
+    (row,) = load_speech_dataset(str(tmp_path), None, "train")
     return [row | {"segments": SEGMENTS, "prompt": "cd", "draw": (7, 0, i)} for i in range(400)]
 
 

@@ -4,14 +4,14 @@ import pytest
 from datasets import ClassLabel
 from speech_files import audiofolder
 
-from askd_hf.data import load_speech, to_stream
+from askd_hf.data import load_speech_dataset, to_stream
 from askd_hf.data.languages import lower_case, with_language, without_language
 from askd_hf.errors import UserError
 
 
 @pytest.fixture
 def speech(tmp_path):
-    return load_speech(str(audiofolder(tmp_path, ["a", "b", "c"])), None, "train")
+    return load_speech_dataset(str(audiofolder(tmp_path, ["a", "b", "c"])), None, "train")
 
 
 def spoken(dataset) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import soundfile
 from datasets import Dataset
 from speech_files import RATE, audiofolder, tone, write_csv
 
-from askd_hf.data import load_speech
+from askd_hf.data import load_speech_dataset
 from askd_hf.data.languages import with_language
 from askd_hf.data.metadata import warn_once
 from askd_hf.errors import UserError
@@ -47,7 +47,7 @@ def at_top(folder: Path, *names: str, kind: str = "csv") -> Path:
 
 
 def texts(folder: Path, split: str = "train") -> list[str]:
-    return load_speech(str(folder), None, split)["text"][:]
+    return load_speech_dataset(str(folder), None, split)["text"][:]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -57,7 +57,7 @@ def test_directories_in_file_names_are_splits(tmp_path, kind):
     assert texts(folder, "test") == texts(folder, "eval") == ["test/1.wav"]
     assert texts(folder, "dev") == texts(folder, "validation") == ["dev/3.wav"]
     assert texts(folder, "train[1:]+test") == ["train/a/2.wav", "test/1.wav"]
-    assert load_speech(str(folder), None, "test")["clip"][:] == ["test/1.wav"]
+    assert load_speech_dataset(str(folder), None, "test")["clip"][:] == ["test/1.wav"]
     with pytest.raises(UserError, match="has no split 'other'; it has train, test, dev"):
         texts(folder, "other")
 
@@ -175,9 +175,9 @@ def test_several_datasets_joined_by_a_plus(tmp_path):
         texts("org/a+org/b")
     assert texts(audiofolder(tmp_path / "c+d", ["c"])) == ["c"]
     with pytest.raises(
-        UserError, match=r"no column 'text\+sentence'.*separated by spaces: --text_column text sentence"
+        UserError, match=r"no column 'text\+sentence'.*separated by spaces: --text_column_name text sentence"
     ):
-        load_speech(str(a), None, "train", text_column="text+sentence")
+        load_speech_dataset(str(a), None, "train", text_column_name="text+sentence")
 
 
 def common_voice(folder: Path, locale: str = "fr") -> Path:
@@ -200,7 +200,7 @@ def common_voice(folder: Path, locale: str = "fr") -> Path:
 def test_common_voice_as_it_is_downloaded(tmp_path, caplog):
     folder = common_voice(tmp_path / "cv-corpus-22.0" / "fr")
     for name in (folder, folder.parent):
-        speech = load_speech(str(name), None, "train")
+        speech = load_speech_dataset(str(name), None, "train")
         assert speech["text"][:] == ['"Oui', "a, b"]
         assert speech["clip"][:] == [f"clips/common_voice_train_{i}.mp3" for i in range(2)]
         assert speech["speaker"][:] == ["voice0", "voice1"] and speech["language"][:] == ["fr", "fr"]
@@ -217,11 +217,11 @@ def test_common_voice_as_it_is_downloaded(tmp_path, caplog):
 
 @pytest.mark.parametrize("locale, code", [("zh-CN", "zh"), ("sv-SE", "sv"), ("zh-HK", "yue"), ("nn-NO", "nn")])
 def test_locales_are_languages(tmp_path, locale, code):
-    assert load_speech(str(common_voice(tmp_path, locale)), None, "test")["language"][:] == [code]
+    assert load_speech_dataset(str(common_voice(tmp_path, locale)), None, "test")["language"][:] == [code]
 
 
 def test_a_language_that_whisper_does_not_know_is_left_to_the_option(tmp_path, caplog):
-    speech = load_speech(str(common_voice(tmp_path, "rm-sursilv")), None, "test")
+    speech = load_speech_dataset(str(common_voice(tmp_path, "rm-sursilv")), None, "test")
     assert "language" not in speech.column_names
     assert "Whisper doesn't know the language rm-sursilv; --language decides" in caplog.text
     assert with_language(speech, "it", None)["language"][:] == ["it"]
@@ -236,7 +236,7 @@ def test_several_languages_of_common_voice(tmp_path):
 @pytest.mark.parametrize("task", ["asr", "transcription"])
 def test_a_task_that_no_row_has_is_one_error(tmp_path, task, caplog):
     write_csv(tmp_path / "metadata.csv", [["file_name", "text", "task"], *([f"{i}.wav", "a", task] for i in range(3))])
-    speech = load_speech(str(tmp_path), None, "train")
+    speech = load_speech_dataset(str(tmp_path), None, "train")
     with (
         caplog.at_level(logging.WARNING),
         pytest.raises(UserError, match=rf"mine: .*'task' says '{task}'.*--task transc"),
@@ -248,4 +248,4 @@ def test_a_task_that_no_row_has_is_one_error(tmp_path, task, caplog):
 def test_a_language_that_no_row_has_is_one_error(tmp_path):
     write_csv(tmp_path / "metadata.csv", [["file_name", "text", "language"], ["0.wav", "a", ""], ["1.wav", "b", " "]])
     with pytest.raises(UserError, match="the column 'language' is empty in all rows: give --language"):
-        with_language(load_speech(str(tmp_path), None, "train"), None, None)
+        with_language(load_speech_dataset(str(tmp_path), None, "train"), None, None)

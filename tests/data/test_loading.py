@@ -9,7 +9,7 @@ import pytest
 from datasets import Audio, DatasetDict
 from speech_files import audiofolder, tone, write_csv
 
-from askd_hf.data import clean_texts, decode_audio, load_speech
+from askd_hf.data import clean_texts, decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
 
 TRAPS = ["null", "NA", "007", "a, b", 'say "hi"', "1e5", "żółć 你好", "True"]
@@ -69,7 +69,7 @@ def embedded(folder: Path):
         path = Path(row["audio"]["path"])
         return {"audio": {"path": path.name, "bytes": path.read_bytes()}}
 
-    dataset = load_speech(str(folder), None, "train").map(with_bytes)
+    dataset = load_speech_dataset(str(folder), None, "train").map(with_bytes)
     return dataset.rename_column("text", "transcription").remove_columns("clip").cast_column("audio", Audio())
 
 
@@ -105,8 +105,8 @@ def make_source(kind: str, folder: Path, target: Path) -> tuple[str, str | None,
 
 @pytest.mark.parametrize("kind", ["saved", "saved dict", "parquet file", "parquet shards", "hub layout"])
 def test_every_source_gives_the_rows_of_the_audiofolder(folder, tmp_path, kind):
-    expected = load_speech(str(folder), None, "train")
-    got = load_speech(*make_source(kind, folder, tmp_path / "copy"))
+    expected = load_speech_dataset(str(folder), None, "train")
+    got = load_speech_dataset(*make_source(kind, folder, tmp_path / "copy"))
     assert expected["text"][:] == TRAPS
     assert expected["clip"][:] == [f"audio/{i}.wav" for i in range(len(TRAPS))]
     assert got["clip"][:] == [f"{i}.wav" for i in range(len(TRAPS))]
@@ -119,36 +119,36 @@ def test_every_source_gives_the_rows_of_the_audiofolder(folder, tmp_path, kind):
 def test_only_the_files_of_the_split_are_read(folder, tmp_path):
     name, config, split = make_source("hub layout", folder, tmp_path / "copy")
     (tmp_path / "copy" / "clean" / "train.360" / "0000.parquet").write_bytes(b"would raise if it were read")
-    assert len(load_speech(name, config, split)) == len(TRAPS)
+    assert len(load_speech_dataset(name, config, split)) == len(TRAPS)
     with pytest.raises(Exception, match=r"parquet|Parquet"):
-        load_speech(name, config, "train.360")
+        load_speech_dataset(name, config, "train.360")
 
 
 def test_configurations(folder, tmp_path):
     name, _, _ = make_source("hub layout", folder, tmp_path / "copy")
     with pytest.raises(UserError, match=r"'cleen' not found. Available: \['clean', 'other'\]"):
-        load_speech(name, "cleen", "train.100")
+        load_speech_dataset(name, "cleen", "train.100")
     with pytest.raises(UserError, match=r"\['clean', 'other'\].*--dataset_config"):
-        load_speech(name, None, "train.100")
+        load_speech_dataset(name, None, "train.100")
     with pytest.raises(UserError, match=r"no split 'dev'; it has train\.100, train\.360"):
-        load_speech(name, "clean", "dev")
+        load_speech_dataset(name, "clean", "dev")
     with pytest.raises(UserError, match="has no configurations"):
-        load_speech(str(folder), "clean", "train")
+        load_speech_dataset(str(folder), "clean", "train")
 
 
 def test_splits_in_subdirectories(tmp_path):
     audiofolder(tmp_path / "train", ["a"])
     audiofolder(tmp_path / "test-other", ["b", "c"])
-    dataset = load_speech(str(tmp_path), None, "test-other")
+    dataset = load_speech_dataset(str(tmp_path), None, "test-other")
     assert dataset["text"][:] == ["b", "c"]
     assert dataset["clip"][:] == ["test-other/audio/0.wav", "test-other/audio/1.wav"]
     with pytest.raises(UserError, match="no split 'test'; it has test-other, train"):
-        load_speech(str(tmp_path), None, "test")
+        load_speech_dataset(str(tmp_path), None, "test")
 
 
 def test_metadata_at_the_top_is_train_only(folder):
     with pytest.raises(UserError, match="no split 'test'; it has train"):
-        load_speech(str(folder), None, "test")
+        load_speech_dataset(str(folder), None, "test")
 
 
 @pytest.mark.parametrize(
@@ -165,26 +165,26 @@ def test_slices_and_sums(tmp_path, split, rows):
     audiofolder(tmp_path / "train", TRAPS)
     audiofolder(tmp_path / "test-a", ["eight", "nine"])
     texts = [*TRAPS, "eight", "nine"]
-    assert load_speech(str(tmp_path), None, split)["text"][:] == [texts[row] for row in rows]
+    assert load_speech_dataset(str(tmp_path), None, split)["text"][:] == [texts[row] for row in rows]
 
 
 @pytest.mark.parametrize("split", ["train[:x]", "train[:3", "train[20:30]"])
 def test_bad_slices(folder, split):
     with pytest.raises(UserError, match=r"train\["):
-        load_speech(str(folder), None, split)
+        load_speech_dataset(str(folder), None, split)
 
 
 def test_jsonl_keeps_strings_and_parquet_metadata_works(folder):
-    expected = load_speech(str(folder), None, "train")
+    expected = load_speech_dataset(str(folder), None, "train")
     rows = [{"file_name": row["clip"], "sentence": row["text"], "speaker": row["speaker"]} for row in expected]
     (folder / "metadata.csv").unlink()
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from_json = load_speech(str(folder), None, "train")
+    from_json = load_speech_dataset(str(folder), None, "train")
     (folder / "metadata.jsonl").rename(folder / "old.jsonl")
     from_json.select_columns(["text", "speaker"]).add_column(
         "file_name", [row["file_name"] for row in rows]
     ).to_parquet(str(folder / "metadata.parquet"))
-    from_parquet = load_speech(str(folder), None, "train")
+    from_parquet = load_speech_dataset(str(folder), None, "train")
     for dataset in (from_json, from_parquet):
         for column in ("audio", "text", "clip", "speaker"):
             assert dataset[column][:] == expected[column][:]
@@ -193,7 +193,7 @@ def test_jsonl_keeps_strings_and_parquet_metadata_works(folder):
 def test_byte_order_mark_is_no_part_of_the_header(folder):
     metadata = folder / "metadata.csv"
     metadata.write_bytes(b"\xef\xbb\xbf" + metadata.read_bytes())
-    assert load_speech(str(folder), None, "train")["text"][:] == TRAPS
+    assert load_speech_dataset(str(folder), None, "train")["text"][:] == TRAPS
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_byte_order_mark_is_no_part_of_the_header(folder):
 def test_tables_of_spreadsheets_and_of_pandas(tmp_path, content, caplog):
     audiofolder(tmp_path, ["a"])
     (tmp_path / "metadata.csv").write_bytes(content)
-    speech = load_speech(str(tmp_path), None, "train")
+    speech = load_speech_dataset(str(tmp_path), None, "train")
     assert speech["text"][:] == ["007"] and set(speech.column_names) == {"audio", "clip", "text"}
     assert len(decode_audio(speech[0]["audio"])) == len(tone())
     assert ("column 1 has no name" in caplog.text) == content.startswith(b",")
@@ -217,10 +217,10 @@ def test_tables_of_spreadsheets_and_of_pandas(tmp_path, content, caplog):
 def test_metadata_that_is_no_parquet(tmp_path):
     (tmp_path / "metadata.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UserError, match=r"metadata\.parquet can't be read as parquet"):
-        load_speech(str(tmp_path), None, "train")
+        load_speech_dataset(str(tmp_path), None, "train")
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"x\.parquet can't be read as parquet"):
-        load_speech(str(tmp_path / "x.parquet"), None, "train")
+        load_speech_dataset(str(tmp_path / "x.parquet"), None, "train")
 
 
 @pytest.mark.parametrize(
@@ -241,14 +241,14 @@ def test_metadata_that_is_no_parquet(tmp_path):
         (b"file_name,text\n0.wav,\xe9\n", "metadata.csv: not UTF-8 at byte"),
         (
             b"file_name,words\n0.wav,a\n",
-            "the transcript; the columns are audio, clip, words. Name one with --text_column",
+            "the transcript; the columns are audio, clip, words. Name one with --text_column_name",
         ),
     ],
 )
 def test_bad_csv(tmp_path, content, message):
     (tmp_path / "metadata.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        load_speech(str(tmp_path), None, "train")
+        load_speech_dataset(str(tmp_path), None, "train")
 
 
 @pytest.mark.parametrize(
@@ -260,31 +260,33 @@ def test_bad_csv(tmp_path, content, message):
         ('[\n  {"file_name": "0.wav"}\n]\n', "metadata.jsonl is one JSON array; expected one object a line"),
         ('{"audio_filepath": "0.wav", "text": "a"}\n', "rename the column 'audio_filepath' to file_name"),
         ('{"file_name": "0.wav", "text": "a"}\n{"file_name": "1.wav", "text": ["b"]}\n', "column 'text' mixes types"),
-        ('{"file_name": "0.wav", "text": ["a"]}\n', "holds .* not text. Name another: --text_column"),
+        ('{"file_name": "0.wav", "text": ["a"]}\n', "holds .* not text. Name another: --text_column_name"),
     ],
 )
 def test_bad_jsonl(tmp_path, content, message):
     (tmp_path / "metadata.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):
-        load_speech(str(tmp_path), None, "train")
+        load_speech_dataset(str(tmp_path), None, "train")
 
 
 def test_columns_are_chosen_by_option(folder, tmp_path):
     name, _, _ = make_source("parquet file", folder, tmp_path / "copy")
-    assert load_speech(name, None, "train", text_column="speaker")["text"][:] == [f"s{i}" for i in range(8)]
-    with pytest.raises(UserError, match=r"no column 'words' for the transcript; the columns are .*--text_column"):
-        load_speech(name, None, "train", text_column="words")
-    with pytest.raises(UserError, match=r"no column 'sound' for audio; the columns are .*--audio_column"):
-        load_speech(name, None, "train", audio_column="sound")
+    assert load_speech_dataset(name, None, "train", text_column_name="speaker")["text"][:] == [
+        f"s{i}" for i in range(8)
+    ]
+    with pytest.raises(UserError, match=r"no column 'words' for the transcript; the columns are .*--text_column_name"):
+        load_speech_dataset(name, None, "train", text_column_name="words")
+    with pytest.raises(UserError, match=r"no column 'sound' for audio; the columns are .*--audio_column_name"):
+        load_speech_dataset(name, None, "train", audio_column_name="sound")
     with pytest.raises(UserError, match=r"holds Value\('int64'\), not audio"):
         embedded(folder).remove_columns("audio").add_column("audio", list(range(8))).to_parquet(name)
-        load_speech(name, None, "train")
+        load_speech_dataset(name, None, "train")
 
 
 def test_audio_is_found_by_its_type_and_the_chosen_text_wins(folder, tmp_path):
     dataset = embedded(folder).cast_column("audio", Audio(decode=False)).rename_column("audio", "recording")
     dataset.add_column("text", ["raw"] * 8).save_to_disk(str(tmp_path / "saved"))
-    got = load_speech(str(tmp_path / "saved"), None, "train", text_column="transcription")
+    got = load_speech_dataset(str(tmp_path / "saved"), None, "train", text_column_name="transcription")
     assert got["text"][:] == TRAPS
     assert len(decode_audio(got[0]["audio"])) == len(tone())
 
@@ -294,7 +296,7 @@ def test_another_column_of_audio_is_not_decoded(folder, tmp_path, streaming):
     dataset = embedded(folder).cast_column("audio", Audio(decode=False))
     noisy = dataset.add_column("noisy", dataset["audio"][:], feature=Audio())
     noisy.to_parquet(tmp_path / "a.parquet")
-    rows = list(load_speech(str(tmp_path / "a.parquet"), None, "train", streaming=streaming))
+    rows = list(load_speech_dataset(str(tmp_path / "a.parquet"), None, "train", streaming=streaming))
     assert [row["noisy"] for row in rows] == [row["audio"] for row in rows]
 
 
@@ -302,7 +304,7 @@ def test_clips_without_a_path_are_named_by_split_and_row(folder, tmp_path):
     dataset = embedded(folder).cast_column("audio", Audio(decode=False))
     nameless = dataset.map(lambda row: {"audio": {"bytes": row["audio"]["bytes"], "path": None}})
     write_parquet(nameless, tmp_path / "a.parquet")
-    got = load_speech(str(tmp_path / "a.parquet"), None, "train[6:]")
+    got = load_speech_dataset(str(tmp_path / "a.parquet"), None, "train[6:]")
     assert got["clip"][:] == ["train[6]", "train[7]"]
 
 
@@ -313,7 +315,7 @@ def test_clips_of_streams_have_names_of_their_own_whatever_the_order(folder, tmp
         write_parquet(
             nameless.select([2 * i, 2 * i + 1]), tmp_path / "copy" / "data" / f"train-0000{i}-of-00004.parquet"
         )
-    stream = load_speech(str(tmp_path / "copy"), None, "train", streaming=True)
+    stream = load_speech_dataset(str(tmp_path / "copy"), None, "train", streaming=True)
     names = {row["text"]: row["clip"] for row in stream}
     assert list(names) == TRAPS and len(set(names.values())) == len(TRAPS)
     shuffled = [row for epoch in range(3) for row in stream.shuffle(seed=epoch, buffer_size=2)]
@@ -331,25 +333,25 @@ def test_an_audiofolder_on_the_hub_is_not_streamed(monkeypatch):
     monkeypatch.setattr("askd_hf.data.sources.load_dataset_builder", lambda *_: built)
     monkeypatch.setattr("askd_hf.data.hub_audiofolder.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
     with pytest.raises(UserError, match=r"a/speech: audio files beside a metadata\.csv .* leave out --streaming"):
-        load_speech("a/speech", None, "train", streaming=True)
+        load_speech_dataset("a/speech", None, "train", streaming=True)
 
 
 def test_directories_without_speech(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no speech in .*metadata\.csv"):
-        load_speech(str(tmp_path / "empty"), None, "train")
+        load_speech_dataset(str(tmp_path / "empty"), None, "train")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match="is not a dataset; expected"):
-        load_speech(str(tmp_path / "notes.txt"), None, "train")
+        load_speech_dataset(str(tmp_path / "notes.txt"), None, "train")
     audiofolder(tmp_path / "bare", ["a"])
     (tmp_path / "bare" / "metadata.csv").unlink()
     with pytest.raises(UserError, match=r"none of metadata\.csv"):
-        load_speech(str(tmp_path / "bare"), None, "train")
+        load_speech_dataset(str(tmp_path / "bare"), None, "train")
 
 
 def cased(tmp_path, texts: list[str], text_case: str) -> list[str]:
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", t] for i, t in enumerate(texts))])
-    return clean_texts(load_speech(str(tmp_path), None, "train"), text_case, "mine")["text"][:]
+    return clean_texts(load_speech_dataset(str(tmp_path), None, "train"), text_case, "mine")["text"][:]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from conftest import MULTILINGUAL, ROOT, make_processor, make_whisper
 from speech_files import RATE, tone, write_csv
 from transformers import WhisperTokenizer
 
-from askd_hf.data import Limits, SpeechCollator, SpeechStream, as_stream, check_clips, clean_texts, load_speech
+from askd_hf.data import (
+    Limits,
+    SpeechCollator,
+    SpeechStream,
+    as_stream,
+    clean_texts,
+    filter_invalid_clips,
+    load_speech_dataset,
+)
 from askd_hf.data.labels import example, text_ids
 from askd_hf.data.languages import with_language
 from askd_hf.data.markup import read_markup
@@ -128,7 +136,9 @@ def folder(tmp_path):
 
 
 def loaded(folder, streaming=False):
-    speech = load_speech(str(folder), None, "train", text_column="whisper_transcript", streaming=streaming)
+    speech = load_speech_dataset(
+        str(folder), None, "train", text_column_name="whisper_transcript", streaming=streaming
+    )
     return clean_texts(with_language(speech, "en", None), "auto", "mine")
 
 
@@ -143,18 +153,18 @@ def test_times_are_segments_and_other_markup_is_a_bad_row(folder, collator, capl
         speech = loaded(folder)
     assert "mine: 1 of 5 transcripts have Whisper's times" in caplog.text
     with pytest.raises(UserError) as error:
-        check_clips(speech, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
+        filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
     assert "2 of 5 clips can't be used (1 transcript has `<|fr|>`, 1 transcript has `<|0.10|>`)" in str(error.value)
     assert re.search(r"  row 2, 2\.wav: transcript has `<\|fr\|>`: markup", str(error.value))
     options = dict(on_bad_audio="skip", report_file=tmp_path / "skipped.csv")
-    kept = check_clips(speech, collator.label_ids, Limits(1.0, 20, times=True), **options)
+    kept = filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20, times=True), **options)
     assert kept["text"][:] == ["ab c", "d e", "g"]
     segments = [[(round(s["start"], 2), s["end"] and round(s["end"], 2), s["text"]) for s in kept["segments"][0]]]
     assert segments == [[(0.0, 0.3, "ab"), (0.3, None, "c")]] and kept["segments"][1:] == [None, None]
     with (tmp_path / "skipped.csv").open() as file:
         assert [row[0] for row in csv.reader(file)] == ["row", "2", "3"]
     with pytest.raises(UserError, match=r"row 0, 0\.wav: prompt has `<\|fr\|>`"):
-        check_clips(speech, collator.label_ids, Limits(1.0, 20, prompts=True), on_bad_audio="error")
+        filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20, prompts=True), on_bad_audio="error")
     assert speech["prompt"][1] == "h"
 
 
@@ -172,7 +182,7 @@ def test_a_stream_is_read_likewise(folder, collator):
 
 
 def test_segments_that_are_there_stay(folder):
-    speech = load_speech(str(folder), None, "train", text_column="whisper_transcript").select([0])
+    speech = load_speech_dataset(str(folder), None, "train", text_column_name="whisper_transcript").select([0])
     own = [[{"start": 0.0, "end": 0.5, "text": "AB C"}]]
     (row,) = clean_texts(speech.add_column("segments", own), "keep", "mine")
     assert row["text"] == "AB C" and row["segments"] == own[0]
@@ -182,8 +192,8 @@ def test_references_of_an_evaluation_are_text_alone(folder):
     clips = load_set(EvalSet("mine", str(folder), None, "train", "whisper_transcript", language="en"))
     assert clips["text"][:2] == ["AB C", "D E"] and clips["text"][4] == "G"
     with pytest.raises(UserError, match=r"row 2, 2\.wav: transcript has `<\|fr\|>`"):
-        check_clips(clips, None, Limits(1.0), on_bad_audio="error")
-    assert len(check_clips(clips, None, Limits(1.0), on_bad_audio="skip")) == 3
+        filter_invalid_clips(clips, None, Limits(1.0), on_bad_audio="error")
+    assert len(filter_invalid_clips(clips, None, Limits(1.0), on_bad_audio="skip")) == 3
 
 
 @pytest.mark.parametrize("segments", [[None], [{"start": 0.0, "end": 0.1, "text": None}]])
@@ -191,5 +201,5 @@ def test_segments_without_text_are_bad_rows(folder, collator, segments):
     speech = loaded(folder).select([1]).remove_columns("segments")
     speech = speech.add_column("segments", [segments])
     with pytest.raises(UserError, match="a segment without text: number 1 of 1"):
-        check_clips(speech, collator.label_ids, Limits(1.0, 20, times=True), on_bad_audio="error")
-    assert len(check_clips(speech, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")) == 1
+        filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20, times=True), on_bad_audio="error")
+    assert len(filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")) == 1

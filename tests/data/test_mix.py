@@ -11,14 +11,14 @@ from datasets import Audio, Dataset
 from speech_files import audiofolder
 
 from askd_hf.data import (
-    DrawnRows,
     Limits,
+    SeededDataset,
     SpeechStream,
     StreamSampler,
     as_stream,
-    check_clips,
     clean_texts,
-    load_speech,
+    filter_invalid_clips,
+    load_speech_dataset,
     mix,
     to_stream,
     with_negatives,
@@ -33,8 +33,10 @@ COLUMNS = ["audio", "text", "clip", "language", "task", "segments", "prompt", "n
 
 def speech(folder, name: str, clips: int) -> Dataset:
     """Clips `NAME/audio/I.wav` with the texts `NAME I`."""
-    dataset = load_speech(str(audiofolder(folder / name, [f"{name} {i}" for i in range(clips)])), None, "train")
-    return check_clips(dataset, lambda row: list(row["text"]), Limits(1.0), on_bad_audio="error")
+    dataset = load_speech_dataset(
+        str(audiofolder(folder / name, [f"{name} {i}" for i in range(clips)])), None, "train"
+    )
+    return filter_invalid_clips(dataset, lambda row: list(row["text"]), Limits(1.0), on_bad_audio="error")
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_columns_that_one_lacks_are_empty_there(two):
 
 def test_negatives_are_their_share(two):
     silence = negatives_from(two[1])
-    silence = check_clips(silence, lambda row: [1, 2], Limits(1.0, empty_text=True), on_bad_audio="error")
+    silence = filter_invalid_clips(silence, lambda row: [1, 2], Limits(1.0, empty_text=True), on_bad_audio="error")
     mixed = with_negatives(two[0], silence, 0.4, seed=0)
     assert mixed["text"][:] == [*two[0]["text"][:], *[""] * 8]  # 8 of 20
     assert Counter(mixed["clip"][12:]) == dict.fromkeys(two[1]["clip"][:], 2)
@@ -79,12 +81,12 @@ def test_negatives_are_their_share(two):
 
 def saved_with_audio_inside(folder, clips: int) -> Dataset:
     """As `audiofolder`, but saved by `datasets` with the files' bytes; the second clip isn't audio."""
-    dataset = load_speech(str(audiofolder(folder / "files", [f"t {i}" for i in range(clips)])), None, "train")
+    dataset = load_speech_dataset(str(audiofolder(folder / "files", [f"t {i}" for i in range(clips)])), None, "train")
     audio = [{"bytes": Path(row["audio"]["path"]).read_bytes(), "path": None} for row in dataset]
     audio[1]["bytes"] = b"broken"
     texts = Dataset.from_dict({"text": dataset["text"][:], "prompt": ["before"] * clips})
     texts.add_column("audio", audio, feature=Audio(decode=False)).save_to_disk(folder / "saved")
-    return load_speech(str(folder / "saved"), None, "train")
+    return load_speech_dataset(str(folder / "saved"), None, "train")
 
 
 def audio_addresses(dataset: Dataset) -> set[int]:
@@ -97,7 +99,7 @@ def test_no_audio_is_copied(tmp_path, two, weights):
     loaded = saved_with_audio_inside(tmp_path / "c", 6)
     limits = Limits(1.0, empty_text=True)
     saved, silence = (
-        check_clips(dataset, lambda row: list(row["text"]), limits, on_bad_audio="skip")
+        filter_invalid_clips(dataset, lambda row: list(row["text"]), limits, on_bad_audio="skip")
         for dataset in (loaded, negatives_from(loaded))
     )
     assert saved["text"][:] == ["t 0", "t 2", "t 3", "t 4", "t 5"]  # by a mapping of indices
@@ -157,7 +159,7 @@ def test_shares_of_a_stream(two):
     assert abs(share - 0.8) < 4 * (0.16 / 600) ** 0.5
     assert len(set(texts)) == 16
     silence = as_stream(to_stream(negatives_from(two[1])))
-    texts = first(streamed(two[:1], seed=1, negatives=silence, share=0.25), 600)
+    texts = first(streamed(two[:1], seed=1, no_speech_dataset=silence, share=0.25), 600)
     assert abs(texts.count("") / 600 - 0.25) < 4 * (0.1875 / 600) ** 0.5
 
 
@@ -177,7 +179,7 @@ def test_a_streams_sampler_gives_rows(two):
 
 
 def test_drawn_rows_know_their_epoch(two):
-    drawn = DrawnRows(two[0], seed=9)
+    drawn = SeededDataset(two[0], seed=9)
     drawn.epoch = 2
     assert len(drawn) == 12 and drawn[5] == two[0][5] | {"draw": (9, 2, 5)}
 
@@ -186,7 +188,7 @@ def test_drawn_rows_know_their_epoch(two):
 @pytest.mark.parametrize("english", [True, False])
 def test_what_is_streamed_is_what_is_loaded(tmp_path, layout, english):
     folder = audiofolder(tmp_path / "speech", ["x y", "y", "z"])
-    loaded = load_speech(str(folder), None, "train")
+    loaded = load_speech_dataset(str(folder), None, "train")
     if layout == "saved":
         loaded.save_to_disk(tmp_path / "saved")
         folder = tmp_path / "saved"
@@ -197,8 +199,8 @@ def test_what_is_streamed_is_what_is_loaded(tmp_path, layout, english):
         loaded = loaded.remove_columns(["audio", "clip"]).add_column("audio", embedded)
         loaded.to_parquet(target)
         folder = target if layout == "parquet" else tmp_path / "hub"
-    expected = load_speech(str(folder), None, "train")
-    streamed = load_speech(str(folder), None, "train", streaming=True)
+    expected = load_speech_dataset(str(folder), None, "train")
+    streamed = load_speech_dataset(str(folder), None, "train", streaming=True)
     assert set(streamed.column_names) == set(expected.column_names)
     assert streamed.features == expected.features | {"audio": AUDIO_FILE}
     assert list(as_stream(streamed).column_names) == COLUMNS
@@ -218,31 +220,31 @@ def test_what_is_streamed_is_what_is_loaded(tmp_path, layout, english):
 def test_texts_of_a_stream_are_cleaned(tmp_path, caplog):
     folder = audiofolder(tmp_path, ["ONE  TWO", "(SIGHS) THREE"])
     with caplog.at_level(logging.WARNING):
-        stream = clean_texts(load_speech(str(folder), None, "train", streaming=True), "auto", "mine")
+        stream = clean_texts(load_speech_dataset(str(folder), None, "train", streaming=True), "auto", "mine")
     assert "mine: the transcripts are all in capitals" in caplog.text
     assert [row["text"] for row in stream] == ["one two", "(sighs) three"]
-    stream = load_speech(str(folder), None, "train", streaming=True)
+    stream = load_speech_dataset(str(folder), None, "train", streaming=True)
     cleaned = clean_texts(stream, "keep", "mine", lambda text: text.replace("(SIGHS)", " "))
     assert [row["text"] for row in cleaned] == ["ONE TWO", "THREE"]
 
 
 def test_a_stream_has_no_slices(tmp_path):
     folder = audiofolder(tmp_path / "a", ["x", "y"])
-    load_speech(str(folder), None, "train").remove_columns(["audio", "clip"]).add_column(
+    load_speech_dataset(str(folder), None, "train").remove_columns(["audio", "clip"]).add_column(
         "audio", [{"bytes": b"", "path": None}] * 2
     ).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(UserError, match="a stream can't be sliced like 'train\\[:1\\]'; take --max_train_samples"):
-        load_speech(str(tmp_path / "x.parquet"), None, "train[:1]", streaming=True)
-    both = load_speech(str(folder), None, "train[:1]+train[1:]", streaming=True)
+        load_speech_dataset(str(tmp_path / "x.parquet"), None, "train[:1]", streaming=True)
+    both = load_speech_dataset(str(folder), None, "train[:1]+train[1:]", streaming=True)
     assert [row["text"] for row in both] == ["x", "y"]
     assert set(both.take(1).column_names) == {"audio", "text", "clip", "speaker"}
-    added = load_speech(str(tmp_path / "x.parquet"), None, "train+train", streaming=True)
+    added = load_speech_dataset(str(tmp_path / "x.parquet"), None, "train+train", streaming=True)
     assert set(added.take(1).column_names) == {"audio", "text", "clip", "speaker"}
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_segments_and_prompts_are_cleaned_like_texts(tmp_path, stream):
-    speech = load_speech(str(audiofolder(tmp_path, ["AB  CD"])), None, "train")
+    speech = load_speech_dataset(str(audiofolder(tmp_path, ["AB  CD"])), None, "train")
     speech = speech.add_column("prompt", ["EF "]).add_column(
         "segments", [[{"start": 0.0, "end": 0.5, "text": "AB"}, {"start": 0.5, "end": 0.5, "text": "CD"}]]
     )

@@ -9,12 +9,12 @@ from datasets import Audio, concatenate_datasets
 from speech_files import END, NO_TIMESTAMPS, RATE, START, audiofolder, tiny_processor
 from transformers import WhisperConfig
 
-from askd_hf.data import SpeechCollator, decode_audio, load_speech
+from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
 from askd_hf.data.negatives import negatives_from, synthetic_negatives
 
 
 @pytest.fixture(scope="module")
-def negatives():
+def no_speech_dataset():
     return synthetic_negatives(64)
 
 
@@ -22,14 +22,14 @@ def sounds(dataset, kind: str) -> list[np.ndarray]:
     return [decode_audio(row["audio"]) for row in dataset if row["clip"].startswith(kind)]
 
 
-def test_they_are_rows_of_speech_with_an_empty_text(negatives, tmp_path):
-    assert negatives.column_names == ["audio", "text", "clip", "negative"] and len(negatives) == 64
-    assert negatives.features["audio"] == Audio(decode=False)
-    assert set(negatives["text"]) == {""}
-    assert negatives["clip"][:5] == ["silence-00", "white-noise-00", "pink-noise-00", "hum-00", "silence-01"]
-    assert len(set(negatives["clip"])) == 64
-    speech = load_speech(str(audiofolder(tmp_path, ["ab"])), None, "train")
-    together = concatenate_datasets([speech, negatives.select(range(2))])
+def test_they_are_rows_of_speech_with_an_empty_text(no_speech_dataset, tmp_path):
+    assert no_speech_dataset.column_names == ["audio", "text", "clip", "negative"] and len(no_speech_dataset) == 64
+    assert no_speech_dataset.features["audio"] == Audio(decode=False)
+    assert set(no_speech_dataset["text"]) == {""}
+    assert no_speech_dataset["clip"][:5] == ["silence-00", "white-noise-00", "pink-noise-00", "hum-00", "silence-01"]
+    assert len(set(no_speech_dataset["clip"])) == 64
+    speech = load_speech_dataset(str(audiofolder(tmp_path, ["ab"])), None, "train")
+    together = concatenate_datasets([speech, no_speech_dataset.select(range(2))])
     batch = SpeechCollator(tiny_processor(), WhisperConfig(decoder_start_token_id=START))(list(together))
     assert batch["labels"].tolist() == [
         [NO_TIMESTAMPS, 3, 0, 1, END],  # 3 is the space
@@ -39,16 +39,16 @@ def test_they_are_rows_of_speech_with_an_empty_text(negatives, tmp_path):
     assert batch["input_features"].shape == (3, 8, 100) and batch["input_features"].isfinite().all()
 
 
-def test_they_are_the_same_every_time_and_by_seed_others(negatives):
-    assert synthetic_negatives(64)[:] == negatives[:]
-    assert synthetic_negatives(7)[:] == negatives[:7]  # whatever their number
-    for ours, other in zip(negatives.select(range(8)), synthetic_negatives(8, seed=1), strict=True):
+def test_they_are_the_same_every_time_and_by_seed_others(no_speech_dataset):
+    assert synthetic_negatives(64)[:] == no_speech_dataset[:]
+    assert synthetic_negatives(7)[:] == no_speech_dataset[:7]  # whatever their number
+    for ours, other in zip(no_speech_dataset.select(range(8)), synthetic_negatives(8, seed=1), strict=True):
         assert len(decode_audio(ours["audio"])) != len(decode_audio(other["audio"]))
 
 
-def test_lengths_and_levels_cover_their_ranges(negatives):
+def test_lengths_and_levels_cover_their_ranges(no_speech_dataset):
     lengths, levels = [], []
-    for row in negatives:
+    for row in no_speech_dataset:
         with soundfile.SoundFile(io.BytesIO(row["audio"]["bytes"])) as file:
             assert (file.format, file.samplerate, file.channels) == ("FLAC", RATE, 1)
         sound = decode_audio(row["audio"])
@@ -57,7 +57,7 @@ def test_lengths_and_levels_cover_their_ranges(negatives):
             levels.append(10 * np.log10(np.mean(sound**2)))
     assert 1.0 <= min(lengths) < 4.0 and 27.0 < max(lengths) <= 30.0
     assert -70.5 < min(levels) < -65.0 and -25.0 < max(levels) < -19.5
-    short = [len(decode_audio(row["audio"])) / RATE for row in synthetic_negatives(16, max_seconds=3.0)]
+    short = [len(decode_audio(row["audio"])) / RATE for row in synthetic_negatives(16, max_duration_in_seconds=3.0)]
     assert 0.1 <= min(short) < max(short) <= 3.0
 
 
@@ -68,13 +68,13 @@ def power_of_octaves(sound: np.ndarray) -> np.ndarray:
     return 10 * np.log10([power[(hertz >= f) & (hertz < 2 * f)].sum() for f in 125 * 2 ** np.arange(6)])
 
 
-def test_every_kind_sounds_as_it_is_called(negatives):
-    assert all(not sound.any() for sound in sounds(negatives, "silence"))
+def test_every_kind_sounds_as_it_is_called(no_speech_dataset):
+    assert all(not sound.any() for sound in sounds(no_speech_dataset, "silence"))
     for kind, rise in (("white-noise", 10 * np.log10(2)), ("pink-noise", 0.0)):  # dB from octave to octave
-        for sound in sounds(negatives, kind):
+        for sound in sounds(no_speech_dataset, kind):
             assert np.diff(power_of_octaves(sound)).mean() == pytest.approx(rise, abs=0.3), kind
     mains = set()
-    for sound in sounds(negatives, "hum"):
+    for sound in sounds(no_speech_dataset, "hum"):
         power = np.abs(np.fft.rfft(sound * np.hanning(len(sound)))) ** 2
         hertz = np.fft.rfftfreq(len(sound), 1 / RATE)
         of = {
@@ -87,12 +87,12 @@ def test_every_kind_sounds_as_it_is_called(negatives):
 
 
 def test_any_dataset_becomes_one_without_speech(tmp_path):
-    speech = load_speech(str(audiofolder(tmp_path, ["ab", "c"])), None, "train")
+    speech = load_speech_dataset(str(audiofolder(tmp_path, ["ab", "c"])), None, "train")
     speech = speech.add_column("language", ["en", "fr"]).add_column("prompt", ["before", None])
     speech = speech.add_column("segments", [[{"start": 0.0, "end": 0.5, "text": "ab"}], None])
-    negatives = negatives_from(speech)
-    assert negatives.column_names == ["audio", "clip", "speaker", "text", "negative"]
-    assert negatives["text"][:] == ["", ""] and negatives["negative"][:] == [True, True]
+    no_speech_dataset = negatives_from(speech)
+    assert no_speech_dataset.column_names == ["audio", "clip", "speaker", "text", "negative"]
+    assert no_speech_dataset["text"][:] == ["", ""] and no_speech_dataset["negative"][:] == [True, True]
     for name in ("audio", "clip", "speaker"):
-        assert negatives[name][:] == speech[name][:]
+        assert no_speech_dataset[name][:] == speech[name][:]
     assert speech["text"][:] == ["ab", "c"]

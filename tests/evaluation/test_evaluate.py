@@ -25,11 +25,11 @@ from processes import killed_when
 from transformers import pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-from askd_hf.cli import parse_args
-from askd_hf.data import SAMPLING_RATE, decode_audio, load_speech
+from askd_hf.arguments.parser import parse_args
+from askd_hf.data import SAMPLING_RATE, decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation import EvaluationArguments, Results
-from askd_hf.student import init_student
+from askd_hf.models.student import init_student
 
 SCRIPT = ROOT / "examples" / "evaluate.py"
 DEMO = ROOT / "examples" / "demo"
@@ -75,7 +75,7 @@ def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
         *("--max_eval_samples", 24, "--batch_size", 5, "--output_dir", tmp_path, "--device", "cpu"),
     )
     assert run.returncode == 0, run.stderr
-    clips = load_speech(str(DEMO / "data"), None, "unseen").select(range(24))
+    clips = load_speech_dataset(str(DEMO / "data"), None, "unseen").select(range(24))
     recognize = pipeline(
         "automatic-speech-recognition", model=str(DEMO / "teacher"), device="cpu", dtype=torch.float32
     )
@@ -97,7 +97,7 @@ def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
 
 def test_the_wer_in_english_with_a_spelling_list_is_that_of_jiwer_too(evaluate, tmp_path):
     """A transcript is a word that the model's spelling list makes into what the model has heard there."""
-    clips = load_speech(str(DEMO / "data"), None, "unseen").select(range(24))
+    clips = load_speech_dataset(str(DEMO / "data"), None, "unseen").select(range(24))
     recognize = pipeline(
         "automatic-speech-recognition", model=str(DEMO / "teacher"), device="cpu", dtype=torch.float32
     )

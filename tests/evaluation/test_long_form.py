@@ -9,11 +9,13 @@ import soundfile
 from conftest import MULTILINGUAL, ROOT, make_processor, make_whisper, write_speech
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
-from askd_hf.data import decode_audio, load_speech
+from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation.long_form import join_clips, transcribe_long
-from askd_hf.metrics import error_rates
-from askd_hf.student import init_student, load_processor, load_whisper, set_language
+from askd_hf.evaluation.metrics import error_rates
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.models.student import init_student
 
 DEMO = ROOT / "examples/demo"
 
@@ -126,7 +128,7 @@ def test_a_long_recording_is_not_short(timestamped):
 
 def test_chunked_hears_joined_digits():
     model, processor = load_whisper(str(DEMO / "teacher")), load_processor(str(DEMO / "teacher"))
-    digits = load_speech(str(DEMO / "data/unseen"), None, "train").select(range(10))
+    digits = load_speech_dataset(str(DEMO / "data/unseen"), None, "train").select(range(10))
     long = join_clips(digits, seconds=12)
     assert len(long) < 4
     found = list(transcribe_long(model, processor, long, "chunked", batch_size=4))
@@ -190,7 +192,7 @@ def test_alignment_heads_of_another_model():
 @pytest.fixture
 def clips(tmp_path):
     """Six clips of 0.3 to 1 s: speakers a a a b b a."""
-    speech = load_speech(str(write_speech(tmp_path, clips=6)), None, "train")
+    speech = load_speech_dataset(str(write_speech(tmp_path, clips=6)), None, "train")
     return speech.add_column("speaker", list("aaabba"))
 
 

@@ -27,7 +27,7 @@ def speech(folder, texts: list[str | None]) -> EvalSet:
 @pytest.mark.parametrize("texts", [["", " ", ""], [None, None], [None, ""], ["", "ignore_time_segment_in_scoring"]])
 def test_untranscribed_speech_is_no_set_without_speech(tmp_path, texts):
     source = speech(tmp_path / "speech", texts)
-    with pytest.raises(UserError, match=rf"own: not one of {len(texts)} .* --no_speech True.*\(--text_column\)"):
+    with pytest.raises(UserError, match=rf"own: not one of {len(texts)} .* --no_speech True.*\(--text_column_name\)"):
         prepare_set(source, window=1.0)
 
 
@@ -90,7 +90,7 @@ def test_the_script_names_both_ways_out_and_takes_either(tmp_path, monkeypatch, 
     script = load_script(ROOT / "examples" / "evaluate.py")
     shared = "--model", tmp_path / "model", "--dataset", tmp_path / "speech", "--output_dir", tmp_path / "out"
     refused = run_here(monkeypatch, capfd, *shared, "--device", "cpu", script=script)
-    assert refused.returncode == 2 and "--no_speech True" in refused.stderr and "--text_column" in refused.stderr
+    assert refused.returncode == 2 and "--no_speech True" in refused.stderr and "--text_column_name" in refused.stderr
     assert not list((tmp_path / "out").rglob("*.jsonl"))
     ended = run_here(monkeypatch, capfd, *shared, "--device", "cpu", "--no_speech", "True", script=script)
     assert ended.returncode == 0, ended.stderr

@@ -8,8 +8,8 @@ from test_scoring import SPOKEN, write
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results, save_spelling, score_directory, tables, write_report
+from askd_hf.evaluation.metrics import BY_LETTER, normalizer_for
 from askd_hf.evaluation.scoring import plain_words
-from askd_hf.metrics import BY_LETTER, normalizer_for
 
 
 def of_language(language: str | None, **more) -> dict:

@@ -17,11 +17,7 @@ from report_page import (
 )
 
 from askd_hf.evaluation import report
-from askd_hf.evaluation.results import (
-    ModelFacts,
-    Paired,
-    Results,
-)
+from askd_hf.evaluation.results import ModelFacts, Paired, Results
 
 
 def test_headline_says_what_was_compared_and_the_figures_that_matter(tmp_path):

@@ -11,8 +11,8 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results, save_spelling, score_directory, tables, write_report
 from askd_hf.evaluation.manifest import Manifest
+from askd_hf.evaluation.metrics import UNIFIED, normalizer_for
 from askd_hf.evaluation.scoring import repeated_ngrams
-from askd_hf.metrics import UNIFIED, normalizer_for
 
 SPOKEN = [  # speaker, reference, the student's text, the teacher's
     (

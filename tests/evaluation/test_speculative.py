@@ -7,7 +7,7 @@ import torch
 from conftest import make_processor, make_whisper, write_speech
 
 from askd_hf import init_student
-from askd_hf.data import load_speech
+from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation import speculative
 from askd_hf.evaluation.speculative import as_assistant, counting_proposals, measure_speculative
@@ -15,7 +15,7 @@ from askd_hf.evaluation.speculative import as_assistant, counting_proposals, mea
 
 @pytest.fixture
 def clips(tmp_path):
-    return load_speech(str(write_speech(tmp_path, clips=2)), None, "train")
+    return load_speech_dataset(str(write_speech(tmp_path, clips=2)), None, "train")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from conftest import make_whisper, write_speech
 from transformers import PreTrainedModel
 
 from askd_hf import init_student
-from askd_hf.data import load_speech
+from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation import memory, speed
 from askd_hf.evaluation.speed import measure_speed, model_facts, transcribe_in_halves
@@ -20,7 +20,7 @@ from askd_hf.evaluation.speed import measure_speed, model_facts, transcribe_in_h
 
 @pytest.fixture
 def clips(tmp_path):
-    return load_speech(str(write_speech(tmp_path / "speech", clips=5)), None, "train")
+    return load_speech_dataset(str(write_speech(tmp_path / "speech", clips=5)), None, "train")
 
 
 @pytest.fixture

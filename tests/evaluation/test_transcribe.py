@@ -11,7 +11,7 @@ from conftest import make_multilingual, make_whisper
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Decoding, EvalSet, complete, plan_manifests, prepare_set, spread_clips
 from askd_hf.evaluation.transcribe import token_limit
-from askd_hf.student import set_language
+from askd_hf.models.generation_config import set_language
 
 CLIPS = [(0.4, "a b"), (0.9, "c"), (0.3, "ignore_time_segment_in_scoring"), (0.5, "d e"), (2.2, "f"), (0.8, "")]
 

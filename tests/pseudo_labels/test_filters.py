@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from askd_hf.errors import UserError
-from askd_hf.metrics import normalizer_for
+from askd_hf.evaluation.metrics import normalizer_for
 from askd_hf.pseudo_labels import keep_good, known_references, measure
 from askd_hf.pseudo_labels.filters import Thresholds, compression_ratio, reason_to_drop, word_error_rates
 

@@ -48,8 +48,10 @@ def labelled(waves, speakers, segments=None, rate: int = RATE) -> Dataset:
     return dataset.cast_column("audio", Audio(decode=False))
 
 
-def packed(clips: Dataset, directory, max_seconds: float, max_label_tokens: int = 448) -> list[dict]:
-    options = dict(max_seconds=max_seconds, max_label_tokens=max_label_tokens, directory=directory)
+def packed(clips: Dataset, directory, max_duration_in_seconds: float, max_label_length: int = 448) -> list[dict]:
+    options = dict(
+        max_duration_in_seconds=max_duration_in_seconds, max_label_length=max_label_length, directory=directory
+    )
     return list(pack(clips, make_processor().tokenizer, **options))
 
 
@@ -169,7 +171,7 @@ def test_a_reference_of_some_clips_is_none_of_their_pack(tmp_path):
 def test_labels_too_long_for_the_decoder_are_not_made(tmp_path):
     clips = labelled([tone(0.1, i) for i in range(6)], ["a"] * 6)
     tokens = len(make_processor().tokenizer(" text a", add_special_tokens=False).input_ids) + 2
-    rows = packed(clips, tmp_path, 1.0, max_label_tokens=4 + 2 * tokens)
+    rows = packed(clips, tmp_path, 1.0, max_label_length=4 + 2 * tokens)
     assert [row["clip"] for row in rows] == ["c0..c1", "c2..c3", "c4..c5"]
 
 

@@ -17,8 +17,9 @@ from transformers import WhisperForConditionalGeneration
 
 from askd_hf.arguments import SpeechSource
 from askd_hf.data import decode_audio
-from askd_hf.origin import Speech
-from askd_hf.student import init_student, load_processor, load_whisper
+from askd_hf.hub.provenance import TrainingData
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.models.student import init_student
 
 sys.path.append(str(ROOT / "tests" / "data"))
 from fake_hub import serve_hub
@@ -93,10 +94,10 @@ def test_unlabelled_speech_becomes_a_dataset(label, speech, tmp_path):
 def test_a_models_card_names_what_was_transcribed_and_by_whom(label, speech, tmp_path):
     assert label("--dataset", speech, "--split", "train[:3]", "--output_dir", tmp_path, *LENIENT).returncode == 0
     moved = (tmp_path / "dataset").rename(tmp_path / "moved")
-    found = Speech.of(SpeechSource(str(moved), None, "train"))
-    assert found == Speech("clips", False, None, "train[:3]", labelled_by="teacher")
+    found = TrainingData.of(SpeechSource(str(moved), None, "train"))
+    assert found == TrainingData("clips", False, None, "train[:3]", transcribed_by="teacher")
     (moved / "README.md").write_text("---\npseudo_labels: [what]\n---\n")
-    assert Speech.of(SpeechSource(str(moved), None, "train")) == Speech("moved", False, None, "train")
+    assert TrainingData.of(SpeechSource(str(moved), None, "train")) == TrainingData("moved", False, None, "train")
 
 
 def test_of_clips_that_are_named_by_their_paths_the_paths_are_not_published(label, tmp_path):

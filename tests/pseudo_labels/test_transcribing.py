@@ -6,7 +6,7 @@ import torch
 from datasets import Audio, Dataset
 from tiny_teacher import make_teacher, tone, write_clips
 
-from askd_hf.data import Limits, check_clips
+from askd_hf.data import Limits, filter_invalid_clips
 from askd_hf.data.audio import extract_features
 from askd_hf.errors import UserError
 from askd_hf.pseudo_labels import PseudoLabelArguments, plan, transcribe
@@ -30,7 +30,7 @@ def heard(teacher, processor, speech, directory, *, timestamps: bool, batch_size
         batch_size=batch_size,
         device="cpu",
     )
-    clips = check_clips(load_clips(args.source()), None, Limits(1.0), on_bad_audio="error")
+    clips = filter_invalid_clips(load_clips(args.source()), None, Limits(1.0), on_bad_audio="error")
     return transcribe(plan(args, teacher, processor, clips))
 
 
@@ -171,7 +171,7 @@ def test_a_directory_of_audio_files_needs_no_metadata(speech, tmp_path):
     source = PseudoLabelArguments(teacher="tiny", dataset=str(tmp_path / "bare")).source()
     clips = load_clips(source)
     assert clips["clip"][:] == [f"disc {i}/Track.WAV" for i in range(3)]
-    assert check_clips(clips, None, Limits(1.0), on_bad_audio="error")["seconds"][:] == SECONDS[:3]
+    assert filter_invalid_clips(clips, None, Limits(1.0), on_bad_audio="error")["seconds"][:] == SECONDS[:3]
     assert len(load_clips(source, limit=2)) == 2
     with pytest.raises(UserError, match="no column 'who'"):
         load_clips(PseudoLabelArguments(teacher="t", dataset=source.dataset, speaker_column="who").source())
@@ -183,5 +183,5 @@ def test_a_saved_dataset_without_text_loads(tmp_path):
     clips = load_clips(PseudoLabelArguments(teacher="tiny", dataset=str(tmp_path / "saved")).source())
     assert clips["text"][:] == [None]
     with pytest.raises(UserError, match="no column 'text'"):
-        options = PseudoLabelArguments(teacher="tiny", dataset=str(tmp_path / "saved"), text_column="text")
+        options = PseudoLabelArguments(teacher="tiny", dataset=str(tmp_path / "saved"), text_column_name="text")
         load_clips(options.source())

@@ -4,7 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from askd_hf import comparison  # first: it keeps torchao quiet
+from askd_hf.evaluation import comparison  # first: it keeps torchao quiet
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
