@@ -1,11 +1,10 @@
 """`examples/benchmark.py`: every variant runs, and they compute what they are compared for."""
 
 import json
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, make_processor, make_whisper
+from conftest import ROOT, make_processor, make_whisper, run_there
 
 VARIANTS = ["a", "a448", "b", "c", "d", "e", "f-ema", "f-snapshot", "g"]
 
@@ -19,11 +18,9 @@ def model_dir(tmp_path_factory):
 
 def benchmark(model_dir, report, *arguments) -> dict:
     """The report of a run on the tiny model, whose vocabulary has 31 tokens."""
-    command = f"{sys.executable} examples/benchmark.py --model {model_dir} --json {report} --use_cpu --batch_size 4"
-    command += " --label_tokens 3 12 --top_k 30 --repetitions 2 --slow_repetitions 1"
-    done = subprocess.run(
-        [*command.split(), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    command = f"--model {model_dir} --json {report} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 30"
+    command += " --repetitions 2 --slow_repetitions 1"
+    done = run_there(ROOT / "examples" / "benchmark.py", *command.split(), *arguments, directory=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(report.read_text())
 
@@ -69,8 +66,12 @@ def test_the_other_measurements(model_dir, tmp_path):
     losses = report["loss_memory"]
     assert losses["naive"]["loss"] == pytest.approx(1.8 * losses["ours"]["loss"], rel=1e-4)
     overhead = report["trainer_overhead"]
-    assert 0 < overhead["overhead_percent"] < 100
-    assert sum(overhead["seconds"].values()) == pytest.approx(overhead["wall"])
+    seconds = overhead["seconds"]
+    rest = seconds.pop("anything else")
+    parts = {"reading batches", "training_step", "optimizer", "clipping", "self-teacher's average", "logging"}
+    assert seconds.keys() <= parts and {"reading batches", "training_step", "optimizer", "clipping"} <= seconds.keys()
+    assert all(part > 0 for part in seconds.values())
+    assert 0 <= rest < sum(seconds.values())  # parts that overlapped would be counted twice
 
 
 @pytest.mark.parametrize("quantity", ["batch", "labels", "vocabulary", "decoder_layers"])

@@ -4,14 +4,16 @@ import copy
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, make_processor, make_whisper, options, run_here, write_speech
 from datasets import load_from_disk
+from processes import killed_when
 from safetensors.torch import load_file
-from test_distill import start, wait_for
+from test_distill import SCRIPT
 from test_teacher_cache import label, speech
 
 from askd_hf.config import ASKDConfig
@@ -367,10 +369,9 @@ def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsy
     given |= dict(cache_encoder=tmp_path / "encoder", cache_teacher=tmp_path / "labels", teacher_top_k=5)
     given |= dict(logging_steps=1)
     finished(monkeypatch, capsys, tmp_path / "whole", speech_dir, **given)
-    killed = start(*arguments(tmp_path / "killed", speech_dir, **given))
-    wait_for(tmp_path / "killed" / "checkpoint-3", killed)
-    killed.kill()
-    killed.wait()
+    there = (tmp_path / "killed" / "checkpoint-3").exists
+    killed = killed_when(there, SCRIPT, *arguments(tmp_path / "killed", speech_dir, **given))
+    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     steps_done = int(checkpoint_to_resume(str(tmp_path / "killed"), "last").rpartition("-")[2])
     _, out, _ = finished(monkeypatch, capsys, tmp_path / "killed", speech_dir, **given, resume_from_checkpoint="last")

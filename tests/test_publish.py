@@ -77,6 +77,7 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
     (folder / "teacher" / "README.md").write_text("---\nlicense: mit\n---\n# teacher\n")
     (folder / "teacher" / "normalizer.json").write_text('{"colour": "color"}')
     write_speech(folder / "speech", 8)
+    (folder / "load.py").write_text(LOAD)
     push, train = ROOT / "examples" / "push.py", ROOT / "examples" / "distill.py"
     with serve_hub(folder / "hub", {WRITER: "write", READER: "read"}) as hub:
         visit = Visit(folder, hub)
@@ -109,7 +110,7 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
         resume = re.search(r"go on with: python (.*)$", visit.error("unlucky"))[1]
         visit.run(
             resumed=(f"{ROOT / 'examples'}/{resume.removeprefix('examples/')}", WRITER),
-            downloaded=(["-c", LOAD, "me/student"], READER),
+            downloaded=("load.py me/student", READER),
         )
         yield visit
 

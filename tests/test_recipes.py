@@ -1,6 +1,7 @@
 """The README's recipes, each as it is printed there, on tiny models of the same names."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import ROOT, learn_by_heart, make_processor, make_whisper, write_speech
+from conftest import ROOT, learn_by_heart, make_processor, make_whisper, run_there, write_speech
 from transformers import WhisperForConditionalGeneration, pipeline
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,8 +69,13 @@ def test_a_recipe_runs_as_it_is_printed(place, title):
     command = recipes()[title]
     assert len(re.findall(r"^python ", command, re.MULTILINE)) == 1  # one command
     shutil.rmtree(place / "runs", ignore_errors=True)  # two recipes may name their runs alike
-    command = re.sub(r"\bpython\b", sys.executable, command)
-    ended = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True, timeout=400)
+    if title == next(iter(recipes())):  # one by a shell and Python themselves
+        command = re.sub(r"\bpython\b", sys.executable, command)
+        ended = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True, timeout=400)
+    else:
+        python, script, *arguments = shlex.split(command.replace("\\\n", " "))
+        assert python == "python"
+        ended = run_there(place / script, *arguments, directory=place)
     assert ended.returncode == 0, ended.stderr
     (run,) = (file.parent for file in (place / "runs").glob("*/training.json"))
     WhisperForConditionalGeneration.from_pretrained(run)
