@@ -1,4 +1,4 @@
-"""`examples/benchmark.py`: every variant runs, and they compute what they are compared for."""
+"""`examples/benchmarks/training_step.py`: every variant runs, and they compute what they are compared for."""
 
 import json
 import sys
@@ -20,7 +20,9 @@ def benchmark(model_dir, report, *arguments) -> dict:
     """The report of a run on the tiny model, whose vocabulary has 31 tokens."""
     command = f"--model {model_dir} --json {report} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 30"
     command += " --repetitions 2 --slow_repetitions 1"
-    done = run_there(ROOT / "examples" / "benchmark.py", *command.split(), *arguments, directory=ROOT)
+    done = run_there(
+        ROOT / "examples" / "benchmarks" / "training_step.py", *command.split(), *arguments, directory=ROOT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(report.read_text())
 
@@ -76,13 +78,13 @@ def test_the_other_measurements(model_dir, tmp_path):
 
 @pytest.mark.parametrize("quantity", ["batch", "labels", "vocabulary", "decoder_layers"])
 def test_sweeps(monkeypatch, capsys, model_dir, tmp_path, quantity):
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    import benchmark as script
+    monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
+    import training_step as script
 
     values = {"batch": [2, 3], "labels": [4, 8], "vocabulary": [31, 40], "decoder_layers": [1, 2]}[quantity]
     arguments = f"--model {model_dir} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 8 --repetitions 1"
     arguments += f" --json {tmp_path / 'report.json'} --sweep {quantity} --sweep_values {values[0]} {values[1]}"
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments.split()])
+    monkeypatch.setattr(sys, "argv", ["training_step.py", *arguments.split()])
     script.main()
     report = json.loads((tmp_path / "report.json").read_text())
     assert [row[quantity] for row in report["sweep"]] == values

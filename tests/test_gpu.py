@@ -5,7 +5,7 @@ import torch
 from conftest import history, make_trainer, options
 
 from askd_hf.config import ASKDConfig
-from askd_hf.projection import Unprojected, chunked_blend
+from askd_hf.projection import LMHeadInputs, chunked_distillation_loss
 
 pytestmark = pytest.mark.gpu
 
@@ -20,7 +20,7 @@ def card(monkeypatch):
 
 def first_step(tmp_path, teacher, student, **changes) -> torch.Tensor:
     """The terms of the first step, of all clips at once and before any update, and the norm of its gradient."""
-    once = dict(max_steps=1, per_device_train_batch_size=16, teacher_phase=1.0, dataloader_num_workers=0)
+    once = dict(max_steps=1, per_device_train_batch_size=16, teacher_phase_ratio=1.0, dataloader_num_workers=0)
     trainer = make_trainer(tmp_path, teacher, student, **(once | changes))
     trainer.train()
     return history(trainer, "blend_loss", "ce_loss", "teacher_loss", "teacher_ce", "grad_norm")
@@ -88,7 +88,9 @@ def gradients(gradient_scale: float, device: str = "cuda", dtype: torch.dtype | 
     weight = torch.randn(vocabulary, width, generator=generator).mul(0.1).to(device).requires_grad_()
     labels = torch.randint(vocabulary, (tokens,), generator=generator).to(device)
     with torch.autocast(device, dtype, enabled=dtype is not None):
-        total, _ = chunked_blend(Unprojected(hidden, weight), labels, gradient_scale=gradient_scale / tokens)
+        total, _ = chunked_distillation_loss(
+            LMHeadInputs(hidden, weight), labels, gradient_scale=gradient_scale / tokens
+        )
     (total / tokens * gradient_scale).backward()
     return [hidden.grad / gradient_scale, weight.grad / gradient_scale]
 
