@@ -19,7 +19,8 @@ class _Parser(HfArgumentParser):
     """Says what is wrong in one line, and not below two hundred options."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        sys.stderr.write(f"error: {message}\n")
+        sys.exit(2)
 
 
 def parse_args(types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
@@ -32,7 +33,7 @@ def parse_args(types: tuple[type, ...], argv: list[str] | None = None) -> tuple[
     parser = _Parser(types, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="Options as YAML; the command line wins.")
     config_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config_only.error = parser.error
+    config_only.error = parser.error  # type: ignore[method-assign]  # both parsers complain in one way
     config_only.add_argument("--config", type=Path)
     config_file, rest = config_only.parse_known_args(argv)
     known = [f.name for dataclass_type in types for f in fields(dataclass_type) if f.init]

@@ -237,7 +237,7 @@ def check_comparable(folder: Path, sidecars: dict[str, dict[str, Settings]]) -> 
 
 def all_values(values: Iterable[Any]) -> Any:
     """The value if it is one; else all of them as text, each once."""
-    found = {}
+    found: dict[str, Any] = {}
     for value in values:
         found |= {part: part for part in value.split(", ")} if isinstance(value, str) else {str(value): value}
     return next(iter(found.values())) if len(found) == 1 else ", ".join(found)

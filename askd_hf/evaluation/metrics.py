@@ -55,7 +55,7 @@ class ErrorRate(Metric):
         }
 
 
-def normalizer_for(name: Normalizer, language: str | None, spelling: dict[str, str]) -> tuple[str, TextNormalizer]:
+def normalizer_for(name: str, language: str | None, spelling: dict[str, str]) -> tuple[str, TextNormalizer]:
     """A text normalizer and its name in tables, cards and results.
 
     Args:
@@ -157,7 +157,8 @@ def _rates(references: list[str], predictions: list[str], by_letter: list[bool])
     """Of normalized texts; `by_letter` clip by clip."""
     rates = ErrorRate(keep_in_memory=True).compute(references=references, predictions=predictions)
     if any(by_letter):
-        rates["cer"] = 100 * jiwer.cer(*(list(map(characters, side, by_letter)) for side in (references, predictions)))
+        said, heard = (list(map(characters, side, by_letter)) for side in (references, predictions))
+        rates["cer"] = 100 * jiwer.cer(said, heard)
     return rates
 
 

@@ -273,7 +273,7 @@ def _share(value: float) -> str:
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """The settings as lines: dictionaries within by names with points, without those that are None."""
-    lines = {}
+    lines: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
             lines |= _flat(value, f"{prefix}{name}.")

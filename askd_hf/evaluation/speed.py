@@ -208,8 +208,8 @@ def _take_turns(
             progress.update()
     progress.close()
     for role, model in models.items():
-        tokens = measured[role].tokens
-        longest = starts[tokens.index(max(tokens))]
+        counts = measured[role].tokens
+        longest = starts[counts.index(max(counts))]
         above = peak_bytes(lambda: run(role, longest), model.device)  # noqa: B023
         measured[role].peak = None if above is None else above + weight_bytes(model)
     return measured

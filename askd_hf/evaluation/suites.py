@@ -103,6 +103,7 @@ def suite_sets(name: str, language: str | None = None) -> list[EvalSet]:
         return SUITES[name]
     if code is None:
         raise UserError(f"--suite {name} has many languages: choose one, as in --language fr")
+    source: tuple[str, str, str, str, str, str | None]
     if name == "fleurs":
         if code not in FLEURS:
             raise UserError(f"--suite fleurs hasn't --language {language}; it has {', '.join(sorted(FLEURS))}")

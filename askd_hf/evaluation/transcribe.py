@@ -111,7 +111,9 @@ def prepare_set(
         raise UserError(f"--join_clips {join_seconds:g}: long recordings are over {window:g} s, the model's window")
     speech = load_set(source, limit, num_proc, text_required=not source.no_speech)
     _check_transcripts(source, speech)
-    options = dict(limits=Limits(math.inf), on_bad_audio=on_bad_audio, num_proc=num_proc, split=source.name)
+    options: dict[str, Any] = dict(
+        limits=Limits(math.inf), on_bad_audio=on_bad_audio, num_proc=num_proc, split=source.name
+    )
     checked = filter_invalid_clips(speech, None, report_file=report_file, **options)
     bad = len(speech) - len(checked)
     dropped = {"audio that can't be decoded": bad} if bad else {}

@@ -5,6 +5,7 @@ the metadata and what is known of the model's limits.
 """
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -134,9 +135,10 @@ def card_data(
     on_hub = origin.base is not None and origin.base.on_hub
     distilled = ["knowledge-distillation"] if was_distilled(facts) else []
     measured = model_index(results) if results is not None else []
+    licensed: dict[str, Any] = inherited_license(origin) if license is None else {"license": license}
     return ModelCardData(
         language=_metadata_languages(origin),
-        **(inherited_license(origin) if license is None else {"license": license}),
+        **licensed,
         library_name="peft" if keeps_adapter(facts) else "transformers",
         pipeline_tag=TASK,
         base_model=origin.base.name if on_hub else None,
@@ -248,22 +250,22 @@ def failures(entry: SetResult, student: Scores, teacher: Scores | None) -> list[
 
     name = set_name(entry)
     if not entry.speech:
-        theirs = beside(teacher and f"{teacher.clips_with_text}")
+        theirs = beside(f"{teacher.clips_with_text}" if teacher else None)
         return [
             f"Text where nobody speaks: {student.clips_with_text} of {entry.clips} clips of {name} got some{theirs}."
         ]
     found = []
     if entry.silent_clips:
-        theirs = beside(teacher and f"{teacher.silent_with_text}")
+        theirs = beside(f"{teacher.silent_with_text}" if teacher else None)
         found.append(
             f"Text where nobody speaks: {student.silent_with_text} of {entry.silent_clips} such clips of {name} got "
             f"some{theirs}."
         )
     if student.insertion_rate:
-        theirs = beside(teacher and f"{teacher.insertion_rate:.2f} %")
+        theirs = beside(f"{teacher.insertion_rate:.2f} %" if teacher else None)
         found.append(f"Words that nobody said on {name}: {student.insertion_rate:.2f} % of the reference's{theirs}.")
     if student.repeated_5grams:
-        theirs = beside(teacher and f"{teacher.repeated_5grams:.2f} %")
+        theirs = beside(f"{teacher.repeated_5grams:.2f} %" if teacher else None)
         found.append(
             f"Loops on {name}: {student.repeated_5grams:.2f} % of its word 5-grams stood there before{theirs}."
         )

@@ -210,6 +210,7 @@ def upload(directory: Path, repo_id: str, token: str | None, revision: str | Non
     def commit() -> str:
         # Made anew at every attempt, as they remember what the Hub had before it. Large files that have arrived aren't
         # sent again, and a commit of which only the answer was lost isn't made twice.
+        changes: list[CommitOperationAdd | CommitOperationDelete]
         changes = [CommitOperationAdd(name, directory / name) for name in names]
         there = HfApi().list_repo_files(repo_id, revision=revision, token=token)
         stale = [name for name in there if matches(name, (*WEIGHTS, *CONFIGS)) and name not in names]

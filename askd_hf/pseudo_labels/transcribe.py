@@ -74,12 +74,17 @@ def plan(
     heard = replace_column(heard, "row", list(range(len(clips))))
     seconds = clips["seconds"][:]
     heard = heard.select(sorted(range(len(clips)), key=lambda row: -seconds[row]))
-    timestamps = "segment" if args.timestamps else "none"
     try:
         (job,) = plan_manifests(
             {"teacher": (args.teacher, teacher, processor)},
             [PreparedSet(args.source(), "short", heard, dropped={})],
-            Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
+            Decoding(
+                1,
+                args.generation_max_length,
+                "segment" if args.timestamps else "none",
+                args.batch_size,
+                args.num_workers,
+            ),
             Path(args.output_dir) / TRANSCRIPTS,
             device=torch.device(args.device),
             dtype=args.torch_dtype(),
@@ -187,7 +192,8 @@ def segments_of(
     """
     last = math.floor(seconds / RESOLUTION + 1e-6)  # in steps of the resolution
     segments: list[dict[str, Any]] = []
-    start, text = 0, []
+    start = 0
+    text: list[int] = []
 
     def close(at: int) -> None:
         if phrase := decode(text):
