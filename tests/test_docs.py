@@ -12,10 +12,16 @@ import pytest
 from conftest import ROOT, make_processor, make_whisper, write_speech
 from transformers import HfArgumentParser, WhisperForConditionalGeneration
 
+from askd_hf import ASKDConfig
+from askd_hf.arguments import ModelArguments
+from askd_hf.arguments.parser import parse_args
+from askd_hf.training.run_dir import set_default_output_dir
+
 GUIDES = ROOT / "examples" / "guides"
 DOCS = [ROOT / "README.md", ROOT / "examples" / "README.md", ROOT / "examples" / "demo" / "README.md"]
 DOCS += sorted(GUIDES.glob("*.md"))
 REPOSITORY = r"https://(?:github\.com/askd-hf/askd-hf/(?:blob|tree)|raw\.githubusercontent\.com/askd-hf/askd-hf)/main/"
+MODULE = "askd_hf.commands.main"  # of `askd-hf`
 STARTS = ("python examples/", "askd-hf ", "accelerate launch ")
 
 
@@ -32,61 +38,101 @@ def commands(document: Path) -> list[list[str]]:
 
 def script_and_arguments(words: list[str]) -> tuple[Path, list[str]]:
     """The script that a command runs, and its arguments: `askd-hf a-b` is `examples/a_b.py`."""
+    if MODULE in words:  # of `accelerate launch -m`
+        words = ["askd-hf", *words[words.index(MODULE) + 1 :]]
     if words[0] == "askd-hf":
         return ROOT / "examples" / f"{words[1].replace('-', '_')}.py", words[2:]
     at = next(place for place, word in enumerate(words) if word.endswith(".py"))
     return ROOT / words[at], words[at + 1 :]
 
 
+def all_words() -> list[list[str]]:
+    return [words for document in DOCS for words in commands(document)]
+
+
 ALL_COMMANDS = [
-    pytest.param(words, id=f"{document.stem}-{number}-{Path(script_and_arguments(words)[0]).stem}")
+    pytest.param(words, id=f"{document.stem}-{number}-{script_and_arguments(words)[0].stem}")
     for document in DOCS
     for number, words in enumerate(commands(document))
 ]
 
 
 class Parsed(BaseException):
-    """Raised in place of running the script, once its own parser has accepted the options."""
+    """Raised in place of running a script, once its own parser has accepted the options.
+
+    Args: the arguments as the parser got them, old names replaced; values without an option; all options it has.
+    """
 
 
 @pytest.fixture
-def stop_after_parsing(monkeypatch):
+def parse(monkeypatch):
+    """A function that parses a command by its script, in this process, and returns the three values of `Parsed`."""
     parse_dataclasses = HfArgumentParser.parse_args_into_dataclasses
-    parse, parse_known = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args
+    parse_all, parse_known = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args
 
-    def dataclasses_only(self, *args, **kwargs):
-        *_, stray = parse_dataclasses(self, *args, **kwargs)
-        raise Parsed(stray)
+    def dataclasses_only(self, args=None, **kwargs):
+        *_, stray = parse_dataclasses(self, args, **kwargs)
+        raise Parsed(args, stray, set(self._option_string_actions))
 
-    def plain_only(self, *args, **kwargs):
-        parse(self, *args, **kwargs)
-        raise Parsed([])
+    def plain_only(self, args=None, namespace=None):
+        parse_all(self, args, namespace)
+        raise Parsed(sys.argv, [], set(self._option_string_actions))
 
-    def known_only(self, *args, **kwargs):
-        known, others = parse_known(self, *args, **kwargs)
+    def known_only(self, args=None, namespace=None):
+        known, others = parse_known(self, args, namespace)
         if sys._getframe(1).f_globals["__name__"] == "__main__":  # called by the script, not by another parser
-            raise Parsed(others)
+            raise Parsed(sys.argv, others, set(self._option_string_actions))
         return known, others
 
     monkeypatch.setattr(HfArgumentParser, "parse_args_into_dataclasses", dataclasses_only)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", plain_only)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", known_only)
+    monkeypatch.chdir(ROOT)
+
+    def run(script: Path, arguments: list[str]) -> tuple:
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        monkeypatch.setattr(sys, "path", [*sys.path, str(script.parent)])  # last: evaluate.py isn't the library
+        with pytest.raises(Parsed) as parsed:
+            runpy.run_path(str(script), run_name="__main__")
+        return parsed.value.args
+
+    return run
+
+
+def check_plot_run(arguments: list[str]) -> None:
+    """`plot_run.py` takes two paths and has no parser."""
+    assert len(arguments) == 2 and not any(argument.startswith("--") for argument in arguments)
 
 
 @pytest.mark.parametrize("words", ALL_COMMANDS)
-def test_a_command_is_accepted_by_the_parser_of_its_script(monkeypatch, caplog, stop_after_parsing, words):
+def test_a_command_is_accepted_by_the_parser_of_its_script(parse, words):
     script, arguments = script_and_arguments(words)
     assert script.is_file(), script
-    if script.stem == "plot_run":  # two paths, no parser
-        assert len(arguments) == 2 and not any(argument.startswith("--") for argument in arguments)
+    if script.stem == "plot_run":
+        check_plot_run(arguments)
         return
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    monkeypatch.setattr(sys, "path", [*sys.path, str(script.parent)])  # last: evaluate.py isn't the library
-    with pytest.raises(Parsed) as parsed:
-        runpy.run_path(str(script), run_name="__main__")
-    assert parsed.value.args == ([],)  # no value without its option
-    assert "is called" not in caplog.text  # no old names
+    parsed, stray, _ = parse(script, arguments)
+    assert stray == []
+    named = {argument for argument in arguments if argument.startswith("--") and argument != "--config"}
+    assert named <= set(parsed)  # none is an old name
+
+
+def test_options_in_the_text_are_options_of_a_script(parse):
+    options = {"--help", "--config", "--multi_gpu", "--num_processes"}
+    for script, arguments in dict(map(script_and_arguments, all_words())).items():
+        if script.stem != "plot_run":
+            options |= parse(script, arguments)[2]
+    for document in DOCS:
+        text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        code = " ".join(re.findall("`([^`]+)`", text))
+        assert set(re.findall(r"--\w+", code)) <= options, document
+
+
+def test_the_readme_loads_the_student_that_its_command_trains():
+    _, arguments = script_and_arguments(commands(ROOT / "README.md")[0])
+    models, config = parse_args((ModelArguments, ASKDConfig), arguments)
+    set_default_output_dir(config, models)
+    assert f'model="{config.output_dir}"' in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda document: document.parent.name + "-" + document.stem)
