@@ -1,4 +1,4 @@
-"""`examples/benchmark.py`: every variant runs, and they compute what they are compared for."""
+"""`examples/benchmarks/training_step.py`: every variant runs, and they compute what they are compared for."""
 
 import json
 import subprocess
@@ -19,8 +19,8 @@ def model_dir(tmp_path_factory):
 
 def benchmark(model_dir, report, *arguments) -> dict:
     """The report of a run on the tiny model, whose vocabulary has 31 tokens."""
-    command = f"{sys.executable} examples/benchmark.py --model {model_dir} --json {report} --use_cpu --batch_size 4"
-    command += " --label_tokens 3 12 --top_k 30 --repetitions 2 --slow_repetitions 1"
+    command = f"{sys.executable} examples/benchmarks/training_step.py --model {model_dir} --json {report} --use_cpu"
+    command += " --batch_size 4 --label_tokens 3 12 --top_k 30 --repetitions 2 --slow_repetitions 1"
     done = subprocess.run(
         [*command.split(), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
@@ -75,13 +75,13 @@ def test_the_other_measurements(model_dir, tmp_path):
 
 @pytest.mark.parametrize("quantity", ["batch", "labels", "vocabulary", "decoder_layers"])
 def test_sweeps(monkeypatch, capsys, model_dir, tmp_path, quantity):
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    import benchmark as script
+    monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
+    import training_step as script
 
     values = {"batch": [2, 3], "labels": [4, 8], "vocabulary": [31, 40], "decoder_layers": [1, 2]}[quantity]
     arguments = f"--model {model_dir} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 8 --repetitions 1"
     arguments += f" --json {tmp_path / 'report.json'} --sweep {quantity} --sweep_values {values[0]} {values[1]}"
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments.split()])
+    monkeypatch.setattr(sys, "argv", ["training_step.py", *arguments.split()])
     script.main()
     report = json.loads((tmp_path / "report.json").read_text())
     assert [row[quantity] for row in report["sweep"]] == values

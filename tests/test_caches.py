@@ -288,7 +288,7 @@ def test_labelled_speech_trains_students_without_the_teacher(
     labelling += ["--teacher_top_k", ALL_BUT_ONE, "--output_dir", tmp_path / "unused"]
     status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
     assert status == 0, err
-    assert "(0 of 16 there)" in out and f"16 labelled clips: --dataset {labels}" in out
+    assert "(0 of 16 there)" in out and f"16 labeled clips: --dataset {labels}" in out
     assert not (tmp_path / "unused").exists() and set(TEACHER_COLUMNS) <= set(load_from_disk(labels).column_names)
     live, _, _ = finished(monkeypatch, capsys, tmp_path / "live", speech_dir, teacher=teacher_dir, student=student_dir)
     alone, out, _ = finished(monkeypatch, capsys, tmp_path / "alone", labels, student=student_dir)
@@ -343,7 +343,7 @@ def test_options_that_cannot_be_are_one_message(monkeypatch, capsys, tmp_path, t
         assert (
             status == 2
             and f"error: --teacher_cache_dir has no use: --preset {preset} has no teacher" in err
-            and "labelled clips" not in out
+            and "labeled clips" not in out
         )
 
 
@@ -357,7 +357,7 @@ def test_clips_skipped_in_labelling_are_listed_beside_the_labels(
     for there in (0, 15):
         status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
         assert status == 0, err
-        assert f"({there} of 15 there)" in out and "15 labelled clips: --dataset" in out
+        assert f"({there} of 15 there)" in out and "15 labeled clips: --dataset" in out
     assert "3,train/audio/003.wav," in (tmp_path / "labels.skipped" / "skipped-training-bad.csv").read_text()
     assert len(load_from_disk(tmp_path / "labels")) == 15
 

@@ -191,7 +191,7 @@ def test_a_comparison_that_fails_costs_nothing_else(monkeypatch, capsys, tmp_pat
     def fail(*args):
         raise UserError("they can't be compared")
 
-    monkeypatch.setattr("askd_hf.evaluation.comparison.compare", fail)
+    monkeypatch.setattr("askd_hf.commands.report.compare", fail)
     arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation", "--max_steps", 1)
     status, out, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 0 and "no comparison: they can't be compared" in err

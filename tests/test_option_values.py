@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import transformers.integrations.integration_utils as integrations
-from conftest import ROOT, load_script, make_trainer, run_here
+from conftest import ROOT, make_trainer, run_here
 from safetensors import SafetensorError
 
 from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, former_options, packages
@@ -19,6 +19,7 @@ from askd_hf.arguments.packages import check_optimizer
 from askd_hf.arguments.parser import parse_args
 from askd_hf.arguments.ranges import Range
 from askd_hf.arguments.writable import check_writable
+from askd_hf.commands.push import PushArguments
 from askd_hf.config import RANGES, ASKDConfig
 from askd_hf.data.augment import AugmentArguments
 from askd_hf.errors import UserError, exit_on_user_error, saving_errors
@@ -221,7 +222,7 @@ def test_nan_is_in_no_range():
         ("max_duration_in_seconds", "--max_duration_in_seconds"),
         ("condition_on_prev_probability", "--condition_on_prev_probability"),
         ("kl_weight", "--teacher_weight"),
-        ("wer_threshold", "examples/pseudo_label.py --max_wer"),
+        ("wer_threshold", "askd-hf pseudo-label --max_wer"),
         ("cache_dir", "HF_HOME"),
         ("token", "hf auth login"),
         ("dtype", "--bf16 or --fp16"),
@@ -261,7 +262,7 @@ def test_no_advice_names_an_option_that_no_script_has():
         *DISTILL,
         EvaluationArguments,
         PseudoLabelArguments,
-        load_script(ROOT / "examples" / "push.py").PushArguments,
+        PushArguments,
     )
     known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
     for name, advice in former_options.FORMER.items():
@@ -334,7 +335,7 @@ def test_a_directory_that_can_not_be_written_is_named(tmp_path, unwritable):
         ("distill", "--teacher x --dataset d --output_dir OUT", "--output_dir"),
         ("distill", "--teacher x --dataset d --encoder_cache_dir OUT --output_dir NEW", "--encoder_cache_dir"),
         ("distill", "--teacher x --dataset d --teacher_cache_dir OUT --output_dir NEW", "--teacher_cache_dir"),
-        ("teacher_cache_dir", "--teacher x --dataset d --teacher_cache_dir OUT", "--teacher_cache_dir"),
+        ("cache_teacher", "--teacher x --dataset d --teacher_cache_dir OUT", "--teacher_cache_dir"),
         ("evaluate", "--model x --dataset d --output_dir OUT", "--output_dir"),
         ("pseudo_label", "--teacher x --dataset d --output_dir OUT", "--output_dir"),
     ],

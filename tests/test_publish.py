@@ -106,9 +106,9 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
             unlucky=(f"{push} --model unlucky --repo me/unlucky", WRITER),
             no_token=(f"{push} --model forbidden --repo me/nothing", None),
         )
-        resume = re.search(r"go on with: python (.*)$", visit.error("unlucky"))[1]
+        resume = re.search(r"go on with: askd-hf push (.*)$", visit.error("unlucky"))[1]
         visit.run(
-            resumed=(f"{ROOT / 'examples'}/{resume.removeprefix('examples/')}", WRITER),
+            resumed=(f"{push} {resume}", WRITER),
             downloaded=(["-c", LOAD, "me/student"], READER),
         )
         yield visit
@@ -151,16 +151,14 @@ def test_a_private_one_is_private(visit):
 def test_without_a_token_it_says_so(visit):
     message = visit.error("no_token")
     assert "401 Unauthorized" in message and "log in with `hf auth login`" in message
-    assert (
-        "the model is safe in forbidden; go on with: python examples/push.py --model forbidden --repo me/no" in message
-    )
+    assert "the model is safe in forbidden; go on with: askd-hf push --model forbidden --repo me/no" in message
     assert not (visit.hub.root / "models" / "me" / "nothing").exists()
 
 
 def test_after_the_last_attempt_the_model_is_there_and_the_command_goes_on(visit):
     message = visit.error("unlucky")
     assert "503" in message
-    assert message.endswith("go on with: python examples/push.py --model unlucky --repo me/unlucky")
+    assert message.endswith("go on with: askd-hf push --model unlucky --repo me/unlucky")
     assert len(visit.requests("POST /api/models/me/unlucky/commit/main 503")) == 3
     assert visit.ended["resumed"].returncode == 0, visit.ended["resumed"].stderr
     (commit,) = visit.hub.commits["models/me/unlucky"]
@@ -236,9 +234,7 @@ def run(visit, tmp_path) -> Path:
 )
 def test_wherever_the_hub_fails_for_good_the_message_is_one_line(hub, run, failure, reason):
     hub.failures.append(failure)
-    with pytest.raises(
-        UserError, match=r"the model is safe in .*; go on with: python examples/push\.py --model"
-    ) as error:
+    with pytest.raises(UserError, match=r"the model is safe in .*; go on with: askd-hf push --model") as error:
         publish_run(run, "me/x", token=WRITER)
     assert reason in str(error.value) and "\n" not in str(error.value) and WRITER not in str(error.value)
     assert 99 - failure.times < 20  # attempts

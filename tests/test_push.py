@@ -75,7 +75,7 @@ def pushing(output_dir: Path, processor=None, **changes):
 def test_the_advice_is_the_whole_command():
     text = resume_advice(Path("my run"), "me/x", results=Path("a b.json"), private=True, revision="dev", license="mit")
     command = shlex.split(text.partition("go on with: ")[2])
-    assert command[:2] == ["python", "examples/push.py"]
+    assert command[:2] == ["askd-hf", "push"]
     assert command[2:] == shlex.split(
         "--model 'my run' --repo me/x --results 'a b.json' --revision dev --license mit --private"
     )
@@ -87,7 +87,7 @@ def test_the_advice_of_a_failed_private_push_makes_a_private_repository(hub, run
     hub.failures.append(failure)
     status, _, err = run_here(monkeypatch, capsys, "--model", run, "--repo", "me/x", "--private", file=PUSH)
     assert status == 2 and failure.times == 0
-    arguments = shlex.split(re.search(r"go on with: python examples/push\.py (.*)", err)[1])
+    arguments = shlex.split(re.search(r"go on with: askd-hf push (.*)", err)[1])
     assert "--private" in arguments
     status, out, err = run_here(monkeypatch, capsys, *arguments, file=PUSH)
     assert status == 0 and "published" in out, err
@@ -298,7 +298,7 @@ def test_ctrl_c_after_the_last_step_says_that_nothing_was_published(hub, tmp_pat
     arguments += " --use_cpu --push_to_hub --hub_model_id me/x --hub_private_repo True"
     status, out, _ = run_here(monkeypatch, capsys, *arguments.split())
     assert status == 130 and not hub.commits
-    assert f"it wasn't published: the model is safe in {tmp_path / 'run'}; go on with: python examples/push.py" in out
+    assert f"it wasn't published: the model is safe in {tmp_path / 'run'}; go on with: askd-hf push" in out
     assert "--repo me/x --private" in out
 
 

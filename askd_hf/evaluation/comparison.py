@@ -52,7 +52,7 @@ def compare(
     normalizer: Normalizer,
     config: ASKDConfig,
 ) -> Results:
-    """Evaluate models on a run's evaluation splits, as `examples/evaluate.py` does on any speech.
+    """Evaluate models on a run's evaluation splits, as `askd-hf evaluate` does on any speech.
 
     Writes manifests, `results.json` and `report.html` to `evaluation` in the run's directory; what an earlier run left
     there, of these splits and models or others, is overwritten or removed: it was of other weights.

@@ -1,4 +1,4 @@
-"""The options of `examples/evaluate.py`: every field is one, its help is its documentation."""
+"""The options of `askd-hf evaluate`: every field is one, its help is its documentation."""
 
 import os
 import re

@@ -82,7 +82,7 @@ class TrainingData:
 
     @classmethod
     def of(cls, source: SpeechSource) -> "TrainingData":
-        """What is loaded from there; of a result of `examples/pseudo_label.py` what was transcribed for it."""
+        """What is loaded from there; of a result of `askd-hf pseudo-label` what was transcribed for it."""
         speech = cls(*public_name(source.dataset), source.config, source.split)
         speech.license = stated_data_license(source.dataset)
         card = Path(source.dataset).expanduser() / "README.md"
@@ -138,7 +138,7 @@ class Provenance:
         teacher: WhisperForConditionalGeneration | None,
         student: WhisperForConditionalGeneration,
     ) -> "Provenance":
-        """From the options of `examples/distill.py`, and its models before training."""
+        """From the options of `askd-hf distill`, and its models before training."""
         sources = data.train_sources()
         origin = cls(
             speech=[TrainingData.of(source) for source in sources],

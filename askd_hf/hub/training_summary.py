@@ -194,9 +194,7 @@ class TrainingSummary:
         """
         file = directory / SUMMARY_FILE
         if not file.is_file():
-            raise UserError(
-                f"{directory} has no {SUMMARY_FILE}: it isn't the directory of a run of examples/distill.py"
-            )
+            raise UserError(f"{directory} has no {SUMMARY_FILE}: it isn't the directory of a run of askd-hf distill")
         facts = cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
         if not (directory / ADAPTER_CONFIG).is_file():
             facts.student = ModelInfo.of(directory)

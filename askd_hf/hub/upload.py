@@ -39,7 +39,7 @@ PUBLISHED = (
     CARD,
     FIGURE,
 )
-RESULTS = Path("evaluation") / "results.json"  # where examples/distill.py puts them in a run's directory
+RESULTS = Path("evaluation") / "results.json"  # where askd-hf distill puts them in a run's directory
 PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
 
 Answer = TypeVar("Answer")
@@ -93,7 +93,7 @@ def resume_advice(
     license: str | None = None,
 ) -> str:
     """The command that publishes the same, to be pasted; arguments as in `publish`."""
-    command = ["python", "examples/push.py", "--model", str(directory), "--repo", repo_id]
+    command = ["askd-hf", "push", "--model", str(directory), "--repo", repo_id]
     for name, value in dict(results=results, revision=revision, license=license).items():
         command += [] if value is None else [f"--{name}", str(value)]
     command += ["--private"] if private else []
@@ -112,7 +112,7 @@ def check_complete(directory: Path) -> None:
         missing.append("model.safetensors")
     if missing:
         raise UserError(
-            f"{directory} isn't the directory of a finished run of examples/distill.py: it has no {', '.join(missing)}"
+            f"{directory} isn't the directory of a finished run of askd-hf distill: it has no {', '.join(missing)}"
         )
 
 
@@ -160,12 +160,12 @@ def load_results(path: Path, directory: Path) -> Results:
     try:
         results = Results.load(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} isn't the results.json of examples/evaluate.py: {error}") from error
+        raise UserError(f"{path} isn't the results.json of askd-hf evaluate: {error}") from error
     student = results.models.get(STUDENT)
     # an evaluation notes them as they were loaded, in float32
     if student is None or student.weights != weights_digest(load_whisper(str(directory))):
         raise UserError(
-            f"{path} is of another model than the one in {directory}: evaluate that with examples/evaluate.py --model "
+            f"{path} is of another model than the one in {directory}: evaluate that with askd-hf evaluate --model "
             f"{shlex.quote(str(directory))}"
         )
     return results

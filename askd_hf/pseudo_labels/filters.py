@@ -194,6 +194,6 @@ def keep_good(transcripts: list[Transcript], limits: Thresholds, file: Path) -> 
     if len(dropped) == len(found):
         raise UserError(
             f"not one transcript is good enough ({counts[0][0]}): see {file}, and change the limits "
-            "(examples/pseudo_label.py --max_wer, --min_log_prob, --max_compression_ratio, --max_repetition)"
+            "(askd-hf pseudo-label --max_wer, --min_log_prob, --max_compression_ratio, --max_repetition)"
         )
     return [i for i, reason in enumerate(found) if reason is None]

@@ -23,7 +23,7 @@ from ..models.generation_config import no_timestamps
 from .options import PseudoLabelArguments
 
 TRANSCRIPTS = "transcripts"  # their folder; not that of evaluations, whose lines say other things
-ANEW = "Have it made anew, or elsewhere: examples/pseudo_label.py --overwrite True, or --output_dir"
+ANEW = "Have it made anew, or elsewhere: askd-hf pseudo-label --overwrite True, or --output_dir"
 RESOLUTION = 0.02  # seconds between two timestamps of Whisper
 
 
@@ -90,7 +90,7 @@ def plan(
             dtype=args.torch_dtype(),
             overwrite=args.overwrite,
         )
-    except UserError as error:  # examples/distill.py --unlabeled_dataset has neither option
+    except UserError as error:  # askd-hf distill --unlabeled_dataset has neither option
         raise UserError(str(error).replace(ELSEWHERE, ANEW)) from None
     return job
 
@@ -150,7 +150,7 @@ def _line(job: Job, ids: list[int], log_prob: float, row: dict[str, Any], timest
     """A clip's line of the manifest, from generated tokens and the sum of their log-probabilities."""
     if not math.isfinite(log_prob):
         raise UserError(
-            f"{row['clip']}: the teacher's logits are not finite; try examples/pseudo_label.py --dtype float32"
+            f"{row['clip']}: the teacher's logits are not finite; try askd-hf pseudo-label --dtype float32"
         )
     end = job.processor.tokenizer.eos_token_id
     ended = end in ids

@@ -205,7 +205,7 @@ def _check_columns(mix_args: MixArguments, splits: list[Dataset | IterableDatase
     for option, column in wanted.items():
         if getattr(mix_args, option) and not any(column in split.column_names for split in splits):
             raise UserError(
-                f"--{option} has no use: no dataset has a column `{column}`; examples/pseudo_label.py makes it"
+                f"--{option} has no use: no dataset has a column `{column}`; askd-hf pseudo-label makes it"
             )
 
 

@@ -61,7 +61,6 @@ def evaluate(monkeypatch, capfd):
     def run(*arguments) -> Ended:
         return run_here(monkeypatch, capfd, *arguments, script=script)
 
-    run.script = script
     return run
 
 
@@ -336,7 +335,7 @@ def test_scores_are_there_before_anything_is_timed(evaluate, tmp_path, models, s
     def fail(*args, **options):
         raise UserError("the machine is tired")
 
-    monkeypatch.setattr(evaluate.script, "measure_speed", fail)
+    monkeypatch.setattr("askd_hf.commands.evaluate.measure_speed", fail)
     run = evaluate("--model", models / "student", "--dataset", speech, "--device", "cpu", "--speed", True,
                    "--output_dir", tmp_path)  # fmt: skip
     assert run.returncode == 2 and "the machine is tired" in run.stderr

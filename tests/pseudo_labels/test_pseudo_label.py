@@ -227,7 +227,7 @@ def test_other_settings_other_clips_and_another_teacher_are_refused(label, speec
     ):
         done = label(*arguments, **changes) if isinstance(changes, dict) else label(*arguments, *changes)
         assert done.returncode == 2
-        assert what in done.stderr and "examples/pseudo_label.py --overwrite True, or --output_dir" in done.stderr
+        assert what in done.stderr and "askd-hf pseudo-label --overwrite True, or --output_dir" in done.stderr
         assert transcripts.read_bytes() == before
     assert label(*arguments, "--overwrite", teacher=other).returncode == 0
     assert transcripts.read_bytes() != before

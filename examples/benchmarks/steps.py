@@ -1,4 +1,4 @@
-"""The models, batches and training steps that `benchmark.py` compares, and how it measures memory."""
+"""The models, batches and training steps that `training_step.py` compares, and how it measures memory."""
 
 import contextlib
 import io
