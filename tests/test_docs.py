@@ -20,6 +20,7 @@ from askd_hf.training.run_dir import set_default_output_dir
 GUIDES = ROOT / "examples" / "guides"
 DOCS = [ROOT / "README.md", ROOT / "examples" / "README.md", ROOT / "examples" / "demo" / "README.md"]
 DOCS += sorted(GUIDES.glob("*.md"))
+WITH_LINKS = [*DOCS, ROOT / "CONTRIBUTING.md"]
 REPOSITORY = r"https://(?:github\.com/askd-hf/askd-hf/(?:blob|tree)|raw\.githubusercontent\.com/askd-hf/askd-hf)/main/"
 MODULE = "askd_hf.commands.main"  # of `askd-hf`
 STARTS = ("python examples/", "askd-hf ", "accelerate launch ")
@@ -160,7 +161,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCS, ids=lambda document: document.parent.name + "-" + document.stem)
+@pytest.mark.parametrize("document", WITH_LINKS, ids=lambda document: document.parent.name + "-" + document.stem)
 def test_links_between_documents_lead_somewhere(document):
     for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
         path, _, anchor = re.sub(REPOSITORY, f"{ROOT}/", link).partition("#")
