@@ -45,9 +45,10 @@ test-gpu: $(DEVELOPING)  ## the tests that need a CUDA card
 cards: $(DEVELOPING)  ## render the golden model cards of model_cards/ anew
 	$(BIN)/python tests/make_cards.py
 
-lint: $(DEVELOPING)  ## ruff: rules and format; mypy: types
+lint: $(DEVELOPING)  ## ruff: rules and format; import-linter: the order of the packages; mypy: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: $(DEVELOPING)  ## ruff: mend what can be mended

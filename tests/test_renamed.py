@@ -14,8 +14,20 @@ from askd_hf.arguments.renamed import current_name, rename_saved
 from askd_hf.callbacks import BLEND_STATE_FILE, read_blend_state
 from askd_hf.config import ASKDConfig
 
-IMPORTS = """ASKDConfig ASKDTrainer AdaptiveBlendCallback BlendSchedule SpeechCollator UserError blend check_clips
-init_student load_processor load_speech load_whisper""".split()
+IMPORTS = [
+    "ASKDConfig",
+    "ASKDTrainer",
+    "AdaptiveBlendCallback",
+    "BlendSchedule",
+    "SpeechCollator",
+    "UserError",
+    "blend",
+    "check_clips",
+    "init_student",
+    "load_processor",
+    "load_speech",
+    "load_whisper",
+]
 MODELS = """teacher student decoder_layers encoder_layers layer_choice teacher_dtype teacher_offload
 attn_implementation"""
 DATA = """dataset unlabelled dataset_config train_split eval_dataset eval_dataset_config eval_splits audio_column

@@ -16,6 +16,7 @@ askd_hf.commands.main cache-teacher ...
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -125,7 +126,7 @@ def label(
     report_to = f"{Path(cache_args.teacher_cache_dir)}.skipped"
     speech = training_speech(data_args, MixArguments(), config, collator, is_multilingual(teacher), report_to)
     collator = with_encoder_cache(collator, teacher, [speech], cache_args, config)
-    labeled = with_soft_labels(speech, teacher, collator, model_args, cache_args, config)
+    labeled: Any = with_soft_labels(speech, teacher, collator, model_args, cache_args, config)
     exit_non_main_processes()
     print(f"{len(labeled)} labeled clips: --dataset {cache_args.teacher_cache_dir}")
     return labeled

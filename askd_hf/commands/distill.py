@@ -284,7 +284,7 @@ def transcribe_unlabeled(options: Options) -> Path:
             teacher=model_args.teacher,
             dataset=data_args.unlabeled_dataset,
             language=data_args.only_language,
-            task=data_args.only_task or "transcribe",
+            task="translate" if data_args.only_task == "translate" else "transcribe",
             max_samples=data_args.max_train_samples,
             on_bad_audio=data_args.on_bad_audio,
             timestamps=options.mix.timestamp_probability > 0.0,

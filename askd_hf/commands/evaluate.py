@@ -18,7 +18,7 @@ Options can also be given in a YAML file: --config evaluation.yaml.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from datasets import Dataset
@@ -44,6 +44,7 @@ from ..evaluation import (
     tables,
     write_report,
 )
+from ..evaluation.long_form import Method
 from ..models.generation_config import set_language
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
 
@@ -106,7 +107,7 @@ def load_speech(args: EvaluationArguments, models: Models) -> Speech:
         sets += prepare_set(
             source,
             window=min(processor.feature_extractor.chunk_length for processor in models.processors.values()),
-            long_form=args.long_form,
+            long_form=cast(list[Method], args.long_form),  # checked by the options
             join_seconds=args.join_clips,
             limit=args.max_eval_samples,
             on_bad_audio=args.on_bad_audio,
