@@ -202,5 +202,5 @@ def test_a_model_of_the_hub_is_exported_and_one_with_other_windows_compared_in_c
 def test_without_the_extra_the_user_is_told_what_to_install(monkeypatch):
     check_extra()
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    with pytest.raises(UserError, match=r"pip install '\.\[export\]'"):
+    with pytest.raises(UserError, match=r"pip install 'askd-hf\[export\]'"):
         check_extra()
