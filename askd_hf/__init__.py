@@ -1,4 +1,4 @@
-"""Distil Whisper with Adaptive Self-Knowledge Distillation, on the Hugging Face Trainer."""
+"""Distill Whisper with Adaptive Self-Knowledge Distillation and the Hugging Face Trainer."""
 
 import warnings
 from typing import Any
@@ -31,7 +31,7 @@ __all__ = [
     "load_whisper",
 ]
 
-# old name -> name now
+# old name -> current name
 _RENAMED = {
     "blend": "distillation_loss",
     "check_clips": "filter_invalid_clips",

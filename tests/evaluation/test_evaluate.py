@@ -244,7 +244,7 @@ def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
     processor.save_pretrained(tmp_path / "model")
     shared = "--model", tmp_path / "model", "--dataset", speech, "--device", "cpu", "--output_dir", tmp_path / "out"
     refused = evaluate(*shared)
-    assert refused.returncode == 2 and "--language is missing" in refused.stderr
+    assert refused.returncode == 2 and "--language is required" in refused.stderr
     assert not list((tmp_path / "out").rglob("*.jsonl"))
     assert evaluate(*shared, "--language", "chinese").returncode == 0
     (result,) = Results.load(tmp_path / "out" / "results.json").sets
