@@ -283,7 +283,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError("--snapshot_strategy epoch requires --self_teacher snapshot")
 
     def _check_metric(self) -> None:
-        """Check what decides on the best checkpoint, early stopping and publishing."""
+        """Check the options of the best checkpoint, early stopping and publishing."""
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if metric in RENAMED_METRICS:
             raise UserError(f"--metric_for_best_model {metric} is called {RENAMED_METRICS[metric]} now")

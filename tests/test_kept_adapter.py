@@ -242,7 +242,7 @@ def test_a_student_that_nobody_could_load_is_refused_before_anything_is_loaded(
     assert "--keep_adapter requires --student" in message("--teacher", student_dir, *made)
     assert f"{run} is an adapter. Without --keep_adapter" in message(*lora_run(run, speech_dir, tmp_path / "run"))
     pushed = message(*lora_run(student_dir, speech_dir, tmp_path / "run", "--push_to_hub"))
-    assert f"requires a Hub id as --student of {student_dir}, a directory here. Publish that model first" in pushed
+    assert f"requires a Hub id as --student, got the local directory {student_dir}. Publish" in pushed
     ended = run_here(monkeypatch, capsys, "--student", student_dir, "--keep_adapter")
     assert ended.returncode == 2 and "--keep_adapter requires --lora_r" in ended.stderr
 

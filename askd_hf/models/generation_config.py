@@ -161,7 +161,7 @@ def allow_silence(model: WhisperForConditionalGeneration) -> None:
 def no_timestamps(model: WhisperForConditionalGeneration) -> dict[str, list[int]]:
     """Return the options with which `generate` suppresses all timestamps besides the tokens of the config.
 
-    A student trained with timestamps may generate them without being asked. `generate` then continues behind the
+    A student trained with timestamps may generate them without being asked. `generate` then continues after the
     timestamp, which never ends if the timestamps don't increase, and fails without the features of the clip.
     """
     config = model.generation_config

@@ -65,7 +65,7 @@ def layers_to_copy(layers: int | list[int] | str, available: int, kind: str = "d
 def evenly_spread(layers: int, available: int) -> list[int]:
     """Return evenly spread indices with the first and the last layer (Distil-Whisper, Gandhi et al. 2023, section 4).
 
-    A single layer is the last, as the final layer norm and the layers behind it were trained on its output.
+    A single layer is the last, as the final layer norm and all later layers were trained on its output.
     """
     if layers == 1:
         return [available - 1]

@@ -2,16 +2,15 @@
 
 Whisper's input embedding and output projection are one matrix with one row per token. With the rows in the order of
 the student's tokens, the teacher takes and predicts the student's token ids. large-v3, for example, has one language
-more than earlier models, which shifts the ids of all tokens behind it.
+more than earlier models, which shifts the ids of all later tokens.
 
 Two tokens match if their texts are equal. Timestamps, which many tokenizers store without text, match if their
 positions after `<|notimestamps|>` are equal. For tokens without a match:
 
-- A token of the teacher alone can't be predicted any more. Its probability is distributed to all other tokens in
+- A token that only the teacher has can no longer be predicted. Its probability is distributed to all other tokens in
   proportion, as the softmax is over the student's tokens. For large-v3 this is only `<|yue|>`, whose probability is
   close to 0 in transcripts.
-- A token of the student alone gets the row of `<|startoftranscript|>`, which Whisper predicts with a probability close
-  to 0.
+- A token that only the student has gets the row of `<|startoftranscript|>`, whose probability is always close to 0.
 """
 
 import copy

@@ -177,8 +177,8 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
         if finished or any((run / name).is_file() for name in ("model.safetensors", ADAPTER_WEIGHTS)):
             complete = [directory for directory in finished if not problems(directory)]
             last = f" (last checkpoint: {complete[-1].name})" if complete else ""
-            advice = "Resume it with --resume_from_checkpoint last, or give" if complete else "Give"
-            raise UserError(f"{output_dir} already contains a run{last}. {advice} another --output_dir")
+            hint = "Resume it with --resume_from_checkpoint last, or give" if complete else "Give"
+            raise UserError(f"{output_dir} already contains a run{last}. {hint} another --output_dir")
         return None
     if resume_from_checkpoint in ("last", "True", "true"):
         return str(_last_complete(run))

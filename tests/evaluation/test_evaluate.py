@@ -261,7 +261,7 @@ def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
         ("--model x --dataset y --join_clips 60", "--long_form"),
         ("--model x --dataset y --speculative True", "--teacher"),
         ("--score_only True", "--output_dir: which"),
-        ("--model x --dataset y --batch_size 0", "not at least 1"),
+        ("--model x --dataset y --batch_size 0", "must be at least 1, got 0"),
         ("--model x --dataset y --speed_batch_sizes 4 0", "--speed_batch_sizes 4 0: not all are at least 1"),
     ],
 )
