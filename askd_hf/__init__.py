@@ -1,4 +1,4 @@
-"""Distil Whisper with Adaptive Self-Knowledge Distillation, on the Hugging Face Trainer.
+"""Distill Whisper with Adaptive Self-Knowledge Distillation, on the Hugging Face Trainer.
 
 Public names are imported on first use, because torch and transformers take seconds that `askd-hf --help` doesn't need.
 """
@@ -53,7 +53,7 @@ _MODULES = {
     "load_whisper": "models.loading",
 }
 
-# old name -> name now
+# old name -> current name
 _RENAMED = {
     "blend": "distillation_loss",
     "check_clips": "filter_invalid_clips",

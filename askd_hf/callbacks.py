@@ -1,7 +1,6 @@
-"""The callbacks of a run: the blend of teacher and self-teacher, the graceful and the early stop, the throughput."""
+"""`AdaptiveBlendCallback`: the loss weights of a run and its self-teacher."""
 
 import json
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,23 +17,22 @@ from .config import ASKDConfig
 from .schedule import UNKNOWN, BlendSchedule, BlendState, BlendWeights, LabelsJudged
 from .self_teacher import SELF_TEACHERS, SelfTeacher
 
-logger = logging.getLogger(__name__)
-
 BLEND_STATE_FILE = "blend_state.json"
 SELF_TEACHER_FILE = "self_teacher.safetensors"
 
 
 def data_epoch(args: ASKDConfig, state: TrainerState, train_dataloader: DataLoader) -> int:
-    """The epoch of the data, from the step and not from an event: on_epoch_begin comes again when a run is resumed.
+    """Return the epoch of the current step, counted from 0.
 
-    From whole numbers: `state.epoch` is a fraction of batches, and not exact.
+    `on_epoch_begin` can't count it, as it is called again when a run is resumed. `state.epoch` is a float, which isn't
+    exact.
     """
     steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
     return state.global_step // max(steps, 1)
 
 
 def read_blend_state(file: Path) -> BlendState:
-    """What `AdaptiveBlendCallback.save` wrote. Raises ValueError or TypeError for anything else."""
+    """Read what `AdaptiveBlendCallback.save` wrote. Raises ValueError or TypeError for other contents."""
     state = BlendState(**json.loads(file.read_text(encoding="utf-8")))
     if not isinstance(state.options, dict):
         raise TypeError(f"{file}: options")
@@ -43,13 +41,17 @@ def read_blend_state(file: Path) -> BlendState:
 
 
 class AdaptiveBlendCallback(TrainerCallback):
-    """Drives the blend: the only owner of its weights, its saved state and the self-teacher.
+    """Set the loss weights at each step; create, update and save the self-teacher.
+
+    Args:
+        judge_labels: measures the labels of held-out clips, for an adaptive schedule.
+        held_out_clips: the number of clips that are held out of training.
 
     Attributes:
-        weights: of the update under way; labels only before training.
-        options: what the run is (`askd_hf.training.run_settings`), which its checkpoints note. The trainer sets them.
-        state: what the weights depend on besides the step.
-        self_teacher: None while the weight on it is 0.
+        weights: of the current update. Before training all weight is on the labels.
+        options: the settings of the run (`askd_hf.training.run_settings`), saved in checkpoints. Set by the trainer.
+        state: the state of the schedule besides the step.
+        self_teacher: None while its weight is 0.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class AdaptiveBlendCallback(TrainerCallback):
         return BlendSchedule(total_steps=total_steps, **{name: getattr(self.config, name) for name in names})
 
     def needs_teacher(self, step: int) -> bool:
-        """Whether the teacher has, or may have, any weight at `step` or later."""
+        """Return whether the teacher weight may be above 0 at `step` or later."""
         return step < self.schedule.teacher_end(self.state)
 
     # ---- the training loop's events ----
@@ -85,7 +87,7 @@ class AdaptiveBlendCallback(TrainerCallback):
         **kwargs,
     ):
         self.schedule = self._schedule(state.max_steps)
-        if state.global_step == 0:  # also when training starts over with a smaller batch (auto_find_batch_size)
+        if state.global_step == 0:  # also after a restart with a smaller batch (auto_find_batch_size)
             self.state, self.self_teacher = BlendState(), None
             if self._held_out_clips:
                 self.state.labels_upheld = UNKNOWN
@@ -103,11 +105,11 @@ class AdaptiveBlendCallback(TrainerCallback):
         train_dataloader: DataLoader,
         **kwargs,
     ):
-        self._follow_held_out(state.global_step)
+        self._measure_labels(state.global_step)
         self._begin_step(args, state, model, train_dataloader)
 
-    def _follow_held_out(self, step: int) -> None:
-        """Let an adaptive schedule look at held-out clips when it is time; after its phase do without the teacher."""
+    def _measure_labels(self, step: int) -> None:
+        """Measure the held-out labels if due. After its phase, drop the teacher if the labels have full credit."""
         if self.config.teacher_schedule != "adaptive":
             return
         if self._held_out_clips and self.schedule.is_measured(step, self.state):
@@ -139,7 +141,11 @@ class AdaptiveBlendCallback(TrainerCallback):
             self.self_teacher.after_update(model)
 
     def logs(self) -> dict[str, float]:
-        """The weights of the last update, and what an adaptive schedule measured on held-out clips."""
+        """Return the weights of the last update and the measurements of an adaptive schedule.
+
+        `teacher_advantage` is the share of disputed held-out labels that the student does not uphold,
+        `disputed_labels` the share of held-out labels that are disputed (see `LabelsJudged`).
+        """
         values = {"teacher_weight": self.weights.teacher, "self_weight": self.weights.self}
         if self.config.teacher_schedule == "adaptive":
             values["teacher_advantage"] = 1.0 - self.state.labels_upheld
@@ -150,7 +156,7 @@ class AdaptiveBlendCallback(TrainerCallback):
     # ---- checkpoints ----
 
     def save(self, directory: Path) -> None:
-        """Write the state and the self-teacher into a checkpoint's directory."""
+        """Write the state and the self-teacher into a checkpoint."""
         text = json.dumps(asdict(self.state), indent=2, ensure_ascii=False)
         (directory / BLEND_STATE_FILE).write_text(text + "\n", encoding="utf-8")
         if self.self_teacher is not None:
@@ -158,7 +164,7 @@ class AdaptiveBlendCallback(TrainerCallback):
             save_file(tensors, directory / SELF_TEACHER_FILE)
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote, in a checkpoint that is whole (`askd_hf.training.checkpoints`)."""
+        """Read what `save` wrote. `askd_hf.training.checkpoints` has checked that the files are complete."""
         self.state = read_blend_state(directory / BLEND_STATE_FILE)
         self.self_teacher = self._loaded_self_teacher = None
         if (directory / SELF_TEACHER_FILE).is_file():

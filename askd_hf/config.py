@@ -1,6 +1,6 @@
-"""`ASKDConfig`: how to train. What the models and the data are is in `arguments`.
+"""`ASKDConfig`: the options of training. Those of models and data are in `arguments`.
 
-Every field is a command-line option and a key of the YAML file given by `--config`; its help is its documentation.
+Every field is a command-line option and a key of the YAML file given by `--config`. Its help is its documentation.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import Seq2SeqTrainingArguments
 
 from .arguments.packages import check_reporting
-from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Range, check_ranges
+from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, check_choice, check_ranges
 from .arguments.renamed import accepts_renamed
 from .errors import UserError
 from .objective import DIVERGENCES, DIVERGENCES_WITH_MIX
@@ -20,9 +20,11 @@ from .self_teacher import SELF_TEACHERS
 
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
 UNNAMED_RUN = "runs/unnamed"
-BLEND_METRICS = ("blend_loss", "teacher_loss", "self_loss", "teacher_ce", "agreement", "hidden_loss")
+# evaluated with `eval_teacher_losses` only
+TEACHER_METRICS = ("total_loss", "teacher_loss", "self_loss", "teacher_ce", "top1_agreement", "hidden_loss")
+RENAMED_METRICS = {"blend_loss": "total_loss", "agreement": "top1_agreement"}
 
-# what Seq2SeqTrainingArguments takes without a word, and fails or does nonsense with later
+# Seq2SeqTrainingArguments accepts other values too, and fails or misbehaves later
 RANGES = dict(
     learning_rate=POSITIVE,
     weight_decay=NOT_NEGATIVE,
@@ -57,160 +59,165 @@ RANGES = dict(
 @accepts_renamed
 @dataclass
 class ASKDConfig(Seq2SeqTrainingArguments):
-    """`Seq2SeqTrainingArguments` and the blend of labels, teacher and self-teacher.
+    """`Seq2SeqTrainingArguments`, and the options of the objective and the schedule.
 
-    A blend field left at None takes the value of `preset`. Raises `UserError` for values that make no objective.
+    Fields of `schedule.PRESETS` that are None take the value of `preset`. Raises `UserError` for invalid values.
     """
 
-    _argument_group_name = "the blend, and all of Seq2SeqTrainingArguments"
+    _argument_group_name = "training"
 
     preset: str = field(
         default="askd",
         metadata={
-            "help": "Sets the blend fields below that aren't given: askd (teacher, then self), kd (static teacher, "
-            "distil-whisper's weights), annealing (teacher to labels), ps-kd (self only), ce (labels only)."
+            "help": "Defaults of the options below: askd (teacher, then self-teacher), kd (constant weights, those of "
+            "distil-whisper), annealing (from teacher to labels), ps-kd (self-teacher only), ce (labels only)."
         },
     )
     teacher_weight: float | None = field(
-        default=None, metadata={"help": "Weight `a` on the teacher at the first step, 0 to 1. None: the preset's."}
+        default=None, metadata={"help": "Teacher weight at the first step, 0 to 1. Default: set by --preset."}
     )
     teacher_weight_end: float | None = field(
         default=None,
-        metadata={"help": "Weight on the teacher that the end of the teacher phase reaches. None: the preset's."},
+        metadata={"help": "Teacher weight at the end of the teacher phase, 0 to 1. Default: set by --preset."},
     )
     teacher_phase_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "The teacher phase as a fraction of the run; the self phase is the rest. None: the preset's."
+            "help": "Length of the teacher phase as a fraction of the run, 0 to 1. The rest is the self phase. "
+            "Default: set by --preset."
         },
     )
     teacher_schedule: str | None = field(
         default=None,
         metadata={
-            "help": f"How the teacher's weight falls: {', '.join(TEACHER_SCHEDULES)}. adaptive: as linear where the "
-            "labels bear out; where they don't, as with wrong transcripts, the teacher keeps more weight, and beyond "
-            "its phase. It keeps 5 %% of the training clips (at most 128) out of training, to look at them 40 times "
-            "per run; with fewer than 160 clips it is linear. None: the preset's."
+            "help": f"Decay of the teacher weight: {', '.join(TEACHER_SCHEDULES)}. adaptive: linear if the labels are "
+            "reliable; with unreliable ones, such as wrong transcripts, the teacher keeps more weight, and keeps it "
+            "after its phase. The reliability is measured 40 times per run, on 5 %% of the training clips (at most "
+            "128) that are held out of training; with fewer than 160 clips the decay is linear. Default: set by "
+            "--preset."
         },
     )
     adaptive_window: int = field(
-        default=50, metadata={"help": "Updates over which the adaptive schedule smooths what it measures."}
+        default=50, metadata={"help": "Number of updates over which the adaptive schedule averages its measurements."}
     )
     self_weight: float | None = field(
         default=None,
-        metadata={"help": "Weight `b` on the self-teacher that the self phase reaches, 0 to 1. None: the preset's."},
+        metadata={"help": "Self-teacher weight at the end of the self phase, 0 to 1. Default: set by --preset."},
     )
     self_schedule: str | None = field(
         default=None,
-        metadata={"help": f"How the self-teacher's weight rises: {', '.join(SELF_SCHEDULES)}. None: the preset's."},
+        metadata={
+            "help": f"Growth of the self-teacher weight: {', '.join(SELF_SCHEDULES)}. Default: set by --preset."
+        },
     )
     self_teacher: str | None = field(
         default=None,
         metadata={
-            "help": "The student's other self: ema (its average), snapshot (as it entered the phase), or none. "
-            "None: the preset's."
+            "help": "Self-teacher: ema (moving average of the weights), snapshot (copy made when the self phase "
+            "starts), none. Default: set by --preset."
         },
     )
     self_ema_decay: float = field(
-        default=0.99, metadata={"help": "Share of the average that an update keeps (self_teacher=ema)."}
+        default=0.99, metadata={"help": "Decay of the moving average per update, with --self_teacher ema."}
     )
     snapshot_strategy: str | None = field(
-        default=None, metadata={"help": "When to renew the snapshot: no, epoch. Default: the preset's."}
+        default=None,
+        metadata={"help": "When to copy the student into the snapshot again: no, epoch. Default: set by --preset."},
     )
     temperature: float | None = field(
-        default=None, metadata={"help": "Softens the targets and the student in the divergences. None: the preset's."}
+        default=None,
+        metadata={"help": "Softmax temperature of the targets and the student. Default: set by --preset."},
     )
     divergence: str = field(
-        default="forward_kl", metadata={"help": f"Distance to the soft targets: {', '.join(DIVERGENCES)}."}
+        default="forward_kl", metadata={"help": f"Divergence from the soft targets: {', '.join(DIVERGENCES)}."}
     )
     divergence_beta: float = field(
         default=0.5,
-        metadata={"help": "beta of jensen_shannon, alpha of skewed_kl: the share of the target in the mixture."},
+        metadata={"help": "beta of jensen_shannon, alpha of skewed_kl: the weight of the target in the mixture."},
     )
     weight_teacher_by_label_prob: bool = field(
         default=False,
-        metadata={"help": "Weigh the teacher at each token by the probability that it gives the label there."},
+        metadata={"help": "Multiply the teacher weight at each token by the teacher's probability of the label."},
     )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
-            "help": "Stop when metric_for_best_model, by default the WER, hasn't got better in so many evaluations. "
-            "With load_best_model_at_end."
+            "help": "Stop after this many evaluations without an improvement of --metric_for_best_model (default: the "
+            "WER). Requires --load_best_model_at_end."
         },
     )
     freeze_encoder: bool | None = field(
         default=None,
-        metadata={"help": "Train the decoder only. Default: on, unless --encoder_layers has compressed the encoder."},
+        metadata={"help": "Train the decoder only. Default: True, unless --encoder_layers removes encoder layers."},
     )
     hidden_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight on the hidden-state loss of a trained encoder against the teacher's layers, relative to "
-            "the teacher's weight, with which it falls. Default: 10 with --encoder_layers, else 0."
+            "help": "Weight of the loss between the hidden states of the student's encoder and the teacher's. It is "
+            "multiplied by the teacher weight. Default: 10 with --encoder_layers, else 0."
         },
     )
     eval_teacher_losses: bool = field(
         default=False,
         metadata={
-            "help": "Also run teacher and self-teacher in evaluation, for eval_teacher_loss, eval_teacher_ce, "
-            "eval_self_loss, eval_hidden_loss, eval_blend_loss, eval_agreement. Without it evaluation runs the "
-            "student alone."
+            "help": "Also run teacher and self-teacher in evaluation, and log eval_teacher_loss, eval_teacher_ce, "
+            "eval_self_loss, eval_hidden_loss, eval_total_loss and eval_top1_agreement."
         },
     )
-
     save_dtype: Literal["float32", "float16", "bfloat16"] = field(
-        default="float32", metadata={"help": "Weights of the finished student on disk. Checkpoints keep float32."}
+        default="float32", metadata={"help": "Dtype of the finished student on disk. Checkpoints are float32."}
     )
 
-    # Defaults of ours for Seq2SeqTrainingArguments
+    # options of Seq2SeqTrainingArguments with other defaults
     output_dir: str | None = field(
-        default=None, metadata={"help": "Where checkpoints and the student go. Default: runs/ and the models' names."}
+        default=None, metadata={"help": "Directory of checkpoints and student. Default: runs/ and the models' names."}
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate."})
     warmup_steps: float = field(
-        default=0.05, metadata={"help": "Linear warm-up: a number of steps, or below 1 a fraction of the run."}
+        default=0.05, metadata={"help": "Number of steps of the linear warm-up; below 1 a fraction of the run."}
     )
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips a device and micro-batch."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Clips a device and evaluation batch."})
-    # what depends on the machine is decided in __post_init__: asked at import, CUDA is lost to processes forked later
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Training batch size per device."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Evaluation batch size per device."})
+    # Defaults that depend on the machine are set in __post_init__. Queried at import, CUDA would be initialized, and
+    # unusable in processes forked later
     bf16: bool | None = field(
         default=None,
         metadata={
-            "help": "Autocast to bfloat16. Default: on a GPU that computes in it, and doesn't emulate it, as a T4 "
-            "does. On a CPU also give --use_cpu."
+            "help": "Autocast to bfloat16. Default: True on a GPU that supports it without emulation (unlike a T4). "
+            "On a CPU it also requires --use_cpu."
         },
     )
     dataloader_num_workers: int | None = field(
         default=None,
-        metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else none."},
+        metadata={"help": "Worker processes that decode audio and compute features. Default: 4 with a GPU, else 0."},
     )
     eval_strategy: str | None = field(
         default=None,
-        metadata={"help": "When to evaluate: no, steps, epoch. Default: epoch, if there is something to evaluate on."},
+        metadata={"help": "When to evaluate: no, steps, epoch. Default: epoch if there are evaluation splits."},
     )
     save_strategy: str = field(default="epoch", metadata={"help": "When to save checkpoints: no, steps, epoch, best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    logging_steps: float = field(default=25, metadata={"help": "Log every so many steps; below 1 a fraction."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Maximum number of checkpoints to keep."})
+    logging_steps: float = field(
+        default=25, metadata={"help": "Log every this many steps; below 1 a fraction of the run."}
+    )
     hub_strategy: str = field(
         default="end",
-        metadata={
-            "help": "When to publish, with --push_to_hub: end, or every_save (also the student of every checkpoint)."
-        },
+        metadata={"help": "When --push_to_hub publishes: end, or every_save (also the student of every checkpoint)."},
     )
-    predict_with_generate: bool = field(default=True, metadata={"help": "Evaluate WER and CER by generation."})
+    predict_with_generate: bool = field(default=True, metadata={"help": "Generate in evaluation, for WER and CER."})
     dataloader_pin_memory: bool | None = field(
-        default=None, metadata={"help": "Pin the batches' memory. Default: with a GPU."}
+        default=None, metadata={"help": "Put batches into pinned memory. Default: True with a GPU."}
     )
     length_column_name: str = field(
-        default="label_tokens", metadata={"help": "What --train_sampling_strategy group_by_length groups by."}
+        default="label_tokens",
+        metadata={"help": "Column with the lengths, for --train_sampling_strategy group_by_length."},
     )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: the collator makes the model's inputs from other columns."}
+        default=False, metadata={"help": "Must be False: the collator needs the audio and text columns."}
     )
 
     def __post_init__(self):
-        if self.preset not in PRESETS:
-            raise UserError(f"preset: {self.preset!r} is none of {', '.join(PRESETS)}")
+        check_choice(self, "preset", PRESETS)
         given = {name for name in PRESETS[self.preset] if getattr(self, name) is not None}
         for name in PRESETS[self.preset].keys() - given:
             setattr(self, name, PRESETS[self.preset][name])
@@ -220,36 +227,39 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.output_dir = UNNAMED_RUN
         check_ranges(self, **RANGES)
         self._check_steps()
-        self._check_blend()
+        self._check_objective()
+        self._check_metric()
         if self.teacher_schedule == "adaptive" and "teacher_schedule" not in given and not self._can_adapt():
-            self.teacher_schedule = "linear"  # the preset's adaptive one would be the same, or undefined
+            self.teacher_schedule = "linear"  # adaptive, set by the preset, would be the same or undefined
         self._check_effects({name for name in given if getattr(self, name) != PRESETS[self.preset][name]})
         self._check_training()
-        self._fit_to_the_machine()
+        self._set_machine_defaults()
         self.evaluates_by_default = self.eval_strategy is None
         if self.eval_strategy is None:
             self.eval_strategy = "epoch"
-        self._choose_best_by_error_rate()
+        self._set_default_metric()
         super().__post_init__()
         check_reporting(self.report_to)
 
     def _check_steps(self) -> None:
         if self.max_steps < 1 and self.max_steps != -1:
-            raise UserError(f"--max_steps {self.max_steps} is not at least 1; leave it out for --num_train_epochs")
+            raise UserError(
+                f"--max_steps must be at least 1, got {self.max_steps}; leave it out to train for --num_train_epochs"
+            )
         if self.max_steps > 0 and self.warmup_steps > max(self.max_steps, 1):
             raise UserError(
-                f"--warmup_steps {self.warmup_steps:g} is more than --max_steps {self.max_steps}: the learning rate "
-                "would never be reached; below 1 it is a fraction of the run"
+                f"--warmup_steps must be at most --max_steps, got {self.warmup_steps:g} and {self.max_steps}; below 1 "
+                "it is a fraction of the run"
             )
 
-    def _choose_best_by_error_rate(self) -> None:
-        """Unless told otherwise. The blend's own loss can't choose a checkpoint: its weights change over the run."""
+    def _set_default_metric(self) -> None:
+        """Choose the best checkpoint by the WER. The objective can't choose it, as its weights change over the run."""
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
             self.metric_for_best_model: str | None = "wer" if self.predict_with_generate else "ce_loss"
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better: bool | None = not self.metric_for_best_model.endswith(("wer", "cer", "loss"))
 
-    def _check_blend(self) -> None:
+    def _check_objective(self) -> None:
         choices = {
             "teacher_schedule": TEACHER_SCHEDULES,
             "self_schedule": SELF_SCHEDULES,
@@ -258,126 +268,127 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             "divergence": DIVERGENCES,
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}")
-        for name in ("teacher_weight", "teacher_weight_end", "teacher_phase_ratio", "self_weight"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"{name}: {getattr(self, name)} is not between 0 and 1")
-        if not 0.0 <= self.self_ema_decay < 1.0:
-            raise UserError(f"self_ema_decay: {self.self_ema_decay} is not in [0, 1)")
-        if self.divergence in DIVERGENCES_WITH_MIX and not 0.0 < self.divergence_beta < 1.0:
-            raise UserError(f"divergence_beta: {self.divergence_beta} is not strictly between 0 and 1")
-        if self.temperature not in POSITIVE:
-            raise UserError(f"temperature: {self.temperature} is not positive")
+            check_choice(self, name, allowed)
+        weights = ("teacher_weight", "teacher_weight_end", "teacher_phase_ratio", "self_weight")
+        check_ranges(self, **dict.fromkeys(weights, SHARE))
+        check_ranges(self, temperature=POSITIVE, hidden_weight=NOT_NEGATIVE, adaptive_window=COUNT)
+        check_ranges(self, self_ema_decay=Range(low=0, below=1))
+        if self.divergence in DIVERGENCES_WITH_MIX:
+            check_ranges(self, divergence_beta=Range(above=0, below=1))
         if self.self_weight and self.self_teacher == "none":
-            raise UserError(f"self_weight: {self.self_weight} has no effect without a self_teacher (ema, snapshot)")
-        if self.hidden_weight is not None and self.hidden_weight not in NOT_NEGATIVE:
-            raise UserError(f"hidden_weight: {self.hidden_weight} is not at least 0")
+            raise UserError(f"--self_weight {self.self_weight} requires --self_teacher ema or snapshot")
         if self.hidden_weight and not self.uses_teacher:
-            raise UserError(f"hidden_weight: {self.hidden_weight} has no effect without a teacher phase")
+            raise UserError(f"--hidden_weight {self.hidden_weight} requires a teacher phase")
         if self.snapshot_strategy == "epoch" and self.self_teacher != "snapshot":
-            raise UserError("snapshot_strategy: only a snapshot is renewed; the ema follows the student by itself")
+            raise UserError("--snapshot_strategy epoch requires --self_teacher snapshot")
+
+    def _check_metric(self) -> None:
+        """Check the options of the best checkpoint, early stopping and publishing."""
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if metric in RENAMED_METRICS:
+            raise UserError(f"--metric_for_best_model {metric} is called {RENAMED_METRICS[metric]} now")
+        if metric in TEACHER_METRICS and not self.eval_teacher_losses:
+            raise UserError(f"--metric_for_best_model {metric} requires --eval_teacher_losses")
+        check_ranges(self, early_stopping_patience=COUNT)
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise UserError("--early_stopping_patience requires --load_best_model_at_end")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise UserError(
-                f"hub_strategy: {str(self.hub_strategy)!r} publishes the optimizer's state, and here only the student "
-                "is ever published: choose every_save (the student of every checkpoint) or end"
+                f"--hub_strategy must be end or every_save, got {str(self.hub_strategy)!r}, which would publish the "
+                "optimizer's state"
             )
-        if (self.metric_for_best_model or "").removeprefix("eval_") in BLEND_METRICS and not self.eval_teacher_losses:
-            raise UserError(
-                f"metric_for_best_model: {self.metric_for_best_model} is evaluated only with eval_teacher_losses"
-            )
-        if self.adaptive_window < 1:
-            raise UserError(f"adaptive_window: {self.adaptive_window} is not at least 1")
-        if self.early_stopping_patience is not None and not (
-            self.early_stopping_patience >= 1 and self.load_best_model_at_end
-        ):
-            raise UserError("early_stopping_patience: it must be at least 1, and needs load_best_model_at_end")
 
-    def _fit_to_the_machine(self) -> None:
-        """What isn't given, by the GPU, if there is one to train on."""
+    def _set_machine_defaults(self) -> None:
         gpu = torch.accelerator.is_available() and not self.use_cpu
         if self.bf16 is None:
-            able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-            self.bf16 = able and not (self.use_cpu or self.fp16)
+            supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+            self.bf16 = supported and not (self.use_cpu or self.fp16)
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = 4 if gpu else 0
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = gpu
 
     def _check_training(self) -> None:
-        """Raise `UserError` for options of Trainer that can't be had here."""
+        """Raise `UserError` for options of Trainer that are not supported."""
         if self.fp16 and self.bf16:
-            raise UserError("fp16, bf16: choose one of them")
+            raise UserError("--fp16 and --bf16 exclude each other: give one of them")
         if self.fsdp or self.deepspeed or any(parse_flag_from_env(name) for name in SHARDING):
             raise UserError(
-                "FSDP and DeepSpeed (ZeRO) aren't supported, nor needed: only the student is trained, and its weights "
-                "and optimizer fit on one GPU for all of Whisper's sizes. Start with plain DDP: `accelerate launch "
-                "--multi_gpu` (or torchrun), with --bf16 and --gradient_accumulation_steps where memory is short"
+                "FSDP and DeepSpeed (ZeRO) are not supported, nor needed: only the student is trained. Its weights "
+                "and optimizer fit on one GPU for every size of Whisper. Use plain DDP: `accelerate launch "
+                "--multi_gpu` (or torchrun), with --bf16 and --gradient_accumulation_steps to save memory"
             )
         if self.enable_jit_checkpoint:
             raise UserError(
-                "enable_jit_checkpoint: on SIGTERM a run saves a checkpoint without it, after the update under way; "
-                "leave it out"
+                "--enable_jit_checkpoint is not supported, as both would handle SIGTERM. Leave it out: on SIGTERM a "
+                "run finishes its current update and saves a checkpoint"
             )
         if self.ddp_static_graph:
-            raise UserError("ddp_static_graph: DDP would miss the gradients of a loss outside of the model's forward")
+            raise UserError(
+                "--ddp_static_graph is not supported: the loss is computed outside of the model's forward pass, and "
+                "DDP would miss gradients"
+            )
         if self.label_smoothing_factor:
-            raise UserError("label_smoothing_factor: the soft targets do its work; it must be 0")
+            raise UserError(
+                f"--label_smoothing_factor must be 0, got {self.label_smoothing_factor:g}: the objective has soft "
+                "targets instead"
+            )
         if self.use_liger_kernel:
-            raise UserError("use_liger_kernel: Liger has no kernels for Whisper; it would change nothing")
+            raise UserError("--use_liger_kernel is not supported: Liger has no kernels for Whisper")
         if self.remove_unused_columns:
-            raise UserError("remove_unused_columns: must be False, the collator needs the audio and text columns")
+            raise UserError("--remove_unused_columns must be False: the collator needs the audio and text columns")
 
     def _can_adapt(self) -> bool:
-        """Whether the teacher's weight falls, or ends before the run does, so that it can be held back."""
+        """Return whether the teacher weight decreases, or ends before the run: else adaptive means nothing."""
         start, end = self.teacher_weight, self.teacher_weight_end
         return self.uses_teacher and (end < start or (end == start and self.teacher_phase_ratio < 1.0))
 
     def _check_effects(self, changed: set[str]) -> None:
-        """Raise `UserError` for blend options that would do nothing. Those left as in the preset may.
+        """Raise `UserError` for given options that have no effect. Values of the preset may have none.
 
         Args:
-            changed: the options that were given, with other values than the preset's.
+            changed: the options that were given with another value than the preset's.
         """
         start, end, phase = self.teacher_weight, self.teacher_weight_end, self.teacher_phase_ratio
         for name in ("teacher_weight", "teacher_weight_end"):
             if getattr(self, name) and not phase:
-                raise UserError(f"{name}: {getattr(self, name)} has no effect with a teacher_phase_ratio of 0")
+                raise UserError(f"--{name} {getattr(self, name)} has no effect with --teacher_phase_ratio 0")
         if "teacher_schedule" in changed and not self.uses_teacher:
             raise UserError(
-                f"teacher_schedule: {self.teacher_schedule} has no effect, the teacher's weight is always 0"
+                f"--teacher_schedule {self.teacher_schedule} has no effect: the teacher weight is always 0"
             )
         if "teacher_weight_end" in changed and self.teacher_schedule == "constant" and end != start:
-            raise UserError(f"teacher_weight_end: {end} has no effect with teacher_schedule constant")
+            raise UserError(f"--teacher_weight_end {end} has no effect with --teacher_schedule constant")
         if self.teacher_schedule == "adaptive" and end > start:
             raise UserError(
-                f"teacher_schedule: adaptive only lowers the weight, and teacher_weight_end {end} is above {start}"
+                "--teacher_schedule adaptive requires a --teacher_weight_end of at most --teacher_weight, got "
+                f"{end} and {start}"
             )
         if "teacher_schedule" in changed and self.teacher_schedule == "adaptive" and end == start and phase == 1.0:
             raise UserError(
-                f"teacher_schedule: adaptive has no effect, the teacher's weight is {start} in all of the run"
+                f"--teacher_schedule adaptive has no effect: the teacher weight is {start} during the whole run"
             )
         if "self_weight" in changed and self.self_weight and self.uses_teacher and phase == 1.0:
             raise UserError(
-                f"self_weight: {self.self_weight} has no effect, a teacher_phase_ratio of 1 leaves no self phase"
+                f"--self_weight {self.self_weight} has no effect: with --teacher_phase_ratio 1 there is no self phase"
             )
         for name in ("self_schedule", "snapshot_strategy", "self_teacher"):
             if name in changed and not self.self_weight and getattr(self, name) != "none":
-                raise UserError(f"{name}: {getattr(self, name)} has no effect with a self_weight of 0")
+                raise UserError(f"--{name} {getattr(self, name)} has no effect with --self_weight 0")
 
     @property
     def order_seed(self) -> int:
-        """The seed of the order of the clips: `data_seed`, or `seed` where that isn't given."""
+        """The seed of the order of the clips: `data_seed`, or `seed` if `data_seed` is None."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether the teacher has any weight at any step."""
+        """Whether the teacher weight is above 0 at any step."""
         return self.teacher_phase_ratio > 0.0 and max(self.teacher_weight, self.teacher_weight_end) > 0.0
 
 
 def resolve_dtype(name: str, config: ASKDConfig) -> torch.dtype:
-    """The `torch.dtype` of `ModelArguments.teacher_dtype`; of int8 that of the other weights, and of computing."""
+    """Return the `torch.dtype` for `ModelArguments.teacher_dtype`; for int8 that of the weights that stay in float."""
     if name in ("auto", "int8"):
         name = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
     return getattr(torch, name)

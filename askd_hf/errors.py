@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend."""
+"""Errors that a user can fix, and their messages."""
 
 import contextlib
 import errno
@@ -11,40 +11,43 @@ from pathlib import Path
 from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
 
-# how torch's writer of checkpoints says that the disk takes no more
+# parts of the messages of torch.save when the disk is full
 TORCH_CANT_WRITE = ("PytorchStreamWriter failed", "inline_container.cc", "file write failed")
-# of the disk, and not of the software, whatever file it was
+# errors of the disk, for any file
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
-# what Trainer says with auto_find_batch_size: no batch fits in training; evaluation's, which it leaves alone, doesn't
+# messages of Trainer with auto_find_batch_size: no training batch fits in memory; an evaluation batch doesn't
 NONE_FITS, EVALUATION_NEEDS_MORE = "No executable batch size found", "Evaluation hit an out-of-memory error"
 
 
 class UserError(ValueError):
-    """Says what is wrong, where (file, row, field) and what to do. Scripts print it as one line and exit with 2."""
+    """An error whose message says what is wrong, where (file, row, field) and what to do.
+
+    Scripts print the message as one line and exit with status 2.
+    """
 
 
 @contextlib.contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Around writing: a full or unwritable disk becomes a `UserError` that begins with `what`."""
+    """Turn a failed write (full or read-only disk) into a `UserError` whose message starts with `what`."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{what}: {error.strerror or error}. Make it possible to write there, or name another directory; what was "
-            "computed before is kept"
+            f"{what}: {error.strerror or error}. Make the directory writable or give another one; earlier results are "
+            "kept"
         ) from error
 
 
 @contextlib.contextmanager
 def saving_errors(directory: Path, kept: Callable[[], str]) -> Iterator[None]:
-    """Around saving a model: a disk that is full, or can't be written any more, becomes a `UserError`.
+    """Turn a failed save of a model (full or read-only disk) into a `UserError`.
 
-    torch and safetensors don't raise `OSError` then.
+    torch and safetensors raise other exceptions than `OSError`.
 
     Args:
-        directory: what is being written, for the message.
-        kept: says what is complete on the disk, and how to go on from there.
+        directory: that is written, for the message.
+        kept: returns the end of the message: what is complete on the disk, and how to resume.
     """
     try:
         yield
@@ -53,13 +56,13 @@ def saving_errors(directory: Path, kept: Callable[[], str]) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else int(code[1]) if code else None
         if number is None and not any(sign in str(error) for sign in TORCH_CANT_WRITE):
             raise
-        reason = os.strerror(number) if number else "the disk is full, or can't be written any more"
+        reason = os.strerror(number) if number else "the disk is full or read-only"
         raise UserError(f"{directory} couldn't be saved: {reason}. {kept()}") from error
 
 
 @contextlib.contextmanager
 def memory_errors(batch_size: int) -> Iterator[None]:
-    """Around training with so many clips a batch: memory that doesn't suffice becomes a `UserError` with advice."""
+    """Turn out of memory in training into a `UserError`, with options that need less memory."""
     try:
         yield
     except RuntimeError as error:
@@ -68,21 +71,20 @@ def memory_errors(batch_size: int) -> Iterator[None]:
         if not (should_reduce_batch_size(error) or str(error).startswith(NONE_FITS)):
             raise
         raise UserError(
-            f"out of memory with {batch_size} clips a batch. Halve --per_device_train_batch_size and double "
-            "--gradient_accumulation_steps, which gives the same result, or let --auto_find_batch_size True look for "
-            "one that fits. --bf16, --teacher_cache_dir (no teacher in memory), --teacher_dtype int8, --teacher_offload "
-            "and --lora_r take less as well. "
-            f"({error})"
+            f"out of memory with a batch size of {batch_size}. Halve --per_device_train_batch_size and double "
+            "--gradient_accumulation_steps, which gives the same result, or give --auto_find_batch_size True. --bf16, "
+            "--teacher_cache_dir (no teacher in memory), --teacher_dtype int8, --teacher_offload and --lora_r also "
+            f"save memory. ({error})"
         ) from error
 
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Around a script's `main()`: a `UserError` ends it with one message and status 2, Ctrl-C with status 130."""
+    """Exit with one message and status 2 on a `UserError` or a full disk, with status 130 on Ctrl-C."""
     try:
         yield
     except UserError as error:
-        # one from a DataLoader's worker process carries that worker's traceback before its message
+        # an error of a DataLoader worker has the worker's traceback before its message
         message = str(error).rpartition("UserError: ")[2].strip()
         sys.exit(_fail(f"error: {message}", 2))
     except KeyboardInterrupt:
@@ -91,8 +93,8 @@ def exit_on_user_error() -> Iterator[None]:
         if error.errno not in DISK_ERRORS:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        caches = "free some, or put the caches of datasets and models on another disk by HF_HOME"
-        sys.exit(_fail(f"error: {error.strerror}{where}: {caches}", 2))
+        advice = "free some space, or set HF_HOME to move the caches of datasets and models to another disk"
+        sys.exit(_fail(f"error: {error.strerror}{where}: {advice}", 2))
 
 
 def _fail(message: str, status: int) -> int:

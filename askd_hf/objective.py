@@ -1,14 +1,16 @@
-"""The ASKD objective as pure functions of logits, labels and weights.
+"""The ASKD objective, as pure functions of logits, labels and weights.
 
     L = sum_i [ (1 - a*g_i - b) * CE_i + a*g_i * T^2*D(teacher_i || student_i) + b * T^2*D(self_i || student_i) ] / N
 
-over the `N` label tokens of one update. `a` is the weight on the teacher, `b` the weight on the self-teacher, `T` the
-temperature, `g_i` the trust in the teacher at token `i`, `D` one of the divergences below. `g_i` is 0 on clips without
-speech, whose empty labels are certain, so that what a teacher makes up there isn't learnt; elsewhere it is 1, or the
-teacher's probability of the label. Everything here is per token and in float32 whatever the models' dtype; the sum and
-the division by `N` are the trainer's, because `N` counts the tokens of all accumulation steps and processes.
+over the `N` label tokens of one update. `a` is the teacher weight, `b` the self-teacher weight, `T` the temperature,
+`g_i` the factor of the teacher weight at token `i`, `D` one of the divergences below. `g_i` is 0 on clips without
+speech: their empty labels are known to be right, and text that the teacher makes up there isn't learned. On other
+clips `g_i` is 1, or the teacher's probability of the label.
 
-To add a divergence, write a function of (target log-probs, student log-probs, mix) and name it in `DIVERGENCES`.
+All functions return values per token, in float32 for models of any dtype. The trainer computes the sum and divides by
+`N`, because `N` counts the tokens of all accumulation steps and processes.
+
+To add a divergence, write a function of (target log-probs, student log-probs, mix) and add it to `DIVERGENCES`.
 """
 
 from collections.abc import Callable
@@ -24,31 +26,31 @@ Divergence = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) per row of two `(tokens, vocabulary)` log-probabilities."""
+    """Return KL(p || q) of `(tokens, vocabulary)` log-probabilities, `(tokens,)`."""
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 
 def _log_mixture(log_p: Tensor, log_q: Tensor, p_share: float) -> Tensor:
-    """log(p_share * p + (1 - p_share) * q), without leaving log space. `p_share` is strictly between 0 and 1."""
+    """Return log(p_share * p + (1 - p_share) * q), computed in log space. `p_share` is strictly between 0 and 1."""
     log_share = log_p.new_tensor(p_share).log()
     log_rest = log_p.new_tensor(1.0 - p_share).log()
     return torch.logaddexp(log_p + log_share, log_q + log_rest)
 
 
 def forward_kl(target: Tensor, student: Tensor, mix: float) -> Tensor:
-    """KL(target || student), Hinton et al. 2015: mass-covering, the student must explain all the target believes."""
+    """KL(target || student) (Hinton et al. 2015). Mass-covering: the student needs mass where the target has some."""
     return _kl(target, student)
 
 
 def reverse_kl(target: Tensor, student: Tensor, mix: float) -> Tensor:
-    """KL(student || target): mode-seeking, the student may drop what it can't afford."""
+    """KL(student || target). Mode-seeking: the student may ignore some of the target's modes."""
     return _kl(student, target)
 
 
 def jensen_shannon(target: Tensor, student: Tensor, mix: float) -> Tensor:
     """beta*KL(target || m) + (1-beta)*KL(student || m), m = beta*target + (1-beta)*student, beta = `mix`.
 
-    The generalised Jensen-Shannon divergence of GKD (Agarwal et al. 2024, section 2); symmetric at `mix` 0.5.
+    The generalized Jensen-Shannon divergence of GKD (Agarwal et al. 2024, section 2). Symmetric at `mix` 0.5.
     """
     mixture = _log_mixture(target, student, mix)
     return mix * _kl(target, mixture) + (1.0 - mix) * _kl(student, mixture)
@@ -69,17 +71,17 @@ DIVERGENCES_WITH_MIX = ("jensen_shannon", "skewed_kl")
 
 
 class TopK(NamedTuple):
-    """A soft target of which only the most probable tokens are known, and how much is left for all the others.
+    """A soft target made of the k most probable tokens and the total probability of all other tokens.
 
-    Every divergence above is an f-divergence, which can only lose when tokens are counted together (data-processing
-    inequality). So the divergence over the k + 1 events "token 1", ..., "token k", "any other" is a lower bound of the
-    one over the vocabulary, and equal to it where target and student share the others out in the same proportions.
+    Every divergence above is an f-divergence, which never increases if events are merged (data-processing inequality).
+    The divergence over the k + 1 events "token 1", ..., "token k", "any other token" is therefore a lower bound of the
+    divergence over the vocabulary. They are equal if the other tokens have the same proportions in target and student.
 
     Attributes:
-        token_ids: `(tokens, k)` int64, the most probable first; k is less than the vocabulary.
-        log_probs: `(tokens, k)`, their log-probabilities at the objective's temperature.
-        log_rest: `(tokens,)`, log of the probability of all others together, at that temperature.
-        label_log_prob: `(tokens,)`, of the label, at temperature 1.
+        token_ids: `(tokens, k)` int64, the most probable first. k is less than the size of the vocabulary.
+        log_probs: `(tokens, k)`, their log-probabilities at the temperature of the objective.
+        log_rest: `(tokens,)`, the log of the total probability of all other tokens, at that temperature.
+        label_log_prob: `(tokens,)`, the log-probability of the label at temperature 1.
     """
 
     token_ids: Tensor
@@ -89,7 +91,7 @@ class TopK(NamedTuple):
 
     @classmethod
     def from_logits(cls, logits: Tensor, labels: Tensor, k: int, temperature: float) -> "TopK":
-        """Of `(tokens, vocabulary)` logits and `(tokens,)` labels."""
+        """Return the soft target of `(tokens, vocabulary)` logits and `(tokens,)` labels."""
         logits = logits.float()
         token_ids = logits.topk(k).indices
         log_probs = _coarse_log_probs(logits, token_ids, temperature)
@@ -100,21 +102,21 @@ class TopK(NamedTuple):
 
 
 SoftTarget = Tensor | TopK
-"""`(tokens, vocabulary)` logits, or the most probable tokens of them."""
+"""`(tokens, vocabulary)` logits, or their k most probable tokens."""
 
 
 class _CoarseLogits(torch.autograd.Function):
-    """logits / T of `token_ids` and, last, the logsumexp of all others: `(tokens, vocabulary)` to `(tokens, k + 1)`.
+    """Reduce `(tokens, vocabulary)` logits to `(tokens, k + 1)`: logits / T of `token_ids`, logsumexp of the others.
 
-    The others are added up without the chosen, as 1 - sum(chosen) would cancel where the others are improbable. By
-    hand, as autograd takes five passes over the vocabulary more.
+    The others are summed directly: 1 - sum(probabilities of `token_ids`) would lose precision if they are improbable.
+    Custom backward: autograd would need five more passes over the vocabulary.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
         peak = logits.amax(-1, keepdim=True)
         others = (logits - peak).div_(temperature).exp_().scatter_(-1, token_ids, 0.0)
-        # the others underflow to 0 only 100 nats below the peak; the smallest number there is keeps the log finite
+        # the others underflow to 0 if they are 100 nats below the peak; the clamp keeps the log finite
         mass = others.sum(-1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).tiny)
         ctx.save_for_backward(others, mass, token_ids)
         ctx.temperature = temperature
@@ -129,15 +131,15 @@ class _CoarseLogits(torch.autograd.Function):
 
 
 def _coarse_log_probs(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
-    """log-probabilities of `token_ids` and, last, of all other tokens together: `(tokens, k + 1)`."""
+    """Return the log-probabilities of `token_ids`, then of all other tokens together, `(tokens, k + 1)`."""
     return F.log_softmax(_CoarseLogits.apply(logits, token_ids, temperature), dim=-1)
 
 
 @dataclass
 class LossTerms:
-    """The terms of the objective for each label token, `(tokens,)` float32 each; None where a model wasn't run.
+    """The terms of the objective at each label token, `(tokens,)` float32 each. None if the model wasn't run.
 
-    Only `total` carries a gradient.
+    Only `total` has a gradient.
     """
 
     total: Tensor
@@ -147,14 +149,14 @@ class LossTerms:
     self: Tensor | None = None
     """T^2 * D(self || student)"""
     teacher_ce: Tensor | None = None
-    """the teacher's own cross-entropy on the labels, at temperature 1"""
-    agreement: Tensor | None = None
+    """the teacher's cross-entropy on the labels, at temperature 1"""
+    top1_agreement: Tensor | None = None
     """1 where student and teacher have the same most probable token, else 0"""
     hidden: Tensor | None = None
-    """the hidden-state loss of the token's clip (`askd_hf.models.layers`), which the trainer adds"""
+    """the hidden-state loss of the token's clip (`hidden_state_loss`), added by the trainer"""
 
     def measured(self) -> dict[str, Tensor]:
-        """The terms that exist, by name, detached."""
+        """Return the terms that aren't None, by name and detached."""
         return {name: term.detach() for name, term in vars(self).items() if term is not None}
 
 
@@ -172,38 +174,41 @@ def distillation_loss(
     weight_teacher_by_label_prob: bool = False,
     teacher_mask: Tensor | None = None,
 ) -> LossTerms:
-    """The objective at every label token, before the sum over tokens and the division by their number.
+    """Return the objective at every label token, before the sum over tokens and the division by their number.
 
-    T^2 keeps the size of a soft target's gradient when the temperature changes (Hinton et al. 2015, section 2). No
-    gradient flows into the targets.
+    The factor T^2 keeps the gradient of a soft target at the same scale for every temperature (Hinton et al. 2015,
+    section 2). The targets get no gradient.
 
     Args:
-        student_logits: `(tokens, vocabulary)`, the positions where `labels != -100` only.
-        labels: `(tokens,)`, the token that each position should predict.
-        teacher, self_teacher: the soft targets; required where the weight isn't 0.
-        teacher_weight: `a`, from 0 to 1.
-        self_weight: `b`, from 0 to 1 - a.
-        temperature: `T`, softens targets and student alike; the cross-entropy stays at temperature 1.
+        student_logits: `(tokens, vocabulary)`, at the positions with a label only.
+        labels: `(tokens,)`, without -100.
+        teacher, self_teacher: the soft targets. Required if their weight isn't 0.
+        teacher_weight: `a`, 0 to 1.
+        self_weight: `b`, 0 to 1 - a.
+        temperature: `T`, of targets and student. The cross-entropy has temperature 1.
         mix: beta of the Jensen-Shannon divergence, alpha of the skewed KL.
-        weight_teacher_by_label_prob: `g_i` is the teacher's probability of the label rather than 1; what the teacher isn't trusted with
-            goes to the labels, so a confident mistake of the teacher (a hallucination) isn't learnt.
-        teacher_mask: `(tokens,)` bool, `g_i` is multiplied by it: False on clips without speech. Default: all are True.
+        weight_teacher_by_label_prob: True if `g_i` is the teacher's probability of the label rather than 1. The rest
+            of the teacher weight is added to the label's, so that a hallucination of the teacher isn't learned.
+        teacher_mask: `(tokens,)` bool, False on clips without speech. `g_i` is multiplied by it. Default: all True.
+
+    Raises:
+        ValueError: a weight isn't 0, and its target is None.
     """
     for name, weight, target in (("teacher", teacher_weight, teacher), ("self", self_weight, self_teacher)):
         if weight and target is None:
-            raise ValueError(f"the {name} weight is {weight} but there is no {name} target")
+            raise ValueError(f"the {name} weight is {weight}, but the {name} target is None")
     student_logits = student_logits.float()
-    log_probs = None  # shared by all terms that need them over the whole vocabulary
+    log_probs = None  # shared by the terms that need the whole vocabulary
     if isinstance(teacher, Tensor) or isinstance(self_teacher, Tensor):
         log_probs = F.log_softmax(student_logits / temperature, dim=-1)
 
     def loss(target: SoftTarget) -> Tensor:
         if isinstance(target, TopK):
-            # normalized anew: they may come from half precision
-            known = F.log_softmax(torch.cat([target.log_probs, target.log_rest[:, None]], dim=-1).float(), dim=-1)
+            # normalize again: half precision has rounded them
+            top_k = F.log_softmax(torch.cat([target.log_probs, target.log_rest[:, None]], dim=-1).float(), dim=-1)
             coarse = _coarse_log_probs(student_logits, target.token_ids, temperature)
-            return temperature**2 * divergence(known, coarse, mix)
-        assert log_probs is not None  # as this target is a Tensor
+            return temperature**2 * divergence(top_k, coarse, mix)
+        assert log_probs is not None  # this target is a Tensor
         target_log_probs = F.log_softmax(target.detach().float() / temperature, dim=-1)
         return temperature**2 * divergence(target_log_probs, log_probs, mix)
 
@@ -217,9 +222,9 @@ def distillation_loss(
     if teacher is not None:
         terms.teacher = loss(teacher)
         terms.teacher_ce, best = _teacher_on_labels(teacher, labels)
-        # not by argmax, which is several times slower than amax
+        # amax is several times faster than argmax
         on_best = student_logits.detach().gather(-1, best[:, None])[:, 0]
-        terms.agreement = (on_best == student_logits.detach().amax(-1)).float()
+        terms.top1_agreement = (on_best == student_logits.detach().amax(-1)).float()
         on_teacher = teacher_weight * torch.exp(-terms.teacher_ce) if weight_teacher_by_label_prob else teacher_weight
         if teacher_mask is not None:
             on_teacher = on_teacher * teacher_mask
@@ -234,21 +239,25 @@ def distillation_loss(
 
 @torch.no_grad()
 def _teacher_on_labels(teacher: SoftTarget, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's cross-entropy on the labels, and its most probable token: `(tokens,)` each."""
+    """Return the teacher's cross-entropy on the labels and its most probable token, `(tokens,)` each."""
     if isinstance(teacher, TopK):
         return -teacher.label_log_prob.float(), teacher.token_ids[:, 0]
     return F.cross_entropy(teacher.float(), labels, reduction="none"), teacher.argmax(-1)
 
 
 def hidden_state_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """The loss of each clip, `(clips,)` float32, from `(clips, positions, width)` of each matched layer.
+    """Return the relative squared error of the student's hidden states per clip, `(clips,)` float32.
 
-    Sums are in float32 whatever the models' dtype. No gradient flows into the teacher.
+    It is ||student - teacher||^2 / ||teacher||^2, averaged over layers: 0 for identical hidden states, 1 if the
+    student's are all zero. Sums are in float32 for models of any dtype. The teacher gets no gradient.
+
+    Args:
+        student, teacher: the hidden states of each matched layer, `(clips, positions, width)`.
     """
     losses = []
-    for ours, theirs in zip(student, teacher, strict=True):
-        # by norms, which keep no squares for the backward pass and make no float32 copy of the teacher's
-        error = torch.linalg.vector_norm(ours.float() - theirs.detach(), dim=(1, 2))
-        size = torch.linalg.vector_norm(theirs.detach(), dim=(1, 2), dtype=torch.float32)
+    for student_states, teacher_states in zip(student, teacher, strict=True):
+        # norms save no squares for the backward pass, and need no float32 copy of the teacher's states
+        error = torch.linalg.vector_norm(student_states.float() - teacher_states.detach(), dim=(1, 2))
+        size = torch.linalg.vector_norm(teacher_states.detach(), dim=(1, 2), dtype=torch.float32)
         losses.append((error / size).square())
     return torch.stack(losses).mean(0)

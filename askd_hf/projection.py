@@ -1,10 +1,10 @@
-"""From hidden states to the objective, without the `(tokens, vocabulary)` logits of a whole batch.
+"""Compute the objective from hidden states, without the `(tokens, vocabulary)` logits of a whole batch.
 
-The vocabulary is a hundred times as wide as the model. So the label tokens are projected onto it a chunk at a time,
-for student, teacher and self-teacher together; the objective and its gradient with respect to the student's logits are
-worked out at once, and only the gradients of the hidden states and of the projection's weight are kept for the
-backward pass. Peak memory is a few chunks of logits and one gradient of the weight, whatever the batch; and unlike
-recomputation in the backward pass this projects the student's tokens once (as Liger's fused cross-entropy does).
+The vocabulary is a hundred times as wide as the model. The label tokens are therefore projected in chunks, for
+student, teacher and self-teacher together. The gradient with respect to the student's logits is computed in the
+forward pass, chunk by chunk, and only the gradients of the hidden states and of the projection's weight are kept for
+the backward pass. For a batch of any size, peak memory is a few chunks of logits and one gradient of the weight. As in
+Liger's fused cross-entropy, and unlike recomputation in the backward pass, each token is projected once.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ from transformers import WhisperForConditionalGeneration
 
 from .objective import LossTerms, TopK, distillation_loss
 
-# Tokens of a chunk. On a CPU of a Whisper vocabulary 26 MB: malloc hands out over 32 MB as new zeroed pages each time.
+# Tokens per chunk of logits. On a CPU a chunk is 26 MB: above 32 MB malloc would return new zeroed pages every time.
 LOGITS_CHUNK_SIZE = {"cpu": 128, "default": 1024}
-# Tokens that the objective sees at once: on a CPU so few that its many passes over them stay in the cache, which makes
-# them two to three times as fast; elsewhere the whole chunk, for few kernels.
+# Tokens per call of the objective. On a CPU they are few enough to stay in the cache, which is two to three times as
+# fast. On a GPU it is the whole chunk, which needs fewer kernels.
 LOSS_CHUNK_SIZE = {"cpu": 16, "default": 1024}
 
 
 class LMHeadInputs(NamedTuple):
-    """Logits before their projection: `hidden` `(tokens, d_model)`, `weight` `(vocabulary, d_model)`."""
+    """The inputs of the LM head: `hidden` `(tokens, d_model)` and its `weight` `(vocabulary, d_model)`."""
 
     hidden: Tensor
     weight: Tensor
 
     def in_compute_dtype(self) -> "LMHeadInputs":
-        """In the dtype that autocast, if it is on here, would multiply them in; cast once and not once a chunk."""
+        """Cast both to the dtype of autocast, or to that of the weight; once, rather than once per chunk."""
         device = self.hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
         return LMHeadInputs(self.hidden.to(dtype), self.weight.to(dtype))
@@ -40,21 +40,24 @@ class LMHeadInputs(NamedTuple):
 
 @contextlib.contextmanager
 def capture_lm_head_inputs(
-    model: WhisperForConditionalGeneration, real: Tensor, keep_logits: bool = False
+    model: WhisperForConditionalGeneration, label_mask: Tensor, keep_logits: bool = False
 ) -> Iterator[list[LMHeadInputs]]:
-    """Within it, `model` notes what it would project at the positions of the `(batch, tokens)` mask, and does not.
+    """Capture the inputs of the LM head at masked positions, and skip the projection.
 
-    Unless `keep_logits`, its logits are empty. As a hook it works through DDP and autocast wrappers, and notes the
-    weights that `functional_call` puts in the projection's place.
+    A hook works through the wrappers of DDP and autocast, and captures the weight that `functional_call` substitutes.
+
+    Args:
+        label_mask: `(batch, tokens)` bool.
+        keep_logits: True to compute the logits of all positions. Else the model's logits are empty.
     """
     captured: list[LMHeadInputs] = []
 
-    def note(projection: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-        hidden = args[0][real]
+    def capture(projection: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        hidden = args[0][label_mask]
         captured.append(LMHeadInputs(hidden, projection.weight))
         return None if keep_logits else (hidden[:0],)
 
-    hook = model.proj_out.register_forward_pre_hook(note)
+    hook = model.proj_out.register_forward_pre_hook(capture)
     try:
         yield captured
     finally:
@@ -71,19 +74,20 @@ def chunked_distillation_loss(
     gradient_scale: float = 1.0,
     **options: Any,
 ) -> tuple[Tensor, LossTerms]:
-    """`objective.distillation_loss` of logits that are never there all at once.
+    """Compute `objective.distillation_loss` in chunks of tokens.
 
     Args:
-        student: of the label tokens, the positions where `labels != -100` only.
-        labels: `(tokens,)`.
+        student: at the positions with a label only.
+        labels: `(tokens,)`, without -100.
         teacher, self_teacher: the soft targets at the same tokens.
-        teacher_mask: `(tokens,)` bool; default: all.
-        gradient_scale: the gradient is kept multiplied by it until the backward pass: in float16 the loss scale over
-            the number of tokens, or small gradients are lost.
-        options: the other arguments of `blend`.
+        teacher_mask: `(tokens,)` bool. Default: all True.
+        gradient_scale: the factor of the gradient in the backward pass. The gradient is stored multiplied by it, or
+            float16 would lose small gradients.
+        options: the other arguments of `distillation_loss`.
 
-    Returns: the objective summed over tokens, with its gradient (for one backward pass), and the terms at every token
-        without one.
+    Returns:
+        The objective summed over tokens, with its gradient (for one backward pass), and the terms at every token
+        without gradient.
     """
     targets = {
         name: target.in_compute_dtype() if isinstance(target, LMHeadInputs) else target
@@ -101,7 +105,7 @@ def chunked_distillation_loss(
 
 
 class _Chunks:
-    """The objective on one chunk of logits after another. Notes the terms."""
+    """Compute the objective chunk by chunk, and collect the terms."""
 
     def __init__(
         self,
@@ -113,14 +117,17 @@ class _Chunks:
     ):
         self.labels, self.targets, self.options, self.gradient_scale = labels, targets, options, gradient_scale
         self.teacher_mask = teacher_mask
-        # one tensor a term, filled row by row: small ones kept between the chunks would break up malloc's free blocks
+        # one tensor per term, filled chunk by chunk: many small ones would fragment the memory between the chunks
         self.terms: dict[str, Tensor] = {}
 
     def slices(self, hidden: Tensor) -> Iterator[slice]:
         return _slices(len(hidden), LOGITS_CHUNK_SIZE, hidden.device)
 
     def loss(self, logits: Tensor, chunk: slice, with_gradient: bool = False) -> Tensor:
-        """The sum over a chunk of logits, `(tokens, vocabulary)`; their place is taken by their gradient, if asked."""
+        """Return the sum over a chunk of logits `(tokens, vocabulary)`.
+
+        If `with_gradient`, overwrite the logits with their gradient.
+        """
         targets = {
             name: target.rows(chunk) if isinstance(target, TopK) else target.hidden[chunk] @ target.weight.T
             for name, target in self.targets.items()
@@ -148,7 +155,7 @@ class _Chunks:
 
 
 class _ProjectInChunks(torch.autograd.Function):
-    """The sum of `_Chunks.blend` over hidden @ weight.T, with the gradients of both worked out at once."""
+    """Sum `_Chunks.loss` over hidden @ weight.T. The gradients of both are computed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, chunks: _Chunks) -> Tensor:
@@ -162,14 +169,14 @@ class _ProjectInChunks(torch.autograd.Function):
             for chunk in chunks.slices(h):
                 logits = h[chunk] @ w.T
                 total += chunks.loss(logits, chunk, with_gradient=of_hidden or of_weight)
-                # here `logits` holds their gradient
+                # `logits` contains their gradient now
                 if of_hidden:
                     ctx.hidden_gradient[chunk] = (logits @ w).to(hidden.dtype)
                 if of_weight and ctx.weight_gradient is None:
                     ctx.weight_gradient = (logits.T @ h[chunk]).to(weight.dtype)
                 elif of_weight and w.dtype == weight.dtype:
                     ctx.weight_gradient.addmm_(logits.T, h[chunk])
-                elif of_weight:  # half precision: added up in the weight's own
+                elif of_weight:  # computed in half precision, summed in the dtype of the weight
                     ctx.weight_gradient += logits.T @ h[chunk]
         return total
 
@@ -177,8 +184,8 @@ class _ProjectInChunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if ctx.gradient_scale is None:
-            raise RuntimeError("the gradient of the objective is worked out for one backward pass only")
-        # handed on and scaled in place, as the weight's is the largest tensor of the step
+            raise RuntimeError("the objective supports one backward pass only")
+        # scaled in place, as the gradient of the weight is the largest tensor of the step
         gradient = gradient / ctx.gradient_scale
         both = ctx.hidden_gradient, ctx.weight_gradient
         of_hidden, of_weight = (g if g is None else g.mul_(gradient) for g in both)
@@ -186,6 +193,6 @@ class _ProjectInChunks(torch.autograd.Function):
         return of_hidden, of_weight, None
 
 
-def _slices(length: int, at_once: dict[str, int], device: torch.device) -> Iterator[slice]:
-    size = at_once.get(device.type, at_once["default"])
+def _slices(length: int, sizes: dict[str, int], device: torch.device) -> Iterator[slice]:
+    size = sizes.get(device.type, sizes["default"])
     return (slice(start, start + size) for start in range(0, max(length, 1), size))

@@ -1,10 +1,10 @@
-"""When the student listens to whom: the weights of teacher and self-teacher as a function of the step.
+"""Loss weights of the teacher and the self-teacher at each step.
 
-A run has two phases. In the teacher phase the weight on the teacher falls from `teacher_weight` to
-`teacher_weight_end`; in the self phase the teacher is gone and the weight on the self-teacher rises to `self_weight`.
-The weights depend on the step and on `BlendState` alone, which is saved in every checkpoint.
+A run has two phases. In the teacher phase the teacher weight decreases from `teacher_weight` to `teacher_weight_end`.
+In the self phase it is 0, and the self-teacher weight increases to `self_weight`. The weights depend only on the step
+and on `BlendState`, which is saved in every checkpoint.
 
-To add a schedule, write a function of the phase's progress and name it in `TEACHER_SCHEDULES` or `SELF_SCHEDULES`.
+To add a schedule, write a function of the phase's progress and add it to `TEACHER_SCHEDULES` or `SELF_SCHEDULES`.
 """
 
 import math
@@ -12,16 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-STAIRS = 4
-EXPONENTIAL_RATE = 5.0
-MEASUREMENTS = 40  # of an adaptive schedule in a run
-UNKNOWN = 0.5  # share of disputed labels that are upheld, before a clip was looked at
-ENOUGH_UPHELD = 0.9  # the share that earns full credit
-LEAST_CREDIT = 0.1  # labels without any weight couldn't show what they are worth
+MEASUREMENTS = 40  # per run, of an adaptive schedule
+UNKNOWN = 0.5  # `labels_upheld` before the first measurement
+ENOUGH_UPHELD = 0.9  # from this `labels_upheld` on the labels have full credit
+LEAST_CREDIT = 0.1  # with credit 0 the student would never learn from the labels, and couldn't uphold them
 
 
 class BlendWeights(NamedTuple):
-    """The weights on the two soft targets; the labels get the rest."""
+    """The weights of the two soft targets. The labels have the rest, up to 1."""
 
     teacher: float = 0.0
     self: float = 0.0
@@ -35,17 +33,6 @@ def cosine_decay(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def exponential_decay(progress: float) -> float:
-    """exp(-5 * progress), shifted and scaled to run from exactly 1 to exactly 0."""
-    floor = math.exp(-EXPONENTIAL_RATE)
-    return (math.exp(-EXPONENTIAL_RATE * progress) - floor) / (1.0 - floor)
-
-
-def step_decay(progress: float) -> float:
-    """Four stairs of equal length: 1, 3/4, 1/2, 1/4."""
-    return 1.0 - math.floor(progress * STAIRS) / STAIRS
-
-
 def constant(progress: float) -> float:
     return 1.0
 
@@ -54,27 +41,28 @@ def linear_ramp(progress: float) -> float:
     return progress
 
 
-# progress of the teacher phase, [0, 1) -> how much is left of the way from teacher_weight_end up to teacher_weight
+# progress of the teacher phase, [0, 1) -> 1 for teacher_weight, 0 for teacher_weight_end
 TEACHER_SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": linear_decay,
     "cosine": cosine_decay,
-    "exponential": exponential_decay,
-    "step": step_decay,
     "constant": constant,
-    "adaptive": linear_decay,  # if the labels deserve it, see `BlendState.labels_credit`
+    "adaptive": linear_decay,  # with full `BlendState.labels_credit`
 }
-# progress of the self phase, (0, 1] -> share of self_weight
+# progress of the self phase, (0, 1] -> factor of self_weight
 SELF_SCHEDULES: dict[str, Callable[[float], float]] = {"linear": linear_ramp, "constant": constant}
 
 
 class LabelsJudged(NamedTuple):
-    """The student's judgment on held-out clips.
+    """Agreement of the student with the labels of held-out clips.
+
+    A label is disputed if it isn't the teacher's most probable token. The student upholds it if it is the student's
+    most probable token apart from the teacher's.
 
     Attributes:
-        upheld: summed over clips, the share of a clip's disputed label tokens that the student upholds.
-        clips: in which the teacher disputes a label.
-        disputed: label tokens that aren't the teacher's first choice.
-        tokens: all that were looked at.
+        upheld: the sum over clips of the share of disputed label tokens that the student upholds.
+        clips: the number of clips with disputed labels.
+        disputed: the number of disputed label tokens.
+        tokens: the number of label tokens.
     """
 
     upheld: float
@@ -85,15 +73,15 @@ class LabelsJudged(NamedTuple):
 
 @dataclass
 class BlendState:
-    """All that the weights depend on besides the step. Saved as JSON in every checkpoint.
+    """The state of the schedule besides the step. Saved as JSON in every checkpoint.
 
     Attributes:
-        options: what the run is, by name (`askd_hf.training.run_settings`), so that it isn't resumed as another one.
-        labels_upheld: of held-out labels that the teacher disputes, the share that the student upholds, smoothed
-            (`teacher_schedule=adaptive`). 1 where none are held out.
-        disputed: the share of held-out label tokens that the teacher disputes; None before the first measurement.
-        teacher_gone: whether an adaptive schedule has done without the teacher since the teacher phase ended.
-        snapshot_epoch: the epoch in whose course the snapshot was taken; None before.
+        options: the settings of the run (`askd_hf.training.run_settings`), which are compared when it is resumed.
+        labels_upheld: the smoothed share of disputed labels that the student upholds (`teacher_schedule=adaptive`,
+            see `LabelsJudged`). 1 if no clips are held out.
+        disputed: the share of held-out label tokens that are disputed. None before the first measurement.
+        teacher_gone: whether an adaptive schedule has dropped the teacher, after the teacher phase.
+        snapshot_epoch: the epoch in which the snapshot was taken. None before.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -104,18 +92,18 @@ class BlendState:
 
     @property
     def labels_credit(self) -> float:
-        """How much of the weight that a linear schedule would give to the labels they have earned, 0.1 to 1."""
+        """The factor of the weight that a linear schedule would move from teacher to labels, 0.1 to 1."""
         return min(1.0, max(LEAST_CREDIT, self.labels_upheld / ENOUGH_UPHELD))
 
     def observe(self, judged: LabelsJudged, share: float) -> None:
-        """Smooth in a new measurement, with the weight `share`."""
-        upheld = (judged.upheld + 1.0) / (judged.clips + 2.0)  # the rule of succession: few clips say little
+        """Update the moving average with a measurement, whose weight is `share`."""
+        upheld = (judged.upheld + 1.0) / (judged.clips + 2.0)  # rule of succession: few clips move it little
         self.labels_upheld += share * (upheld - self.labels_upheld)
         self.disputed = judged.disputed / max(judged.tokens, 1.0)
 
 
 class Phase(NamedTuple):
-    """A stretch of the run: steps `start` to `end` (exclusive) and the weights at its first and last step."""
+    """The steps `start` to `end` (exclusive), with the weights of the first and the last of them."""
 
     name: str
     start: int
@@ -126,7 +114,7 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class BlendSchedule:
-    """The weights of a run of `total_steps` updates. Field meanings are those of `ASKDConfig`."""
+    """The weights in a run of `total_steps` updates. The other fields are options of `ASKDConfig`."""
 
     total_steps: int
     teacher_phase_ratio: float
@@ -144,12 +132,12 @@ class BlendSchedule:
         return round(self.teacher_phase_ratio * self.total_steps)
 
     def teacher_end(self, state: BlendState) -> int:
-        """The first step that certainly is without the teacher."""
+        """The first step from which on the teacher weight is 0 for certain."""
         held = self.teacher_schedule == "adaptive" and self.planned_end > 0 and not state.teacher_gone
         return self.total_steps if held else self.planned_end
 
     def is_measured(self, step: int, state: BlendState) -> bool:
-        """Whether an adaptive schedule looks at held-out clips before update `step`."""
+        """Return whether an adaptive schedule measures on the held-out clips before update `step`."""
         return 0 < step < self.teacher_end(state) and step % self.measured_every == 0
 
     @property
@@ -157,22 +145,22 @@ class BlendSchedule:
         return max(1, self.total_steps // MEASUREMENTS)
 
     def weights(self, step: int, state: BlendState) -> BlendWeights:
-        """The weights at update `step`, counted from 0."""
+        """Return the weights at update `step`, counted from 0."""
         end, teacher, own = self.planned_end, 0.0, 0.0
         if step < end:
             left = TEACHER_SCHEDULES[self.teacher_schedule](step / end)
             teacher = self.teacher_weight_end + left * (self.teacher_weight - self.teacher_weight_end)
         else:
-            # (0, 1]: the first step of the phase already has some weight and the last one has all of it
+            # (0, 1]: the weight is above 0 at the first step of the phase, and `self_weight` at the last
             progress = (step - end + 1) / max(1, self.total_steps - end)
             own = self.self_weight * SELF_SCHEDULES[self.self_schedule](min(1.0, progress))
         if self.teacher_schedule == "adaptive" and step < self.teacher_end(state):
-            # the labels gain on the teacher as much of what they would as they have earned
+            # move only the share `labels_credit` of the weight from the teacher to the labels
             teacher += (1.0 - state.labels_credit) * (self.teacher_weight - teacher)
         return BlendWeights(teacher=teacher, self=own * (1.0 - teacher))
 
     def phases(self) -> list[Phase]:
-        """The plan of the run; under an adaptive schedule of one whose labels earn full credit."""
+        """Return the phases of the run; those of an adaptive schedule with full `labels_credit`."""
         end = self.planned_end
         after = "self" if self.self_weight else "labels"
         spans = [("teacher", 0, end), (after, end, self.total_steps)]
@@ -183,7 +171,7 @@ class BlendSchedule:
         ]
 
     def table(self) -> str:
-        """The phases as text, for the log."""
+        """Return the phases as a table, for the log."""
         rows = ["phase     steps             teacher weight    self weight"]
         for name, start, end, first, last in self.phases():
             rows.append(
@@ -191,16 +179,16 @@ class BlendSchedule:
                 f"{first.self:.3f} -> {last.self:.3f}"
             )
         if self.teacher_schedule == "adaptive":
-            rows.append("adaptive: where held-out labels don't bear out, the teacher keeps more weight, and longer")
+            rows.append("adaptive: with unreliable labels the teacher keeps more weight, and keeps it longer")
         return "\n".join(rows)
 
 
-# What a preset sets: these fields and nothing else. An option given explicitly wins over its preset.
+# preset -> {option: value}. A given option overrides that of the preset.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Our choices; the ASKD paper's own values are not public. Where data are few, starting from the teacher alone and
-    # keeping it for 0.8 of the run gave held-out speech a lower cross-entropy than 0.8 of it over 0.6 of the run. An
-    # adaptive schedule ended no worse than a linear one on clean labels and better on noisy ones:
-    # examples/benchmarks/schedules.py.
+    # Our choices: the values of the ASKD paper are not public. On a small training set a teacher weight that starts at
+    # 1.0 and lasts for 0.8 of the run gave a lower cross-entropy on held-out speech than 0.8 for 0.6 of the run. An
+    # adaptive schedule was as good as a linear one with clean labels and better with noisy labels
+    # (examples/benchmarks/schedules.py).
     "askd": dict(
         teacher_weight=1.0,
         teacher_weight_end=0.0,
@@ -212,7 +200,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         snapshot_strategy="no",
         temperature=2.0,
     ),
-    # distil-whisper's 0.8*CE + 1.0*T^2*KL at T=2, divided by 1.8 to be convex: the same direction of every gradient.
+    # distil-whisper: 0.8*CE + 1.0*T^2*KL at T=2, divided by 1.8 so that the weights add up to 1.
     "kd": dict(
         teacher_weight=1.0 / 1.8,
         teacher_weight_end=1.0 / 1.8,
@@ -236,7 +224,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         snapshot_strategy="no",
         temperature=1.0,
     ),
-    # PS-KD (Kim et al. 2021): the student of the epoch before, its weight growing to 0.8.
+    # PS-KD (Kim et al. 2021): the student of the previous epoch, with a weight that increases to 0.8.
     "ps-kd": dict(
         teacher_weight=0.0,
         teacher_weight_end=0.0,

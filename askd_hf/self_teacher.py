@@ -1,9 +1,9 @@
-"""The self-teachers: the student's own averaged or earlier weights as a soft target.
+"""Self-teachers: averaged or earlier weights of the student give the soft target.
 
-A self-teacher keeps a copy of the trained parameters only. To run it, the student itself is called with these in
-place of its own, so that a frozen encoder exists once, and the copy costs no more memory than the trained part.
+A self-teacher stores a copy of the trained parameters only. To run it, the student is called with this copy in place
+of its parameters. A frozen encoder thus exists only once in memory.
 
-To add a self-teacher, subclass `SelfTeacher` and name it in `SELF_TEACHERS`.
+To add a self-teacher, subclass `SelfTeacher` and add it to `SELF_TEACHERS`.
 """
 
 from typing import Any
@@ -28,24 +28,25 @@ class SelfTeacher:
         self.parameters = {name: parameter.detach().clone() for name, parameter in trained}
 
     def load(self, parameters: dict[str, Tensor]) -> None:
-        """Take the parameters of a checkpoint, onto the devices of the present ones."""
+        """Load the parameters of a checkpoint, in the dtypes and on the devices of the current ones."""
         if parameters.keys() != self.parameters.keys():
             raise UserError(
-                "the checkpoint's self-teacher has other parameters than are trained now (freeze_encoder?)"
+                "the self-teacher of the checkpoint has other parameters than those trained now: resume with the same "
+                "--freeze_encoder and --lora_* options"
             )
         self.parameters = {
             name: parameters[name].to(present.device, present.dtype) for name, present in self.parameters.items()
         }
 
     def after_update(self, student: nn.Module) -> None:
-        """Called after every optimizer step."""
+        """Update the parameters. Called after every optimizer step."""
 
     def at_new_epoch(self, student: nn.Module) -> None:
-        """Called before the first step of every later epoch, when `snapshot_strategy` asks for it."""
+        """Update the parameters. Called before the first step of later epochs if `snapshot_strategy` is `epoch`."""
 
     @torch.no_grad()
     def __call__(self, student: nn.Module, inputs: dict[str, Any]) -> Any:
-        """`student(**inputs)` in evaluation mode, with the self-teacher's parameters."""
+        """Return `student(**inputs)` in evaluation mode, with the parameters of the self-teacher."""
         training = student.training
         student.eval()
         try:
@@ -55,7 +56,7 @@ class SelfTeacher:
 
 
 class EMASelfTeacher(SelfTeacher):
-    """The exponential moving average of the student since it entered the self phase (Mean Teacher, Tarvainen 2017)."""
+    """Exponential moving average of the student since the self phase began (Mean Teacher, Tarvainen et al. 2017)."""
 
     @torch.no_grad()
     def after_update(self, student: nn.Module) -> None:
@@ -65,7 +66,7 @@ class EMASelfTeacher(SelfTeacher):
 
 
 class SnapshotSelfTeacher(SelfTeacher):
-    """The student as it entered the self phase; renewed every epoch, it is PS-KD's teacher (Kim et al. 2021)."""
+    """The student at the start of the self phase; copied again every epoch it is PS-KD (Kim et al. 2021)."""
 
     def at_new_epoch(self, student: nn.Module) -> None:
         self.copy_from(student)

@@ -1,8 +1,9 @@
-"""`ASKDTrainer`: Seq2SeqTrainer whose loss blends labels, teacher and self-teacher."""
+"""`ASKDTrainer`: a `Seq2SeqTrainer` whose loss combines labels, teacher and self-teacher."""
 
 import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,20 @@ from .hub.provenance import Provenance
 from .hub.publisher import HubPublisher
 from .models.lora import load_adapter
 from .schedule import BlendWeights
-from .training.checkpoints import how_to_go_on
-from .training.checks import check_batches, check_teacher, draws_at_random
+from .training.checkpoints import recovery_advice
+from .training.checks import check_batches, check_no_loss_function, check_teacher, is_random
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
+from .training.loss_logging import eval_metrics, new_sums, sums_by_clip, train_metrics
+from .training.loss_scaling import gradient_scale, mean_over_tokens
 from .training.model_runner import ModelRunner
-from .training.random_draws import SetEpochCallback
-from .training.restart import InitialState, begin_or_restart
+from .training.nonfinite import check_finite, check_gradient
+from .training.restart import InitialState, save_or_restore
 from .training.resuming import RunIdentity
 from .training.saving import StudentSaver
+from .training.set_epoch import SetEpochCallback
 from .training.skipped_rows import SkippedRows
 from .training.stopping import StopEarlyCallback, StopGracefullyCallback
-from .training.terms import check_finite, check_gradient, eval_metrics, means, new_sums, sums, sums_by_clip
 from .training.throughput import ThroughputCallback
 
 
@@ -45,26 +48,27 @@ class ASKDTrainer(Seq2SeqTrainer):
     """Distill `teacher_model` into `model` with the objective of `askd_hf.objective`.
 
     Args:
-        model: the student, or a PEFT adapter on it (`askd_hf.models.lora`), which is then all that is trained. The
+        model: the student, or a PEFT adapter on it (`askd_hf.models.lora`); then only the adapter is trained. The
             encoder is frozen if `args.freeze_encoder` is True, or if it is None and no encoder layer was pruned.
-        args: the run's options, those of the objective and the schedule among them.
-        teacher_model: a Whisper model with the student's vocabulary (see `askd_hf.models.vocabulary`). It is frozen and put
-            in evaluation mode here, never saved, and freed as soon as its weight is 0 for good. Leave it out if its
-            weight is 0 from the start, or if `train_dataset` has its cached soft labels
-            (`askd_hf.data.teacher_cache`).
+        args: the options of training, the objective and the schedule.
+        teacher_model: a Whisper model with the student's vocabulary (see `askd_hf.models.vocabulary`). The trainer
+            freezes it, puts it in evaluation mode, never saves it, and frees it once its weight stays 0. Not needed if
+            its weight is always 0, or if `train_dataset` has its cached soft labels (`askd_hf.data.teacher_cache`).
         processing_class: the `WhisperProcessor` that is saved with the student.
-        origin: where models and speech come from, for the model card. Default: what the models know of it.
-        peft_config: makes an adapter on `model`, such as a `LoraConfig`.
-        keep_adapter: True if the finished run is the adapter alone, not merged into the student.
-        kwargs: the other arguments of `Seq2SeqTrainer`. Batches come from `data_collator`, see `SpeechCollator`.
+        origin: the sources of models and data, for the model card. Default: the names that the models were loaded by.
+        peft_config: such as a `LoraConfig`: puts an adapter on `model`.
+        keep_adapter: True to save the adapter alone at the end, without merging it into the student.
+        kwargs: the other arguments of `Seq2SeqTrainer`. `data_collator` is a `SpeechCollator`.
 
-    The log has what `training.terms.LOG_NAMES`, `AdaptiveBlendCallback.logs` and `ThroughputCallback.measured` name,
-    the terms as means over label tokens. Evaluation logs `eval_ce_loss` (also as `eval_loss`), the other terms if
-    `args.eval_teacher_losses`, and `compute_metrics` on generated tokens. Raises `UserError` for options, models and data that
-    don't fit together.
+    Training logs the keys of `training.loss_logging.LOG_NAMES` (means over label tokens), of
+    `AdaptiveBlendCallback.logs` and of `ThroughputCallback.measured`. Evaluation logs `eval_ce_loss` (also as
+    `eval_loss`), with `args.eval_teacher_losses` the other terms, and `compute_metrics` of the generated tokens.
+
+    Raises:
+        UserError: options, models and data don't fit together.
     """
 
-    # compute_loss divides by the label tokens of the whole update itself
+    # compute_loss itself divides by the number of label tokens of the whole update
     loss_is_scaled_for_ga = True
     model: WhisperForConditionalGeneration
 
@@ -80,13 +84,12 @@ class ASKDTrainer(Seq2SeqTrainer):
         keep_adapter: bool = False,
         **kwargs: Any,
     ):
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for your own loss")
+        check_no_loss_function(**kwargs)
         train_dataset = kwargs.get("train_dataset")
         is_cached = isinstance(train_dataset, Dataset) and has_soft_labels(train_dataset)
         check_teacher(args, teacher_model, train_dataset if is_cached else None, model.config.vocab_size)
 
-        # ---- what the trainer is made of ----
+        # ---- components ----
         self.saver = StudentSaver(model, args, peft_config, keep_adapter)
         self.publisher = HubPublisher(args)
         self.identity = RunIdentity(args)
@@ -98,7 +101,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.runner = ModelRunner(self.model, args, teacher_model, is_cached, self.data_collator, self.accelerator)
         self._held_out = HeldOutClips(held_out)
         check_batches(args, self.data_collator, is_cached)
-        # or the order of the clips would depend on what has been seeded or drawn since
+        # without it the order of the clips would depend on random numbers drawn before training
         self.accelerator.dataloader_config.data_seed = self.args.order_seed
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
 
@@ -110,11 +113,11 @@ class ASKDTrainer(Seq2SeqTrainer):
             self.add_callback(callback)
         if args.early_stopping_patience is not None:
             self.add_callback(StopEarlyCallback(args.early_stopping_patience))
-        self._draws: SeededDataset | None = None
-        # the rows of a stream have what their collator draws from already
-        if draws_at_random(self.data_collator) and not isinstance(train_dataset, SpeechStream):
-            self._draws = SeededDataset(self.train_dataset, self.args.order_seed)
-            self.add_callback(SetEpochCallback(self._draws))
+        self._seeded_dataset: SeededDataset | None = None
+        # the rows of a stream already carry the collator's random seed
+        if is_random(self.data_collator) and not isinstance(train_dataset, SpeechStream):
+            self._seeded_dataset = SeededDataset(self.train_dataset, self.args.order_seed)
+            self.add_callback(SetEpochCallback(self._seeded_dataset))
 
         self.skipped = SkippedRows.of_run(args, train_dataset)
         self._clips: list[str] = []
@@ -123,7 +126,7 @@ class ASKDTrainer(Seq2SeqTrainer):
 
     @property
     def teacher(self) -> WhisperForConditionalGeneration | None:
-        """The teacher; None if it isn't run, or no longer."""
+        """The teacher, or None if it isn't used or was freed."""
         return self.runner.teacher
 
     @property
@@ -141,19 +144,19 @@ class ASKDTrainer(Seq2SeqTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         needs_model = self.args.uses_teacher and not self.runner.teacher_is_cached
         if needs_model and self.teacher is None and not resume_from_checkpoint:
-            raise UserError("the teacher was freed when its phase ended: make a new trainer to train again")
+            raise UserError("the teacher was freed at the end of its phase: create a new trainer to train again")
         resume_from_checkpoint = self.identity.begin(self, resume_from_checkpoint)
-        self._beginning: InitialState | None = None
+        self._initial_state: InitialState | None = None
         try:
             with memory_errors(self.args.train_batch_size):
                 return super().train(resume_from_checkpoint, **kwargs)
         finally:
-            self._beginning = None
+            self._initial_state = None
             self.stop.restore()
 
     def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         if self.args.auto_find_batch_size:
-            self._beginning = begin_or_restart(self, self._beginning, resume_from_checkpoint)
+            self._initial_state = save_or_restore(self, self._initial_state, resume_from_checkpoint)
         return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _init_training_state(
@@ -167,19 +170,17 @@ class ASKDTrainer(Seq2SeqTrainer):
         started = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        self.state.train_batch_size = self._train_batch_size  # a resumed state has that of its checkpoint
-        settings = self.identity.settings(self._train_batch_size, max_steps)
-        if resume_from_checkpoint is not None:
-            self.identity.check(self.blend.state.options, settings, resume_from_checkpoint)
-        self.blend.options = settings
+        self.state.train_batch_size = self._train_batch_size  # that of the checkpoint was loaded
+        saved = None if resume_from_checkpoint is None else self.blend.state.options
+        self.blend.options = self.identity.settings(self._train_batch_size, max_steps, saved, resume_from_checkpoint)
         if self.args.world_size > 1:
-            # each process draws its own dropout and SpecAugment. Not before: the models are made alike. A checkpoint
-            # has the states of all, which are loaded after this
+            # Each process draws its own dropout and SpecAugment. The seed is the same until here, so that all create
+            # the same models. The random states of a checkpoint are loaded after this
             set_seed(self.args.seed, device_specific=True)
         return started
 
     def free_memory(self) -> None:
-        """Free what only training needs: the other models, the optimizer, the student on the device."""
+        """Free the teacher, the self-teacher and the optimizer, and move the student to the CPU."""
         self.runner.teacher = self.blend.self_teacher = self.optimizer = self.lr_scheduler = None
         self.model_wrapped = self.model = self.model.to("cpu")
         self.accelerator.free_memory()
@@ -203,34 +204,30 @@ class ASKDTrainer(Seq2SeqTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The objective, summed over the batch's label tokens and divided by `num_items_in_batch`.
+        """Return the objective summed over the batch's label tokens, divided by `num_items_in_batch`.
 
-        That is the number of label tokens of the whole update; None for those of the batch. The outputs, if asked for,
-        have the student's logits `(batch, tokens, vocabulary)`.
+        Args:
+            num_items_in_batch: the number of label tokens of the whole update. None for that of the batch.
+
+        Returns:
+            The loss, with `return_outputs` also the outputs, with logits `(batch, tokens, vocabulary)`.
         """
         if model.training and self.teacher is not None and not self.blend.needs_teacher(self.state.global_step):
             self.runner.release_teacher(self.state.global_step)
-        # what the backward pass will multiply the gradient by; only float16 has a scaler
-        scaler = self.accelerator.scaler
-        scale = 1.0 if scaler is None else scaler.get_scale() / (num_items_in_batch or 1)
+        scale = gradient_scale(self.accelerator, num_items_in_batch)
         total, terms, outputs = self.runner.run(
-            model, inputs, self.blend.weights, self.blend, keep_logits=return_outputs, gradient_scale=float(scale)
+            model, inputs, self.blend.weights, self.blend, keep_logits=return_outputs, gradient_scale=scale
         )
         if model.training:
             check_finite(terms, inputs["labels"], self._clips, self.state.global_step)
-            self.train_sums += sums(terms)
-        # of a stream all rows of an update may have been skipped: then there is nothing to learn, and nothing is NaN
-        if num_items_in_batch is None:
-            loss = total / max(len(terms.total), 1)
-        else:
-            loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
-            if self.args.average_tokens_across_devices:
-                # DDP averages the gradients of processes that each divided by the tokens of all
-                loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+            self.train_sums += sums_by_clip(terms, inputs["labels"]).sum(0)
+        across = self.args.average_tokens_across_devices
+        processes = self.accelerator.num_processes // self.get_tp_size() if across else 1
+        loss = mean_over_tokens(total, len(terms.total), num_items_in_batch, processes)
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # Check before the optimizer step, so that no checkpoint contains NaNs. The scaler of fp16 skips its own
+        # Check before the optimizer step, so that no checkpoint contains NaNs. The scaler of fp16 skips such steps
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.accelerator.scaler is None:
             check_gradient(grad_norm, self._clips, self.state.global_step)
@@ -238,30 +235,21 @@ class ASKDTrainer(Seq2SeqTrainer):
 
     # ---- batches ----
 
-    def get_train_dataloader(self) -> DataLoader:
-        if self._draws is None:
-            return super().get_train_dataloader()
-        return self._get_dataloader(
-            dataset=self._draws,
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=lambda _: self._get_train_sampler(self.train_dataset),
-            is_training=True,
-        )
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if isinstance(self.train_dataset, SpeechStream):
             return stream_sampler(self.train_dataset, self.args, self._train_batch_size)
-        sampler = super()._get_train_sampler(train_dataset)
+        sampler = super()._get_train_sampler(self.train_dataset)  # not the `SeededDataset`, which has no columns
         if isinstance(sampler, LengthGroupedSampler):
             return ResumableLengthGroupedSampler(sampler, self.args.order_seed, self._data_epoch)
         return sampler
 
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        if is_training and self._seeded_dataset is not None:
+            dataset = self._seeded_dataset
         drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and is_training  # evaluation is of all clips
+        self.args.dataloader_drop_last = drop_last and is_training  # evaluation uses all clips
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
 
@@ -275,7 +263,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The terms on the labels, and generated tokens, from one pass of the encoder."""
+        """Compute the terms on the labels and generate, with one pass of the encoder."""
         if "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         inputs = self._prepare_inputs(inputs)
@@ -283,7 +271,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             weights = self.blend.weights if self.args.eval_teacher_losses else BlendWeights()
             _, terms, outputs = self.runner.run(model, inputs, weights, self.blend)
-        # a row a clip, so that the clips that even out the processes' last batch can be dropped again
+        # one row per clip, so that gathering can drop the clips that pad the last batch under DDP
         by_clip = self.accelerator.gather_for_metrics(sums_by_clip(terms, labels))
         self.eval_sums += by_clip.sum(0)
         loss = terms.ce.mean()
@@ -304,14 +292,12 @@ class ASKDTrainer(Seq2SeqTrainer):
     # ---- logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the terms and the weights to the log of training steps, on its way to log_history and all reporters."""
+        """Add the terms, the weights and the speed to the logs of training steps."""
         if "loss" in logs and "learning_rate" in logs:
-            terms = means(self.accelerator.reduce(self.train_sums, reduction="sum"))
+            terms = train_metrics(self.accelerator.reduce(self.train_sums, reduction="sum"))
             if not terms:
                 self.skipped.raise_all_skipped(self.state.global_step)
-            logs |= terms
-            logs |= self.throughput.measured(self.args, self.state)
-            logs |= self.blend.logs()
+            logs |= terms | self.throughput.measured(self.args, self.state) | self.blend.logs()
             if isinstance(self.train_dataset, SpeechStream):
                 logs["skipped_rows"] = sum(self.skipped.counts(self.accelerator))
             self.train_sums = new_sums(self.args.device)
@@ -319,13 +305,13 @@ class ASKDTrainer(Seq2SeqTrainer):
 
     # ---- saving ----
 
-    def _how_to_go_on(self) -> str:
-        return how_to_go_on(Path(self.args.output_dir))
+    def _saving_errors(self, directory: Path) -> contextlib.AbstractContextManager[None]:
+        return saving_errors(directory, partial(recovery_advice, Path(self.args.output_dir)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a directory that `from_pretrained` loads, in `args.save_dtype`. Unlike Trainer's it doesn't push."""
+        """Save the student in `args.save_dtype`, for `from_pretrained`. Unlike Trainer's, it doesn't push."""
         directory = Path(output_dir or self.args.output_dir)
-        with contextlib.nullcontext() if _internal_call else saving_errors(directory, self._how_to_go_on):
+        with contextlib.nullcontext() if _internal_call else self._saving_errors(directory):
             super().save_model(output_dir, _internal_call=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -334,7 +320,7 @@ class ASKDTrainer(Seq2SeqTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         skipped = self.skipped.counts(self.accelerator)
         directory = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        with saving_errors(directory, self._how_to_go_on):
+        with self._saving_errors(directory):
             # before Trainer writes trainer_state.json, which completes a checkpoint
             if self.args.should_save:
                 directory.mkdir(parents=True, exist_ok=True)
@@ -344,7 +330,7 @@ class ASKDTrainer(Seq2SeqTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # trainer_state.json, which completes a checkpoint, comes next, and only when all processes have written theirs
+        # trainer_state.json, which completes a checkpoint, is written next: wait for the files of all processes
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -365,9 +351,9 @@ class ASKDTrainer(Seq2SeqTrainer):
     # ---- the Hub ----
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository before training. Raises `UserError` if nothing can be pushed to it."""
+        """Create the repository before training. Raise `UserError` if it can't be pushed to."""
         if self.processing_class is None:
-            raise UserError("push_to_hub needs the student's WhisperProcessor: give it as processing_class")
+            raise UserError("--push_to_hub requires the student's WhisperProcessor: give it as processing_class")
         if self.is_world_process_zero():
             self.push_in_progress = None
             self.hub_model_id = self.publisher.create_repository(token, private)
@@ -381,14 +367,17 @@ class ASKDTrainer(Seq2SeqTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> str | Future[str] | None:
-        """Save the student and publish it, as `askd_hf.hub.upload.publish` does. Arguments default to `args.hub_*`.
+        """Save the student and publish it by `askd_hf.hub.upload.publish`. Arguments default to `args.hub_*`.
 
-        Returns the commit's address, or its future if `blocking` is False; None in all processes but the main one.
-        Raises `UserError` if it fails: the student is on disk, and the message says how to push it.
+        Returns:
+            The commit's URL, or its future if `blocking` is False. None in all processes but the main one.
+
+        Raises:
+            UserError: the upload failed. The student is saved, and the message says how to push it.
         """
         self.publisher.warn_of_ignored(kwargs)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.state.global_step > 0:  # or it would hide that of an earlier run
+        if self.state.global_step > 0:  # keep the state of an earlier run in this directory
             self.save_state()
         self.save_model()
         if not self.is_world_process_zero():
@@ -399,7 +388,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card and the figure into the run's directory. Takes Trainer's arguments and needs none."""
+        """Write the card and the figure into the run's directory. Trainer's arguments are ignored."""
         if self.is_world_process_zero():
             self.publisher.for_repository(self.hub_model_id).write_card()
 

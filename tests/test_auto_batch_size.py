@@ -142,7 +142,7 @@ def test_a_resumed_run_begins_again_at_its_checkpoint(tmp_path, models):
 def test_when_nothing_fits_the_message_is_the_usual_one(tmp_path, models):
     trainer = run_of(tmp_path, models, batch_size=2)
     memory = Memory(trainer, clips=0)
-    with pytest.raises(UserError, match=r"out of memory with 2 clips a batch\. .*--teacher_offload"):
+    with pytest.raises(UserError, match=r"out of memory with a batch size of 2\. .*--teacher_offload"):
         trainer.train()
     assert memory.tried == [2, 1]
 

@@ -28,7 +28,7 @@ LABELLER = ROOT / "examples" / "cache_teacher.py"
 ALL_BUT_ONE = 30  # of the vocabulary's 31 tokens
 # half precision on disk, after some updates
 TOLERANCE = dict(rtol=5e-3, atol=5e-3)
-SAME_STEPS = ("loss", "ce_loss", "blend_loss", "teacher_loss", "self_loss", "teacher_ce", "agreement", "grad_norm")
+SAME_STEPS = ("loss", "ce_loss", "teacher_loss", "self_loss", "teacher_ce", "top1_agreement", "grad_norm")
 SAME_STEPS += ("teacher_weight", "self_weight", "teacher_advantage", "disputed_labels")
 
 
@@ -109,7 +109,7 @@ def test_with_fewer_tokens_only_the_divergence_is_less(tmp_path, teacher, studen
         labelled = label(tmp_path / f"{top_k}", clips, collator, teacher, top_k=top_k)
         cached = trained(tmp_path, student, labelled, collator, **one_step)
         assert last < cached["teacher_loss"] < live["teacher_loss"] + 1e-3
-        for name in ("ce_loss", "teacher_ce", "agreement", "teacher_weight"):
+        for name in ("ce_loss", "teacher_ce", "top1_agreement", "teacher_weight"):
             torch.testing.assert_close(cached[name], live[name])
         last = cached["teacher_loss"]
     assert last > 0.99 * live["teacher_loss"]
@@ -140,7 +140,7 @@ def test_cached_encoder_outputs_train_as_the_encoder_itself(
     if own_encoder:
         outputs_only = SpeechCollator(processor, student.config, cache)
         with pytest.raises(
-            UserError, match=r"the teacher has another one: make them with SpeechCollator\(.*teacher_extractor"
+            UserError, match=r"the teacher's encoder differs: create them with SpeechCollator\(.*teacher_extractor"
         ):
             trained(tmp_path, student, clips, outputs_only, teacher)
 
@@ -155,7 +155,7 @@ def test_cached_outputs_of_an_encoder_that_changes_are_refused(tmp_path, process
     changes = dict(preset="ce", teacher_weight=None, teacher_phase_ratio=None) | {
         name: value for name, value in changes.items() if name == "freeze_encoder"
     }
-    with pytest.raises(UserError, match="cached encoder outputs need a frozen encoder without SpecAugment"):
+    with pytest.raises(UserError, match="cached encoder outputs require a frozen encoder without SpecAugment"):
         trained(tmp_path, student, clips, SpeechCollator(processor, student.config, cache), **changes)
 
 
@@ -201,7 +201,7 @@ def test_evaluation_runs_the_encoder_once_or_not_and_the_teacher_only_if_asked(
     assert calls["teacher"] == (batches if eval_teacher_losses else 0)
     assert result["eval_loss"] == result["eval_ce_loss"] == pytest.approx(expected, rel=2e-3 if cached else 1e-5)
     assert {"eval_wer", "eval_cer"} <= result.keys()
-    assert ({"eval_teacher_loss", "eval_blend_loss", "eval_agreement"} <= result.keys()) == eval_teacher_losses
+    assert ({"eval_teacher_loss", "eval_total_loss", "eval_top1_agreement"} <= result.keys()) == eval_teacher_losses
 
 
 # ---- the scripts ----
@@ -311,7 +311,7 @@ def test_labelled_speech_trains_students_without_the_teacher(
         assert torch.equal(weights(tmp_path / "ignored")[name], weight), name
     for more, message in (
         (dict(temperature=3.0), "labelled at temperature 2, the run's is 3"),
-        (dict(eval_teacher_losses=True), "and --eval_teacher_losses evaluates it"),
+        (dict(eval_teacher_losses=True), "--eval_teacher_losses requires a teacher"),
     ):
         status, _, err = run_here(
             monkeypatch, capsys, *arguments(tmp_path / "run", labels, student=student_dir, **more)
@@ -326,13 +326,16 @@ def test_options_that_cannot_be_are_one_message(monkeypatch, capsys, tmp_path, t
     for more, message in (
         (
             dict(teacher=teacher_dir, freeze_encoder=False) | encoder,
-            "--encoder_cache_dir needs an encoder that stays as",
+            "--encoder_cache_dir requires a frozen encoder",
         ),
-        (dict(teacher=augmented) | encoder, "--encoder_cache_dir: the model's config asks for SpecAugment"),
-        (dict(student=student_dir, preset="ce") | labels_5, "--teacher_cache_dir labels with a teacher: give it with"),
+        (dict(teacher=augmented) | encoder, "--encoder_cache_dir requires a model without SpecAugment"),
+        (dict(student=student_dir, preset="ce") | labels_5, "--teacher_cache_dir requires --teacher"),
         (dict(student=student_dir), "has a teacher: give it with --teacher, or choose --preset ps-kd"),
-        (dict(teacher=teacher_dir) | labels, "--teacher_top_k 32 is not from 1 to 30, the vocabulary's"),
-        (dict(teacher=teacher_dir, teacher_top_k=0) | labels, "--teacher_top_k 0 is not at least 1"),
+        (
+            dict(teacher=teacher_dir) | labels,
+            "--teacher_top_k must be between 1 and 30, less than the vocabulary, got 32",
+        ),
+        (dict(teacher=teacher_dir, teacher_top_k=0) | labels, "--teacher_top_k must be at least 1, got 0"),
     ):
         status, _, err = run_here(monkeypatch, capsys, *arguments(tmp_path / "run", speech_dir, **more))
         assert status == 2 and re.search(rf"^error: .*{re.escape(message)}", err, re.MULTILINE), err
@@ -344,7 +347,7 @@ def test_options_that_cannot_be_are_one_message(monkeypatch, capsys, tmp_path, t
         status, out, err = run_here(monkeypatch, capsys, *for_nobody, "--use_cpu", "--preset", preset, file=LABELLER)
         assert (
             status == 2
-            and f"error: --teacher_cache_dir has no use: --preset {preset} has no teacher" in err
+            and f"error: --teacher_cache_dir has no effect: --preset {preset} has no teacher" in err
             and "labeled clips" not in out
         )
 

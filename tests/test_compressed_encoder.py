@@ -110,17 +110,17 @@ def test_cached_labels_go_without_hidden_states(monkeypatch, capsys, tmp_path, t
 def test_what_cannot_be_is_said_before_any_work(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     layers, labels = ["--encoder_layers", 2], ["--teacher_cache_dir", tmp_path / "labels", "--teacher_top_k", 5]
     for more, message in (
-        ([*layers, "--freeze_encoder", "True"], "the student's encoder has lost layers"),
+        ([*layers, "--freeze_encoder", "True"], "a pruned encoder must be trained"),
         (
             [*layers, "--encoder_cache_dir", tmp_path / "cache"],
-            "--encoder_cache_dir needs an encoder that stays as it is",
+            "--encoder_cache_dir requires a frozen encoder",
         ),
-        ([*layers, *labels, "--hidden_weight", 1], "--teacher_cache_dir doesn't keep"),
-        (["--hidden_weight", 1], "hidden_weight: 1 has no effect on a frozen encoder"),
+        ([*layers, *labels, "--hidden_weight", 1], "--hidden_weight 1 is not supported with --teacher_cache_dir"),
+        (["--hidden_weight", 1], "--hidden_weight 1 requires a trained encoder"),
         (["--student", teacher_dir, "--layer_selection", "greedy"], "--student has its own"),
         (
             ["--encoder_layers", 5, "--layer_selection", "greedy"],
-            "encoder_layers: 5 is not between 1 and the teacher's 4",
+            "--encoder_layers must be between 1 and 4, the number of the teacher's layers, got 5",
         ),
     ):
         status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))

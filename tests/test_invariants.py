@@ -39,7 +39,7 @@ def test_without_soft_targets_it_is_seq2seq_trainer(tmp_path, teacher, student, 
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
-NAMES = ["loss", "grad_norm", "ce_loss", "blend_loss", "teacher_weight", "self_weight"]
+NAMES = ["loss", "grad_norm", "ce_loss", "teacher_weight", "self_weight"]
 
 
 @pytest.mark.parametrize("preset", ["askd", "ce", "ps-kd"])

@@ -81,11 +81,11 @@ def test_terms_are_per_token_and_only_the_total_has_a_gradient(logits):
     student = student.requires_grad_()
     terms = distillation_loss(student, labels, teacher=teacher, teacher_weight=0.5, temperature=2.0)
     measured = terms.measured()
-    assert set(measured) == {"total", "ce", "teacher", "teacher_ce", "agreement"}
+    assert set(measured) == {"total", "ce", "teacher", "teacher_ce", "top1_agreement"}
     assert all(term.shape == (TOKENS,) and not term.requires_grad for term in measured.values())
     torch.testing.assert_close(measured["total"], 0.5 * measured["ce"] + 0.5 * measured["teacher"])
     expected = (teacher.argmax(-1) == student.argmax(-1)).float()
-    torch.testing.assert_close(measured["agreement"], expected)
+    torch.testing.assert_close(measured["top1_agreement"], expected)
 
 
 def test_a_divergence_from_itself_is_zero(logits):
@@ -345,6 +345,6 @@ def test_k_tokens_take_the_place_of_logits_in_the_whole_objective(logits, weight
     all_but_one = TopK.from_logits(teacher, labels, VOCABULARY - 1, 2.0)
     torch.testing.assert_close(distillation_loss(student, labels, teacher=all_but_one, **options).measured(), full)
     one = distillation_loss(student, labels, teacher=TopK.from_logits(teacher, labels, 1, 2.0), **options).measured()
-    for name in ("ce", "self", "teacher_ce", "agreement"):
+    for name in ("ce", "self", "teacher_ce", "top1_agreement"):
         torch.testing.assert_close(one[name], full[name])
     assert (one["teacher"] < full["teacher"]).all()

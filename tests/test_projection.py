@@ -87,7 +87,7 @@ def test_sum_terms_and_gradients_are_those_of_the_plain_computation(targets, tem
             )
             total, terms, of_hidden, of_weight = case.gradients(case.in_chunks)
             names = {"total", "ce"} | {"self" for name in case.targets if name == "self_teacher"}
-            names |= {name for name in ("teacher", "teacher_ce", "agreement") if "teacher" in case.targets}
+            names |= {name for name in ("teacher", "teacher_ce", "top1_agreement") if "teacher" in case.targets}
             assert set(terms) == names and all(term.shape == (tokens,) for term in terms.values())
             assert terms["total"].dtype == torch.float32 and not total.requires_grad
             assert of_hidden.abs().max() > 1e-3 and of_weight.abs().max() > 1e-3

@@ -155,8 +155,8 @@ def test_a_license_that_the_hub_does_not_know_is_named_and_can_be_replaced(hub, 
     with pytest.raises(UserError) as error:
         publish(run, "me/x")
     message = str(error.value)
-    assert message.startswith('the Hub refuses the metadata of the card: "license" must be one of [apache-2.0, mit')
-    assert "give one that it knows with --license" in message and "\n" not in message
+    assert message.startswith('the Hub rejects the metadata of the card: "license" must be one of [apache-2.0, mit')
+    assert "give a license of its list with --license" in message and "\n" not in message
     assert not hub.commits
     arguments = ("--model", run, "--repo", "me/x", "--license", "other")
     status, _, err = run_here(monkeypatch, capsys, *arguments, file=PUSH)

@@ -28,12 +28,6 @@ def schedule(**changes):
     [
         ("linear", 0.8 - 0.6 * 0.25, 0.8 - 0.6 * 0.75),
         ("cosine", 0.2 + 0.6 * (1 + math.cos(math.pi / 4)) / 2, 0.2 + 0.6 * (1 + math.cos(3 * math.pi / 4)) / 2),
-        (
-            "exponential",
-            0.2 + 0.6 * (math.exp(-1.25) - math.exp(-5)) / (1 - math.exp(-5)),
-            0.2 + 0.6 * (math.exp(-3.75) - math.exp(-5)) / (1 - math.exp(-5)),
-        ),
-        ("step", 0.2 + 0.6 * 0.75, 0.2 + 0.6 * 0.25),
         ("constant", 0.8, 0.8),
     ],
 )
@@ -148,10 +142,10 @@ def test_the_table_names_the_phases():
     [
         ("preset", "akd", "askd, kd"),
         ("teacher_weight", 1.2, "between 0 and 1"),
-        ("teacher_schedule", "sigmoid", "linear, cosine"),
+        ("teacher_schedule", "step", "must be one of linear, cosine, constant, adaptive, got 'step'$"),
         ("self_teacher", "mean", "ema, snapshot, none"),
-        ("temperature", 0.0, "positive"),
-        ("self_ema_decay", 1.0, r"\[0, 1\)"),
+        ("temperature", 0.0, "above 0, got 0.0"),
+        ("self_ema_decay", 1.0, "at least 0 and below 1, got 1.0"),
         ("divergence", "l2", "forward_kl"),
         ("label_smoothing_factor", 0.1, "must be 0"),
         ("remove_unused_columns", True, "must be False"),
@@ -160,7 +154,7 @@ def test_the_table_names_the_phases():
 def test_an_impossible_option_is_refused_by_name(tmp_path, option, value, message):
     with pytest.raises(UserError, match=message) as error:
         ASKDConfig(output_dir=str(tmp_path), **{option: value})
-    assert str(error.value).startswith(option)
+    assert str(error.value).startswith(f"--{option} must be ")
 
 
 @pytest.mark.parametrize(
@@ -168,20 +162,20 @@ def test_an_impossible_option_is_refused_by_name(tmp_path, option, value, messag
     [
         (
             dict(teacher_weight=0.0, teacher_weight_end=0.3, teacher_schedule="adaptive"),
-            "teacher_schedule: adaptive only low",
+            "--teacher_schedule adaptive requires",
         ),
-        (dict(preset="kd", teacher_schedule="adaptive"), "teacher_schedule: adaptive has no effect"),
-        (dict(preset="ps-kd", teacher_schedule="adaptive"), "teacher_schedule: adaptive has no effect"),
-        (dict(preset="ce", teacher_schedule="cosine"), "teacher_schedule: cosine has no effect"),
+        (dict(preset="kd", teacher_schedule="adaptive"), "--teacher_schedule adaptive has no effect"),
+        (dict(preset="ps-kd", teacher_schedule="adaptive"), "--teacher_schedule adaptive has no effect"),
+        (dict(preset="ce", teacher_schedule="cosine"), "--teacher_schedule cosine has no effect"),
         (
             dict(teacher_weight=0.0, teacher_weight_end=0.3, teacher_phase_ratio=0.0),
-            "teacher_weight_end: 0.3 has no effect",
+            "--teacher_weight_end 0.3 has no effect",
         ),
-        (dict(teacher_weight_end=0.3, teacher_schedule="constant"), "teacher_weight_end: 0.3 has no effect"),
-        (dict(teacher_phase_ratio=1.0, self_weight=0.5), "self_weight: 0.5 has no effect"),
-        (dict(self_weight=0.0, self_schedule="constant"), "self_schedule: constant has no effect"),
-        (dict(self_weight=0.0, self_teacher="snapshot"), "self_teacher: snapshot has no effect"),
-        (dict(preset="ps-kd", self_weight=0.0, self_schedule="constant"), "self_schedule: constant has no effect"),
+        (dict(teacher_weight_end=0.3, teacher_schedule="constant"), "--teacher_weight_end 0.3 has no effect"),
+        (dict(teacher_phase_ratio=1.0, self_weight=0.5), "--self_weight 0.5 has no effect"),
+        (dict(self_weight=0.0, self_schedule="constant"), "--self_schedule constant has no effect"),
+        (dict(self_weight=0.0, self_teacher="snapshot"), "--self_teacher snapshot has no effect"),
+        (dict(preset="ps-kd", self_weight=0.0, self_schedule="constant"), "--self_schedule constant has no effect"),
     ],
     ids=str,
 )

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from askd_hf.data.encoder_cache import weights_digest
 from askd_hf.data.teacher_cache import SETTINGS
+from askd_hf.models import teacher_memory
 from askd_hf.models.student import init_student, same_encoder
 from askd_hf.models.teacher_memory import full_weights, offload, place_teacher, quantize_decoder
 
@@ -242,8 +242,8 @@ def test_cached_labels_say_what_made_them(monkeypatch, capsys, tmp_path, teacher
 
 
 def test_without_torchao_the_extra_is_named_before_anything_is_loaded(monkeypatch, capsys, tmp_path, teacher_dir):
-    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    monkeypatch.setattr(teacher_memory, "is_torchao_available", lambda version: False)
     arguments = options(teacher_dir, tmp_path / "nothing", tmp_path / "run", "--teacher_dtype", "int8")
     ended = run_here(monkeypatch, capsys, *arguments)
     assert ended.returncode == 2
-    assert "--teacher_dtype int8 needs torchao" in ended.stderr and "pip install 'askd-hf[int8]'" in ended.stderr
+    assert "--teacher_dtype int8 requires torchao" in ended.stderr and "pip install 'askd-hf[int8]'" in ended.stderr

@@ -18,7 +18,7 @@ from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.student import init_student
 from askd_hf.objective import DIVERGENCES, distillation_loss
 from askd_hf.trainer import ASKDTrainer
-from askd_hf.training.terms import NonFiniteLossError
+from askd_hf.training.nonfinite import NonFiniteLossError
 
 
 def count_calls(module, calls: list):
@@ -93,11 +93,10 @@ def test_the_logged_terms_are_those_of_the_models(tmp_path, processor, student, 
     )
     expected = {
         "loss": terms.total,
-        "blend_loss": terms.total,
         "ce_loss": terms.ce,
         "teacher_loss": terms.teacher,
         "teacher_ce": terms.teacher_ce,
-        "agreement": terms.agreement,
+        "top1_agreement": terms.top1_agreement,
     }
     for name, term in expected.items():
         assert row[name] == pytest.approx(term.mean().item(), rel=1e-5), name
@@ -202,10 +201,10 @@ def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, t
     )
     for name, term in {
         "eval_loss": terms.ce,
-        "eval_blend_loss": terms.total,
+        "eval_total_loss": terms.total,
         "eval_ce_loss": terms.ce,
         "eval_teacher_loss": terms.teacher,
-        "eval_agreement": terms.agreement,
+        "eval_top1_agreement": terms.top1_agreement,
     }.items():
         assert metrics[name] == pytest.approx(term.mean().item(), rel=1e-4), name
     assert metrics["eval_wer"] > 0 and metrics["eval_cer"] > 0
@@ -271,9 +270,8 @@ def test_tensorboard_gets_terms_and_weights(tmp_path, teacher, student):
     events = EventAccumulator(str(event_file)).Reload()
     weights = [event.value for event in events.Scalars("train/teacher_weight")]
     assert weights == pytest.approx([0.8 * (1 - i / 6) for i in range(6)] + [0.0] * 4)
-    assert {f"train/{name}" for name in ("ce_loss", "teacher_loss", "self_loss", "self_weight", "agreement")} <= set(
-        events.Tags()["scalars"]
-    )
+    names = ("ce_loss", "teacher_loss", "self_loss", "self_weight", "top1_agreement")
+    assert {f"train/{name}" for name in names} <= set(events.Tags()["scalars"])
 
 
 def test_a_non_finite_loss_stops_and_names_step_and_clips(tmp_path, teacher, student):
@@ -345,8 +343,8 @@ def test_the_saved_dtype_is_as_asked_for_and_checkpoints_keep_float32(tmp_path, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(vocab_size=40), "31 against 40 tokens in the vocabulary|40 against 31 tokens"),
-        (dict(num_mel_bins=16), "16 against 8 mel bins"),
+        (dict(vocab_size=40), "vocab_size: teacher 40, student 31"),
+        (dict(num_mel_bins=16), "num_mel_bins: teacher 16, student 8"),
     ],
     ids=["vocabulary", "mel bins"],
 )

@@ -1,6 +1,6 @@
-"""The options of the scripts besides `ASKDConfig`. `parser` reads them from the command line and a YAML file.
+"""The options of the scripts besides `ASKDConfig`. `parser` parses them from the command line and a YAML file.
 
-Every field is a command-line option and a key of the YAML file given by `--config`; its help is its documentation.
+Every field is a command-line option and a key of the YAML file given by `--config`. Its help is its documentation.
 """
 
 from .data import DEFAULT_DATASET, NONE, DataArguments, SpeechSource, names_of, one_each

@@ -1,4 +1,4 @@
-"""Options: the datasets to train and to evaluate on."""
+"""Options of the training and evaluation sets."""
 
 import math
 import os
@@ -11,10 +11,9 @@ from .normalizer import NORMALIZER_HELP, Normalizer
 from .ranges import COUNT, NOT_NEGATIVE, Range, check_order, check_ranges
 from .renamed import accepts_renamed
 
-NONE = "-"  # in a list of values, one for each dataset
+NONE = "-"  # no value for a dataset, in a list with one value per dataset
 
-
-# 100 hours of read English, 6 GB; its splits are named as on the Hub
+# 100 hours of read English, 6 GB
 DEFAULT_DATASET = dict(
     dataset=["openslr/librispeech_asr"],
     dataset_config=["clean"],
@@ -25,7 +24,7 @@ DEFAULT_DATASET = dict(
 
 
 class SpeechSource(NamedTuple):
-    """One split of one dataset, as `load_speech_dataset` takes them, and what is spoken in it."""
+    """A split of a dataset (arguments of `load_speech_dataset`), its language and task."""
 
     dataset: str
     config: str | None
@@ -37,42 +36,44 @@ class SpeechSource(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What reports call it: the split, or for the only split of a directory the directory."""
+        """The name in reports: the split, or for `train` the directory."""
         return self.split if self.split != "train" else self.directory
 
     @property
     def directory(self) -> str:
-        return Path(os.path.abspath(self.dataset)).name  # of `.` as well
+        return Path(os.path.abspath(self.dataset)).name  # also for `.`
 
 
 @accepts_renamed
 @dataclass
 class DataArguments:
-    """The speech to train on and to evaluate on."""
+    """Options of the training and evaluation sets."""
 
-    _argument_group_name = "speech"
+    _argument_group_name = "data"
 
     dataset: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Speech with transcripts: a directory with metadata.csv (audiofolder), a saved `datasets` "
-            "dataset, parquet, or a Hub id. Several are mixed; what is said of them below is one value for all, or "
-            "one for each ('-' for none). Default: openslr/librispeech_asr, 100 hours."
+            "help": "Training sets with transcripts: directories with metadata.csv (audiofolder), saved `datasets` "
+            "datasets, parquet files, or Hub ids. Several are mixed. The options below take one value for all of them "
+            "or one per dataset ('-' for none). Default: openslr/librispeech_asr, 100 hours."
         },
     )
     unlabeled_dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Speech without transcripts, a directory of audio files or as --dataset: the teacher transcribes "
-            "it first, as askd-hf pseudo-label does, and it is one dataset more, the last."
+            "help": "A dataset without transcripts: a directory of audio files, or as --dataset. The teacher "
+            "transcribes it before training, as askd-hf pseudo-label does. It is the last training set."
         },
     )
     labelled: str | None = field(default=None, init=False)
-    """Where the transcripts of `unlabeled_dataset` are, a saved dataset."""
-    dataset_config: list[str] = field(default_factory=list, metadata={"help": "Configuration of a Hub dataset."})
-    train_split: list[str] = field(default_factory=list, metadata={"help": "Split to train on. Default: train."})
+    """The directory of `unlabeled_dataset` with the teacher's transcripts, a saved dataset."""
+    dataset_config: list[str] = field(
+        default_factory=list, metadata={"help": "Configuration of the dataset on the Hub."}
+    )
+    train_split: list[str] = field(default_factory=list, metadata={"help": "Training split. Default: train."})
     eval_dataset: list[str] = field(
-        default_factory=list, metadata={"help": "Where the evaluation splits are. Default: the training datasets."}
+        default_factory=list, metadata={"help": "Datasets with the evaluation splits. Default: the training sets."}
     )
     eval_dataset_config: list[str] = field(
         default_factory=list, metadata={"help": "Configuration of --eval_dataset on the Hub."}
@@ -80,29 +81,29 @@ class DataArguments:
     eval_splits: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Splits to evaluate on, each reported on its own. Default: none, or for --eval_dataset its "
-            "`train` split (the one of a directory without splits)."
+            "help": "Evaluation splits, each evaluated separately. Default: none, or with --eval_dataset its split "
+            "`train` (that of a directory without splits)."
         },
     )
     audio_column_name: list[str] = field(
-        default_factory=list, metadata={"help": "Column with the audio. Default: found by name."}
+        default_factory=list, metadata={"help": "Column with the audio. Default: detected by name."}
     )
     text_column_name: list[str] = field(
         default_factory=list,
-        metadata={"help": "Column with the transcript. Default: by name (text, transcription, ...)."},
+        metadata={"help": "Column with the transcript. Default: detected by name (text, transcription, ...)."},
     )
     language: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Language of the speech, as in english or fr. A multilingual model needs it, unless the rows have "
-            "a column `language`."
+            "help": "Language, such as english or fr. Required for a multilingual model, unless the dataset has a "
+            "column `language`."
         },
     )
     task: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "What a multilingual model is asked to do with the speech: transcribe, or translate (into "
-            "English). Default: transcribe, or what a column `task` says."
+            "help": "Task of a multilingual model: transcribe, or translate (into English). Default: the column "
+            "`task`, else transcribe."
         },
     )
     eval_language: list[str] = field(
@@ -110,50 +111,49 @@ class DataArguments:
     )
     text_case: Literal["auto", "keep", "lower"] = field(
         default="auto",
-        metadata={"help": "auto: transcripts that are all in capitals are lower-cased, which Whisper knows better."},
+        metadata={"help": "auto: lower-case transcripts that are entirely upper-case. keep: never. lower: always."},
     )
     text_normalizer: Literal["none", "basic", "english"] = field(
         default="none",
-        metadata={"help": "Train on transcripts normalized so, with Whisper's basic or English normalizer."},
+        metadata={"help": "Normalize training transcripts with Whisper's basic or English normalizer."},
     )
     min_duration_in_seconds: float = field(
-        default=0.0, metadata={"help": "Train on clips of at least so many seconds."}
+        default=0.0, metadata={"help": "Drop training clips shorter than this, in seconds."}
     )
     max_duration_in_seconds: float = field(
-        default=math.inf, metadata={"help": "Train on clips of at most so many seconds."}
+        default=math.inf, metadata={"help": "Drop training clips longer than this, in seconds."}
     )
     min_label_length: int = field(
-        default=0, metadata={"help": "Train on clips of at least so many label tokens, end and language included."}
+        default=0, metadata={"help": "Drop training clips with fewer label tokens, special tokens included."}
     )
-    max_label_length: float = field(default=math.inf, metadata={"help": "Train on clips of at most so many."})
+    max_label_length: float = field(default=math.inf, metadata={"help": "Drop training clips with more label tokens."})
     normalizer: Normalizer = field(
         default="auto",
-        metadata={"help": f"Text normalizer for WER and CER, while training and after it. {NORMALIZER_HELP}"},
+        metadata={"help": f"Text normalizer of WER and CER. {NORMALIZER_HELP}"},
     )
     on_bad_audio: Literal["error", "skip"] = field(
         default="error",
         metadata={
-            "help": "A clip that can't be used (missing, corrupt, empty, too long, no transcript...): stop (before "
-            "training, unless it is a stream), or skip it; skipped ones are counted and listed in the output "
-            "directory."
+            "help": "For invalid clips (missing, corrupt, empty, too long, no transcript, ...): error (before "
+            "training, except with --streaming) or skip. Skipped clips are listed in the output directory."
         },
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on the first so many clips of each dataset only."}
+        default=None, metadata={"help": "Maximum number of training clips per dataset: the first ones are used."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first so many clips of each split only."}
+        default=None, metadata={"help": "Maximum number of evaluation clips per split: the first ones are used."}
     )
     preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that check the clips before training. Default: this one."}
+        default=None, metadata={"help": "Number of processes that validate the clips. Default: the main process."}
     )
     compare: bool = field(
         default=True,
-        metadata={"help": "End with a table of teacher, student before and student after on the evaluation splits."},
+        metadata={"help": "After training, evaluate teacher, initial student and trained student on the same splits."},
     )
 
     def __post_init__(self):
-        for name, kind in get_type_hints(type(self)).items():  # from Python one value needs no list
+        for name, kind in get_type_hints(type(self)).items():  # Python code may pass one value without a list
             if get_origin(kind) is list and not isinstance(getattr(self, name), list):
                 setattr(self, name, [] if getattr(self, name) is None else [getattr(self, name)])
         if self.eval_dataset and not self.eval_splits:
@@ -167,9 +167,9 @@ class DataArguments:
     def _check(self) -> None:
         for task in self.task:
             if task not in ("transcribe", "translate", NONE):
-                raise UserError(f"--task {task}: it is transcribe or translate")
+                raise UserError(f"--task must be one of transcribe, translate, got {task!r}")
         check_ranges(self, "leave it out for all clips", max_train_samples=COUNT, max_eval_samples=COUNT)
-        check_ranges(self, "leave it out for none beside this one", preprocessing_num_workers=COUNT)
+        check_ranges(self, "leave it out for the main process", preprocessing_num_workers=COUNT)
         check_ranges(self, min_duration_in_seconds=NOT_NEGATIVE, min_label_length=NOT_NEGATIVE)
         at_most = Range(above=0, infinite=True)  # infinity is the default
         check_ranges(self, max_duration_in_seconds=at_most, max_label_length=at_most)
@@ -177,6 +177,7 @@ class DataArguments:
         check_order(self, "min_label_length", "max_label_length")
 
     def train_sources(self) -> list[SpeechSource]:
+        """Return the training splits. Raises `UserError` for options with neither one value nor one per dataset."""
         sources = self._sources(self.dataset, self.dataset_config, self.train_split or ["train"], self.language)
         if self.labelled:
             sources.append(SpeechSource(self.labelled, None, "train", self.only_language, self.only_task))
@@ -184,27 +185,26 @@ class DataArguments:
 
     @property
     def only_language(self) -> str | None:
+        """The language of `unlabeled_dataset`. Raises `UserError` if there are several."""
         return self._only(self.language, "language")
 
     @property
     def only_task(self) -> str | None:
+        """The task for `unlabeled_dataset`. Raises `UserError` if there are several."""
         return self._only(self.task, "task")
 
     def _only(self, values: list[str], option: str) -> str | None:
         if len(set(values)) > 1:
             raise UserError(
-                f"--unlabeled_dataset: which --{option} is it, of {', '.join(values)}? Transcribe it by "
+                f"--unlabeled_dataset requires a single --{option}, got {', '.join(values)}: transcribe it with "
                 "askd-hf pseudo-label, and give the result as one of --dataset"
             )
         return values[0] if values and values[0] != NONE else None
 
     def eval_sources(self) -> list[SpeechSource]:
-        """Each evaluation split of each dataset.
-
-        Raises `UserError` if there are splits and no datasets.
-        """
+        """Return each evaluation split of each dataset. Raises `UserError` if there are splits and no datasets."""
         if self.eval_splits and not (self.dataset or self.eval_dataset):
-            raise UserError("--eval_splits: of which dataset? Give --eval_dataset")
+            raise UserError("--eval_splits requires --dataset or --eval_dataset")
         datasets, configs = self.dataset, self.dataset_config
         if self.eval_dataset:
             datasets, configs = self.eval_dataset, self.eval_dataset_config
@@ -232,7 +232,7 @@ class DataArguments:
             "audio_column_name": self.audio_column_name,
             "text_column_name": self.text_column_name,
         }
-        if elsewhere:  # what differs between the training datasets says nothing about others
+        if elsewhere:  # values per training set don't apply to other datasets
             for option in ("task", "audio_column_name", "text_column_name"):
                 columns[option] = columns[option] if len(columns[option]) == 1 else []
         named = [one_each(values, len(datasets), option) for option, values in columns.items()]
@@ -243,7 +243,7 @@ class DataArguments:
 
 
 def names_of(sources: list[SpeechSource]) -> list[str]:
-    """Names of splits, short ones where they tell them apart; with a number where nothing does."""
+    """Return a distinct name for each split, as short as possible, with a number if the splits are the same."""
     for parts in (("name",), ("directory", "split"), ("directory", "config", "split")):
         names = ["-".join(filter(None, (getattr(source, part) for part in parts))) for source in sources]
         if len(set(names)) == len(names):
@@ -252,8 +252,11 @@ def names_of(sources: list[SpeechSource]) -> list[str]:
 
 
 def one_each(values: list[str], number: int, option: str) -> list[str | None]:
-    """One value for each of `number` datasets from none, one or so many; `NONE` stands for None."""
+    """Return one value for each of `number` datasets, None for `NONE` or if there are no values.
+
+    Raises `UserError` unless there are none, one or `number` values.
+    """
     if len(values) not in (0, 1, number):
-        raise UserError(f"--{option}: {len(values)} values for {number} datasets; give one, or one for each")
+        raise UserError(f"--{option} requires one value or one per dataset, got {len(values)} for {number} datasets")
     values = [None if value == NONE else value for value in values] or [None]
     return values * number if len(values) == 1 else values

@@ -1,15 +1,15 @@
-"""Options of other training scripts, and what they are called here.
+"""Options of other training scripts, and their names here.
 
-Of the Whisper fine-tuning blog and the example scripts of transformers 4 (`Seq2SeqTrainingArguments` of that time,
-`run_speech_recognition_seq2seq.py`), and of distil-whisper's `run_distillation.py`, `run_pseudo_labelling.py`,
-`run_eval.py` and `create_student_model.py`.
+The scripts are those of transformers 4 (`Seq2SeqTrainingArguments`, `run_speech_recognition_seq2seq.py`), which the
+Whisper fine-tuning blog uses, and distil-whisper's `run_distillation.py`, `run_pseudo_labelling.py`, `run_eval.py` and
+`create_student_model.py`.
 """
 
 import difflib
 import re
 from collections.abc import Collection
 
-# what to give instead, the first one that the script has; advice that names no option is for all scripts
+# Replacements: the first whose option the script has is shown. Advice without an option is for all scripts.
 HUB_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 HUB_CACHE = "set HF_HOME, or HF_HUB_CACHE and HF_DATASETS_CACHE"
 LEAVE_OUT = "leave it out"
@@ -23,7 +23,7 @@ FORMER = {
     "evaluation_strategy": ("--eval_strategy",),
     "group_by_length": ("--train_sampling_strategy group_by_length",),
     "warmup_ratio": ("--warmup_steps, which below 1 is a fraction of the run",),
-    "overwrite_output_dir": ("--overwrite True", "give an --output_dir that holds no run"),
+    "overwrite_output_dir": ("--overwrite True", "give an --output_dir without a run"),
     "logging_dir": ("set the environment variable TENSORBOARD_LOGGING_DIR",),
     "no_cuda": ("--use_cpu True", "--device cpu"),
     "use_mps_device": (LEAVE_OUT,),
@@ -68,13 +68,13 @@ FORMER = {
     "token": (HUB_LOGIN,),
     "use_auth_token": (HUB_LOGIN,),
     "hub_token": (HUB_LOGIN,),
-    "trust_remote_code": ("leave it out: no code of the Hub is run",),
+    "trust_remote_code": ("leave it out: no code from the Hub is run",),
     "dataset_name": ("--dataset NAME",),
     "dataset_config_name": ("--dataset_config NAME",),
     "train_split_name": SPLITS,
     "eval_split_name": ("--eval_splits SPLIT",),
-    "max_duration_in_seconds": ("--max_duration_in_seconds", "--pack_seconds, with --pack", LEAVE_OUT),
-    "min_duration_in_seconds": ("--min_duration_in_seconds", LEAVE_OUT),
+    "max_duration_in_seconds": ("--pack_seconds, with --pack", LEAVE_OUT),
+    "min_duration_in_seconds": (LEAVE_OUT,),
     "do_lower_case": ("--text_case lower", "--normalizer"),
     "do_remove_punctuation": ("--text_normalizer basic", "--normalizer"),
     "do_normalize_eval": ("--normalizer",),
@@ -94,8 +94,8 @@ FORMER = {
     "student_model_name_or_path": ("--student MODEL", "--model MODEL"),
     "assistant_model_name_or_path": ("--speculative True, with the assistant as --model and its --teacher",),
     "save_dir": ("--output_dir",),
-    "train_dataset_name": ("--dataset NAME; several apart by spaces, not `+`",),
-    "train_dataset_config_name": ("--dataset_config NAME; several apart by spaces, not `+`",),
+    "train_dataset_name": ("--dataset NAME; several separated by spaces, not `+`",),
+    "train_dataset_config_name": ("--dataset_config NAME; several separated by spaces, not `+`",),
     "train_dataset_samples": ("--dataset_probabilities",),
     "eval_dataset_name": ("--eval_dataset NAME", "--dataset NAME"),
     "eval_dataset_config_name": ("--eval_dataset_config NAME", "--dataset_config NAME"),
@@ -103,11 +103,11 @@ FORMER = {
     "dataset_split_name": SPLITS,
     "id_column_name": (LEAVE_OUT,),
     "speaker_id_column_name": ("--speaker_column NAME",),
-    "max_label_length": ("--max_label_length", "--generation_max_length"),
+    "max_label_length": ("--generation_max_length",),
     "pad_target_to_multiple_of": (LEAVE_OUT,),
     "kl_weight": ("--teacher_weight, between 0 and 1, or --preset kd for distil-whisper's weights",),
     "dtype": PRECISION,
-    "freeze_decoder": ("leave it out: the decoder is what is trained",),
+    "freeze_decoder": ("leave it out: the decoder is always trained",),
     "freeze_embed_positions": (LEAVE_OUT,),
     "mix_lang_emb": (LEAVE_OUT,),
     "wer_threshold": ("--max_wer", "use askd-hf pseudo-label --max_wer"),
@@ -139,11 +139,11 @@ FORMER = {
 
 
 def unknown_options(names: list[str], known: Collection[str]) -> str:
-    """One line that names every unknown option and what to give instead.
+    """Return a message that names every unknown option and its replacement.
 
     Args:
-        names: of the options that don't exist, without `--`.
-        known: the script's options, likewise.
+        names: the options that don't exist, without `--`.
+        known: the options of the script, without `--`.
     """
     return "no option " + ", ".join(f"--{name}{_instead(name, known)}" for name in dict.fromkeys(names))
 

@@ -1,4 +1,4 @@
-"""The option `normalizer`, which training and all evaluations have."""
+"""The option `normalizer` of training and evaluation."""
 
 from typing import Literal
 
@@ -6,9 +6,8 @@ Normalizer = Literal["auto", "english-unified", "multilingual", "english", "basi
 
 
 NORMALIZER_HELP = (
-    "auto: english-unified for English, multilingual for other languages. english-unified: Whisper's English one, "
-    "after apostrophes, quotes and dots are brought into one form. multilingual: without case, punctuation and "
-    "variants of spelling, combining marks kept, by letter in languages without spaces. english, basic: Whisper's "
-    "own, basic breaks up words with combining marks. open-asr-leaderboard: of a checkout on the PYTHONPATH. none: "
-    "texts as they are."
+    "auto: english-unified for English, else multilingual. english-unified: Whisper's English normalizer with unified "
+    "apostrophes, quotes and dots. multilingual: without case, punctuation and spelling variants; keeps combining "
+    "marks; splits letters in languages without spaces. english, basic: Whisper's normalizers; basic splits words at "
+    "combining marks. open-asr-leaderboard: that of a checkout on the PYTHONPATH. none: unchanged text."
 )

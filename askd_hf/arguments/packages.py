@@ -1,4 +1,4 @@
-"""Packages that some options need, checked before anything is loaded."""
+"""Check the packages that some options require, before anything is loaded."""
 
 import torch
 from transformers import PreTrainedModel, Seq2SeqTrainingArguments, Trainer, get_scheduler
@@ -11,36 +11,38 @@ from transformers.integrations.integration_utils import (
 
 from ..errors import UserError
 
-# where the name of the package isn't that of the integration
+# integration -> package, if the names differ
 PACKAGES = {"comet_ml": "comet-ml", "azure_ml": "azureml-core", "flyte": "flytekit", "kubeflow": "kubeflow"}
 
 
 def check_reporting(report_to: list[str]) -> None:
-    """Raise `UserError` for an integration that transformers doesn't know, or whose package is absent."""
+    """Raise `UserError` for an integration that transformers doesn't have, or whose package isn't installed."""
     available = set(get_available_reporting_integrations())
-    # it leaves out flyte, and azure_ml beside mlflow
+    # not in the list: flyte, and azure_ml if mlflow is installed
     available |= {"azure_ml"} if is_azureml_available() else set()
     available |= {"flyte"} if is_flytekit_available() else set()
     for name in report_to:
         if name not in INTEGRATION_TO_CALLBACK:
-            raise UserError(f"--report_to {name}: there are none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
+            raise UserError(
+                f"--report_to must be one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}, got {name!r}"
+            )
         if name not in available:
-            raise UserError(f"--report_to {name} needs a package: pip install {PACKAGES.get(name, name)}")
+            raise UserError(f"--report_to {name} requires a package: pip install {PACKAGES.get(name, name)}")
 
 
 def check_optimizer(args: Seq2SeqTrainingArguments, model: PreTrainedModel) -> None:
-    """Raise `UserError` for an optimizer or a schedule that can't be made: Trainer makes them last."""
+    """Raise `UserError` if the optimizer or the schedule can't be created. Trainer would create them last."""
     try:
         Trainer.get_optimizer_cls_and_kwargs(args, model)
     except (ImportError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"--optim {args.optim.value}: {_in_one_line(error)}") from error
     try:
-        any_optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
         options = args.lr_scheduler_kwargs or {}
-        get_scheduler(args.lr_scheduler_type, any_optimizer, 1, 10, scheduler_specific_kwargs=dict(options))
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=dict(options))
     except (ValueError, TypeError) as error:
         name = args.lr_scheduler_type.value
-        raise UserError(f"--lr_scheduler_type {name}: {_in_one_line(error)} (--lr_scheduler_kwargs)") from error
+        raise UserError(f"--lr_scheduler_type {name}: {_in_one_line(error)} (see --lr_scheduler_kwargs)") from error
 
 
 def _in_one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The options of a script from its command line and a YAML file."""
+"""Parse the options of a script from its command line and a YAML file."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 class _Parser(HfArgumentParser):
-    """Says what is wrong in one line, and not below two hundred options."""
+    """Print errors as one line, without the usage of two hundred options."""
 
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"error: {message}\n")
@@ -30,20 +30,25 @@ class _Parser(HfArgumentParser):
 def parse_args(
     types: tuple[type, ...], argv: list[str] | None = None, prog: str | None = None, description: str | None = None
 ) -> tuple[Any, ...]:
-    """Instances of the dataclasses `types` from the command line and the YAML file named by `--config`.
+    """Return instances of the dataclasses `types`, from the command line and the YAML file given by `--config`.
 
-    The command line wins over the file, the file over the defaults. A value of the wrong type ends the process with
-    one line and status 2. Raises `UserError` for options that none of `types` has, all of them at once.
+    The command line overrides the file, and the file the defaults. A value of the wrong type ends the process with one
+    line and status 2. Unlike `HfArgumentParser.parse_yaml_file`, the command line can override the file.
 
     Args:
         prog: name of the command in `--help`. Default: the script's name.
         description: text above the options in `--help`.
+
+    Raises:
+        UserError: options that none of `types` has, all of them in one message, or invalid values.
     """
     argv = sys.argv[1:] if argv is None else argv
     usage = f"{prog} [OPTIONS]" if prog else None  # else all options are listed twice
     texts = dict(prog=prog, usage=usage, description=description)
     parser = _Parser(types, allow_abbrev=False, formatter_class=_HelpFormatter, **texts)
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="Options as YAML; the command line wins.")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE.yaml", help="YAML file with options; the command line overrides them."
+    )
     config_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_only.error = parser.error  # type: ignore[method-assign]  # both parsers complain in one way
     config_only.add_argument("--config", type=Path)
@@ -53,7 +58,7 @@ def parse_args(
     _check_names(rest, [*known, "config"])
     from_file = _read_yaml(config_file.config, known) if config_file.config else []
     try:
-        # the file's options stand before the command line's, so one parser checks both and the later ones win
+        # one parser checks both, and later options override earlier ones
         *parsed, stray = parser.parse_args_into_dataclasses(
             [*from_file, *rest], look_for_args_file=False, return_remaining_strings=True
         )
@@ -62,13 +67,13 @@ def parse_args(
     except ValueError as error:  # Seq2SeqTrainingArguments' own checks
         raise UserError(" ".join(str(error).split())) from error
     if stray:
-        hint = "; a file of options: --config FILE" if Path(stray[0]).suffix in (".json", ".yaml", ".yml") else ""
-        raise UserError(f"{' '.join(stray)}: of which option is that the value?{hint}")
+        hint = "; give a file of options by --config" if Path(stray[0]).suffix in (".json", ".yaml", ".yml") else ""
+        raise UserError(f"value without an option: {' '.join(stray)}{hint}")
     return tuple(parsed[: len(types)])
 
 
 def _check_names(argv: list[str], known: list[str]) -> None:
-    """Raise `UserError` for unknown options in `argv`; `a_b` is also `--a-b` and `--no_a_b`."""
+    """Raise `UserError` for unknown options in `argv`. The option `a_b` may be written `--a-b`, `--no_a_b`."""
     names = [word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--") and word != "--"]
     exists = {*known, *(f"no_{name}" for name in known), "help"}
     if unknown := [name for name in names if name.replace("-", "_") not in exists]:
@@ -76,9 +81,9 @@ def _check_names(argv: list[str], known: list[str]) -> None:
 
 
 def _read_yaml(path: Path, known: list[str]) -> list[str]:
-    """The file's options as they would be written on the command line."""
+    """Return the options of the file as command-line arguments."""
     try:
-        # all values as they are written: `no` is a language, and 1e-4 not a string
+        # all values as text, for the parser: YAML would read `no` as False, and 1e-4 as a string
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
@@ -88,12 +93,12 @@ def _read_yaml(path: Path, known: list[str]) -> list[str]:
         raise UserError(f"--config {path}: {unknown_options(unknown, known)}")
     arguments = []
     for name, value in values.items():
-        if value in ("", "null", "~"):  # YAML's ways to say nothing: the default
+        if value in ("", "null", "~"):  # YAML's null: use the default
             continue
         if isinstance(value, dict):
             value = json.dumps(value)
         elif isinstance(value, list) and not all(isinstance(item, str) for item in value):
-            raise UserError(f"--config {path}: {name} is a list of something else than values")
-        # with `=` also a value that begins with a minus sign, as -1e-3
+            raise UserError(f"--config {path}: {name} must be a list of plain values")
+        # `=` also allows values that start with a minus sign, such as -1e-3
         arguments += [f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"]
     return rename_arguments(arguments, known)

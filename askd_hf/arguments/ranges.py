@@ -1,6 +1,7 @@
-"""Which values an option can have, whatever the models and the data: checked before anything is loaded."""
+"""Checks of option values that don't depend on models or data, made before anything is loaded."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import UserError
@@ -8,11 +9,12 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class Range:
-    """From `low` to `high`; NaN is in none, and infinity only with `infinite`.
+    """A range of numbers. NaN is in no range.
 
     Args:
-        low, high: the bounds, both allowed.
-        above, below: bounds that aren't allowed themselves.
+        low, high: inclusive bounds.
+        above, below: exclusive bounds.
+        infinite: True if infinity is allowed.
     """
 
     low: float = -math.inf
@@ -26,7 +28,7 @@ class Range:
             return False
         if not self.low <= value <= self.high:  # NaN as well
             return False
-        # a bound that wasn't given excludes nothing, not even infinity
+        # the default bounds exclude nothing, not even infinity
         return not (value <= self.above > -math.inf or value >= self.below < math.inf)
 
     def __str__(self) -> str:
@@ -45,40 +47,51 @@ COUNT = Range(low=1)
 NOT_NEGATIVE = Range(low=0)
 POSITIVE = Range(above=0)
 SHARE = Range(low=0, high=1)
-SEED = Range(low=0, high=2**32 - 1)  # what numpy takes
+SEED = Range(low=0, high=2**32 - 1)  # the seeds of NumPy
 
 
 def check_ranges(options: object, advice: str = "", /, **ranges: Range) -> None:
-    """Raise `UserError` if a number of `options`, or one in a list of them, isn't in its range. None always passes.
+    """Raise `UserError` if an option, or one number of a list, isn't in its range. None always passes.
 
     Args:
         options: a dataclass whose fields are the options.
-        advice: what else can be done, at the end of the message.
-        ranges: by the names of the options.
+        advice: the end of the message.
+        ranges: {option: range}.
     """
     for name, allowed in ranges.items():
         value = getattr(options, name)
         for number in value if isinstance(value, list) else [value]:
             if number is not None and number not in allowed:
-                raise UserError(f"--{name} {number} is not {allowed}{advice and f'; {advice}'}")
+                raise UserError(f"--{name} must be {allowed}, got {number}{advice and f'; {advice}'}")
+
+
+def check_choice(options: object, name: str, allowed: Iterable[str]) -> None:
+    """Raise `UserError` if the option `name` isn't one of the `allowed` values."""
+    value = getattr(options, name)
+    if value not in allowed:
+        raise UserError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def check_order(options: object, lower: str, upper: str) -> None:
-    """Raise `UserError` if the option `lower` is more than the option `upper`."""
+    """Raise `UserError` if the option `lower` is greater than the option `upper`."""
     low, high = getattr(options, lower), getattr(options, upper)
     if low > high:
-        raise UserError(f"--{lower} {low} is more than --{upper} {high}: nothing would be left")
+        raise UserError(f"--{lower} must be at most --{upper}, got {low} and {high}")
 
 
 def check_layers(option: str, layers: str | None) -> None:
-    """Raise `UserError` unless `layers` is a number of layers, or a list of different ones, for whatever model."""
+    """Raise `UserError` unless `layers` is a number of layers or a list of distinct layers, such as `0,1,31`.
+
+    Args:
+        option: its name, without `--`.
+    """
     if layers is None:
         return
     try:
         numbers = [int(layer) for layer in layers.removesuffix(",").split(",")]
     except ValueError:
-        raise UserError(f"{option}: {layers!r} is neither a number nor a list such as 0,1,31") from None
+        raise UserError(f"--{option} must be a number or a list such as 0,1,31, got {layers!r}") from None
     if "," not in layers and numbers[0] < 1:
-        raise UserError(f"{option}: {layers} is not at least 1")
+        raise UserError(f"--{option} must be at least 1, got {layers}")
     if min(numbers) < 0 or len(set(numbers)) < len(numbers):
-        raise UserError(f"{option}: {layers} must be different layers, counted from 0")
+        raise UserError(f"--{option} must be distinct layers, counted from 0, got {layers}")

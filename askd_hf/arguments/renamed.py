@@ -1,4 +1,4 @@
-"""Names that were changed: the old ones still work, and say what they are called now."""
+"""Renamed options and keywords: the old names still work, with a warning."""
 
 import functools
 import logging
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
-# old name of an option -> its name now
+# old name of an option -> current name
 OPTIONS = {
     "audio_column": "audio_column_name",
     "cache_encoder": "encoder_cache_dir",
@@ -32,14 +32,14 @@ OPTIONS = {
     "text_column": "text_column_name",
     "trust_label": "weight_teacher_by_label_prob",
     "unlabelled": "unlabeled_dataset",
-    # the names of other training scripts
+    # names of other training scripts
     "dataset_config_name": "dataset_config",
     "dataset_name": "dataset",
     "model_name_or_path": "student",
     "student_model_name_or_path": "student",
     "teacher_model_name_or_path": "teacher",
 }
-# option, by its name now -> old value -> its value now
+# current name of an option -> old value -> current value
 VALUES = {"layer_selection": {"probe": "greedy"}, "snapshot_strategy": {"never": "no"}}
 
 T = TypeVar("T")
@@ -47,17 +47,17 @@ R = TypeVar("R")
 
 
 def current_name(name: str, known: Collection[str]) -> str:
-    """The name now of the option `name`, if that is an old one of one of the `known` options; else `name`."""
+    """Return the current name of an option, or `name` itself if it isn't the old name of a `known` option."""
     new = OPTIONS.get(name, name)
     return new if name not in known and new in known else name
 
 
 def rename_arguments(argv: list[str], known: Collection[str]) -> list[str]:
-    """A command line with today's names and values of options. Logs each old one.
+    """Return a command line with the current names and values of options. Log a warning for each old one.
 
     Args:
-        argv: `--name value`, `--name=value` or `--no_name`, with `_` or `-`.
-        known: the names of the options.
+        argv: arguments such as `--name value`, `--name=value` or `--no_name`, with `_` or `-`.
+        known: the current names of the options.
     """
     renamed, option = [], ""
     for word in argv:
@@ -85,7 +85,7 @@ def _current_value(option: str, value: str) -> str:
 
 
 def rename_saved(options: dict[str, Any]) -> dict[str, Any]:
-    """Options that an earlier version saved, by today's names and with today's values."""
+    """Return options saved by an earlier version with their current names and values."""
     named = {OPTIONS.get(name, name): value for name, value in options.items()}
     return {
         name: VALUES[name].get(value, value) if name in VALUES and isinstance(value, str) else value
@@ -94,7 +94,7 @@ def rename_saved(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def renamed_keywords(**old: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Decorate a function whose keywords were renamed: `renamed_keywords(old="new")` also takes `old`, with a warning."""
+    """Decorate a function with renamed keywords: `renamed_keywords(old="new")` also accepts `old`, with a warning."""
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         @functools.wraps(function)
@@ -110,7 +110,7 @@ def renamed_keywords(**old: str) -> Callable[[Callable[..., R]], Callable[..., R
 
 
 def accepts_renamed(cls: type[T]) -> type[T]:
-    """Decorate a dataclass of options: old names are keywords of its constructor too, with a FutureWarning."""
+    """Decorate a dataclass of options: its constructor also accepts the old names, with a FutureWarning."""
     init = cls.__init__
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # a dataclass
 

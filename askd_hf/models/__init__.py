@@ -1,1 +1,1 @@
-"""Teacher and student: loading, making a student, LoRA, low memory."""
+"""Load models, create a student, LoRA, memory of the teacher."""

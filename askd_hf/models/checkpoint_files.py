@@ -1,7 +1,7 @@
-"""Whether the files of a model's directory are whole, looked at before they are loaded.
+"""Check that the files of a model's directory are complete, before they are loaded.
 
-A clone without git-lfs has small text files in the place of large ones, an interrupted copy or download has half of
-one. The libraries that read them then speak of headers, pickles and JSON, and name no file.
+A clone without git-lfs has small text files in place of the large ones. An interrupted copy or download truncates
+files. The errors of the libraries that read them don't name the file.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from transformers import WhisperConfig
 from ..errors import UserError
 
 CONFIG = "config.json"
-# in the order in which transformers looks for them
+# in the order of transformers
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-# of generation and the processor, as `save_pretrained` of today and of 2022 writes them
+# of generation and the processor, as current and older versions of `save_pretrained` write them
 BESIDE_THE_MODEL = (
     "generation_config.json",
     "preprocessor_config.json",
@@ -40,21 +40,21 @@ OTHER_WEIGHTS = {
     "model.bin": "CTranslate2's",
     "model.pt": "OpenAI's",
 }
-POINTER = b"version https://git-lfs.github.com/spec/"  # how the file of git-lfs begins that stands for another
-EXPECTED = "expected a directory with config.json and model.safetensors, as `save_pretrained` writes it, or a Hub id"
+POINTER = b"version https://git-lfs.github.com/spec/"  # the start of a pointer file of git-lfs
+EXPECTED = "expected a Hub id or a directory with config.json and model.safetensors, as `save_pretrained` writes it"
 
 
 def check_model_type(name: str, model_type: str | None) -> None:
-    """Raise `UserError` for another model than Whisper; a config that doesn't say is left to transformers."""
+    """Raise `UserError` if the model isn't Whisper. None, for a config without the field, passes."""
     if model_type not in (None, WhisperConfig.model_type):
         raise UserError(f"{name} is a {model_type!r} model, not Whisper: only Whisper models can be distilled")
 
 
 def check_files(name: str) -> None:
-    """Raise `UserError` unless the files in a local directory are there and whole. Of a Hub id nothing is known.
+    """Raise `UserError` if files in a local directory are missing or incomplete. A Hub id passes.
 
     Args:
-        name: of a model, or of an adapter.
+        name: of a model or an adapter.
     """
     directory = Path(name).expanduser()
     if directory.is_file():
@@ -65,25 +65,25 @@ def check_files(name: str) -> None:
         if (directory / file).is_file():
             _check_small(directory / file)
     if (directory / CONFIG).is_file():
-        # before the weights: other models' files have other names
+        # before the weights, as other models have other file names
         check_model_type(name, json.loads((directory / CONFIG).read_text(encoding="utf-8")).get("model_type"))
         for weights in weight_files(directory):
             check_weights(weights)
     elif (directory / ADAPTER[0]).is_file():
         files = [directory / file for file in ADAPTER[1:] if (directory / file).is_file()]
         if not files:
-            raise UserError(f"{directory} has an {ADAPTER[0]} and no weights of the adapter: {ADAPTER[1]} is missing")
+            raise UserError(f"{directory} has an {ADAPTER[0]}, but no weights of the adapter: {ADAPTER[1]} is missing")
         check_weights(files[0])
     else:
         raise UserError(f"{directory} has no {CONFIG}: {EXPECTED}")
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that `from_pretrained` reads. Raises `UserError` if there are none, or not all of an index."""
+    """Return the weight files that `from_pretrained` reads. Raises `UserError` if files are missing."""
     found = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
     if found is None:
         others = [f"{whose} {name}" for name, whose in OTHER_WEIGHTS.items() if (directory / name).is_file()]
-        has = f", only {' and '.join(others)}, which must be converted first" if others else ""
+        has = f". Convert {' and '.join(others)} first" if others else ""
         raise UserError(f"{directory} has no weights: model.safetensors is missing{has}")
     if found.suffix != ".json":
         return [found]
@@ -93,13 +93,13 @@ def weight_files(directory: Path) -> list[Path]:
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise UserError(
-            f"{directory} lacks {', '.join(missing) or 'all shards'}, which {found.name} names: {_again(found)}"
+            f"{directory} lacks {', '.join(missing) or 'all shards'}, listed in {found.name}: {_again(found)}"
         )
     return files
 
 
 def check_weights(file: Path) -> None:
-    """Raise `UserError` unless a file of weights is whole, as far as its format shows."""
+    """Raise `UserError` if a weight file is incomplete, as far as its format shows."""
     _check_pointer(file)
     size = file.stat().st_size
     if file.suffix == ".safetensors":
@@ -107,12 +107,12 @@ def check_weights(file: Path) -> None:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} isn't whole ({size:,} bytes; {error}): {_again(file)}") from error
+            raise UserError(f"{file} is incomplete ({size:,} bytes; {error}): {_again(file)}") from error
         return
     with file.open("rb") as opened:
-        is_zip = opened.read(4) == b"PK\x03\x04"  # of torch before 1.6 it is a bare pickle
-    if not size or (is_zip and not zipfile.is_zipfile(file)):  # whose directory is at the end
-        raise UserError(f"{file} isn't whole ({size:,} bytes): {_again(file)}")
+        is_zip = opened.read(4) == b"PK\x03\x04"  # torch before 1.6 wrote a pickle
+    if not size or (is_zip and not zipfile.is_zipfile(file)):  # the directory of a zip file is at its end
+        raise UserError(f"{file} is incomplete ({size:,} bytes): {_again(file)}")
 
 
 def _check_small(file: Path) -> None:
@@ -123,7 +123,7 @@ def _check_small(file: Path) -> None:
         json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         size = file.stat().st_size
-        raise UserError(f"{file} isn't JSON, or isn't whole ({size:,} bytes; {error}): {_again(file)}") from error
+        raise UserError(f"{file} is incomplete or not JSON ({size:,} bytes; {error}): {_again(file)}") from error
 
 
 def _check_pointer(file: Path) -> None:
@@ -131,7 +131,7 @@ def _check_pointer(file: Path) -> None:
         if opened.read(len(POINTER)) != POINTER:
             return
     raise UserError(
-        f"{file} is not the file itself but a Git LFS pointer ({file.stat().st_size} bytes): run "
+        f"{file} is only a Git LFS pointer ({file.stat().st_size} bytes): run "
         f"`git lfs install` and `git lfs pull` in {file.parent}"
     )
 
@@ -142,7 +142,7 @@ def _again(file: Path) -> str:
 
 @contextlib.contextmanager
 def loading_errors(name: str) -> Iterator[None]:
-    """Around loading: what a library says of files that it can't read becomes a `UserError` about `name`."""
+    """Turn the errors of libraries that can't read a file into a `UserError` about `name`."""
     try:
         yield
     except UserError:

@@ -1,7 +1,7 @@
-"""A Whisper's generation config, completed from its tokenizer where a checkpoint of 2022 or 2023 lacks something.
+"""The generation config of a Whisper model: completed for checkpoints of 2022 and 2023, set for language and task.
 
-Since then `generate(language=)` and `pipeline` need `lang_to_id`, `task_to_id` and `is_multilingual` in it, which
-fine-tunes of that time don't have; many have no generation_config.json at all.
+`generate(language=)` and `pipeline` require `lang_to_id`, `task_to_id` and `is_multilingual`. Older fine-tuned models
+lack these fields, and many have no generation_config.json at all.
 """
 
 import logging
@@ -14,28 +14,28 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 MULTILINGUAL_VOCABULARY = 51865
-# the id of the end of text in the vocabulary of GPT-2, which the English-only models have
+# id of the end of text in GPT-2's vocabulary, that of the English-only models
 ENGLISH_ONLY_END = 50256
-FIRST_TIMESTAMP = 50  # of 0.02 s: OpenAI's limit
+MAX_INITIAL_TIMESTAMP_INDEX = 50  # times 0.02 s, as in OpenAI's configs
 TASKS = ("transcribe", "translate")
-NEEDED = ("is_multilingual", "no_timestamps_token_id")
-NEEDED_FOR_LANGUAGES = ("lang_to_id", "task_to_id")
+REQUIRED = ("is_multilingual", "no_timestamps_token_id")
+REQUIRED_IF_MULTILINGUAL = ("lang_to_id", "task_to_id")
 
 
 def is_multilingual(model: WhisperForConditionalGeneration) -> bool:
-    # a generation config holds what its file held; older ones don't say, but their vocabulary does
+    # older generation configs lack the field; the vocabulary decides then
     return getattr(model.generation_config, "is_multilingual", model.config.vocab_size >= MULTILINGUAL_VOCABULARY)
 
 
-def lacking(model: WhisperForConditionalGeneration) -> list[str]:
-    """What the generation config lacks of that which `generate` needs."""
+def missing_fields(model: WhisperForConditionalGeneration) -> list[str]:
+    """Return the fields that `generate` requires and the generation config lacks."""
     config = model.generation_config
-    needed = NEEDED + (NEEDED_FOR_LANGUAGES if is_multilingual(model) else ())
-    return [name for name in needed if getattr(config, name, None) is None]
+    required = REQUIRED + (REQUIRED_IF_MULTILINGUAL if is_multilingual(model) else ())
+    return [name for name in required if getattr(config, name, None) is None]
 
 
 def complete(model: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer) -> None:
-    """Fill in what `lacking` names, and what stands in the model's config in the old way. What is there stays."""
+    """Add the `missing_fields`, and language and task in their old form. Existing fields aren't changed."""
     config, vocabulary = model.generation_config, tokenizer.get_vocab()
     languages = {f"<|{code}|>": vocabulary[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in vocabulary}
     values = {"is_multilingual": bool(languages) and vocabulary.get("<|endoftext|>") != ENGLISH_ONLY_END}
@@ -46,49 +46,51 @@ def complete(model: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer
         if token in vocabulary:
             values[name] = vocabulary[token]
     values |= dict(return_timestamps=False, max_length=model.config.max_target_positions)
-    values |= dict(max_initial_timestamp_index=FIRST_TIMESTAMP) if len(vocabulary) > ENGLISH_ONLY_END else {}
+    values |= (
+        dict(max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP_INDEX) if len(vocabulary) > ENGLISH_ONLY_END else {}
+    )
     for name in ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
         values[name] = getattr(model.config, name)
     filled = [name for name, value in values.items() if getattr(config, name, None) is None and value is not None]
     for name in filled:
         setattr(config, name, values[name])
     _read_forced_ids(model)
-    config._from_model_config = False  # or `generate` would make it anew from the model's config
+    config._from_model_config = False  # or `generate` would derive it from the model's config again
     logger.warning(
-        "%s: its generation config is of an older version, or missing; from its tokenizer: %s",
+        "%s: its generation config is missing or outdated; added from its tokenizer: %s",
         model.name_or_path or "the model",
         ", ".join(filled),
     )
 
 
 def _read_forced_ids(model: WhisperForConditionalGeneration) -> None:
-    """Read language and task from the ids of the first tokens, as they were given before 2023."""
+    """Read language and task from `forced_decoder_ids`, where they were stored before 2023."""
     config = model.generation_config
     forced = getattr(config, "forced_decoder_ids", None) or getattr(model.config, "forced_decoder_ids", None) or []
     ids = {token for _, token in forced}
     if config.is_multilingual:
-        for name, known in (("language", config.lang_to_id), ("task", config.task_to_id)):
-            said = [token.strip("<|>") for token, i in known.items() if i in ids]
-            if said and getattr(config, name, None) is None:
-                setattr(config, name, said[0])
+        for name, token_ids in (("language", config.lang_to_id), ("task", config.task_to_id)):
+            forced_values = [token.strip("<|>") for token, i in token_ids.items() if i in ids]
+            if forced_values and getattr(config, name, None) is None:
+                setattr(config, name, forced_values[0])
     config.forced_decoder_ids = None
 
 
 def drop_missing_heads(model: WhisperForConditionalGeneration) -> None:
-    """Remove alignment heads of layers that the decoder doesn't have: word timestamps would crash on them."""
+    """Remove the alignment heads if the decoder lacks some of their layers: word timestamps would crash."""
     heads = getattr(model.generation_config, "alignment_heads", None)
     shape = model.config.decoder_layers, model.config.decoder_attention_heads
     if heads is not None and existing_heads(heads, *shape) is None:
         del model.generation_config.alignment_heads
         logger.warning(
-            "%s: its generation config names alignment heads that the model doesn't have: no word timestamps",
+            "%s: no word timestamps, as the model lacks some alignment heads of its generation config",
             model.name_or_path or "the model",
         )
 
 
-def existing_heads(heads: list[list[int]] | None, layers: int, heads_a_layer: int) -> list[list[int]] | None:
-    """Alignment heads, (layer, head), as a generation config names them, if a decoder of this shape has them all."""
-    if not heads or not all(0 <= layer < layers and 0 <= head < heads_a_layer for layer, head in heads):
+def existing_heads(heads: list[list[int]] | None, layers: int, heads_per_layer: int) -> list[list[int]] | None:
+    """Return the alignment heads, (layer, head), if a decoder of this shape has all of them, else None."""
+    if not heads or not all(0 <= layer < layers and 0 <= head < heads_per_layer for layer, head in heads):
         return None
     return heads
 
@@ -96,37 +98,41 @@ def existing_heads(heads: list[list[int]] | None, layers: int, heads_a_layer: in
 def set_language(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, language: str | None, task: str
 ) -> None:
-    """Make a multilingual model generate, and its tokenizer label, in `language`; an English-only one needs nothing.
+    """Set language and task of a multilingual model's generation config and tokenizer.
 
-    Raises `UserError` if a multilingual model has no language, or one that it doesn't know.
+    An English-only model is left unchanged.
+
+    Raises `UserError` if `language` is None for a multilingual model, or if the model doesn't support it.
     """
     if not is_multilingual(model):
         if language is not None and language.lower() not in ("en", "english"):
-            raise UserError(f"--language {language}: this model knows English only")
+            raise UserError(f"--language {language}: the model supports English only")
         if task != "transcribe":
-            raise UserError(f"--task {task}: this model knows English only, and nothing to translate")
+            raise UserError(f"--task {task} requires a multilingual model, and the model supports English only")
         return
     if language is None:
         raise UserError(
-            "--language is missing: the model is multilingual; say what is spoken, as in --language english"
+            "--language is required for a multilingual model: give the language, such as --language english"
         )
     code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
-    known = [token.strip("<|>") for token in model.generation_config.lang_to_id]
-    if code not in known:
-        raise UserError(f"--language {language}: the model knows {', '.join(known)}")
+    supported = [token.strip("<|>") for token in model.generation_config.lang_to_id]
+    if code not in supported:
+        raise UserError(f"--language must be one of {', '.join(supported)}, got {language!r}")
     processor.tokenizer.set_prefix_tokens(language=code, task=task, predict_timestamps=False)
     model.generation_config.language = code
     model.generation_config.task = task
-    model.generation_config.forced_decoder_ids = None  # the older way to say the same; both together are refused
+    model.generation_config.forced_decoder_ids = None  # the old form; `generate` rejects both together
 
 
 def set_languages(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, spoken: list[tuple[str | None, str | None]]
 ) -> None:
-    """`set_language` for several pairs of language and task; None: as the rows of speech say.
+    """Set language and task for several pairs of language and task.
 
-    Of several languages the model finds out for itself which it is; of both tasks it transcribes, unless it is told
-    otherwise.
+    With several languages, generation falls back to language detection. With both tasks, it transcribes by default.
+
+    Args:
+        spoken: pairs of language and task. None if a column of the rows has them.
     """
     languages = {language for language, _ in spoken}
     tasks = {task or "transcribe" for _, task in spoken}
@@ -135,7 +141,9 @@ def set_languages(
         for language in languages:
             set_language(model, processor, language, task)
         return
-    for language in sorted(languages - {None}, reverse=True):  # the first is what the tokenizer stays set to
+    for language in sorted(
+        languages - {None}, reverse=True
+    ):  # the tokenizer keeps the last, the first in the alphabet
         set_language(model, processor, language, task)
     if len(languages) > 1 or None in languages:
         model.generation_config.language = None
@@ -144,20 +152,20 @@ def set_languages(
 
 
 def allow_silence(model: WhisperForConditionalGeneration) -> None:
-    """Let a model that learns when nobody speaks say nothing: OpenAI's configuration forbids to end at once."""
+    """Allow an empty transcript. OpenAI's configs suppress the end of text as the first token."""
     config = model.generation_config
     if config.begin_suppress_tokens:
         config.begin_suppress_tokens = [i for i in config.begin_suppress_tokens if i != model.config.eos_token_id]
 
 
 def no_timestamps(model: WhisperForConditionalGeneration) -> dict[str, list[int]]:
-    """Options with which `generate` gives none: beside what the model's configuration suppresses, all timestamps.
+    """Return the options with which `generate` suppresses all timestamps besides the tokens of the config.
 
-    A student that learns with timestamps may write some without being asked. `generate` then looks for more text
-    behind them, for ever if they stand still, and can't without the features of the clip.
+    A student trained with timestamps may generate them without being asked. `generate` then continues after the
+    timestamp, which never ends if the timestamps don't increase, and fails without the features of the clip.
     """
     config = model.generation_config
-    # what isn't in a generation config's file isn't there
+    # a field that isn't in the file doesn't exist
     last = getattr(config, "no_timestamps_token_id", None)
     timestamps = range(0) if last is None else range(last + 1, model.config.vocab_size)
     return {"suppress_tokens": [*(config.suppress_tokens or []), *timestamps]} if timestamps else {}

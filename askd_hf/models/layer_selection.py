@@ -1,9 +1,8 @@
-"""Which of a teacher's layers a student can do without, found out by leaving them out.
+"""Greedy layer pruning: choose the teacher's layers that a student gets.
 
-Greedy removal: starting with all layers, in each round the one whose absence raises the teacher-forced cross-entropy
-on a few clips least is dropped, until as many are left as asked for. No gradients, no randomness. The encoder's layers
-are probed under the whole decoder, and the decoder's on the whole encoder's outputs: training will bring the other
-half back, so what a layer is worth without it says little.
+Starting with all layers, repeatedly remove the layer whose removal increases the teacher-forced cross-entropy on a few
+clips least, until the requested number is left. There are no gradients and no random numbers. Encoder layers are
+removed under the full decoder, and decoder layers on the outputs of the full encoder.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from ..errors import UserError
 from .layers import evenly_spread
 
 LAYERS_FILE = "layers.json"
-CLIPS, CLIPS_AT_ONCE = 16, 4
+CLIPS, BATCH_SIZE = 16, 4
 MODEL_INPUTS = {"input_features", "decoder_input_ids", "labels"}
 
 Report = Callable[[str], None]
@@ -41,82 +40,91 @@ def choose_layers(
     config: ASKDConfig,
     resume_from: str | None = None,
 ) -> ModelArguments:
-    """The options with the layers that a probe, if asked for, finds in the place of numbers. Lists stay as they are.
+    """Return `models` with layer counts replaced by the selected layer indices; lists are unchanged.
 
-    Of several processes the first one probes. What it finds is noted in `config.output_dir`, and a run that is resumed
-    takes it from beside its checkpoint. Raises `UserError` if that is of other numbers.
+    With `--layer_selection spread`, `models` is returned unchanged. With several processes, rank 0 selects the layers.
+    They are saved in `config.output_dir`. A resumed run reads them from the directory of its checkpoint.
 
     Args:
-        teacher: with its full weights. To probe it is moved to where the run computes, and put in evaluation mode.
-        speech: the training set, the first clips of which are heard.
-        resume_from: the directory of a checkpoint.
+        teacher: with unquantized weights. It is moved to the device of the run and put in evaluation mode.
+        speech: the training set, from which 16 clips are taken.
+        resume_from: the directory of a checkpoint, None for a new run.
+
+    Raises:
+        UserError: the options don't fit together, or differ from those of the resumed run.
     """
-    noted_in = None if resume_from is None else Path(resume_from).parent / LAYERS_FILE
-    if noted_in is not None and noted_in.is_file() != (models.layer_selection == "greedy"):
-        began = "with" if noted_in.is_file() else "without"
+    saved_file = None if resume_from is None else Path(resume_from).parent / LAYERS_FILE
+    if saved_file is not None and saved_file.is_file() != (models.layer_selection == "greedy"):
+        started = "with" if saved_file.is_file() else "without"
         raise UserError(
-            f"the run began {began} --layer_selection greedy: resume it likewise, or the layers are others"
+            f"the run was started {started} --layer_selection greedy: resume it {started} this option, or the layers "
+            "would differ"
         )
     if models.layer_selection != "greedy":
-        if resume_from is None and config.process_index == 0:  # of another run, that was here before
+        if resume_from is None and config.process_index == 0:  # of an earlier run in this directory
             (Path(config.output_dir) / LAYERS_FILE).unlink(missing_ok=True)
         return models
     if isinstance(speech, SpeechStream):
-        raise UserError(
-            "--layer_selection greedy: it hears clips that have been looked at, and not those of --streaming"
-        )
+        raise UserError("--layer_selection greedy is not supported with --streaming")
     given = {"encoder_layers": models.encoder_layers, "decoder_layers": models.decoder_layers}
     numbers = {name: int(layers) for name, layers in given.items() if layers is not None and "," not in layers}
     if not numbers:
-        raise UserError("--layer_selection greedy: the layers are given as lists, and there is nothing to choose")
-    if noted_in is not None:
-        saved = json.loads(noted_in.read_text())
+        raise UserError(
+            "--layer_selection greedy requires --decoder_layers or --encoder_layers as a number: the layers are given "
+            "as lists"
+        )
+    if saved_file is not None:
+        saved = json.loads(saved_file.read_text())
         if saved["asked"] != numbers:
             asked = ", ".join(f"--{name} {number}" for name, number in saved["asked"].items())
-            raise UserError(f"the run began with {asked} and --layer_selection greedy: resume it with the same")
+            raise UserError(f"the run was started with {asked} and --layer_selection greedy: resume it with the same")
         return replace(models, **saved["found"])
     results: list[dict[str, str] | None] = [None]
     if config.process_index == 0:
-        results = [_probe(numbers, teacher, speech, collator, config)]
-        note = Path(config.output_dir) / LAYERS_FILE
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({"asked": numbers, "found": results[0]}, indent=2) + "\n")
+        results = [_select(numbers, teacher, speech, collator, config)]
+        file = Path(config.output_dir) / LAYERS_FILE
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"asked": numbers, "found": results[0]}, indent=2) + "\n")
     (found,) = broadcast_object_list(results)
     return replace(models, **found)
 
 
-def _probe(
+def _select(
     numbers: dict[str, int],
     teacher: WhisperForConditionalGeneration,
     speech: Dataset,
     collator: SpeechCollator,
     config: ASKDConfig,
 ) -> dict[str, str]:
-    """Lists of layers, as options have them, for the `numbers` of layers."""
+    """Return the selected layers as option values, {option: "0,3"}.
+
+    Args:
+        numbers: {option: number of layers}.
+    """
     teacher.to(config.device).eval()
     clips = min(CLIPS, len(speech))
-    rows = [speech[i * len(speech) // clips] for i in range(clips)]  # of all datasets of a mix
+    rows = [speech[i * len(speech) // clips] for i in range(clips)]  # from all datasets of a mix
     batches = []
-    for i in range(0, len(rows), CLIPS_AT_ONCE):
-        batch = collator(rows[i : i + CLIPS_AT_ONCE])
+    for i in range(0, len(rows), BATCH_SIZE):
+        batch = collator(rows[i : i + BATCH_SIZE])
         batches.append({name: batch[name].to(config.device) for name in MODEL_INPUTS & batch.keys()})
     dtype = resolve_dtype("auto", config)
-    probes = {"encoder_layers": probe_encoder, "decoder_layers": probe_decoder}
+    select = {"encoder_layers": select_encoder_layers, "decoder_layers": select_decoder_layers}
     with torch.autocast(config.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        found = {name: probes[name](teacher, batches, number) for name, number in numbers.items()}
-    # a single layer with a comma, or it would be a number
+        found = {name: select[name](teacher, batches, number) for name, number in numbers.items()}
+    # a single layer with a comma, or it would be a number of layers
     return {name: _listed(layers) + "," * (len(layers) == 1) for name, layers in found.items()}
 
 
-def probe_encoder(
+def select_encoder_layers(
     model: WhisperForConditionalGeneration, batches: list[dict[str, Tensor]], keep: int, report: Report = print
 ) -> list[int]:
-    """The `keep` encoder layers that greedy removal leaves, in ascending order; the model is left as it is.
+    """Return the `keep` encoder layers that greedy pruning leaves, in ascending order. The model isn't changed.
 
     Args:
         model: in evaluation mode.
-        batches: of `SpeechCollator`, `input_features` and `labels` among them, on the model's device.
-        report: is given one line after another of what was found.
+        batches: of `SpeechCollator`, with `input_features` and `labels`, on the model's device.
+        report: called with one line of text per removed layer.
     """
 
     def cost(layers: list[int]) -> float:
@@ -126,10 +134,10 @@ def probe_encoder(
     return _remove_greedily("encoder", cost, model.config.encoder_layers, keep, report)
 
 
-def probe_decoder(
+def select_decoder_layers(
     model: WhisperForConditionalGeneration, batches: list[dict[str, Tensor]], keep: int, report: Report = print
 ) -> list[int]:
-    """As `probe_encoder`, of the decoder. The clips are encoded once."""
+    """Return the `keep` decoder layers, as `select_encoder_layers` does. The clips are encoded once."""
     encoded = []
     for batch in batches:
         with torch.no_grad():
@@ -146,7 +154,7 @@ def probe_decoder(
 
 @contextlib.contextmanager
 def only_layers(stack: nn.Module, kept: list[int]) -> Iterator[None]:
-    """Within it, an encoder or decoder has only these layers, in this order. No weights are copied."""
+    """Reduce an encoder or decoder to these layers, in this order, inside the context. No weights are copied."""
     whole: Any = stack.layers
     stack.layers = nn.ModuleList(whole[i] for i in kept)
     try:
@@ -157,7 +165,7 @@ def only_layers(stack: nn.Module, kept: list[int]) -> Iterator[None]:
 
 @torch.no_grad()
 def cross_entropy(model: WhisperForConditionalGeneration, batches: list[dict[str, Any]]) -> float:
-    """On the labels, in nats a token."""
+    """Return the cross-entropy on the labels, in nats per token."""
     total: Tensor | float = 0.0
     tokens: Tensor | float = 0.0
     for batch in batches:
@@ -172,13 +180,13 @@ def _remove_greedily(
 ) -> list[int]:
     kept = list(range(available))
     trials = sum(range(keep + 1, available + 1))
-    with tqdm(total=trials, desc=f"Probing {kind} layers", unit="trial") as progress:
+    with tqdm(total=trials, desc=f"Selecting {kind} layers", unit="trial") as progress:
         while len(kept) > keep:
             costs = {}
             for layer in kept:
                 costs[layer] = cost([other for other in kept if other != layer])
                 progress.update()
-            ranking = sorted(kept, key=lambda layer: costs[layer])  # of equal ones the first goes
+            ranking = sorted(kept, key=lambda layer: costs[layer])  # on a tie the first is removed
             tried = ", ".join(f"{layer}: {costs[layer]:.3f}" for layer in ranking)
             report(f"{kind} with {len(kept)} layers, cross-entropy without layer {tried}")
             kept.remove(ranking[0])

@@ -1,9 +1,9 @@
-"""LoRA: the student's weights stay as they are, and small matrices beside them are trained (Hu et al. 2021).
+"""LoRA: train small matrices beside the student's weights, which stay frozen (Hu et al. 2021).
 
-The trainer is given a `PeftModel`. It trains the Whisper model inside, whose layers PEFT has replaced, so that all
-else is as without an adapter: only the adapter is optimized, averaged into the self-teacher and saved in checkpoints.
-The finished student has it merged into its weights, and is a plain Whisper again; or what is kept is the adapter
-alone, in a directory that `pipeline` loads on top of the model that its configuration names (`keep_adapter`).
+The trainer takes a `PeftModel` and trains the Whisper model inside, whose layers PEFT has replaced. Only the adapter
+is optimized, averaged into the self-teacher and saved in checkpoints. At the end the adapter is merged into the
+student, a plain Whisper model. Or with `keep_adapter` the adapter alone is saved, and `pipeline` loads it on top of
+its base model.
 """
 
 import copy
@@ -24,12 +24,11 @@ from peft import (
 )
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, WhisperForConditionalGeneration
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
 
-from ..arguments.ranges import POSITIVE, Range, check_ranges
+from ..arguments.ranges import COUNT, POSITIVE, Range, check_ranges
 from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
 from ..hub_access import hub_access, local_or_hub
@@ -40,48 +39,49 @@ SHAPE = ("vocab_size", "d_model", "encoder_layers", "decoder_layers")
 @accepts_renamed
 @dataclass
 class LoraArguments:
-    """Training an adapter in place of the student's weights."""
+    """Options of LoRA."""
 
     _argument_group_name = "LoRA"
 
     lora_r: int | None = field(
-        default=None, metadata={"help": "Train an adapter of this rank, merged at the end. Default: all weights."}
+        default=None,
+        metadata={"help": "Train an adapter of this rank and merge it at the end. Default: train all weights."},
     )
     lora_alpha: float | None = field(
-        default=None, metadata={"help": "The adapter is scaled by lora_alpha / lora_r. Default: twice the rank."}
+        default=None, metadata={"help": "The scale of the adapter is lora_alpha / lora_r. Default: 2 * lora_r."}
     )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
-        metadata={"help": "Linear layers of every decoder layer (and encoder layer, unless it is frozen) to adapt."},
+        metadata={
+            "help": "Linear modules to adapt, in the decoder layers and in the encoder layers if these are trained."
+        },
     )
     use_dora: bool = field(
-        default=False, metadata={"help": "DoRA: the weights' magnitude is trained apart from their direction."}
+        default=False,
+        metadata={"help": "Use DoRA, which trains the magnitude of the weights separately from their direction."},
     )
     keep_adapter: bool = field(
         default=False,
         metadata={
-            "help": "Keep the adapter on its own, some MB that load on top of --student wherever peft is installed, "
-            "and don't merge it. To be published it needs a --student that is on the Hub."
+            "help": "Save the adapter alone, without merging it: a few MB that peft loads on top of --student. "
+            "With --push_to_hub it requires a --student on the Hub."
         },
     )
 
     def __post_init__(self):
-        if self.lora_r is not None and self.lora_r < 1:
-            raise UserError(f"lora_r: {self.lora_r} is not at least 1")
-        check_ranges(self, lora_alpha=POSITIVE, lora_dropout=Range(low=0, below=1))
-        if self.use_dora and self.lora_r is None:
-            raise UserError("use_dora: it needs --lora_r")
-        if self.keep_adapter and self.lora_r is None:
-            raise UserError("keep_adapter: it needs --lora_r")
+        check_ranges(self, lora_r=COUNT, lora_alpha=POSITIVE, lora_dropout=Range(low=0, below=1))
+        for name in ("use_dora", "keep_adapter"):
+            if getattr(self, name) and self.lora_r is None:
+                raise UserError(f"--{name} requires --lora_r")
 
 
 def with_lora(
     student: WhisperForConditionalGeneration, arguments: LoraArguments, freeze_encoder: bool | None
 ) -> PeftModel:
-    """Put an adapter beside the linear layers of the decoder, and of the encoder if `freeze_encoder` is off.
+    """Add an adapter to the linear modules of the decoder, and of the encoder if `freeze_encoder` is False.
 
-    Raises `UserError` if there are no such layers.
+    Raises `UserError` if a module of `lora_target_modules` doesn't exist.
     """
     layers = {name for name, module in student.named_modules() if isinstance(module, nn.Linear)}
     parts = "(encoder|decoder)" if freeze_encoder is False else "decoder"
@@ -89,11 +89,11 @@ def with_lora(
     target = rf"model\.{parts}\.layers\.\d+\.(.*\.)?({names})"
     for name in arguments.lora_target_modules:
         if not any(re.fullmatch(target, layer) and layer.endswith(f".{name}") for layer in layers):
-            known = sorted({layer.rpartition(".")[2] for layer in layers if ".layers." in layer})
-            raise UserError(f"--lora_target_modules {name}: the student's layers have {', '.join(known)}")
+            modules = sorted({layer.rpartition(".")[2] for layer in layers if ".layers." in layer})
+            raise UserError(f"--lora_target_modules must be among {', '.join(modules)}, got {name!r}")
     return get_peft_model(
         student,
-        LoraConfig(  # without a task type: that of sequence-to-sequence models takes text only
+        LoraConfig(  # without a task type: SEQ_2_SEQ_LM accepts text inputs only
             r=arguments.lora_r,
             lora_alpha=arguments.lora_alpha or 2 * arguments.lora_r,
             lora_dropout=arguments.lora_dropout,
@@ -104,7 +104,7 @@ def with_lora(
 
 
 def lora_settings(adapter: PeftModel) -> dict[str, float | bool]:
-    """What a model card says of an adapter."""
+    """Return the settings of an adapter, for the model card and for resuming."""
     config = adapter.active_peft_config
     return dict(
         lora_r=config.r,
@@ -115,28 +115,27 @@ def lora_settings(adapter: PeftModel) -> dict[str, float | bool]:
 
 
 def merged(adapter: PeftModel) -> WhisperForConditionalGeneration:
-    """A plain copy of the student with the adapter in its weights, added in their own precision."""
+    """Return a copy of the student with the adapter merged into its weights, in the precision of the weights."""
     return copy.deepcopy(adapter).merge_and_unload(safe_merge=True)
 
 
 def load_adapter(adapter: PeftModel, directory: Path) -> None:
-    """Read what `adapter.save_pretrained` wrote. Raises `UserError` if it is another adapter."""
-    file = directory / ADAPTER_WEIGHTS
-    if not file.is_file():
-        raise UserError(f"{directory} has no {ADAPTER_WEIGHTS}: it isn't a checkpoint of a run with LoRA")
+    """Load the weights that `adapter.save_pretrained` wrote. Raises `UserError` if they don't fit the adapter."""
+    if not (directory / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"{directory} has no {ADAPTER_WEIGHTS}: it is not a checkpoint of a run with LoRA")
     try:
-        result = set_peft_model_state_dict(adapter, load_file(file))
+        result = set_peft_model_state_dict(adapter, load_peft_weights(str(directory), device="cpu"))
     except RuntimeError as error:  # other shapes
-        raise UserError(f"{directory} is of another adapter (--lora_r?): {error}") from error
+        raise UserError(f"{directory} has another adapter (check --lora_r): {error}") from error
     if result.unexpected_keys or any("lora" in name for name in result.missing_keys):
-        raise UserError(f"{directory} is of another adapter (--lora_target_modules, --decoder_layers?)")
+        raise UserError(f"{directory} has another adapter (check --lora_target_modules and --decoder_layers)")
 
 
-# ---- an adapter that is kept ----
+# ---- adapters without their base ----
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a directory or Hub id holds an adapter and no model."""
+    """Return whether a directory or Hub repository contains an adapter and no model."""
     if (Path(name) / CONFIG_NAME).is_file():
         return False
     with hub_access("the model", name):
@@ -144,27 +143,27 @@ def is_adapter(name: str) -> bool:
 
 
 def adapter_base(name: str) -> str:
-    """What an adapter is loaded on top of: a path or a Hub id. Raises `UserError` if that isn't known."""
+    """Return the base model of an adapter, a path or a Hub id. Raises `UserError` if its config doesn't name one."""
     with hub_access("the adapter", name):
         config = PeftConfig.from_pretrained(name)
     if config.peft_type != PeftType.LORA:
-        raise UserError(f"{name} is an adapter of the kind {config.peft_type}: only those of LoRA can be merged")
+        raise UserError(f"{name} is a {config.peft_type} adapter: only LoRA adapters are supported")
     if not config.base_model_name_or_path:
-        raise UserError(f"{name}: its {ADAPTER_CONFIG} doesn't name the model that it changes")
+        raise UserError(f"{name}: {ADAPTER_CONFIG} has no base_model_name_or_path")
     return config.base_model_name_or_path
 
 
 def with_adapter(base: WhisperForConditionalGeneration, name: str) -> WhisperForConditionalGeneration:
-    """`base` with the adapter of a directory or Hub id merged into its weights, and that one's generation config."""
+    """Return `base` with the adapter merged into its weights, and with the adapter's generation config, if any."""
     with hub_access("the adapter", name):
         try:
             with warnings.catch_warnings():
-                # weights that it lacks would stay as they were initialized
+                # missing weights would keep their initial values
                 warnings.filterwarnings("error", message="Found missing adapter keys")
                 adapter = PeftModel.from_pretrained(base, name)
             surplus = load_peft_weights(name, device="cpu").keys() - get_peft_model_state_dict(adapter).keys()
             if surplus:
-                raise ValueError(f"it has no {sorted(surplus)[0]}")
+                raise ValueError(f"the base has no {sorted(surplus)[0]}")
             model = adapter.merge_and_unload(safe_merge=True)
         except (RuntimeError, ValueError, KeyError, UserWarning) as error:  # other shapes, layers, names
             reason = " ".join(str(error).split())[:300]
@@ -176,39 +175,38 @@ def with_adapter(base: WhisperForConditionalGeneration, name: str) -> WhisperFor
 
 
 def loadable_base(student: str | None, push_to_hub: bool) -> str:
-    """What an adapter that is kept names as its base: the Hub id, or the whole path, that the student was loaded by.
+    """Return the base that the adapter's config names: the Hub id or the absolute path of the student.
 
-    Raises `UserError` if there is nothing to load it by, or with `push_to_hub` nothing that others could.
+    Raises `UserError` if the student can't be loaded again, or with `push_to_hub` can't be loaded by others.
     """
     if not student:
         raise UserError(
-            "--keep_adapter: an adapter is loaded on top of the model that --student names, and a student made of the "
-            "teacher's layers is nowhere to be loaded from. Give --student, or leave --keep_adapter out: then the "
-            "adapter is merged into the student"
+            "--keep_adapter requires --student: the adapter is loaded on top of that model, and a student made from "
+            "the teacher's layers isn't saved. Without --keep_adapter the adapter is merged into the student"
         )
     if is_adapter(student):
         raise UserError(
-            f"--keep_adapter: {student} is an adapter itself, on which no other can be loaded. Leave --keep_adapter "
-            "out: then both are merged into one student"
+            f"--keep_adapter requires a whole model as --student, and {student} is an adapter. Without --keep_adapter "
+            "both adapters are merged into one student"
         )
     if not local_or_hub(student):
         return student
     if push_to_hub:
         raise UserError(
-            f"--keep_adapter with --push_to_hub: nobody else can load an adapter of {student}, a directory here. "
-            "Publish that model first and give --student its Hub id, or leave --keep_adapter out"
+            f"--keep_adapter with --push_to_hub requires a Hub id as --student, got the local directory {student}. "
+            "Publish that model first, or leave out --keep_adapter"
         )
     return str(Path(student).expanduser().resolve())
 
 
 def check_base(adapter: PeftModel, base: str) -> None:
-    """Raise `UserError` unless the model loaded by `base` has the shape of the one that the adapter was trained on."""
+    """Raise `UserError` if the model `base` has another shape than the one that the adapter is trained on."""
     with hub_access("the model", base):
         config = AutoConfig.from_pretrained(base)
-    ours = adapter.get_base_model().config
-    differing = [name for name in SHAPE if getattr(config, name, None) != getattr(ours, name)]
+    student = adapter.get_base_model().config
+    differing = [name for name in SHAPE if getattr(config, name, None) != getattr(student, name)]
     if differing:
         raise UserError(
-            f"keep_adapter: the adapter would be loaded on top of {base}, which isn't the student: it has other "
+            f"--keep_adapter: the adapter would be loaded on top of {base}, which differs from the student in "
             f"{', '.join(differing)}. Save the student before training and load it from there, or merge the adapter"
         )

@@ -1,4 +1,4 @@
-"""Make a student from a teacher's layers, and check that teacher and student fit together."""
+"""Create a student from a teacher's layers, and check that teacher and student fit together."""
 
 import copy
 import logging
@@ -19,11 +19,13 @@ def init_student(
     decoder_layers: int | list[int] | str = 2,
     encoder_layers: int | list[int] | str | None = None,
 ) -> WhisperForConditionalGeneration:
-    """A float32 student of the chosen layers of `teacher`, all weights copied; the teacher is left as it is.
+    """Return a float32 student with copies of some layers of `teacher` and of all other weights.
 
     Args:
-        decoder_layers: how many (spread evenly) or which of the teacher's decoder layers to keep.
-        encoder_layers: likewise; None keeps the encoder whole.
+        decoder_layers: the number of decoder layers, spread evenly, or their indices in the teacher.
+        encoder_layers: the same for the encoder. None for all layers.
+
+    Raises `UserError` for layers that the teacher doesn't have.
     """
     config = copy.deepcopy(teacher.config)
     decoder = layers_to_copy(decoder_layers, config.decoder_layers)
@@ -53,9 +55,9 @@ def init_student(
 
 
 def _generation_config(teacher: WhisperForConditionalGeneration, kept: list[int]) -> GenerationConfig:
-    """The teacher's, with the alignment heads (layer, head) of the decoder layers that the student has.
+    """Return the teacher's generation config with the alignment heads, (layer, head), of the `kept` decoder layers.
 
-    Word timestamps index the decoder's layers by them, and crash where a layer is gone.
+    Word timestamps would crash on heads of missing layers.
     """
     generation_config = copy.deepcopy(teacher.generation_config)
     heads = getattr(generation_config, "alignment_heads", None)
@@ -65,67 +67,63 @@ def _generation_config(teacher: WhisperForConditionalGeneration, kept: list[int]
             generation_config.alignment_heads = heads
         else:
             del generation_config.alignment_heads
-            logger.warning("none of the teacher's alignment heads is left: the student has no word timestamps")
+            logger.warning("no word timestamps: the student has none of the layers with the teacher's alignment heads")
     return generation_config
 
 
 def check_pair(
     teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration, own_features: bool = False
 ) -> None:
-    """Raise `UserError` unless one batch serves both models and their logits speak of the same tokens.
+    """Raise `UserError` if teacher and student can't share a batch, or have different vocabularies.
 
     Args:
-        own_features: the batch has features for each of them, so they needn't have the same mel bins.
+        own_features: True if the batch has separate features for the teacher, so that their mel bins may differ.
     """
     differences = pair_differences(teacher, student, own_features)
     if differences:
         raise UserError(
-            f"teacher and student don't match: {'; '.join(differences)}. Another vocabulary: "
-            "askd_hf.models.vocabulary.with_vocabulary_of; mel bins: SpeechCollator(..., teacher_extractor=...). "
-            "The scripts do both by themselves"
+            f"teacher and student don't fit together: {'; '.join(differences)}. For another vocabulary use "
+            "askd_hf.models.vocabulary.with_vocabulary_of, for other mel bins "
+            "SpeechCollator(..., teacher_extractor=...), as the scripts do"
         )
 
 
 def pair_differences(
     teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration, own_features: bool = False
 ) -> list[str]:
-    """What `check_pair` refuses, in words."""
+    """Return the differences that `check_pair` rejects, such as "vocab_size: teacher 51866, student 51865"."""
     differences = []
-    for name, meaning in {
-        "vocab_size": "tokens in the vocabulary",
-        "num_mel_bins": "mel bins",
-        "max_source_positions": "encoder positions",
-        "decoder_start_token_id": "as the id of the start token",
-    }.items():
+    for name in ("vocab_size", "num_mel_bins", "max_source_positions", "decoder_start_token_id"):
         if name == "num_mel_bins" and own_features:
             continue
-        theirs, ours = getattr(teacher.config, name), getattr(student.config, name)
-        if theirs != ours:
-            differences.append(f"{theirs} against {ours} {meaning}")
+        of_teacher, of_student = getattr(teacher.config, name), getattr(student.config, name)
+        if of_teacher != of_student:
+            differences.append(f"{name}: teacher {of_teacher}, student {of_student}")
     return differences
 
 
 def same_encoder(teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration) -> bool:
-    """Whether the encoders have equal weights, up to the teacher's dtype."""
+    """Return whether the encoders have equal weights, compared in the teacher's dtype."""
     same_heads = teacher.config.encoder_attention_heads == student.config.encoder_attention_heads
     return same_heads and _same_weights(teacher.model.encoder, student.model.encoder)
 
 
 def _same_weights(teacher: nn.Module, student: nn.Module) -> bool:
-    """Up to the teacher's dtype; an adapter on the student, and its names, aside."""
-    theirs = full_weights(teacher)
-    ours = {
+    """Compare in the teacher's dtype, without the student's adapter."""
+    teacher_weights = full_weights(teacher)
+    student_weights = {
         name.replace(".base_layer.", "."): weight
         for name, weight in student.state_dict().items()
         if ".lora_" not in name
     }
-    return theirs.keys() == ours.keys() and all(
-        weight.shape == ours[name].shape and torch.equal(weight, ours[name].to(weight.device, weight.dtype))
-        for name, weight in theirs.items()
+    return teacher_weights.keys() == student_weights.keys() and all(
+        weight.shape == student_weights[name].shape
+        and torch.equal(weight, student_weights[name].to(weight.device, weight.dtype))
+        for name, weight in teacher_weights.items()
     )
 
 
 def encoder_is_deterministic(config: WhisperConfig) -> bool:
-    """Whether training leaves the encoder's output alone: no SpecAugment, no layerdrop, no dropout."""
+    """Return whether the encoder has no SpecAugment, layerdrop or dropout in training."""
     varies = config.apply_spec_augment or config.encoder_layerdrop or config.dropout or config.attention_dropout
     return not (varies or config.activation_dropout)

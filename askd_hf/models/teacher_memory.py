@@ -1,8 +1,8 @@
-"""A teacher that takes little memory: decoder layers in 8 bits, layers that stay in CPU memory until they run.
+"""A teacher that needs little memory: decoder layers in 8 bits, and layers offloaded to CPU memory.
 
-What the projection reads directly, the embeddings of the vocabulary, stays as it is and where training computes. The
-encoder isn't quantised either: whether the student has its layers is seen by their weights, and where it has all of
-them, the teacher's own isn't run at all and can stay in CPU memory whatever the options.
+The embedding of the vocabulary is neither quantized nor offloaded, as the projection reads it directly. The encoder
+isn't quantized, because its weights are compared with the student's: if they are equal, the teacher's encoder isn't
+run, and stays in CPU memory with any options.
 """
 
 import contextlib
@@ -13,39 +13,40 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
+from transformers.utils import is_torchao_available
 
 from ..errors import UserError
 
+TORCHAO_VERSION = "0.16.0"
+
 
 def check_int8() -> None:
-    """Raise `UserError` if what 8-bit weights need isn't installed."""
-    try:
-        import torchao.quantization  # noqa: F401
-    except ImportError as error:
+    """Raise `UserError` if torchao isn't installed."""
+    if not is_torchao_available(TORCHAO_VERSION):
         raise UserError(
-            f"--teacher_dtype int8 needs torchao ({error}): install it with pip install 'askd-hf[int8]'"
-        ) from error
+            f"--teacher_dtype int8 requires torchao, version {TORCHAO_VERSION} or later: pip install 'askd-hf[int8]'"
+        )
 
 
 def quantize_decoder(teacher: WhisperForConditionalGeneration) -> None:
-    """Keep the weights of the decoder's linear layers in 8 bits, a scale a row, where they are; in place.
+    """Quantize the linear layers of the decoder to int8 weights with one scale per row, in place.
 
-    They are multiplied in the teacher's dtype, which is that of all other weights.
+    They are multiplied in the teacher's dtype.
     """
     check_int8()
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    quantize_(teacher.model.decoder.layers, Int8WeightOnlyConfig(), filter_fn=_is_whole_linear)
+    quantize_(teacher.model.decoder.layers, Int8WeightOnlyConfig(), filter_fn=_is_unquantized_linear)
 
 
-def _is_whole_linear(module: nn.Module, name: str) -> bool:
+def _is_unquantized_linear(module: nn.Module, name: str) -> bool:
     from torchao.utils import TorchAOBaseTensor
 
     return isinstance(module, nn.Linear) and not isinstance(module.weight, TorchAOBaseTensor)
 
 
 def offload(layers: Iterable[nn.Module], device: torch.device) -> None:
-    """Keep layers in CPU memory; each comes to `device` when it is run, and leaves it again."""
+    """Keep layers in CPU memory, and copy each to `device` while it runs."""
     for layer in layers:
         if has_offloaded_params(layer):
             continue
@@ -57,10 +58,10 @@ def offload(layers: Iterable[nn.Module], device: torch.device) -> None:
 def place_teacher(
     teacher: WhisperForConditionalGeneration, device: torch.device, encoder_runs: bool = True
 ) -> WhisperForConditionalGeneration:
-    """Move the teacher itself to `device`, except for the layers that are offloaded.
+    """Move the teacher to `device` in place, except for offloaded layers.
 
     Args:
-        encoder_runs: False: its layers aren't expected to run, and stay in CPU memory.
+        encoder_runs: False to offload the encoder layers, which are not expected to run.
     """
     if not encoder_runs and device.type != "cpu":
         offload(teacher.model.encoder.layers, device)
@@ -74,7 +75,7 @@ def place_teacher(
 
 
 def full_weights(module: nn.Module) -> dict[str, Tensor]:
-    """`module.state_dict()`, with those of offloaded layers as they are in CPU memory."""
+    """Return `module.state_dict()` with the weights of offloaded layers, in CPU memory."""
     with contextlib.ExitStack() as stack:
         for part in module.modules():
             if has_offloaded_params(part):

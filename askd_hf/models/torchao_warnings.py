@@ -1,13 +1,13 @@
-"""Drops four warnings of torchao's, which no user of this library can do anything about.
+"""Filter four warnings about torchao out of the log.
 
-transformers imports torchao wherever it is installed, whether or not 8-bit weights are asked for. On a machine without
-the GPUs of its compiled kernels torchao then warns that it can't load them, and torch that torchao calls a function in
-an old way. Importing this module, before transformers, filters these lines out of the log. All others pass.
+transformers imports torchao if it is installed, even without 8-bit weights. Without the GPUs of its compiled kernels
+torchao warns that it can't load them, and torch warns of a deprecated call by torchao. Users can't fix either. This
+module must be imported before transformers.
 """
 
 import logging
 
-# logger: what its messages begin with, or contain
+# logger -> parts of its message
 DROPPED = {
     "torchao": ("Failed to load", "torchao/_C"),
     "torch.utils._pytree": ("register_constant() on Enum subclasses",),
@@ -15,7 +15,7 @@ DROPPED = {
 
 
 class _Without(logging.Filter):
-    """Drops messages that contain all of `parts`."""
+    """Drop messages that contain all of `parts`."""
 
     def __init__(self, parts: tuple[str, ...]):
         super().__init__()

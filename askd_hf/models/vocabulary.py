@@ -1,15 +1,16 @@
-"""A teacher of another vocabulary than the student's: its rows of the vocabulary are put in the student's order.
+"""Convert a teacher to the student's vocabulary, by reordering the rows of its embedding.
 
-Whisper's input embedding and output projection are one matrix, a row a token. With its rows in the order of the
-student's tokens the teacher reads and predicts the student's token ids, and all else is as with a teacher of the same
-vocabulary. large-v3, for one, has one language more than the models before it, and all tokens behind it moved.
+Whisper's input embedding and output projection are one matrix with one row per token. With the rows in the order of
+the student's tokens, the teacher takes and predicts the student's token ids. large-v3, for example, has one language
+more than earlier models, which shifts the ids of all later tokens.
 
-Tokens are partners if their texts are the same; timestamps, to which many tokenizers give no texts, if their places
-behind `<|notimestamps|>` are. What has no partner:
+Two tokens match if their texts are equal. Timestamps, which many tokenizers store without text, match if their
+positions after `<|notimestamps|>` are equal. For tokens without a match:
 
-- of the teacher: it can't be predicted any more, and its probability goes to all other tokens in proportion, as the
-  softmax is over the student's tokens. For large-v3 that is `<|yue|>` alone, which in transcripts has next to none.
-- of the student: it gets the row of `<|startoftranscript|>`, which Whisper never predicts: next to no probability.
+- A token that only the teacher has can no longer be predicted. Its probability is distributed to all other tokens in
+  proportion, as the softmax is over the student's tokens. For large-v3 this is only `<|yue|>`, whose probability is
+  close to 0 in transcripts.
+- A token that only the student has gets the row of `<|startoftranscript|>`, whose probability is always close to 0.
 """
 
 import copy
@@ -25,21 +26,21 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 10
-TIMESTAMPS = 1501  # from 0 to 30 seconds
+SHOWN = 10  # tokens that a message names
+TIMESTAMPS = 1501  # 0 to 30 seconds in steps of 0.02
 
 
 def token_partners(teacher: WhisperTokenizer, student: WhisperTokenizer) -> Tensor:
-    """For every token of the student the teacher's id of it, or -1: int `(student's tokens,)`.
+    """Return the teacher's id of every student token, -1 without a match: int64 `(student tokens,)`.
 
-    Raises `UserError` if the tokenizers split text into different pieces, as English-only and multilingual Whispers
-    do: then the teacher's next token isn't the student's.
+    Raises `UserError` if the tokenizers split text differently, as those of English-only and multilingual Whisper
+    models do.
     """
     if _pieces(teacher) != _pieces(student):
         raise UserError(
-            "teacher and student split text into different tokens (as English-only and multilingual models do), so "
-            "the teacher's probabilities mean nothing to the student. Choose a teacher of the student's kind, or "
-            "train on the teacher's transcripts: askd-hf pseudo-label, then --preset ce or ps-kd"
+            "teacher and student split text into different tokens (as English-only and multilingual models do): give "
+            "two English-only or two multilingual models, or train on the teacher's transcripts "
+            "(askd-hf pseudo-label, then --preset ce or ps-kd)"
         )
     ids = teacher.get_vocab()
     partners = torch.full((len(student),), -1)
@@ -49,9 +50,9 @@ def token_partners(teacher: WhisperTokenizer, student: WhisperTokenizer) -> Tens
 
 
 def timestamp_ids(tokenizer: WhisperTokenizer, vocab_size: int) -> range:
-    """The ids of `<|0.00|>`, `<|0.02|>`, ... `<|30.00|>`, as far as the vocabulary has them.
+    """Return the ids of `<|0.00|>`, `<|0.02|>`, ... `<|30.00|>` that are in the vocabulary.
 
-    Raises `UserError` without `<|notimestamps|>`, which they follow (as in `data.labels.segment_ids`).
+    They follow `<|notimestamps|>`. Raises `UserError` if the tokenizer lacks this token.
     """
     first = token_id(tokenizer, "<|notimestamps|>") + 1
     names = {i: token for token, i in tokenizer.get_vocab().items()}
@@ -61,7 +62,7 @@ def timestamp_ids(tokenizer: WhisperTokenizer, vocab_size: int) -> range:
 
 
 def _pieces(tokenizer: WhisperTokenizer) -> tuple[set[str], list]:
-    """The tokens of text, and how they are merged; special tokens aside."""
+    """Return the text tokens and the merges, without special tokens."""
     tokens = set(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False))
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     return tokens - added, json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
@@ -73,20 +74,20 @@ def with_vocabulary_of(
     teacher: WhisperForConditionalGeneration,
     teacher_tokenizer: WhisperTokenizer,
 ) -> WhisperForConditionalGeneration:
-    """`teacher` itself if it has the student's vocabulary, or else a copy that has it. See the module's docstring.
+    """Return `teacher` if it has the student's vocabulary, else a copy with it. See the docstring of the module.
 
     Args:
-        student: its config.
+        student: the config of the student.
 
-    Raises `UserError` as `token_partners`, and if the teacher lacks a token that starts every transcript, as that of
-    its language.
+    Raises `UserError` as `token_partners` does, and if the teacher lacks a token of the student's prefix, such as the
+    language.
     """
     partners = token_partners(teacher_tokenizer, student_tokenizer)
     size = student.vocab_size
-    # rows that stand for nothing, if there are, have no partners
+    # rows beyond the tokenizer's tokens have no match
     partners = torch.cat([partners, partners.new_full((max(size - len(partners), 0),), -1)])[:size]
-    theirs = timestamp_ids(teacher_tokenizer, teacher.config.vocab_size)
-    for i, partner in zip(timestamp_ids(student_tokenizer, size), theirs, strict=False):
+    teacher_timestamps = timestamp_ids(teacher_tokenizer, teacher.config.vocab_size)
+    for i, partner in zip(timestamp_ids(student_tokenizer, size), teacher_timestamps, strict=False):
         partners[i] = partner
     named = {*student_tokenizer.get_vocab().values(), *teacher_tokenizer.get_vocab().values()}
     if size == teacher.config.vocab_size and all(partners[i] == i for i in named if i < size):
@@ -94,16 +95,19 @@ def with_vocabulary_of(
     names = student_tokenizer.convert_ids_to_tokens(range(len(student_tokenizer)))
     lacking = [names[i] for i in student_tokenizer.prefix_tokens if partners[i] < 0]
     if lacking:
-        raise UserError(f"the teacher has no {' '.join(lacking)}, with which the student's transcripts begin")
+        raise UserError(
+            f"the teacher's vocabulary lacks {' '.join(lacking)}, the start of the student's transcripts: choose a "
+            "teacher with this language and task"
+        )
     unknown = [names[i] for i in (partners < 0).nonzero().flatten().tolist() if i < len(names)]
     dropped = len(set(range(teacher.config.vocab_size)) - set(partners.tolist()))
     shown = ", ".join(unknown[:SHOWN]) + (" ..." if len(unknown) > SHOWN else "")
     logger.warning(
-        "the teacher has another vocabulary: %d of its tokens aren't the student's, %d of the student's aren't the "
-        "teacher's%s",
+        "the teacher has another vocabulary: %d of its tokens are not in the student's, %d of the student's are not "
+        "in the teacher's%s",
         dropped,
         len(unknown),
-        f" ({shown}), which it will never expect" if unknown else "",
+        f" ({shown}), which it predicts with a probability close to 0" if unknown else "",
     )
     return _with_rows(teacher, partners, student)
 
@@ -111,7 +115,7 @@ def with_vocabulary_of(
 def _with_rows(
     teacher: WhisperForConditionalGeneration, partners: Tensor, student: WhisperConfig
 ) -> WhisperForConditionalGeneration:
-    # -1: a token without a partner
+    # -1 is a token without a match
     rows = torch.where(partners < 0, teacher.config.decoder_start_token_id, partners)
     weight = teacher.get_output_embeddings().weight.data[rows.to(teacher.device)]
     config = copy.deepcopy(teacher.config)
@@ -119,8 +123,8 @@ def _with_rows(
     for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(config, name, getattr(student, name))
     with torch.device("meta"):  # no memory for weights that are replaced
-        ours = WhisperForConditionalGeneration(config)
+        converted = WhisperForConditionalGeneration(config)
     weights = teacher.state_dict() | {"model.decoder.embed_tokens.weight": weight, "proj_out.weight": weight}
-    ours.load_state_dict(weights, assign=True)
-    ours.tie_weights()
-    return ours.train(teacher.training)
+    converted.load_state_dict(weights, assign=True)
+    converted.tie_weights()
+    return converted.train(teacher.training)

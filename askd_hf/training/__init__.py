@@ -1,1 +1,1 @@
-"""What a run needs beside the method: models on a batch, logged terms, checkpoints, caches."""
+"""Parts of the trainer and of a run: models on a batch, logging, checkpoints, datasets, caches."""

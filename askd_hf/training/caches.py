@@ -1,4 +1,4 @@
-"""From the options to what training needs besides speech: caches, and a teacher that takes little memory."""
+"""Encoder cache, teacher cache and memory of the teacher, as the options say."""
 
 import logging
 from dataclasses import replace
@@ -26,7 +26,7 @@ from ..models.teacher_memory import offload, place_teacher, quantize_decoder
 
 logger = logging.getLogger(__name__)
 
-LARGEST_VOCABULARY = 2**16
+MAX_VOCABULARY = 2**16  # the cache stores token ids as uint16
 
 
 def check_caches(
@@ -37,41 +37,42 @@ def check_caches(
     mix_args: MixArguments | None = None,
     augment: AugmentArguments | None = None,
 ) -> None:
-    """Raise `UserError` for cache options that can't be."""
+    """Raise `UserError` for options of the caches that don't fit the other options."""
     if augment is not None and augment.augment and caches.encoder_cache_dir:
-        raise UserError("--augment: the encoder's output of a clip that is always another can't be cached")
+        raise UserError("--augment is not supported with --encoder_cache_dir: it changes a clip in every epoch")
     if mix_args is not None and mix_args.streaming and (caches.encoder_cache_dir or caches.teacher_cache_dir):
         raise UserError(
-            "--encoder_cache_dir, --teacher_cache_dir: they need all clips at once, which --streaming never has"
+            "--encoder_cache_dir and --teacher_cache_dir are not supported with --streaming, as they require all clips"
         )
     changing = mix_args is not None and (mix_args.timestamp_probability or mix_args.condition_on_prev_probability)
     if changing and caches.teacher_cache_dir:
         raise UserError(
-            "--teacher_cache_dir: it has the teacher's answers for a clip's plain labels, and with "
-            "--timestamp_probability and --condition_on_prev_probability they change from epoch to epoch"
+            "--teacher_cache_dir is not supported with --timestamp_probability and --condition_on_prev_probability: "
+            "they change the labels in every epoch"
         )
     if caches.teacher_cache_dir and not models.teacher:
         raise UserError(
-            "--teacher_cache_dir labels with a teacher: give it with --teacher. To train on what it has labelled before: "
-            f"--dataset {caches.teacher_cache_dir}"
+            "--teacher_cache_dir requires --teacher. To train on labels that are already cached, give --dataset "
+            f"{caches.teacher_cache_dir}"
         )
     if caches.teacher_cache_dir and not config.uses_teacher:
-        raise UserError(f"--teacher_cache_dir has no use: --preset {config.preset} has no teacher phase")
+        raise UserError(f"--teacher_cache_dir has no effect: --preset {config.preset} has no teacher phase")
     if caches.teacher_cache_dir and not 1 <= caches.teacher_top_k < vocabulary:
-        raise UserError(f"--teacher_top_k {caches.teacher_top_k} is not from 1 to {vocabulary - 1}, the vocabulary's")
-    if caches.teacher_cache_dir and vocabulary > LARGEST_VOCABULARY:
         raise UserError(
-            f"--teacher_cache_dir: {vocabulary} tokens; it keeps their ids as uint16, {LARGEST_VOCABULARY}"
+            f"--teacher_top_k must be between 1 and {vocabulary - 1}, less than the vocabulary, got "
+            f"{caches.teacher_top_k}"
         )
+    if caches.teacher_cache_dir and vocabulary > MAX_VOCABULARY:
+        raise UserError(f"--teacher_cache_dir requires a vocabulary of at most {MAX_VOCABULARY}, got {vocabulary}")
     if caches.teacher_cache_dir and config.hidden_weight:
         raise UserError(
-            f"--hidden_weight {config.hidden_weight:g} needs the teacher's hidden states at every step, which "
-            "--teacher_cache_dir doesn't keep: leave out one of them"
+            f"--hidden_weight {config.hidden_weight:g} is not supported with --teacher_cache_dir, which doesn't "
+            "contain the teacher's hidden states"
         )
     if caches.encoder_cache_dir and config.freeze_encoder is False:
         raise UserError(
-            "--encoder_cache_dir needs an encoder that stays as it is: leave it out, or keep the encoder whole and frozen "
-            "(no --encoder_layers, no --freeze_encoder False)"
+            "--encoder_cache_dir requires a frozen encoder: leave it out, or leave out --encoder_layers and "
+            "--freeze_encoder False"
         )
 
 
@@ -82,13 +83,13 @@ def with_encoder_cache(
     caches: CacheArguments,
     config: ASKDConfig,
 ) -> SpeechCollator:
-    """The collator, reading `model`'s encoder outputs from `--encoder_cache_dir`; what isn't there is computed first."""
+    """Return the collator with the encoder cache of `--encoder_cache_dir`. Missing outputs are computed first."""
     if caches.encoder_cache_dir is None:
         return collator
     if not encoder_is_deterministic(model.config):
         raise UserError(
-            "--encoder_cache_dir: the model's config asks for SpecAugment, layerdrop or dropout, with which the encoder's "
-            "output is another in every epoch. Set them to 0 in its config.json, or train without the cache"
+            "--encoder_cache_dir requires a model without SpecAugment, layerdrop and dropout, which change the "
+            "outputs of the encoder in every epoch: set them to 0 in its config.json, or train without the cache"
         )
     cache = cache_encoder(
         model,
@@ -116,13 +117,13 @@ def with_soft_labels(
     config: ASKDConfig,
     teacher_extractor: WhisperFeatureExtractor | None = None,
 ) -> Dataset | SpeechStream:
-    """The dataset with its teacher columns: those it came with, checked, or those of `--teacher_cache_dir`.
+    """Return the dataset with the columns of the teacher's soft labels: its own, or those of `--teacher_cache_dir`.
 
-    Without either, or without a use for them, it has none.
+    The columns are removed if the objective doesn't use them.
 
     Args:
-        teacher: with its full weights. To label it is cast and moved to where the run computes.
-        teacher_extractor: if it isn't the student's, which `collator` has.
+        teacher: with unquantized weights. It is cast and moved to the device of the run to compute soft labels.
+        teacher_extractor: the teacher's feature extractor, if it differs from the student's in `collator`.
     """
     if isinstance(dataset, SpeechStream):
         return dataset
@@ -131,7 +132,7 @@ def with_soft_labels(
     if not (has_soft_labels(dataset) or caches.teacher_cache_dir):
         alike = [name for name in ALL_COLUMNS if name in dataset.column_names]
         if alike:
-            logger.warning("the columns %s aren't the soft labels of a teacher: left out", ", ".join(alike))
+            logger.warning("removed the columns %s, which aren't the soft labels of a teacher", ", ".join(alike))
         return without_soft_labels(dataset)
     dtype, autocast = resolve_dtype(models.teacher_dtype, config), resolve_dtype("auto", config)
     autocast = None if autocast == torch.float32 else autocast
@@ -164,7 +165,7 @@ def with_soft_labels(
 def compress_teacher(
     teacher: WhisperForConditionalGeneration, models: ModelArguments, config: ASKDConfig
 ) -> WhisperForConditionalGeneration:
-    """The teacher itself, its weights as `teacher_dtype` says, and in CPU memory until they run if it is offloaded."""
+    """Cast the teacher to `teacher_dtype`, and offload its layers to CPU memory if `teacher_offload`. In place."""
     teacher = teacher.to(resolve_dtype(models.teacher_dtype, config))
     if models.teacher_dtype == "int8":
         quantize_decoder(teacher)

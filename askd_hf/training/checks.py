@@ -1,4 +1,4 @@
-"""Checks of the trainer's arguments against each other, before anything is computed."""
+"""Checks of the trainer's arguments, before anything is computed."""
 
 from typing import Any
 
@@ -11,43 +11,52 @@ from ..data.teacher_cache import check_settings
 from ..errors import UserError
 
 
+def check_no_loss_function(compute_loss_func: Any = None, **kwargs: Any) -> None:
+    """Raise ValueError if the trainer is given a `compute_loss_func`. The other arguments are ignored."""
+    if compute_loss_func is not None:
+        raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for a custom loss")
+
+
 def check_teacher(
     args: ASKDConfig,
     teacher: WhisperForConditionalGeneration | None,
     soft_labels: Dataset | None,
     vocabulary: int,
 ) -> None:
-    """Raise `UserError` unless there is a teacher, or its soft labels, wherever the options need it.
+    """Raise `UserError` if the options require a teacher, and there is neither a teacher nor its soft labels.
 
     Args:
         soft_labels: the training set if it has cached soft labels, else None.
-        vocabulary: the student's number of tokens.
+        vocabulary: the size of the student's vocabulary.
     """
     if soft_labels is not None and args.uses_teacher:
         check_settings(soft_labels, args.temperature, vocabulary)
     if args.uses_teacher and teacher is None and (soft_labels is None or args.eval_teacher_losses):
+        option = "--eval_teacher_losses" if soft_labels is not None else f"--preset {args.preset}"
         raise UserError(
-            f"preset {args.preset!r} has a teacher phase"
-            f"{' and --eval_teacher_losses evaluates it, ' if args.eval_teacher_losses else ' '}but there is no teacher: give it "
-            "with --teacher, or choose a preset without one (ps-kd, ce)"
+            f"{option} requires a teacher, and there is no teacher: give --teacher, or choose a preset without one "
+            "(ps-kd, ce)"
         )
     if args.n_gpu > 1:
-        raise UserError("several GPUs need one process each: start with `accelerate launch` (or torchrun)")
+        raise UserError("several GPUs require one process each: start with `accelerate launch` (or torchrun)")
 
 
 def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> None:
-    """Raise `UserError` if the collator changes clips at random where that can't be."""
-    if not draws_at_random(collator):
+    """Raise `UserError` if the collator changes clips at random and an option doesn't allow that."""
+    if not is_random(collator):
         return
     if teacher_is_cached and args.uses_teacher:
-        raise UserError("the teacher's cached labels are of the clips as they are: the collator may change none")
+        raise UserError(
+            "the teacher's cached labels are of the unchanged clips: --augment, --timestamp_probability and "
+            "--condition_on_prev_probability are not supported with them"
+        )
     if args.dataloader_persistent_workers:
         raise UserError(
-            "dataloader_persistent_workers: the workers would draw the same in every epoch; leave it off with "
-            "--augment, --timestamp_probability and --condition_on_prev_probability"
+            "--dataloader_persistent_workers is not supported with --augment, --timestamp_probability and "
+            "--condition_on_prev_probability: the workers would repeat the random numbers of the first epoch"
         )
 
 
-def draws_at_random(collator: Any) -> bool:
-    """Whether a clip's batch isn't the same in every epoch."""
+def is_random(collator: Any) -> bool:
+    """Return whether the batch of a clip differs between epochs."""
     return isinstance(collator, SpeechCollator) and collator.is_random

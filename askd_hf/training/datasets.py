@@ -1,4 +1,4 @@
-"""From the options to speech: splits that are checked, mixed or streamed, those of evaluation by language."""
+"""Load the training and evaluation sets that the options name."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -31,8 +31,8 @@ from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
 from ..evaluation.metrics import normalizer_for, text_language
 
-SYNTHETIC = "synthetic"
-CHECKPOINTS_OF_A_STREAM = 10
+SYNTHETIC = "synthetic"  # value of --no_speech_dataset
+CHECKPOINTS_OF_A_STREAM = 10  # per run
 
 
 def load_split(
@@ -42,9 +42,12 @@ def load_split(
     multilingual: bool = False,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
-    """A split, its first `limit` rows, with their languages for a multilingual model.
+    """Load the first `limit` rows of a split, with language and task columns for a multilingual model.
 
-    Raises `UserError` as `load_speech_dataset`, and if a multilingual model isn't told the language.
+    Raises `UserError` as `load_speech_dataset` does, and if the language for a multilingual model is unknown.
+
+    Args:
+        limit: None for all rows.
     """
     speech = load_speech_dataset(
         source.dataset,
@@ -56,13 +59,13 @@ def load_split(
         streaming=streaming,
     )
     if limit is not None:
-        speech = speech.take(limit) if streaming else speech.select(range(min(limit, len(speech))))
+        speech = speech.take(limit)
     if not multilingual:
         return without_language(speech, source.dataset)
     if source.language is None and "language" not in speech.column_names:
         raise UserError(
-            f"--language is missing: the model is multilingual, and {source.dataset} has no column `language`; say "
-            "what is spoken, as in --language english"
+            f"--language is required: the model is multilingual, and {source.dataset} has no column `language`. Give "
+            "the language, such as --language english"
         )
     return with_language(speech, source.language, source.task, source.dataset)
 
@@ -76,11 +79,12 @@ def validate_split(
     report_to: str,
     collator: SpeechCollator,
 ) -> Dataset:
-    """The rows that can be used and are wanted, every clip decoded once; the others are listed in `report_to`.
+    """Return the valid rows that pass the filters. Every clip is decoded once.
 
     Args:
         role: training or evaluation.
-        name: of the split in messages and of the list, see `names_of`.
+        name: of the split, see `names_of`.
+        report_to: the directory for the list of skipped rows.
     """
     return filter_invalid_clips(
         speech,
@@ -94,12 +98,12 @@ def validate_split(
 
 
 def model_limits(collator: SpeechCollator) -> Limits:
-    """What the model can take."""
+    """Return the limits of the model: the duration of a clip and the number of label tokens."""
     return Limits(collator.processor.feature_extractor.chunk_length, collator.config.max_target_positions)
 
 
 def training_limits(collator: SpeechCollator, data_args: DataArguments) -> Limits:
-    """Likewise, and what the filters want."""
+    """Return the limits of the model and of the filters."""
     return replace(
         model_limits(collator),
         min_duration_in_seconds=data_args.min_duration_in_seconds,
@@ -117,9 +121,12 @@ def _label_normalizer(
     if data_args.text_normalizer == "none":
         return None
     if data_args.text_normalizer == "basic":
-        return basic_normalizer()  # and never by letter, which is for scoring
+        return basic_normalizer()  # without splitting letters, which is for scoring only
     if source.task != "translate" and language_code(source.language) not in (None, "en"):
-        raise UserError(f"--text_normalizer english: {source.dataset} is {source.language}; choose basic")
+        raise UserError(
+            f"--text_normalizer english requires English transcripts, and {source.dataset} is {source.language}; "
+            "choose basic"
+        )
     return EnglishTextNormalizer(collator.processor.tokenizer.english_spelling_normalizer or {})
 
 
@@ -131,12 +138,13 @@ def training_speech(
     multilingual: bool,
     report_to: str | None = None,
 ) -> Dataset | SpeechStream:
-    """All that is trained on: every clip looked at once, or a stream that nobody has looked at.
+    """Return the training set: validated and mixed, or an unvalidated stream.
 
     Args:
-        report_to: the directory for lists of clips that are left out. Default: that of the run.
+        report_to: the directory for the lists of skipped rows. Default: `config.output_dir`.
 
-    Raises `UserError` for speech that can't be used, and for options that don't go together.
+    Raises:
+        UserError: the data is invalid, or options don't fit together.
     """
     sources = data_args.train_sources()
     report_to = report_to or config.output_dir
@@ -144,7 +152,7 @@ def training_speech(
     limit = data_args.max_train_samples
     names = names_of(sources)
     normalizers = [_label_normalizer(data_args, source, collator) for source in sources]
-    # a normalizer gives lower case, and none knows that of every language
+    # normalizers return lower case, but not for every language
     text_case = data_args.text_case if data_args.text_normalizer == "none" else "lower"
     splits = [
         clean_texts(
@@ -158,7 +166,7 @@ def training_speech(
     ]
     _check_columns(mix_args, splits)
     if mix_args.streaming:
-        # what the rows of a stream say is known only when they come
+        # the languages in the rows of a stream aren't known in advance
         pairs = {(language_code(s.language) or "en", s.task or "transcribe") for s in sources} if multilingual else ()
         no_speech_dataset = _negatives(mix_args, data_args, collator, sorted(pairs))
         return SpeechStream(
@@ -188,29 +196,29 @@ def training_speech(
 
 
 def spoken_in(dataset: Dataset) -> list[tuple[str, str]]:
-    """The pairs of language and task in the rows, sorted; none if the rows don't have them."""
+    """Return the distinct pairs of language and task in the rows, sorted; empty without these columns."""
     return sorted(set(_spoken(dataset)))
 
 
 def _spoken(dataset: Dataset) -> list[tuple[str, str]]:
-    """Language and task of every row, if the rows have them."""
+    """Return language and task of every row; empty without these columns."""
     if "language" not in dataset.column_names:
         return []
     return list(zip(dataset["language"][:], dataset["task"][:], strict=True))
 
 
 def _check_columns(mix_args: MixArguments, splits: list[Dataset | IterableDataset]) -> None:
-    """Raise `UserError` if no clip at all has what clips are to be learned with."""
+    """Raise `UserError` if an option requires a column that no dataset has."""
     wanted = {"timestamp_probability": "segments", "condition_on_prev_probability": "prompt"}
     for option, column in wanted.items():
         if getattr(mix_args, option) and not any(column in split.column_names for split in splits):
             raise UserError(
-                f"--{option} has no use: no dataset has a column `{column}`; askd-hf pseudo-label makes it"
+                f"--{option} requires a column `{column}`, and no dataset has one; askd-hf pseudo-label creates it"
             )
 
 
 def check_normalizer(data_args: DataArguments) -> None:
-    """Raise `UserError` if `--normalizer` isn't installed, or isn't made for the language of the transcripts."""
+    """Raise `UserError` if `--normalizer` isn't installed or doesn't support the language of the transcripts."""
     task = "translate" if "translate" in data_args.task else "transcribe"
     for language in data_args.eval_language or data_args.language or [NONE]:
         spoken = None if language == NONE else language
@@ -218,23 +226,26 @@ def check_normalizer(data_args: DataArguments) -> None:
 
 
 def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConfig) -> None:
-    """Raise `UserError` for options of the mix that can't be."""
+    """Raise `UserError` for options of the data that don't fit together."""
     weights, datasets = mix_args.dataset_probabilities, len(data_args.dataset) + bool(data_args.unlabeled_dataset)
     if weights and len(weights) != datasets:
         raise UserError(
-            f"--dataset_probabilities: {len(weights)} of them for {datasets} datasets (--unlabeled_dataset is the last)"
+            f"--dataset_probabilities requires one value per dataset, got {len(weights)} for {datasets} datasets "
+            "(--unlabeled_dataset is the last)"
         )
     check_normalizer(data_args)
-    data_args.train_sources()  # they raise for options that have neither one value nor one for each dataset
+    data_args.train_sources()  # raises for options with neither one value nor one per dataset
     data_args.eval_sources()
     if mix_args.streaming and config.max_steps <= 0:
-        raise UserError("--streaming: nobody knows how long an epoch is; say how long to train with --max_steps")
+        raise UserError("--streaming requires --max_steps: the length of an epoch is unknown")
     if mix_args.streaming and config.train_sampling_strategy == "group_by_length":
-        raise UserError("--train_sampling_strategy group_by_length: the lengths of a stream aren't known")
+        raise UserError(
+            "--train_sampling_strategy group_by_length is not supported with --streaming: the lengths are unknown"
+        )
 
 
 def prepare_stream(config: ASKDConfig) -> None:
-    """A stream has no epochs: what was to happen at their ends happens ten times in the run."""
+    """Evaluate and save ten times per run in place of at every epoch, as the length of an epoch is unknown."""
     steps = max(config.max_steps // CHECKPOINTS_OF_A_STREAM, 1)
     if config.eval_strategy == IntervalStrategy.EPOCH:
         config.eval_strategy, config.eval_steps = IntervalStrategy.STEPS, steps
@@ -245,10 +256,10 @@ def prepare_stream(config: ASKDConfig) -> None:
 def _negatives(
     mix_args: MixArguments, data_args: DataArguments, collator: SpeechCollator, spoken: list[tuple[str, str]]
 ) -> Dataset | None:
-    """The clips without speech; of a multilingual model in its languages in turn, for silence is the same in all.
+    """Return the clips without speech. For a multilingual model they get its languages and tasks in turn.
 
     Args:
-        spoken: pairs of language and task; none for an English-only model.
+        spoken: pairs of language and task; empty for an English-only model.
     """
     if mix_args.no_speech_dataset is None:
         return None
@@ -269,7 +280,7 @@ def _negatives(
 def evaluation_speech(
     data_args: DataArguments, config: ASKDConfig, collator: SpeechCollator, multilingual: bool
 ) -> dict[str, EvalSplit]:
-    """By name the evaluation splits, each of one language and task, every clip looked at once."""
+    """Return the validated evaluation splits by name, each of one language and task."""
     sources = data_args.eval_sources()
     limits = model_limits(collator)
     found: dict[str, EvalSplit] = {}
@@ -282,16 +293,16 @@ def evaluation_speech(
 
 
 def _by_language(source: SpeechSource, name: str, split: Dataset, clips: Dataset) -> dict[str, EvalSplit]:
-    """The `clips` of a `split` that can be used, apart by language and task if there are several."""
-    kinds = spoken_in(clips)
-    if not kinds:
+    """Split the valid `clips` of a `split` by language and task."""
+    pairs = spoken_in(clips)
+    if not pairs:
         return {name: EvalSplit(source, clips, len(split) - len(clips))}
-    spoken, there_were = _spoken(clips), Counter(_spoken(split))
+    spoken, total = _spoken(clips), Counter(_spoken(split))
     found = {}
-    for language, task in kinds:
+    for language, task in pairs:
         rows = [row for row, pair in enumerate(spoken) if pair == (language, task)]
-        suffix = f"-{language}" + ("" if task == "transcribe" else f"-{task}") if len(kinds) > 1 else ""
-        of_kind = clips.select(rows) if len(kinds) > 1 else clips
-        of_source = source._replace(language=language, task=task)
-        found[name + suffix] = EvalSplit(of_source, of_kind, there_were[language, task] - len(rows))
+        suffix = f"-{language}" + ("" if task == "transcribe" else f"-{task}") if len(pairs) > 1 else ""
+        pair_clips = clips.select(rows) if len(pairs) > 1 else clips
+        pair_source = source._replace(language=language, task=task)
+        found[name + suffix] = EvalSplit(pair_source, pair_clips, total[language, task] - len(rows))
     return found

@@ -1,4 +1,4 @@
-"""Generate in evaluation from the encoder's outputs that the loss has computed."""
+"""Generation in evaluation, from the encoder outputs of the loss."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from ..models.generation_config import no_timestamps
 def generation_inputs(
     model: WhisperForConditionalGeneration, encoder_outputs: Tensor, labels: Tensor
 ) -> dict[str, Any]:
-    """The arguments of `generate` for a batch, each clip in the language of its labels.
+    """Return the arguments of `generate` for a batch, with the language and task of each clip's labels.
 
     Args:
         encoder_outputs: `(batch, positions, d_model)`.
         labels: `(batch, tokens)`.
     """
     encoder_outputs = encoder_outputs.to(model.dtype)
-    # the mask is of ones, as Whisper sees the padding's silence too; without it `generate` warns at every run
+    # all ones, as Whisper also attends to the silence of the padding; without a mask `generate` logs a warning
     frames = 2 * encoder_outputs.shape[1]
     return {
         "encoder_outputs": BaseModelOutput(last_hidden_state=encoder_outputs),
@@ -31,9 +31,9 @@ def generation_inputs(
 
 
 def decoder_prompts(model: WhisperForConditionalGeneration, labels: Tensor) -> dict[str, Tensor]:
-    """The decoder prompt of each clip, its language and task tokens, from its labels: `(batch, tokens)`.
+    """Return the decoder prompt of each clip (language and task tokens), taken from the labels: `(batch, tokens)`.
 
-    Empty if the labels aren't those of `SpeechCollator`, with `<|notimestamps|>` in front of the text.
+    Empty if the labels don't have `<|notimestamps|>` before the text, as those of `SpeechCollator` do.
     """
     token = getattr(model.generation_config, "no_timestamps_token_id", None)
     before_text = [] if token is None else (labels[0] == token).nonzero().flatten()

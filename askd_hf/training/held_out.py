@@ -1,10 +1,12 @@
-"""Clips that training never sees, and what they tell of the labels: may these take the teacher's place?
+"""Measure on held-out clips whether the labels are reliable, for the adaptive schedule.
 
-Where the teacher's first choice is the label, both ask the student for the same. What counts is where they disagree.
-There the student, which has learnt from both on other clips, decides: is the label its first choice, not counting the
-teacher's? What can be learnt from labels, a style or words that the teacher doesn't know, carries over to clips that
-weren't trained on. Random errors don't, however well the student has memorized those of the training set. A rank,
-unlike a cross-entropy, isn't better for a student that has become unsure, which is all that noisy labels teach.
+A label is disputed if it isn't the teacher's most probable token. The student, which was trained on both labels and
+teacher on other clips, upholds a disputed label if it is its most probable token, ignoring the teacher's. Systematic
+differences, such as a style or words that the teacher lacks, can be learned from labels and generalize to held-out
+clips. Random errors don't generalize, even if the student has memorized those of the training set.
+
+The measure is a rank rather than a cross-entropy, because a cross-entropy also improves when noisy labels make the
+student less confident.
 """
 
 import itertools
@@ -31,18 +33,18 @@ from .model_runner import ModelRunner
 logger = logging.getLogger(__name__)
 
 SHARE = 0.05  # of the training set
-MOST_CLIPS = 128
-FEWEST_CLIPS = 8  # fewer tell nothing, and would be missed
-TOKEN_CHUNK_SIZE = 256  # projected onto the vocabulary
-ROWS_OF_A_STREAM = 1000  # read in search of clips, as many as its shuffling reads ahead
+MAX_CLIPS = 128
+MIN_CLIPS = 8  # with fewer the measurement is too noisy
+TOKEN_CHUNK_SIZE = 256  # tokens per projection onto the vocabulary
+ROWS_OF_A_STREAM = 1000  # the default shuffle buffer
 
 
 def hold_out(dataset: Any) -> tuple[Any, Sequence[Any]]:
-    """The training set without the clips that are kept out of it, and these: 5 % of it, at most 128.
+    """Split the training set into the rest and the held-out clips: 5 % of the clips, at most 128.
 
-    They are the same in all runs on the same data. Clips without speech aren't among them; one that comes in several
-    rows leaves the training set with all of them. Of a stream it is 5 % of its first 1000 rows. Where this would be
-    fewer than 8 clips, or the length isn't known, none are held out, and a warning is logged.
+    The choice is the same in all runs on the same data. Clips without speech aren't held out. All rows of a held-out
+    clip are removed from the training set. For a stream it is 5 % of its first 1000 rows. If this is fewer than 8
+    clips, or if the length is unknown, no clips are held out and a warning is logged.
     """
     if isinstance(dataset, SpeechStream):
         chosen: Sequence[Any]
@@ -50,22 +52,22 @@ def hold_out(dataset: Any) -> tuple[Any, Sequence[Any]]:
     elif hasattr(dataset, "__len__"):
         training, chosen, speech = _hold_out_rows(dataset)
     else:
-        logger.warning("teacher_schedule adaptive: the length of the training set isn't known, so it is linear")
+        logger.warning("--teacher_schedule is linear, not adaptive: the length of the training set is unknown")
         return dataset, []
-    if len(chosen) >= FEWEST_CLIPS:
+    if len(chosen) >= MIN_CLIPS:
         return training, chosen
     logger.warning(
-        "teacher_schedule adaptive: %d clips are too few to keep some out of training (it takes %d), so it is linear",
+        "--teacher_schedule is linear, not adaptive: to hold out clips requires %d clips, got %d",
+        math.ceil(MIN_CLIPS / SHARE),
         speech,
-        math.ceil(FEWEST_CLIPS / SHARE),
     )
     return dataset, []
 
 
 def _hold_out_rows(dataset: Any) -> tuple[Any, Any, int]:
-    """The training rows, the held-out ones, and how many clips with speech there are."""
+    """Return the training rows, the held-out rows and the number of clips with speech."""
     clips, rows = _speech(dataset)
-    number = min(int(SHARE * len(rows)), MOST_CLIPS)
+    number = min(int(SHARE * len(rows)), MAX_CLIPS)
     chosen = sorted(np.random.default_rng(0).permutation(list(rows.values()))[:number].tolist())
     names = {clips[row] for row in chosen}
     others = [row for row, name in enumerate(clips) if name not in names]
@@ -75,7 +77,7 @@ def _hold_out_rows(dataset: Any) -> tuple[Any, Any, int]:
 
 
 def _speech(dataset: Any) -> tuple[Sequence[Any], dict[Any, int]]:
-    """For each row whose clip it is; and for each clip with speech its first row."""
+    """Return the clip of each row, and the first row of each clip with speech."""
     columns = dataset.column_names if isinstance(dataset, Dataset) else []
     clips = dataset["audio_key"][:] if "audio_key" in columns else range(len(dataset))
     silent = dataset["negative"][:] if "negative" in columns else itertools.repeat(False, len(dataset))
@@ -88,32 +90,36 @@ def _speech(dataset: Any) -> tuple[Sequence[Any], dict[Any, int]]:
 
 @dataclass
 class HeldOutBatch:
-    """A batch of the collator, and the teacher's first choices at its label tokens once they are known."""
+    """A batch of the collator.
+
+    Attributes:
+        choices: the teacher's most probable token at each label token. None before the first measurement.
+    """
 
     inputs: dict[str, Any]
     choices: Tensor | None = None
 
     def keep_encoded(self, encoded: Tensor) -> None:
-        """Have the output of a frozen encoder, `(batch, positions, d_model)`, in CPU memory in place of features."""
+        """Replace the features by the output of a frozen encoder, `(batch, positions, d_model)`, in CPU memory."""
         if "encoder_outputs" not in self.inputs:
             kept = {name: value for name, value in self.inputs.items() if not name.endswith("input_features")}
             self.inputs = kept | {"encoder_outputs": encoded.cpu()}
 
 
 class HeldOutClips:
-    """Held-out rows as batches, which are made once and stay in CPU memory."""
+    """The held-out rows, as batches that are collated once and stay in CPU memory."""
 
     def __init__(self, rows: Sequence[Any]):
         self.rows = rows
         self._batches: list[HeldOutBatch] | None = None
 
     def batches(self, collator: Callable[[list[Any]], dict[str, Any]], args: TrainingArguments) -> list[HeldOutBatch]:
-        """This process's part of them."""
+        """Return the batches of this process."""
         if self._batches is None:
-            mine = [self.rows[row] for row in range(args.process_index, len(self.rows), args.world_size)]
+            own_rows = [self.rows[row] for row in range(args.process_index, len(self.rows), args.world_size)]
             size = args.per_device_eval_batch_size
-            batches = [collator(mine[start : start + size]) for start in range(0, len(mine), size)]
-            # names aren't needed, nor which rows of a stream can't be used: they are never trained on
+            batches = [collator(own_rows[start : start + size]) for start in range(0, len(own_rows), size)]
+            # without the names of clips and the skipped rows of a stream
             self._batches = [HeldOutBatch({k: v for k, v in b.items() if isinstance(v, Tensor)}) for b in batches]
         return self._batches
 
@@ -121,10 +127,10 @@ class HeldOutClips:
     def judge_labels(
         self, runner: ModelRunner, model: nn.Module, collator: Callable[[list[Any]], dict[str, Any]]
     ) -> LabelsJudged:
-        """The student's judgment on the labels of these clips, over all processes.
+        """Measure the labels of all held-out clips with the current student. Returns the sums over all processes.
 
         Args:
-            model: the student as it is trained now, wrapped or not.
+            model: the student, wrapped or not.
         """
         args, accelerator = runner.args, runner.accelerator
         student = accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -137,21 +143,21 @@ class HeldOutClips:
             batch = runner.model_inputs(inputs)
             with accelerator.autocast():
                 runner.encode(student, batch, with_states=False)
-                if held_out.choices is None:  # the teacher runs once
+                if held_out.choices is None:  # the teacher runs once per clip
                     held_out.choices = first_choices(runner.teacher_target(inputs, batch, label_mask)[0])
                 if "encoder_outputs" in batch:
                     batch.pop("input_features", None)
                 with capture_lm_head_inputs(student, label_mask) as captured:
                     student(**batch)
                 counts += judge(captured[0], inputs, held_out.choices, student.config.eos_token_id)
-            if runner.encoder_is_fixed():  # so does the encoder
+            if runner.encoder_is_fixed():  # a frozen encoder, too
                 held_out.keep_encoded(batch["encoder_outputs"][0])
         student.train(training)
         return LabelsJudged(*accelerator.reduce(counts, reduction="sum").tolist())
 
 
 def first_choices(target: LMHeadInputs | TopK) -> Tensor:
-    """The most probable token at each of a soft target's tokens: `(tokens,)`."""
+    """Return the most probable token at each position of a soft target, `(tokens,)`."""
     if isinstance(target, TopK):
         return target.token_ids[:, 0]
     hidden, weight = target.in_compute_dtype()
@@ -159,38 +165,38 @@ def first_choices(target: LMHeadInputs | TopK) -> Tensor:
 
 
 def judge(student: LMHeadInputs, inputs: dict[str, Tensor], choices: Tensor, end_of_text: int) -> Tensor:
-    """What the student makes of the labels of a batch: `LabelsJudged`, `(4,)`.
+    """Return the fields of `LabelsJudged` for a batch, `(4,)`.
 
-    Only text counts, and where it ends, in clips with speech.
+    Only text tokens and the end of text count, in clips with speech.
 
     Args:
         student: at the label tokens.
-        inputs: with `labels` `(batch, longest)`, and `no_speech` `(batch,)` where there are clips without.
+        inputs: with `labels` `(batch, tokens)`, and `no_speech` `(batch,)` bool if there are clips without speech.
         choices: the teacher's `first_choices` at the label tokens.
-        end_of_text: behind it in the vocabulary are only tokens that aren't text.
+        end_of_text: the id of the end of text. Higher ids are special tokens.
     """
     labels = inputs["labels"]
-    real = labels != -100
-    counted = real & (labels <= end_of_text)
+    label_mask = labels != -100
+    counted = label_mask & (labels <= end_of_text)
     if "no_speech" in inputs:
         counted &= ~inputs["no_speech"][:, None]
-    disputed = torch.zeros_like(real)
-    disputed[real] = choices != labels[real]
+    disputed = torch.zeros_like(label_mask)
+    disputed[label_mask] = choices != labels[label_mask]
     disputed &= counted
-    at = disputed[real]
-    stands = torch.zeros_like(real)
-    stands[disputed] = upheld(student._replace(hidden=student.hidden[at]), labels[disputed], choices[at])
+    at = disputed[label_mask]
+    is_upheld = torch.zeros_like(label_mask)
+    is_upheld[disputed] = upheld(student._replace(hidden=student.hidden[at]), labels[disputed], choices[at])
     disputes = disputed.sum(1)
-    share = stands.sum(1) / disputes.clamp(min=1)
+    share = is_upheld.sum(1) / disputes.clamp(min=1)
     return torch.stack([share.sum(), (disputes > 0).sum(), disputes.sum(), counted.sum()])
 
 
-def upheld(student: LMHeadInputs, labels: Tensor, contradicted_by: Tensor) -> Tensor:
-    """Whether each label is the student's first choice, if not before `contradicted_by`: `(tokens,)` bool."""
+def upheld(student: LMHeadInputs, labels: Tensor, choices: Tensor) -> Tensor:
+    """Return whether each label is the student's most probable token apart from `choices`, `(tokens,)` bool."""
     hidden, weight = student.in_compute_dtype()
-    answers = []
-    for h, label, other in zip(*(t.split(TOKEN_CHUNK_SIZE) for t in (hidden, labels, contradicted_by)), strict=True):
+    results = []
+    for h, label, choice in zip(*(t.split(TOKEN_CHUNK_SIZE) for t in (hidden, labels, choices)), strict=True):
         logits = h @ weight.T
-        of_label = logits.gather(-1, label[:, None])[:, 0]
-        answers.append(of_label >= logits.scatter(-1, other[:, None], -torch.inf).amax(-1))
-    return torch.cat(answers)
+        label_logit = logits.gather(-1, label[:, None])[:, 0]
+        results.append(label_logit >= logits.scatter(-1, choice[:, None], -torch.inf).amax(-1))
+    return torch.cat(results)

@@ -1,4 +1,4 @@
-"""Run the student, the teacher and the self-teacher on a batch: only the models whose loss weight is not zero."""
+"""Run the student, the teacher and the self-teacher on a batch: only models whose loss weight is nonzero."""
 
 import logging
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import Seq2SeqLMOutput
@@ -26,7 +27,7 @@ from .run_settings import models_digest
 
 logger = logging.getLogger(__name__)
 
-# of a batch, for the loss and not for the models
+# columns of a batch that aren't inputs of the models
 NOT_FOR_MODELS = ("labels", "no_speech", "teacher_input_features", *TEACHER_COLUMNS)
 
 
@@ -36,16 +37,17 @@ class ModelRunner:
     Args:
         student: its encoder is frozen here if `args.freeze_encoder`.
         teacher: frozen and put in evaluation mode here. Dropped if neither training nor evaluation runs it.
-        teacher_is_cached: True if the batches have the teacher's soft labels.
-        collator: tells whether the teacher has features of its own and whether encoder outputs are cached.
+        teacher_is_cached: True if the batches contain the teacher's soft labels.
+        collator: defines whether the teacher has separate features and whether encoder outputs are cached.
         accelerator: of the trainer.
 
     Attributes:
-        teacher: None if it isn't run, or no longer.
+        teacher: None if it isn't run or was freed.
         teacher_digest: `models_digest` of the teacher, None if it isn't run.
-        layer_pairs: the encoder layers that the hidden-state loss compares, None without that loss.
+        layer_pairs: the encoder layers that the hidden-state loss compares. None without that loss.
 
-    Raises `UserError` for models, options and cached outputs that don't fit together.
+    Raises:
+        UserError: models, options and cached outputs don't fit together.
     """
 
     def __init__(
@@ -82,16 +84,16 @@ class ModelRunner:
     def _freeze_encoder(self) -> None:
         encoder = self.student.model.encoder
         if self.args.freeze_encoder:
-            # `from_pretrained` leaves the position embeddings trainable, so all parameters are named here
+            # including the position embeddings, which `from_pretrained` leaves trainable
             encoder.requires_grad_(False)
         elif not any(parameter.requires_grad for parameter in encoder.parameters()):
             raise UserError(
-                "freeze_encoder is off, but the adapter has nothing in the encoder to train: make it by "
+                "--freeze_encoder False requires an adapter with trainable weights in the encoder: create it by "
                 "with_lora(..., freeze_encoder=False)"
             )
 
     def check_encoder(self) -> None:
-        """Compare the student's encoder with the teacher's and with the cache's, by its weights as they are now.
+        """Compare the current weights of the student's encoder with the teacher's and with the cache's.
 
         Raises `UserError` if the encoder cache is stale.
         """
@@ -101,30 +103,34 @@ class ModelRunner:
         if cache is not None:
             self._check_cache_is_valid()
             if not cache.is_of(self.student, self.collator.processor):
-                raise UserError(f"encoder cache {cache.folder}: it isn't of the student's encoder and features")
+                raise UserError(
+                    f"encoder cache {cache.folder}: it was made with another encoder or other features than the "
+                    "student's; compute it again"
+                )
 
     def _teacher_has_own_features(self) -> bool:
         return isinstance(self.collator, SpeechCollator) and self.collator.teacher_extractor is not None
 
     def encoder_is_fixed(self) -> bool:
-        """Whether the student's encoder gives a clip the same output at every step."""
+        """Return whether the output of the student's encoder for a clip is the same at every step."""
         return bool(self.args.freeze_encoder) and encoder_is_deterministic(self.student.config)
 
     def _check_cache_is_valid(self) -> None:
         if not self.encoder_is_fixed():
-            raise UserError("cached encoder outputs need a frozen encoder without SpecAugment, layerdrop, dropout")
+            raise UserError(
+                "cached encoder outputs require a frozen encoder without SpecAugment, layerdrop and dropout"
+            )
 
     def release_teacher(self, step: int) -> None:
         """Free the teacher's memory, unless the caller has kept a reference."""
-        if self.args.auto_find_batch_size:  # training would need it again when it restarts with a smaller batch
+        if self.args.auto_find_batch_size:  # needed again after a restart with a smaller batch
             place_teacher(self.teacher, torch.device("cpu"))
         self.teacher = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        logger.warning("step %d: the teacher's weight is 0 from here on; it is freed", step)
+        clear_device_cache()
+        logger.warning("step %d: freed the teacher, as its weight is 0 from now on", step)
 
     def restore_teacher(self, teacher: WhisperForConditionalGeneration | None) -> None:
-        """Put back a teacher that was released, to train from the beginning again."""
+        """Put back a teacher that was freed, before training restarts."""
         if self.teacher is None and teacher is not None:
             self.teacher = place_teacher(teacher, self.args.device)
 
@@ -142,12 +148,14 @@ class ModelRunner:
         """Run the models on one batch and compute the objective.
 
         Args:
-            model: the student as the trainer has wrapped it.
-            blend: has the self-teacher.
-            keep_logits: whether the outputs have the student's logits, `(batch, tokens, vocabulary)`.
-            gradient_scale: what the backward pass will multiply the gradient by.
+            model: the student, as the trainer has wrapped it.
+            weights: the loss weights.
+            blend: owns the self-teacher.
+            keep_logits: True for outputs with the student's logits, `(batch, tokens, vocabulary)`.
+            gradient_scale: the factor of the gradient in the backward pass.
 
-        Returns: the objective summed over the label tokens, its terms at each, and the student's outputs.
+        Returns:
+            The objective summed over the label tokens, its terms at each label token, and the student's outputs.
         """
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         labels = inputs["labels"]
@@ -155,14 +163,14 @@ class ModelRunner:
         has_speech = ~inputs["no_speech"][:, None].expand_as(labels) if "no_speech" in inputs else None
         batch = self.model_inputs(inputs)
         pairs = self.layer_pairs if weights.teacher > 0.0 else None
-        # The student comes last: SpecAugment writes into its input features
+        # the student runs last, as its SpecAugment overwrites the input features
         targets, teacher_states = {}, None
         with torch.no_grad(), self.accelerator.autocast():
             self.encode(model, batch, with_states=pairs is not None)
             if weights.teacher > 0.0:
                 targets["teacher"], teacher_states = self.teacher_target(inputs, batch, label_mask, pairs)
             if weights.self > 0.0:
-                targets["self_teacher"] = self._self_target(student, batch, label_mask, blend.self_teacher)
+                targets["self_teacher"] = self._self_teacher_target(student, batch, label_mask, blend.self_teacher)
         if "encoder_outputs" in batch:
             batch.pop("input_features", None)
         if pairs is not None:
@@ -190,9 +198,9 @@ class ModelRunner:
         return total, terms, outputs
 
     def model_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        """The model's arguments of a batch: without labels, with the decoder's input."""
+        """Return the arguments of the model: the batch without labels, with the decoder's inputs."""
         batch = {name: value for name, value in inputs.items() if name not in NOT_FOR_MODELS}
-        if "decoder_input_ids" not in batch:  # another collator's: no prompts, so they follow from the labels
+        if "decoder_input_ids" not in batch:  # another collator than `SpeechCollator`, so without prompts
             config = self.student.config
             batch["decoder_input_ids"] = shift_tokens_right(
                 inputs["labels"], config.pad_token_id, config.decoder_start_token_id
@@ -200,16 +208,16 @@ class ModelRunner:
         return batch | {"use_cache": False}
 
     def _weigh_hidden(self, terms: LossTerms, weights: BlendWeights) -> Tensor:
-        """The weighted hidden-state loss, summed over label tokens. Adds it to the terms without its gradient."""
+        """Return the weighted hidden-state loss, summed over label tokens. Add it to the terms, without gradient."""
         weighted = weights.teacher * self.args.hidden_weight * terms.hidden
         terms.total = terms.total + weighted.detach()
         terms.hidden = terms.hidden.detach()
         return weighted.sum()
 
     def encode(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
-        """Put the student's `encoder_outputs` into the batch, for all models, unless its encoder is trained.
+        """Add the student's `encoder_outputs` to the batch, for all models, unless its encoder is trained.
 
-        Evaluation does so for a trained encoder as well, unless its hidden states are wanted `with_states`: these come
+        In evaluation this includes a trained encoder, unless its hidden states are needed (`with_states`): those come
         from the forward pass.
         """
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -224,14 +232,14 @@ class ModelRunner:
     def teacher_target(
         self, inputs: dict[str, Tensor], batch: dict[str, Any], label_mask: Tensor, pairs: LayerPairs | None = None
     ) -> tuple[LMHeadInputs | TopK, list[Tensor] | None]:
-        """The teacher's distribution at the label tokens, from its cached columns or by running it.
+        """Return the teacher's soft target at the label tokens, cached or computed.
 
-        With `pairs` also the hidden states of its encoder.
+        With `pairs` also the hidden states of its encoder, one `(batch, positions, d_model)` per layer.
         """
         if set(TEACHER_COLUMNS) <= inputs.keys():
             return TopK(*(inputs[name][label_mask] for name in TEACHER_COLUMNS)), None
         batch = dict(batch)
-        batch.pop("attention_mask", None)  # only SpecAugment reads it
+        batch.pop("attention_mask", None)  # for SpecAugment only
         if "encoder_outputs" in batch and self.teacher_has_student_encoder:
             batch.pop("input_features", None)
             batch["encoder_outputs"] = (batch["encoder_outputs"][0].to(self.teacher.dtype),)
@@ -239,8 +247,8 @@ class ModelRunner:
             features = inputs.get("teacher_input_features", inputs.get("input_features"))
             if features is None:
                 raise UserError(
-                    "the batches have only cached outputs of the student's encoder, and the teacher has another one: "
-                    "make them with SpeechCollator(..., teacher_extractor=...)"
+                    "the batches contain only cached outputs of the student's encoder, and the teacher's encoder "
+                    "differs: create them with SpeechCollator(..., teacher_extractor=...)"
                 )
             batch.pop("encoder_outputs", None)
             batch["input_features"] = features.to(self.teacher.dtype)
@@ -251,10 +259,10 @@ class ModelRunner:
         states = None if pairs is None else [outputs.encoder_hidden_states[i] for i in pairs.teacher]
         return captured[0], states
 
-    def _self_target(
+    def _self_teacher_target(
         self, student: nn.Module, batch: dict[str, Any], label_mask: Tensor, self_teacher: Callable[..., Any]
     ) -> LMHeadInputs:
-        """The self-teacher's distribution at the label tokens. If the encoder is trained, it runs its own copy."""
+        """Return the self-teacher's soft target at the label tokens. It includes the encoder if that is trained."""
         if not self.args.freeze_encoder:
             batch = {name: value for name, value in batch.items() if name != "encoder_outputs"}
         with capture_lm_head_inputs(student, label_mask) as captured:
@@ -263,12 +271,12 @@ class ModelRunner:
 
 
 def _check_precision(student: nn.Module) -> None:
-    """Raise `UserError` if small updates would be lost in the rounding of the trained weights."""
+    """Raise `UserError` if trained weights are in half precision, where small updates are rounded away."""
     for name, parameter in student.named_parameters():
         if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
             dtype = str(parameter.dtype).removeprefix("torch.")
             raise UserError(
-                f"the student's weights are {dtype} ({name}), in which most updates are rounded away, and an "
-                "average of them stands still. Train them in float32: student.float(), or "
-                "from_pretrained(..., dtype=torch.float32). To compute in half precision: bf16=True, fp16=True"
+                f"the student's weights are {dtype} ({name}), which would round away most updates. Load them in "
+                "float32: student.float() or from_pretrained(..., dtype=torch.float32). For mixed precision: "
+                "bf16=True or fp16=True"
             )

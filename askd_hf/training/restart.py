@@ -1,7 +1,7 @@
-"""`auto_find_batch_size`: a smaller batch begins where the larger one had begun.
+"""Restore the initial state before `auto_find_batch_size` retries with a smaller batch.
 
-Trainer only calls its training loop again: the student would go on from the weights that the failed attempt had come
-to, with its optimizer's state, and without a teacher if that had been released.
+Trainer only calls its training loop again. The student would keep the weights of the failed attempt and the state of
+its optimizer, and would have no teacher if that had been freed.
 """
 
 import random
@@ -17,19 +17,19 @@ from transformers import Trainer, WhisperForConditionalGeneration
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
-from .terms import new_sums
+from .loss_logging import new_sums
 
 
 @dataclass
 class InitialState:
-    """What training begins with, kept in CPU memory.
+    """The state before the first update, in CPU memory.
 
     Attributes:
-        weights: those that are trained, `{name: tensor}`.
+        weights: the trained weights, `{name: tensor}`.
         random_states: of Python, NumPy and torch.
-        checkpoints: that were there.
-        teacher: itself, as it may be dropped.
-        own_optimizer: whether the trainer was given one.
+        checkpoints: the directories that existed.
+        teacher: kept here because the trainer may free it.
+        own_optimizer: whether the trainer was given an optimizer.
     """
 
     weights: dict[str, Tensor]
@@ -51,22 +51,22 @@ class InitialState:
 
     @torch.no_grad()
     def restore(self, trainer: Trainer, resume_from_checkpoint: str | None) -> None:
-        """Undo what an attempt has done to the trainer, and remove its checkpoints. The teacher is the caller's.
+        """Undo a failed attempt and remove its checkpoints. The caller restores the teacher.
 
         Raises `UserError` if the attempt has deleted the checkpoint that it was resumed from.
         """
         if resume_from_checkpoint is not None and not Path(resume_from_checkpoint).is_dir():
             raise UserError(
-                f"out of memory, and {resume_from_checkpoint}, where this run went on, was deleted meanwhile "
-                "(save_total_limit): go on from the last checkpoint on a device with more memory"
+                f"out of memory, and {resume_from_checkpoint}, from which this run was resumed, has since been "
+                "deleted (--save_total_limit): resume from the last checkpoint on a device with more memory"
             )
         for name, parameter in trainer.model.named_parameters():
             if name in self.weights:
                 parameter.copy_(self.weights[name])
         _set_random_states(self.random_states)
         if not self.own_optimizer:
-            trainer.optimizer = None  # it is made anew
-        if trainer.args.should_save:  # or they would pass for the last ones of the run
+            trainer.optimizer = None  # Trainer creates another
+        if trainer.args.should_save:  # a resumed run would take them for its last ones
             for directory in _checkpoints(trainer) - self.checkpoints:
                 shutil.rmtree(directory)
         trainer.accelerator.wait_for_everyone()
@@ -89,22 +89,22 @@ def _set_random_states(states: tuple[Any, ...]) -> None:
     torch.cuda.set_rng_state_all(gpu)
 
 
-def begin_or_restart(trainer: Any, beginning: InitialState | None, resume_from_checkpoint: str | None) -> InitialState:
-    """Note what training begins with; at a later attempt, with a smaller batch, restore it.
+def save_or_restore(trainer: Any, initial: InitialState | None, resume_from_checkpoint: str | None) -> InitialState:
+    """Return the state before the first update: taken from the trainer, or at a later attempt restored in it.
 
     Args:
         trainer: an `ASKDTrainer`.
-        beginning: None at the first attempt.
+        initial: None at the first attempt.
     """
-    if beginning is None:
+    if initial is None:
         return InitialState.of(trainer, trainer.teacher)
     trainer.identity.restarted = True
-    beginning.restore(trainer, resume_from_checkpoint)
+    initial.restore(trainer, resume_from_checkpoint)
     trainer.skipped.count = 0
     trainer.train_sums = new_sums(trainer.args.device)
     trainer.throughput.reset()
     if resume_from_checkpoint is not None:
         trainer.blend.load(Path(resume_from_checkpoint))
         trainer.skipped.load(Path(resume_from_checkpoint), trainer.args.process_index)
-    trainer.runner.restore_teacher(beginning.teacher)
-    return beginning
+    trainer.runner.restore_teacher(initial.teacher)
+    return initial

@@ -1,4 +1,4 @@
-"""Resume a run from its own checkpoint only: compare what the run is with what the checkpoint noted."""
+"""Compare the settings of a resumed run with those that its checkpoint contains."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ from ..callbacks import BLEND_STATE_FILE, read_blend_state
 from ..config import ASKDConfig
 from .checkpoints import checkpoint_to_resume
 from .run_settings import (
+    best_model_settings,
     check_same_run,
-    chosen_by,
     config_settings,
     data_settings,
     model_settings,
@@ -17,10 +17,10 @@ from .run_settings import (
 
 
 class RunIdentity:
-    """What the run is, which every checkpoint notes.
+    """The settings of the run (`run_settings`), which every checkpoint contains.
 
     Attributes:
-        restarted: whether training has begun again with a smaller batch (`auto_find_batch_size`).
+        restarted: whether training was started again with a smaller batch (`auto_find_batch_size`).
     """
 
     def __init__(self, args: ASKDConfig):
@@ -29,12 +29,13 @@ class RunIdentity:
         self._settings: dict[str, Any] = {}
 
     def begin(self, trainer: Any, resume_from_checkpoint: str | bool | None) -> str | None:
-        """Find the checkpoint to resume from: True is the run's last complete one. Nothing is loaded yet.
+        """Return the checkpoint to resume from, or None. It isn't loaded yet.
+
+        Raises `UserError` if the checkpoint is incomplete, or if it is of a run with other settings.
 
         Args:
             trainer: an `ASKDTrainer`.
-
-        Raises `UserError` if it isn't complete, or is of another run.
+            resume_from_checkpoint: a directory, or True for the run's last complete checkpoint.
         """
         self.restarted = False
         resume_from = None
@@ -44,7 +45,7 @@ class RunIdentity:
         runner, train_dataset = trainer.runner, trainer.train_dataset
         teacher_runs = self.args.uses_teacher and not runner.teacher_is_cached
         self._settings = (
-            chosen_by(self.args)
+            best_model_settings(self.args)
             | model_settings(
                 runner.student.config,
                 trainer.adapter,
@@ -59,16 +60,24 @@ class RunIdentity:
             check_same_run(saved, self._settings | config_settings(self.args), resume_from)
         return resume_from
 
-    def settings(self, train_batch_size: int, total_steps: int) -> dict[str, Any]:
-        """All settings, now that batch size and length of the run are known."""
-        return self._settings | config_settings(self.args, train_batch_size) | {"total_steps": total_steps}
+    def settings(
+        self, train_batch_size: int, total_steps: int, saved: dict[str, Any] | None, checkpoint: str | None
+    ) -> dict[str, Any]:
+        """Return all settings, once the batch size and the number of steps are known.
 
-    def check(self, saved: dict[str, Any], settings: dict[str, Any], checkpoint: str) -> None:
-        """Raise `UserError` if the `saved` settings of `checkpoint` are of another run; warn of unknown ones."""
-        saved = dict(saved)
-        if self.restarted:  # memory was out, so the batch size is another
-            for name in ("batch_size", "clips_of_a_process"):
-                saved.pop(name, None)
+        Raises `UserError` if the run would differ from that of the checkpoint, and warns of settings that can't be
+        compared.
+
+        Args:
+            saved: the settings that the checkpoint contains. None if the run isn't resumed.
+            checkpoint: its directory.
+        """
+        settings = self._settings | config_settings(self.args, train_batch_size) | {"total_steps": total_steps}
+        if saved is None:
+            return settings
+        if self.restarted:  # with a smaller batch, as memory was too small
+            saved = {name: value for name, value in saved.items() if name not in ("batch_size", "clips_of_a_process")}
         check_same_run(saved, settings, checkpoint)
         if not self.restarted:
             warn_of_unknown(saved, settings, checkpoint)
+        return settings

@@ -1,4 +1,4 @@
-"""A run: its directory, the checkpoint to resume from, options that depend on models and splits, its end."""
+"""The directory of a run, options whose defaults depend on models and splits, and the end of a run."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import WhisperConfig
+from transformers.trainer_utils import IntervalStrategy
 
 from ..arguments import CacheArguments, ModelArguments
 from ..arguments.writable import check_writable
@@ -15,16 +16,13 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# With 2 of whisper-tiny.en's 4 encoder layers on LibriSpeech, the divergence's gradient in the encoder was 1.5 to 7
-# times that of the hidden-state loss; at 10 both losses fell faster than at 1.
+# With 2 of the 4 encoder layers of whisper-tiny.en on LibriSpeech, the gradient of the divergence in the encoder was
+# 1.5 to 7 times that of the hidden-state loss with weight 1. With 10 both losses decreased faster than with 1.
 DEFAULT_HIDDEN_WEIGHT = 10.0
 
 
 def set_default_output_dir(config: ASKDConfig, models: ModelArguments) -> None:
-    """Name `config.output_dir` after the models and the preset, unless it was given.
-
-    Such as `runs/whisper-large-v3-2-decoder-layers-askd`.
-    """
+    """Set `config.output_dir`, unless given, such as `runs/whisper-large-v3-2-decoder-layers-askd`."""
     if config.output_dir != UNNAMED_RUN:
         return
     if models.student:
@@ -40,88 +38,84 @@ def set_default_output_dir(config: ASKDConfig, models: ModelArguments) -> None:
 
 
 def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
-    """Fit the options of evaluation to the evaluation splits there are.
+    """Set the options of evaluation for these evaluation splits.
 
-    Raises `UserError` if an option needs evaluation and there is nothing to evaluate on.
+    Raises `UserError` if an option requires evaluation and there are no splits.
     """
     if not splits:
         if config.load_best_model_at_end or config.save_strategy == "best" or config.eval_on_start:
-            raise UserError("the best model can't be chosen, nor eval_on_start done, without --eval_splits")
-        if not config.evaluates_by_default and config.eval_strategy != "no":
-            strategy = getattr(config.eval_strategy, "value", config.eval_strategy)
             raise UserError(
-                f"--eval_strategy {strategy}: there is nothing to evaluate on; give "
-                "--eval_dataset or --eval_splits, or leave it out"
+                "--load_best_model_at_end, --save_strategy best and --eval_on_start require --eval_splits or "
+                "--eval_dataset"
+            )
+        if not config.evaluates_by_default and config.eval_strategy != "no":
+            raise UserError(
+                f"--eval_strategy {IntervalStrategy(config.eval_strategy).value} requires --eval_splits or --eval_dataset"
             )
         config.eval_strategy = "no"
     metric = config.metric_for_best_model
     if metric and len(splits) > 1 and not any(metric.removeprefix("eval_").startswith(split) for split in splits):
-        # Trainer reports several splits as eval_<split>_wer: the first one chooses
+        # with several splits Trainer logs eval_<split>_wer; the first split chooses
         config.metric_for_best_model = f"{splits[0]}_{metric.removeprefix('eval_')}"
 
 
 def prepare_encoder(config: ASKDConfig, compressed: bool) -> None:
-    """Decide whether the encoder is trained, unless `config.freeze_encoder` says so.
-
-    Raises `UserError` if a frozen encoder makes no sense.
+    """Set `config.freeze_encoder`, unless given. Raises `UserError` if a pruned encoder would be frozen.
 
     Args:
-        compressed: whether the student's encoder has only some of its teacher's layers.
+        compressed: whether the student's encoder was pruned: it has only some of its teacher's layers.
     """
     if config.freeze_encoder is None:
         config.freeze_encoder = not compressed
     if config.freeze_encoder and compressed:
-        raise UserError(
-            "freeze_encoder: the student's encoder has lost layers, and must be trained to hear again: leave out "
-            "--freeze_encoder True, or --encoder_layers"
-        )
+        raise UserError("a pruned encoder must be trained: drop --freeze_encoder True or --encoder_layers")
     if config.freeze_encoder and config.hidden_weight:
         raise UserError(
-            f"hidden_weight: {config.hidden_weight:g} has no effect on a frozen encoder: leave it out, or train the "
-            "encoder (--freeze_encoder False; by default with --encoder_layers)"
+            f"--hidden_weight {config.hidden_weight:g} requires a trained encoder: leave it out, or give "
+            "--freeze_encoder False (the default with --encoder_layers)"
         )
 
 
 def prepare_hidden_loss(
     config: ASKDConfig, student: WhisperConfig, teacher: WhisperConfig | None, compressed: bool
 ) -> None:
-    """Give a student whose encoder was compressed a hidden-state loss, unless `config.hidden_weight` says otherwise.
+    """Set `config.hidden_weight`, unless given: a student with a pruned encoder has a hidden-state loss.
 
-    Raises `UserError` for a loss that can't be.
+    Raises `UserError` if the hidden-state loss can't be computed.
 
     Args:
-        teacher: None if training doesn't run it: there is none, or its labels are cached.
+        teacher: None if training doesn't run it, as it doesn't exist or its labels are cached.
         compressed: as in `prepare_encoder`.
     """
     if config.hidden_weight is None and compressed and config.uses_teacher:
         if teacher is not None:
             config.hidden_weight = DEFAULT_HIDDEN_WEIGHT
         else:
-            logger.warning("no hidden-state loss for the compressed encoder: of the teacher there are only labels")
+            logger.warning("no hidden-state loss for the pruned encoder: there are only cached labels of the teacher")
     if not config.hidden_weight:
         return
     if teacher is None:
         raise UserError(
-            f"hidden_weight: {config.hidden_weight:g} needs the teacher itself, and not its cached labels: leave out "
-            "--teacher_cache_dir (train on the speech itself), or give --hidden_weight 0"
+            f"--hidden_weight {config.hidden_weight:g} requires the teacher, not its cached labels: leave out "
+            "--teacher_cache_dir and train on a dataset without cached labels, or give --hidden_weight 0"
         )
     if student.d_model != teacher.d_model:
         raise UserError(
-            f"hidden_weight: {config.hidden_weight:g} can't be, as the hidden states of student and teacher are "
-            f"{student.d_model} and {teacher.d_model} wide: give --hidden_weight 0"
+            f"--hidden_weight {config.hidden_weight:g} requires student and teacher with the same d_model, got "
+            f"{student.d_model} and {teacher.d_model}: give --hidden_weight 0"
         )
     if student.encoder_layerdrop:
         raise UserError(
-            f"hidden_weight: {config.hidden_weight:g} needs all layers of the encoder, and the student's config "
-            f"drops some at random: set encoder_layerdrop ({student.encoder_layerdrop:g}) to 0 in its config.json"
+            f"--hidden_weight {config.hidden_weight:g} requires all encoder layers at every step: set "
+            f"encoder_layerdrop ({student.encoder_layerdrop:g}) to 0 in the student's config.json"
         )
 
 
 def exit_non_main_processes() -> None:
-    """After training: only the main process returns, to report and publish alone. For a single process: nothing.
+    """End all processes but the main one after training.
 
-    The others leave without Python's clean-up: while it frees the process group, Gloo's threads now and then abort
-    the process or wait for each other for ever (seen with torch 2.13).
+    They exit without Python's clean-up: while it frees the process group, Gloo's threads sometimes abort the process
+    or deadlock (seen with torch 2.13).
     """
     process = PartialState()
     process.wait_for_everyone()
@@ -132,10 +126,10 @@ def exit_non_main_processes() -> None:
 
 
 def check_directories(config: ASKDConfig, caches: CacheArguments, trains: bool = True) -> None:
-    """Raise `UserError` for a directory that the run is to write, and can't.
+    """Raise `UserError` if a directory of the run isn't writable.
 
     Args:
-        trains: whether there is a run in `--output_dir`.
+        trains: False if nothing is written to `--output_dir`.
     """
     if trains:
         check_writable(config.output_dir, "--output_dir")

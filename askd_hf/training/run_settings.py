@@ -1,7 +1,7 @@
-"""What the course of a run depends on: saved in every checkpoint, so that no run goes on as another one.
+"""The settings that the result of a run depends on. They are saved in every checkpoint and compared on resuming.
 
-The objective, the optimizer, the order of the clips and what they are, the models, the precision. Not compared is what
-leaves the result as it is: logging, saving, evaluation, workers, paths, the Hub, and how much memory is used.
+They cover the objective, the optimizer, the clips and their order, the models and the precision. Settings that don't
+change the result aren't compared: logging, saving, evaluation, workers, paths, the Hub and the use of memory.
 """
 
 import hashlib
@@ -31,9 +31,8 @@ from ..models.teacher_memory import full_weights
 
 logger = logging.getLogger(__name__)
 
-# fields of `ASKDConfig` that may be others in a run that is resumed, or that another setting stands for; by their
-# beginnings, those of a group
-HARMLESS_GROUPS: tuple[str, ...] = (
+# Fields of `ASKDConfig` that may change when a run is resumed, or that another setting covers: prefixes, then names
+HARMLESS_PREFIXES: tuple[str, ...] = (
     "logging_",
     "log_",
     "eval_",
@@ -45,7 +44,7 @@ HARMLESS_GROUPS: tuple[str, ...] = (
     "do_",
     "fsdp",
 )
-HARMLESS_GROUPS += ("gradient_checkpointing", "activation_checkpointing", "torch_compile", "liger_")
+HARMLESS_PREFIXES += ("gradient_checkpointing", "activation_checkpointing", "torch_compile", "liger_")
 HARMLESS = {
     *("output_dir", "resume_from_checkpoint", "run_name", "project", "report_to", "disable_tqdm", "push_to_hub"),
     *("per_device_eval_batch_size", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"),
@@ -58,31 +57,31 @@ HARMLESS = {
     "preset",  # its fields are compared
     *("num_train_epochs", "max_steps"),  # total_steps
     *("per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"),  # batch_size
-    *("metric_for_best_model", "greater_is_better"),  # compared where a best checkpoint is chosen
+    *("metric_for_best_model", "greater_is_better"),  # compared if a best checkpoint is chosen
 }
-# of the student's config: what is random in training, and the shape
+# fields of the student's config: random in training, and the shape
 RANDOM = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
 SHAPE = ("d_model", "encoder_layers", "decoder_layers", "vocab_size")
-# of a dataset's rows, where they have them: what labels are made of, and what stands for the audio
+# columns that labels are made of
 LABEL_COLUMNS = ("text", "language", "task", "segments", "prompt", "negative", "label_tokens", "labels")
-ROWS_AT_ONCE = 1000
-MEANINGS = {
+BATCH_SIZE = 1000  # rows, for the digest
+DESCRIPTIONS = {
     "batch_size": "batch_size (per_device_train_batch_size x gradient_accumulation_steps x processes)",
-    "clips": "clips (their number)",
-    "clips_digest": "clips_digest (which clips, in which order, with which transcripts)",
-    "teacher": "teacher (its weights or --teacher_dtype)",
+    "clips": "clips (number of clips)",
+    "clips_digest": "clips_digest (the clips, their order and their transcripts)",
+    "teacher": "teacher (weights or --teacher_dtype)",
     "teacher_labels": "teacher_labels (--teacher_cache_dir)",
-    "student": "student (the weights beside the adapter)",
+    "student": "student (weights below the adapter)",
 }
-CHOICE = ("metric_for_best_model", "greater_is_better")
+BEST_MODEL = ("metric_for_best_model", "greater_is_better")
 
 
 def config_settings(config: ASKDConfig, train_batch_size: int | None = None) -> dict[str, Any]:
-    """Of the options, as JSON would give them back.
+    """Return the settings of the options, as JSON values.
 
     Args:
-        train_batch_size: clips a process and micro-batch, where they are known. Default: those of the options, unless
-            `auto_find_batch_size` decides.
+        train_batch_size: the batch size per process, if it is known. Default: that of the options, or none with
+            `auto_find_batch_size`.
     """
     values = {name: value for name, value in config.to_dict().items() if not is_harmless(name)}
     values["data_seed"] = config.order_seed
@@ -93,32 +92,32 @@ def config_settings(config: ASKDConfig, train_batch_size: int | None = None) -> 
     if train_batch_size is None and not config.auto_find_batch_size:
         train_batch_size = config.train_batch_size
     if train_batch_size is not None:
-        a_process = train_batch_size * config.gradient_accumulation_steps
-        values["batch_size"] = a_process * config.world_size
-        if config.train_sampling_strategy in ("group_by_length", "batch_rebalance"):  # it groups those of a process
-            values["clips_of_a_process"] = a_process
+        per_process = train_batch_size * config.gradient_accumulation_steps
+        values["batch_size"] = per_process * config.world_size
+        if config.train_sampling_strategy in ("group_by_length", "batch_rebalance"):  # these group per process
+            values["clips_of_a_process"] = per_process
     return _as_json(values)
 
 
 def is_harmless(name: str) -> bool:
-    """Whether a field of `ASKDConfig` may be another one in a run that is resumed."""
-    return name in HARMLESS or name.startswith(HARMLESS_GROUPS)
+    """Return whether a field of `ASKDConfig` may change when a run is resumed."""
+    return name in HARMLESS or name.startswith(HARMLESS_PREFIXES)
 
 
-def chosen_by(config: ASKDConfig) -> dict[str, Any]:
-    """How the best checkpoint is chosen; None where none is."""
+def best_model_settings(config: ASKDConfig) -> dict[str, Any]:
+    """Return the settings that choose the best checkpoint; their values are None if none is chosen."""
     chooses = config.load_best_model_at_end or config.save_strategy == SaveStrategy.BEST
-    return {name: getattr(config, name) if chooses else None for name in CHOICE}
+    return {name: getattr(config, name) if chooses else None for name in BEST_MODEL}
 
 
 def model_settings(
     config: WhisperConfig, adapter: PeftModel | None, teacher: str | None, train_dataset: Any, uses_teacher: bool
 ) -> dict[str, Any]:
-    """Of the models.
+    """Return the settings of the models, as JSON values.
 
     Args:
         config: of the student.
-        teacher: `models_digest` of one that is run in training; None: it isn't.
+        teacher: `models_digest` of the teacher, None if training doesn't run it.
     """
     values = {name: getattr(config, name) for name in SHAPE + RANDOM}
     values["apply_spec_augment"] = config.apply_spec_augment
@@ -133,24 +132,24 @@ def model_settings(
         modules = adapter.active_peft_config.target_modules
         values |= lora_settings(adapter)
         values["lora_target_modules"] = modules if isinstance(modules, str) else sorted(modules)
-        # checkpoints have the adapter alone
+        # checkpoints contain the adapter only
         values["student"] = models_digest(adapter.get_base_model(), frozen=True)
     values["teacher"] = teacher
     values["teacher_labels"] = None
     if uses_teacher and has_soft_labels(train_dataset):
         labels = [json.loads(text) for text in sorted(train_dataset.unique(SETTINGS))]
-        # the teacher's name may be a path
+        # without the teacher's name, which may be a path
         values["teacher_labels"] = [{k: v for k, v in label.items() if k != "teacher"} for label in labels]
     return _as_json(values)
 
 
 def models_digest(model: nn.Module, frozen: bool = False) -> str:
-    """Hexadecimal digits for a model's weights, by the names, shapes and kinds of all and the first numbers of each.
+    """Return a hexadecimal digest of the names, shapes, dtypes and first values of all weights.
 
-    Reading all of large-v3 would take seconds, and this tells apart any two models that were trained.
+    It differs for any two models that were trained differently. To hash all values of large-v3 would take seconds.
 
     Args:
-        frozen: only for those that aren't trained.
+        frozen: True to leave out the weights that are trained.
     """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad} if frozen else set()
     digest = hashlib.blake2b(digest_size=16)
@@ -158,17 +157,17 @@ def models_digest(model: nn.Module, frozen: bool = False) -> str:
         if name in trained:
             continue
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {type(weight).__name__} ".encode())
-        if type(weight) in (torch.Tensor, nn.Parameter):  # and none of the 8-bit ones, which have no such view
+        if type(weight) in (torch.Tensor, nn.Parameter):  # 8-bit weights have no such view
             numbers = weight.detach().reshape(-1)[:16]
             digest.update(numbers.to("cpu", torch.float64).numpy().tobytes())
     return digest.hexdigest()
 
 
 def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict[str, Any]:
-    """Of the clips, their order, and what is drawn for them.
+    """Return the settings of the clips, their order and their random changes, as JSON values.
 
-    Of a stream nobody knows the rows: it is where they come from, and how they are mixed. Of another dataset than
-    those of `datasets` it is the number of rows.
+    The rows of a stream are unknown: its sources and the options of the mix are compared instead. For a dataset that
+    isn't a `datasets.Dataset` it is the number of rows.
     """
     values: dict[str, Any] = dict.fromkeys(("clips", "clips_digest", "streaming", "filters"))
     if isinstance(train_dataset, SpeechStream):
@@ -200,19 +199,19 @@ def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict
 
 
 def clips_digest(dataset: Dataset) -> str:
-    """Hexadecimal digits for the rows in their order: audio (`audio_key`, or else the clips' names) and labels."""
-    sound = "audio_key" if "audio_key" in dataset.column_names else "clip"
-    columns = [name for name in (sound, *LABEL_COLUMNS) if name in dataset.column_names]
+    """Return a hexadecimal digest of the rows in their order: audio (`audio_key`, else the clip's name) and labels."""
+    audio = "audio_key" if "audio_key" in dataset.column_names else "clip"
+    columns = [name for name in (audio, *LABEL_COLUMNS) if name in dataset.column_names]
     digest = hashlib.blake2b(digest_size=16)
     if columns:
-        for table in dataset.select_columns(columns).with_format("arrow").iter(ROWS_AT_ONCE):
+        for table in dataset.select_columns(columns).with_format("arrow").iter(BATCH_SIZE):
             for row in table.to_pylist():
                 digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """As they come back from a checkpoint; what is unlimited as None."""
+    """Return the values as JSON would return them, infinity as None."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Enum):
@@ -229,44 +228,44 @@ def _as_json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_same_run(saved: dict[str, Any], present: dict[str, Any], checkpoint: str | Path) -> None:
-    """Raise `UserError` if a run would go on as another one than `checkpoint` is of.
+    """Raise `UserError` if settings of the resumed run differ from those of its checkpoint.
 
     Args:
-        saved, present: settings by name. What only one of them has isn't compared.
+        saved, present: {name: value}. Names that only one of them has aren't compared.
     """
     changed = []
     for name in sorted(saved.keys() & present.keys()):
         old, new = saved[name], present[name]
-        if old == new or name == "processes" or (name in CHOICE and None in (old, new)):
+        if old == new or name == "processes" or (name in BEST_MODEL and None in (old, new)):
             continue
-        changed.append(f"{MEANINGS.get(name, name)} {_shown(old)} -> {_shown(new)}")
+        changed.append(f"{DESCRIPTIONS.get(name, name)} {_shown(old)} -> {_shown(new)}")
     if changed:
         raise UserError(
-            f"the checkpoint {checkpoint} is of another run ({', '.join(changed)}): resume with the options, data "
-            f"and batch size that it had, or start a new run from its student: --student {checkpoint}, with another "
+            f"the settings of the checkpoint {checkpoint} differ ({', '.join(changed)}): resume with its options, "
+            f"data and batch size, or start a new run from its student with --student {checkpoint} and another "
             "--output_dir"
         )
 
 
 def check_options(config: ASKDConfig, checkpoint: str | Path) -> None:
-    """`check_same_run` of what the options tell, before models and speech are loaded."""
+    """Call `check_same_run` for the options alone, before models and data are loaded."""
     undecided = [name for name in ("freeze_encoder", "hidden_weight") if getattr(config, name) is None]
     present = {name: value for name, value in config_settings(config).items() if name not in undecided}
     check_same_run(read_blend_state(Path(checkpoint) / BLEND_STATE_FILE).options, present, checkpoint)
 
 
 def warn_of_unknown(saved: dict[str, Any], present: dict[str, Any], checkpoint: str | Path) -> None:
-    """Say what of a run that goes on can't be compared with `checkpoint`, or can't be as it was."""
+    """Warn of settings that can't be compared with the checkpoint, and of another number of processes."""
     unknown = sorted(present.keys() - saved.keys())
     if unknown:
         logger.warning(
-            "%s was saved by another version, which didn't note %s: see to it that they are as they were",
+            "%s was saved by another version, without %s: make sure that these have not changed",
             *(checkpoint, ", ".join(unknown)),
         )
     elif saved["processes"] != present["processes"]:
         logger.warning(
-            "%s was saved by %d processes, and now there are %d: the clips and their order stay the same, but not "
-            "what dropout and SpecAugment draw",
+            "%s was saved by %d processes, and now there are %d: the clips and their order are the same, but the "
+            "random numbers of dropout and SpecAugment are not",
             *(checkpoint, saved["processes"], present["processes"]),
         )
 

@@ -1,4 +1,4 @@
-"""Save the student as a plain Whisper that `from_pretrained` loads, or as an adapter, whatever training made of it."""
+"""Save the student as a plain Whisper model that `from_pretrained` loads, or as an adapter."""
 
 import contextlib
 import copy
@@ -22,18 +22,19 @@ from ..models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_base, loadable_
 
 
 class StudentSaver:
-    """Writes the student's files. A checkpoint of an adapter has the adapter alone.
+    """Write the student's files. If an adapter is trained, checkpoints contain the adapter only.
 
     Args:
         model: the student, or an adapter on it.
-        peft_config: makes an adapter on `model` if given.
-        keep_adapter: True if the finished run is the adapter alone, not merged into the student.
+        peft_config: puts an adapter on `model`.
+        keep_adapter: True to save the adapter alone at the end, without merging it into the student.
 
     Attributes:
-        student: the whole model, without the adapter around it.
+        student: the Whisper model, without the adapter around it.
         adapter: None if the whole student is trained.
 
-    Raises `UserError` for an adapter that is to be kept or pushed, and that nobody could load.
+    Raises:
+        UserError: the adapter is to be kept or pushed, and its base can't be loaded by others.
     """
 
     def __init__(
@@ -49,10 +50,13 @@ class StudentSaver:
         self.adapter: PeftModel | None = model if isinstance(model, PeftModel) else None
         self.student: WhisperForConditionalGeneration = model if self.adapter is None else model.get_base_model()
         if self.adapter is not None and args.push_to_hub and args.hub_strategy != "end":
-            raise UserError("hub_strategy: a checkpoint of an adapter is no student: choose end")
+            raise UserError(
+                f"--hub_strategy must be end for an adapter, got {str(args.hub_strategy)!r}: its checkpoints are not "
+                "students"
+            )
         if keep_adapter:
             self._name_base()
-        # as the student is to be published: Trainer switches the cache off and fills the generation config up
+        # saved with the student later: Trainer disables the cache and adds to the generation config
         self._use_cache = self.student.config.use_cache
         self._generation_config = copy.deepcopy(self.student.generation_config)
         self._generation_config._from_model_config = False  # or `from_pretrained` would not read it
@@ -61,9 +65,9 @@ class StudentSaver:
 
     def _name_base(self) -> None:
         if self.adapter is None:
-            raise UserError("keep_adapter: the model has no adapter")
+            raise UserError("--keep_adapter requires a model with an adapter")
         if self.args.save_dtype != "float32":
-            raise UserError(f"save_dtype {self.args.save_dtype}: an adapter is kept in float32; leave it out")
+            raise UserError(f"--save_dtype must be float32 with --keep_adapter, got {self.args.save_dtype!r}")
         base = loadable_base(self.student.name_or_path, self.args.push_to_hub)
         check_base(self.adapter, base)
         self.adapter.active_peft_config.base_model_name_or_path = base
@@ -75,10 +79,10 @@ class StudentSaver:
         save_model: Callable[[str, dict[str, Tensor] | None], None],
         state_dict: dict[str, Tensor] | None,
     ) -> None:
-        """Write the student, or the adapter, and `training.json` beside a student.
+        """Write the student with `training.json`, or the adapter.
 
         Args:
-            save_model: Trainer's own way to write `trainer.model`.
+            save_model: Trainer's `_save`, which writes `trainer.model`.
         """
         processor, state = trainer.processing_class, trainer.state
         if self.adapter is not None and (self.keeps_adapter or is_checkpoint(directory)):
@@ -110,15 +114,16 @@ class StudentSaver:
             )
 
     def is_student(self, directory: Path) -> bool:
-        """Whether what is saved in `directory` is a student, and not the checkpoint of an adapter."""
+        """Return whether a student is saved in `directory`, rather than the checkpoint of an adapter."""
         return self.adapter is None or not is_checkpoint(directory)
 
     @contextlib.contextmanager
     def _published_config(self, student: WhisperForConditionalGeneration, trained: bool) -> Iterator[None]:
-        """Give the student, while it is saved, the configuration that it had before training.
+        """Restore the student's configuration of before training, while it is saved.
 
         Args:
-            trained: noted in the config of a student of `init_student`, whose encoder is not pruned anew from then on.
+            trained: whether the student was trained. The config of a student of `init_student` records this, so that
+                its encoder no longer counts as just pruned.
         """
         in_training = student.config.use_cache, student.generation_config
         student.config.use_cache, student.generation_config = self._use_cache, self._generation_config
@@ -133,24 +138,23 @@ class StudentSaver:
         """Complete a directory that Trainer has written.
 
         Args:
-            dtype: of the weights there. Those of a finished run are cast to `args.save_dtype`.
+            dtype: of the saved weights. Those of a finished run are cast to `args.save_dtype`.
         """
-        (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of all arguments, a Hub token among them
-        _remove(directory, ADAPTER_CONFIG, ADAPTER_WEIGHTS)  # of an earlier run: it would be loaded on top of this one
+        (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of all arguments, with the Hub token
+        _remove(directory, ADAPTER_CONFIG, ADAPTER_WEIGHTS)  # an adapter of an earlier run would be loaded on top
         _save_spelling(directory, processor)
         save_dtype = getattr(torch, self.args.save_dtype)
-        # a checkpoint keeps the dtype of training, or a resumed run would go on from rounded weights
+        # a checkpoint keeps the dtype of training, or a resumed run would start from rounded weights
         if save_dtype != dtype and not is_checkpoint(directory):
             WhisperForConditionalGeneration.from_pretrained(directory, dtype=save_dtype).save_pretrained(directory)
 
     def _save_adapter(self, directory: Path, processor: ProcessorMixin | None) -> None:
-        """Write the adapter, and for a finished run what else a student has."""
-        self.adapter.save_pretrained(directory, save_embedding_layers=False)  # "auto" would ask the Hub about them
+        """Write the adapter; for a finished run also the generation config and the processor."""
+        self.adapter.save_pretrained(directory, save_embedding_layers=False)  # "auto" would call the Hub
         if is_checkpoint(directory):
             return
-        _remove(
-            directory, CONFIG_NAME, "model*.safetensors*"
-        )  # with a config.json it would be taken for a whole model
+        # with a config.json the directory would be loaded as a whole model
+        _remove(directory, CONFIG_NAME, "model*.safetensors*")
         self._generation_config.save_pretrained(directory)
         if processor is not None:
             processor.save_pretrained(directory)
@@ -162,7 +166,7 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def _save_spelling(directory: Path, processor: ProcessorMixin | None) -> None:
-    """Save what Whisper's normalizer needs, and `save_pretrained` forgets."""
+    """Save the spelling table of Whisper's normalizer, which the tokenizer's `save_pretrained` leaves out."""
     spelling = getattr(getattr(processor, "tokenizer", None), "english_spelling_normalizer", None)
     if spelling:
         (directory / "normalizer.json").write_text(json.dumps(spelling, indent=2))

@@ -1,4 +1,4 @@
-"""The rows of a stream that couldn't be used, or weren't wanted: counted, listed, and not forgotten by a resume."""
+"""Log of the skipped rows of a stream. Its count is saved in checkpoints."""
 
 import csv
 import json
@@ -17,12 +17,12 @@ SKIPPED_FILE = "skipped_rows.json"
 
 
 class SkippedRows:
-    """Appends to a CSV (clip, reason) what is left out of training.
+    """Append the rows that training skips to a CSV file with the columns clip and reason.
 
     Args:
-        file: one for each process.
-        on_bad_audio: "error": a row that can't be used is an error; "skip": it is left out, as those that the filters
-            don't want always are.
+        file: the CSV file of this process.
+        on_bad_audio: "error" to raise an error for an invalid row, "skip" to skip it. Rows that the filters exclude
+            are always skipped.
     """
 
     def __init__(self, file: Path, on_bad_audio: str):
@@ -31,27 +31,32 @@ class SkippedRows:
 
     @classmethod
     def of_run(cls, args: ASKDConfig, train_dataset: Any) -> "SkippedRows":
-        """Those of this process, in the run's directory."""
+        """Return the log of this process, in the run's directory."""
         rank = f"-{args.process_index}" if args.process_index else ""
         on_bad_audio = train_dataset.on_bad_audio if isinstance(train_dataset, SpeechStream) else "error"
         return cls(Path(args.output_dir) / f"skipped-stream{rank}.csv", on_bad_audio)
 
     def counts(self, accelerator: Accelerator) -> list[int]:
-        """How many rows each process has skipped so far."""
+        """Return the number of rows that each process has skipped so far."""
         return accelerator.gather(torch.tensor([self.count], device=accelerator.device)).tolist()
 
     def raise_all_skipped(self, step: int) -> NoReturn:
-        """Raise `UserError`: nothing was left to train on since the last log."""
+        """Raise `UserError`, as there was no label token since the last log."""
         raise UserError(f"step {step}: every clip since the last log was invalid or filtered out; see {self.file}")
 
     def add(self, rows: list[tuple[str, str, bool]], step: int) -> None:
-        """Clip, reason, and whether it can't be used; in the batch after `step` updates."""
-        for clip, reason, unusable in rows:
-            if unusable and self.on_bad_audio == "error":
+        """Log skipped rows. Raises `UserError` for an invalid row with `on_bad_audio="error"`.
+
+        Args:
+            rows: clip, reason, and True if the row is invalid, False if a filter excludes it.
+            step: the number of updates so far.
+        """
+        for clip, reason, invalid in rows:
+            if invalid and self.on_bad_audio == "error":
                 saved = any(self.file.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
                 raise UserError(
-                    f"step {step}, {clip}: {reason}. Mend it, or leave such clips out: --on_bad_audio skip"
-                    + (", with --resume_from_checkpoint last" if saved else "")
+                    f"step {step}, {clip}: {reason}. Fix the file, or skip invalid clips with --on_bad_audio skip"
+                    + (" and --resume_from_checkpoint last" if saved else "")
                 )
         if not rows:
             return
@@ -68,7 +73,7 @@ class SkippedRows:
         (directory / SKIPPED_FILE).write_text(json.dumps(counts))
 
     def load(self, directory: Path, process: int) -> None:
-        """Go back to what the checkpoint knows of: rows skipped after it will come again."""
+        """Restore the count of a checkpoint, and drop the later rows, which training will skip again."""
         file = directory / SKIPPED_FILE
         counts = json.loads(file.read_text()) if file.is_file() else []
         self.count = counts[process] if process < len(counts) else 0

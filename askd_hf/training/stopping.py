@@ -1,4 +1,4 @@
-"""Callbacks that end a run before its last step, with a checkpoint."""
+"""Callbacks that stop a run before its last step, with a checkpoint."""
 
 import logging
 import os
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class StopGracefullyCallback(TrainerCallback):
-    """Ctrl-C or SIGTERM ends the run after the update under way, with a checkpoint; a second Ctrl-C at once.
+    """On Ctrl-C or SIGTERM, finish the current update, save a checkpoint and stop. A second Ctrl-C stops immediately.
 
     Attributes:
-        stopped: whether training ended so, before its last step.
-        requested: whether it was asked to.
+        stopped: whether training was stopped before its last step.
+        requested: whether a signal was received.
     """
 
     def __init__(self):
@@ -32,18 +32,18 @@ class StopGracefullyCallback(TrainerCallback):
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a forked loader worker has inherited the handler, and ends when its loader does
+            return  # a forked DataLoader worker inherits the handler; it ends with its loader
         if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        print("\nstopping after this update, with a checkpoint (Ctrl-C again: at once)", flush=True)
+        print("\nstopping after this update, with a checkpoint (press Ctrl-C again to stop immediately)", flush=True)
 
     def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self.stopped = self.requested = False
         self._process = os.getpid()
         try:
             self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are somebody else's
+        except ValueError:  # only the main thread can set handlers
             self._previous = {}
 
     def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
@@ -66,17 +66,19 @@ class StopGracefullyCallback(TrainerCallback):
         self.restore()
 
     def restore(self) -> None:
-        """Give the signals back; also after an exception in training."""
+        """Restore the previous signal handlers."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
 
 
 class StopEarlyCallback(TrainerCallback):
-    """Ends a run whose `metric_for_best_model` hasn't got better in the last `patience` evaluations.
+    """Stop if `metric_for_best_model` has not improved in the last `patience` evaluations.
 
-    transformers' own counts evaluations in memory, and begins anew in a run that is resumed; this counts those in the
-    saved history.
+    The evaluations are counted in the saved log history. The counter of transformers' `EarlyStoppingCallback` isn't
+    exact when a run is resumed, even with `restore_callback_states_from_checkpoint`: it restores the patience of the
+    checkpoint and ignores the option, starts at 0 for checkpoints without a counter, and isn't reset when
+    `auto_find_batch_size` restarts training. It also logs a warning at every evaluation split but one.
     """
 
     def __init__(self, patience: int):
@@ -86,5 +88,7 @@ class StopEarlyCallback(TrainerCallback):
         name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
         values = [row[name] for row in state.log_history if name in row]
         if values and evaluations_since_best(values, args.greater_is_better) >= self.patience:
-            logger.warning("step %d: %s was best %d evaluations ago", state.global_step, name, self.patience)
+            logger.warning(
+                "step %d: stopping, as %s has not improved in %d evaluations", state.global_step, name, self.patience
+            )
             control.should_training_stop = True

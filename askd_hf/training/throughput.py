@@ -1,7 +1,6 @@
-"""The callback that measures how fast training is."""
+"""The callback that measures the training speed."""
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
 
@@ -9,13 +8,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..config import ASKDConfig
 
-logger = logging.getLogger(__name__)
-
 
 class ThroughputCallback(TrainerCallback):
-    """How fast the steps are, and how much of them is waiting for batches, and for other processes to have theirs.
+    """Measure the time of the steps, and the part of it that is spent waiting for batches.
 
-    Evaluation, logging and saving aren't counted.
+    Under DDP that includes waiting for the batches of other processes. Evaluation, logging and saving aren't counted.
     """
 
     def __init__(self):
@@ -23,13 +20,13 @@ class ThroughputCallback(TrainerCallback):
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was measured."""
+        """Forget all measurements."""
         self._waited = self._stepped = 0.0
         self._steps = 0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the fetching of an update's batches, with which its step begins."""
+        """Measure the time of fetching an update's batches, which starts its step."""
         start = time.perf_counter()
         try:
             yield
@@ -42,15 +39,14 @@ class ThroughputCallback(TrainerCallback):
         self._steps += 1
 
     def measured(self, args: ASKDConfig, state: TrainerState) -> dict[str, float]:
-        """Of the steps since the last call: `data_wait`, the share spent waiting, 0 to 1; `clips_per_second`, over all
-        processes; `hours_left` to the last step at this pace.
+        """Return the measurements since the last call, and forget them; empty without a step.
+
+        `data_time_ratio` is the share of the time spent waiting for batches, 0 to 1. `samples_per_second` counts the
+        clips of all processes.
         """
         if not self._stepped:
             return {}
         clips = self._steps * state.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        left = (state.max_steps - state.global_step) * self._stepped / self._steps
-        values = dict(
-            data_wait=self._waited / self._stepped, clips_per_second=clips / self._stepped, hours_left=left / 3600
-        )
+        values = dict(data_time_ratio=self._waited / self._stepped, samples_per_second=clips / self._stepped)
         self.reset()
         return values

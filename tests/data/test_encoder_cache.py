@@ -329,7 +329,7 @@ def test_a_disk_that_fills_up_on_the_way(model, processor, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(20.5 * ROW_BYTES), limits[1]))
     try:
-        with pytest.raises(UserError, match=r"File too large.*what was computed before is kept"):
+        with pytest.raises(UserError, match=r"File too large.*earlier results are kept"):
             cached(model, processor, [clips], tmp_path / "cache", batch_size=3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -341,7 +341,7 @@ def test_a_disk_that_fills_up_on_the_way(model, processor, tmp_path):
 
 def test_a_place_that_cant_be_written_to(model, processor, clips, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"encoder cache .*file.*Not a directory.*name another directory"):
+    with pytest.raises(UserError, match=r"encoder cache .*file.*Not a directory.*give another one"):
         cached(model, processor, [clips], tmp_path / "file")
 
 

@@ -43,7 +43,7 @@ GOOD_CALLS = {
     "metadata at the top": ("dataset", "a/top", None, "train"),
 }
 BAD_CALLS = {
-    "no such dataset on the Hub, and no such directory here": ("dataset", "a/none", None, "train"),
+    "no such dataset on the Hub, and no such local directory": ("dataset", "a/none", None, "train"),
     "datasets/a/gated, then log in with `hf auth login`": ("dataset", "a/gated", None, "train"),
     "'cleen' not found. Available: ['clean']": ("dataset", "a/speech", "cleen", "train"),
     "no split 'dev'; it has train.100, train.360": ("dataset", "a/speech", "clean", "dev"),
@@ -52,7 +52,7 @@ BAD_CALLS = {
     "a/paths: a row names the audio file": ("dataset", "a/paths", None, "train"),
     "so no other file of this machine is read": ("dataset", "a/paths", None, "train", True),
     "no such model on the Hub": ("model", "a/none", None),
-    "it has no such revision": ("model", "a/tiny", "v9"),
+    "no such revision": ("model", "a/tiny", "v9"),
 }
 UNREACHABLE_CALLS = {
     "the model 'openai/whisper-none'": ("model", "openai/whisper-none", None),

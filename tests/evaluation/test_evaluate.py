@@ -236,7 +236,7 @@ def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
     processor.save_pretrained(tmp_path / "model")
     shared = "--model", tmp_path / "model", "--dataset", speech, "--device", "cpu", "--output_dir", tmp_path / "out"
     refused = evaluate(*shared)
-    assert refused.returncode == 2 and "--language is missing" in refused.stderr
+    assert refused.returncode == 2 and "--language is required" in refused.stderr
     assert not list((tmp_path / "out").rglob("*.jsonl"))
     assert evaluate(*shared, "--language", "chinese").returncode == 0
     (result,) = Results.load(tmp_path / "out" / "results.json").sets
@@ -253,7 +253,7 @@ def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
         ("--model x --dataset y --join_clips 60", "--long_form"),
         ("--model x --dataset y --speculative True", "--teacher"),
         ("--score_only True", "--output_dir: which"),
-        ("--model x --dataset y --batch_size 0", "not at least 1"),
+        ("--model x --dataset y --batch_size 0", "must be at least 1, got 0"),
         ("--model x --dataset y --speed_batch_sizes 4 0", "--speed_batch_sizes 4 0: not all are at least 1"),
     ],
 )

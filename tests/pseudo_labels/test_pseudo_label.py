@@ -280,7 +280,7 @@ def test_a_multilingual_teacher_says_which_language_it_is(label, speech, tmp_pat
     model.save_pretrained(tmp_path / "multilingual")
     processor.save_pretrained(tmp_path / "multilingual")
     arguments = "--dataset", speech, "--output_dir", tmp_path / "out", *LENIENT
-    assert "--language is missing" in label(*arguments, teacher=tmp_path / "multilingual").stderr
+    assert "--language is required" in label(*arguments, teacher=tmp_path / "multilingual").stderr
     done = label(*arguments, "--language", "chinese", "--task", "translate", teacher=tmp_path / "multilingual")
     assert done.returncode == 0, done.stderr
     result = load_from_disk(str(tmp_path / "out" / "dataset"))
@@ -297,7 +297,7 @@ def test_a_multilingual_teacher_says_which_language_it_is(label, speech, tmp_pat
         (["--text", "reference"], "the dataset has no transcripts"),
         (["--text", "reference", "--timestamps"], "references have no timestamps"),
         (["--pack_seconds", 3], "is for --pack"),
-        (["--batch_size", 0], "is not at least 1"),
+        (["--batch_size", 0], "must be at least 1, got 0"),
         (["--split", "test"], "no splits"),
     ],
 )

@@ -9,7 +9,13 @@ from conftest import Clips, collate, make_whisper
 from askd_hf.arguments import ModelArguments
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
-from askd_hf.models.layer_selection import choose_layers, cross_entropy, only_layers, probe_decoder, probe_encoder
+from askd_hf.models.layer_selection import (
+    choose_layers,
+    cross_entropy,
+    only_layers,
+    select_decoder_layers,
+    select_encoder_layers,
+)
 from askd_hf.models.student import init_student
 
 
@@ -73,7 +79,7 @@ def with_own_labels(model, batches, tokens: int = 8):
 
 
 @pytest.mark.parametrize("useless", [0, 1, 4])
-@pytest.mark.parametrize(("probe", "stack"), [(probe_encoder, "encoder"), (probe_decoder, "decoder")])
+@pytest.mark.parametrize(("probe", "stack"), [(select_encoder_layers, "encoder"), (select_decoder_layers, "decoder")])
 def test_a_layer_that_does_nothing_is_the_first_to_go(deep, batches, probe, stack, useless):
     make_identity(getattr(deep.model, stack).layers[useless])
     batches = with_own_labels(deep, batches)
@@ -84,7 +90,7 @@ def test_a_layer_that_does_nothing_is_the_first_to_go(deep, batches, probe, stac
     assert lines[1].startswith(f"{stack} layers ") and lines[1].endswith(f"; all: {whole:.3f}")
 
 
-@pytest.mark.parametrize(("probe", "stack"), [(probe_encoder, "encoder"), (probe_decoder, "decoder")])
+@pytest.mark.parametrize(("probe", "stack"), [(select_encoder_layers, "encoder"), (select_decoder_layers, "decoder")])
 def test_each_round_drops_the_layer_whose_absence_costs_least(deep, batches, probe, stack):
     expected = list(range(5))
     while len(expected) > 2:
@@ -122,19 +128,21 @@ def test_numbers_are_probed_lists_stay_and_a_resumed_run_has_the_layers_it_began
     assert heard == [f"clip-{i}" for i in spread]
     batch = collate([rows[i] for i in spread])
     batches = [{name: batch[name] for name in ("input_features", "labels")}]
-    assert encoder == ",".join(map(str, probe_encoder(deep, batches, 2)))
-    (layer,) = probe_decoder(deep, batches, 1)
+    assert encoder == ",".join(map(str, select_encoder_layers(deep, batches, 2)))
+    (layer,) = select_decoder_layers(deep, batches, 1)
     assert decoder == f"{layer}," and init_student(deep, decoder).config.decoder_layers == 1
     assert "encoder layers" in capsys.readouterr().out
     # not probed again, and not for other numbers
     heard.clear()
     checkpoint = str(tmp_path / "checkpoint-3")
     assert chosen(checkpoint, decoder_layers="1", encoder_layers="2") == (encoder, decoder) and not heard
-    with pytest.raises(UserError, match="the run began with --encoder_layers 2, --decoder_layers 1 and"):
+    with pytest.raises(UserError, match="the run was started with --encoder_layers 2, --decoder_layers 1 and"):
         chosen(checkpoint, decoder_layers="1", encoder_layers="3")
-    with pytest.raises(UserError, match="the run began with --layer_selection greedy: resume it likewise"):
+    with pytest.raises(
+        UserError, match="the run was started with --layer_selection greedy: resume it with this option"
+    ):
         chosen(checkpoint, "spread", decoder_layers="1", encoder_layers="2")
-    with pytest.raises(UserError, match="the run began without --layer_selection greedy"):
+    with pytest.raises(UserError, match="the run was started without --layer_selection greedy"):
         chosen(str(tmp_path / "other" / "checkpoint-3"), decoder_layers="1", encoder_layers="2")
     assert json.loads((tmp_path / "layers.json").read_text())["found"]["decoder_layers"] == decoder
     assert chosen(None, "spread", decoder_layers="1") == (None, "1")

@@ -1,6 +1,4 @@
-"""The callback that tells the training rows the epoch."""
-
-import logging
+"""The callback that sets the epoch of the training set."""
 
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -9,14 +7,15 @@ from ..callbacks import data_epoch
 from ..config import ASKDConfig
 from ..data import SeededDataset
 
-logger = logging.getLogger(__name__)
-
 
 class SetEpochCallback(TrainerCallback):
-    """Tells the rows which epoch begins, or goes on; before its loader starts its workers."""
+    """Set the dataset's epoch before the workers start.
 
-    def __init__(self, draws: SeededDataset):
-        self.draws = draws
+    Not by `dataset.set_epoch`: under DDP accelerate calls that of the sampler only.
+    """
+
+    def __init__(self, dataset: SeededDataset):
+        self.dataset = dataset
 
     def on_epoch_begin(
         self,
@@ -26,4 +25,4 @@ class SetEpochCallback(TrainerCallback):
         train_dataloader: DataLoader,
         **kwargs,
     ):
-        self.draws.epoch = data_epoch(args, state, train_dataloader)
+        self.dataset.epoch = data_epoch(args, state, train_dataloader)
