@@ -29,7 +29,7 @@ from askd_hf.arguments.packages import check_optimizer
 from askd_hf.arguments.parser import parse_args
 from askd_hf.data import SAMPLING_RATE, SpeechStream, decode_audio
 from askd_hf.data.augment import AugmentArguments, Augmenter
-from askd_hf.data.teacher_cache import has_soft_labels
+from askd_hf.data.soft_labels import has_soft_labels
 from askd_hf.errors import exit_on_user_error, memory_errors
 from askd_hf.evaluation import tables
 from askd_hf.evaluation.comparison import compare
@@ -123,9 +123,9 @@ def distill(
     collator = SpeechCollator(
         processor,
         student.config,
-        timestamps=mix_args.timestamp_probability,
-        prompts=mix_args.condition_on_prev_probability,
-        augmenter=Augmenter(augment, processor.feature_extractor.n_samples) if augment.augment else None,
+        timestamp_probability=mix_args.timestamp_probability,
+        condition_on_prev_probability=mix_args.condition_on_prev_probability,
+        augmenter=Augmenter(augment, processor.feature_extractor.n_samples) if augment.augmentations else None,
     )
 
     # ---- speech: every clip is looked at once, before training starts; those of a stream when they come ----
@@ -136,7 +136,7 @@ def distill(
         raise UserError(f"preset {config.preset} has a teacher: give it with --teacher, or choose --preset ps-kd")
     if config.uses_teacher and has_soft_labels(train_dataset) and collator.is_random:
         raise UserError(
-            "the dataset has a teacher's answers for its clips as they are: train on it without --augment, "
+            "the dataset has a teacher's answers for its clips as they are: train on it without --augmentations, "
             "--timestamp_probability and --condition_on_prev_probability, or on the speech itself with the teacher"
         )
     splits = evaluation_speech(data_args, config, collator, multilingual)

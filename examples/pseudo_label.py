@@ -31,17 +31,17 @@ from askd_hf.models.loading import check_max_length, check_processor
 from askd_hf.pseudo_labels import (
     DATASET,
     PseudoLabelArguments,
-    card_of,
-    check_can_pack,
-    keep_good,
+    build_dataset,
+    check_can_concatenate,
+    concatenate_clips,
+    dataset_card,
+    filter_transcripts,
     known_references,
-    label_clips,
     load_clips,
-    measure,
-    pack,
-    plan,
-    push,
-    save,
+    plan_transcription,
+    push_dataset,
+    save_dataset,
+    score_transcripts,
     transcribe,
 )
 
@@ -65,8 +65,8 @@ def pseudo_label(args: PseudoLabelArguments) -> Path:
 
     # ---- the speech: every clip is looked at once, before anything is transcribed ----
     clips = load_clips(args.source(), args.max_samples, args.num_workers or None)
-    if args.pack:
-        check_can_pack(clips, window, args.pack_seconds)
+    if args.concatenate:
+        check_can_concatenate(clips, window, args.concatenate_seconds)
     clips = filter_invalid_clips(
         clips,
         None,
@@ -79,34 +79,34 @@ def pseudo_label(args: PseudoLabelArguments) -> Path:
 
     language = language_code(args.language) if args.task == "transcribe" else "en"
     _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
-    references = known_references(clips["text"][:], required=args.text == "reference")
+    references = known_references(clips["text"][:], required=args.label_source == "reference")
 
     # ---- transcripts: what is on the disk already isn't made again ----
-    lines = transcribe(plan(args, teacher, processor, clips))
+    lines = transcribe(plan_transcription(args, teacher, processor, clips))
 
     # ---- filters: by the references where there are any ----
-    transcripts = measure(lines, references, normalize, language, learn=args.text)
-    kept = keep_good(transcripts, args.thresholds(), directory / "dropped.csv")
+    transcripts = score_transcripts(lines, references, normalize, language, label_source=args.label_source)
+    kept = filter_transcripts(transcripts, args.thresholds(), directory / "dropped.csv")
 
     # ---- the dataset ----
     language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
-    labelled = label_clips(clips, transcripts, kept, language, args.task)
-    if args.pack:
-        labelled = pack(
-            labelled,
+    labeled = build_dataset(clips, transcripts, kept, language, args.task)
+    if args.concatenate:
+        labeled = concatenate_clips(
+            labeled,
             processor.tokenizer,
-            max_duration_in_seconds=args.pack_seconds or window,
+            max_duration_in_seconds=args.concatenate_seconds or window,
             max_label_length=teacher.config.max_target_positions,
             directory=directory,
             num_proc=args.num_workers or None,
         )
-    card = card_of(args, labelled, len(clips), len(kept))
-    labelled = save(labelled, directory, card)
-    hours = sum(labelled["seconds"]) / 3600
-    print(f"{len(labelled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
-    if args.push_to_hub:
+    card = dataset_card(args, labeled, len(clips), len(kept))
+    labeled = save_dataset(labeled, directory, card)
+    hours = sum(labeled["duration"]) / 3600
+    print(f"{len(labeled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
+    if args.hub_dataset_id:
         advice = f"the labels are safe in {directory}: run the same command again, if need be after `hf auth login`"
-        push(labelled, args.push_to_hub, card, advice + " with a token that may write there")
+        push_dataset(labeled, args.hub_dataset_id, card, advice + " with a token that may write there")
     return directory / DATASET
 
 

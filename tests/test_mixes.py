@@ -80,10 +80,9 @@ def options(teacher: Path, two: list[Path], output_dir: Path, *more) -> list[str
     return [*command.split(), *map(str, more)]
 
 
-STREAM = "--streaming True --max_steps 14 --dataset_probabilities 0.6 0.4 --shuffle_buffer_size 6 --no_speech_dataset synthetic "
-STREAM += (
-    "--no_speech_probability 0.1 --timestamp_probability 0.5 --condition_on_prev_probability 0.5 --augment gain noise "
-)
+STREAM = "--streaming True --max_steps 14 --dataset_probabilities 0.6 0.4 --shuffle_buffer_size 6 "
+STREAM += "--no_speech_dataset synthetic --no_speech_probability 0.1 --timestamp_probability 0.5 "
+STREAM += "--condition_on_prev_probability 0.5 --augmentations gain noise "
 STREAM += "--max_duration_in_seconds 0.95 --save_strategy steps --save_steps 2 --save_total_limit 8"
 
 
@@ -127,7 +126,7 @@ def test_a_streamed_mix_killed_twice_ends_as_if_it_had_not_been(tmp_path, teache
     assert listed[0] == listed[1]
     assert len(listed[0]) - 1 == log_of(tmp_path / "whole")[-1]["skipped_rows"]
     reasons = {reason.partition(":")[0] for _, reason in listed[0][1:]}
-    assert reasons == {"not an audio file, or of an unknown format", "over --max_duration_in_seconds"}
+    assert reasons == {"not an audio file, or an unknown format", "over --max_duration_in_seconds"}
 
 
 def test_a_clip_of_a_stream_that_cannot_be_used_ends_the_run_by_name(monkeypatch, capsys, tmp_path, teacher_dir, two):
@@ -167,8 +166,11 @@ def test_two_processes_share_a_stream(tmp_path, teacher_dir, two):
             "--no_speech_dataset synthetic --no_speech_probability 1",
             "--no_speech_probability 1.0 is not strictly between",
         ),
-        ("--encoder_cache_dir x --augment gain", "can't be cached"),
-        ("--augment gain --dataloader_persistent_workers True --dataloader_num_workers 1", "the same in every epoch"),
+        ("--encoder_cache_dir x --augmentations gain", "--augmentations can't be combined with --encoder_cache_dir"),
+        (
+            "--augmentations gain --dataloader_persistent_workers True --dataloader_num_workers 1",
+            "the same in every epoch",
+        ),
         ("--streaming True --max_steps 2 --train_sampling_strategy group_by_length", "aren't known"),
     ],
 )
@@ -180,8 +182,9 @@ def test_options_that_do_not_go_together_are_refused(monkeypatch, capsys, tmp_pa
 
 def test_filters_and_skipped_rows_are_those_of_training(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     arguments = f"--teacher {teacher_dir} --dataset {speech_dir} --eval_splits validation --use_cpu --streaming True"
-    arguments += f" --max_steps 20 --per_device_train_batch_size 4 --output_dir {tmp_path / 'run'} --min_duration_in_seconds 0.6"
-    arguments += " --eval_steps 20 --logging_steps 1 --no_speech_dataset synthetic --no_speech_probability 0.3 --disable_tqdm True"
+    arguments += f" --max_steps 20 --per_device_train_batch_size 4 --output_dir {tmp_path / 'run'}"
+    arguments += " --min_duration_in_seconds 0.6 --eval_steps 20 --logging_steps 1 --disable_tqdm True"
+    arguments += " --no_speech_dataset synthetic --no_speech_probability 0.3"
     ended = run_here(monkeypatch, capsys, *arguments.split())
     assert ended[0] == 0, ended[2]
     with (tmp_path / "run" / "skipped-stream.csv").open() as file:
@@ -209,7 +212,7 @@ def test_a_teachers_answers_are_for_clips_as_they_are(monkeypatch, capsys, tmp_p
     ended = run_here(monkeypatch, capsys, *arguments)
     assert ended[0] == 0, ended[2]
     again = f"--teacher {teacher_dir} --dataset {labelled} --output_dir {tmp_path / 'other'} --use_cpu"
-    for more in ("--timestamp_probability 0.5", "--augment gain"):
+    for more in ("--timestamp_probability 0.5", "--augmentations gain"):
         ended = run_here(monkeypatch, capsys, *again.split(), *more.split())
         assert ended[0] == 2 and "the dataset has a teacher's answers for its clips as they are" in ended[2]
 
@@ -268,7 +271,7 @@ def test_a_column_says_what_is_spoken(monkeypatch, capsys, tmp_path, multilingua
     wrong.save_to_disk(tmp_path / "wrong")
     again = arguments.replace(str(tmp_path / "mixed"), str(tmp_path / "wrong")).replace("/run", "/other")
     ended = run_here(monkeypatch, capsys, *again.split())
-    assert ended[0] == 2 and "row 15, train/audio/015.wav: language 'klingon': the model doesn't know" in ended[2]
+    assert ended[0] == 2 and "row 15, train/audio/015.wav: the model doesn't support language 'klingon'" in ended[2]
 
 
 # ---- timestamps ----
@@ -316,8 +319,8 @@ def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp
     processor.save_pretrained("teacher")
     said = load_speech_dataset(str(audio), None, "train")["text"][:]
     (audio / "metadata.csv").unlink()
-    arguments = f"--student {multilingual_dir} --teacher teacher --unlabeled_dataset audio --language en --use_cpu --max_steps 2"
-    arguments += " --output_dir run"
+    arguments = f"--student {multilingual_dir} --teacher teacher --unlabeled_dataset audio --language en --use_cpu"
+    arguments += " --max_steps 2 --output_dir run"
     finetune = ROOT / "examples" / "finetune.py"
     ended = run_here(monkeypatch, capsys, *arguments.split(), file=finetune)
     assert ended[0] == 0, ended[2]

@@ -7,7 +7,7 @@ from transformers import WhisperForConditionalGeneration
 
 from ..config import ASKDConfig
 from ..data import SpeechCollator
-from ..data.teacher_cache import check_settings
+from ..data.soft_labels import check_settings
 from ..errors import UserError
 
 
@@ -44,7 +44,7 @@ def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> N
     if args.dataloader_persistent_workers:
         raise UserError(
             "dataloader_persistent_workers: the workers would draw the same in every epoch; leave it off with "
-            "--augment, --timestamp_probability and --condition_on_prev_probability"
+            "--augmentations, --timestamp_probability and --condition_on_prev_probability"
         )
 
 

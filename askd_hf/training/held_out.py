@@ -77,7 +77,7 @@ def _speech(dataset: Any) -> tuple[Sequence[Any], dict[Any, int]]:
     """For each row whose clip it is; and for each clip with speech its first row."""
     columns = dataset.column_names if isinstance(dataset, Dataset) else []
     clips = dataset["audio_key"][:] if "audio_key" in columns else range(len(dataset))
-    silent = dataset["negative"][:] if "negative" in columns else itertools.repeat(False, len(dataset))
+    silent = dataset["no_speech"][:] if "no_speech" in columns else itertools.repeat(False, len(dataset))
     rows: dict[Any, int] = {}
     for row, (clip, is_silent) in enumerate(zip(clips, silent, strict=True)):
         if not is_silent:

@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from ..callbacks import AdaptiveBlendCallback
 from ..config import ASKDConfig
-from ..data import TEACHER_COLUMNS, SpeechCollator, encode
+from ..data import TEACHER_COLUMNS, SpeechCollator, run_encoder
 from ..errors import UserError
 from ..models.layers import LayerPairs, copied_encoder_layers, is_pruned_encoder, matched_layers
 from ..models.student import check_pair, encoder_is_deterministic, same_encoder
@@ -100,7 +100,7 @@ class ModelRunner:
         cache = self.collator.encoder_cache if isinstance(self.collator, SpeechCollator) else None
         if cache is not None:
             self._check_cache_is_valid()
-            if not cache.is_of(self.student, self.collator.processor):
+            if not cache.matches(self.student, self.collator.processor):
                 raise UserError(f"encoder cache {cache.folder}: it isn't of the student's encoder and features")
 
     def _teacher_has_own_features(self) -> bool:
@@ -206,7 +206,7 @@ class ModelRunner:
         terms.hidden = terms.hidden.detach()
         return weighted.sum()
 
-    def encode(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
+    def run_encoder(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
         """Put the student's `encoder_outputs` into the batch, for all models, unless its encoder is trained.
 
         Evaluation does so for a trained encoder as well, unless its hidden states are wanted `with_states`: these come
@@ -219,7 +219,7 @@ class ModelRunner:
             return
         batch["input_features"] = batch["input_features"].to(student.dtype)  # bf16_full_eval casts the model
         if self.encoder_is_fixed() or not (model.training or with_states):
-            batch["encoder_outputs"] = (encode(student.model.encoder, batch["input_features"]),)
+            batch["encoder_outputs"] = (run_encoder(student.model.encoder, batch["input_features"]),)
 
     def teacher_target(
         self, inputs: dict[str, Tensor], batch: dict[str, Any], label_mask: Tensor, pairs: LayerPairs | None = None
