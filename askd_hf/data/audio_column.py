@@ -29,7 +29,7 @@ def with_audio(dataset: Dataset | IterableDataset, name: str, chosen: str) -> Da
     """Cast all audio columns to files, because `datasets` needs torchcodec to decode them."""
     if isinstance(dataset.features[chosen], dict) and "array" in dataset.features[chosen]:
         if isinstance(dataset, IterableDataset):
-            require_audio_files(dataset.features[chosen], name, "streamed")
+            require_audio_files(dataset.features[chosen], name, "stream")
         return dataset
     for column, feature in dataset.features.items():
         if column == chosen or isinstance(feature, Audio):

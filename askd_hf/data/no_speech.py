@@ -37,7 +37,7 @@ def synthetic_no_speech(num_clips: int = 64, seed: int = 0, max_duration_in_seco
     ]
     audio = [{"path": None, "bytes": _flac(sound)} for sound in sounds]
     dataset = Dataset.from_dict(
-        {"audio": audio, "text": [""] * num_clips, "clip": names, "negative": [True] * num_clips}
+        {"audio": audio, "text": [""] * num_clips, "clip": names, "no_speech": [True] * num_clips}
     )
     return dataset.cast_column("audio", Audio(decode=False))
 
@@ -46,7 +46,7 @@ def as_no_speech(dataset: Dataset) -> Dataset:
     """Mark all clips of `load_speech_dataset` as clips without speech, and drop transcripts and related columns."""
     kept = dataset.select_columns([name for name in KEPT_COLUMNS if name in dataset.column_names])
     kept = replace_column(kept, "text", [""] * len(dataset))
-    return replace_column(kept, "negative", [True] * len(dataset))
+    return replace_column(kept, "no_speech", [True] * len(dataset))
 
 
 def _sound(kind: str, rng: np.random.Generator, max_duration_in_seconds: float) -> np.ndarray:

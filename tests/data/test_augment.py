@@ -134,7 +134,7 @@ def test_all_noises_of_the_folder_are_used_and_nothing_else(noises):
     (noises / "notes.txt").write_text("not audio")
     augment = augmenter("noise", noise_dir=str(noises))
     clip = tone(seconds=1.0)
-    peaks = [np.abs(np.fft.rfft(augment(clip, rng_key) - clip)).argmax() for rng_key in KEYS]  # in Hz
+    peaks = [np.abs(np.fft.rfft(augment(clip, rng_key)[0] - clip)).argmax() for rng_key in KEYS]  # in Hz
     assert {round(peak, -2) for peak in peaks} == {1000, 2000, 3000}
 
 

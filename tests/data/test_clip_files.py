@@ -255,7 +255,7 @@ def test_types_that_datasets_lacks(tmp_path, caplog):
     )
     pq.write_table(table, tmp_path / "metadata.parquet")
     assert load_speech_dataset(str(tmp_path), None, "train").column_names == ["audio", "clip", "text"]
-    assert "the column 'm' is ignored: `datasets` has no type for map" in caplog.text
+    assert "column 'm' is ignored, because `datasets` doesn't support type map" in caplog.text
     audio = pa.array([{"bytes": b"x", "path": "0.wav"}])
     pq.write_table(table.drop(["file_name"]).append_column("audio", audio), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x\.parquet: Arrow type map.*remove this column"):

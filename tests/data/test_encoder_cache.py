@@ -129,7 +129,7 @@ def test_only_new_and_changed_clips_are_computed(model, processor, clips, tmp_pa
 
 def test_each_distinct_clip_of_several_data_sets_is_computed_once(model, processor, clips, tmp_path):
     batches = encoded_by(model)
-    parts = [clips.select([0, 1]), clips.select([1, 2, 3, 4]).remove_columns("seconds"), clips.select([5, 0])]
+    parts = [clips.select([0, 1]), clips.select([1, 2, 3, 4]).remove_columns("duration"), clips.select([5, 0])]
     cache = cached(model, processor, parts, tmp_path, num_workers=1)
     assert sum(batches) == rows_on_disk(cache) == 6
     assert_plain(cache, model, processor, clips)
@@ -369,7 +369,7 @@ def test_augmentation_is_refused(processor, clips, tmp_path):
         cached(make_whisper(processor, apply_spec_augment=True), processor, [clips], tmp_path)
     noisy = make_processor()
     noisy.feature_extractor.dither = 1e-4
-    with pytest.raises(UserError, match=r"dither 0\.0001"):
+    with pytest.raises(UserError, match=r"dither to 0\.0 \(feature extractor, now 0\.0001\)"):
         cached(make_whisper(processor), noisy, [clips], tmp_path)
 
 

@@ -19,16 +19,16 @@ from askd_hf.hub_access import hub_access, local_or_hub
 LOAD = """
 import json, sys
 from transformers import WhisperProcessor
-from askd_hf.data import load_speech
+from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
-from askd_hf.hub import hub_access
+from askd_hf.hub_access import hub_access
 
 def model(name, revision):
     with hub_access("the model", name):
         return WhisperProcessor.from_pretrained(name, revision=revision).tokenizer("ab").input_ids
 
 def dataset(name, config, split, streaming=False):
-    loaded = list(load_speech(name, config, split, streaming=streaming))
+    loaded = list(load_speech_dataset(name, config, split, streaming=streaming))
     return [[row["text"] for row in loaded], [row["clip"] for row in loaded]]
 
 for kind, *arguments in json.loads(sys.argv[1]):
@@ -50,8 +50,8 @@ BAD_CALLS = {
     "no split 'dev'; it has train.100, train.360": ("dataset", "a/speech", "clean", "dev"),
     "the audio path '../../../../../secret.wav' is outside": ("dataset", "a/up", None, "train"),
     "0.wav' is outside the dataset. Since the dataset was downloaded": ("dataset", "a/absolute", None, "train"),
-    "a/paths: a row names the audio file": ("dataset", "a/paths", None, "train"),
-    "so no other file of this machine is read": ("dataset", "a/paths", None, "train", True),
+    "a/paths: the audio path": ("dataset", "a/paths", None, "train"),
+    "other local files can't be read": ("dataset", "a/paths", None, "train", True),
     "no such model on the Hub": ("model", "a/none", None),
     "it has no such revision": ("model", "a/tiny", "v9"),
 }

@@ -85,7 +85,7 @@ def test_which_directories_are_splits(tmp_path, names, splits):
 
 def test_rows_outside_of_the_splits_are_refused(tmp_path):
     folder = at_top(tmp_path / "x", "train/0.wav", "test/1.wav", "audio/2.wav")
-    message = r"metadata\.csv: some of its files .*\(train/ 1, test/ 1\), 1 in none, such as row 2, audio/2\.wav"
+    message = r"metadata\.csv: some audio files .*\(train/ 1, test/ 1\), but 1 are not, such as row 2, audio/2\.wav"
     for split in ("train", "test"):
         with pytest.raises(UserError, match=message):
             texts(folder, split)
@@ -101,7 +101,7 @@ def test_where_absolute_names_lie_is_no_split_unless_they_differ(tmp_path):
 def test_metadata_at_the_top_and_below(tmp_path, caplog):
     folder = at_top(tmp_path / "x", "held/audio/0.wav", "audio/1.wav")
     audiofolder(folder / "held", ["a"])
-    with pytest.raises(UserError, match=r"\(held/ 1\), 1 in none, such as row 1, audio/1\.wav"):
+    with pytest.raises(UserError, match=r"\(held/ 1\), but 1 are not, such as row 1, audio/1\.wav"):
         texts(folder)
     folder = at_top(tmp_path / "y", "train/audio/0.wav", "test/audio/0.wav")
     audiofolder(folder / "test", ["a"])
@@ -157,8 +157,8 @@ def test_a_column_that_names_splits_is_not_heeded_in_silence(tmp_path, caplog, k
     "files, message",
     [
         ({"data/train/metadata.csv": "file_name,text\n0.wav,a\n", "data/train/0.wav": ""}, "too deep; use .*/data"),
-        ({"train.csv": "file_name,text\n0.wav,a\n"}, "train.csv lists audio files: call it train/metadata.csv"),
-        ({"train_1.jsonl": '{"a": "b"}\n'}, "train_1.jsonl lists audio files: call it train_1/metadata.jsonl"),
+        ({"train.csv": "file_name,text\n0.wav,a\n"}, "train.csv lists audio files, rename it to train/metadata.csv"),
+        ({"train_1.jsonl": '{"a": "b"}\n'}, "train_1.jsonl lists audio files, rename it to train_1/metadata.jsonl"),
     ],
 )
 def test_other_layouts_are_explained(tmp_path, files, message):
@@ -171,9 +171,9 @@ def test_other_layouts_are_explained(tmp_path, files, message):
 
 def test_several_datasets_joined_by_a_plus(tmp_path):
     a, b = audiofolder(tmp_path / "a", ["a"]), audiofolder(tmp_path / "b", ["b"])
-    with pytest.raises(UserError, match=rf"separated by spaces, not by \+: {a} {b}"):
+    with pytest.raises(UserError, match=rf"separate several datasets by spaces, not by \+: {a} {b}"):
         texts(f"{a}+{b}")
-    with pytest.raises(UserError, match=r"separated by spaces, not by \+: org/a org/b"):
+    with pytest.raises(UserError, match=r"separate several datasets by spaces, not by \+: org/a org/b"):
         texts("org/a+org/b")
     assert texts(audiofolder(tmp_path / "c+d", ["c"])) == ["c"]
     with pytest.raises(
@@ -241,7 +241,7 @@ def test_a_task_that_no_row_has_is_one_error(tmp_path, task, caplog):
     speech = load_speech_dataset(str(tmp_path), None, "train")
     with (
         caplog.at_level(logging.WARNING),
-        pytest.raises(UserError, match=rf"mine: .*'task' says '{task}'.*--task transc"),
+        pytest.raises(UserError, match=rf"mine: .*'task' must be .*, got '{task}'.*--task transc"),
     ):
         with_language(speech, "fr", None, "mine")
     assert with_language(speech, "fr", "transcribe")["task"][:] == ["transcribe"] * 3

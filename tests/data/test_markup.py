@@ -155,7 +155,7 @@ def test_times_are_segments_and_other_markup_is_a_bad_row(folder, collator, capl
     with pytest.raises(UserError) as error:
         filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
     assert "2 of 5 clips are invalid (1 transcript has `<|fr|>`, 1 transcript has `<|0.10|>`)" in str(error.value)
-    assert re.search(r"  row 2, 2\.wav: transcript has `<\|fr\|>`: markup", str(error.value))
+    assert re.search(r"  row 2, 2\.wav: transcript has `<\|fr\|>`: a special token", str(error.value))
     options = dict(on_bad_audio="skip", report_file=tmp_path / "skipped.csv")
     kept = filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20, check_timestamps=True), **options)
     assert kept["text"][:] == ["ab c", "d e", "g"]
