@@ -155,6 +155,8 @@ def _read_file(path: Path) -> bytes:
         if status.st_size > MAX_BYTES:
             raise AudioError(f"too large: {status.st_size / 2**30:.1f} GiB, the limit is {MAX_BYTES / 2**30:g} GiB")
         return path.read_bytes()
+    except AudioError:
+        raise
     except FileNotFoundError:
         raise AudioError("missing file") from None
     except OSError as error:

@@ -161,7 +161,7 @@ def test_filters_leave_out_and_count_what_is_not_wanted(tmp_path, caplog):
             ["2", "2.wav", "under --min_label_length: 1"],
             ["3", "3.wav", "over --max_duration_in_seconds: 0.80 s"],
         ]
-    with pytest.raises(UserError, match=r"4 of 4 clips \(4 over --max_label_length\), so no clip is left"):
+    with pytest.raises(UserError, match=r"4 of 4 clips are filtered out \(4 over --max_label_length\), so no clip is left"):
         check(speech, limits=Limits(1.0, 20, max_label_length=0))
 
 
