@@ -21,7 +21,7 @@ from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import ASKDConfig
 from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, stream_sampler
-from .data.teacher_cache import has_soft_labels
+from .data.soft_labels import has_soft_labels
 from .errors import UserError, memory_errors, saving_errors
 from .hub.provenance import Provenance
 from .hub.publisher import HubPublisher

@@ -20,7 +20,7 @@ def main() -> None:
     # transcripts of an earlier run are used again, so that other limits take seconds
     transcripts, kept = transcribe_and_filter(args, teacher, processor, clips)
 
-    # the dataset to train students on, with --pack joined to clips of 30 s, with --push_to_hub on the Hub
+    # the dataset to train students on, with --concatenate joined to clips of 30 s, with --hub_dataset_id on the Hub
     save_dataset(args, teacher, processor, clips, transcripts, kept)
 
 

@@ -252,12 +252,12 @@ def test_runs_with_caches_follow_the_run_without_and_the_second_computes_nothing
     given = dict(teacher=teacher_dir, eval_splits="validation")
     caches = dict(cache_encoder=tmp_path / "encoder", cache_teacher=tmp_path / "labels", teacher_top_k=ALL_BUT_ONE)
     plain, out, _ = finished(monkeypatch, capsys, tmp_path / "plain", speech_dir, **given)
-    assert "there)" not in out
+    assert "cached)" not in out
     first, out, err = finished(monkeypatch, capsys, tmp_path / "first", speech_dir, **given, **caches)
-    assert "(0 of 22 there)" in out and "(0 of 16 there)" in out and "Encoding: 100%" in err
+    assert "(0 of 22 cached)" in out and "(0 of 16 cached)" in out and "Encoding: 100%" in err
     second, out, err = finished(monkeypatch, capsys, tmp_path / "second", speech_dir, **given, **caches)
-    assert "(22 of 22 there)" in out and "(16 of 16 there)" in out
-    assert "Encoding" not in err and "Labelling" not in err
+    assert "(22 of 22 cached)" in out and "(16 of 16 cached)" in out
+    assert "Encoding" not in err and "Soft labels" not in err
     assert len(plain["loss"]) == 6 and len(plain["teacher_loss"]) == 4
     torch.testing.assert_close(first, plain, **TOLERANCE)
     for name, weight in weights(tmp_path / "first").items():
@@ -290,12 +290,12 @@ def test_labelled_speech_trains_students_without_the_teacher(
     labelling += ["--teacher_top_k", ALL_BUT_ONE, "--output_dir", tmp_path / "unused"]
     status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
     assert status == 0, err
-    assert "(0 of 16 there)" in out and f"16 labeled clips: --dataset {labels}" in out
+    assert "(0 of 16 cached)" in out and f"16 labeled clips: --dataset {labels}" in out
     assert not (tmp_path / "unused").exists() and set(TEACHER_COLUMNS) <= set(load_from_disk(labels).column_names)
     live, _, _ = finished(monkeypatch, capsys, tmp_path / "live", speech_dir, teacher=teacher_dir, student=student_dir)
     alone, out, _ = finished(monkeypatch, capsys, tmp_path / "alone", labels, student=student_dir)
     torch.testing.assert_close(alone, live, **TOLERANCE)
-    assert "there)" not in out
+    assert "cached)" not in out
     # with its teacher and the encoder's cache beside it
     both, out, _ = finished(
         monkeypatch, capsys, tmp_path / "both", labels,
@@ -310,7 +310,7 @@ def test_labelled_speech_trains_students_without_the_teacher(
     for name, weight in weights(tmp_path / "plain").items():
         assert torch.equal(weights(tmp_path / "ignored")[name], weight), name
     for more, message in (
-        (dict(temperature=3.0), "labelled at temperature 2, the run's is 3"),
+        (dict(temperature=3.0), "computed with temperature 2, the run's is 3"),
         (dict(eval_teacher_losses=True), "--eval_teacher_losses requires a teacher"),
     ):
         status, _, err = run_here(
@@ -362,7 +362,7 @@ def test_clips_skipped_in_labelling_are_listed_beside_the_labels(
     for there in (0, 15):
         status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
         assert status == 0, err
-        assert f"({there} of 15 there)" in out and "15 labeled clips: --dataset" in out
+        assert f"({there} of 15 cached)" in out and "15 labeled clips: --dataset" in out
     assert "3,train/audio/003.wav," in (tmp_path / "labels.skipped" / "skipped-training-bad.csv").read_text()
     assert len(load_from_disk(tmp_path / "labels")) == 15
 
@@ -379,6 +379,6 @@ def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsy
     steps_done = int(checkpoint_to_resume(str(tmp_path / "killed"), "last").rpartition("-")[2])
     _, out, _ = finished(monkeypatch, capsys, tmp_path / "killed", speech_dir, **given, resume_from_checkpoint="last")
     assert out.count("'loss'") == 12 - steps_done  # and it didn't begin at the beginning
-    assert "(16 of 16 there)" in out
+    assert "(16 of 16 cached)" in out
     a, b = (weights(tmp_path / name) for name in ("whole", "killed"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

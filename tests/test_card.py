@@ -15,7 +15,7 @@ from make_cards import CARDS, GOLDEN, INPUTS, read_facts, read_results, render
 
 from askd_hf.arguments import SpeechSource
 from askd_hf.data import decode_audio
-from askd_hf.data.teacher_cache import SETTINGS
+from askd_hf.data.soft_labels import SETTINGS_COLUMN
 from askd_hf.evaluation.results import Results
 from askd_hf.hub.card import TEMPLATE, inherited_license, model_index, render_card
 from askd_hf.hub.card_sections import objective
@@ -312,7 +312,7 @@ def test_faster_whisper_is_shown_for_its_own_window_alone():
 
 def test_who_labelled_the_training_set_is_named_but_no_base_model():
     for place in ("proj/secret-v3", "/home/somebody/secret-v3", "C:\\somebody\\secret-v3"):
-        labelled = Dataset.from_dict({SETTINGS: [json.dumps({"teacher": place})]})
+        labelled = Dataset.from_dict({SETTINGS_COLUMN: [json.dumps({"teacher": place})]})
         origin = dict(teacher=cached_teacher(labelled), student=BaseModelInfo("you/start", True), from_teacher=False)
         card = card_of(**origin)
         assert "from [you/start](https://huggingface.co/you/start), with `secret-v3` as its teacher." in card.text

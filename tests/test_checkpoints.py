@@ -136,7 +136,7 @@ def test_other_scripts_take_an_old_checkpoint_too(monkeypatch, capsys, tmp_path,
     labels = f"--teacher_cache_dir {tmp_path / 'c'} --teacher_top_k 4 --use_cpu True"
     commands = {
         "evaluate": f"--model {multilingual} {decoding} --output_dir {tmp_path / 'e'}",
-        "pseudo_label": f"--teacher {multilingual} {decoding} --max_wer inf --output_dir {tmp_path / 'p'}",
+        "pseudo_label": f"--teacher {multilingual} {decoding} --wer_threshold inf --output_dir {tmp_path / 'p'}",
         "teacher_cache_dir": f"--teacher {multilingual} {both} {labels}",
     }
     for name, command in commands.items():

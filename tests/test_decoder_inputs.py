@@ -39,7 +39,9 @@ def rows(tmp_path_factory, processor, teacher):
 
 
 def trainer(directory, processor, teacher, student, rows, collator=None, **changes) -> ASKDTrainer:
-    collator = collator or SpeechCollator(processor, student.config, timestamps=0.5, prompts=0.5)
+    collator = collator or SpeechCollator(
+        processor, student.config, timestamp_probability=0.5, condition_on_prev_probability=0.5
+    )
     changes = dict(preset="askd", teacher_phase_ratio=1.0, teacher_weight=0.5, teacher_weight_end=0.5) | changes
     return ASKDTrainer(
         model=copy.deepcopy(student),
@@ -77,8 +79,10 @@ def test_all_three_read_the_same(tmp_path, processor, teacher, student, rows):
 
 def test_a_prompt_changes_what_is_read_and_not_what_is_learned(processor, student, rows):
     """The loss of a batch is the cross-entropy at the positions of the transcript, worked out by the model itself."""
-    always, never = (SpeechCollator(processor, student.config, prompts=share) for share in (1.0, 0.0))
-    drawn = [rows[i] | {"draw": (0, 0, i)} for i in range(4)]
+    always, never = (
+        SpeechCollator(processor, student.config, condition_on_prev_probability=share) for share in (1.0, 0.0)
+    )
+    drawn = [rows[i] | {"rng_key": (0, 0, i)} for i in range(4)]
     with_prompts, plain = always(drawn), never(drawn)
     assert (with_prompts["labels"] != -100).sum() == (plain["labels"] != -100).sum()
     for i, prompt in enumerate(PROMPTS):
@@ -94,9 +98,9 @@ def test_a_prompt_changes_what_is_read_and_not_what_is_learned(processor, studen
 
 @pytest.mark.parametrize("preset", ["ce", "kd"])
 def test_the_loss_is_at_the_transcripts_positions(tmp_path, processor, teacher, student, rows, preset):
-    collator = SpeechCollator(processor, student.config, timestamps=0.5, prompts=1.0)
+    collator = SpeechCollator(processor, student.config, timestamp_probability=0.5, condition_on_prev_probability=1.0)
     made = trainer(tmp_path, processor, teacher, student, rows, collator, preset=preset)
-    (batch,) = DataLoader([rows[i] | {"draw": (0, 0, i)} for i in range(4)], batch_size=4, collate_fn=collator)
+    (batch,) = DataLoader([rows[i] | {"rng_key": (0, 0, i)} for i in range(4)], batch_size=4, collate_fn=collator)
     if preset == "kd":
         made.blend.weights = made.blend.weights._replace(teacher=0.5)
     made.model.eval()

@@ -299,7 +299,7 @@ def test_bad_clips_are_named_before_training_or_skipped_and_listed(
     for row, kind in enumerate(ROW_PROBLEMS, start=3):
         break_speech(kind, bad, row)
     status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, bad, tmp_path / "run"))
-    assert status == 2 and "8 of 16 clips can't be used" in err
+    assert status == 2 and "8 of 16 clips are invalid" in err
     assert re.search(r"row 3, train/audio/003\.wav: \S+", err) and "--on_bad_audio skip" in err
     assert "loss" not in out and "Traceback" not in err
     skipping = options(teacher_dir, bad, tmp_path / "run", "--on_bad_audio", "skip", "--max_steps", "2")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import askd_hf
 from askd_hf.config import ASKDConfig
 from askd_hf.data import SpeechStream
-from askd_hf.data.teacher_cache import ALL_COLUMNS, KEY, SETTINGS, SOFT_LABELS
+from askd_hf.data.soft_labels import KEY_COLUMN, SETTINGS_COLUMN, SOFT_LABEL_COLUMNS, SOFT_LABEL_FEATURES
 from askd_hf.errors import UserError
 from askd_hf.hub.provenance import BaseModelInfo, Provenance, public_name, stated_license
 from askd_hf.hub.training_summary import ARGUMENTS, SUMMARY_FILE, ModelInfo, TrainingSummary, count_clips
@@ -149,16 +149,16 @@ def test_a_stream_has_no_number_of_clips(tmp_path, teacher, student, processor):
 def test_what_comes_more_than_once_in_an_epoch_is_counted_once():
     columns = dict(
         audio_key=["a", "b", "a", "silence", "a", "silence", "hum"],
-        seconds=[1800.0, 5400.0, 1800.0, 900.0, 1800.0, 900.0, 60.0],
-        negative=[None, False, None, True, None, True, True],
+        duration=[1800.0, 5400.0, 1800.0, 900.0, 1800.0, 900.0, 60.0],
+        no_speech=[None, False, None, True, None, True, True],
     )
     mixed = Dataset.from_dict(columns)
     assert count_clips(mixed) == (2, 2.0, 2)
-    assert count_clips(mixed.remove_columns("negative").select(range(3))) == (2, 2.0, 0)
+    assert count_clips(mixed.remove_columns("no_speech").select(range(3))) == (2, 2.0, 0)
     assert count_clips(Dataset.from_dict({"text": ["a", "a"]})) == (2, None, 0)
     rows = mixed.to_iterable_dataset()
     assert count_clips(SpeechStream([rows])) == (None, None, 0)
-    assert count_clips(SpeechStream([rows], no_speech_dataset=rows, share=0.1)) == (None, None, None)
+    assert count_clips(SpeechStream([rows], no_speech_dataset=rows, no_speech_probability=0.1)) == (None, None, None)
 
 
 def test_a_run_that_was_ended_early_says_so(tmp_path, teacher, student, processor):
@@ -213,8 +213,11 @@ def test_of_cached_labels_their_number_is_known(tmp_path, teacher, student, proc
     trainer.save_model()
     assert TrainingSummary.load(tmp_path).top_k is None and TrainingSummary.load(tmp_path).origin.teacher is None
     settings = json.dumps(dict(teacher="proj/teacher", top_k=8))
-    columns = {name: ["x"] if name == KEY else [settings] if name == SETTINGS else [[]] for name in ALL_COLUMNS}
-    trainer.train_dataset = Dataset.from_dict(columns, features=SOFT_LABELS)
+    columns = {
+        name: ["x"] if name == KEY_COLUMN else [settings] if name == SETTINGS_COLUMN else [[]]
+        for name in SOFT_LABEL_COLUMNS
+    }
+    trainer.train_dataset = Dataset.from_dict(columns, features=SOFT_LABEL_FEATURES)
     trainer.save_model()
     facts = TrainingSummary.load(tmp_path)
     assert facts.top_k == 8 and facts.origin.teacher.name == "teacher"

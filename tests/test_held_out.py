@@ -8,7 +8,7 @@ from conftest import Clips, collate, history, make_trainer, options, write_speec
 from datasets import Dataset
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError
-from askd_hf.data import SpeechStream, as_stream, load_speech_dataset, to_stream
+from askd_hf.data import SpeechStream, load_speech_dataset, select_training_columns, to_iterable_dataset
 from askd_hf.objective import TopK
 from askd_hf.projection import LMHeadInputs
 from askd_hf.training import held_out
@@ -50,19 +50,19 @@ def test_a_clip_that_comes_repeatedly_is_held_out_altogether():
 
 def test_clips_without_speech_are_not_chosen():
     silent = [None if i % 2 else True for i in range(400)]
-    training, chosen = hold_out(rows_of(400, negative=silent))
-    assert len(chosen) == 10 and not any(chosen["negative"])
-    assert sum(1 for negative in training["negative"] if negative) == 200
+    training, chosen = hold_out(rows_of(400, no_speech=silent))
+    assert len(chosen) == 10 and not any(chosen["no_speech"])
+    assert sum(1 for negative in training["no_speech"] if negative) == 200
 
 
 def stream_of(clips: int, **options) -> SpeechStream:
     audio = [{"path": f"{i}.wav", "bytes": None} for i in range(clips)]
     rows = Dataset.from_dict({"clip": [f"{i}.wav" for i in range(clips)], "audio": audio, "text": ["a"] * clips})
-    return SpeechStream([as_stream(rows.to_iterable_dataset())], **options)
+    return SpeechStream([select_training_columns(rows.to_iterable_dataset())], **options)
 
 
 def test_of_a_stream_some_of_the_first_rows_never_come():
-    stream = stream_of(200, seed=3, buffer=20)
+    stream = stream_of(200, seed=3, buffer_size=20)
     rest, chosen = hold_out(stream)
     assert len(chosen) == 10
     everything = stream.rows()
@@ -70,7 +70,7 @@ def test_of_a_stream_some_of_the_first_rows_never_come():
     rows = rest.rows()
     assert [next(rows) for _ in range(380)] == expected  # of two epochs; at the same places and with the same draws
     assert hold_out(stream)[1] == chosen
-    assert len(hold_out(stream_of(3000, buffer=20))[1]) == 50
+    assert len(hold_out(stream_of(3000, buffer_size=20))[1]) == 50
     assert hold_out(stream_of(100))[1] == []
 
 
@@ -199,7 +199,7 @@ def test_a_stream_is_measured_as_well(tmp_path, teacher, student, processor, mon
     monkeypatch.setattr(held_out, "SHARE", 0.25)
     monkeypatch.setattr(held_out, "FEWEST_CLIPS", 2)
     folder = write_speech(tmp_path / "train", clips=20)
-    rows = as_stream(to_stream(load_speech_dataset(str(folder), None, "train")))
+    rows = select_training_columns(to_iterable_dataset(load_speech_dataset(str(folder), None, "train")))
     trainer = ASKDTrainer(
         model=student,
         args=ASKDConfig(**options(tmp_path / "run", max_steps=12, **ADAPTIVE)),

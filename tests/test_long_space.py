@@ -77,8 +77,8 @@ def student(tmp_path_factory) -> tuple[WhisperForConditionalGeneration, WhisperP
     )
     rows = [row(hertz, folder, timed) for hertz in SAID for timed in (True, False)]
     rows = list(clean_texts(Dataset.from_list(rows), "auto", "windows"))
-    rows = [row | {"draw": (0, 0, i)} if row["segments"] else row for i, row in enumerate(rows)]
-    batch = SpeechCollator(processor, model.config, timestamps=1.0)(rows)
+    rows = [row | {"rng_key": (0, 0, i)} if row["segments"] else row for i, row in enumerate(rows)]
+    batch = SpeechCollator(processor, model.config, timestamp_probability=1.0)(rows)
     with torch.no_grad():  # of tones a random encoder says enough
         encoded = model.model.encoder(batch["input_features"][::2]).last_hidden_state.repeat_interleave(2, 0)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)

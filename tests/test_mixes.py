@@ -82,10 +82,8 @@ def options(teacher: Path, two: list[Path], output_dir: Path, *more) -> list[str
 
 
 STREAM = "--streaming True --max_steps 14 --dataset_probabilities 0.6 0.4 --shuffle_buffer_size 6 "
-STREAM += "--no_speech_dataset synthetic "
-STREAM += (
-    "--no_speech_probability 0.1 --timestamp_probability 0.5 --condition_on_prev_probability 0.5 --augment gain noise "
-)
+STREAM += "--no_speech_dataset synthetic --no_speech_probability 0.1 --timestamp_probability 0.5 "
+STREAM += "--condition_on_prev_probability 0.5 --augmentations gain noise "
 STREAM += "--max_duration_in_seconds 0.95 --save_strategy steps --save_steps 2 --save_total_limit 8"
 
 
@@ -122,7 +120,7 @@ def test_a_streamed_mix_killed_twice_ends_as_if_it_had_not_been(tmp_path, teache
     assert listed[0] == listed[1]
     assert len(listed[0]) - 1 == log_of(tmp_path / "whole")[-1]["skipped_rows"]
     reasons = {reason.partition(":")[0] for _, reason in listed[0][1:]}
-    assert reasons == {"not an audio file, or of an unknown format", "over --max_duration_in_seconds"}
+    assert reasons == {"not an audio file, or an unknown format", "over --max_duration_in_seconds"}
 
 
 def test_a_clip_of_a_stream_that_cannot_be_used_ends_the_run_by_name(monkeypatch, capsys, tmp_path, teacher_dir, two):
@@ -161,9 +159,9 @@ def test_two_processes_share_a_stream(tmp_path, teacher_dir, two):
             "--no_speech_dataset synthetic --no_speech_probability 1",
             "--no_speech_probability must be strictly between 0 and 1, got 1.0",
         ),
-        ("--encoder_cache_dir x --augment gain", "--augment is not supported with --encoder_cache_dir"),
+        ("--encoder_cache_dir x --augmentations gain", "--augmentations is not supported with --encoder_cache_dir"),
         (
-            "--augment gain --dataloader_persistent_workers True --dataloader_num_workers 1",
+            "--augmentations gain --dataloader_persistent_workers True --dataloader_num_workers 1",
             "--dataloader_persistent_workers is not supported",
         ),
         ("--streaming True --max_steps 2 --train_sampling_strategy group_by_length", "the lengths are unknown"),
@@ -207,7 +205,7 @@ def test_a_teachers_answers_are_for_clips_as_they_are(monkeypatch, capsys, tmp_p
     ended = run_here(monkeypatch, capsys, *arguments)
     assert ended[0] == 0, ended[2]
     again = f"--teacher {teacher_dir} --dataset {labelled} --output_dir {tmp_path / 'other'} --use_cpu"
-    for more in ("--timestamp_probability 0.5", "--augment gain"):
+    for more in ("--timestamp_probability 0.5", "--augmentations gain"):
         ended = run_here(monkeypatch, capsys, *again.split(), *more.split())
         assert ended[0] == 2 and "the dataset has a teacher's answers for its clips as they are" in ended[2]
 
@@ -269,7 +267,7 @@ def test_a_column_says_what_is_spoken(monkeypatch, capsys, tmp_path, multilingua
     wrong.save_to_disk(tmp_path / "wrong")
     again = arguments.replace(str(tmp_path / "mixed"), str(tmp_path / "wrong")).replace("/run", "/other")
     ended = run_here(monkeypatch, capsys, *again.split())
-    assert ended[0] == 2 and "row 15, train/audio/015.wav: language 'klingon': the model doesn't know" in ended[2]
+    assert ended[0] == 2 and "row 15, train/audio/015.wav: the model doesn't support language 'klingon'" in ended[2]
 
 
 # ---- timestamps ----
@@ -317,9 +315,8 @@ def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp
     processor.save_pretrained("teacher")
     said = load_speech_dataset(str(audio), None, "train")["text"][:]
     (audio / "metadata.csv").unlink()
-    arguments = f"--student {multilingual_dir} --teacher teacher --unlabeled_dataset audio --language en"
-    arguments += " --use_cpu --max_steps 2"
-    arguments += " --output_dir run"
+    arguments = f"--student {multilingual_dir} --teacher teacher --unlabeled_dataset audio --language en --use_cpu"
+    arguments += " --max_steps 2 --output_dir run"
     finetune = ROOT / "examples" / "finetune.py"
     ended = run_here(monkeypatch, capsys, *arguments.split(), file=finetune)
     assert ended[0] == 0, ended[2]

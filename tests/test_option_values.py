@@ -110,11 +110,11 @@ OTHER_SCRIPTS = {
         {
             "max_samples": [0, -1],
             "batch_size": [0],
-            "max_wer": [-1, NAN],
-            "min_log_prob": [0.1, NAN],
-            "max_compression_ratio": [0, -1, NAN],
-            "max_repetition": [-1, NAN],
-            "pack_seconds": [0, -1, NAN],
+            "wer_threshold": [-1, NAN],
+            "logprob_threshold": [0.1, NAN],
+            "compression_ratio_threshold": [0, -1, NAN],
+            "repeated_5gram_threshold": [-1, NAN],
+            "concatenate_seconds": [0, -1, NAN],
         },
     ),
 }
@@ -158,8 +158,8 @@ def test_values_at_the_bounds_are_accepted(tmp_path):
     accepted += " --warmup_steps 0 --max_grad_norm 0 --logging_steps 0.5 --save_total_limit 0 --weight_decay 0"
     accepted += f" --decoder_layers 31, --seed 0 --output_dir {tmp_path}"
     assert parse_args(DISTILL, accepted.split())[1].max_train_samples == 1
-    filters = "--teacher t --dataset d --max_wer inf --min_log_prob=-inf --max_compression_ratio inf"
-    assert parse_args((PseudoLabelArguments,), filters.split())[0].max_wer == float("inf")
+    filters = "--teacher t --dataset d --wer_threshold inf --logprob_threshold=-inf --compression_ratio_threshold inf"
+    assert parse_args((PseudoLabelArguments,), filters.split())[0].wer_threshold == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_nan_is_in_no_range():
         ("train_split_name", "--train_split SPLIT"),
         ("eval_text_column_name", "--text_column_name NAME"),
         ("kl_weight", "--teacher_weight"),
-        ("wer_threshold", "askd-hf pseudo-label --max_wer"),
+        ("wer_threshold", "askd-hf pseudo-label --wer_threshold"),
         ("cache_dir", "HF_HOME"),
         ("token", "hf auth login"),
         ("dtype", "--bf16 or --fp16"),
@@ -275,7 +275,7 @@ def test_no_advice_names_an_option_that_no_script_has():
 def test_values_of_yaml_may_begin_with_a_minus_sign(tmp_path):
     (tmp_path / "labels.yaml").write_text("teacher: t\ndataset: d\nmin_log_prob: -5e-1\n")
     (args,) = parse_args((PseudoLabelArguments,), ["--config", str(tmp_path / "labels.yaml")])
-    assert args.min_log_prob == -0.5
+    assert args.logprob_threshold == -0.5
 
 
 # ---- evaluation without speech ----

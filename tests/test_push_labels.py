@@ -12,7 +12,7 @@ from conftest import ROOT, HubVisit, make_processor, make_whisper, write_speech
 from datasets import Dataset, load_from_disk
 from fake_hub import serve_hub
 
-from askd_hf.data.teacher_cache import ALL_COLUMNS
+from askd_hf.data.soft_labels import SOFT_LABEL_COLUMNS
 from askd_hf.models.student import init_student
 
 WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
@@ -53,7 +53,7 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
             writer=(f"{label} me/labelled", WRITER),
             local=(f"{train} --dataset labelled --output_dir local", None),
         )
-        visit.labels = load_from_disk(str(folder / "labelled")).select_columns(["text", *ALL_COLUMNS]).to_list()
+        visit.labels = load_from_disk(str(folder / "labelled")).select_columns(["text", *SOFT_LABEL_COLUMNS]).to_list()
         visit.recordings = [file.read_bytes() for file in sorted((folder / "speech" / "audio").iterdir())]
         shutil.rmtree(folder / "labelled")
         shutil.rmtree(folder / "speech")
@@ -78,9 +78,9 @@ def test_without_the_right_to_write_the_labels_are_kept(visit, name, reason):
 
 
 def test_labels_are_not_computed_again_for_another_push(visit):
-    assert f"(0 of {CLIPS} there)" in visit.ended["no_token"].stdout
+    assert f"(0 of {CLIPS} cached)" in visit.ended["no_token"].stdout
     for name in ("reader", "writer"):
-        assert f"({CLIPS} of {CLIPS} there)" in visit.ended[name].stdout
+        assert f"({CLIPS} of {CLIPS} cached)" in visit.ended[name].stdout
 
 
 def test_audio_and_labels_arrive_in_a_private_dataset(visit):
@@ -92,7 +92,7 @@ def test_audio_and_labels_arrive_in_a_private_dataset(visit):
     assert set(commit.written) == {PARQUET, "README.md"}
     pushed = Dataset.from_parquet(str(visit.hub.root / "datasets" / "me" / "labelled" / PARQUET), keep_in_memory=True)
     assert [row["bytes"] for row in pushed["audio"]] == visit.recordings
-    assert pushed.select_columns(["text", *ALL_COLUMNS]).to_list() == visit.labels
+    assert pushed.select_columns(["text", *SOFT_LABEL_COLUMNS]).to_list() == visit.labels
     assert len(visit.labels) == CLIPS
 
 

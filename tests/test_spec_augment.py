@@ -7,7 +7,8 @@ import torch
 from conftest import Clips, make_trainer, make_whisper, write_speech
 
 from askd_hf.data import Limits, SpeechCollator, filter_invalid_clips, load_speech_dataset
-from askd_hf.data.teacher_cache import cache_teacher, teacher_settings
+from askd_hf.data.soft_labels import teacher_settings
+from askd_hf.data.teacher_cache import cache_teacher
 from askd_hf.models.student import init_student
 
 MASKS = dict(apply_spec_augment=True, mask_time_prob=0.5, mask_time_length=4)

@@ -23,7 +23,8 @@ from askd_hf.data import (
     teacher_cache,
 )
 from askd_hf.data.columns import replace_column
-from askd_hf.data.teacher_cache import ALL_COLUMNS, SOFT_LABELS, cache_teacher, check_soft_labels, teacher_settings
+from askd_hf.data.soft_labels import SOFT_LABEL_COLUMNS, SOFT_LABEL_FEATURES, check_soft_labels, teacher_settings
+from askd_hf.data.teacher_cache import cache_teacher
 from askd_hf.errors import UserError
 
 CLIPS, TOP_K, TEMPERATURE, BATCH, PART_CLIPS = 7, 5, 2.0, 2, 2
@@ -65,7 +66,7 @@ def small_parts(monkeypatch):
 
 
 def transcribed_by(teacher) -> list[int]:
-    """The sizes of the batches that the teacher has labelled since, as a list that grows."""
+    """The sizes of the batches that the teacher has labeled since, as a list that grows."""
     sizes = []
 
     def note(module, args, kwargs):
@@ -76,14 +77,14 @@ def transcribed_by(teacher) -> list[int]:
     return sizes
 
 
-def rows(dataset: Dataset, names=ALL_COLUMNS) -> dict[str, dict]:
+def rows(dataset: Dataset, names=SOFT_LABEL_COLUMNS) -> dict[str, dict]:
     """By clip."""
     return {row["clip"]: {name: row[name] for name in names} for row in dataset.select_columns(["clip", *names])}
 
 
-def assert_plain(labelled: Dataset, teacher, collator, top_k=TOP_K, temperature=TEMPERATURE, tolerance=1e-3) -> None:
+def assert_plain(labeled: Dataset, teacher, collator, top_k=TOP_K, temperature=TEMPERATURE, tolerance=1e-3) -> None:
     """The columns are the teacher's logits, each clip alone and unpadded, up to float16's rounding."""
-    for row in labelled:
+    for row in labeled:
         batch = collator([{name: row[name] for name in ("audio", "text", "clip", "audio_key")}])
         with torch.no_grad():
             logits = teacher(input_features=batch["input_features"], labels=batch["labels"]).logits[0].double()
@@ -110,18 +111,18 @@ def assert_plain(labelled: Dataset, teacher, collator, top_k=TOP_K, temperature=
 
 @pytest.mark.parametrize("batch_size", [1, 3, CLIPS])
 def test_the_labels_are_the_teachers_whatever_the_batch(teacher, collator, clips, tmp_path, batch_size, capsys):
-    labelled = label(tmp_path / "cache", clips, collator, teacher, batch_size)
-    assert labelled.column_names == clips.column_names + list(ALL_COLUMNS) and len(labelled) == CLIPS
-    assert_plain(labelled, teacher, collator)
+    labeled = label(tmp_path / "cache", clips, collator, teacher, batch_size)
+    assert labeled.column_names == clips.column_names + list(SOFT_LABEL_COLUMNS) and len(labeled) == CLIPS
+    assert_plain(labeled, teacher, collator)
     assert (
-        f"cache: {CLIPS} clips, 0.0 MB of labels on disk beside the audio (0 of {CLIPS} there)"
+        f"cache: {CLIPS} clips, 0.0 MB of soft labels on disk besides the audio (0 of {CLIPS} cached)"
         in capsys.readouterr().out
     )
 
 
 def test_other_temperatures_and_numbers_of_tokens(teacher, collator, clips, tmp_path):
-    labelled = label(tmp_path / "cache", clips, collator, teacher, temperature=1.0, top_k=30)
-    assert_plain(labelled, teacher, collator, 30, 1.0)
+    labeled = label(tmp_path / "cache", clips, collator, teacher, temperature=1.0, top_k=30)
+    assert_plain(labeled, teacher, collator, 30, 1.0)
 
 
 def test_from_cached_encoder_outputs_they_are_the_same(teacher, processor, collator, clips, tmp_path):
@@ -129,13 +130,13 @@ def test_from_cached_encoder_outputs_they_are_the_same(teacher, processor, colla
     cache = cache_encoder(teacher, processor, [clips], tmp_path / "encoder", **options)
     calls = []
     teacher.model.encoder.register_forward_hook(lambda *_: calls.append(1))
-    labelled = label(tmp_path / "cache", clips, SpeechCollator(processor, teacher.config, cache), teacher)
+    labeled = label(tmp_path / "cache", clips, SpeechCollator(processor, teacher.config, cache), teacher)
     assert calls == []
-    assert_plain(labelled, teacher, collator, tolerance=5e-3)
+    assert_plain(labeled, teacher, collator, tolerance=5e-3)
 
 
 def test_in_bfloat16_they_are_the_same_up_to_its_rounding(processor, collator, clips, tmp_path):
-    labelled = {}
+    labeled = {}
     for name, options in {
         "autocast": dict(autocast=torch.bfloat16),
         "cast": dict(dtype=torch.bfloat16, autocast=torch.bfloat16),
@@ -143,29 +144,29 @@ def test_in_bfloat16_they_are_the_same_up_to_its_rounding(processor, collator, c
         "float32": dict(),
     }.items():
         model = make_whisper(processor).eval().to(options.get("dtype", torch.float32))
-        labelled[name] = label(tmp_path / name, clips, collator, model, **options)
-    exact = labelled.pop("float32")
-    for dataset in labelled.values():
+        labeled[name] = label(tmp_path / name, clips, collator, model, **options)
+    exact = labeled.pop("float32")
+    for dataset in labeled.values():
         pairs = zip(dataset["teacher_label_log_prob"], exact["teacher_label_log_prob"], strict=True)
         differences = np.abs(np.concatenate([np.array(a) - np.array(b) for a, b in pairs]))
         assert 1e-4 < differences.mean() < 0.1
 
 
 def test_batches_from_worker_processes(teacher, collator, clips, tmp_path):
-    labelled = label(tmp_path / "cache", clips, collator, teacher, num_workers=1)
-    assert rows(labelled) == rows(label(tmp_path / "other", clips, collator, teacher))
+    labeled = label(tmp_path / "cache", clips, collator, teacher, num_workers=1)
+    assert rows(labeled) == rows(label(tmp_path / "other", clips, collator, teacher))
 
 
 def test_a_batch_has_the_labels_of_its_clips_padded(teacher, collator, clips, tmp_path):
-    labelled = label(tmp_path / "cache", clips, collator, teacher)
-    batch = collator([labelled[3], labelled[0]])
+    labeled = label(tmp_path / "cache", clips, collator, teacher)
+    batch = collator([labeled[3], labeled[0]])
     length = batch["labels"].shape[1]
     for name in TEACHER_COLUMNS:
         column = batch[name]
         assert column.shape == ((2, length, TOP_K) if name in TEACHER_COLUMNS[:2] else (2, length))
         assert column.dtype == (torch.int64 if name == "teacher_token_ids" else torch.float32)
         for i, row in enumerate((3, 0)):
-            values = torch.tensor(np.array(labelled[row][name], dtype=np.float64))
+            values = torch.tensor(np.array(labeled[row][name], dtype=np.float64))
             assert torch.equal(column[i][batch["labels"][i] != -100].double(), values)
 
 
@@ -198,7 +199,7 @@ def test_a_second_call_computes_nothing_and_writes_nothing(teacher, collator, cl
         again = cache_teacher(never, settings(teacher, "renamed"), dataset, collator, tmp_path / "cache", batch_size=2)
         assert again["clip"][:] == dataset["clip"][:]
         assert rows(again).items() <= rows(first).items()
-        assert f"({len(dataset)} of {len(dataset)} there)" in capsys.readouterr().out
+        assert f"({len(dataset)} of {len(dataset)} cached)" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*")} == before
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "speech"}
 
@@ -216,12 +217,12 @@ def test_rows_in_another_order_and_twice_get_their_own_labels(teacher, collator,
     assert twice["teacher_token_ids"][:] == again["teacher_token_ids"][:]
 
 
-def test_only_new_and_changed_clips_are_labelled(teacher, collator, folder, tmp_path, capsys):
+def test_only_new_and_changed_clips_are_labeled(teacher, collator, folder, tmp_path, capsys):
     all_clips = speech(folder)
     first = label(tmp_path / "cache", all_clips.select(range(5)), collator, teacher)
     sizes = transcribed_by(teacher)
     second = label(tmp_path / "cache", all_clips, collator, teacher)
-    assert sum(sizes) == 2 and "(5 of 7 there)" in capsys.readouterr().out
+    assert sum(sizes) == 2 and "(5 of 7 cached)" in capsys.readouterr().out
     assert rows(first).items() <= rows(second).items()
     metadata = folder / "metadata.csv"
     lines = metadata.read_text().splitlines()
@@ -230,7 +231,7 @@ def test_only_new_and_changed_clips_are_labelled(teacher, collator, folder, tmp_
     shutil.copy(folder / "audio" / "003.wav", folder / "audio" / "004.wav")
     changed = speech(folder)
     third = label(tmp_path / "cache", changed, collator, teacher)
-    assert sum(sizes) == 2 + 2 and "(5 of 7 there)" in capsys.readouterr().out
+    assert sum(sizes) == 2 + 2 and "(5 of 7 cached)" in capsys.readouterr().out
     assert_plain(third, teacher, collator)
     same = {f"audio/{i:03d}.wav" for i in (0, 2, 3, 5, 6)}
     assert {clip for clip, row in rows(third).items() if row == rows(second)[clip]} == same
@@ -251,7 +252,7 @@ def test_only_new_and_changed_clips_are_labelled(teacher, collator, folder, tmp_
 )
 def test_labels_made_otherwise_are_refused(teacher, collator, clips, tmp_path, changes, message):
     label(tmp_path / "cache", clips, collator, teacher)
-    with pytest.raises(UserError, match=rf"--teacher_cache_dir \S+cache was made with .*{message}"):
+    with pytest.raises(UserError, match=rf"--teacher_cache_dir \S+cache was created with .*{message}"):
         label(tmp_path / "cache", clips, collator, teacher, **changes)
 
 
@@ -259,22 +260,22 @@ def test_another_teacher_is_refused_whatever_its_name(processor, teacher, collat
     label(tmp_path / "cache", clips, collator, teacher)
     with torch.no_grad():
         teacher.model.decoder.layers[1].fc1.bias[3] += 1e-3
-    with pytest.raises(UserError, match=r"was made with weights \w{32} \(now \w{32}\)"):
+    with pytest.raises(UserError, match=r"was created with weights \w{32} \(now \w{32}\)"):
         label(tmp_path / "cache", clips, collator, teacher)
     label(tmp_path / "cache", clips, collator, make_whisper(processor).eval(), name="the same elsewhere")
 
 
 def test_directories_with_something_else_are_refused(teacher, collator, clips, tmp_path):
     clips.save_to_disk(tmp_path / "plain")
-    with pytest.raises(UserError, match=r"plain: a dataset without a teacher's labels; name a new directory"):
+    with pytest.raises(UserError, match=r"plain contains a dataset without soft labels: choose another directory"):
         label(tmp_path / "plain", clips, collator, teacher)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("precious")
-    with pytest.raises(UserError, match="notes: no dataset is saved there; name a new directory"):
+    with pytest.raises(UserError, match="notes contains other files: choose another directory"):
         label(tmp_path / "notes", clips, collator, teacher)
     assert (tmp_path / "notes" / "a.txt").read_text() == "precious"
     label(tmp_path / "cache", clips, collator, teacher)
-    with pytest.raises(UserError, match=r"other columns \(.*\) than this one \(.*speaker\): name another directory"):
+    with pytest.raises(UserError, match=r"other columns \(.*\) than this one \(.*speaker\): choose another directory"):
         label(tmp_path / "cache", replace_column(clips, "speaker", ["x"] * CLIPS), collator, teacher)
     (tmp_path / "empty").mkdir()
     assert len(label(tmp_path / "empty", clips, collator, teacher)) == CLIPS
@@ -323,7 +324,7 @@ def test_parts_of_another_teacher_are_not_taken(processor, teacher, collator, fo
     label(tmp_path / "other", clips, collator, make_whisper(processor, seed=8).eval())
     (tmp_path / "cache.unfinished").mkdir()
     (tmp_path / "other").rename(tmp_path / "cache.unfinished" / "part-000-00000")
-    with pytest.raises(UserError, match=r"cache\.unfinished was made with weights"):
+    with pytest.raises(UserError, match=r"cache\.unfinished was created with weights"):
         label(tmp_path / "cache", clips, collator, teacher)
 
 
@@ -333,7 +334,7 @@ def test_two_processes_label_half_each(teacher, collator, folder, clips, tmp_pat
     (tmp_path / "two").rename(tmp_path / "two.replaced")  # and the process that did so was killed
     done = launch_two(RUN, folder, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(f"(1 of {CLIPS} there)") == 1
+    assert done.stdout.count(f"(1 of {CLIPS} cached)") == 1
     # the two may print into each other's lines
     assert sorted(re.findall(r"process (\d): (\d) clips", done.stdout)) == [("0", "3"), ("1", "3")]
     one, two = (load_from_disk(tmp_path / name) for name in ("one", "two"))
@@ -346,7 +347,7 @@ def test_two_processes_label_half_each(teacher, collator, folder, clips, tmp_pat
 
 
 def test_it_is_a_dataset_of_its_own_with_the_audio_in_it(teacher, collator, folder, clips, tmp_path):
-    labelled = label(tmp_path / "cache", clips, collator, teacher)
+    labeled = label(tmp_path / "cache", clips, collator, teacher)
     shutil.rmtree(folder)
     load_from_disk(tmp_path / "cache").to_parquet(tmp_path / "cache.parquet")
     shutil.copytree(tmp_path / "cache", tmp_path / "elsewhere")
@@ -354,35 +355,39 @@ def test_it_is_a_dataset_of_its_own_with_the_audio_in_it(teacher, collator, fold
     for name in ("elsewhere", "cache.parquet"):
         loaded = load_speech_dataset(str(tmp_path / name), None, "train")
         loaded = filter_invalid_clips(loaded, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
-        assert {column: loaded.features[column] for column in ALL_COLUMNS} == dict(SOFT_LABELS)
+        assert {column: loaded.features[column] for column in SOFT_LABEL_COLUMNS} == dict(SOFT_LABEL_FEATURES)
         assert str(loaded.features["teacher_token_ids"]) == "List(List(Value('uint16')))"
         assert str(loaded.features["teacher_log_probs"]) == "List(List(Value('float16')))"
-        assert rows(loaded) == rows(labelled)
+        assert rows(loaded) == rows(labeled)
         assert loaded["audio_key"][:] == clips["audio_key"][:]
         check_soft_labels(loaded, collator, TEMPERATURE, settings(teacher, "any name", top_k=9))
         assert_plain(loaded, teacher, collator)
     hub = load_dataset("parquet", data_files=str(tmp_path / "cache.parquet"), cache_dir=str(tmp_path), split="train")
-    assert {column: hub.features[column] for column in ALL_COLUMNS} == dict(SOFT_LABELS)
+    assert {column: hub.features[column] for column in SOFT_LABEL_COLUMNS} == dict(SOFT_LABEL_FEATURES)
 
 
 def test_labels_that_do_not_belong_to_the_run_are_refused(processor, teacher, collator, clips, tmp_path):
-    labelled = label(tmp_path / "cache", clips, collator, teacher)
-    check_soft_labels(labelled, collator, TEMPERATURE, None)
-    with pytest.raises(UserError, match=r"at temperature 2, the run's is 1\. Change that, or label it again"):
-        check_soft_labels(labelled, collator, 1.0, None)
+    labeled = label(tmp_path / "cache", clips, collator, teacher)
+    check_soft_labels(labeled, collator, TEMPERATURE, None)
+    with pytest.raises(
+        UserError, match=r"temperature 2, the run's is 1\. Change the run's options, or compute its soft labels again"
+    ):
+        check_soft_labels(labeled, collator, 1.0, None)
     other = make_whisper(processor, seed=8)
-    with pytest.raises(UserError, match=r"labelled by another teacher \(tiny\)"):
-        check_soft_labels(labelled, collator, TEMPERATURE, settings(other))
+    with pytest.raises(UserError, match=r"computed with another teacher \(tiny\)"):
+        check_soft_labels(labeled, collator, TEMPERATURE, settings(other))
     larger = SpeechCollator(processor, make_whisper(processor, vocab_size=40).config)
     with pytest.raises(UserError, match=r"with 31 tokens in the vocabulary, the student has 40"):
-        check_soft_labels(labelled, larger, TEMPERATURE, None)
-    edited = replace_column(labelled, "text", ["ab", *labelled["text"][1:5], "abc", "abcd"])
-    with pytest.raises(UserError, match=r"^3 of 7 rows have other audio or another .* row 0, audio/000\.wav: label"):
+        check_soft_labels(labeled, larger, TEMPERATURE, None)
+    edited = replace_column(labeled, "text", ["ab", *labeled["text"][1:5], "abc", "abcd"])
+    with pytest.raises(
+        UserError, match=r"^the audio or label tokens of 3 of 7 rows differ .* row 0, audio/000\.wav: compute"
+    ):
         check_soft_labels(edited, collator, TEMPERATURE, None)
-    swapped = replace_column(labelled, "audio_key", [*labelled["audio_key"][:5], *labelled["audio_key"][:4:-1]])
+    swapped = replace_column(labeled, "audio_key", [*labeled["audio_key"][:5], *labeled["audio_key"][:4:-1]])
     with pytest.raises(UserError, match=r"^2 of 7 rows"):
         check_soft_labels(swapped, collator, TEMPERATURE, None)
-    mixed = concatenate_datasets([labelled, label(tmp_path / "other", clips, collator, teacher, temperature=3.0)])
+    mixed = concatenate_datasets([labeled, label(tmp_path / "other", clips, collator, teacher, temperature=3.0)])
     with pytest.raises(UserError, match="at temperature 3, the run's is 2"):
         check_soft_labels(mixed, collator, TEMPERATURE, None)
 
@@ -390,26 +395,29 @@ def test_labels_that_do_not_belong_to_the_run_are_refused(processor, teacher, co
 # ---- of an older version ----
 
 
-def made_before_the_space(labelled: Dataset) -> Dataset:
+def made_before_the_space(labeled: Dataset) -> Dataset:
     """As caches were when labels had no space in front and nothing was said of the features."""
-    said = json.loads(labelled["teacher_settings"][0])
+    said = json.loads(labeled["teacher_settings"][0])
     old = json.dumps({name: value for name, value in said.items() if name not in ("labels", "features")})
-    return replace_column(labelled, "teacher_settings", [old] * len(labelled)).select_columns(labelled.column_names)
+    return replace_column(labeled, "teacher_settings", [old] * len(labeled)).select_columns(labeled.column_names)
 
 
 def test_labels_of_texts_without_the_space_are_refused(teacher, collator, clips, tmp_path):
-    labelled = label(tmp_path / "new", clips, collator, teacher)
-    made_before_the_space(labelled).save_to_disk(tmp_path / "old")
+    labeled = label(tmp_path / "new", clips, collator, teacher)
+    made_before_the_space(labeled).save_to_disk(tmp_path / "old")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "old").iterdir()}
     sizes = transcribed_by(teacher)
     with pytest.raises(
-        UserError, match=r"old was labelled by an older version .* no space in front.*name another dir"
+        UserError,
+        match=r"old has soft labels of an earlier version .* without Whisper's leading space.*choose another dir",
     ):
         label(tmp_path / "old", clips, collator, teacher)
     assert not sizes and {file.name: file.stat().st_mtime_ns for file in (tmp_path / "old").iterdir()} == before
-    with pytest.raises(UserError, match=r"^the dataset was labelled by an older version .*: label it again"):
+    with pytest.raises(
+        UserError, match=r"^the dataset has soft labels of an earlier version .*: compute its soft labels again"
+    ):
         check_soft_labels(load_from_disk(tmp_path / "old"), collator, TEMPERATURE, None)
-    odd = replace_column(labelled, "teacher_settings", ["yes"] * len(labelled))
+    odd = replace_column(labeled, "teacher_settings", ["yes"] * len(labeled))
     with pytest.raises(UserError, match="the column teacher_settings has 'yes'"):
         check_soft_labels(odd, collator, TEMPERATURE, None)
 
@@ -421,9 +429,9 @@ def test_other_features_of_the_same_teacher_are_refused(teacher, collator, clips
         for extractor in (louder, processor.feature_extractor)
     )
     options = dict(batch_size=BATCH, num_workers=0)
-    labelled = cache_teacher(lambda: teacher, ours, clips, collator, tmp_path / "cache", **options)
-    with pytest.raises(UserError, match="cache was made with other features"):
+    labeled = cache_teacher(lambda: teacher, ours, clips, collator, tmp_path / "cache", **options)
+    with pytest.raises(UserError, match="cache was created with other features"):
         cache_teacher(lambda: teacher, theirs, clips, collator, tmp_path / "cache", **options)
-    check_soft_labels(labelled, collator, TEMPERATURE, ours)
+    check_soft_labels(labeled, collator, TEMPERATURE, ours)
     with pytest.raises(UserError, match=r"from other features \(preprocessor_config\.json\)"):
-        check_soft_labels(labelled, collator, TEMPERATURE, theirs)
+        check_soft_labels(labeled, collator, TEMPERATURE, theirs)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from askd_hf.data.encoder_cache import weights_digest
-from askd_hf.data.teacher_cache import SETTINGS
+from askd_hf.data.soft_labels import SETTINGS_COLUMN
 from askd_hf.models import teacher_memory
 from askd_hf.models.student import init_student, same_encoder
 from askd_hf.models.teacher_memory import full_weights, offload, place_teacher, quantize_decoder
@@ -231,9 +231,9 @@ def test_cached_labels_say_what_made_them(monkeypatch, capsys, tmp_path, teacher
     full, offloaded, int8 = (load_from_disk(str(tmp_path / name)) for name in ("full", "offloaded", "int8"))
     columns = [name for name in full.column_names if name.startswith("teacher_")]
     assert all(full[name][:] == offloaded[name][:] for name in columns)  # settings included: nothing differs
-    settings = json.loads(int8[SETTINGS][0])
+    settings = json.loads(int8[SETTINGS_COLUMN][0])
     assert settings["computed_in"] == "float32 with int8 weights"
-    assert settings["weights"] == json.loads(full[SETTINGS][0])["weights"]  # of what was rounded
+    assert settings["weights"] == json.loads(full[SETTINGS_COLUMN][0])["weights"]  # of what was rounded
     assert int8["teacher_log_probs"][0] != full["teacher_log_probs"][0]
     mixed = label("full", "d", "--teacher_dtype", "int8")
     assert (

@@ -23,7 +23,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from askd_hf.data import decode_audio, load_speech_dataset
-from askd_hf.data.labels import example
+from askd_hf.data.labels import build_decoder_tokens
 from askd_hf.errors import UserError
 from askd_hf.models.loading import load_whisper
 from askd_hf.models.student import init_student
@@ -174,7 +174,7 @@ def timed_whisper(processor: WhisperProcessor, seed: int):
 def timed_clips(student, tokenizer: WhisperTokenizer) -> list[dict]:
     texts = ("ab", "cde", "f", "gh")
     labels = [
-        example(
+        build_decoder_tokens(
             tokenizer,
             {"text": text, "segments": [{"start": 0.02 * i, "end": 0.6 + 0.1 * i, "text": text}]},
             timestamps=True,

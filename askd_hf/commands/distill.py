@@ -263,9 +263,9 @@ def make_collator(options: Options, models: Models) -> SpeechCollator:
     return SpeechCollator(
         models.processor,
         models.student.config,
-        timestamps=options.mix.timestamp_probability,
-        prompts=options.mix.condition_on_prev_probability,
-        augmenter=Augmenter(augment, extractor.n_samples) if augment.augment else None,
+        timestamp_probability=options.mix.timestamp_probability,
+        condition_on_prev_probability=options.mix.condition_on_prev_probability,
+        augmenter=Augmenter(augment, extractor.n_samples) if augment.augmentations else None,
     )
 
 

@@ -32,20 +32,20 @@ from ..models.loading import check_max_length, check_processor, load_processor, 
 from ..pseudo_labels import (
     DATASET,
     PseudoLabelArguments,
-    card_of,
-    check_can_pack,
-    keep_good,
+    build_dataset,
+    check_can_concatenate,
+    concatenate_clips,
+    dataset_card,
+    filter_transcripts,
     known_references,
-    label_clips,
     load_clips,
-    measure,
-    pack,
-    plan,
-    push,
-    save,
+    plan_transcription,
+    push_dataset,
+    score_transcripts,
     transcribe,
 )
-from ..pseudo_labels.filters import Transcript
+from ..pseudo_labels import save_dataset as write_dataset
+from ..pseudo_labels.filters import PseudoLabel
 
 OPTIONS = (PseudoLabelArguments,)
 
@@ -79,8 +79,8 @@ def load_speech(args: PseudoLabelArguments, processor: WhisperProcessor) -> Data
     """Load the clips and check every one, before anything is transcribed."""
     window, workers = processor.feature_extractor.chunk_length, args.num_workers or None
     clips = load_clips(args.source(), args.max_samples, workers)
-    if args.pack:
-        check_can_pack(clips, window, args.pack_seconds)
+    if args.concatenate:
+        check_can_concatenate(clips, window, args.concatenate_seconds)
     return filter_invalid_clips(
         clips,
         None,
@@ -97,7 +97,7 @@ def transcribe_and_filter(
     teacher: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Dataset,
-) -> tuple[list[Transcript], list[int]]:
+) -> tuple[list[PseudoLabel], list[int]]:
     """Transcribe the clips that have no transcript in `--output_dir` yet, and filter all transcripts.
 
     Returns:
@@ -105,10 +105,10 @@ def transcribe_and_filter(
     """
     language = language_code(args.language) if args.task == "transcribe" else "en"
     _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
-    references = known_references(clips["text"][:], required=args.text == "reference")
-    lines = transcribe(plan(args, teacher, processor, clips))
-    transcripts = measure(lines, references, normalize, language, learn=args.text)
-    return transcripts, keep_good(transcripts, args.thresholds(), Path(args.output_dir) / "dropped.csv")
+    references = known_references(clips["text"][:], required=args.label_source == "reference")
+    lines = transcribe(plan_transcription(args, teacher, processor, clips))
+    transcripts = score_transcripts(lines, references, normalize, language, label_source=args.label_source)
+    return transcripts, filter_transcripts(transcripts, args.thresholds(), Path(args.output_dir) / "dropped.csv")
 
 
 def save_dataset(
@@ -116,30 +116,30 @@ def save_dataset(
     teacher: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Dataset,
-    transcripts: list[Transcript],
+    transcripts: list[PseudoLabel],
     kept: list[int],
 ) -> Path:
-    """Save the clips that are kept with their transcripts and a card; `--pack` and `--push_to_hub` them.
+    """Save the clips that are kept with their transcripts and a card; apply `--concatenate` and `--hub_dataset_id`.
 
     Returns the directory of the dataset.
     """
     directory = Path(args.output_dir)
     language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
-    labelled = label_clips(clips, transcripts, kept, language, args.task)
-    if args.pack:
-        labelled = pack(
-            labelled,
+    labeled = build_dataset(clips, transcripts, kept, language, args.task)
+    if args.concatenate:
+        labeled = concatenate_clips(
+            labeled,
             processor.tokenizer,
-            max_duration_in_seconds=args.pack_seconds or processor.feature_extractor.chunk_length,
+            max_duration_in_seconds=args.concatenate_seconds or processor.feature_extractor.chunk_length,
             max_label_length=teacher.config.max_target_positions,
             directory=directory,
             num_proc=args.num_workers or None,
         )
-    card = card_of(args, labelled, len(clips), len(kept))
-    labelled = save(labelled, directory, card)
-    hours = sum(labelled["seconds"]) / 3600
-    print(f"{len(labelled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
-    if args.push_to_hub:
+    card = dataset_card(args, labeled, len(clips), len(kept))
+    labeled = write_dataset(labeled, directory, card)
+    hours = sum(labeled["duration"]) / 3600
+    print(f"{len(labeled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
+    if args.hub_dataset_id:
         advice = f"the labels are safe in {directory}: run the same command again, if need be after `hf auth login`"
-        push(labelled, args.push_to_hub, card, advice + " with a token that may write there")
+        push_dataset(labeled, args.hub_dataset_id, card, advice + " with a token that may write there")
     return directory / DATASET

@@ -1,11 +1,11 @@
-"""Speech: from a directory or the Hub to batches. audio -> features -> batch."""
+"""Load speech from a directory or the Hub, validate and mix it, and collate it into batches."""
 
 from .audio import SAMPLING_RATE, AudioError, decode_audio
 from .checks import Limits, filter_invalid_clips
 from .collator import TEACHER_COLUMNS, SpeechCollator
-from .encoder_cache import EncoderCache, cache_encoder, encode, encoder_fingerprint
-from .loading import load_speech_dataset, to_stream
-from .mix import SpeechStream, as_stream, mix, with_negatives
+from .encoder_cache import EncoderCache, cache_encoder, encoder_fingerprint, run_encoder
+from .loading import load_speech_dataset, to_iterable_dataset
+from .mix import SpeechStream, mix, select_training_columns, with_no_speech
 from .sampler import ResumableLengthGroupedSampler, SeededDataset, StreamSampler, stream_sampler
 from .text import clean_texts
 
@@ -20,16 +20,16 @@ __all__ = [
     "SpeechCollator",
     "SpeechStream",
     "StreamSampler",
-    "as_stream",
     "cache_encoder",
     "clean_texts",
     "decode_audio",
-    "encode",
     "encoder_fingerprint",
     "filter_invalid_clips",
     "load_speech_dataset",
     "mix",
+    "run_encoder",
+    "select_training_columns",
     "stream_sampler",
-    "to_stream",
-    "with_negatives",
+    "to_iterable_dataset",
+    "with_no_speech",
 ]

@@ -1,4 +1,4 @@
-"""The column of audio, in whatever type it comes, as files: `{"bytes", "path"}`."""
+"""Convert the audio column of a dataset to audio files, `{"bytes", "path"}`, whatever its type."""
 
 import functools
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from datasets.fingerprint import Hasher
 
 from ..errors import UserError
 from .clip_files import ClipFiles
-from .columns import AUDIO_FILE, refuse_arrays, with_features
+from .columns import AUDIO_FILE, require_audio_files, with_features
 
-PLAIN = {"large_string": "string", "string_view": "string", "large_binary": "binary", "binary_view": "binary"}
+STANDARD_TYPES = {"large_string": "string", "string_view": "string", "large_binary": "binary", "binary_view": "binary"}
 
 
 def find_audio(dataset: Dataset | IterableDataset) -> str | None:
-    """The column `audio`, or the only one of audio."""
+    """Return "audio" if there is such a column, else the only column of type `Audio`, else None."""
     if "audio" in dataset.column_names:
         return "audio"
     found = [column for column, feature in dataset.features.items() if isinstance(feature, Audio)]
@@ -26,10 +26,10 @@ def find_audio(dataset: Dataset | IterableDataset) -> str | None:
 
 
 def with_audio(dataset: Dataset | IterableDataset, name: str, chosen: str) -> Dataset | IterableDataset:
-    """The dataset with all its columns of audio as files: to decode them `datasets` would need torchcodec."""
+    """Cast all audio columns to files, because `datasets` needs torchcodec to decode them."""
     if isinstance(dataset.features[chosen], dict) and "array" in dataset.features[chosen]:
         if isinstance(dataset, IterableDataset):
-            refuse_arrays(dataset.features[chosen], name, "streamed")
+            require_audio_files(dataset.features[chosen], name, "stream")
         return dataset
     for column, feature in dataset.features.items():
         if column == chosen or isinstance(feature, Audio):
@@ -41,8 +41,10 @@ def _as_files(dataset: Dataset | IterableDataset, name: str, column: str) -> Dat
     feature = dataset.features[column]
     try:
         if isinstance(dataset, Dataset):
-            if isinstance(feature, Value) and feature.dtype in PLAIN:
-                dataset = with_features(dataset, Features(dataset.features | {column: Value(PLAIN[feature.dtype])}))
+            if isinstance(feature, Value) and feature.dtype in STANDARD_TYPES:
+                dataset = with_features(
+                    dataset, Features(dataset.features | {column: Value(STANDARD_TYPES[feature.dtype])})
+                )
             return dataset.cast_column(column, Audio(decode=False))
         if isinstance(feature, Audio):
             return dataset.cast_column(column, Audio(decode=False)).cast_column(column, AUDIO_FILE)
@@ -50,20 +52,22 @@ def _as_files(dataset: Dataset | IterableDataset, name: str, column: str) -> Dat
             return _mapped(dataset, column, ClipFiles(name))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError):
         pass
-    raise UserError(f"{name}: the audio column holds {feature}, not audio. Name another: --audio_column_name")
+    raise UserError(
+        f"{name}: column {column!r} has type {feature}, not audio. Choose the audio column with --audio_column_name"
+    )
 
 
 def _may_be_audio(feature: FeatureType) -> bool:
-    """Whether rows of a stream hold paths, bytes, or a struct with one of them."""
+    """Return whether rows of a stream contain paths, bytes, or a struct with one of them."""
     if isinstance(feature, Value):
-        return feature.dtype in ("string", "binary", "null", *PLAIN)
+        return feature.dtype in ("string", "binary", "null", *STANDARD_TYPES)
     return isinstance(feature, dict) and bool({"path", "bytes"} & set(feature))
 
 
 def with_located(dataset: Dataset | IterableDataset, files: ClipFiles) -> Dataset | IterableDataset:
-    """The dataset with each path in `audio` as `files` understands it, where the audio isn't in the row.
+    """Resolve the paths in `audio` with `files.locate`, except in rows that contain the audio itself.
 
-    Raises `UserError`, of a stream when the row comes, for a path that leads out of a downloaded dataset.
+    Raises `UserError` for a path outside a downloaded dataset; for a stream, when the row is read.
     """
     if isinstance(dataset, IterableDataset):
         return _mapped(dataset, "audio", files)
@@ -72,17 +76,17 @@ def with_located(dataset: Dataset | IterableDataset, files: ClipFiles) -> Datase
     chunks, changed = [], []
     for chunk in dataset.data.column("audio").chunks:
         content, paths = chunk.field("bytes"), chunk.field("path")
-        named = pc.and_(pc.is_valid(chunk), pc.and_(pc.is_null(content), pc.is_valid(paths)))
-        if pc.any(named).as_py():
-            rows = zip(paths.to_pylist(), named.to_pylist(), strict=True)
-            located = [files.locate(path) if there else path for path, there in rows]
+        has_path_only = pc.and_(pc.is_valid(chunk), pc.and_(pc.is_null(content), pc.is_valid(paths)))
+        if pc.any(has_path_only).as_py():
+            rows = zip(paths.to_pylist(), has_path_only.to_pylist(), strict=True)
+            located = [files.locate(path) if path_only else path for path, path_only in rows]
             changed.append(located)
-            found = [content, pa.array(located, pa.string())]
-            chunk = pa.StructArray.from_arrays(found, ["bytes", "path"], mask=pc.is_null(chunk))
+            fields = [content, pa.array(located, pa.string())]
+            chunk = pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=pc.is_null(chunk))
         chunks.append(chunk)
     if not changed:
         return dataset
-    # all stored rows, and not their bytes in the fingerprint
+    # Replace the column in all stored rows, selected or not. The fingerprint covers the paths, not the audio bytes.
     stored = Dataset(dataset.data, dataset.info, fingerprint=dataset._fingerprint)
     fingerprint = Hasher.hash([dataset._fingerprint, changed])
     stored = stored.remove_columns("audio")

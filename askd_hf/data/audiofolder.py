@@ -1,4 +1,4 @@
-"""Directories of audio with a metadata file: their splits, their rows, and what is left out of them."""
+"""Read directories of audio files with a metadata file: splits, rows, and warnings about ignored files."""
 
 import os
 from collections import Counter
@@ -14,13 +14,13 @@ from .clip_files import check_inside, check_target, clip_file
 from .metadata import read_metadata, warn_once
 from .splits import kind_of, split_directory
 
-# what `decode_audio` knows, and what a file of it is usually called; a name in metadata.csv may have any suffix
-AUDIO = (
+# usual suffixes of the formats that `decode_audio` reads; `file_name` in a metadata file may have any suffix
+AUDIO_SUFFIXES = (
     *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".aif", ".aiff"),
     *(".aifc", ".au", ".snd", ".sph", ".caf", ".m4a", ".m4b", ".aac", ".ac3", ".amr", ".awb", ".3gp", ".3g2"),
     *(".wma", ".wv", ".mka", ".webm", ".weba", ".mp4", ".m4v", ".mov", ".mkv"),
 )
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class FolderSplit:
     """A split of a directory.
 
     Attributes:
-        metadata: the file with its rows.
-        rows: all rows of the file, of `read_metadata`, if they were read before.
-        chosen: the numbers of the split's own. None: all are.
+        metadata: the metadata file.
+        rows: `read_metadata(metadata)` if it was read already, else None.
+        chosen: indices of the rows that belong to the split; None if all do.
     """
 
     metadata: Path
@@ -38,38 +38,38 @@ class FolderSplit:
     chosen: list[int] | None = None
 
 
-def metadata_file(folder: Path) -> Path | None:
-    """The metadata file of a folder, or None. Of several the first in the order of `METADATA`, which is said."""
-    first, *others = [folder / name for name in METADATA if (folder / name).is_file()] or [None]
+def _metadata_file(folder: Path) -> Path | None:
+    """Return the first of `METADATA_FILES` in a folder, or None. Warn if there are several."""
+    first, *others = [folder / name for name in METADATA_FILES if (folder / name).is_file()] or [None]
     if others:
-        warn_once(f"{first} is read; {', '.join(other.name for other in others)} beside it is ignored")
+        warn_once(f"{first} is used; {', '.join(other.name for other in others)} in the same directory is ignored")
     return first
 
 
 def audiofolder_splits(folder: Path) -> dict[str, FolderSplit]:
-    """Splits of a directory by their names; none if it has no metadata file.
+    """Return the splits of a directory by name; empty if it has no metadata file.
 
-    Each subdirectory with a metadata file is one. The rows of a metadata file at the top are those of the directories
-    in which their files are, if these are called as splits are; otherwise they are `train`.
+    Each subdirectory with a metadata file is a split. A metadata file at the top is divided by the directories of its
+    audio files if their names are split names; otherwise all its rows are the split `train`.
 
-    Raises `UserError` if such a metadata file can't be read, or if only some of its rows belong to splits.
+    Raises `UserError` if such a metadata file can't be read, or if only some of its rows are in directories of splits.
     """
     below = {name: FolderSplit(found) for name, found in _below(folder) if found}
-    top = metadata_file(folder)
+    top = _metadata_file(folder)
     if top is None:
         return below
     at_top = _splits_of_rows(top, list(below))
     for name in at_top:
         if name in below:
-            warn_once(f"{top}: its rows of {name!r} are ignored, as that split has {below[name].metadata}")
+            warn_once(f"{top}: the rows of split {name!r} are ignored, because {below[name].metadata} defines it")
     return at_top | below
 
 
 def _below(folder: Path) -> Iterator[tuple[str, Path | None]]:
-    """The subdirectories, and their metadata files."""
+    """Yield each subdirectory's name and its metadata file, if any."""
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
-            yield entry.name, metadata_file(entry)
+            yield entry.name, _metadata_file(entry)
 
 
 def _splits_of_rows(metadata: Path, below: list[str]) -> dict[str, FolderSplit]:
@@ -82,9 +82,9 @@ def _splits_of_rows(metadata: Path, below: list[str]) -> dict[str, FolderSplit]:
         row = where.index(None)
         inside = ", ".join(f"{name}/ {number}" for name, number in counts.items())
         raise UserError(
-            f"{metadata}: some of its files lie in directories that are called as splits ({inside}), {outside} in "
-            f"none, such as row {row}, {rows[row]['file_name']}: which split are they? Put them into one, or give "
-            "each split a directory with a metadata file of its own"
+            f"{metadata}: some audio files are in directories named like splits ({inside}), but {outside} are not, "
+            f"such as row {row}, {rows[row]['file_name']}. Move these into the directory of a split, or give each "
+            "split a directory with its own metadata file"
         )
     if outside or not counts:
         return {"train": FolderSplit(metadata, rows)}
@@ -94,31 +94,31 @@ def _splits_of_rows(metadata: Path, below: list[str]) -> dict[str, FolderSplit]:
 
 
 def _without_common_root(names: list[str]) -> list[str]:
-    """Absolute names without the directories that all of them share: these say nothing about splits."""
+    """Remove the directories that all absolute paths have in common: they don't name splits."""
     absolute = [os.path.dirname(name) for name in names if os.path.isabs(name)]
     root = os.path.commonpath(absolute) if absolute else ""
     return [os.path.relpath(name, root) if os.path.isabs(name) else name for name in names]
 
 
 def read_audiofolder(split: FolderSplit, root: Path, downloaded: str | None = None) -> Dataset:
-    """The rows of a split.
+    """Return the rows of a split.
 
     Args:
-        split: of `audiofolder_splits`.
+        split: one of `audiofolder_splits`.
         root: the dataset's directory; clips are named relative to it.
-        downloaded: the name of a dataset that was: its files lie in `root`.
+        downloaded: name of the dataset if it was downloaded to `root`, else None.
 
     Returns:
-        `audio` (path only), `clip` and the other columns; all of them strings if they come from CSV.
+        `audio` (path only), `clip` and the other columns; from CSV all of them are strings.
 
     Raises:
-        UserError: as `read_metadata`, and for a file that a downloaded dataset doesn't hold. Missing audio files are
-            found later, by `filter_invalid_clips`, with all other bad rows.
+        UserError: as `read_metadata`, and for a path outside a downloaded dataset. Missing audio files are reported
+            later, by `filter_invalid_clips`, with all other invalid rows.
     """
     folder = split.metadata.parent
     rows = read_metadata(split.metadata) if split.rows is None else split.rows
     if downloaded is None:
-        _say_ignored(split.metadata, root, rows["file_name"][:])
+        _warn_ignored(split.metadata, root, rows["file_name"][:])
     rows = rows if split.chosen is None else rows.select(split.chosen).flatten_indices(keep_in_memory=True)
     names = rows["file_name"][:]
     if downloaded is not None:
@@ -132,11 +132,11 @@ def read_audiofolder(split: FolderSplit, root: Path, downloaded: str | None = No
 
 
 def with_audio_files(rows: Dataset, files: list[Path], root: Path, name: str = "") -> Dataset:
-    """The rows with the columns `audio` and `clip`, in front of their own."""
+    """Return the rows with the columns `audio` and `clip` in front."""
     table = _audio_table(files, root)
     for column in rows.column_names:
         if column in table.column_names:
-            warn_once(f"{name}: the column {column!r} is ignored: file_name says what it would")
+            warn_once(f"{name}: column {column!r} is ignored, because it is derived from file_name")
     rows = rows.remove_columns([column for column in rows.column_names if column in table.column_names])
     dataset = Dataset(table).cast_column("audio", Audio(decode=False))
     for column, feature in rows.features.items():
@@ -144,13 +144,13 @@ def with_audio_files(rows: Dataset, files: list[Path], root: Path, name: str = "
     return dataset
 
 
-def audio_files(folder: Path, suffixes: tuple[str, ...] = AUDIO) -> list[Path]:
-    """All audio files in a folder and below, by path."""
+def audio_files(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> list[Path]:
+    """Return all audio files in a folder and its subdirectories, sorted by path."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
 
 
 def read_audio_files(files: list[Path], root: Path) -> Dataset:
-    """Files that nothing is known of, with the columns of `read_audiofolder`, and `text`: None."""
+    """Return rows for audio files without metadata: `audio` and `clip` as in `read_audiofolder`; `text` is None."""
     table = _audio_table(files, root).append_column("text", pa.nulls(len(files), pa.string()))
     return Dataset(table).cast_column("audio", Audio(decode=False))
 
@@ -162,14 +162,16 @@ def _audio_table(files: list[Path], root: Path) -> pa.Table:
     return pa.table({"audio": pa.array(audio, kind), "clip": pa.array(clips, pa.string())})
 
 
-def _say_ignored(metadata: Path, root: Path, names: list[str]) -> None:
-    """Warn of audio files that are in no row: beside the metadata file, and in directories without one."""
+def _warn_ignored(metadata: Path, root: Path, names: list[str]) -> None:
+    """Warn about audio files that no row refers to: below the metadata file, or in directories without one."""
     folder = metadata.parent
     listed = {os.path.normpath(clip_file(folder, name)) for name in names}
     unlisted = [file for file in _audio_below(folder) if file not in listed]
     if unlisted:
         example = os.path.relpath(min(unlisted), folder)
-        warn_once(f"{metadata}: {len(unlisted)} audio files below it have no row and are ignored, such as {example}")
+        warn_once(
+            f"{metadata}: {len(unlisted)} audio files in its directory have no row and are ignored, such as {example}"
+        )
     if folder == root:
         return
     bare = {name: files for name, found in _below(root) if not found and (files := list(_audio_below(root / name)))}
@@ -184,12 +186,12 @@ def _say_ignored(metadata: Path, root: Path, names: list[str]) -> None:
 
 
 def _audio_below(folder: Path) -> Iterator[str]:
-    """Audio files in a folder and below, without subdirectories that have a metadata file of their own."""
+    """Yield the audio files in a folder and its subdirectories, except those with their own metadata file."""
     for place, folders, files in os.walk(folder):
-        if place != str(folder) and any(name in files for name in METADATA):
+        if place != str(folder) and any(name in files for name in METADATA_FILES):
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if name.lower().endswith(AUDIO) and not name.startswith("."):
+            if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
                 yield os.path.join(place, name)

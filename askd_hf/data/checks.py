@@ -1,4 +1,4 @@
-"""One look at every clip before training, rather than a crash in its third hour."""
+"""Validate every clip before training."""
 
 import csv
 import hashlib
@@ -16,80 +16,81 @@ from datasets import Dataset
 from ..errors import UserError
 from .audio import AudioError, read_audio, silence
 from .columns import replace_column
-from .labels import wrong_times
-from .markup import markup_problem
-from .pace import too_fast
+from .labels import timestamp_error
+from .markup import markup_error
+from .pace import speaking_rate_error
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 10
+MAX_LISTED = 10  # invalid clips in a message
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a clip may be: what the model can take, and what the user wants of it.
+    """Limits of the model, beyond which a clip is invalid, and of the user's filters.
 
     Attributes:
-        window: seconds that the model hears at once; longer clips would be cut off.
-        positions: label tokens that the decoder can take.
-        min_seconds, max_seconds, min_label_tokens, max_label_tokens: clips outside of these aren't wanted. Label
-            tokens count with those of language and task and the end.
-        empty_text: whether a clip may have no text: one in which nobody speaks.
-        times: whether the times of `segments` are used.
-        prompts: whether the texts of `prompt` are.
+        chunk_length: longest clip that the model takes, seconds (`WhisperFeatureExtractor.chunk_length`).
+        max_target_positions: label tokens that the decoder takes (`WhisperConfig.max_target_positions`).
+        min_duration_in_seconds, max_duration_in_seconds, min_label_length, max_label_length: clips outside this range
+            are filtered out. Label lengths are tokens, including those of language, task and end of text.
+        allow_empty_text: whether an empty transcript is valid, as it is for clips without speech.
+        check_timestamps: whether to validate `segments`.
+        check_prompts: whether to validate `prompt`.
     """
 
-    window: float
-    positions: float = math.inf
+    chunk_length: float
+    max_target_positions: float = math.inf
     min_duration_in_seconds: float = 0.0
     max_duration_in_seconds: float = math.inf
     min_label_length: float = 0
     max_label_length: float = math.inf
-    empty_text: bool = False
-    times: bool = False
-    prompts: bool = False
+    allow_empty_text: bool = False
+    check_timestamps: bool = False
+    check_prompts: bool = False
 
-    def of_negatives(self) -> "Limits":
-        """Of clips in which nobody speaks: what the model can take."""
-        return Limits(self.window, self.positions, empty_text=True)
+    def for_no_speech(self) -> "Limits":
+        """Return the limits of clips without speech: those of the model, and empty transcripts are valid."""
+        return Limits(self.chunk_length, self.max_target_positions, allow_empty_text=True)
 
-    def unusable(
-        self, problem: str, seconds: float, row: Mapping[str, Any], label_tokens: int | None, silence: str = ""
+    def invalid_reason(
+        self, audio_error: str, duration: float, row: Mapping[str, Any], label_tokens: int | None, silence: str = ""
     ) -> str | None:
-        """Why a clip can't be used: a kind, and after a colon the details. None if it can.
+        """Return why a clip is invalid, as "kind: details", or None if it is valid.
 
         Args:
-            problem: with its audio, or "".
-            silence: that its audio is silent, or "": good only without a transcript.
-            row: with `text`, and perhaps `segments` and `prompt`.
-            label_tokens: None where nothing is trained, and any text is good.
+            audio_error: why its audio can't be decoded, or "".
+            duration: in seconds.
+            row: with `text`, optionally `segments` and `prompt`.
+            label_tokens: number of label tokens; None if the transcript isn't used, and any is valid.
+            silence: the result of `audio.silence`. Silent audio is valid only with an empty transcript.
         """
-        if problem:
-            return problem
-        if seconds > self.window:
-            return f"too long: {seconds:.2f} s, the limit is {self.window:g} s"
+        if audio_error:
+            return audio_error
+        if duration > self.chunk_length:
+            return f"too long: {duration:.2f} s, the limit is {self.chunk_length:g} s"
         if silence and (row["text"] or "").strip():
             return silence
         if label_tokens is not None:
-            if row["text"] is None or not (self.empty_text or row["text"].strip()):
+            if row["text"] is None or not (self.allow_empty_text or row["text"].strip()):
                 return "empty transcript"
-            if label_tokens > self.positions:
-                return f"transcript too long: {label_tokens} tokens, the limit is {self.positions}"
-        if problem := markup_problem(row) or (markup_problem(row, "prompt") if self.prompts else None):
-            return problem
-        if label_tokens is not None and (hurry := too_fast(row["text"], seconds)):
-            return hurry
-        if not self.times:
+            if label_tokens > self.max_target_positions:
+                return f"transcript too long: {label_tokens} tokens, the limit is {self.max_target_positions}"
+        if error := markup_error(row) or (markup_error(row, "prompt") if self.check_prompts else None):
+            return error
+        if label_tokens is not None and (error := speaking_rate_error(row["text"], duration)):
+            return error
+        if not self.check_timestamps:
             return None
-        marked = (markup_problem({"segment": part["text"]}, "segment") for part in row.get("segments") or [] if part)
-        return next(filter(None, marked), None) or wrong_times(row.get("segments"), seconds)
+        errors = (markup_error({"segment": part["text"]}, "segment") for part in row.get("segments") or [] if part)
+        return next(filter(None, errors), None) or timestamp_error(row.get("segments"), duration)
 
-    def unwanted(self, seconds: float, label_tokens: int | None) -> str | None:
-        """Why a filter leaves out a clip that can be used, likewise."""
-        if seconds < self.min_duration_in_seconds:
-            return f"under --min_duration_in_seconds: {seconds:.2f} s"
-        if seconds > self.max_duration_in_seconds:
-            return f"over --max_duration_in_seconds: {seconds:.2f} s"
+    def filter_reason(self, duration: float, label_tokens: int | None) -> str | None:
+        """Return why the user's filters drop a valid clip, as "kind: details", or None if they keep it."""
+        if duration < self.min_duration_in_seconds:
+            return f"under --min_duration_in_seconds: {duration:.2f} s"
+        if duration > self.max_duration_in_seconds:
+            return f"over --max_duration_in_seconds: {duration:.2f} s"
         if label_tokens is not None and label_tokens < self.min_label_length:
             return f"under --min_label_length: {label_tokens}"
         if label_tokens is not None and label_tokens > self.max_label_length:
@@ -107,75 +108,76 @@ def filter_invalid_clips(
     report_file: Path | None = None,
     split: str = "train",
 ) -> Dataset:
-    """Decode every clip, tokenize every transcript, refuse or drop the rows that can't be used, drop the unwanted.
+    """Decode every clip and tokenize every transcript, and drop the rows that are invalid or filtered out.
 
-    Bad is audio that `read_audio` refuses (missing, corrupt, truncated, empty, samples that can't be right...), and
-    what `limits.unusable` says: among it silence with a transcript, and transcripts that nobody speaks in so short a
-    time. Rows are counted from 0.
+    A row is invalid if `read_audio` can't decode its audio (missing, corrupt, truncated, empty, ...), or for a reason
+    of `limits.invalid_reason`, such as silence with a transcript, or a transcript too long for its audio. Row numbers
+    start at 0.
 
     Args:
-        dataset: of `load_speech_dataset`.
-        tokenize: a row, without its audio, to its label ids (`SpeechCollator.label_ids`). None, where nothing is
-            trained: any transcript is good, and none at all is.
-        on_bad_audio: "error": raise if a row is bad. "skip": drop bad rows with a warning.
-        num_proc: processes that decode. Default: this one.
-        report_file: CSV (row, clip, reason) of the dropped rows; written only if there are any.
-        split: its name in messages.
+        dataset: the result of `load_speech_dataset`.
+        limits: what is valid, and the filters.
+        tokenize: returns the label ids of a row without audio (`SpeechCollator.label_ids`); None if transcripts aren't
+            used, and any is valid.
+        on_bad_audio: "error" to raise if a row is invalid, "skip" to drop invalid rows with a warning.
+        num_proc: number of decoding processes; None for the current process.
+        report_file: CSV file (row, clip, reason) for the dropped rows; written only if there are any.
+        split: name of the split in messages.
 
     Returns:
-        The good rows, with `seconds` (float), `audio_key` (see `audio_key`) and, if tokenized, `label_tokens` (int)
-        added.
+        The remaining rows with the added columns `duration` (seconds, float), `audio_key` (the result of `audio_key`)
+        and, with `tokenize`, `label_tokens` (number of label tokens, int).
 
     Raises:
-        UserError: bad rows with "error", or not one row is left.
+        UserError: there are invalid rows and `on_bad_audio` is "error", or no row is left.
     """
-    # In memory, so that no result can come from the cache of `datasets`: the files may have changed since. Only the
-    # audio goes to the workers; tokenizers and torch stay out of forked processes, where their threads can hang.
-    sounds = dataset.select_columns("audio").map(
-        _measure,
+    # In memory, since the cache of `datasets` would return old results for files that changed. Workers get only the
+    # audio: in forked processes, the threads of tokenizers and torch can deadlock.
+    audio_infos = dataset.select_columns("audio").map(
+        _audio_info,
         remove_columns="audio",
         num_proc=num_proc,
         keep_in_memory=True,
-        desc=f"Checking the clips of {split}",
+        desc=f"Validating {split}",
     )
-    lengths, bad, unwanted = [], {}, {}
-    for row, (sound, said) in enumerate(zip(sounds, dataset.remove_columns("audio"), strict=True)):
+    label_lengths, invalid, filtered = [], {}, {}
+    for number, (audio, row) in enumerate(zip(audio_infos, dataset.remove_columns("audio"), strict=True)):
         tokens, reason = None, None
         try:
-            tokens = None if tokenize is None else len(tokenize(said | {"text": said["text"] or ""}))
+            tokens = None if tokenize is None else len(tokenize(row | {"text": row["text"] or ""}))
         except UserError as error:  # an unknown language
             reason = str(error)
-        lengths.append(tokens)
-        reason = limits.unusable(sound["problem"], sound["seconds"], said, tokens, sound["silence"]) or reason
+        label_lengths.append(tokens)
+        reason = limits.invalid_reason(audio["error"], audio["duration"], row, tokens, audio["silence"]) or reason
         if reason is not None:
-            bad[row] = reason
-        elif reason := limits.unwanted(sound["seconds"], tokens):
-            unwanted[row] = reason
-    checked = replace_column(dataset, "seconds", sounds["seconds"][:])
+            invalid[number] = reason
+        elif reason := limits.filter_reason(audio["duration"], tokens):
+            filtered[number] = reason
+    validated = replace_column(dataset, "duration", audio_infos["duration"][:])
     if tokenize is not None:
-        checked = replace_column(checked, "label_tokens", lengths)
-    checked = replace_column(checked, "audio_key", sounds["audio_key"][:])
-    if not bad and not unwanted:
-        return checked
-    _report(bad, unwanted, dataset, on_bad_audio, report_file, split)
-    return checked.select([row for row in range(len(dataset)) if row not in bad and row not in unwanted])
+        validated = replace_column(validated, "label_tokens", label_lengths)
+    validated = replace_column(validated, "audio_key", audio_infos["audio_key"][:])
+    if not invalid and not filtered:
+        return validated
+    _report(invalid, filtered, dataset, on_bad_audio, report_file, split)
+    return validated.select([row for row in range(len(dataset)) if row not in invalid and row not in filtered])
 
 
-def _measure(row: Mapping[str, Any]) -> dict[str, Any]:
+def _audio_info(row: Mapping[str, Any]) -> dict[str, Any]:
     try:
         samples, rate = read_audio(row["audio"])
     except AudioError as error:
-        return {"seconds": 0.0, "audio_key": "", "problem": str(error), "silence": ""}
-    seconds, key = len(samples) / rate, audio_key(samples, rate)
-    return {"seconds": seconds, "audio_key": key, "problem": "", "silence": silence(samples)}
+        return {"duration": 0.0, "audio_key": "", "error": str(error), "silence": ""}
+    duration, key = len(samples) / rate, audio_key(samples, rate)
+    return {"duration": duration, "audio_key": key, "error": "", "silence": silence(samples)}
 
 
 def audio_key(samples: np.ndarray, rate: int) -> str:
-    """32 hexadecimal digits that stand for a clip's content, whatever its file is called and how it is compressed.
+    """Return a hash of the audio, 32 hexadecimal digits. It doesn't depend on file name or lossless compression.
 
     Args:
         samples: float32 `(samples,)`, mono.
-        rate: in Hz.
+        rate: sampling rate, Hz.
     """
     digest = hashlib.blake2b(f"{rate} ".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(samples, dtype="<f4").data)
@@ -183,25 +185,25 @@ def audio_key(samples: np.ndarray, rate: int) -> str:
 
 
 def _report(
-    bad: dict[int, str],
-    unwanted: dict[int, str],
+    invalid: dict[int, str],
+    filtered: dict[int, str],
     dataset: Dataset,
     on_bad_audio: str,
     report_file: Path | None,
     split: str,
 ) -> None:
-    """Raise for the bad rows, or write them and the unwanted ones to `report_file` and say how many there are."""
-    reasons = dict(sorted((bad | unwanted).items()))
+    """Raise for invalid rows, or write invalid and filtered rows to `report_file` and log their numbers."""
+    reasons = dict(sorted((invalid | filtered).items()))
     clips = dict(zip(reasons, dataset.select(list(reasons))["clip"], strict=True))
-    summary = f"{split}: {len(bad)} of {len(dataset)} clips can't be used ({_counts(bad)})"
-    listed = [f"  row {row}, {clips[row]}: {reason}" for row, reason in bad.items()]
-    shown = "\n".join(listed[:SHOWN] + ([f"  and {len(listed) - SHOWN} more"] if len(listed) > SHOWN else []))
-    if bad and on_bad_audio == "error":
-        raise UserError(f"{summary}:\n{shown}\nMend them, or go on without them: --on_bad_audio skip")
-    filtered = f"{split}: the filters leave out {len(unwanted)} of {len(dataset)} clips ({_counts(unwanted)})"
+    invalid_summary = f"{split}: {len(invalid)} of {len(dataset)} clips are invalid ({_counts(invalid)})"
+    lines = [f"  row {row}, {clips[row]}: {reason}" for row, reason in invalid.items()]
+    listed = "\n".join(lines[:MAX_LISTED] + ([f"  and {len(lines) - MAX_LISTED} more"] if lines[MAX_LISTED:] else []))
+    if invalid and on_bad_audio == "error":
+        raise UserError(f"{invalid_summary}:\n{listed}\nFix the clips, or skip invalid clips with --on_bad_audio skip")
+    filter_summary = f"{split}: {len(filtered)} of {len(dataset)} clips are filtered out ({_counts(filtered)})"
     if len(reasons) == len(dataset):
-        summaries = [text for text, rows in ((summary, bad), (filtered, unwanted)) if rows]
-        raise UserError(f"{'; '.join(summaries)}, so nothing is left:\n{shown}".rstrip(":\n"))
+        summaries = [text for text, rows in ((invalid_summary, invalid), (filter_summary, filtered)) if rows]
+        raise UserError(f"{'; '.join(summaries)}, so no clip is left:\n{listed}".rstrip(":\n"))
     where = ""
     if report_file is not None:
         report_file.parent.mkdir(parents=True, exist_ok=True)
@@ -210,10 +212,10 @@ def _report(
             writer.writerow(["row", "clip", "reason"])
             writer.writerows((row, clips[row], reason) for row, reason in reasons.items())
         where = f"; all are listed in {report_file}"
-    if bad:
-        logger.warning("%s%s. Skipped:\n%s", summary, where, shown)
-    if unwanted:
-        logger.warning("%s%s", filtered, where)
+    if invalid:
+        logger.warning("%s%s. Skipped:\n%s", invalid_summary, where, listed)
+    if filtered:
+        logger.warning("%s%s", filter_summary, where)
 
 
 def _counts(reasons: dict[int, str]) -> str:

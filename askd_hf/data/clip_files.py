@@ -1,7 +1,7 @@
-"""Where the audio files are that rows name instead of holding them, and which of them may be opened.
+"""Resolve the audio paths in rows, and restrict which files may be opened.
 
-A path in one's own data may lead anywhere. One that was downloaded may not leave its dataset: whoever wrote it could
-have any file of this machine trained on, and published with a cache or with pseudo-labels.
+Paths in local data are unrestricted. Paths in a downloaded dataset must stay within the dataset: otherwise its author
+could make any local file part of the training data, and of a published cache or pseudo-label dataset.
 """
 
 import os
@@ -16,13 +16,13 @@ from .metadata import warn_once
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """How the paths of a dataset's rows are understood.
+    """Resolves the audio paths in the rows of a dataset.
 
     Attributes:
         name: of the dataset in messages.
-        folders: those that a relative path is looked for in, one after another; after them in the working directory.
-        root: of a dataset that was downloaded: the directory that no path may leave.
-        downloaded: whether it was. Without a `root` there are no files beside the rows, and none is opened.
+        folders: where relative paths are searched, in order. The working directory is searched last.
+        root: directory of a downloaded dataset, which no path may leave; None for local data.
+        downloaded: whether the dataset was downloaded. If so and `root` is None, no file is opened.
     """
 
     name: str
@@ -31,9 +31,9 @@ class ClipFiles:
     downloaded: bool = False
 
     def locate(self, path: str) -> str | None:
-        """The file that a path of a row means, whether it exists or not; None for one that isn't opened.
+        """Return the file of a path in a row, whether it exists or not, or None if it may not be opened.
 
-        Raises `UserError` for a path that leads out of a downloaded dataset.
+        Raises `UserError` for a path outside a downloaded dataset.
         """
         if self.downloaded and self.root is None:
             check_inside(path, Path("/dataset"), Path("/dataset"), self.name)
@@ -47,14 +47,14 @@ class ClipFiles:
             return path
         if found is None:
             where = " and ".join(map(str, folders)) + ("" if self.root else ", and in the working directory")
-            warn_once(f"{self.name}: audio files with relative names are missing; they were looked for in {where}")
+            warn_once(f"{self.name}: audio files with relative paths are missing; searched in {where}")
             found = clip_file(folders[0], path)
         if self.root is not None:
             check_target(found, self.root, self.name)
         return str(found)
 
     def of_row(self, audio: Mapping[str, Any] | str | bytes | None) -> dict[str, Any] | None:
-        """A row's audio as `{"bytes", "path"}`, with `locate` of its path if that is to be opened."""
+        """Return a row's audio as `{"bytes", "path"}`. The path is resolved with `locate` if there are no bytes."""
         if isinstance(audio, str):
             audio = {"path": audio}
         elif isinstance(audio, bytes):
@@ -66,7 +66,7 @@ class ClipFiles:
 
 
 def clip_file(folder: Path, name: str) -> Path:
-    """The file of this name, relative to the folder or absolute. Windows' separators are understood."""
+    """Return the file with this path, relative to the folder or absolute. Windows separators are supported."""
     file = folder / name
     if "\\" in name and not file.exists():
         return folder / name.replace("\\", "/")
@@ -74,32 +74,32 @@ def clip_file(folder: Path, name: str) -> Path:
 
 
 def is_inside(name: str, folder: Path, root: Path) -> bool:
-    """Whether the name of a file, relative to `folder`, stays in `root` on every system, links left aside."""
-    windows = PureWindowsPath(name)  # understands both separators
+    """Return whether a path, relative to `folder`, is within `root` on every platform. Links aren't resolved."""
+    windows = PureWindowsPath(name)  # parses both separators
     if windows.drive or windows.root or "://" in name:
         return False
     return Path(os.path.normpath(folder / windows.as_posix())).is_relative_to(root)
 
 
 def check_inside(name: str, folder: Path, root: Path, dataset: str) -> None:
-    """Raise `UserError` for the name of a file outside of a downloaded dataset."""
+    """Raise `UserError` for a path outside a downloaded dataset."""
     if not is_inside(name, folder, root):
         raise UserError(
-            f"{dataset}: a row names the audio file {name!r}, which is no part of the dataset. It was downloaded, so "
-            "no other file of this machine is read for it"
+            f"{dataset}: the audio path {name!r} is outside the dataset. Since the dataset was downloaded, other "
+            "local files can't be read"
         )
 
 
 def check_target(file: Path, root: Path, dataset: str) -> None:
-    """Raise `UserError` if a symbolic link leads out of a downloaded dataset.
+    """Raise `UserError` if a symbolic link points outside a downloaded dataset.
 
-    In the cache of huggingface_hub all files are links, from `snapshots/REVISION` to `blobs` beside it.
+    In the cache of huggingface_hub all files are links from `snapshots/REVISION` to `blobs` in the same directory.
     """
     cached = root.parent.parent if root.parent.name == "snapshots" else root
     if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(cached)):
-        raise UserError(f"{dataset}: {file} leads to {os.path.realpath(file)}, out of the downloaded dataset")
+        raise UserError(f"{dataset}: {file} links to {os.path.realpath(file)}, outside the downloaded dataset")
 
 
 def was_downloaded(folder: Path) -> bool:
-    """Whether `hf download --local-dir` made the folder."""
+    """Return whether the folder was created by `hf download --local-dir`."""
     return (folder / ".cache" / "huggingface").is_dir()

@@ -1,4 +1,4 @@
-"""Rows of speech to a batch of features, or of the encoder's cached outputs, and labels."""
+"""Collate speech rows into batches of features, or cached encoder outputs, and labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,158 +10,171 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperProcessor
 
+from ..arguments.renamed import renamed_keywords
 from ..errors import UserError
 from .audio import SAMPLING_RATE, AudioError, extract_features, read_audio, resample, silence, waveform
 from .augment import Augmenter
 from .checks import Limits
 from .encoder_cache import EncoderCache
-from .labels import IGNORED, Example, example, token_id
+from .labels import LABEL_PAD_TOKEN_ID, DecoderTokens, build_decoder_tokens, token_id
 
-# the teacher's soft labels, in the order of `objective.TopK`; see `askd_hf.data.teacher_cache`
+# the teacher's soft labels, in the order of `objective.TopK`; see `askd_hf.data.soft_labels`
 TEACHER_COLUMNS = ("teacher_token_ids", "teacher_log_probs", "teacher_log_rest", "teacher_label_log_prob")
-OF_TOKENS = 1  # what is drawn for a clip's tokens comes from another random stream than its augmentation
+TOKEN_STREAM = 1  # appended to `rng_key`: token choices use another random stream than the augmentation
 
 
 @dataclass
 class SpeechCollator:
-    """Decodes the audio of a batch, or reads the encoder's outputs from the cache, and tokenizes its text.
+    """Decode the audio of a batch, or read its encoder outputs from a cache, and tokenize the transcripts.
 
     Language and task of the labels are those of the row, or else of the tokenizer (`tokenizer.set_prefix_tokens`).
 
-    What is random about a clip is drawn for a row's `draw`, integers such as (seed, epoch, row), and so is the same in
-    any batch and process. Rows without it, those of evaluation, have nothing random.
+    Random choices are seeded by the row's `rng_key`, integers such as (seed, epoch, row number). They are hence
+    independent of the batch and the process. Evaluation rows have no `rng_key` and are deterministic.
 
     Args:
-        processor: the feature extractor and tokenizer of the student.
-        config: of the student. With `apply_spec_augment` the batch has an attention mask, so that only speech is
-            masked out.
-        encoder_cache: of the student's encoder, with all clips (`cache_encoder`). The batch then has the encoder's
-            outputs in place of features, and no audio is decoded.
-        teacher_extractor: of a teacher whose encoder isn't the student's. The batch then has features for it too.
-        timestamps: the probability that a row with `segments` is learned with their times.
-        prompts: the probability that a row with a `prompt`, the text before it, is learned with it.
-        augmenter: changes the audio; the teacher hears the same.
-        limits: of rows that nobody has looked at, as those of a stream: what is unusable or unwanted is left out of
-            the batch, which names it. None: all rows have been checked (`filter_invalid_clips`).
+        processor: feature extractor and tokenizer of the student.
+        config: config of the student. With `apply_spec_augment` batches have an attention mask, so that SpecAugment
+            masks only speech.
+        encoder_cache: cache with the outputs of the student's encoder for all clips (`cache_encoder`). Batches then
+            have encoder outputs in place of features, and no audio is decoded. Default: None.
+        teacher_extractor: feature extractor of a teacher with another encoder than the student's. Batches then also
+            have features for the teacher. Default: None.
+        timestamp_probability: probability of timestamps in the labels of a row with `segments`. Default: 0.
+        condition_on_prev_probability: probability of the prompt in the decoder input of a row with `prompt`.
+            Default: 0.
+        augmenter: waveform augmentation, the same for student and teacher. Default: None.
+        limits: validate rows here (streaming): invalid or filtered rows are dropped and listed in `batch["skipped"]`.
+            Default: None, for rows validated by `filter_invalid_clips`.
+
+    Raises:
+        UserError: tokenizer and model have different start tokens, the vocabulary has no timestamps, or augmentation
+            is combined with the encoder cache.
     """
 
     processor: WhisperProcessor
     config: WhisperConfig
     encoder_cache: EncoderCache | None = None
     teacher_extractor: WhisperFeatureExtractor | None = None
-    timestamps: float = 0.0
-    prompts: float = 0.0
+    timestamp_probability: float = 0.0
+    condition_on_prev_probability: float = 0.0
     augmenter: Augmenter | None = None
     limits: Limits | None = None
 
     def __post_init__(self):
-        ours, models = self.processor.tokenizer.prefix_tokens[0], self.config.decoder_start_token_id
-        if ours != models:
+        tokenizer_start, model_start = self.processor.tokenizer.prefix_tokens[0], self.config.decoder_start_token_id
+        if tokenizer_start != model_start:
             raise UserError(
-                f"the tokenizer starts labels with token {ours}, the model with {models} (decoder_start_token_id): "
-                "they don't belong together"
+                f"decoder_start_token_id: the tokenizer starts labels with token {tokenizer_start}, the model with "
+                f"{model_start}. Use the tokenizer of the model"
             )
-        if self.timestamps:
+        if self.timestamp_probability:
             first = token_id(self.processor.tokenizer, "<|notimestamps|>") + 1
             if first + self.config.max_source_positions >= self.config.vocab_size:
                 raise UserError("--timestamp_probability: the model's vocabulary has no timestamps")
         if self.augmenter is not None and self.encoder_cache is not None:
-            raise UserError("--augment: the encoder's output of a clip that is always another can't be cached")
+            raise UserError(
+                "--augmentations can't be combined with --encoder_cache_dir: augmented audio differs in every epoch"
+            )
 
     @property
     def is_random(self) -> bool:
-        """Whether a clip may be another in every epoch."""
-        return self.timestamps > 0.0 or self.prompts > 0.0 or self.augmenter is not None
+        """Whether the batch of a clip may differ between epochs."""
+        return (
+            self.timestamp_probability > 0.0 or self.condition_on_prev_probability > 0.0 or self.augmenter is not None
+        )
 
     def label_ids(self, row: Mapping[str, Any]) -> list[int]:
-        """The labels of a row: prefix, text, end of text; without timestamps and prompt, nor the leading start token.
+        """Return the labels of a row: prefix, text and end of text, without timestamps and prompt.
 
-        The model shifts labels to the right and puts the start token in front itself: it must not stand there twice.
+        They don't start with the start token, which the model prepends when it shifts the labels to the right.
         """
-        return example(self.processor.tokenizer, row).labels
+        return build_decoder_tokens(self.processor.tokenizer, row).labels
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        """A batch from rows with `audio`, `text` and `clip` (see `load_speech_dataset`); for the cache also `audio_key`.
+        """Collate rows with `audio`, `text` and `clip` (see `load_speech_dataset`), and `audio_key` for the cache.
 
-        Rows may have `language`, `task`, `segments` and `prompt` (`data.labels`), `negative` where nobody speaks, and
-        the teacher's soft labels, `TEACHER_COLUMNS`.
+        Optional columns are `language`, `task`, `segments`, `prompt` (see `askd_hf.data.labels`), `no_speech`, and
+        `TEACHER_COLUMNS`.
 
         Returns:
-            `input_features`: float32 `(batch, mel bins, frames)`, with SpecAugment also `attention_mask`: int `(batch,
-            frames)`; or `encoder_outputs`: float16 `(batch, positions, d_model)`; with `teacher_extractor` also
-            `teacher_input_features`, as `input_features` but for their number of mel bins; `decoder_input_ids` and
-            `labels`: int64 `(batch, longest)`, filled up with the padding token and -100; `clip`: list of str;
-            `no_speech`: bool `(batch,)`, if there are negatives; with `limits` `skipped`: of each row that was
-            left out the clip, the reason, and whether it can't be used (else it isn't wanted); and the teacher's
-            columns, if there are any: `(batch, longest)` or `(batch, longest, k)`, filled up with 0.
+            input_features: float32 `(batch, mel bins, frames)`; not with `encoder_cache`.
+            attention_mask: int `(batch, frames)`; only with SpecAugment.
+            encoder_outputs: float16 `(batch, positions, d_model)`; only with `encoder_cache`.
+            teacher_input_features: float32 `(batch, mel bins of the teacher, frames)`; only with `teacher_extractor`.
+            decoder_input_ids, labels: int64 `(batch, longest)`, padded with the padding token and -100.
+            clip: list of str.
+            no_speech: bool `(batch,)`; only if some clip has no speech.
+            skipped: list of (clip, reason, whether the row is invalid rather than filtered); only with `limits`.
+            `TEACHER_COLUMNS`: `(batch, longest)` or `(batch, longest, k)`, padded with 0; only if the rows have them.
 
-            If not one row is left, the batch is a clip of silence without labels.
+            If no row is left, the batch is one silent clip whose labels are all masked.
 
         Raises:
-            UserError: a clip can't be decoded, or isn't in the cache: it has changed since it was checked.
+            UserError: a clip can't be decoded, or isn't in the cache: its file has changed since validation.
         """
         batch: dict[str, Any] = {}
         waves: list[np.ndarray] = []
-        if self.limits is not None and "draw" in rows[0]:  # and not those of evaluation, which have been looked at
-            rows, waves, batch["skipped"] = self._usable(rows)
+        if self.limits is not None and "rng_key" in rows[0]:  # evaluation rows were validated before
+            rows, waves, batch["skipped"] = self._valid_rows(rows)
         elif self.encoder_cache is None or self.teacher_extractor is not None:
-            waves = [waveform(row) for row in rows]  # once, for both models
+            waves = [waveform(row) for row in rows]  # decoded once for both models
         if not rows:
-            return batch | self._nothing()
-        factors = [1.0] * len(rows)
-        if self.augmenter is not None:
-            augmented = [
-                self.augmenter.augment(wave, tuple(row["draw"])) if "draw" in row else (wave, 1.0)
-                for wave, row in zip(waves, rows, strict=True)
-            ]
-            waves, factors = map(list, zip(*augmented, strict=True))
+            return batch | self._dummy_batch()
+        waves, time_factors = self._augment(rows, waves)
         if self.encoder_cache is None:
             batch |= extract_features(self.processor.feature_extractor, waves, self.config.apply_spec_augment)
         else:
             batch["encoder_outputs"] = self.encoder_cache.read([row["audio_key"] for row in rows])
         if self.teacher_extractor is not None:
             batch["teacher_input_features"] = self._teacher_features(waves, batch.get("input_features"))
-        batch |= self._tokens([self._example(row, factor) for row, factor in zip(rows, factors, strict=True)])
+        tokens = [self._decoder_tokens(row, factor) for row, factor in zip(rows, time_factors, strict=True)]
+        batch |= self._pad_tokens(tokens)
         batch["clip"] = [row["clip"] for row in rows]
-        silent = [bool(row.get("negative")) for row in rows]
-        if any(silent):
-            batch["no_speech"] = torch.tensor(silent)
-        for name in TEACHER_COLUMNS:
-            if name in rows[0]:
-                dtype = torch.int64 if name == "teacher_token_ids" else torch.float32
-                columns = [torch.from_numpy(np.array(row[name])).to(dtype) for row in rows]
-                batch[name] = pad_sequence(columns, batch_first=True)
-        return batch
+        no_speech = [bool(row.get("no_speech")) for row in rows]
+        if any(no_speech):
+            batch["no_speech"] = torch.tensor(no_speech)
+        return batch | _soft_labels(rows)
 
-    def _usable(
+    def _valid_rows(
         self, rows: list[Mapping[str, Any]]
     ) -> tuple[list[Mapping[str, Any]], list[np.ndarray], list[tuple[str, str, bool]]]:
-        """The rows that can be used and are wanted, their waveforms, and the others as in a batch's `skipped`."""
-        good, waves, skipped = [], [], []
+        """Return the rows that are valid and not filtered out, their waveforms, and the others as in `skipped`."""
+        valid, waves, skipped = [], [], []
         for row in rows:
-            wave, problem, silent, seconds, tokens = None, "", "", 0.0, 0
+            wave, error, silent, duration, tokens = None, "", "", 0.0, 0
             try:
                 samples, rate = read_audio(row["audio"])
-                wave, silent, seconds = resample(samples, rate), silence(samples), len(samples) / rate
+                wave, silent, duration = resample(samples, rate), silence(samples), len(samples) / rate
                 tokens = len(self.label_ids({**row, "text": row["text"] or ""}))
-            except (AudioError, UserError) as error:
-                problem = str(error)
-            limits = self.limits.of_negatives() if row.get("negative") else self.limits
-            unusable = limits.unusable(problem, seconds, row, tokens, silent)
-            reason = unusable or limits.unwanted(seconds, tokens)
+            except (AudioError, UserError) as caught:
+                error = str(caught)
+            limits = self.limits.for_no_speech() if row.get("no_speech") else self.limits
+            invalid = limits.invalid_reason(error, duration, row, tokens, silent)
+            reason = invalid or limits.filter_reason(duration, tokens)
             if reason:
-                skipped.append((row["clip"], reason, unusable is not None))
+                skipped.append((row["clip"], reason, invalid is not None))
             else:
-                good.append(row)
+                valid.append(row)
                 waves.append(wave)
-        return good, waves, skipped
+        return valid, waves, skipped
 
-    def _example(self, row: Mapping[str, Any], time_factor: float) -> Example:
+    def _augment(self, rows: list[Mapping[str, Any]], waves: list[np.ndarray]) -> tuple[list[np.ndarray], list[float]]:
+        """Return the augmented waveforms and their durations relative to the original ones."""
+        if self.augmenter is None:
+            return waves, [1.0] * len(rows)
+        augmented = [
+            self.augmenter(wave, tuple(row["rng_key"])) if "rng_key" in row else (wave, 1.0)
+            for wave, row in zip(waves, rows, strict=True)
+        ]
+        return [wave for wave, _ in augmented], [factor for _, factor in augmented]
+
+    def _decoder_tokens(self, row: Mapping[str, Any], time_factor: float) -> DecoderTokens:
         timestamps = prompt = False
-        if "draw" in row:
-            chances = np.random.default_rng([*row["draw"], OF_TOKENS]).random(2)
-            timestamps, prompt = chances < (self.timestamps, self.prompts)
-        return example(
+        if "rng_key" in row:
+            values = np.random.default_rng([*row["rng_key"], TOKEN_STREAM]).random(2)
+            timestamps, prompt = values < (self.timestamp_probability, self.condition_on_prev_probability)
+        return build_decoder_tokens(
             self.processor.tokenizer,
             row,
             timestamps=timestamps,
@@ -171,26 +184,42 @@ class SpeechCollator:
             time_factor=time_factor,
         )
 
-    def _tokens(self, examples: list[Example]) -> dict[str, Tensor]:
-        inputs, labels = zip(*examples, strict=True)
-        filled_up_with = (inputs, self.config.pad_token_id), (labels, IGNORED)
+    def _pad_tokens(self, tokens: list[DecoderTokens]) -> dict[str, Tensor]:
+        inputs, labels = zip(*tokens, strict=True)
         padded = [
-            pad_sequence([torch.tensor(ids) for ids in clips], batch_first=True, padding_value=value)
-            for clips, value in filled_up_with
+            pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True, padding_value=value)
+            for sequences, value in ((inputs, self.config.pad_token_id), (labels, LABEL_PAD_TOKEN_ID))
         ]
         return dict(zip(("decoder_input_ids", "labels"), padded, strict=True))
 
-    def _nothing(self) -> dict[str, Any]:
-        """A clip that teaches nothing: several processes must have the same number of batches."""
-        silence = [np.zeros(SAMPLING_RATE // 2, dtype=np.float32)]
-        batch = extract_features(self.processor.feature_extractor, silence, self.config.apply_spec_augment)
+    def _dummy_batch(self) -> dict[str, Any]:
+        """Return a batch with all labels masked: every process must run the same number of steps."""
+        waves = [np.zeros(SAMPLING_RATE // 2, dtype=np.float32)]
+        batch = extract_features(self.processor.feature_extractor, waves, self.config.apply_spec_augment)
         if self.teacher_extractor is not None:
-            batch["teacher_input_features"] = self._teacher_features(silence, batch["input_features"])
-        start = [self.config.decoder_start_token_id]
-        return batch | self._tokens([Example(start, [IGNORED])]) | {"clip": ["(none)"]}
+            batch["teacher_input_features"] = self._teacher_features(waves, batch["input_features"])
+        tokens = DecoderTokens([self.config.decoder_start_token_id], [LABEL_PAD_TOKEN_ID])
+        return batch | self._pad_tokens([tokens]) | {"clip": ["(none)"]}
 
-    def _teacher_features(self, waves: list[np.ndarray], ours: Tensor | None) -> Tensor:
-        """The student's, if they are the same, but a copy: SpecAugment writes into the student's."""
-        if ours is not None and self.teacher_extractor.to_dict() == self.processor.feature_extractor.to_dict():
-            return ours.clone()
+    def _teacher_features(self, waves: list[np.ndarray], student_features: Tensor | None) -> Tensor:
+        """Return the teacher's features. Equal student features are copied, as SpecAugment changes them in place."""
+        same = self.teacher_extractor.to_dict() == self.processor.feature_extractor.to_dict()
+        if student_features is not None and same:
+            return student_features.clone()
         return extract_features(self.teacher_extractor, waves)["input_features"]
+
+
+SpeechCollator.__init__ = renamed_keywords(  # type: ignore[method-assign]
+    timestamps="timestamp_probability", prompts="condition_on_prev_probability"
+)(SpeechCollator.__init__)
+
+
+def _soft_labels(rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return the padded `TEACHER_COLUMNS`, or nothing if the rows don't have them."""
+    columns = {}
+    for name in TEACHER_COLUMNS:
+        if name in rows[0]:
+            dtype = torch.int64 if name == "teacher_token_ids" else torch.float32
+            values = [torch.from_numpy(np.array(row[name])).to(dtype) for row in rows]
+            columns[name] = pad_sequence(values, batch_first=True)
+    return columns

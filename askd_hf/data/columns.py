@@ -1,17 +1,17 @@
-"""The columns of speech, and how they are changed without a copy of the audio.
+"""The columns of a speech dataset, and functions that change columns without copying the audio.
 
-`Dataset.cast`, `map`, and `add_column` after a `select`, write all columns anew: gigabytes of audio, in files beside
-the user's dataset. So here a column is made in memory, and put beside those that stay where they are.
+`Dataset.cast`, `Dataset.map`, and `Dataset.add_column` after a `select` rewrite all columns: gigabytes of audio, in
+files next to the user's dataset. The functions here create a column in memory and leave the others in place.
 """
 
 import numpy as np
 import pyarrow as pa
 from datasets import Audio, Dataset, Features, LargeList, List, Value
-from datasets.features.features import FeatureType
+from datasets.features.features import FeatureType, get_nested_type
 
 from ..errors import UserError
 
-# as `Audio(decode=False)` has it; in a stream `datasets` would encode that again, for which it needs torchcodec
+# the storage of `Audio(decode=False)`; that type itself would be encoded again in a stream, which needs torchcodec
 AUDIO_FILE = {"bytes": Value("binary"), "path": Value("string")}
 SEGMENTS = List({"start": Value("float32"), "end": Value("float32"), "text": Value("string")})
 COLUMNS = Features(
@@ -22,22 +22,24 @@ COLUMNS = Features(
     task=Value("string"),
     segments=SEGMENTS,
     prompt=Value("string"),
-    negative=Value("bool"),
+    no_speech=Value("bool"),
 )
-"""What a row of speech may have, for training. None where it doesn't apply."""
-CHECKED = Features(seconds=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))
-"""What `filter_invalid_clips` adds."""
-OF_TRAINING = ("negative", "draw")
-"""What training adds to rows; a user's columns of these names say something else."""
+"""Columns used in training. A value is None if it doesn't apply; `no_speech` is True for clips without speech."""
+VALIDATION_COLUMNS = Features(duration=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))
+"""Columns added by `filter_invalid_clips`: audio duration in seconds, label tokens per clip, hash of the audio."""
+TRAINING_COLUMNS = ("no_speech", "rng_key")
+"""Columns added in training. A user's columns with these names are dropped."""
+FORMER_COLUMNS = {"seconds": "duration", "negative": "no_speech", "draw": "rng_key"}
+"""Former name of a column -> its name now. Datasets saved by earlier versions have the former names."""
 
 
 def is_text(feature: FeatureType) -> bool:
-    """Whether a column holds strings, or nothing but None."""
+    """Return whether the values of a column are strings, or all None."""
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view", "null")
 
 
 def are_segments(feature: FeatureType) -> bool:
-    """Whether a column can be cast to `SEGMENTS`, losing the other fields of the segments."""
+    """Return whether a column can be cast to `SEGMENTS`; other fields of the segments are dropped."""
     if feature == Value("null"):
         return True
     if not isinstance(feature, List | LargeList):
@@ -51,60 +53,64 @@ def are_segments(feature: FeatureType) -> bool:
     )
 
 
-def refuse_arrays(feature: FeatureType, name: str, what: str) -> None:
-    """Raise `UserError` if audio isn't files.
+def require_audio_files(feature: FeatureType, name: str, action: str) -> None:
+    """Raise `UserError` unless the audio is stored as files.
 
     Args:
-        name: of the speech or its first clip.
-        what: can't be done.
+        feature: type of the column `audio`.
+        name: name of the dataset or its first clip, for the message.
+        action: what requires audio files, such as "stream".
     """
     if not isinstance(feature, Audio):
         raise UserError(
-            f"{name}: audio as arrays of samples can't be {what}; save it as audio files (soundfile.write), and give "
-            "their paths"
+            f"{name}: cannot {action} datasets whose audio is stored as arrays; save it as audio files "
+            "(soundfile.write) and load those"
         )
 
 
 def with_features(dataset: Dataset, wanted: Features) -> Dataset:
-    """The dataset with the columns of `wanted` alone; one that it lacks is None in every row.
+    """Return the dataset with only the columns of `wanted`; a missing column is None in every row.
 
-    Columns of another type are cast, which pyarrow does without a look at the others; it raises `pa.ArrowInvalid` or
-    `pa.ArrowNotImplementedError` for what can't be.
+    Columns of another type are cast. pyarrow casts one column without reading the others, and raises `pa.ArrowInvalid`
+    or `pa.ArrowNotImplementedError` if it can't.
     """
-    # all stored rows, those that a `select` has left out as well: its mapping of indices comes back at the end
+    # change all stored rows, including those that a `select` left out: the index mapping is put back at the end
     stored = Dataset(dataset.data, dataset.info, fingerprint=dataset._fingerprint)
     for name, feature in wanted.items():
         if stored.features.get(name) == feature:
             continue
-        kind = arrow_type(feature)
+        arrow_type = get_nested_type(feature)
         if name in stored.column_names:
-            column = stored.data.column(name).cast(kind)
+            column = stored.data.column(name).cast(arrow_type)
             stored = stored.remove_columns(name)
         else:
-            column = pa.nulls(len(stored), kind)
+            column = pa.nulls(len(stored), arrow_type)
         stored = stored.add_column(name, column, feature=feature)
     stored = stored.select_columns(list(wanted))
     return Dataset(stored.data, stored.info, dataset.split, dataset._indices, stored._fingerprint)
 
 
-def arrow_type(feature: FeatureType) -> pa.DataType:
-    return Features(column=feature).arrow_schema.field("column").type
+def with_current_names(dataset: Dataset) -> Dataset:
+    """Rename the columns that an earlier version saved under `FORMER_COLUMNS`. No column is copied."""
+    present = dataset.column_names
+    names = {old: new for old, new in FORMER_COLUMNS.items() if old in present and new not in present}
+    return dataset.rename_columns(names) if names else dataset
 
 
 def replace_column(dataset: Dataset, name: str, values: list | pa.Array) -> Dataset:
-    """The dataset with the column `name` set to `values`, at its end. No other column is copied."""
+    """Return the dataset with the column `name`, now the last one, set to `values`. No other column is copied."""
     if name in dataset.column_names:
-        # removed at the end: a dataset without columns has no rows
+        # the old column is removed last, since a dataset without columns has no rows
         before = f"{name} before"
         return replace_column(dataset.rename_column(name, before), name, values).remove_columns(before)
     if dataset._indices is None:
         return dataset.add_column(name, values)
-    # `add_column` would write all columns of the chosen rows anew, audio included: put the values beside the stored
-    # rows instead, so that the mapping of indices finds them
+    # `add_column` would rewrite all columns of the selected rows, audio included. Instead, align the values with the
+    # stored rows and keep the index mapping.
     rows = dataset._indices.column(0).to_numpy()
     place = np.full(len(dataset.data), -1)
     place[rows] = np.arange(len(rows))
-    if not np.array_equal(place[rows], np.arange(len(rows))):  # a row that was chosen twice may have two values
+    if not np.array_equal(place[rows], np.arange(len(rows))):  # a row selected twice may have two values
         return dataset.add_column(name, values)
     column = pa.array(values).take(pa.array(place, mask=place < 0))
     stored = Dataset(dataset.data, dataset.info, fingerprint=dataset._fingerprint).add_column(name, column)

@@ -1,4 +1,4 @@
-"""Common Voice as Mozilla packs it: `clips/`, and one table of tab-separated values a split."""
+"""Read Common Voice in Mozilla's layout: `clips/`, and one TSV file per split."""
 
 from pathlib import Path, PurePath
 
@@ -12,14 +12,14 @@ from .metadata import csv_rows, warn_once
 
 CLIPS = "clips"
 NEEDED = ("path", "sentence")
-OWN_CODES = {"zh-HK": "yue"}  # Cantonese; elsewhere what follows the hyphen is a country, as in sv-SE
+LOCALE_CODES = {"zh-HK": "yue"}  # Cantonese; in other locales the code precedes the hyphen, as in sv-SE
 
 
 def common_voice_splits(folder: Path) -> dict[str, Path]:
-    """The tables of a language by their names without `.tsv`; none if the folder holds something else.
+    """Return the TSV files of a language by name without suffix; empty if the folder has another layout.
 
     Args:
-        folder: `cv-corpus-VERSION/LANGUAGE`, or what it lies in if it is the only one there.
+        folder: `cv-corpus-VERSION/LANGUAGE`, or its parent directory if that has only one language.
 
     Raises `UserError` if there are several languages.
     """
@@ -30,7 +30,7 @@ def common_voice_splits(folder: Path) -> dict[str, Path]:
     }
     if len(languages) > 1:
         raise UserError(
-            f"{folder} has several languages, {', '.join(languages)}: choose one, as in {folder}/{min(languages)}"
+            f"{folder} has several languages ({', '.join(languages)}); choose one, such as {folder}/{min(languages)}"
         )
     return next(iter(languages.values()), {})
 
@@ -38,7 +38,7 @@ def common_voice_splits(folder: Path) -> dict[str, Path]:
 def _tables(folder: Path) -> dict[str, Path]:
     if not (folder / CLIPS).is_dir():
         return {}
-    # others, such as reported.tsv and clip_durations.tsv, are about clips or sentences
+    # other files, such as reported.tsv and clip_durations.tsv, have other columns
     return {file.stem: file for file in sorted(folder.glob("*.tsv")) if set(NEEDED) <= set(_header(file))}
 
 
@@ -48,11 +48,11 @@ def _header(file: Path) -> list[str]:
 
 
 def read_common_voice(table: Path) -> Dataset:
-    """The clips of a table.
+    """Return the clips of a TSV file.
 
     Returns:
-        `audio` (path only), `clip`, `speaker` (the table's `client_id`), `language` if Whisper knows that of the
-        table's `locale`, and the other columns, all of them strings; the transcript is `sentence`.
+        `audio` (path only), `clip`, `speaker` (from `client_id`), `language` if Whisper supports that of the column
+        `locale`, and the other columns as strings. The transcript is `sentence`.
 
     Raises `UserError` if a row has another length than the header, or no path.
     """
@@ -71,19 +71,19 @@ def read_common_voice(table: Path) -> Dataset:
         codes = {locale: _code(locale) for locale in set(locales)}
         unknown = sorted(locale for locale, code in codes.items() if code is None)
         if unknown:
-            warn_once(f"{table}: Whisper doesn't know the language {', '.join(unknown)}; --language decides")
+            warn_once(f"{table}: Whisper doesn't support language {', '.join(unknown)}; set --language")
         else:
             columns["language"] = [codes[locale] for locale in locales]
     if table.stem == "validated":
-        warn_once(f"{table} has the clips of dev and test as well: don't evaluate on these what is trained on it")
+        warn_once(f"{table} includes the clips of dev and test: don't evaluate on them after training on it")
     folder = table.parent
-    # the first versions left out the suffix
+    # early versions have paths without suffix
     files = [folder / CLIPS / (path if PurePath(path).suffix else f"{path}.mp3") for path in paths]
     table_of_strings = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     return with_audio_files(Dataset(table_of_strings), files, folder, str(table))
 
 
 def _code(locale: str) -> str | None:
-    """Whisper's code of a language."""
-    code = OWN_CODES.get(locale, locale.partition("-")[0].lower())
+    """Return Whisper's code for a locale, or None if Whisper doesn't support the language."""
+    code = LOCALE_CODES.get(locale, locale.partition("-")[0].lower())
     return code if code in LANGUAGES else None

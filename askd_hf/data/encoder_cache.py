@@ -1,24 +1,25 @@
-"""The encoder's outputs on disk: a frozen encoder gives a clip the same output in every epoch and every run.
+"""Cache of encoder outputs on disk: the output of a frozen encoder for a clip is the same in every epoch and run.
 
-    DIR/FINGERPRINT/settings.json    what the fingerprint is the hash of: weights, features, dtype of computing
-    DIR/FINGERPRINT/part-00000.f16   rows of positions * d_model float16, one a clip
-    DIR/FINGERPRINT/part-00000.keys  the clips' `audio_key`, one a line; line i belongs to row i
+    DIR/FINGERPRINT/settings.json    settings hashed to the fingerprint: weights, features, compute dtype
+    DIR/FINGERPRINT/part-00000.f16   one row of positions * d_model float16 values per clip
+    DIR/FINGERPRINT/part-00000.keys  one `audio_key` per line; line i belongs to row i
 
-A row counts once its key's line is complete, which is written when the row is safe on disk. So a process may be killed
-at any time; what it had begun is cut off by the next writer of the part. A writer takes the first part that nobody
-else has locked: several processes and several runs can fill one directory at once.
+A row is valid once its key is written, after the row itself was fsynced. A killed writer leaves at most an incomplete
+tail, which the next writer of the part truncates. A writer takes the first unlocked part, so several processes and
+runs can fill one directory at the same time.
 
-All positions are kept, also those of the silence that pads a clip to 30 s: the encoder attends to them, the decoder to
-its outputs there. Measured with whisper-tiny.en in float32 on 12 clips of LibriSpeech test-other (2.4 to 18.1 s, mean
-7.4 s): the decoder's logits at the 250 label tokens, against those on the encoder's own outputs.
+The outputs at all positions are stored, including those of the padding to 30 s: the encoder attends to these
+positions, and the decoder attends to the outputs there. The table shows the difference of the decoder's logits from
+those on uncached outputs, at the 250 label tokens of 12 clips of LibriSpeech test-other (2.4 to 18.1 s, mean 7.4 s),
+whisper-tiny.en in float32:
 
-    what is kept                               largest, mean |difference|   same first token
-    all 1500 positions as float16                0.0064    0.00065          250 of 250
-    the clip's positions, the others as zeros     10.9      1.44            235
-    the clip's positions, the others dropped      17.5      1.25            236
-    the clip's and those of the 10 s after it      8.0      0.72            241
-    the encoder restricted to the clip            20.7      1.47            234
-    (all, the encoder under autocast to bfloat16   0.37     0.039           248)
+    stored                                     max    |difference|   mean    same top token
+    all 1500 positions as float16                0.0064           0.00065   250 of 250
+    positions of the clip, zeros elsewhere       10.9             1.44      235
+    positions of the clip only                   17.5             1.25      236
+    positions of the clip and 10 s after it       8.0             0.72      241
+    encoder run on the positions of the clip     20.7             1.47      234
+    (all positions, encoder in bfloat16)          0.37            0.039     248
 """
 
 import contextlib
@@ -45,17 +46,21 @@ from transformers import PreTrainedModel, WhisperFeatureExtractor, WhisperForCon
 from ..errors import UserError, disk_errors
 from .audio import extract_features, waveform
 
-FORMAT = 1  # to be raised with every change of the files, or of how audio becomes features: old caches are left alone
+FORMAT = 1  # increase it when the files or the features change: caches of another format are ignored
 ENCODER_SHAPE = ("num_mel_bins", "d_model", "max_source_positions", "encoder_layers", "encoder_attention_heads")
 ENCODER_SETTINGS = (*ENCODER_SHAPE, "encoder_ffn_dim", "activation_function", "scale_embedding")
 NOT_IN_FEATURES = ("feature_extractor_type", "processor_class", "return_attention_mask")  # these don't change them
-RESERVE = 500_000_000  # bytes of the disk that are left free
+RESERVE = 500_000_000  # bytes of disk space to leave free
 
 
 class EncoderCache:
-    """Outputs `(positions, width)` in `folder`, `DIR/FINGERPRINT`: filled by `cache_encoder`, found by `audio_key`.
+    """Encoder outputs by `audio_key`, as filled by `cache_encoder`.
 
-    Pickled it is these three alone: the process that gets it opens the files for itself.
+    A pickled cache contains only the arguments. The receiving process opens the files itself.
+
+    Args:
+        folder: `DIR/FINGERPRINT`.
+        positions, width: shape of an output.
     """
 
     def __init__(self, folder: Path, positions: int, width: int):
@@ -69,15 +74,15 @@ class EncoderCache:
     def __contains__(self, key: str) -> bool:
         return key in self._places
 
-    def is_of(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> bool:
-        """Whether the outputs are those of this model's encoder as it is now, with these features."""
+    def matches(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> bool:
+        """Return whether the outputs are those of this model's current encoder with the features of this processor."""
         computed_in = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))["computed_in"]
         return self.folder.name == encoder_fingerprint(model, processor, computed_in)
 
     def reload(self) -> None:
-        """Look at the files again, for what this and other processes have added."""
+        """Read the files again, with the outputs that this and other processes have added."""
         self._parts: list[np.ndarray] = []  # memory-mapped, (rows, positions, width)
-        self._places: dict[str, tuple[int, int]] = {}  # of a key: part and row
+        self._places: dict[str, tuple[int, int]] = {}  # key -> (part, row)
         for data in sorted(self.folder.glob("part-*.f16")):
             keys = _complete_keys(data, self.row_bytes)
             if keys:
@@ -86,12 +91,13 @@ class EncoderCache:
                 self._parts.append(np.memmap(data, np.float16, mode="r", shape=shape))
 
     def read(self, keys: list[str]) -> Tensor:
-        """A copy of some outputs: float16 `(clips, positions, width)`. Raises `UserError` if one isn't there."""
+        """Return the outputs of `keys`, float16 `(clips, positions, width)`. Raise `UserError` if one is missing."""
         missing = [key for key in keys if key not in self]
         if missing:
             raise UserError(
-                f"encoder cache {self.folder}: no output for {len(missing)} of {len(keys)} clips (audio_key "
-                f"{missing[0]}, ...). All were there before training: start again, which computes what is missing"
+                f"encoder cache {self.folder}: no cached encoder output for {len(missing)} of {len(keys)} clips "
+                f"(audio_key {missing[0]}, ...). The cache was complete when training started, so its files have "
+                "changed; restart to recompute them"
             )
         outputs = np.empty((len(keys), self.positions, self.width), np.float16)
         for output, key in zip(outputs, keys, strict=True):
@@ -100,41 +106,42 @@ class EncoderCache:
         return torch.from_numpy(outputs)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Callable[[list[str], Tensor], None]]:
-        """A function that appends clips: their keys, and their outputs as float16 `(clips, positions, width)`."""
+    def open_writer(self) -> Iterator[Callable[[list[str], Tensor], None]]:
+        """Yield a function `append(keys, outputs)`; outputs are float16 `(clips, positions, width)`."""
         with contextlib.ExitStack() as stack:
             with disk_errors(f"encoder cache {self.folder}"):
-                part = self._lock_part(stack)
-                keys_there = _complete_keys(part, self.row_bytes)
+                part = self._acquire_part(stack)
+                stored_keys = _complete_keys(part, self.row_bytes)
                 data, lines = (stack.enter_context(FileIO(part.with_suffix(end), "ab")) for end in (".f16", ".keys"))
-                # what a killed writer left unfinished; no reader has looked at it
-                data.truncate(len(keys_there) * self.row_bytes)
-                lines.truncate(sum(len(key) + 1 for key in keys_there))
+                # drop the incomplete tail of a killed writer, which no reader has used
+                data.truncate(len(stored_keys) * self.row_bytes)
+                lines.truncate(sum(len(key) + 1 for key in stored_keys))
 
             def append(keys: list[str], outputs: Tensor) -> None:
                 with disk_errors(f"encoder cache {self.folder}"):
-                    # in this order, so that a key never stands for a row that isn't on the disk
+                    # in this order, so that every key on disk has its row
                     _write(data, outputs.contiguous().numpy().tobytes())
                     _write(lines, "".join(f"{key}\n" for key in keys).encode("ascii"))
 
             yield append
 
-    def _lock_part(self, stack: contextlib.ExitStack) -> Path:
-        numbers = itertools.count()
-        while True:
-            part = self.folder / f"part-{next(numbers):05d}.f16"
+    def _acquire_part(self, stack: contextlib.ExitStack) -> Path:
+        """Return the first part that isn't locked, locked until `stack` is closed."""
+        for number in itertools.count():
+            part = self.folder / f"part-{number:05d}.f16"
             with contextlib.suppress(Timeout):
                 stack.enter_context(FileLock(part.with_suffix(".lock"), timeout=0))
                 return part
+        raise AssertionError("parts are numbered without end")
 
 
 def _complete_keys(data: Path, row_bytes: int) -> list[str]:
-    """The keys of the rows of a part that count, in their order."""
+    """Return the keys of the valid rows of a part, in order."""
     file = data.with_suffix(".keys")
     if not file.exists():
         return []
-    lines = file.read_bytes().split(b"\n")[:-1]  # behind the last newline is nothing, or half a key
-    # a power cut can leave zeros in a line
+    lines = file.read_bytes().split(b"\n")[:-1]  # after the last newline: nothing, or an incomplete key
+    # a power failure can leave zeros in a line
     keys = [key.decode("ascii") for key in itertools.takewhile(bytes.isalnum, lines)]
     return keys[: data.stat().st_size // row_bytes]
 
@@ -147,16 +154,21 @@ def _write(file: FileIO, content: bytes) -> None:
 
 
 def encoder_fingerprint(model: WhisperForConditionalGeneration, processor: WhisperProcessor, dtype_name: str) -> str:
-    """32 hexadecimal digits for all that the encoder's output for given audio depends on.
+    """Return a hash, 32 hexadecimal digits, of everything that the encoder's output for given audio depends on.
 
-    They stand for the encoder's config and weights, the feature extractor's settings and the dtype of computing, such
-    as "float32" or "bfloat16". Device and implementation of attention don't count: they only change roundings.
+    It covers the encoder's config and weights, the feature extractor's settings, and the compute dtype. Device and
+    attention implementation aren't included, as they only affect rounding.
+
+    Args:
+        model: the model with the encoder.
+        processor: its processor.
+        dtype_name: the compute dtype, such as "float32" or "bfloat16".
     """
     return _digest(_settings(model, processor, dtype_name))
 
 
 def weights_digest(module: nn.Module) -> str:
-    """32 hexadecimal digits for the names, shapes and values of all weights, as float32."""
+    """Return a hash, 32 hexadecimal digits, of the names, shapes and float32 values of all weights."""
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} ".encode())
@@ -165,7 +177,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def feature_settings(extractor: WhisperFeatureExtractor) -> dict[str, Any]:
-    """All that features depend on besides the audio."""
+    """Return the settings of the feature extractor that affect the features."""
     return {name: value for name, value in extractor.to_dict().items() if name not in NOT_IN_FEATURES}
 
 
@@ -197,21 +209,26 @@ def cache_encoder(
     num_processes: int = 1,
     num_workers: int = 0,
 ) -> EncoderCache:
-    """Compute the encoder's outputs that aren't in `directory` yet, each distinct clip once.
+    """Compute the encoder outputs that are missing in `directory`, once per distinct clip.
 
-    Ctrl-C or a kill loses a batch at most. Of several processes each computes its share; when all have returned (the
-    barrier is the caller's) each must `reload()` to see the others'. All need the same `directory`.
+    An interrupted run loses at most one batch. With several processes, which need the same `directory`, each computes
+    its share. After all have returned (the caller's barrier) each must call `reload()` to see the others' outputs.
 
     Args:
-        model: its encoder is moved to `device` meanwhile, and never cast.
+        model: its encoder is moved to `device` temporarily, and not cast.
+        processor: its processor.
         datasets: with the columns `audio`, `clip` and `audio_key` (see `filter_invalid_clips`).
-        dtype: float32, or that of autocast: bfloat16, float16.
-        num_workers: processes that decode audio and make features. 0: this one.
+        directory: for the caches of all encoders.
+        batch_size: clips per forward pass.
+        device: where the encoder runs.
+        dtype: float32, or the dtype of autocast: bfloat16 or float16.
+        process_index, num_processes: the share of this process.
+        num_workers: number of processes that decode audio and compute features; 0 for the current one.
 
     Raises:
-        UserError: no room on the disk, augmented features, an output beyond float16, a clip that can't be decoded.
+        UserError: the disk is full, the features are random, an output exceeds float16, or a clip can't be decoded.
     """
-    _refuse_augmentation(model, processor)
+    _check_deterministic(model, processor)
     settings = _settings(model, processor, str(dtype).removeprefix("torch."))
     folder = Path(directory) / _digest(settings)
     _write_settings(folder, settings)
@@ -219,20 +236,20 @@ def cache_encoder(
     clips: ConcatDataset = ConcatDataset(
         [dataset.select_columns(["audio", "clip", "audio_key"]) for dataset in datasets]
     )
-    first: dict[str, int] = {}
+    rows: dict[str, int] = {}  # key -> its first row
     for row, key in enumerate(key for dataset in datasets for key in dataset["audio_key"][:]):
-        first.setdefault(key, row)
-    _check_room(cache, list(first), verbose=process_index == 0)
-    # shares of all clips and not of the missing ones, which grow fewer while other processes start
-    share = list(first.items())[process_index::num_processes]
+        rows.setdefault(key, row)
+    _check_disk_space(cache, list(rows), verbose=process_index == 0)
+    # divide all clips, not the missing ones: other processes may already have added some
+    share = list(rows.items())[process_index::num_processes]
     missing = Subset(clips, [row for key, row in share if key not in cache])
     if len(missing) > 0:
         collate = functools.partial(_collate, processor.feature_extractor)
         batches = DataLoader(missing, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
         progress = tqdm(total=len(missing), desc="Encoding", unit="clip", disable=process_index > 0)
-        with _ready(model.model.encoder, device) as encoder, cache.writing() as append, progress:
+        with _moved(model.model.encoder, device) as encoder, cache.open_writer() as append, progress:
             for batch in batches:
-                append(batch["audio_key"], _encode(encoder, batch, dtype))
+                append(batch["audio_key"], _encode_batch(encoder, batch, dtype))
                 progress.update(len(batch["audio_key"]))
         cache.reload()
     return cache
@@ -244,46 +261,46 @@ def _collate(extractor: WhisperFeatureExtractor, rows: list[dict[str, Any]]) -> 
 
 
 @contextlib.contextmanager
-def _ready(encoder: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
-    """The encoder on `device` in evaluation mode; afterwards where and as it was."""
-    before, training = encoder.device, encoder.training
+def _moved(encoder: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
+    """Move the encoder to `device` in evaluation mode, and restore device and mode afterwards."""
+    original_device, training = encoder.device, encoder.training
     try:
         yield encoder.to(device).eval()
     finally:
-        encoder.to(before).train(training)
+        encoder.to(original_device).train(training)
 
 
-def encode(encoder: nn.Module, features: Tensor) -> Tensor:
-    """The output `(clips, positions, d_model)` for `(clips, mel bins, frames)`, of an encoder that isn't trained.
+def run_encoder(encoder: nn.Module, features: Tensor) -> Tensor:
+    """Return the outputs `(clips, positions, d_model)` of a frozen encoder for features `(clips, mel bins, frames)`.
 
-    On a CPU two clips at a time: a fifth faster than 16, whose activations don't stay in its caches.
+    On a CPU two clips are run at a time. This is 20 % faster than 16 clips, whose activations don't fit in its caches.
     """
-    at_once = 2 if features.device.type == "cpu" else len(features)
-    return torch.cat([encoder(part).last_hidden_state for part in features.split(at_once)])
+    chunk_size = 2 if features.device.type == "cpu" else len(features)
+    return torch.cat([encoder(part).last_hidden_state for part in features.split(chunk_size)])
 
 
-def _encode(encoder: PreTrainedModel, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    """Float16 `(batch, positions, d_model)` on the CPU."""
+def _encode_batch(encoder: PreTrainedModel, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    """Return the outputs, float16 `(batch, positions, d_model)`, on the CPU."""
     with torch.no_grad(), torch.autocast(encoder.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        outputs = encode(encoder, batch["input_features"].to(encoder.device, encoder.dtype))
+        outputs = run_encoder(encoder, batch["input_features"].to(encoder.device, encoder.dtype))
     outputs = outputs.to(torch.float16).cpu()
     finite = outputs.isfinite().flatten(1).all(dim=1).tolist()
     if not all(finite):
         clips = ", ".join(clip for clip, good in zip(batch["clip"], finite, strict=True) if not good)
         raise UserError(
-            f"{clips}: the encoder's output is NaN, infinite or beyond 65504, the largest number of float16. Look at "
-            "the clip and at the model, or train without --encoder_cache_dir"
+            f"{clips}: the encoder's output is NaN, infinite or beyond 65504, the float16 maximum. Check the clip and "
+            "the model, or train without --encoder_cache_dir"
         )
     return outputs
 
 
-def _refuse_augmentation(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+def _check_deterministic(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+    """Raise `UserError` if the features or the encoder output of a clip are random."""
     spec_augment, dither = model.config.apply_spec_augment, processor.feature_extractor.dither
     if spec_augment or dither:
         raise UserError(
-            f"the encoder's output can't be cached: with apply_spec_augment {spec_augment} (the model's config) and "
-            f"dither {dither} (the feature extractor's) a clip's features are others in every epoch. Switch them off, "
-            "or train without --encoder_cache_dir"
+            "--encoder_cache_dir requires deterministic features: set apply_spec_augment to False (model config, now "
+            f"{spec_augment}) and dither to 0.0 (feature extractor, now {dither}), or train without the cache"
         )
 
 
@@ -297,17 +314,19 @@ def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
         unfinished.replace(folder / "settings.json")
 
 
-def _check_room(cache: EncoderCache, keys: list[str], verbose: bool) -> None:
-    """Say how big the cache will be; raise `UserError` if the disk is too small for what is missing."""
-    there = sum(key in cache for key in keys)
-    needed, free = (len(keys) - there) * cache.row_bytes, shutil.disk_usage(cache.folder).free
-    total, missing, reserve, left = (f"{n / 1e9:.2f} GB" for n in (len(keys) * cache.row_bytes, needed, RESERVE, free))
+def _check_disk_space(cache: EncoderCache, keys: list[str], verbose: bool) -> None:
+    """Print the size of the complete cache; raise `UserError` if the missing outputs don't fit on the disk."""
+    cached = sum(key in cache for key in keys)
+    needed, free = (len(keys) - cached) * cache.row_bytes, shutil.disk_usage(cache.folder).free
+    total, missing, reserve, available = (
+        f"{n / 1e9:.2f} GB" for n in (len(keys) * cache.row_bytes, needed, RESERVE, free)
+    )
     if verbose:
-        size = f"{len(keys)} clips, {total} on disk ({there} of {len(keys)} there)"
-        print(f"encoder cache {cache.folder}: {size}; {left} free", flush=True)
+        size = f"{len(keys)} clips, {total} on disk ({cached} of {len(keys)} cached)"
+        print(f"encoder cache {cache.folder}: {size}; {available} free", flush=True)
     if needed > 0 and needed + RESERVE > free:
         raise UserError(
-            f"encoder cache {cache.folder}: no room on the disk. {len(keys) - there} clips need {missing}, {reserve} "
-            f"stay in reserve, {left} are free. Make room, name a directory on another disk, take fewer clips, or "
-            "train without --encoder_cache_dir"
+            f"encoder cache {cache.folder}: not enough disk space. {len(keys) - cached} clips need {missing} and a "
+            f"reserve of {reserve}, {available} are free. Free disk space, choose a directory on another disk, use "
+            "fewer clips, or train without --encoder_cache_dir"
         )

@@ -1,6 +1,6 @@
-"""Audio files with a metadata file on the Hub: only those of a split are downloaded.
+"""Load audio files with a metadata file from the Hub, downloading only the files of one split.
 
-`datasets` needs torchcodec to build it, so its files are fetched and read as a local directory.
+`datasets` needs torchcodec to build such a dataset, so the files are downloaded and read as a local directory.
 """
 
 import glob
@@ -12,33 +12,37 @@ from datasets import Dataset, DatasetBuilder
 from huggingface_hub import HfApi, snapshot_download
 
 from ..errors import UserError
-from .audiofolder import AUDIO, METADATA, FolderSplit, read_audiofolder
+from .audiofolder import AUDIO_SUFFIXES, METADATA_FILES, FolderSplit, read_audiofolder
 from .clip_files import check_inside
 from .metadata import read_metadata
 from .splits import pick
 
-FOLDERS = 100  # of a split that are named apart in a download
+MAX_PATTERNS = 100  # directories of a split that are downloaded by name
 
 
 def load_hub_audiofolder(name: str, builder: DatasetBuilder, split: str, urls: Mapping[str, list[str]]) -> Dataset:
-    """A split: the rows of the metadata file that is nearest above its audio, without those of other splits.
+    """Return the rows of a split: those of the nearest metadata file above its audio, without rows of other splits.
 
     Args:
-        builder: of `load_dataset_builder`; it finds the splits, as `datasets` does.
-        urls: the files of all splits.
+        name: Hub id.
+        builder: the result of `load_dataset_builder`.
+        split: name of the split.
+        urls: the files of each split.
 
     Raises `UserError` if there is no metadata file, or several, and as `read_audiofolder`.
     """
     splits = {key: [PurePosixPath(url.removeprefix(f"{builder.base_path}/")) for url in urls[key]] for key in urls}
     own = pick(name, split, splits)
-    found = {file for file in own if file.name in METADATA}
-    if builder.repo_id is not None and not found:  # `datasets` gives a split no metadata file above its directory
-        there = HfApi().list_repo_files(name, repo_type="dataset", revision=builder.hash)
-        found = {file for file in map(PurePosixPath, there) if file.name in METADATA}
-    nearest = {_nearest(file, found) for file in own if file.suffix.lower() in AUDIO} - {None}
+    found = {file for file in own if file.name in METADATA_FILES}
+    if (
+        builder.repo_id is not None and not found
+    ):  # `datasets` doesn't assign metadata files above the directory of a split
+        files = HfApi().list_repo_files(name, repo_type="dataset", revision=builder.hash)
+        found = {file for file in map(PurePosixPath, files) if file.name in METADATA_FILES}
+    nearest = {_nearest(file, found) for file in own if file.suffix.lower() in AUDIO_SUFFIXES} - {None}
     if builder.repo_id is None or not nearest:
-        deeper = f" ({min(found)} is too deep: give {name}/{_grandparent(min(found))})" if found else ""
-        raise UserError(f"{name}: audio files, but none of {', '.join(METADATA)} beside them{deeper}")
+        deeper = f" ({min(found)} is too deep; use {name}/{_grandparent(min(found))})" if found else ""
+        raise UserError(f"{name}: no {', '.join(METADATA_FILES)} found for the audio files{deeper}")
     if len(nearest) > 1:
         raise UserError(f"{name}: split {split!r} has several metadata files, {', '.join(map(str, sorted(nearest)))}")
     (metadata,) = nearest
@@ -53,15 +57,15 @@ def load_hub_audiofolder(name: str, builder: DatasetBuilder, split: str, urls: M
         if file not in others:
             chosen.append(row)
             below.add(file.parent.relative_to(root).as_posix())
-    below = below if len(below) <= FOLDERS else {metadata.parent.as_posix()}
+    below = below if len(below) <= MAX_PATTERNS else {metadata.parent.as_posix()}
     root = _download(name, builder, [f"{glob.escape(path)}/*" if path != "." else "*" for path in sorted(below)])
     return read_audiofolder(FolderSplit(root / metadata, rows, chosen), root, name)
 
 
 def _nearest(file: PurePosixPath, metadata: set[PurePosixPath]) -> PurePosixPath | None:
-    """The metadata file beside a file, or in the nearest directory above."""
-    beside = (parent / name for parent in file.parents for name in METADATA)
-    return next((candidate for candidate in beside if candidate in metadata), None)
+    """Return the metadata file in the directory of a file, or in the nearest directory above."""
+    candidates = (parent / name for parent in file.parents for name in METADATA_FILES)
+    return next((candidate for candidate in candidates if candidate in metadata), None)
 
 
 def _grandparent(file: PurePosixPath) -> str:

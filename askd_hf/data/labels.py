@@ -1,13 +1,13 @@
-"""Transcripts to what the decoder reads and what it should answer.
+"""Build the decoder input and the labels of a transcript.
 
-    input    <|startofprev|>  text before  <|startoftranscript|>  <|fr|>          <|transcribe|>  <|0.00|>  text
-    labels   (ignored)        (ignored)    <|fr|>                 <|transcribe|>  <|0.00|>        text      <|1.28|>
+    input    <|startofprev|>  prompt     <|startoftranscript|>  <|fr|>          <|transcribe|>  <|0.00|>  text
+    labels   (masked)         (masked)   <|fr|>                 <|transcribe|>  <|0.00|>        text      <|1.28|>
 
-as Whisper was trained (Radford et al. 2022, section 2.3). Without timestamps <|notimestamps|> stands before the text;
-an English-only Whisper knows neither language nor task; <|startofprev|> is there only with a text before.
+This is the training format of Whisper (Radford et al. 2022, section 2.3). Without timestamps, <|notimestamps|>
+precedes the text. English-only models have no language and task tokens. <|startofprev|> is present only with a prompt.
 
-Every text begins with a space, as Whisper writes it, except in languages without spaces (`text_ids`). " The" and "The"
-are different tokens: without the space teacher and label contradict each other at the first word of every clip.
+Texts start with a space, as Whisper's do, except in languages without spaces (`text_ids`). " The" and "The" are
+different tokens: without the space, teacher and labels would disagree on the first word of every clip.
 """
 
 import re
@@ -19,50 +19,51 @@ from transformers import WhisperTokenizer
 from ..errors import UserError
 from .languages import TASKS, word_separator
 
-IGNORED = -100
-WITHIN_A_MARK = re.compile(r"(?<=<)(?=\|)")
-SECONDS_A_POSITION = 0.02  # of the encoder's output, and from one timestamp token to the next
+LABEL_PAD_TOKEN_ID = -100
+MARK_SPLIT = re.compile(r"(?<=<)(?=\|)")
+TIME_PRECISION = 0.02  # seconds per encoder position, and between two timestamp tokens
 
 
-class Example(NamedTuple):
-    """A clip's tokens, one list as long as the other."""
+class DecoderTokens(NamedTuple):
+    """Decoder input and labels of a clip, lists of equal length."""
 
     decoder_input_ids: list[int]
     labels: list[int]
 
 
 def prefix_ids(tokenizer: WhisperTokenizer, language: str | None, task: str | None, timestamps: bool) -> list[int]:
-    """The tokens from `<|startoftranscript|>` up to the text.
+    """Return the tokens from `<|startoftranscript|>` up to the text.
 
     Args:
-        language: a code such as "fr". None: language and task are as the tokenizer is set (`set_prefix_tokens`), or
-            don't exist, as in an English-only one.
-        task: "transcribe", also if None, or "translate".
+        language: a code such as "fr"; None for the language and task set in the tokenizer (`set_prefix_tokens`), or
+            for an English-only tokenizer, which has neither.
+        task: "transcribe" or "translate"; None for "transcribe".
+        timestamps: False to append `<|notimestamps|>`.
     """
-    without = token_id(tokenizer, "<|notimestamps|>")
-    prefix = [i for i in tokenizer.prefix_tokens if i != without]
+    no_timestamps = token_id(tokenizer, "<|notimestamps|>")
+    prefix = [i for i in tokenizer.prefix_tokens if i != no_timestamps]
     if language is not None:
-        prefix = [prefix[0], *_spoken_ids(tokenizer, language, task or "transcribe")]
-    return prefix if timestamps else [*prefix, without]
+        prefix = [prefix[0], *_language_task_ids(tokenizer, language, task or "transcribe")]
+    return prefix if timestamps else [*prefix, no_timestamps]
 
 
-def _spoken_ids(tokenizer: WhisperTokenizer, language: str, task: str) -> list[int]:
+def _language_task_ids(tokenizer: WhisperTokenizer, language: str, task: str) -> list[int]:
     if task not in TASKS:
         raise UserError(
-            f"task {task!r} is neither transcribe nor translate (column `task`; --task transcribe overrules it)"
+            f"task must be transcribe or translate, got {task!r} (column `task`; --task transcribe overrides it)"
         )
     if not language:
-        raise UserError("no language: the column `language` is empty (--language overrules it)")
+        raise UserError("no language: column `language` is empty (--language overrides it)")
     try:
         return [token_id(tokenizer, f"<|{name}|>") for name in (language, task)]
     except UserError:
         raise UserError(
-            f"language {language!r}: the model doesn't know it (column `language`, or --language)"
+            f"the model doesn't support language {language!r} (column `language`, or --language)"
         ) from None
 
 
 def token_id(tokenizer: WhisperTokenizer, token: str) -> int:
-    """Raises `UserError` if the tokenizer doesn't know the special token."""
+    """Return the id of a special token. Raise `UserError` if the tokenizer doesn't have it."""
     found = tokenizer.convert_tokens_to_ids(token)
     if found is None or tokenizer.convert_ids_to_tokens(found) != token:
         raise UserError(f"the model's tokenizer has no {token}")
@@ -72,21 +73,21 @@ def token_id(tokenizer: WhisperTokenizer, token: str) -> int:
 def text_ids(
     tokenizer: WhisperTokenizer, text: str, language: str | None = None, task: str | None = None
 ) -> list[int]:
-    """The tokens of a text as Whisper writes it: of a transcript, a segment or a prompt, with its leading space.
+    """Return the tokens of a transcript, segment or prompt, with Whisper's leading space.
 
-    No special token comes of a text, nor a timestamp: `<|endoftext|>` is spelled out.
+    Special tokens and timestamps in the text are tokenized as ordinary characters.
 
     Args:
-        text: white space around it doesn't count. An empty text has no tokens.
-        language: a code such as "fr". None: the one that the tokenizer is set to, or English.
-        task: None: the one that the tokenizer is set to, or "transcribe".
+        text: stripped of surrounding white space. An empty text has no tokens.
+        language: a code such as "fr"; None for the tokenizer's, or else English.
+        task: "transcribe" or "translate"; None for the tokenizer's, or else "transcribe".
     """
     text = text.strip()
     if not text:
         return []
     separator = word_separator(language or tokenizer.language, task or tokenizer.task)
-    # to the tokenizer times are no special tokens, but tokens all the same: it mustn't see `<|` in one piece
-    pieces = WITHIN_A_MARK.split(f"{separator}{text}")
+    # split_special_tokens doesn't split timestamps, which aren't special tokens: separate `<` and `|`
+    pieces = MARK_SPLIT.split(f"{separator}{text}")
     return [token for piece in pieces for token in _ordinary_ids(tokenizer, piece)]
 
 
@@ -97,24 +98,25 @@ def _ordinary_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
 def segment_ids(
     tokenizer: WhisperTokenizer,
     segments: list[Mapping[str, Any]],
-    last_position: int,
+    max_timestamp_index: int,
     time_factor: float = 1.0,
     language: str | None = None,
     task: str | None = None,
 ) -> list[int]:
-    """Segments, `{"start": seconds, "end": seconds, "text": str}` each, between their timestamps' tokens.
+    """Return the tokens of segments, each between its timestamp tokens.
 
     Args:
-        segments: the last one's `end` may be None, if what is said goes on behind the clip; then no token says it.
-        last_position: of the window, in steps of `SECONDS_A_POSITION`; what lies behind is put there.
-        time_factor: of the clip's length now and then, if its speed was changed.
+        segments: `{"start": seconds, "end": seconds, "text": str}` each. The last `end` may be None if the speech
+            continues after the clip; then there is no end token.
+        max_timestamp_index: last timestamp, in steps of `TIME_PRECISION`; later times are set to it.
+        time_factor: augmented duration / original duration; segment times are multiplied by it.
         language, task: as in `text_ids`.
     """
-    # timestamps have no entries in most tokenizers: they follow this token
+    # most tokenizers have no entries for timestamps; their ids follow this token
     first = token_id(tokenizer, "<|notimestamps|>") + 1
 
     def time_id(seconds: float) -> int:
-        return first + min(round(seconds * time_factor / SECONDS_A_POSITION), last_position)
+        return first + min(round(seconds * time_factor / TIME_PRECISION), max_timestamp_index)
 
     ids = []
     for segment in segments:
@@ -123,33 +125,41 @@ def segment_ids(
     return ids
 
 
-def wrong_times(segments: list[Mapping[str, Any]] | None, seconds: float) -> str | None:
-    """What is wrong with the segments of a clip of so many seconds, if anything is."""
+def timestamp_error(segments: list[Mapping[str, Any]] | None, duration: float) -> str | None:
+    """Return what is invalid in the segments of a clip of `duration` seconds, or None."""
     segments = segments or []
     for number, segment in enumerate(segments, start=1):
         if segment is None or segment["text"] is None:
-            return f"a segment without text: number {number} of {len(segments)}"
+            return f"segment without text: number {number} of {len(segments)}"
         start, end = segment["start"], segment["end"]
-        until = seconds if end is None and number == len(segments) else end  # no end: it goes on behind the clip
-        # to a position: a rounded end may lie behind the clip's
-        if start is None or until is None or not 0.0 <= start <= until <= seconds + SECONDS_A_POSITION:
-            return f"wrong times of a segment: {start} to {end} s, in a clip of {seconds:.2f} s"
+        until = duration if end is None and number == len(segments) else end  # continues after the clip
+        # tolerance of one step: an end may have been rounded up
+        if start is None or until is None or not 0.0 <= start <= until <= duration + TIME_PRECISION:
+            return f"invalid segment times: {start} to {end} s in a clip of {duration:.2f} s"
     return None
 
 
 def prompt_ids(
-    tokenizer: WhisperTokenizer, prompt: str | None, room: int, language: str | None = None, task: str | None = None
+    tokenizer: WhisperTokenizer,
+    prompt: str | None,
+    max_length: int,
+    language: str | None = None,
+    task: str | None = None,
 ) -> list[int]:
-    """`<|startofprev|>` and the last tokens of the text before the clip: `room` at most. Nothing without a text.
+    """Return `<|startofprev|>` and the last tokens of the prompt, at most `max_length`; empty without a prompt.
+
+    Unlike `tokenizer.get_prompt_ids` it accepts text with special tokens, and languages without spaces get none.
 
     Args:
+        prompt: the text before the clip.
+        max_length: tokens, `<|startofprev|>` included.
         language, task: as in `text_ids`.
     """
     tokens = text_ids(tokenizer, prompt or "", language, task)
-    return [token_id(tokenizer, "<|startofprev|>"), *tokens[-(room - 1) :]] if tokens and room >= 2 else []
+    return [token_id(tokenizer, "<|startofprev|>"), *tokens[-(max_length - 1) :]] if tokens and max_length >= 2 else []
 
 
-def example(
+def build_decoder_tokens(
     tokenizer: WhisperTokenizer,
     row: Mapping[str, Any],
     *,
@@ -158,19 +168,18 @@ def example(
     max_tokens: int = 448,
     max_positions: int = 1500,
     time_factor: float = 1.0,
-) -> Example:
-    """A row of speech as the decoder sees it. The prompt is never in the labels.
+) -> DecoderTokens:
+    """Build the decoder input and labels of a row. The prompt is masked in the labels.
 
     Args:
         row: `text`; optionally `language`, `task`, `segments`, `prompt`.
-        timestamps: write the row's segments with their times; a row without segments has none, nor one that they would
-            make too long.
-        prompt: put the row's prompt in front, if it has one; half of the decoder's positions at most, as `generate`.
-        max_tokens: the decoder's positions. What doesn't fit is cut off the beginning of the prompt.
-        max_positions: the encoder's.
+        timestamps: whether to add timestamp tokens. Ignored if the row has no segments or the result exceeds
+            `max_tokens`.
+        prompt: whether to put the row's prompt in front, at most half of `max_tokens`, like `generate`.
+        max_tokens: `max_target_positions` of the model. The prompt is truncated at its beginning to fit. Default: 448.
+        max_positions: `max_source_positions` of the model. Default: 1500.
         time_factor: as in `segment_ids`.
     """
-
     language, task = row.get("language"), row.get("task")
 
     def transcript_of(text: list[int], with_times: bool) -> list[int]:
@@ -179,10 +188,10 @@ def example(
 
     transcript = transcript_of(text_ids(tokenizer, row["text"], language, task), with_times=False)
     if timestamps and row.get("segments"):
-        said = segment_ids(tokenizer, row["segments"], max_positions, time_factor, language, task)
-        timed = transcript_of(said, with_times=True)
-        if len(timed) - 1 <= max_tokens:  # two tokens a segment more can be too many
+        segments = segment_ids(tokenizer, row["segments"], max_positions, time_factor, language, task)
+        timed = transcript_of(segments, with_times=True)
+        if len(timed) - 1 <= max_tokens:  # two more tokens per segment may exceed the limit
             transcript = timed
-    room = min(max_tokens // 2, max_tokens - len(transcript) + 1) if prompt else 0
-    before = prompt_ids(tokenizer, row.get("prompt"), room, language, task)
-    return Example([*before, *transcript[:-1]], [IGNORED] * len(before) + transcript[1:])
+    prompt_length = min(max_tokens // 2, max_tokens - len(transcript) + 1) if prompt else 0
+    before = prompt_ids(tokenizer, row.get("prompt"), prompt_length, language, task)
+    return DecoderTokens([*before, *transcript[:-1]], [LABEL_PAD_TOKEN_ID] * len(before) + transcript[1:])

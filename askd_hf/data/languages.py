@@ -1,4 +1,4 @@
-"""Which language is spoken in a row of speech, and what is to be made of it."""
+"""Language and task of rows, and language-dependent properties of texts."""
 
 import functools
 import logging
@@ -14,34 +14,35 @@ from .columns import replace_column
 logger = logging.getLogger(__name__)
 
 TASKS = ("transcribe", "translate")
-UNKNOWN = ""  # the language of a row that doesn't say it
-UNSPACED = ("zh", "ja", "th", "lo", "my", "km", "yue")  # languages that put no spaces between words
-DOTLESS_I = ("tr", "az")  # languages in which I is the capital of ı, and İ that of i
+UNKNOWN = ""  # language of a row without one; the collator raises for it (None: the tokenizer's language)
+UNSPACED = ("zh", "ja", "th", "lo", "my", "km", "yue")  # languages without spaces between words
+DOTLESS_I = ("tr", "az")  # languages in which I is upper case of ı, and İ of i
 
 
 def language_code(language: str | None) -> str | None:
-    """`fr` for `French`; what isn't a name is a code already."""
+    """Return the code of a language name, such as `fr` for `French`. Codes are returned in lower case."""
     return language and TO_LANGUAGE_CODE.get(language.lower(), language.lower())
 
 
 def lower_case(text: str, language: str | None) -> str:
-    """The text in lower case, as its language has it: `IŞIK` is `ışık` in Turkish and Azerbaijani.
+    """Lower-case a text by the rules of its language: `IŞIK` is `ışık` in Turkish and Azerbaijani.
 
-    `İ` is `i` in every language: `str.lower` leaves its dot behind as a combining mark, which no Whisper writes.
+    `İ` becomes `i` in every language. `str.lower` would add a combining dot, which Whisper doesn't produce.
 
     Args:
-        language: of the text, a code or a name. None counts as English.
+        text: any text.
+        language: of the text, a code or a name; None for English.
     """
     text = text.replace("I\u0307", "İ").replace("İ", "i")
     return (text.replace("I", "ı") if language_code(language) in DOTLESS_I else text).lower()
 
 
 def word_separator(language: str | None, task: str | None = None) -> str:
-    """What Whisper writes before the first word of a text, and between two texts: a space, or nothing.
+    """Return what precedes the first word of a text and separates two texts: " ", or "" in `UNSPACED` languages.
 
     Args:
-        language: of the audio, a code or a name. None, as of an English-only model, counts as English.
-        task: "translate" makes the text English.
+        language: of the audio, a code or a name; None for English.
+        task: with "translate" the text is English.
     """
     return "" if task != "translate" and language_code(language) in UNSPACED else " "
 
@@ -49,47 +50,48 @@ def word_separator(language: str | None, task: str | None = None) -> str:
 def with_language(
     dataset: Dataset | IterableDataset, language: str | None, task: str | None, name: str = "the dataset"
 ) -> Dataset | IterableDataset:
-    """The dataset with the columns `language`, a code or `UNKNOWN`, and `task`, for a multilingual model.
+    """Set the columns `language`, a code or `UNKNOWN`, and `task`, as a multilingual model needs them.
 
     Args:
-        language: of all rows; None: as a column `language` says.
-        task: of all rows; None: as a column `task` says, or transcribe.
-        name: of the dataset, in messages.
+        dataset: the result of `load_speech_dataset`, whose columns `language` and `task`, if any, have names or
+            class labels.
+        language: of all rows; None to use the column `language`.
+        task: of all rows; None to use the column `task`, or else "transcribe".
+        name: of the dataset in messages.
 
-    Raises `UserError` if such a column holds anything but names.
+    Raises `UserError` if the column `language` is empty in all rows, or `task` is invalid in all rows.
     """
-    given = {"language": language, "task": task}
-    kinds = {
+    fixed = {"language": language, "task": task}
+    features = {
         column: dataset.features[column]
-        for column, value in given.items()
+        for column, value in fixed.items()
         if value is None and column in dataset.column_names
     }
-    for column, kind in kinds.items():
-        if not isinstance(kind, ClassLabel) and kind != Value("string"):
-            raise UserError(f"{name}: the column {column!r} holds {kind}, not names: give --{column}")
-    spoken = functools.partial(_spoken, given=given, kinds=kinds)
+    normalize = functools.partial(_language_and_task, fixed=fixed, features=features)
     if isinstance(dataset, IterableDataset):
-        features = Features(dict(dataset.features) | {column: Value("string") for column in given})
-        return dataset.map(spoken, features=features)
-    rows = dataset.select_columns(list(kinds)) if kinds else [{}] * len(dataset)
-    found = [spoken(row) for row in rows]
-    if "task" in kinds and found and not any(row["task"] in TASKS for row in found):
+        columns = Features(dict(dataset.features) | {column: Value("string") for column in fixed})
+        return dataset.map(normalize, features=columns)
+    rows = dataset.select_columns(list(features)) if features else [{}] * len(dataset)
+    values = [normalize(row) for row in rows]
+    if "task" in features and values and not any(row["task"] in TASKS for row in values):
         raise UserError(
-            f"{name}: the column 'task' says {found[0]['task']!r}, and in no row {' or '.join(TASKS)}: give --task "
-            "transcribe, which overrules it"
+            f"{name}: column 'task' must be {' or '.join(TASKS)}, got {values[0]['task']!r}; --task transcribe "
+            "overrides it"
         )
-    if "language" in kinds and not any(row["language"] for row in found):
-        raise UserError(f"{name}: the column 'language' is empty in all rows: give --language")
-    for column in given:
-        dataset = replace_column(dataset, column, [row[column] for row in found])
+    if "language" in features and not any(row["language"] for row in values):
+        raise UserError(f"{name}: column 'language' is empty in all rows; set --language")
+    for column in fixed:
+        dataset = replace_column(dataset, column, [row[column] for row in values])
     return dataset
 
 
-def _spoken(row: Mapping[str, Any], given: dict[str, str | None], kinds: dict[str, Any]) -> dict[str, str]:
-    values = dict(given)
-    for column, kind in kinds.items():
+def _language_and_task(
+    row: Mapping[str, Any], fixed: dict[str, str | None], features: dict[str, Any]
+) -> dict[str, str]:
+    values = dict(fixed)
+    for column, feature in features.items():
         value = row[column]
-        values[column] = kind.int2str(value) if isinstance(kind, ClassLabel) and value is not None else value
+        values[column] = feature.int2str(value) if isinstance(feature, ClassLabel) and value is not None else value
     return {
         "language": language_code((values["language"] or "").strip()) or UNKNOWN,
         "task": (values["task"] or "").strip().lower() or "transcribe",
@@ -97,8 +99,8 @@ def _spoken(row: Mapping[str, Any], given: dict[str, str | None], kinds: dict[st
 
 
 def without_language(dataset: Dataset | IterableDataset, name: str = "the dataset") -> Dataset | IterableDataset:
-    """The dataset for an English-only model."""
-    there = [column for column in ("language", "task") if column in dataset.column_names]
-    if there:
-        logger.warning("%s: the model knows English only; the columns %s don't count", name, ", ".join(there))
-    return dataset.remove_columns(there)
+    """Drop the columns `language` and `task`, with a warning, for an English-only model."""
+    present = [column for column in ("language", "task") if column in dataset.column_names]
+    if present:
+        logger.warning("%s: columns %s are ignored, because the model is English-only", name, ", ".join(present))
+    return dataset.remove_columns(present)

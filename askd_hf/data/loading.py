@@ -1,4 +1,4 @@
-"""Speech with transcripts from wherever it lies, always with the columns `audio`, `text` and `clip`."""
+"""Load speech datasets of any layout with the columns `audio`, `text` and `clip`."""
 
 import functools
 import hashlib
@@ -17,20 +17,21 @@ from datasets import (
     Value,
     concatenate_datasets,
 )
+from datasets.features.features import get_nested_type
 
 from ..errors import UserError
 from .audio_column import find_audio, with_audio, with_located
 from .columns import (
     AUDIO_FILE,
-    CHECKED,
     COLUMNS,
-    OF_TRAINING,
+    FORMER_COLUMNS,
     SEGMENTS,
+    TRAINING_COLUMNS,
+    VALIDATION_COLUMNS,
     are_segments,
-    arrow_type,
     is_text,
-    refuse_arrays,
     replace_column,
+    require_audio_files,
     with_features,
 )
 from .metadata import warn_once
@@ -40,8 +41,8 @@ from .splits import KINDS
 logger = logging.getLogger(__name__)
 
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "normalized_text")
-CLIP_DIGEST_SIZE = 6  # bytes: among a million clips two are called the same with a probability of 0.2 %
-TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null", "int", "uint")  # of Arrow
+CLIP_DIGEST_SIZE = 6  # bytes: in a million clips, two have the same name with a probability of 0.2 %
+TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null", "int", "uint")  # prefixes of Arrow types
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 
 
@@ -56,56 +57,63 @@ def load_speech_dataset(
     num_proc: int | None = None,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
-    """Load one split of a speech dataset. Of a Hub dataset only the files of that split are downloaded.
+    """Load one split of a speech dataset. Only the files of this split are downloaded from the Hub.
 
     Args:
-        name: a directory with `metadata.csv`, `.jsonl` or `.parquet` (audiofolder), at its top or one a split in
+        name: a directory with `metadata.csv`, `.jsonl` or `.parquet` (audiofolder), or with one such file per split in
             subdirectories; a directory of `save_to_disk`; a `.parquet` file; a directory laid out as on the Hub; or a
-            Hub id. What has no splits is the split `train`.
-        config: configuration of a dataset laid out as on the Hub.
+            Hub id. Data without splits is the split `train`.
+        config: configuration of a dataset laid out as on the Hub; None for the only one.
         split: with the slices and sums of `datasets`: `train`, `train[:100]`, `train[:10%]+test`.
-        audio_column: default: `audio`, or the only column of audio.
-        text_column: default: the first of `TEXT_COLUMNS` that is there.
-        text_required: False: where no such column is there `text` is None.
-        num_proc: processes that prepare a Hub dataset.
-        streaming: read row by row what would have to be downloaded or converted as a whole: an `IterableDataset`.
-            Of such a split there are no slices, and of audio files beside a `metadata.csv` on the Hub no stream.
+        audio_column_name: default: `audio`, or the only audio column.
+        text_column_name: default: the first existing one of `TEXT_COLUMNS`.
+        text_required: False to set `text` to None if there is no transcript column. Default: True.
+        num_proc: number of processes that prepare a Hub dataset; None for the current process.
+        streaming: return an `IterableDataset`, without downloading or converting the dataset first. Split slices and
+            audiofolder datasets on the Hub aren't supported. Default: False.
 
     Returns:
-        `audio`: `{"path", "bytes"}`, not decoded; `text`: string or None; `clip`: the name of the clip in messages,
-        its path or `split[row]`, unless there is such a column of strings; and the other columns. In a stream a clip
-        without a path is `split-` and a hash of its bytes, as rows have no numbers there. `language`, `task`, `prompt`
-        and `segments` are as in `COLUMNS`: segments lose other fields, and a column that can't be so is dropped with
-        a warning. So are a column `text` or `audio` that isn't the chosen one, and those called as training's own:
-        `OF_TRAINING`, and `CHECKED` of another type.
+        The dataset with these and its other columns:
+
+        audio: `{"path", "bytes"}`, not decoded.
+        text: string or None.
+        clip: name of the clip in messages: the column `clip` if it has strings, else the path, else `split[row]`. A
+            clip without a path in a stream, where rows have no numbers, is named `split-` and a hash of its bytes.
+        language, task, prompt, segments: of the types of `COLUMNS`. Other fields of segments are dropped. A column
+            that can't be converted is dropped with a warning.
+
+        Also dropped with a warning: a column `text` or `audio` that isn't the chosen one, `TRAINING_COLUMNS`, and
+        `VALIDATION_COLUMNS` of another type.
 
     Raises:
-        UserError: no such dataset, configuration, split or column; or the Hub can't be reached.
+        UserError: the dataset, configuration, split or column doesn't exist, or the Hub can't be reached.
     """
     parts = []
     for part in split.split("+"):
         base, bracket, _ = part.strip().partition("[")
         dataset, files = load_split(name, config, base, num_proc, streaming)
         if bracket and isinstance(dataset, IterableDataset):
-            raise UserError(f"{name}: a stream can't be sliced like {part.strip()!r}; take --max_train_samples")
+            raise UserError(
+                f"{name}: --streaming doesn't support split slices ({part.strip()!r}); use --max_train_samples"
+            )
         dataset = _canonical(dataset, name, base, audio_column_name, text_column_name, text_required)
         dataset = with_located(dataset, files) if files is not None else dataset
         dataset = _slice(dataset, part.strip(), base) if bracket else dataset
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise UserError(f"{name}: split {split!r} has no rows")
-        # what lies on a disk as it is needs no conversion to be read row by row
-        parts.append(to_stream(dataset) if streaming and isinstance(dataset, Dataset) else dataset)
+        # local formats that need no conversion are loaded and then streamed
+        parts.append(to_iterable_dataset(dataset) if streaming and isinstance(dataset, Dataset) else dataset)
     return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
-def to_stream(dataset: Dataset) -> IterableDataset:
-    """The rows of a dataset of `load_speech_dataset` one after another."""
-    refuse_arrays(dataset.features["audio"], dataset[0]["clip"], "streamed")
+def to_iterable_dataset(dataset: Dataset) -> IterableDataset:
+    """Convert the result of `load_speech_dataset` to a stream. Raise `UserError` unless audio is stored as files."""
+    require_audio_files(dataset.features["audio"], dataset[0]["clip"], "stream")
     return dataset.to_iterable_dataset().cast_column("audio", AUDIO_FILE)
 
 
 def _slice(dataset: Dataset, part: str, base: str) -> Dataset:
-    # `datasets` takes only word characters in the name of a split; directories have others: so slice a split "x".
+    # `datasets` allows only word characters in split names, directories may have others: slice a split named "x"
     try:
         (read,) = ReadInstruction.from_spec("x" + part.removeprefix(base)).to_absolute({"x": len(dataset)})
     except (ValueError, AssertionError) as error:
@@ -134,31 +142,33 @@ def _canonical(
         if column not in dataset.column_names:
             several = ""
             if column is not None and "+" in column:
-                several = f" (of several datasets one each, separated by spaces: {option} {column.replace('+', ' ')})"
+                several = (
+                    f" (for several datasets give one each, separated by spaces: {option} {column.replace('+', ' ')})"
+                )
             raise UserError(
                 f"{name}: {'no column found' if column is None else f'no column {column!r}'} for {what}; the columns "
-                f"are {', '.join(dataset.column_names)}. Name one with {option}{several}"
+                f"are {', '.join(dataset.column_names)}. Choose one with {option}{several}"
             )
-    # first of all: to rename a column of a stream `datasets` would encode its audio
+    # before renaming: renaming a column of a stream makes `datasets` encode its audio
     dataset = with_audio(dataset, name, audio_column_name)
-    _say_split_column(dataset, name)
+    _warn_split_column(dataset, name)
     for column, canonical in ((audio_column_name, "audio"), (text_column_name, "text")):
         if column != canonical:
             if canonical in dataset.column_names:
-                logger.warning("%s: no use is made of the column %r; %r is chosen", name, canonical, column)
+                logger.warning("%s: column %r is ignored, because column %r was chosen", name, canonical, column)
                 dataset = dataset.remove_columns(canonical)
             dataset = dataset.rename_column(column, canonical)
-    return _with_types(_without_foreign(_with_text(dataset, name, text_column_name), name), split)
+    return _with_types(_drop_reserved(_with_text(dataset, name, text_column_name), name), split)
 
 
 def _with_text(dataset: Dataset | IterableDataset, name: str, column: str) -> Dataset | IterableDataset:
-    """The dataset with strings in `text`: numbers as they are written, classes by their names."""
+    """Convert `text` to strings: numbers are formatted, class labels replaced by their names."""
     feature = dataset.features["text"]
     try:
         if isinstance(feature, ClassLabel):
             return _with_class_names(dataset, feature)
         if isinstance(feature, Value) and feature.dtype.startswith(TEXT_TYPES):
-            if isinstance(dataset, IterableDataset) and "binary" in feature.dtype:  # a cast would write b'...'
+            if isinstance(dataset, IterableDataset) and "binary" in feature.dtype:  # a cast would give "b'...'"
                 features = Features(dataset.features | {"text": Value("string")})
                 return dataset.map(functools.partial(_decoded, name=name), features=features)
             if isinstance(dataset, IterableDataset):
@@ -167,7 +177,7 @@ def _with_text(dataset: Dataset | IterableDataset, name: str, column: str) -> Da
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # bytes that aren't UTF-8
         pass
     raise UserError(
-        f"{name}: the transcript column {column!r} holds {feature}, not text. Name another: --text_column_name"
+        f"{name}: column {column!r} has type {feature}, not text. Choose the transcript column with --text_column_name"
     )
 
 
@@ -191,8 +201,8 @@ def _class_name(row: Mapping[str, Any], classes: ClassLabel) -> dict[str, str | 
     return {"text": None if number is None or number < 0 else classes.int2str(number)}
 
 
-def _say_split_column(dataset: Dataset | IterableDataset, name: str) -> None:
-    """Warn of a column that says which split a row is: columns don't decide what is trained on."""
+def _warn_split_column(dataset: Dataset | IterableDataset, name: str) -> None:
+    """Warn if a column names several kinds of splits, since columns don't select what is trained on."""
     for column in SPLIT_COLUMNS:
         feature = dataset.features.get(column)
         if isinstance(dataset, IterableDataset) or not (isinstance(feature, ClassLabel) or is_text(feature)):
@@ -200,66 +210,74 @@ def _say_split_column(dataset: Dataset | IterableDataset, name: str) -> None:
         values = dataset.unique(column)
         if isinstance(feature, ClassLabel):
             values = [_class_name({"text": number}, feature)["text"] for number in values]
-        said = sorted(value for value in values if value is not None and value.strip().lower() in KINDS)
-        if len({KINDS[value.strip().lower()] for value in said}) > 1:
+        named = sorted(value for value in values if value is not None and value.strip().lower() in KINDS)
+        if len({KINDS[value.strip().lower()] for value in named}) > 1:
             warn_once(
-                f"{name}: the column {column!r} says {', '.join(said)}, but it doesn't count: all {len(dataset)} rows "
-                "are read as one split. To tell them apart give each split a directory or a file of its own"
+                f"{name}: column {column!r} contains {', '.join(named)}, but it is ignored: all {len(dataset)} rows "
+                "are loaded as one split. To separate them, give each split its own directory or file"
             )
 
 
-def _without_foreign(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
-    """The dataset without columns that are called as `COLUMNS` and hold something else."""
-    foreign = []
+def _drop_reserved(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+    """Drop columns that share a name with `COLUMNS`, `TRAINING_COLUMNS` or `VALIDATION_COLUMNS` but not the type."""
+    dropped = []
     for column in ("language", "task", "prompt", "segments"):
         feature = dataset.features.get(column)
         if feature is None or (are_segments(feature) if column == "segments" else is_text(feature)):
             continue
-        if column in ("language", "task") and isinstance(feature, ClassLabel):  # names all the same
+        if column in ("language", "task") and isinstance(feature, ClassLabel):  # converted by `with_language`
             continue
-        foreign.append(column)
+        dropped.append(column)
         wanted = "a list of {start, end, text}" if column == "segments" else "text"
-        logger.warning("%s: the column %r is left out: it holds %s, not %s", name, column, feature, wanted)
-    # `filter_invalid_clips` measures again what it has measured before; what else is called so isn't the same
-    reserved = [c for c, kind in dataset.features.items() if c in OF_TRAINING or CHECKED.get(c, kind) != kind]
-    # those of a mix that was saved are there, and empty
-    said = [c for c in reserved if isinstance(dataset, IterableDataset) or dataset.unique(c) != [None]]
-    if said:
-        columns = ", ".join(map(repr, said))
-        logger.warning("%s: no use is made of the columns %s; training has its own of these names", name, columns)
-    return dataset.remove_columns([*foreign, *reserved])
+        logger.warning("%s: column %r is dropped, because it has type %s, not %s", name, column, feature, wanted)
+    # `filter_invalid_clips` computes its columns again. Columns of the same names but other types are the user's.
+    former = {old for old, new in FORMER_COLUMNS.items() if new in TRAINING_COLUMNS}
+    reserved = [
+        column
+        for column, feature in dataset.features.items()
+        if column in TRAINING_COLUMNS or column in former or VALIDATION_COLUMNS.get(column, feature) != feature
+    ]
+    # no warning for the empty columns of a saved mix
+    used = [c for c in reserved if isinstance(dataset, IterableDataset) or dataset.unique(c) != [None]]
+    if used:
+        columns = ", ".join(map(repr, used))
+        logger.warning("%s: columns %s are dropped, because training adds its own of these names", name, columns)
+    # the duration as an earlier version saved it
+    if dataset.features.get("seconds") == VALIDATION_COLUMNS["duration"]:
+        reserved.append("seconds")
+    return dataset.remove_columns([*dropped, *reserved])
 
 
 def _with_types(dataset: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
-    """The dataset with a column `clip`, and with the types of `COLUMNS`."""
-    given = dataset.features
-    named = "clip" in given and is_text(given["clip"]) and given["clip"].dtype != "null"
-    optional = [name for name in ("language", "task", "prompt", "segments") if name in given]
-    typed = {name: COLUMNS[name] for name in optional if not isinstance(given[name], ClassLabel)}
+    """Add the column `clip`, and cast the columns of `COLUMNS` to their types."""
+    features = dataset.features
+    named = "clip" in features and is_text(features["clip"]) and features["clip"].dtype != "null"
+    optional = [name for name in ("language", "task", "prompt", "segments") if name in features]
+    typed = {name: COLUMNS[name] for name in optional if not isinstance(features[name], ClassLabel)}
     typed |= {"clip": Value("string")} if named else {}
     if isinstance(dataset, IterableDataset):
-        features = Features(given | typed | {"clip": Value("string")})
+        features = Features(features | typed | {"clip": Value("string")})
         return dataset.map(functools.partial(_typed_row, split=None if named else split), features=features)
-    dataset = with_features(dataset, Features(given | typed))
+    dataset = with_features(dataset, Features(features | typed))
     return dataset if named else replace_column(dataset, "clip", _clip_names(dataset, split))
 
 
 def _clip_names(dataset: Dataset, split: str) -> list[str]:
     paths = [None] * len(dataset)
     if isinstance(dataset.features["audio"], Audio):
-        # flattened, so that only the paths are read and not gigabytes of audio
+        # flatten to read only the paths, not gigabytes of audio
         paths = dataset.select_columns("audio").flatten()["audio.path"]
     return [path or f"{split}[{row}]" for row, path in enumerate(paths)]
 
 
 def _typed_row(row: Mapping[str, Any], split: str | None) -> dict[str, Any]:
-    """What `_with_types` changes in a row of a stream; `split` is None where the clips have names."""
+    """Return the columns of a streamed row that `_with_types` changes; `split` is None if clips have names."""
     changed = {}
     if split is not None:
         audio = row["audio"] or {}
-        # a row's number depends on the order of the files, which `shuffle` changes
+        # not the row number, which depends on the order of the files and hence on `shuffle`
         digest = hashlib.blake2b(audio.get("bytes") or b"", digest_size=CLIP_DIGEST_SIZE).hexdigest()
         changed["clip"] = audio.get("path") or f"{split}-{digest}"
     if row.get("segments") is not None:
-        changed["segments"] = pa.array([row["segments"]]).cast(arrow_type(SEGMENTS))[0].as_py()
+        changed["segments"] = pa.array([row["segments"]]).cast(get_nested_type(SEGMENTS))[0].as_py()
     return changed

@@ -1,4 +1,4 @@
-"""Metadata files of audio, read without type inference: a transcript "null" or "007" is text."""
+"""Read metadata files of audio without type inference: a transcript "null" or "007" is text."""
 
 import csv
 import functools
@@ -19,7 +19,7 @@ from .columns import replace_column
 logger = logging.getLogger(__name__)
 
 EXPECTED = "file_name (the audio file, relative to the metadata file) and a transcript column such as transcription"
-# what other tools call it: NeMo, SpeechBrain, torchaudio, Common Voice, Kaldi's converters
+# names of the column in other tools: NeMo, SpeechBrain, torchaudio, Common Voice, Kaldi converters
 NOT_FILE_NAME = (
     *("file", "filename", "filepath", "file_path", "path", "audio", "audio_file", "audio_path", "audio_filepath"),
     *("wav", "wav_file", "wav_path", "wav_filename", "sound", "recording", "clip", "clip_path"),
@@ -29,15 +29,16 @@ SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """A warning that each process gives once, however many splits are read of a dataset."""
+    """Log a warning once per process, even if several splits of a dataset are read."""
     logger.warning(message)
 
 
 def read_metadata(file: Path) -> Dataset:
-    """All columns of a metadata file: `file_name` as strings; of CSV all as strings; of parquet with their types.
+    """Return all columns of a metadata file. From CSV all are strings; from parquet they keep their types.
 
     Raises:
-        UserError: wrong header, a row of another length, a row without `file_name`, bad JSON, not UTF-8, not parquet.
+        UserError: the header is wrong, a row has another length or no `file_name`, or the file is not valid JSON,
+            UTF-8 or parquet.
     """
     if file.suffix == ".parquet":
         columns = _parquet(file)
@@ -58,16 +59,18 @@ def _no_file_name(columns: list[str], file: Path) -> str:
     if len(columns) == 1:
         for separator, name in SEPARATORS.items():
             if separator in columns[0]:
-                return f"{message}, separated by commas: here they are separated by {name}"
+                return f"{message}, separated by commas, not by {name}"
     meant = next((name for name in columns if name.lower() in NOT_FILE_NAME or name.lower() == "file_name"), None)
     return message if meant is None else f"{message}: rename the column {meant!r} to file_name"
 
 
 def _from_rows(rows: Iterator[list], file: Path) -> Dataset:
-    """From the names of the columns, and then the rows."""
+    """Build a dataset from an iterator over the column names and then the rows."""
     try:
         names = next(rows)
-        if file.suffix == ".csv" and "file_name" not in names:  # or the first row of another length would be blamed
+        if (
+            file.suffix == ".csv" and "file_name" not in names
+        ):  # checked first: the error would otherwise be the length of a row
             raise UserError(_no_file_name(names, file))
         values = list(rows)
     except UnicodeDecodeError as error:
@@ -77,7 +80,7 @@ def _from_rows(rows: Iterator[list], file: Path) -> Dataset:
 
 
 def _parquet(file: Path) -> Dataset:
-    """The columns that `datasets` has types for."""
+    """Return the columns whose types `datasets` supports."""
     try:
         table = pq.read_table(file)
     except (pa.ArrowInvalid, OSError) as error:
@@ -86,18 +89,22 @@ def _parquet(file: Path) -> Dataset:
         try:
             Features.from_arrow_schema(pa.schema([field]))
         except ValueError:
-            warn_once(f"{file}: the column {field.name!r} is ignored: `datasets` has no type for {field.type}")
+            warn_once(
+                f"{file}: column {field.name!r} is ignored, because `datasets` doesn't support type {field.type}"
+            )
             table = table.remove_column(table.schema.get_field_index(field.name))
     return Dataset(table)
 
 
 def csv_rows(file: Path, delimiter: str = ",", quotes: bool = True) -> Iterator[list[str]]:
-    """The header, then the rows. A column without a name is called "".
+    """Yield the header, then the rows. A column without a name is named "".
+
+    Not `pyarrow.csv`, which accepts an unclosed quote.
 
     Raises:
-        UserError: two columns of one name; a row of another length; a quote without an end.
+        UserError: two columns have the same name, a row has another length, or a quote isn't closed.
     """
-    # utf-8-sig: spreadsheets put a byte order mark before the first column's name
+    # utf-8-sig: spreadsheet programs write a byte order mark before the first column's name
     with file.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.reader(
             stream, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
@@ -108,7 +115,7 @@ def csv_rows(file: Path, delimiter: str = ",", quotes: bool = True) -> Iterator[
             yield header
             for fields in reader:
                 if fields and len(fields) != len(header):
-                    advice = "; put text with commas in double quotes" if delimiter == "," else ""
+                    advice = "; enclose text with commas in double quotes" if delimiter == "," else ""
                     raise UserError(
                         f"{file}, line {reader.line_num}: {len(fields)} fields, the header has {len(header)} "
                         f"({', '.join(header)}){advice}"
@@ -120,10 +127,10 @@ def csv_rows(file: Path, delimiter: str = ",", quotes: bool = True) -> Iterator[
 
 
 def _check_header(header: list[str], file: Path) -> None:
-    twice = [name for name, number in Counter(header).items() if name and number > 1]
-    if twice:
+    duplicates = [name for name, number in Counter(header).items() if name and number > 1]
+    if duplicates:
         raise UserError(
-            f"{file}: several columns are called {', '.join(map(repr, twice))}; rename or remove all but one"
+            f"{file}: several columns are named {', '.join(map(repr, duplicates))}; rename or remove all but one"
         )
     for place, name in enumerate(header, start=1):
         if not name:
@@ -131,14 +138,14 @@ def _check_header(header: list[str], file: Path) -> None:
 
 
 def _json_rows(file: Path) -> Iterator[list]:
-    """The names of all fields in the order of their appearance, then the rows; a field that a row lacks is None."""
+    """Yield the names of all fields in order of appearance, then the rows. Missing fields are None."""
     rows: list[dict[str, Any]] = []
     with file.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             if not rows and (line.strip() == "[" or line.lstrip().startswith(("[{", "[ {"))):
-                raise UserError(f"{file} is one JSON array; expected one object a line: jq -c '.[]' writes it so")
+                raise UserError(f"{file} is a JSON array; expected one object per line (convert it with jq -c '.[]')")
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""Several sets of speech as one: with equal columns, in chosen shares."""
+"""Mix several speech datasets into one with the same columns, as a `Dataset` or a stream."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -9,92 +9,95 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, concatenate_datasets, interleave_datasets
 
 from ..errors import UserError
-from .columns import AUDIO_FILE, CHECKED, COLUMNS, refuse_arrays, with_features
+from .columns import AUDIO_FILE, COLUMNS, VALIDATION_COLUMNS, require_audio_files, with_features
 
 STREAMED = Features(COLUMNS | {"audio": AUDIO_FILE})
 
 
 def with_equal_columns(datasets: list[Dataset]) -> list[Dataset]:
-    """Checked datasets with `COLUMNS`, `CHECKED`, and what else all of them have. No audio is copied.
+    """Return validated datasets with `COLUMNS`, `VALIDATION_COLUMNS` and the other columns that all of them have.
 
-    Raises `UserError` for audio that isn't files.
+    No audio is copied. Raises `UserError` unless the audio is stored as files.
     """
     for dataset in datasets:
-        refuse_arrays(dataset.features["audio"], dataset[0]["clip"], "mixed with other speech")
+        require_audio_files(dataset.features["audio"], dataset[0]["clip"], "mix")
     first, *others = (dataset.features for dataset in datasets)
     common = {name: kind for name, kind in first.items() if all(other.get(name) == kind for other in others)}
-    wanted = Features(common | COLUMNS | CHECKED)
+    wanted = Features(common | COLUMNS | VALIDATION_COLUMNS)
     return [with_features(dataset, wanted) for dataset in datasets]
 
 
-def as_stream(dataset: IterableDataset) -> IterableDataset:
-    """A stream with `COLUMNS` alone."""
-    return dataset.map(_row, remove_columns=dataset.column_names, features=STREAMED)
+def select_training_columns(dataset: IterableDataset) -> IterableDataset:
+    """Return the stream with exactly the columns `COLUMNS`; a missing one is None."""
+    return dataset.map(_training_row, remove_columns=dataset.column_names, features=STREAMED)
 
 
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _training_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row.get(name) for name in COLUMNS}
 
 
-def mix(datasets: list[Dataset], weights: list[float], seed: int) -> Dataset:
-    """One dataset of several of `filter_invalid_clips`.
+def mix(datasets: list[Dataset], probabilities: list[float], seed: int) -> Dataset:
+    """Mix datasets returned by `filter_invalid_clips`.
 
     Args:
-        weights: their shares: it lasts until every clip of all is in it, those of the others repeatedly. None: every
-            clip is in it once.
+        datasets: at least one.
+        probabilities: sampling probability of each dataset, normalized to a sum of 1. Clips are repeated until all
+            clips of all datasets are included (`stopping_strategy="all_exhausted"`). Empty to concatenate them.
+        seed: of the sampling.
     """
     if len(datasets) == 1:
         return datasets[0]
     datasets = with_equal_columns(datasets)
-    if not weights:
+    if not probabilities:
         return concatenate_datasets(datasets)
-    return interleave_datasets(datasets, _shares(weights), seed=seed, stopping_strategy="all_exhausted")
+    return interleave_datasets(datasets, _normalized(probabilities), seed=seed, stopping_strategy="all_exhausted")
 
 
-def with_negatives(dataset: Dataset, no_speech_dataset: Dataset, share: float, seed: int) -> Dataset:
-    """The dataset and so many rows of `negatives`, if need be repeatedly, that they are the `share` of the whole."""
-    number = max(round(len(dataset) * share / (1.0 - share)), 1)
+def with_no_speech(dataset: Dataset, no_speech_dataset: Dataset, probability: float, seed: int) -> Dataset:
+    """Append random clips of `no_speech_dataset`, repeated if necessary, up to a share `probability` of the result."""
+    number = max(round(len(dataset) * probability / (1.0 - probability)), 1)
     order = np.random.default_rng(seed).permutation(len(no_speech_dataset))
     chosen = no_speech_dataset.select(np.resize(order, number))
     return concatenate_datasets(with_equal_columns([dataset, chosen]))
 
 
-def _shares(weights: list[float]) -> list[float]:
-    return [weight / sum(weights) for weight in weights]
+def _normalized(probabilities: list[float]) -> list[float]:
+    return [probability / sum(probabilities) for probability in probabilities]
 
 
 @dataclass
 class SpeechStream:
-    """Rows of several streams for ever, epoch after epoch, always in the order that the seed decides.
+    """Infinite stream of rows of several datasets. The order depends only on the seed.
 
-    A row stands at the same place in every run, whatever becomes of it: so a run that is resumed passes over as many
-    rows as it has trained on, without decoding them.
+    Invalid rows keep their place in the order, so a resumed run skips the rows it has trained on without decoding.
 
     Attributes:
-        datasets: of `as_stream`.
-        weights: their shares: an epoch lasts until every clip of all has come, those of the others repeatedly. None:
-            they take turns, and every clip comes once.
-        buffer: rows of a dataset from which the next is drawn.
-        negatives: mixed in with the `share`, repeatedly.
-        on_bad_audio: "error": a row that can't be used ends the run. "skip": it is left out.
-        held_out: the names of clips that never come.
+        datasets: results of `select_training_columns`.
+        probabilities: sampling probability of each dataset, normalized to a sum of 1. Clips are repeated until all
+            clips of all datasets have occurred in the epoch. Empty to alternate between the datasets, each clip once.
+        seed: of shuffling, sampling and augmentation.
+        buffer_size: rows per dataset in the shuffle buffer. Default: 1000.
+        no_speech_dataset: clips without speech, repeated as needed; None for no such clips.
+        no_speech_probability: their share of the rows.
+        on_bad_audio: "error" if an invalid row ends the run, "skip" if it is skipped.
+        held_out: names of clips that are excluded.
     """
 
     datasets: list[IterableDataset]
-    weights: list[float] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
     seed: int = 0
-    buffer: int = 1000
+    buffer_size: int = 1000
     no_speech_dataset: IterableDataset | None = None
-    share: float = 0.0
+    no_speech_probability: float = 0.0
     on_bad_audio: str = "error"
     held_out: frozenset[str] = frozenset()
 
     def __getitem__(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The row itself: what a sampler draws from a stream is the row and not a number."""
+        """Return `row`: `StreamSampler` yields rows instead of indices, and the data loader looks them up here."""
         return row
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Each with its `draw`: seed, epoch, and number in the epoch.
+        """Yield rows with their `rng_key`, `(seed, epoch, row number in the epoch)`.
 
         Raises `UserError` if there are none.
         """
@@ -103,40 +106,45 @@ class SpeechStream:
             number = -1
             for number, row in enumerate(self._epoch(epoch)):
                 if row["clip"] not in self.held_out:
-                    yield {**row, "draw": (self.seed, epoch, number)}
+                    yield {**row, "rng_key": (self.seed, epoch, number)}
             if number < 0:
-                raise UserError("the stream of speech has no rows")
+                raise UserError("--streaming: the datasets have no rows")
             epoch += 1
 
     def hold_out(self, share: float, among: int) -> tuple["SpeechStream", list[dict[str, Any]], int]:
-        """The stream without some of its clips, these as rows, and among how many clips they were chosen.
+        """Hold out clips with speech.
 
-        They are the `share` of those with speech in the first `among` rows, or in the first epoch if that is shorter.
+        Args:
+            share: fraction of the candidates to hold out.
+            among: the candidates are the clips with speech in the first `among` rows of the first epoch.
+
+        Returns:
+            The stream without the held-out clips, the held-out rows, and the number of candidates.
         """
-        first = {row["clip"]: row for row in itertools.islice(self._epoch(0), among) if not row["negative"]}
+        first = {row["clip"]: row for row in itertools.islice(self._epoch(0), among) if not row["no_speech"]}
         chosen = sorted(np.random.default_rng(0).permutation(list(first))[: int(share * len(first))].tolist())
-        rows = [{**first[clip], "draw": (self.seed, 0, number)} for number, clip in enumerate(chosen)]
+        rows = [{**first[clip], "rng_key": (self.seed, 0, number)} for number, clip in enumerate(chosen)]
         return replace(self, held_out=frozenset(chosen)), rows, len(first)
 
     def _epoch(self, epoch: int) -> IterableDataset:
-        # seeds of our own: whether `IterableDataset.set_epoch` reaches the buffers and shards of the parts of an
-        # interleaved dataset differs between versions of `datasets`
+        # Shuffle again with new seeds. `IterableDataset.set_epoch` reshuffles only the buffers of interleaved
+        # datasets, not the order of their shards, and differs between versions of `datasets`.
         seeds = np.random.default_rng([self.seed, epoch]).integers(2**31, size=len(self.datasets) + 3).tolist()
         parts = [
-            dataset.shuffle(seed=seed, buffer_size=self.buffer)
+            dataset.shuffle(seed=seed, buffer_size=self.buffer_size)
             for dataset, seed in zip(self.datasets, seeds, strict=False)
         ]
         speech = parts[0]
-        if len(parts) > 1 and self.weights:
+        if len(parts) > 1 and self.probabilities:
             speech = interleave_datasets(
-                parts, _shares(self.weights), seed=seeds[-1], stopping_strategy="all_exhausted"
+                parts, _normalized(self.probabilities), seed=seeds[-1], stopping_strategy="all_exhausted"
             )
         elif len(parts) > 1:
             speech = interleave_datasets(parts, stopping_strategy="all_exhausted_without_replacement")
         if self.no_speech_dataset is None:
             return speech
-        no_speech_dataset = self.no_speech_dataset.shuffle(seed=seeds[-2], buffer_size=self.buffer)
-        shares = [1.0 - self.share, self.share]
+        no_speech_dataset = self.no_speech_dataset.shuffle(seed=seeds[-2], buffer_size=self.buffer_size)
+        probabilities = [1.0 - self.no_speech_probability, self.no_speech_probability]
         return interleave_datasets(
-            [speech, no_speech_dataset], shares, seed=seeds[-3], stopping_strategy="all_exhausted"
+            [speech, no_speech_dataset], probabilities, seed=seeds[-3], stopping_strategy="all_exhausted"
         )

@@ -1,4 +1,4 @@
-"""The order of the clips, and what is drawn for each of them."""
+"""Samplers, and the dataset wrapper that seeds the random augmentation of each row."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -13,19 +13,21 @@ from .mix import SpeechStream
 
 
 class ResumableLengthGroupedSampler(Sampler[int]):
-    """Trainer's sampler for `--train_sampling_strategy group_by_length`, in an order that the epoch alone decides.
+    """The sampler of `--train_sampling_strategy group_by_length`, whose order depends only on seed and epoch.
 
-    Trainer's draws from the global random state, and before that is restored from a checkpoint: a run resumed in the
-    middle of an epoch would see some clips twice and others never.
+    Trainer's sampler uses the global random state before it is restored from a checkpoint. A run resumed within an
+    epoch would train on some clips twice and skip others.
 
     Args:
-        epoch: gives the epoch that begins, or goes on. Not `set_epoch`, which accelerate's batch sampler of several
-            processes doesn't pass on.
+        sampler: Trainer's sampler.
+        seed: the order is that of `seed + epoch()`.
+        epoch: returns the current epoch. `set_epoch` can't be used, because accelerate's batch sampler for several
+            processes doesn't forward it.
     """
 
     def __init__(self, sampler: LengthGroupedSampler, seed: int, epoch: Callable[[], int]):
         self.batch_size, self.seed, self.epoch = sampler.batch_size, seed, epoch
-        self.lengths = list(sampler.lengths)  # a column of `datasets` takes 50 us an element
+        self.lengths = list(sampler.lengths)  # indexing a column of `datasets` takes 50 us per element
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -36,35 +38,38 @@ class ResumableLengthGroupedSampler(Sampler[int]):
 
 
 class StreamSampler(Sampler[Mapping[str, Any]]):
-    """The first `number` rows of a stream, drawn in the main process; its workers decode them.
+    """Yield the first `num_rows` rows of a stream in the main process; workers decode them.
 
-    So their order doesn't depend on the workers, and batches of a resumed run are passed over before they are made.
+    The order of the rows doesn't depend on the workers, and a resumed run skips rows without decoding them.
     """
 
-    def __init__(self, stream: SpeechStream, number: int):
-        self.stream, self.number = stream, number
+    def __init__(self, stream: SpeechStream, num_rows: int):
+        self.stream, self.num_rows = stream, num_rows
 
     def __len__(self) -> int:
-        return self.number
+        return self.num_rows
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        return itertools.islice(self.stream.rows(), self.number)
+        return itertools.islice(self.stream.rows(), self.num_rows)
 
 
 def stream_sampler(stream: SpeechStream, args: TrainingArguments, train_batch_size: int) -> StreamSampler:
-    """The rows of a whole run.
+    """Return the sampler for a run of `args.max_steps` steps.
 
     Args:
-        train_batch_size: clips per process and micro-batch.
+        stream: the training data.
+        args: gives the number of steps, gradient accumulation steps and processes.
+        train_batch_size: clips per device and micro-batch.
     """
     rows_per_step = train_batch_size * args.gradient_accumulation_steps * args.world_size
     return StreamSampler(stream, args.max_steps * rows_per_step)
 
 
 class SeededDataset(Dataset):
-    """The rows of `dataset`, each with what its random choices are drawn from: the seed, the epoch, its number.
+    """Add to each row of `dataset` its `rng_key`, `(seed, epoch, row number)`, which seeds its random augmentation.
 
-    `epoch` is to be set before the loader of an epoch starts its workers.
+    Attributes:
+        epoch: to be set before the data loader starts the workers of an epoch.
     """
 
     def __init__(self, dataset: Any, seed: int):
@@ -74,4 +79,4 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**self.dataset[row], "draw": (self.seed, self.epoch, row)}
+        return {**self.dataset[row], "rng_key": (self.seed, self.epoch, row)}

@@ -1,4 +1,4 @@
-"""From a name to the rows of one split, of a directory, a file, or the Hub; the columns as they are there."""
+"""Load the rows of one split from a directory, a file or the Hub, with their original columns."""
 
 import glob
 from pathlib import Path
@@ -19,7 +19,7 @@ from huggingface_hub import constants
 
 from ..errors import UserError
 from ..hub_access import hub_access, local_or_hub
-from .audiofolder import METADATA, audiofolder_splits, read_audiofolder
+from .audiofolder import METADATA_FILES, audiofolder_splits, read_audiofolder
 from .clip_files import ClipFiles, was_downloaded
 from .common_voice import common_voice_splits, read_common_voice
 from .hub_audiofolder import load_hub_audiofolder
@@ -34,16 +34,16 @@ Rows: TypeAlias = Dataset | IterableDataset
 def load_split(
     name: str, config: str | None, split: str, num_proc: int | None, streaming: bool
 ) -> tuple[Rows, ClipFiles | None]:
-    """The rows of a split, and what the paths in them mean; None where they are whole.
+    """Return the rows of a split, and how to resolve the paths in them; None if the paths are resolved already.
 
     Args:
         name, config, num_proc, streaming: as in `load_speech_dataset`.
-        split: a name, without slices and sums.
+        split: name of a split, without slices and sums.
 
     Raises `UserError` as `load_speech_dataset`.
     """
     if "+" in name and not Path(name).expanduser().exists():
-        raise UserError(f"{name!r}: several datasets are separated by spaces, not by +: {name.replace('+', ' ')}")
+        raise UserError(f"{name!r}: separate several datasets by spaces, not by +: {name.replace('+', ' ')}")
     if not local_or_hub(name):
         with hub_access("the dataset", name, repo_type="dataset"):
             return _load_built(name, None, config, split, num_proc, streaming)
@@ -54,12 +54,12 @@ def load_split(
     folder = audiofolder_splits(path) if path.is_dir() else {}
     tables = common_voice_splits(path) if path.is_dir() and not (is_saved or folder) else {}
     if config is not None and (folder or tables or is_saved or path.is_file()):
-        raise UserError(f"{name} has no configurations: leave out --dataset_config {config}")
+        raise UserError(f"{name} has no configurations; remove --dataset_config {config}")
     downloaded = path.is_dir() and was_downloaded(path)
     files = ClipFiles(name, (path,), path if downloaded else None, downloaded)
     if is_saved:
         if folder:
-            warn_once(f"{name} is read as `datasets` saved it; {', '.join(METADATA)} in it are ignored")
+            warn_once(f"{name} is loaded with load_from_disk; {', '.join(METADATA_FILES)} in it are ignored")
         saved = load_from_disk(str(path))
         return pick(name, split, saved if isinstance(saved, DatasetDict) else {"train": saved}), files
     if folder:
@@ -74,21 +74,21 @@ def load_split(
 
 
 def _load_parquet(name: str, data_files: dict[str, list[str]], streaming: bool) -> Rows:
-    """Local files of one split. Their names are no patterns."""
+    """Load the local files of one split. Their names aren't glob patterns."""
     ((split, files),) = data_files.items()
     options = dict(data_files={split: [glob.escape(file) for file in files]}, split=split, streaming=streaming)
-    return _generated(name, "parquet", None, options)
+    return _load_dataset(name, "parquet", None, options)
 
 
-def _generated(name: str, path: str, config: str | None, options: dict) -> Rows:
-    """What `load_dataset` makes; raises `UserError` for files that aren't parquet, and for types that it hasn't."""
+def _load_dataset(name: str, path: str, config: str | None, options: dict) -> Rows:
+    """Call `load_dataset`. Raise `UserError` for invalid parquet files and types that it doesn't support."""
     try:
         return load_dataset(path, config, **options)
     except (DatasetGenerationError, pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         message = " ".join(str(cause).split())
         if "does not have a datasets dtype" in message:
-            raise UserError(f"{name}: {message}; write it without this column") from None
+            raise UserError(f"{name}: {message}; remove this column") from None
         if isinstance(cause, pa.ArrowInvalid | pa.ArrowNotImplementedError):
             raise UserError(f"{name} can't be read as parquet ({message[:200]})") from error
         raise
@@ -97,26 +97,28 @@ def _generated(name: str, path: str, config: str | None, options: dict) -> Rows:
 def _load_built(
     name: str, path: Path | None, config: str | None, split: str, num_proc: int | None, streaming: bool
 ) -> tuple[Rows, ClipFiles]:
-    """A Hub dataset, or a directory laid out as one.
+    """Load a Hub dataset, or a directory laid out as one.
 
     Args:
-        path: of the directory; None on the Hub.
+        path: the directory; None for a Hub dataset. The other arguments are those of `load_split`.
     """
     if path is not None and glob.escape(str(path)) != str(path):
-        return _load_named_as_pattern(name, path, config, split, streaming)
+        return _load_from_glob_like_path(name, path, config, split, streaming)
     try:
         builder = load_dataset_builder(str(path or name), config)
     except (EmptyDatasetError, DataFilesNotFoundError):
         raise UserError(f"no speech in {name}; expected {FORMATS}") from None
-    except ValueError as error:  # no such configuration, or one has to be chosen
+    except ValueError as error:  # the configuration is missing or doesn't exist
         if constants.HF_HUB_OFFLINE and "Couldn't find cache" in str(error):
             raise UserError(
-                f"{name}: HF_HUB_OFFLINE is set, and a dataset of which only a split was downloaded can't be found "
-                f"again then. Once: hf download {name} --repo-type dataset --local-dir DIR; then give DIR"
+                f"{name}: with HF_HUB_OFFLINE, `datasets` can't find a dataset if only one split was downloaded. Run "
+                f"`hf download {name} --repo-type dataset --local-dir DIR` once, and use DIR as the dataset"
             ) from None
         if "onfig" not in str(error):
             raise
-        several = f"; several datasets have one each: {config.replace('+', ' ')}" if config and "+" in config else ""
+        several = (
+            f"; for several datasets give one each: {config.replace('+', ' ')}" if config and "+" in config else ""
+        )
         raise UserError(f"{name}: {' '.join(str(error).split())} (--dataset_config{several})") from None
     if builder.name == "cache":  # offline
         return load_dataset(name, config, split=split), ClipFiles(name, downloaded=True)
@@ -124,21 +126,21 @@ def _load_built(
     wanted = pick(name, split, urls)
     if builder.name == "audiofolder" and builder.repo_id is not None and streaming:
         raise UserError(
-            f"{name}: audio files beside a metadata.csv have to be downloaded before they are read: leave out "
-            "--streaming, or upload the dataset as parquet (datasets.Dataset.push_to_hub)"
+            f"{name}: --streaming doesn't support audio files with a metadata.csv on the Hub; remove --streaming, or "
+            "upload the dataset as parquet (datasets.Dataset.push_to_hub)"
         )
     if builder.name == "audiofolder":
         return load_hub_audiofolder(name, builder, split, urls), None
     if builder.name not in ("parquet", "arrow"):
-        raise UserError(_of_another_format(name, builder.name, wanted))
-    # With `split` alone `datasets` downloads every split of the configuration; with `data_files` only these.
+        raise UserError(_format_error(name, builder.name, wanted))
+    # with `split` alone `datasets` downloads all splits of the configuration, with `data_files` only these files
     options: dict[str, Any] = dict(data_files={split: [glob.escape(url) for url in wanted]}, split=split)
     options |= dict(streaming=True) if streaming else dict(num_proc=num_proc)
-    return _generated(name, str(path or name), config, options), _clip_files(name, path, wanted)
+    return _load_dataset(name, str(path or name), config, options), _clip_files(name, path, wanted)
 
 
 def _clip_files(name: str, path: Path | None, data_files: list[str]) -> ClipFiles:
-    """What a path in the files of a directory, or of the Hub if there is no `path`, means."""
+    """Return how paths in the rows are resolved; `path` is the dataset's directory, None for the Hub."""
     if path is None:
         return ClipFiles(name, downloaded=True)
     downloaded = was_downloaded(path)
@@ -146,10 +148,10 @@ def _clip_files(name: str, path: Path | None, data_files: list[str]) -> ClipFile
     return ClipFiles(name, folders, path if downloaded else None, downloaded)
 
 
-def _load_named_as_pattern(
+def _load_from_glob_like_path(
     name: str, path: Path, config: str | None, split: str, streaming: bool
 ) -> tuple[Rows, ClipFiles]:
-    """A directory of parquet whose own name `datasets` would take for a pattern, as it does `[` and `*`."""
+    """Load a directory of parquet files whose path has `[` or `*`, which `datasets` takes for a glob pattern."""
     pattern = glob.escape(str(path))
     try:
         patterns = get_data_patterns(pattern)
@@ -158,9 +160,7 @@ def _load_named_as_pattern(
         raise UserError(f"no speech in {name}; expected {FORMATS}") from None
     parquet = {key: [file for file in files if file.endswith(".parquet")] for key, files in found.items()}
     if config is not None or not any(parquet.values()) or "configs:" in _card(path):
-        raise UserError(
-            f"{name}: no speech that can be read in a directory with such a name: rename it, without [ ] * ?"
-        )
+        raise UserError(f"{name}: a path with [ ] * ? is supported for parquet files only; rename the directory")
     files = pick(name, split, {key: list(dict.fromkeys(files)) for key, files in parquet.items() if files})
     return _load_parquet(name, {split: files}, streaming), _clip_files(name, path, files)
 
@@ -170,13 +170,13 @@ def _card(path: Path) -> str:
     return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
 
 
-def _of_another_format(name: str, kind: str, files: list[str]) -> str:
-    message = f"{name} consists of {kind} files; expected {FORMATS}"
+def _format_error(name: str, kind: str, files: list[str]) -> str:
+    message = f"{name} contains {kind} files; expected {FORMATS}"
     table = next((Path(file) for file in files if Path(file).suffix in TABLES), None)
     if table is None:
         return message
     advice = f"{table.stem}/metadata.{'jsonl' if 'json' in table.suffix else 'csv'}"
     return (
-        f"{message}. If {table.name} lists audio files: call it {advice}, with commas between the columns and the "
-        "files in a column file_name, relative to it"
+        f"{message}. If {table.name} lists audio files, rename it to {advice}, with comma-separated columns and the "
+        "files, relative to it, in a column file_name"
     )

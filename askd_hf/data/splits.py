@@ -1,4 +1,4 @@
-"""Names of splits: what one is called by others, and the directories that are splits."""
+"""Match the names of splits and directories: synonyms such as `dev` for `validation`."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ..errors import UserError
 
-# those by which `datasets` knows a split, in a directory's name between separators: train, my-train, train.100
+# keywords of `datasets`, between separators in the name of a split or directory: train, my-train, train.100
 KEYWORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -19,25 +19,30 @@ T = TypeVar("T")
 
 
 def kind_of(name: str) -> str | None:
-    """train, validation or test, if the name of a split or of a directory says so."""
+    """Return train, validation or test if the name of a split or directory contains a keyword, else None."""
     found = _IN_A_NAME.search(name)
     return KINDS[found[1].lower()] if found else None
 
 
 def split_directory(file_name: str, others: Collection[str] = ()) -> str | None:
-    """The first directory in a file's name that is called as a split, or as one of `others`."""
-    for part in PureWindowsPath(file_name).parent.parts:  # understands both separators
+    """Return the first directory in a path with the name of a split or one of `others`, or None."""
+    for part in PureWindowsPath(file_name).parent.parts:  # parses both separators
         if part in others or kind_of(part):
             return part
     return None
 
 
 def pick(name: str, split: str, splits: Mapping[str, T]) -> T:
-    """What a dataset has for a split, perhaps under another name: `validation` may be called `dev`.
+    """Return the value for a split, under its name or the only synonym, such as `dev` for `validation`.
 
-    Where `train` is asked for the only split of training is taken, such as `train-clean-100`.
+    `train` also matches the only split with a training keyword in its name, such as `train-clean-100`.
 
-    Raises `UserError` if there is no such split, or if several may be meant.
+    Args:
+        name: of the dataset in the message.
+        split: name of the split.
+        splits: values by the names of the existing splits.
+
+    Raises `UserError` if no split or several splits match.
     """
     if split in splits:
         return splits[split]

@@ -1,156 +1,38 @@
-"""The teacher's soft labels, computed once and kept as columns of a saved dataset: training then needs no teacher.
-
-For each label token they are the `k` most probable tokens with their log-probabilities, the mass of all others, and
-the label's own log-probability: `objective.TopK`, a few KB a clip. With them goes what they belong to: `teacher_key`,
-a hash of the clip's audio and its label tokens, and `teacher_settings`, their teacher, temperature and `k`. So columns
-that no longer belong to a row, or to a run, are found out before training.
-"""
+"""Compute the teacher's soft labels once and save them with the dataset: training then needs no teacher."""
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
-from datasets import Dataset, DatasetInfo, Features, LargeList, List, Value, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetInfo, concatenate_datasets, load_from_disk
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
-from transformers.models.whisper.modeling_whisper import shift_tokens_right
+from transformers import WhisperForConditionalGeneration
 
 from ..errors import UserError, disk_errors
 from ..objective import TopK
-from ..projection import capture_lm_head_inputs
-from . import TEACHER_COLUMNS, SpeechCollator, SpeechStream
-from .columns import is_text
-from .encoder_cache import feature_settings, weights_digest
-
-PART_CLIPS = 256  # a killed pass loses at most so many clips a process
-TOKEN_CHUNK_SIZE = 1024  # projected onto the vocabulary
-RELABEL = "label it again: askd-hf cache-teacher, or --teacher_cache_dir DIR"
-KEY, SETTINGS = "teacher_key", "teacher_settings"
-ALL_COLUMNS = (KEY, SETTINGS, *TEACHER_COLUMNS)
-LABELS = 2  # the kind of label texts: raise it if the same transcript gets other tokens. 1: without a leading space
-OLD_LABELS = (
-    "was labelled by an older version of askd_hf, whose label texts had no space in front, as Whisper writes it: the "
-    "teacher's answers are to other tokens"
-)
-SAID_OF_TEACHERS = dict.fromkeys(
-    ("labels", "teacher", "weights", "computed_in", "vocabulary", "top_k", "temperature", "features")
-)
-# float16 keeps a log-probability to 0.05 %; the target is normalized anew when it is read
-SOFT_LABELS = Features(
-    {
-        KEY: Value("string"),
-        SETTINGS: Value("string"),
-        "teacher_token_ids": List(List(Value("uint16"))),
-        "teacher_log_probs": List(List(Value("float16"))),
-        "teacher_log_rest": List(Value("float32")),
-        "teacher_label_log_prob": List(Value("float32")),
-    }
+from .collator import TEACHER_COLUMNS, SpeechCollator
+from .columns import with_current_names
+from .soft_labels import (
+    KEY_COLUMN,
+    SETTINGS_COLUMN,
+    SOFT_LABEL_COLUMNS,
+    SOFT_LABEL_FEATURES,
+    check_same_settings,
+    compute_soft_labels,
+    has_soft_labels,
+    label_keys,
+    without_soft_labels,
 )
 
-
-def teacher_settings(
-    teacher: WhisperForConditionalGeneration,
-    name: str,
-    top_k: int,
-    temperature: float,
-    dtype: torch.dtype,
-    int8: bool = False,
-    extractor: WhisperFeatureExtractor | None = None,
-) -> str:
-    """What soft labels depend on besides audio and transcripts, as JSON.
-
-    Args:
-        teacher: with its full weights, not yet cast.
-        dtype: that it computes in: of autocast, or else of its weights.
-        int8: whether it will have weights in 8 bits.
-        extractor: of its features. Default: Whisper's with so many mel bins.
-    """
-    extractor = extractor or WhisperFeatureExtractor(feature_size=teacher.config.num_mel_bins)
-    settings = dict(
-        labels=LABELS,
-        teacher=name,
-        weights=weights_digest(teacher),
-        computed_in=str(dtype).removeprefix("torch.") + (" with int8 weights" if int8 else ""),
-        vocabulary=teacher.config.vocab_size,
-        top_k=top_k,
-        temperature=temperature,
-        features=feature_settings(extractor),
-    )
-    return json.dumps(settings)
-
-
-def label_keys(dataset: Dataset, collator: SpeechCollator) -> list[str]:
-    """For each row a hash of its audio and its label tokens. Needs the column `audio_key` and those of labels."""
-    keys = []
-    for row in dataset.remove_columns("audio"):
-        labels = " ".join(map(str, collator.label_ids(row)))
-        keys.append(hashlib.blake2b(f"{row['audio_key']} {labels}".encode(), digest_size=16).hexdigest())
-    return keys
-
-
-def has_soft_labels(dataset: Dataset | SpeechStream) -> bool:
-    """Whether the dataset has all columns of `cache_teacher`, and not others that are called so."""
-    if not isinstance(dataset, Dataset) or not set(ALL_COLUMNS) <= set(dataset.column_names):
-        return False
-    kinds = dataset.features
-    return all(map(is_text, (kinds[KEY], kinds[SETTINGS]))) and all(
-        isinstance(kinds[name], List | LargeList) for name in TEACHER_COLUMNS
-    )
-
-
-def without_soft_labels(dataset: Dataset) -> Dataset:
-    return dataset.remove_columns([name for name in ALL_COLUMNS if name in dataset.column_names])
-
-
-def check_settings(dataset: Dataset, temperature: float, vocabulary: int, ours: str | None = None) -> None:
-    """Raise `UserError` unless the dataset's soft labels are such as a run needs.
-
-    Args:
-        temperature, vocabulary: of the objective, of the student.
-        ours: `teacher_settings` of this run's teacher; None if it has none of its own.
-    """
-    for settings in _settings_of(dataset, "the dataset"):
-        if settings["labels"] != LABELS:
-            raise UserError(f"the dataset {OLD_LABELS}: {RELABEL}")
-        differences = []
-        if settings["temperature"] != temperature:
-            differences.append(f"at temperature {settings['temperature']:g}, the run's is {temperature:g}")
-        if ours is not None and settings["weights"] != json.loads(ours)["weights"]:
-            differences.append(f"by another teacher ({settings['teacher']})")
-        if ours is not None and settings["features"] != json.loads(ours)["features"]:
-            differences.append("from other features (preprocessor_config.json)")
-        if settings["vocabulary"] != vocabulary:
-            differences.append(f"with {settings['vocabulary']} tokens in the vocabulary, the student has {vocabulary}")
-        if differences:
-            raise UserError(f"the dataset was labelled {'; '.join(differences)}. Change that, or {RELABEL}")
-
-
-def check_soft_labels(dataset: Dataset, collator: SpeechCollator, temperature: float, ours: str | None) -> None:
-    """As `check_settings`, and unless they are those of the dataset's audio and transcripts as they are now.
-
-    Args:
-        dataset: of `filter_invalid_clips`, loaded with its teacher columns.
-        ours: `teacher_settings` of this run's teacher; None if it has none of its own.
-    """
-    check_settings(dataset, temperature, collator.config.vocab_size, ours)
-    keys = zip(dataset[KEY][:], label_keys(dataset, collator), strict=True)
-    changed = [row for row, (then, now) in enumerate(keys) if then != now]
-    if changed:
-        raise UserError(
-            f"{len(changed)} of {len(dataset)} rows have other audio or another transcript than when the teacher "
-            f"labelled them, the first is row {changed[0]}, {dataset['clip'][changed[0]]}: {RELABEL}. (Other label "
-            "tokens may come from another --language, --task, --text_case or tokenizer)"
-        )
+PART_CLIPS = 256  # clips per part; a killed pass loses at most this many per process
 
 
 def cache_teacher(
@@ -164,81 +46,55 @@ def cache_teacher(
     autocast: torch.dtype | None = None,
     num_workers: int = 0,
 ) -> Dataset:
-    """The rows of the dataset with the teacher's columns, from `directory`; what isn't there is labelled first.
+    """Return the rows of the dataset with soft labels from `directory`; missing ones are computed first.
 
-    `directory` is a dataset of `save_to_disk`: all rows that were ever labelled there, with all their columns and
-    their audio. The pass goes on where it was interrupted. Of several processes, which must share the disk, each
-    labels its part, and the main one saves.
+    `directory` is a dataset of `save_to_disk` with all rows that were ever cached there, including their audio. An
+    interrupted pass resumes where it stopped. With several processes, which must share the disk, each computes a part,
+    and the main process saves the result.
 
     Args:
-        load_teacher: gives the teacher where it is to run, in its working dtype; called if a label is missing.
-        settings: of `teacher_settings`.
-        dataset: of `filter_invalid_clips`.
-        collator: its `encoder_cache`, if it has one, is of the teacher's encoder.
-        autocast: the dtype to compute in, if not the teacher's.
+        load_teacher: returns the teacher on its device, in its working dtype. Called only if soft labels are missing.
+        settings: the result of `teacher_settings`.
+        dataset: the result of `filter_invalid_clips`.
+        collator: makes the batches. Its `encoder_cache`, if any, must be that of the teacher's encoder.
+        directory: of the cache.
+        batch_size: clips per forward pass.
+        autocast: compute dtype; None for the teacher's.
+        num_workers: number of processes that decode audio; 0 for the current one.
 
     Raises:
-        UserError: `directory` has the labels of another teacher, temperature or k, or other columns; another run is
-            labelling there; no room on the disk.
+        UserError: `directory` has soft labels of another teacher, temperature or k, or other columns; another run is
+            writing there; or the disk is full.
     """
     directory = Path(directory)
-    dataset = dataset.remove_columns([name for name in ALL_COLUMNS if name in dataset.column_names])
+    dataset = without_soft_labels(dataset)
     keys = label_keys(dataset, collator)
     stored = _open(directory, settings, dataset)
-    there = set() if stored is None else set(stored[KEY][:])
-    # each once, and the same for all processes: nothing is saved there before all are done
-    missing = {key: row for row, key in enumerate(keys) if key not in there}
-    _check_room(directory, dataset, list(missing.values()), json.loads(settings)["top_k"])
+    stored_keys = set() if stored is None else set(stored[KEY_COLUMN][:])
+    # each key once, and the same for all processes: nothing is saved to `directory` before all have finished
+    missing = {key: row for row, key in enumerate(keys) if key not in stored_keys}
+    _check_disk_space(directory, dataset, list(missing.values()), json.loads(settings)["top_k"])
     if missing:
         process = PartialState()
         unfinished = directory.with_name(f"{directory.name}.unfinished")
-        with disk_errors(f"--teacher_cache_dir {directory}"), _alone(unfinished):
+        with disk_errors(f"--teacher_cache_dir {directory}"), _locked(unfinished):
             share = list(missing.items())[process.process_index :: process.num_processes]
-            _label(load_teacher(), settings, dataset, share, collator, unfinished, batch_size, autocast, num_workers)
+            _compute_parts(
+                load_teacher(), settings, dataset, share, collator, unfinished, batch_size, autocast, num_workers
+            )
             process.wait_for_everyone()
             if process.is_main_process:
-                # a process killed after it had saved left its parts
-                parts = [part for part in _parts(unfinished, settings) if not there.issuperset(part[KEY][:])]
-                _save(stored, parts, directory)
+                # skip parts that were saved by a process which was killed before it removed them
+                parts = _parts(unfinished, settings)
+                _save(stored, [part for part in parts if not stored_keys.issuperset(part[KEY_COLUMN][:])], directory)
                 shutil.rmtree(unfinished)
             process.wait_for_everyone()
-        stored = load_from_disk(str(directory))
-    rows = {key: row for row, key in enumerate(stored[KEY][:])}
+        stored = with_current_names(load_from_disk(str(directory)))
+    rows = {key: row for row, key in enumerate(stored[KEY_COLUMN][:])}
     return stored.select([rows[key] for key in keys], keep_in_memory=True)
 
 
-@torch.no_grad()
-def soft_labels(
-    teacher: WhisperForConditionalGeneration,
-    batch: dict[str, Any],
-    top_k: int,
-    temperature: float,
-    autocast: torch.dtype | None = None,
-) -> TopK:
-    """The teacher's soft labels at the label tokens of a batch of `SpeechCollator`, clip after clip."""
-    device = teacher.device
-    labels = batch["labels"].to(device)
-    real = labels != -100
-    if "decoder_input_ids" in batch:
-        decoder_input_ids = batch["decoder_input_ids"].to(device)
-    else:
-        config = teacher.config
-        decoder_input_ids = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
-    inputs = {"decoder_input_ids": decoder_input_ids, "use_cache": False}
-    if "encoder_outputs" in batch:
-        inputs["encoder_outputs"] = (batch["encoder_outputs"].to(device, teacher.dtype),)
-    else:
-        inputs["input_features"] = batch["input_features"].to(device, teacher.dtype)
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        with capture_lm_head_inputs(teacher, real) as captured:
-            teacher(**inputs)
-        hidden, weight = captured[0].in_compute_dtype()
-    chunks = zip(hidden.split(TOKEN_CHUNK_SIZE), labels[real].split(TOKEN_CHUNK_SIZE), strict=True)
-    targets = [TopK.from_logits(h @ weight.T, tokens, top_k, temperature) for h, tokens in chunks]
-    return TopK(*(torch.cat(column) for column in zip(*targets, strict=True)))
-
-
-def _label(
+def _compute_parts(
     teacher: WhisperForConditionalGeneration,
     settings: str,
     dataset: Dataset,
@@ -249,84 +105,85 @@ def _label(
     autocast: torch.dtype | None,
     num_workers: int,
 ) -> None:
-    """Label the clips `(key, row)` that aren't in `unfinished` yet; a dataset there for about every `PART_CLIPS`."""
-    read = json.loads(settings)
-    done = {key for part in _parts(unfinished, settings) for key in part[KEY][:]}
+    """Compute soft labels for the clips `(key, row)` missing in `unfinished`, and save parts of `PART_CLIPS` clips."""
+    options = json.loads(settings)
+    done = {key for part in _parts(unfinished, settings) for key in part[KEY_COLUMN][:]}
     share = [(key, row) for key, row in share if key not in done]
     clips = dataset.select([row for _, row in share], keep_in_memory=True)
-    columns: dict[str, list] = {name: [] for name in ALL_COLUMNS}
-    labelled = written = 0  # counted here: a progress bar that isn't shown doesn't count
-    progress = tqdm(total=len(share), desc="Labelling", unit="clip", disable=not PartialState().is_main_process)
+    columns: dict[str, list] = {name: [] for name in SOFT_LABEL_COLUMNS}
+    computed = written = 0  # not read from the progress bar, which doesn't count when it is disabled
+    progress = tqdm(total=len(share), desc="Soft labels", unit="clip", disable=not PartialState().is_main_process)
     try:
         for batch in DataLoader(clips, batch_size, collate_fn=collator, num_workers=num_workers):
-            target = soft_labels(teacher, batch, read["top_k"], read["temperature"], autocast)
+            target = compute_soft_labels(teacher, batch, options["top_k"], options["temperature"], autocast)
             lengths = (batch["labels"] != -100).sum(1).tolist()
             _check_finite(target, batch["clip"], lengths)
             for name, column in zip(TEACHER_COLUMNS, target, strict=True):
                 columns[name] += [clip.numpy() for clip in column.cpu().split(lengths)]
-            columns[KEY] += [key for key, _ in share[labelled : labelled + len(lengths)]]
-            columns[SETTINGS] += [settings] * len(lengths)
-            labelled += len(lengths)
+            columns[KEY_COLUMN] += [key for key, _ in share[computed : computed + len(lengths)]]
+            columns[SETTINGS_COLUMN] += [settings] * len(lengths)
+            computed += len(lengths)
             progress.update(len(lengths))
-            if labelled - written >= PART_CLIPS:
-                _write_part(clips.select(range(written, labelled)), columns, unfinished)
-                written, columns = labelled, {name: [] for name in ALL_COLUMNS}
-    finally:  # after Ctrl-C too
+            if computed - written >= PART_CLIPS:
+                _write_part(clips.select(range(written, computed)), columns, unfinished)
+                written, columns = computed, {name: [] for name in SOFT_LABEL_COLUMNS}
+    finally:  # also after Ctrl-C
         progress.close()
-        whole = len(columns[SETTINGS])
-        if whole:
-            columns = {name: column[:whole] for name, column in columns.items()}
-            _write_part(clips.select(range(written, written + whole)), columns, unfinished)
+        complete = len(columns[SETTINGS_COLUMN])
+        if complete:
+            columns = {name: column[:complete] for name, column in columns.items()}
+            _write_part(clips.select(range(written, written + complete)), columns, unfinished)
 
 
 def _check_finite(target: TopK, clips: list[str], lengths: list[int]) -> None:
-    sound = target.log_rest.isfinite() & target.log_probs.isfinite().all(1) & target.label_log_prob.isfinite()
-    bad = [clip for clip, part in zip(clips, sound.split(lengths), strict=True) if not part.all()]
-    if bad:
-        raise UserError(f"the teacher's logits are not finite for {', '.join(bad)}: look at these clips")
+    finite = target.log_rest.isfinite() & target.log_probs.isfinite().all(1) & target.label_log_prob.isfinite()
+    invalid = [clip for clip, part in zip(clips, finite.split(lengths), strict=True) if not part.all()]
+    if invalid:
+        raise UserError(f"the teacher's logits are not finite for {', '.join(invalid)}: check these clips")
 
 
 def _write_part(clips: Dataset, columns: dict[str, list], unfinished: Path) -> None:
-    """Clips with their labels, whole or not at all."""
-    # in memory: joined on the disk, a dataset with an index would first be written anew as a whole
+    """Save clips with their soft labels atomically."""
+    # in memory: joining columns on disk would first rewrite a dataset that has an index mapping
     rows = Dataset(clips.with_format("arrow")[:], info=DatasetInfo(features=clips.features))
-    labels = Dataset.from_dict(columns, features=SOFT_LABELS)
+    labels = Dataset.from_dict(columns, features=SOFT_LABEL_FEATURES)
     process = PartialState().process_index
     number = sum(part.suffix != ".saving" for part in unfinished.glob(f"part-{process:03d}-*"))
     part = unfinished / f"part-{process:03d}-{number:05d}"
     saving = part.with_suffix(".saving")
     shutil.rmtree(saving, ignore_errors=True)
     concatenate_datasets([rows, labels], axis=1).save_to_disk(str(saving))
-    for file in saving.iterdir():  # on the disk before its name is
+    for file in saving.iterdir():  # flush the files before the directory gets its final name
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
     saving.rename(part)
 
 
 def _parts(unfinished: Path, settings: str) -> list[Dataset]:
-    """What interrupted passes have labelled."""
-    parts = [load_from_disk(str(part)) for part in sorted(unfinished.glob("part-*")) if part.suffix != ".saving"]
+    """Load the parts of interrupted passes. Raise `UserError` if their settings differ."""
+    directories = [part for part in sorted(unfinished.glob("part-*")) if part.suffix != ".saving"]
+    parts = [with_current_names(load_from_disk(str(part))) for part in directories]
     for part in parts:
-        _check_same_settings(part, settings, unfinished)
+        check_same_settings(part, settings, str(unfinished))
     return parts
 
 
 def _save(stored: Dataset | None, parts: list[Dataset], directory: Path) -> None:
-    """Save what is `stored` and the parts to `directory`: whole or not at all."""
-    whole = concatenate_datasets(parts if stored is None else [stored, *parts])
-    saving, old = (directory.with_name(f"{directory.name}.{end}") for end in ("saving", "replaced"))
+    """Save the `stored` rows and the parts to `directory` atomically."""
+    merged = concatenate_datasets(parts if stored is None else [stored, *parts])
+    saving, old = (directory.with_name(f"{directory.name}.{suffix}") for suffix in ("saving", "replaced"))
     shutil.rmtree(saving, ignore_errors=True)
-    whole.save_to_disk(str(saving))
+    merged.save_to_disk(str(saving))
     if directory.exists():
-        shutil.rmtree(old, ignore_errors=True)  # of a process killed before the last line here
+        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed before the last line
         directory.rename(old)
     saving.rename(directory)
     shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _alone(unfinished: Path) -> Iterator[None]:
-    """Make the directory, and be the only run that labels there."""
+def _locked(unfinished: Path) -> Iterator[None]:
+    """Create the directory, and lock it for this run. Raise `UserError` if another run has locked it."""
     unfinished.mkdir(parents=True, exist_ok=True)
     if not PartialState().is_main_process:
         yield
@@ -335,101 +192,67 @@ def _alone(unfinished: Path) -> Iterator[None]:
         with FileLock(unfinished / "lock", timeout=0):
             yield
     except Timeout:
-        raise UserError(f"{unfinished}: another run is labelling there; wait for it, or stop it") from None
+        raise UserError(f"{unfinished} is in use by another run: wait until it finishes, or stop it") from None
 
 
 def _open(directory: Path, settings: str, dataset: Dataset) -> Dataset | None:
-    """What is saved there; None if nothing is. Raises `UserError` if `dataset` labelled so doesn't belong there."""
+    """Load the saved rows; None if there are none. Raise `UserError` if settings or columns don't match the run's."""
     process = PartialState()
     old = directory.with_name(f"{directory.name}.replaced")
     if process.is_main_process and old.is_dir() and not directory.exists():
-        old.rename(directory)  # a process was killed between the two renamings of `_save`
+        old.rename(directory)  # a process was killed between the two renames of `_save`
     process.wait_for_everyone()
     if not directory.exists() or not any(directory.iterdir()):
         return None
     try:
         stored = load_from_disk(str(directory))
     except FileNotFoundError as error:
-        raise UserError(f"--teacher_cache_dir {directory}: no dataset is saved there; name a new directory") from error
+        raise UserError(f"--teacher_cache_dir {directory} contains other files: choose another directory") from error
     if not isinstance(stored, Dataset) or not has_soft_labels(stored):
-        raise UserError(f"--teacher_cache_dir {directory}: a dataset without a teacher's labels; name a new directory")
-    _check_same_settings(stored, settings, directory)
-    columns = {name: feature for name, feature in stored.features.items() if name not in ALL_COLUMNS}
+        raise UserError(
+            f"--teacher_cache_dir {directory} contains a dataset without soft labels: choose another directory"
+        )
+    check_same_settings(stored, settings, str(directory))
+    stored = with_current_names(stored)
+    columns = {name: feature for name, feature in stored.features.items() if name not in SOFT_LABEL_COLUMNS}
     if columns != dict(dataset.features):
         raise UserError(
-            f"--teacher_cache_dir {directory} holds a dataset with other columns ({', '.join(columns)}) than this one "
-            f"({', '.join(dataset.features)}): name another directory"
+            f"--teacher_cache_dir {directory} contains a dataset with other columns ({', '.join(columns)}) than this "
+            f"one ({', '.join(dataset.features)}): choose another directory"
         )
     return stored
 
 
-def _check_same_settings(labelled: Dataset, settings: str, directory: Path) -> None:
-    ours = json.loads(settings)
-    for theirs in _settings_of(labelled, str(directory)):
-        if theirs["labels"] != LABELS:
-            raise UserError(
-                f"--teacher_cache_dir {directory} {OLD_LABELS}. Nothing in it can be used: name another directory, or "
-                "delete it"
-            )
-        differences = [
-            f"{name} {theirs[name]} (now {ours[name]})" if name != "features" else "other features"
-            for name in ours
-            if theirs[name] != ours[name]
-        ]
-        # the same weights may have another name
-        if any(theirs[name] != ours[name] for name in ours if name != "teacher"):
-            raise UserError(
-                f"--teacher_cache_dir {directory} was made with {', '.join(differences)}. Use the same, or name another "
-                "directory"
-            )
-
-
-def _settings_of(labelled: Dataset, where: str) -> list[dict[str, Any]]:
-    """The different `teacher_settings` in a dataset, None where they don't say something.
-
-    Raises `UserError` if they are something else.
-    """
-    found = []
-    for text in labelled.unique(SETTINGS):
-        try:
-            found.append(SAID_OF_TEACHERS | json.loads(text))
-        except (TypeError, ValueError):  # None, no JSON, or not an object
-            raise UserError(
-                f"{where}: the column {SETTINGS} has {text!r}, not the settings of a teacher: {RELABEL}"
-            ) from None
-    return found
-
-
-def _check_room(directory: Path, dataset: Dataset, missing: list[int], top_k: int) -> None:
-    """Say how big the cache will be; raise `UserError` if the disk is too small for what is missing."""
+def _check_disk_space(directory: Path, dataset: Dataset, missing: list[int], top_k: int) -> None:
+    """Print the size of the complete cache; raise `UserError` if the missing rows don't fit on the disk."""
     if not PartialState().is_main_process:
         return
     labels = sum(dataset["label_tokens"][:]) * (4 * top_k + 8)
     print(
-        f"teacher cache {directory}: {len(dataset)} clips, {labels / 1e6:.1f} MB of labels on disk beside the audio "
-        f"({len(dataset) - len(missing)} of {len(dataset)} there)",
+        f"teacher cache {directory}: {len(dataset)} clips, {labels / 1e6:.1f} MB of soft labels on disk besides the "
+        f"audio ({len(dataset) - len(missing)} of {len(dataset)} cached)",
         flush=True,
     )
     if not missing:
         return
     stored = sum(file.stat().st_size for file in directory.iterdir()) if directory.is_dir() else 0
-    # what was there and what is new, once more while both are being joined
+    # old and new rows exist twice while they are merged
     needed = stored + 2 * (_audio_bytes(dataset.select(missing, keep_in_memory=True)) + labels)
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
-            f"--teacher_cache_dir {directory}: no room on the disk. {needed / 1e9:.2f} GB are needed while it is written, "
-            f"{free / 1e9:.2f} GB are free. Make room, or name a directory on another disk"
+            f"--teacher_cache_dir {directory}: not enough disk space. {needed / 1e9:.2f} GB are needed while it is "
+            f"written, {free / 1e9:.2f} GB are free. Free disk space, or choose a directory on another disk"
         )
 
 
 def _audio_bytes(dataset: Dataset) -> int:
-    """Of the clips' files, which are saved with the labels."""
+    """Return the size of the clips' audio, which is saved with the soft labels."""
     total = 0
     for audio in dataset.with_format("arrow").select_columns("audio").iter(1000):
         embedded, paths = (pc.struct_field(audio["audio"], name) for name in ("bytes", "path"))
         total += pc.sum(pc.binary_length(embedded)).as_py() or 0
-        alone = [path for path, content in zip(paths, embedded, strict=True) if not content.is_valid]
-        total += sum(Path(path.as_py()).stat().st_size for path in alone if path.is_valid)
+        files = [path for path, content in zip(paths, embedded, strict=True) if not content.is_valid]
+        total += sum(Path(path.as_py()).stat().st_size for path in files if path.is_valid)
     return total

@@ -1,4 +1,4 @@
-"""Transcripts as Whisper knows them."""
+"""Normalize transcripts to the form that Whisper produces."""
 
 import functools
 import logging
@@ -10,17 +10,18 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
+from datasets.features.features import get_nested_type
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from ..errors import UserError
-from .columns import SEGMENTS, arrow_type, replace_column
+from .columns import SEGMENTS, replace_column
 from .languages import lower_case
 from .markup import has_markup, read_markup
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 100  # rows of a stream that decide about its case, and whether its transcripts have times
-SAID = ("text", "prompt", "segments")
+SAMPLE_SIZE = 100  # rows of a stream that determine its case, and whether its transcripts have timestamps
+TRANSCRIPT_COLUMNS = ("text", "prompt", "segments")
 
 
 def clean_texts(
@@ -30,32 +31,32 @@ def clean_texts(
     normalize: Callable[[str], str] | None = None,
     written_in: str | None = None,
 ) -> Dataset | IterableDataset:
-    """Transcripts without markup, in Unicode's composed form (NFC), their white space squeezed.
+    """Normalize transcripts: remove markup, apply Unicode NFC, collapse white space, and adjust the case.
 
-    Whisper's own times in a transcript become `segments`, unless the row has some (`read_markup`); what can't be read
-    so stays as it is, for `Limits.unusable` to name. Lower case is that of the row's language. Whisper's tokenizer
-    splits capitals into about twice as many tokens, and a teacher hardly believes them.
+    Whisper's timestamps in a transcript become `segments`, unless the row has segments (`read_markup`). Invalid markup
+    is left for `Limits.invalid_reason` to report. Lower-casing follows the rules of the row's language. It matters:
+    Whisper's tokenizer needs about twice as many tokens for upper-case text, and the teacher gives it low probability.
 
     Args:
-        dataset: with a column `text` (string or None), and perhaps `prompt` and `segments`, cleaned likewise; with
-            `language` (codes) and `task`, if the model is multilingual.
-        text_case: "keep"; "lower"; "auto" lower-cases the transcripts of a language if they have capitals, but not one
-            small letter, and aren't in a script without case; of a stream the first `LOOKED_AT` rows decide.
-        name: the dataset's name in the log.
-        normalize: a text normalizer, for texts in lower case if `text_case` says so.
-        written_in: the only language that it is for, a code. None: any.
+        dataset: with `text` (string or None); optionally `prompt` and `segments`, which are normalized too; and with
+            `language` (codes) and `task` for a multilingual model.
+        text_case: "keep"; "lower"; or "auto" to lower-case the transcripts of a language if all of them are entirely
+            upper-case. In a stream the first `SAMPLE_SIZE` rows determine this.
+        name: of the dataset in log messages.
+        normalize: text normalizer, applied after lower-casing; None for none.
+        written_in: the only language code that `normalize` supports; None if it supports any.
 
-    Raises `UserError` for a row of another language than `written_in`, in a stream when it comes.
+    Raises `UserError` if a row has another language than `written_in`; for a stream, when the row is read.
     """
     streamed = isinstance(dataset, IterableDataset)
-    used = [column for column in (*SAID, "language", "task") if column in dataset.column_names]
-    looked_at = dataset.take(LOOKED_AT) if streamed else dataset
-    rows = [_read({column: row[column] for column in used}) for row in looked_at.select_columns(used)]
-    columns = [column for column in used if column in SAID]
-    timed = sum(row.get("segments") is not None and has_markup(row["marked"]) for row in rows)
+    used = [column for column in (*TRANSCRIPT_COLUMNS, "language", "task") if column in dataset.column_names]
+    sample = dataset.take(SAMPLE_SIZE) if streamed else dataset
+    rows = [_parse_markup({column: row[column] for column in used}) for row in sample.select_columns(used)]
+    columns = [column for column in used if column in TRANSCRIPT_COLUMNS]
+    timed = sum(row.get("segments") is not None and has_markup(row["original"]) for row in rows)
     if timed:
         where = f"{timed} of the first {len(rows)} transcripts" if streamed else f"{timed} of {len(rows)} transcripts"
-        logger.warning("%s: %s have Whisper's times `<|0.00|>`, which are read as `segments`", name, where)
+        logger.warning("%s: Whisper's timestamps `<|0.00|>` in %s are converted to `segments`", name, where)
         columns += [] if "segments" in columns else ["segments"]
     case = Case({}, text_case == "lower")
     if text_case == "auto":
@@ -71,48 +72,54 @@ def clean_texts(
         return dataset.map(clean, features=features)
     cleaned = [clean(row) for row in rows]
     for column in columns:
-        kind = dataset.features.get(column, SEGMENTS)
-        dataset = replace_column(dataset, column, pa.array([row[column] for row in cleaned], arrow_type(kind)))
+        arrow_type = get_nested_type(dataset.features.get(column, SEGMENTS))
+        dataset = replace_column(dataset, column, pa.array([row[column] for row in cleaned], arrow_type))
     return dataset
 
 
 def without_times(dataset: Dataset, language: str | None, task: str | None = None) -> Dataset:
-    """The dataset with transcripts as text alone where they have Whisper's times; other markup stays as it is."""
+    """Remove Whisper's timestamps from the transcripts. Invalid markup is kept.
+
+    Args:
+        dataset: with `text`.
+        language: of the dataset, a code; None for English.
+        task: "transcribe" or "translate"; None for "transcribe".
+    """
     texts = dataset["text"][:]
     if not any(map(has_markup, texts)):
         return dataset
-    rows = [_read({"text": text, "language": language, "task": task}) for text in texts]
+    rows = [_parse_markup({"text": text, "language": language, "task": task}) for text in texts]
     return replace_column(dataset, "text", pa.array([row["text"] for row in rows], pa.string()))
 
 
-def _read(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with its markup read where that can be, and its transcript as it was in `marked`."""
-    row = {**row, "marked": row["text"]}
+def _parse_markup(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row with valid markup removed, and its original transcript as `original`."""
+    row = {**row, "original": row["text"]}
     for column in ("text", "prompt"):
         if not has_markup(row.get(column)):
             continue
         try:
-            read = read_markup(row[column], row.get("language"), row.get("task"))
-        except UserError:  # `Limits.unusable` names it
+            parsed = read_markup(row[column], row.get("language"), row.get("task"))
+        except UserError:  # reported by `Limits.invalid_reason`
             continue
-        row[column] = read.text
+        row[column] = parsed.text
         if column == "text" and not row.get("segments"):
-            row["segments"] = read.segments
+            row["segments"] = parsed.segments
     return row
 
 
 def written_language(row: Mapping[str, Any]) -> str | None:
-    """The language of a row's text, a code: English of a translation. None or `UNKNOWN` if the row doesn't say it."""
+    """Return the language code of a row's text: "en" for a translation; None or `UNKNOWN` if the row has none."""
     return "en" if row.get("task") == "translate" else row.get("language")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Whose transcripts are lower-cased.
+    """Which transcripts are lower-cased.
 
     Attributes:
-        lowered: for each language, of the texts, whether they are.
-        others: likewise for languages that aren't in `lowered`.
+        lowered: language of the text -> whether it is lower-cased.
+        others: whether other languages are lower-cased.
     """
 
     lowered: dict[str | None, bool]
@@ -120,11 +127,11 @@ class Case:
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> "Case":
-        """Lower-case languages whose transcripts are all in capitals; others too, if that is so in all with case."""
+        """Lower-case languages whose transcripts are all upper-case; other languages too if this holds for all."""
         small: set[str | None] = set()
         letters: dict[str | None, Counter[bool]] = {}
         for row in rows:
-            text, language = (row["text"] or "").replace("ß", ""), written_language(row)  # its capital is hardly used
+            text, language = (row["text"] or "").replace("ß", ""), written_language(row)  # rarely used in upper case
             if language in small or has_markup(text):
                 continue
             if text.upper() != text:
@@ -132,7 +139,7 @@ class Case:
                 continue
             count = letters.setdefault(language, Counter())
             count.update(letter.isupper() for letter in text if letter.isalpha())
-        # in a script without case capitals are others' acronyms
+        # upper-case letters in a script without case are foreign acronyms
         capitals = {language for language, count in letters.items() if count[True] > count[False]} - small
         seen = small | set(letters)
         return cls({language: language in capitals for language in seen}, bool(capitals) and not small)
@@ -143,7 +150,7 @@ class Case:
             return
         which = "" if len(self.lowered) == 1 else f" in {', '.join(sorted(language or 'en' for language in lowered))}"
         logger.warning(
-            "%s: the transcripts%s are all in capitals; lower-cased (--text_case keep leaves them)", name, which
+            "%s: the transcripts%s are all upper-case and are lower-cased (--text_case keep: don't)", name, which
         )
 
 
@@ -157,8 +164,11 @@ def _clean_row(
 ) -> dict[str, Any]:
     language = written_language(row)
     if written_in is not None and (language or written_in) != written_in:
-        raise UserError(f"--text_normalizer is for {written_in}, and {name} has rows in {language}: choose basic")
-    row = _read(row)
+        raise UserError(
+            f"--text_normalizer supports only {written_in}, but {name} has rows in {language}: use "
+            "--text_normalizer basic"
+        )
+    row = _parse_markup(row)
     lower = case.lowered.get(language, case.others)
     clean = functools.partial(_clean, language=language, lower=lower, normalize=normalize)
     cleaned: dict[str, Any] = {column: clean(row[column]) for column in columns if column != "segments"}
@@ -177,9 +187,9 @@ def _clean(text: str | None, language: str | None, lower: bool, normalize: Calla
 
 
 def basic_normalizer() -> Callable[[str], str]:
-    """Whisper's basic normalizer for labels: it keeps combining marks, without which Hindi and Thai aren't legible.
+    """Return Whisper's basic normalizer for labels, which keeps combining marks, as Hindi and Thai need them.
 
-    `BasicTextNormalizer` makes spaces of them, and compatibility forms (NFKC). Texts have to be in lower case already.
+    `BasicTextNormalizer` replaces combining marks by spaces and applies NFKC. Texts must be lower-case already.
     """
     normalizer = BasicTextNormalizer()
     normalizer.clean = _without_symbols

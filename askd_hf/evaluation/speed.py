@@ -112,12 +112,12 @@ def check_alike(models: Mapping[str, WhisperForConditionalGeneration]) -> None:
 
 
 def clip_seconds(dataset: Dataset, longest: float) -> list[float]:
-    """The clips' lengths, of the column `seconds` if there is one.
+    """The clips' lengths, of the column `duration` if there is one.
 
     Raises `UserError` for one over `longest` seconds.
     """
-    if "seconds" in dataset.column_names:
-        seconds = dataset["seconds"][:]
+    if "duration" in dataset.column_names:
+        seconds = dataset["duration"][:]
     else:
         seconds = [len(waveform(row)) / SAMPLING_RATE for row in dataset.select_columns(["audio", "clip"])]
     for clip, length in zip(dataset["clip"], seconds, strict=True):

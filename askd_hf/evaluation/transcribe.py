@@ -62,7 +62,7 @@ class PreparedSet:
 
     Attributes:
         source: where they are from; its name is that of the results and of the manifests' files.
-        clips: `audio`, `text` (never None), `clip`, `seconds`, `audio_key` and, where known, `speaker`.
+        clips: `audio`, `text` (never None), `clip`, `duration`, `audio_key` and, where known, `speaker`.
         dropped: clips of the set that aren't decoded, by reason.
     """
 
@@ -169,7 +169,7 @@ def _check_transcripts(source: EvalSet, speech: Dataset) -> None:
 
 def _longest_first(checked: Dataset, above: float, up_to: float) -> Dataset:
     """The clips over `above` and up to `up_to` seconds."""
-    seconds = checked["seconds"][:]
+    seconds = checked["duration"][:]
     order = sorted(range(len(checked)), key=lambda row: -seconds[row])
     return checked.select([row for row in order if above < seconds[row] <= up_to])
 
@@ -319,7 +319,7 @@ def complete(job: Job) -> None:
 
 def _line(row: dict[str, Any], heard: dict[str, Any]) -> dict[str, Any]:
     """A clip's line of the manifest."""
-    line = dict(clip=row["clip"], reference=row["text"], prediction=heard["text"].strip(), duration=row["seconds"])
+    line = dict(clip=row["clip"], reference=row["text"], prediction=heard["text"].strip(), duration=row["duration"])
     line["seconds"] = heard["seconds"]
     if row.get("speaker") is not None:
         line["speaker"] = row["speaker"]

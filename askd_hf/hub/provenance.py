@@ -14,7 +14,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from ..arguments import DataArguments, ModelArguments, SpeechSource
 from ..data.languages import language_code
-from ..data.teacher_cache import SETTINGS
+from ..data.soft_labels import SETTINGS_COLUMN
 from ..models.generation_config import is_multilingual
 from ..models.layers import copied_decoder_layers, copied_encoder_layers, is_pruned_encoder
 from ..models.student import same_encoder
@@ -22,7 +22,7 @@ from ..models.student import same_encoder
 logger = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
-PSEUDO_LABELS = "pseudo_labels"  # in the metadata of a dataset's card: the `Speech` that a model transcribed
+PSEUDO_LABELS = "pseudo_labels"  # in the metadata of a dataset's card: the `TrainingData` that a model transcribed
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
@@ -64,7 +64,7 @@ class TrainingData:
     Attributes:
         dataset, on_hub: its name, as in `BaseModelInfo`.
         config, split: None: it has none.
-        labelled_by: the model that transcribed it, named likewise; None: the transcripts are its own.
+        transcribed_by: name of the model that transcribed it; None if the transcripts are those of the dataset.
         license: what its card states; None: nothing, or it has no card to be had.
     """
 
@@ -89,9 +89,9 @@ class TrainingData:
         if not card.is_file():
             return speech
         try:
-            labelled = DatasetCard.load(card, ignore_metadata_errors=True).data.get(PSEUDO_LABELS)
-            return cls(**labelled) if labelled else speech
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            transcribed = DatasetCard.load(card, ignore_metadata_errors=True).data.get(PSEUDO_LABELS)
+            return cls.from_dict(transcribed) if transcribed else speech
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
             logger.info("the card %s doesn't say whose transcripts these are: %s", card, error)
             return speech
 
@@ -192,8 +192,9 @@ def public_name(name: str | None) -> tuple[str | None, bool]:
 
 
 def cached_teacher(dataset: Dataset) -> BaseModelInfo:
-    """Who labelled a dataset of `teacher_cache`. What was a path elsewhere can look like a Hub id: none is claimed."""
-    return BaseModelInfo(PureWindowsPath(json.loads(dataset[SETTINGS][0])["teacher"]).name, on_hub=False)  # / and \\
+    """Return the teacher of a dataset's soft labels, never as a Hub id: a path elsewhere may look like one."""
+    name = json.loads(dataset[SETTINGS_COLUMN][0])["teacher"]
+    return BaseModelInfo(PureWindowsPath(name).name, on_hub=False)  # parses / and \\
 
 
 def languages_of(names: list[str | None], student: WhisperForConditionalGeneration) -> list[str]:

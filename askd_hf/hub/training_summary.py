@@ -23,7 +23,7 @@ from ..arguments.renamed import rename_saved
 from ..callbacks import AdaptiveBlendCallback
 from ..config import ASKDConfig
 from ..data import SpeechStream
-from ..data.teacher_cache import SETTINGS, has_soft_labels
+from ..data.soft_labels import SETTINGS_COLUMN, has_soft_labels
 from ..errors import UserError
 from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads
 from ..models.lora import ADAPTER_CONFIG, lora_settings
@@ -265,7 +265,7 @@ def build_training_summary(
         if "language" in train_dataset.column_names and not origin.languages:
             origin = dataclasses.replace(origin, languages=sorted(filter(None, train_dataset.unique("language"))))
         if has_soft_labels(train_dataset) and config.uses_teacher:
-            top_k = json.loads(train_dataset[SETTINGS][0])["top_k"]
+            top_k = json.loads(train_dataset[SETTINGS_COLUMN][0])["top_k"]
             origin = dataclasses.replace(origin, teacher=origin.teacher or cached_teacher(train_dataset))
     # Trainer loads it when training ends
     chosen = config.load_best_model_at_end and not in_training and state.best_model_checkpoint is not None
@@ -307,11 +307,11 @@ def count_clips(train_dataset: Any) -> tuple[int | None, float | None, int | Non
         return train_dataset[name][:] if name in train_dataset.column_names else default
 
     rows = len(train_dataset)
-    keys, silent = column("audio_key", list(range(rows))), column("negative", [False] * rows)
-    seconds = dict(zip(keys, column("seconds", [0.0] * rows), strict=True))
+    keys, silent = column("audio_key", list(range(rows))), column("no_speech", [False] * rows)
+    seconds = dict(zip(keys, column("duration", [0.0] * rows), strict=True))
     no_speech_clips = {key for key, nobody in zip(keys, silent, strict=True) if nobody}
     speech = seconds.keys() - no_speech_clips
-    known = "seconds" in train_dataset.column_names
+    known = "duration" in train_dataset.column_names
     return len(speech), sum(seconds[key] for key in speech) / 3600 if known else None, len(no_speech_clips)
 
 

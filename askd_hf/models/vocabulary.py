@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
-from ..data.labels import SECONDS_A_POSITION, token_id
+from ..data.labels import TIME_PRECISION, token_id
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def timestamp_ids(tokenizer: WhisperTokenizer, vocab_size: int) -> range:
     first = token_id(tokenizer, "<|notimestamps|>") + 1
     names = {i: token for token, i in tokenizer.get_vocab().items()}
     ids = range(first, min(first + TIMESTAMPS, vocab_size))
-    others = (i for i in ids if names.get(i) not in (None, f"<|{(i - first) * SECONDS_A_POSITION:.2f}|>"))
+    others = (i for i in ids if names.get(i) not in (None, f"<|{(i - first) * TIME_PRECISION:.2f}|>"))
     return range(first, next(others, ids.stop))
 
 

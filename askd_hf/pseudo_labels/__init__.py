@@ -1,25 +1,25 @@
-"""A teacher's transcripts as labels: speech -> transcripts on disk -> those good enough -> packed to windows."""
+"""Pseudo-labels: transcribe speech with a teacher, filter the transcripts, concatenate clips, and save a dataset."""
 
-from .filters import keep_good, known_references, measure
+from .concatenation import check_can_concatenate, concatenate_clips
+from .filters import filter_transcripts, known_references, score_transcripts
 from .options import PseudoLabelArguments
-from .packing import check_can_pack, pack
-from .result import DATASET, card_of, label_clips, push, save
+from .result import DATASET, build_dataset, dataset_card, push_dataset, save_dataset
 from .speech import load_clips
-from .transcribe import plan, transcribe
+from .transcribe import plan_transcription, transcribe
 
 __all__ = [
     "DATASET",
     "PseudoLabelArguments",
-    "card_of",
-    "check_can_pack",
-    "keep_good",
+    "build_dataset",
+    "check_can_concatenate",
+    "concatenate_clips",
+    "dataset_card",
+    "filter_transcripts",
     "known_references",
-    "label_clips",
     "load_clips",
-    "measure",
-    "pack",
-    "plan",
-    "push",
-    "save",
+    "plan_transcription",
+    "push_dataset",
+    "save_dataset",
+    "score_transcripts",
     "transcribe",
 ]

@@ -1,4 +1,4 @@
-"""Which transcripts are good enough to learn from."""
+"""Score the teacher's transcripts and drop unreliable ones."""
 
 import csv
 import math
@@ -19,34 +19,37 @@ from ..evaluation.suites import is_untranscribed
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a transcript may be at worst.
+    """Thresholds of the filters. The WER applies to transcripts with a reference, the others to those without.
 
     Attributes:
-        max_wer: percent, where there is a reference; the others are for transcripts without one.
-        min_log_prob: average log-probability of a token. Radford et al. 2023 (section 4.5) take -1 as the sign of a
-            failure, as they do the next one.
-        max_compression_ratio: bytes of the text over those that zlib makes of it.
-        max_repetition: share of word 5-grams that stand earlier in the same text, percent.
+        wer_threshold: highest word error rate, percent.
+        logprob_threshold: lowest average log-probability per token. OpenAI Whisper's is -1 (Radford et al. 2022,
+            section 4.5).
+        compression_ratio_threshold: highest ratio of the text's size in bytes to its zlib-compressed size. OpenAI
+            Whisper's is 2.4. `generate` of Transformers computes its ratio on token bytes instead.
+        repeated_5gram_threshold: highest share of word 5-grams that occur earlier in the same text, percent.
     """
 
-    max_wer: float
-    min_log_prob: float
-    max_compression_ratio: float
-    max_repetition: float
+    wer_threshold: float
+    logprob_threshold: float
+    compression_ratio_threshold: float
+    repeated_5gram_threshold: float
 
 
 @dataclass
-class Transcript:
-    """What the teacher made of a clip, and how good it seems.
+class PseudoLabel:
+    """The teacher's transcript of a clip and its scores.
 
     Attributes:
-        text: the teacher's.
-        reference: None where there is none.
-        label: what is to be learned, one of the two.
-        segments: of the teacher, None without timestamps; see `transcribe`.
-        tokens, ended: how many the teacher wrote, and whether the end of text came before the limit.
-        avg_log_prob, compression_ratio, repetition, wer: as `Thresholds` has them; `wer` is None without a reference,
-            and infinite against an empty one.
+        clip: name of the clip.
+        text: the teacher's transcript.
+        reference: the dataset's transcript, or None.
+        label: the text to train on: `text` or `reference`.
+        segments: the teacher's segments, None without timestamps; see `transcribe`.
+        tokens: number of generated tokens, without end of text.
+        ended: whether the teacher generated end of text before the token limit.
+        avg_logprob, compression_ratio, repeated_5gram_rate: of `text`, as described in `Thresholds`.
+        wer: percent; None without a reference, infinite if the reference is empty and the text isn't.
     """
 
     clip: str
@@ -56,50 +59,49 @@ class Transcript:
     segments: list[dict[str, Any]] | None
     tokens: int
     ended: bool
-    avg_log_prob: float
+    avg_logprob: float
     compression_ratio: float
-    repetition: float
+    repeated_5gram_rate: float
     wer: float | None
 
 
 @dataclass
-class Dropped:
-    """Why a transcript isn't kept: the reason, and the value that was too high or too low, if it is one."""
+class DropReason:
+    """Why a transcript is dropped, and the value that violates the threshold, if any."""
 
     reason: str
     value: float | None = None
 
 
-def measure(
+def score_transcripts(
     lines: list[dict[str, Any]],
     references: list[str | None],
     normalize: Callable[[str], str],
     language: str | None,
-    learn: Literal["teacher", "reference"] = "teacher",
-) -> list[Transcript]:
-    """Measure the teacher's transcripts.
+    label_source: Literal["teacher", "reference"] = "teacher",
+) -> list[PseudoLabel]:
+    """Compute the scores of the teacher's transcripts.
 
     Args:
-        lines: of `transcribe`.
-        references: of `known_references`.
-        normalize: of `metrics.normalizer_for`; references in capitals and without punctuation are equal to the
-            teacher's text after it.
-        language: of the texts, a code; in languages without spaces every letter counts as a word.
-        learn: whose text is the label.
+        lines: the result of `transcribe`.
+        references: the result of `known_references`.
+        normalize: normalizer of texts for the WER, of `metrics.normalizer_for`.
+        language: code of the texts' language. In languages without spaces each letter counts as a word.
+        label_source: whether the label is the teacher's text or the reference. Default: "teacher".
     """
     rates = word_error_rates([line["text"] for line in lines], references, normalize)
     return [
-        Transcript(
+        PseudoLabel(
             clip=line["clip"],
             text=line["text"],
             reference=reference,
-            label=line["text"] if learn == "teacher" else reference,
+            label=line["text"] if label_source == "teacher" else reference,
             segments=line.get("segments"),
             tokens=line["tokens"],
             ended=line["ended"],
-            avg_log_prob=line["avg_log_prob"],
+            avg_logprob=line["avg_logprob"],
             compression_ratio=compression_ratio(line["text"]),
-            repetition=repeated_ngrams([plain_words(line["text"], language)]),
+            repeated_5gram_rate=repeated_ngrams([plain_words(line["text"], language)]),
             wer=rate,
         )
         for line, reference, rate in zip(lines, references, rates, strict=True)
@@ -107,7 +109,10 @@ def measure(
 
 
 def compression_ratio(text: str) -> float:
-    """As in OpenAI's whisper/utils.py; loops compress well."""
+    """Return the ratio of the text's bytes to its zlib-compressed bytes, as whisper/utils.py of OpenAI does.
+
+    Not the ratio of `generate` of Transformers, which is computed on token bytes.
+    """
     content = text.encode("utf-8")
     return len(content) / len(zlib.compress(content))
 
@@ -115,7 +120,7 @@ def compression_ratio(text: str) -> float:
 def word_error_rates(
     texts: list[str], references: list[str | None], normalize: Callable[[str], str]
 ) -> list[float | None]:
-    """Clip by clip in percent, of normalized texts."""
+    """Return the WER of each clip in percent, on normalized texts; None for clips without a reference."""
     known = [i for i, reference in enumerate(references) if reference is not None]
     rates: list[float | None] = [None] * len(texts)
     if not known:
@@ -129,55 +134,60 @@ def word_error_rates(
 
 
 def known_references(texts: list[str | None], required: bool = False) -> list[str | None]:
-    """The references among the column `text`.
+    """Return the references in the column `text`, None where there is none.
 
-    None says that there isn't one, and so do marks such as TED-LIUM's. An empty one says that nothing is spoken, but
-    where all are empty nobody has transcribed anything.
+    None and markers of untranscribed audio such as TED-LIUM's mean that there is no reference. An empty transcript
+    means no speech, unless all are empty: then the dataset counts as untranscribed.
 
-    Raises `UserError` if they are `required` and there are none.
+    Raises `UserError` if references are `required` and there are none.
     """
     known = [None if text is None or is_untranscribed(text) else text for text in texts]
     if any(text and text.strip() for text in known):
         return known
     if required:
         raise UserError(
-            "--text reference: the dataset has no transcripts (--text_column_name); --text teacher needs none"
+            "--label_source reference: the dataset has no transcripts. Choose their column with --text_column_name, "
+            "or use --label_source teacher"
         )
     return [None] * len(known)
 
 
-def reason_to_drop(transcript: Transcript, limits: Thresholds) -> Dropped | None:
-    """The first reason there is, or None."""
-    if transcript.wer == math.inf:  # whatever the limit
-        return Dropped("text where the reference has none", transcript.wer)
+def reason_to_drop(transcript: PseudoLabel, limits: Thresholds) -> DropReason | None:
+    """Return the first reason to drop a transcript, or None to keep it."""
+    if transcript.wer == math.inf:  # whatever the threshold
+        return DropReason("text for an empty reference", transcript.wer)
     if not transcript.text:
-        return Dropped("no text")
+        return DropReason("empty transcript")
     if transcript.label is None:
-        return Dropped("no reference")
+        return DropReason("no reference")
     if not transcript.ended:
-        return Dropped("no end before the token limit", transcript.tokens)
+        return DropReason("truncated at the token limit", transcript.tokens)
     if transcript.wer is not None:
-        if transcript.wer > limits.max_wer:
-            return Dropped(f"word error rate over {limits.max_wer:g} %", transcript.wer)
+        if transcript.wer > limits.wer_threshold:
+            return DropReason(f"word error rate over {limits.wer_threshold:g} %", transcript.wer)
         return None
-    if transcript.avg_log_prob < limits.min_log_prob:
-        return Dropped(f"average log-probability under {limits.min_log_prob:g}", transcript.avg_log_prob)
-    if transcript.compression_ratio > limits.max_compression_ratio:
-        return Dropped(f"compression ratio over {limits.max_compression_ratio:g}", transcript.compression_ratio)
-    if transcript.repetition > limits.max_repetition:
-        return Dropped(f"repeated 5-grams over {limits.max_repetition:g} %", transcript.repetition)
+    if transcript.avg_logprob < limits.logprob_threshold:
+        return DropReason(f"average log-probability under {limits.logprob_threshold:g}", transcript.avg_logprob)
+    if transcript.compression_ratio > limits.compression_ratio_threshold:
+        ratio = limits.compression_ratio_threshold
+        return DropReason(f"compression ratio over {ratio:g}", transcript.compression_ratio)
+    if transcript.repeated_5gram_rate > limits.repeated_5gram_threshold:
+        rate = limits.repeated_5gram_threshold
+        return DropReason(f"repeated 5-grams over {rate:g} %", transcript.repeated_5gram_rate)
     return None
 
 
-def keep_good(transcripts: list[Transcript], limits: Thresholds, file: Path) -> list[int]:
-    """The places of those to keep; the others are counted on the terminal, and listed in `file` (CSV).
+def filter_transcripts(transcripts: list[PseudoLabel], limits: Thresholds, file: Path) -> list[int]:
+    """Return the indices of the transcripts to keep. Print the numbers of dropped ones by reason, and list them.
 
     Args:
-        file: a line for each that is dropped: its `clip`, the `reason`, the `value` that is too high or too low, the
-            teacher's `text` and the `reference`.
+        transcripts: the result of `score_transcripts`.
+        limits: the thresholds.
+        file: CSV file for the dropped transcripts: `clip`, `reason`, `value` (which violates the threshold), the
+            teacher's `text`, and `reference`.
 
     Raises:
-        UserError: nothing is left.
+        UserError: no transcript passed the filters.
     """
     found = [reason_to_drop(transcript, limits) for transcript in transcripts]
     dropped = {i: reason for i, reason in enumerate(found) if reason is not None}
@@ -188,12 +198,13 @@ def keep_good(transcripts: list[Transcript], limits: Thresholds, file: Path) -> 
         for i, reason in dropped.items():
             value = "" if reason.value is None else f"{reason.value:.4g}"
             writer.writerow([transcripts[i].clip, reason.reason, value, transcripts[i].text, transcripts[i].reference])
-    print(f"{len(found) - len(dropped)} of {len(found)} transcripts are kept; the others are listed in {file}")
-    for why, count in counts:
-        print(f"  {count} dropped: {why}")
+    print(f"{len(found) - len(dropped)} of {len(found)} transcripts are kept; dropped ones are listed in {file}")
+    for text, count in counts:
+        print(f"  {count} dropped: {text}")
     if len(dropped) == len(found):
         raise UserError(
-            f"not one transcript is good enough ({counts[0][0]}): see {file}, and change the limits "
-            "(askd-hf pseudo-label --max_wer, --min_log_prob, --max_compression_ratio, --max_repetition)"
+            f"no transcript passed the filters ({counts[0][0]}): see {file}, and change the thresholds "
+            "(askd-hf pseudo-label --wer_threshold, --logprob_threshold, --compression_ratio_threshold, "
+            "--repeated_5gram_threshold)"
         )
     return [i for i, reason in enumerate(found) if reason is None]

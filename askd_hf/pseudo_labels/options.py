@@ -1,4 +1,4 @@
-"""The options of `askd-hf pseudo-label`: every field is one, its help is its documentation."""
+"""The options of `askd-hf pseudo-label`."""
 
 import os
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from .filters import Thresholds
 @accepts_renamed
 @dataclass
 class PseudoLabelArguments(DecodingArguments):
-    """The teacher, the speech, which transcripts to keep, and what to make of them."""
+    """Options of pseudo-labeling: teacher, speech, filters and result."""
 
     _argument_group_name = "pseudo-labels"
 
@@ -28,122 +28,143 @@ class PseudoLabelArguments(DecodingArguments):
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Speech, with or without transcripts: a directory with metadata.csv or of audio files alone, a "
+            "help": "Speech with or without transcripts: a directory with metadata.csv, a directory of audio files, a "
             "saved dataset, parquet, or a Hub id."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of --dataset on the Hub."})
-    split: str = field(default="train", metadata={"help": "Split of --dataset, as in train or train[:10%%]."})
+    split: str = field(default="train", metadata={"help": "Split of --dataset, such as train or train[:10%%]."})
     audio_column_name: str | None = field(
-        default=None, metadata={"help": "Column with the audio. Default: found by name."}
+        default=None, metadata={"help": "Audio column. Default: detected by name or type."}
     )
     text_column_name: str | None = field(
         default=None,
-        metadata={"help": "Column with references. Default: found by name; without one there are none."},
+        metadata={"help": "Column with reference transcripts. Default: detected by name; there may be none."},
     )
-    speaker_column: str | None = field(
-        default=None, metadata={"help": "Column with the speaker. Default: found by name."}
-    )
+    speaker_column: str | None = field(default=None, metadata={"help": "Speaker column. Default: detected by name."})
     language: str | None = field(
         default=None,
-        metadata={"help": "Language of the speech, as in english or fr. Required for a multilingual teacher."},
+        metadata={"help": "Language of the speech, such as english or fr. Required for a multilingual teacher."},
     )
     task: Literal["transcribe", "translate"] = field(
         default="transcribe",
-        metadata={"help": "What a multilingual teacher is asked to do; translations are English."},
+        metadata={"help": "Task of a multilingual teacher: transcribe, or translate into English."},
     )
-    max_samples: int | None = field(default=None, metadata={"help": "Transcribe the first so many clips only."})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Transcribe only the first max_samples clips. Default: all."}
+    )
     on_bad_audio: Literal["error", "skip"] = field(
         default="error",
         metadata={
-            "help": "A clip that can't be used (missing, corrupt, empty, too long): stop before transcribing, or skip "
-            "it; skipped ones are counted and listed in --output_dir."
+            "help": "On invalid clips (missing, corrupt, empty, too long): stop before transcribing, or skip them. "
+            "Skipped clips are counted and listed in --output_dir."
         },
     )
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "For the transcripts, the list of what was dropped, and the dataset. Default: "
+            "help": "Directory for the transcripts, the list of dropped clips and the dataset. Default: "
             "runs/DATASET-by-TEACHER."
         },
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Transcribe anew what other settings have made in --output_dir."}
+        default=False,
+        metadata={"help": "Transcribe again if --output_dir has transcripts that were made with other settings."},
     )
     timestamps: bool = field(
-        default=False,
-        metadata={"help": "Have the teacher say when its phrases begin and end: the column segments."},
+        default=False, metadata={"help": "Transcribe with timestamps, which become the column segments."}
     )
-    text: Literal["teacher", "reference"] = field(
+    label_source: Literal["teacher", "reference"] = field(
         default="teacher",
         metadata={
-            "help": "What the students learn: the teacher's transcripts, with its case and punctuation, or the "
-            "references where the teacher agrees with them."
+            "help": "Labels of the dataset: the teacher's transcripts, with case and punctuation, or the references. "
+            "Where there are references, only clips within --wer_threshold are kept."
         },
     )
     normalizer: Normalizer = field(
         default="auto",
         metadata={
-            "help": "For --max_wer, transcripts and references are compared as normalized by this, so that capitals "
-            f"and missing punctuation cost nothing. {NORMALIZER_HELP}"
+            "help": "Text normalizer for --wer_threshold, so that case and punctuation don't count as errors. "
+            f"{NORMALIZER_HELP}"
         },
     )
-    max_wer: float = field(
+    wer_threshold: float = field(
         default=10.0,
-        metadata={"help": "Where there is a reference: drop transcripts of a higher word error rate, in percent."},
+        metadata={"help": "With a reference: drop transcripts whose word error rate, in percent, exceeds this."},
     )
-    min_log_prob: float = field(
+    logprob_threshold: float = field(
         default=-1.0,
         metadata={
-            "help": "Where there is none: drop transcripts that the teacher gives less than this on average, log of "
-            "the probability of a token. OpenAI's threshold."
+            "help": "Without a reference: drop transcripts whose average log-probability per token is below this. "
+            "Default: OpenAI Whisper's, -1."
         },
     )
-    max_compression_ratio: float = field(
+    compression_ratio_threshold: float = field(
         default=2.4,
-        metadata={"help": "Where there is none: drop transcripts that zlib makes smaller than this. OpenAI's."},
+        metadata={
+            "help": "Without a reference: drop transcripts whose compression ratio (text bytes / zlib bytes) exceeds "
+            "this. Default: OpenAI Whisper's, 2.4. (The threshold of generate in Transformers, 1.35, is for token "
+            "bytes.)"
+        },
     )
-    max_repetition: float = field(
+    repeated_5gram_threshold: float = field(
         default=20.0,
-        metadata={"help": "Where there is none: drop transcripts of which more 5-grams are repeated, in percent."},
+        metadata={
+            "help": "Without a reference: drop transcripts with a higher percentage of word 5-grams that occur "
+            "earlier in the same transcript."
+        },
     )
-    pack: bool = field(
+    concatenate: bool = field(
         default=False,
-        metadata={"help": "Join consecutive clips of a speaker, those that are kept, to clips of --pack_seconds."},
+        metadata={"help": "Concatenate consecutive clips of a speaker after filtering, up to --concatenate_seconds."},
     )
-    pack_seconds: float | None = field(
-        default=None, metadata={"help": "The longest pack. Default: the teacher's window, 30 s."}
+    concatenate_seconds: float | None = field(
+        default=None,
+        metadata={"help": "With --concatenate: longest result in seconds. Default: the teacher's window, 30 s."},
     )
-    push_to_hub: str | None = field(
+    hub_dataset_id: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id of a dataset to push the result to. It is made private if it is new; one that is public "
-            "stays so."
+            "help": "Hub id of a dataset to push the result to. A new dataset is private; the visibility of an "
+            "existing one isn't changed."
         },
     )
 
     def __post_init__(self):
         super().__post_init__()
         if not (self.teacher and self.dataset):
-            raise UserError("--teacher and --dataset are needed: who transcribes, and what")
-        if self.text == "reference" and self.timestamps:
-            raise UserError("--text reference: references have no timestamps; leave out --timestamps")
+            raise UserError("--teacher and --dataset are required")
+        if self.label_source == "reference" and self.timestamps:
+            raise UserError("--label_source reference can't be combined with --timestamps: references have none")
         check_ranges(self, "leave it out for all clips", max_samples=COUNT)
-        # an infinite threshold lets everything pass
-        percent, no_limit = Range(low=0, infinite=True), Range(above=0, infinite=True)
-        check_ranges(self, max_wer=percent, max_repetition=percent, max_compression_ratio=no_limit)
-        check_ranges(self, min_log_prob=Range(high=0, infinite=True), pack_seconds=Range(above=0))
-        if self.pack_seconds is not None and not self.pack:
-            raise UserError(f"--pack_seconds {self.pack_seconds:g} is for --pack, and above 0")
+        # an infinite threshold disables a filter
+        percent, ratio = Range(low=0, infinite=True), Range(above=0, infinite=True)
+        check_ranges(
+            self,
+            wer_threshold=percent,
+            logprob_threshold=Range(high=0, infinite=True),
+            compression_ratio_threshold=ratio,
+            repeated_5gram_threshold=percent,
+            concatenate_seconds=Range(above=0),
+        )
+        if self.concatenate_seconds is not None and not self.concatenate:
+            raise UserError("--concatenate_seconds requires --concatenate")
         if self.output_dir is None:
             dataset, teacher = (Path(os.path.abspath(name)).name for name in (self.dataset, self.teacher))
             self.output_dir = f"runs/{dataset}-by-{teacher}"
 
     def source(self) -> EvalSet:
-        # one name whatever the set: a directory is of one set
+        """Return the dataset split to transcribe."""
+        # the name is constant, because an output directory belongs to one dataset
         columns = self.text_column_name, self.audio_column_name, self.speaker_column
         where = self.dataset, self.dataset_config, self.split
         return EvalSet("clips", *where, *columns, language_code(self.language), self.task)
 
     def thresholds(self) -> Thresholds:
-        return Thresholds(self.max_wer, self.min_log_prob, self.max_compression_ratio, self.max_repetition)
+        """Return the thresholds of the filters."""
+        return Thresholds(
+            self.wer_threshold,
+            self.logprob_threshold,
+            self.compression_ratio_threshold,
+            self.repeated_5gram_threshold,
+        )

@@ -1,4 +1,4 @@
-"""Labelled clips as a `datasets` dataset: its columns, its card, on the disk and on the Hub."""
+"""Build the pseudo-labeled dataset and its card, save it, and push it to the Hub."""
 
 import dataclasses
 import shutil
@@ -6,41 +6,47 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from datasets import Dataset, Features, List, Value
-from huggingface_hub import DatasetCard, HfApi
+from datasets.features.features import get_nested_type
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
-from ..data.columns import arrow_type, replace_column
+from ..data.columns import replace_column
 from ..errors import disk_errors
 from ..evaluation.metrics import language_code
 from ..hub.provenance import PSEUDO_LABELS, TrainingData, public_name
 from ..hub_access import hub_upload
-from .filters import Transcript
+from .concatenation import TEMPORARY_DIR
+from .filters import PseudoLabel
 from .options import PseudoLabelArguments
-from .packing import PACKING
 
 SEGMENTS = List({"start": Value("float64"), "end": Value("float64"), "text": Value("string")})
-MEASURES = ("avg_log_prob", "compression_ratio", "repetition", "wer")
-DATASET = "dataset"  # in the output directory
+SCORES = ("avg_logprob", "compression_ratio", "repeated_5gram_rate", "wer")
+DATASET = "dataset"  # subdirectory of the output directory
 CARD = "README.md"
-TAG = "askd_hf"  # of the cards that are ours to write anew
+TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
+TAG = "askd_hf"  # marks cards that may be overwritten
 
 
-def label_clips(
-    clips: Dataset, transcripts: list[Transcript], kept: list[int], language: str | None, task: str
+def build_dataset(
+    clips: Dataset, transcripts: list[PseudoLabel], kept: list[int], language: str | None, task: str
 ) -> Dataset:
-    """The clips that are kept with their labels.
+    """Return the kept clips with their labels and scores.
 
     Args:
-        clips: of `filter_invalid_clips`.
-        transcripts: of all of them.
-        kept: their places.
-        language: code for the columns `language` and `task`; None, for an English-only teacher: without these.
+        clips: the result of `filter_invalid_clips`.
+        transcripts: one per clip.
+        kept: indices of the clips to keep.
+        language: code for the column `language`; None, for an English-only teacher, to omit `language` and `task`.
+        task: for the column `task`.
 
     Returns:
-        `audio`, `seconds` and, where it is known, `speaker` as they were; `clip`, without the path to a file that is
-        named by its whole path; `text`; `segments` and `prompt`,
-        None unless there are any; `language`, `task`; the measures; and where there are any `reference`.
+        audio, duration, speaker: as in `clips`; `speaker` only if known.
+        clip: name of the clip, without directories if it is an absolute path.
+        text: the label.
+        segments, prompt: None if there are none.
+        language, task: only with `language`.
+        avg_logprob, compression_ratio, repeated_5gram_rate, wer: scores, as in `PseudoLabel`.
+        reference: only if some clip has one.
     """
     columns: dict[str, list[Any]] = {
         "text": [transcript.label for transcript in transcripts],
@@ -51,7 +57,7 @@ def label_clips(
     if language is not None:
         columns |= {"language": [language] * len(transcripts), "task": [task] * len(transcripts)}
         features |= {"language": Value("string"), "task": Value("string")}
-    for name in MEASURES:
+    for name in SCORES:
         columns[name] = [getattr(transcript, name) for transcript in transcripts]
         features[name] = Value("float64")
     if any(transcript.reference is not None for transcript in transcripts):
@@ -59,15 +65,14 @@ def label_clips(
         features["reference"] = Value("string")
     columns["clip"] = [without_path(name) for name in clips["clip"][:]]
     features["clip"] = Value("string")
-    own = [name for name in ("audio", "speaker", "seconds") if name in clips.column_names]
-    labelled = clips.select_columns(own)
+    dataset = clips.select_columns([name for name in ("audio", "speaker", "duration") if name in clips.column_names])
     for name, values in columns.items():
-        labelled = replace_column(labelled, name, pa.array(values, arrow_type(features[name])))
-    return labelled.select(kept)
+        dataset = replace_column(dataset, name, pa.array(values, get_nested_type(features[name])))
+    return dataset.select(kept)
 
 
 def without_path(name: str) -> str:
-    """The last part of an absolute path, of whatever system; any other name as it is."""
+    """Return the last part of an absolute POSIX or Windows path, and any other name unchanged."""
     path: PurePath
     for path in (PurePosixPath(name), PureWindowsPath(name)):
         if path.is_absolute():
@@ -75,88 +80,68 @@ def without_path(name: str) -> str:
     return name
 
 
-def save(labelled: Dataset, directory: Path, card: str) -> Dataset:
-    """Save the dataset as `directory/dataset`, in place of an earlier one, and its card in it and beside it."""
+def save_dataset(dataset: Dataset, directory: Path, card: str) -> Dataset:
+    """Save the dataset as `directory/dataset`, replacing an earlier one, and the card in both directories."""
     target, saving = directory / DATASET, directory / f"{DATASET}.saving"
     with disk_errors(str(target)):
         shutil.rmtree(saving, ignore_errors=True)
-        labelled.save_to_disk(str(saving))
-        (saving / CARD).write_text(card, encoding="utf-8")  # there `Speech.of` reads whose words these are
+        dataset.save_to_disk(str(saving))
+        (saving / CARD).write_text(card, encoding="utf-8")  # `TrainingData.of` reads it there
         shutil.rmtree(target, ignore_errors=True)
         saving.rename(target)
-        shutil.rmtree(directory / PACKING, ignore_errors=True)
+        shutil.rmtree(directory / TEMPORARY_DIR, ignore_errors=True)
         (directory / CARD).write_text(card, encoding="utf-8")
     return Dataset.load_from_disk(str(target))
 
 
-def card_of(args: PseudoLabelArguments, labelled: Dataset, clips: int, kept: int) -> str:
-    """The dataset's card: whose words these are, and how they were chosen.
+def dataset_card(args: PseudoLabelArguments, dataset: Dataset, clips: int, kept: int) -> str:
+    """Return the dataset card: who transcribed which data, and how the transcripts were filtered.
 
     Args:
-        labelled: the result.
-        clips, kept: how many were transcribed, and how many of their transcripts are in it.
+        args: the options.
+        dataset: the result.
+        clips: number of transcribed clips.
+        kept: number of transcripts that passed the filters.
     """
-    whose = "the references with which it agrees" if args.text == "reference" else "its transcripts"
     teacher, _ = public_name(args.teacher)
-    speech = TrainingData(*public_name(args.dataset), args.dataset_config, args.split, transcribed_by=teacher)
-    source = " ".join(part for part in (speech.dataset, speech.config, speech.split) if part)
-    code = language_code(args.language)
-    metadata = {
-        "task_categories": ["automatic-speech-recognition"],
-        "tags": ["pseudo-labels", "whisper", TAG],
+    data = TrainingData(*public_name(args.dataset), args.dataset_config, args.split, transcribed_by=teacher)
+    references = dataset["reference"][:] if "reference" in dataset.column_names else []
+    metadata = DatasetCardData(
         # translations are English
-        "language": ("en" if args.task == "translate" else code) or "en",
-        PSEUDO_LABELS: dataclasses.asdict(speech),
-    }
-    packed = f" Consecutive clips of a speaker are packed: {len(labelled)} rows." if args.pack else ""
-    hours = sum(labelled["seconds"][:]) / 3600
-    return f"""---
-{yaml.safe_dump(metadata, sort_keys=False)}---
-
-# Speech labelled by {teacher}
-
-`{teacher}` transcribed {clips} clips of `{source}`; the labels are {whose}. {kept} transcripts are kept:
-{_rules(args, labelled)}.{packed} {hours:.2f} hours. Nobody has checked them.
-
-Columns: `text`, the label; `segments`, when its parts are said, in seconds; `prompt`, the text before; `avg_log_prob`,
-`compression_ratio`, `repetition` (% of 5-grams) and `wer` (%, against `reference`), of the teacher's transcript, in a
-pack the worst. Made with `askd-hf pseudo-label`.
-"""
-
-
-def _rules(args: PseudoLabelArguments, labelled: Dataset) -> str:
-    """What is true of the transcripts that are kept; which of two rules of how many rows, if both were needed."""
-    limits, rows = args.thresholds(), len(labelled)
-    by_wer = f"their word error rate against the reference is at most {limits.max_wer:g} %"
-    by_themselves = (
-        f"their average log-probability is at least {limits.min_log_prob:g}, their compression ratio at most "
-        f"{limits.max_compression_ratio:g}, and at most {limits.max_repetition:g} % of their 5-grams are repeated"
+        language=("en" if args.task == "translate" else language_code(args.language)) or "en",
+        task_categories=["automatic-speech-recognition"],
+        tags=["pseudo-labels", "whisper", TAG],
     )
-    references = labelled["reference"][:] if "reference" in labelled.column_names else []
-    known = sum(reference is not None for reference in references)
-    if known == rows:
-        return by_wer
-    if all(rate is None for rate in labelled["wer"][:]):  # of a pack there may be some
-        return by_themselves
-    partly = ", or not for all clips of a pack" if args.pack else ""
-    return (
-        f"where there is a reference ({known} rows), {by_wer}; where there is none ({rows - known} rows{partly}), "
-        f"{by_themselves}"
-    )
+    metadata[PSEUDO_LABELS] = dataclasses.asdict(data)
+    return DatasetCard.from_template(
+        metadata,
+        str(TEMPLATE),
+        teacher=teacher,
+        source=" ".join(part for part in (data.dataset, data.config, data.split) if part),
+        clips=clips,
+        kept=kept,
+        label_source=args.label_source,
+        rows=len(dataset),
+        hours=sum(dataset["duration"][:]) / 3600,
+        concatenated=args.concatenate,
+        rows_with_reference=sum(reference is not None for reference in references),
+        has_wer=any(rate is not None for rate in dataset["wer"][:]),
+        limits=args.thresholds(),
+    ).content
 
 
-def push(labelled: Dataset, repository: str, card: str, advice: str) -> None:
-    """Push to the Hub, into a private dataset if it is new; a card that somebody else wrote stays.
+def push_dataset(dataset: Dataset, repo_id: str, card: str, advice: str) -> None:
+    """Push the dataset to the Hub. A new repository is private. A card without the tag of askd_hf is kept.
 
     Raises `UserError`, ending with `advice`, if it fails.
     """
     with hub_upload(advice):
         hub = HfApi()
-        hub.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
-        there = None
-        if hub.file_exists(repository, CARD, repo_type="dataset"):
-            there = DatasetCard.load(repository, ignore_metadata_errors=True)
-        # one that tells of other data than these is worse than none
-        if there is None or TAG in (there.data.tags or []):
-            hub.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repository, repo_type="dataset")
-        labelled.push_to_hub(repository, private=True)  # adds to the card's metadata what the columns are
+        hub.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
+        existing = None
+        if hub.file_exists(repo_id, CARD, repo_type="dataset"):
+            existing = DatasetCard.load(repo_id, ignore_metadata_errors=True)
+        # a card of an earlier result would describe other data
+        if existing is None or TAG in (existing.data.tags or []):
+            hub.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repo_id, repo_type="dataset")
+        dataset.push_to_hub(repo_id, private=True)  # adds the features to the card's metadata

@@ -1,4 +1,4 @@
-"""What the teacher hears in every clip, how sure it is, and when it is said; on disk while it is being made."""
+"""Transcribe clips with the teacher (text, average log-probability, segments), appending each batch to disk."""
 
 import functools
 import math
@@ -16,119 +16,140 @@ from transformers import LogitsProcessor, WhisperForConditionalGeneration, Whisp
 
 from ..data.audio import extract_features, waveform
 from ..data.columns import replace_column
+from ..data.labels import TIME_PRECISION
 from ..errors import UserError
+from ..evaluation.long_form import Timestamps
 from ..evaluation.manifest import ELSEWHERE
 from ..evaluation.transcribe import Decoding, Job, PreparedSet, plan_manifests
 from ..models.generation_config import no_timestamps
 from .options import PseudoLabelArguments
 
-TRANSCRIPTS = "transcripts"  # their folder; not that of evaluations, whose lines say other things
-ANEW = "Have it made anew, or elsewhere: askd-hf pseudo-label --overwrite True, or --output_dir"
-RESOLUTION = 0.02  # seconds between two timestamps of Whisper
+TRANSCRIPTS_DIR = "transcripts"  # not the directory of evaluations, whose manifests have other fields
+OVERWRITE_HINT = "Transcribe again or use another directory: askd-hf pseudo-label --overwrite True, or --output_dir"
 
 
 class GreedyLogProbs(LogitsProcessor):
-    """Adds up the log-probabilities of the tokens that greedy search takes, and changes nothing.
+    """Sum the log-probabilities of the tokens that greedy search selects, without changing the scores.
 
-    As in OpenAI's whisper/decoding.py they are of the distribution that is left after tokens were suppressed and the
-    rules for timestamps were applied, and the end of text counts. It has to be the last processor.
+    As in whisper/decoding.py of OpenAI, the distribution is the one after suppressed tokens and timestamp rules, and
+    end of text is included. This must be the last processor. It replaces `compute_transition_scores`, which needs the
+    logits of all steps in memory.
+
+    Args:
+        eos_token_id: end of text.
 
     Attributes:
         total: float32 `(batch,)`.
-        prompt: tokens before the first one that is generated.
+        prompt_length: number of tokens before the first generated one.
     """
 
-    def __init__(self, end: int):
-        self.end = end
-        self.prompt = 0
+    def __init__(self, eos_token_id: int):
+        self.eos_token_id = eos_token_id
+        self.prompt_length = 0
         self.total: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.total is None:
-            self.prompt = input_ids.shape[1]
+            self.prompt_length = input_ids.shape[1]
             self.total = torch.zeros(len(scores), device=scores.device)
-        unfinished = (input_ids[:, self.prompt :] != self.end).all(1)
+        unfinished = (input_ids[:, self.prompt_length :] != self.eos_token_id).all(1)
         self.total += unfinished * scores.float().log_softmax(-1).amax(-1)
         return scores
 
 
-def plan(
+def plan_transcription(
     args: PseudoLabelArguments,
     teacher: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Dataset,
 ) -> Job:
-    """What is still to be transcribed. Nothing is yet, and what can be refused is refused here.
+    """Plan the decoding job and validate all settings before anything is decoded.
 
     Args:
-        teacher: as it was loaded, in float32; left where, in the dtype and with the language that `args` asks for.
-        clips: of `filter_invalid_clips`.
+        args: the options.
+        teacher: as loaded, in float32. Its device, dtype and language are set as in `args`.
+        processor: the teacher's.
+        clips: the result of `filter_invalid_clips`.
+
+    Returns:
+        The job for `transcribe`, whose clips are sorted by duration. The longest come first, so that a lack of memory
+        is detected immediately.
 
     Raises:
-        UserError: in the output directory are transcripts of another teacher, other clips or settings; the teacher
-            has no language, or can't tell times.
+        UserError: the output directory has transcripts of another teacher, clips or settings; or the teacher has no
+            language or no timestamps.
     """
-    # neither references nor speakers change a transcript. Longest first: if memory is short, that shows at once
-    heard = clips.remove_columns([name for name in ("text", "speaker") if name in clips.column_names])
-    heard = replace_column(heard, "text", [""] * len(clips))
-    heard = replace_column(heard, "row", list(range(len(clips))))
-    seconds = clips["seconds"][:]
-    heard = heard.select(sorted(range(len(clips)), key=lambda row: -seconds[row]))
+    # references and speakers are removed, since transcripts don't depend on them
+    audio = clips.remove_columns([name for name in ("text", "speaker") if name in clips.column_names])
+    audio = replace_column(audio, "text", [""] * len(clips))
+    audio = replace_column(audio, "row", list(range(len(clips))))
+    durations = clips["duration"][:]
+    audio = audio.select(sorted(range(len(clips)), key=lambda row: -durations[row]))
+    timestamps: Timestamps = "segment" if args.timestamps else "none"
     try:
         (job,) = plan_manifests(
             {"teacher": (args.teacher, teacher, processor)},
-            [PreparedSet(args.source(), "short", heard, dropped={})],
-            Decoding(
-                1,
-                args.generation_max_length,
-                "segment" if args.timestamps else "none",
-                args.batch_size,
-                args.num_workers,
-            ),
-            Path(args.output_dir) / TRANSCRIPTS,
+            [PreparedSet(args.source(), "short", audio, dropped={})],
+            Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
+            Path(args.output_dir) / TRANSCRIPTS_DIR,
             device=torch.device(args.device),
             dtype=args.torch_dtype(),
             overwrite=args.overwrite,
         )
-    except UserError as error:  # askd-hf distill --unlabeled_dataset has neither option
-        raise UserError(str(error).replace(ELSEWHERE, ANEW)) from None
+    except UserError as error:  # askd-hf distill --unlabeled_dataset has no --overwrite: name the script
+        raise UserError(str(error).replace(ELSEWHERE, OVERWRITE_HINT)) from None
     return job
 
 
 def transcribe(job: Job) -> list[dict[str, Any]]:
-    """Transcribe what the manifest lacks, and append it batch by batch.
+    """Transcribe the clips that are missing in the manifest, and append the results batch by batch.
 
-    Returns, in the order of the dataset and not of the manifest, for every clip: `clip`; `text`; `avg_log_prob`: of
-    its tokens, timestamps and end of text included, over their number and one, as OpenAI has it; `tokens`: how many,
-    without the end; `ended`: whether it did before the token limit; with timestamps `segments`: `start`, `end`
-    (seconds) and `text`.
+    Args:
+        job: the result of `plan_transcription`.
+
+    Returns:
+        For each clip, in the order of the dataset:
+
+        clip: its name.
+        text: the transcript.
+        avg_logprob: sum of the log-probabilities of all tokens, timestamps and end of text included, divided by
+            `tokens` + 1, as in OpenAI Whisper.
+        tokens: number of tokens without end of text.
+        ended: whether end of text was generated before the token limit.
+        segments: list of `start` and `end` (seconds) and `text`; only with timestamps.
 
     Raises:
-        UserError: a clip can't be decoded any more, the teacher's logits aren't finite, the disk is full.
+        UserError: a clip can no longer be decoded, the teacher's logits aren't finite, or the disk is full.
     """
     clips, total, done = job.prepared.clips, len(job.prepared.clips), job.done
     if done < total:
         rest = clips.select(range(done, total))
         try:
             with tqdm(total=total, initial=done, desc="Transcribing", unit="clip") as progress:
-                for heard in _in_batches(job, rest):
-                    job.manifest.append(heard)
-                    done += len(heard)
-                    progress.update(len(heard))
+                for lines in _transcribe_batches(job, rest):
+                    job.manifest.append(lines)
+                    done += len(lines)
+                    progress.update(len(lines))
         except KeyboardInterrupt:
-            print(f"\n{done} of {total} clips are transcribed: the same command goes on from there", file=sys.stderr)
+            print(f"\n{done} of {total} clips are transcribed; run the same command again to resume", file=sys.stderr)
             raise
         job.manifest.finish()
-    lines = dict(zip(clips["row"], job.manifest.rows(), strict=True))
-    return [lines[row] for row in range(total)]
+    by_row = dict(zip(clips["row"], map(_with_current_names, job.manifest.rows()), strict=True))
+    return [by_row[row] for row in range(total)]
+
+
+def _with_current_names(line: dict[str, Any]) -> dict[str, Any]:
+    """Rename the field `avg_log_prob` of manifests of earlier versions."""
+    return {"avg_logprob" if name == "avg_log_prob" else name: value for name, value in line.items()}
 
 
 @torch.inference_mode()
-def _in_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
-    """For each batch what the teacher heard in its clips."""
+def _transcribe_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
+    """Yield the manifest lines of each batch."""
     model, processor, decoding = job.model, job.processor, job.decoding
     timestamps = decoding.timestamps != "none"
-    # one pass a window: otherwise `generate` goes on after the last timestamp, and what it gives fits no label
+    # One pass per window: otherwise `generate` decodes again from the last timestamp, and the result can be longer
+    # than a label.
     options: dict[str, Any] = dict(num_beams=1, do_sample=False, force_unique_generate_call=True)
     if not timestamps:
         options |= no_timestamps(model)
@@ -137,17 +158,18 @@ def _in_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
     collate = functools.partial(_collate, processor)
     for batch in DataLoader(clips, decoding.batch_size, collate_fn=collate, num_workers=decoding.num_workers):
         features = batch["input_features"].to(model.device, model.dtype)
-        mask = torch.ones_like(features[:, 0]).long()  # Whisper sees the padding's silence too
+        mask = torch.ones_like(features[:, 0]).long()  # Whisper attends to the padding too
         captured = GreedyLogProbs(processor.tokenizer.eos_token_id)
         tokens = model.generate(
             features, attention_mask=mask, return_timestamps=timestamps, logits_processor=[captured], **options
         )
-        heard = zip(tokens[:, captured.prompt :].tolist(), captured.total.tolist(), batch["rows"], strict=True)
-        yield [_line(job, ids, log_prob, row, timestamps) for ids, log_prob, row in heard]
+        generated = tokens[:, captured.prompt_length :].tolist()
+        clips_of_batch = zip(generated, captured.total.tolist(), batch["rows"], strict=True)
+        yield [_line(job, ids, log_prob, row, timestamps) for ids, log_prob, row in clips_of_batch]
 
 
 def _line(job: Job, ids: list[int], log_prob: float, row: dict[str, Any], timestamps: bool) -> dict[str, Any]:
-    """A clip's line of the manifest, from generated tokens and the sum of their log-probabilities."""
+    """Return the manifest line of a clip from its generated tokens and the sum of their log-probabilities."""
     if not math.isfinite(log_prob):
         raise UserError(
             f"{row['clip']}: the teacher's logits are not finite; try askd-hf pseudo-label --dtype float32"
@@ -156,18 +178,18 @@ def _line(job: Job, ids: list[int], log_prob: float, row: dict[str, Any], timest
     ended = end in ids
     ids = ids[: ids.index(end)] if ended else ids
     decode = functools.partial(_text, job.processor)
-    # special tokens come after the text's, as in OpenAI's `tokens < tokenizer.eot`
+    # ids of special tokens are greater than those of text: OpenAI's `tokens < tokenizer.eot`
     line = dict(clip=row["clip"], text=decode([token for token in ids if token < end]))
-    line |= dict(avg_log_prob=log_prob / (len(ids) + 1), tokens=len(ids), ended=ended)
+    line |= dict(avg_logprob=log_prob / (len(ids) + 1), tokens=len(ids), ended=ended)
     if timestamps:
         first = job.model.generation_config.no_timestamps_token_id + 1
-        line["segments"] = segments_of(ids, first, end, row["seconds"], decode)
+        line["segments"] = segments_of(ids, first, end, row["duration"], decode)
     return line
 
 
 def _collate(processor: WhisperProcessor, rows: list[dict[str, Any]]) -> dict[str, Any]:
     features = extract_features(processor.feature_extractor, [waveform(row) for row in rows])
-    return {**features, "rows": [{"clip": row["clip"], "seconds": row["seconds"]} for row in rows]}
+    return {**features, "rows": [{"clip": row["clip"], "duration": row["duration"]} for row in rows]}
 
 
 def _text(processor: WhisperProcessor, ids: list[int]) -> str:
@@ -175,29 +197,29 @@ def _text(processor: WhisperProcessor, ids: list[int]) -> str:
 
 
 def segments_of(
-    ids: list[int], first_timestamp: int, end: int, seconds: float, decode: Callable[[list[int]], str]
+    ids: list[int], first_timestamp: int, end: int, duration: float, decode: Callable[[list[int]], str]
 ) -> list[dict[str, Any]]:
-    """The phrases between timestamps: `start` and `end` in seconds, multiples of 0.02 within the clip, and `text`.
+    """Return the segments between timestamps: `start` and `end` in seconds, multiples of 0.02, and `text`.
 
-    The tokenizer's `decode(output_offsets=True)` leaves out a last phrase that has no end: here it ends with the clip.
-    Text before any timestamp begins where the phrase before ends. What the teacher puts after the clip's end, into the
-    silence that fills the window, is at its end.
+    A last segment without end ends with the clip; `decode(output_offsets=True)` of the tokenizer would drop it. Text
+    without a start timestamp starts where the previous segment ends. Timestamps after the clip, in the padding of the
+    window, are set to its end.
 
     Args:
-        ids: generated tokens without the end of text.
-        first_timestamp: the token for 0 s.
-        end: of text; tokens from here to the timestamps are neither text nor time.
-        seconds: of the clip.
-        decode: tokens of a phrase to its text.
+        ids: generated tokens without end of text.
+        first_timestamp: the token of 0 s.
+        end: the token of end of text. Ids between it and the timestamps are other special tokens, which are ignored.
+        duration: of the clip, seconds.
+        decode: converts the tokens of a segment to text.
     """
-    last = math.floor(seconds / RESOLUTION + 1e-6)  # in steps of the resolution
+    last = math.floor(duration / TIME_PRECISION + 1e-6)  # in steps of TIME_PRECISION
     segments: list[dict[str, Any]] = []
     start = 0
     text: list[int] = []
 
     def close(at: int) -> None:
-        if phrase := decode(text):
-            segments.append(dict(start=in_seconds(start), end=in_seconds(at), text=phrase))
+        if decoded := decode(text):
+            segments.append(dict(start=to_seconds(start), end=to_seconds(at), text=decoded))
         text.clear()
 
     for token in ids:
@@ -211,6 +233,6 @@ def segments_of(
     return segments
 
 
-def in_seconds(steps: int) -> float:
-    """Of a timestamp, as its token is written."""
-    return round(steps * RESOLUTION, 2)
+def to_seconds(steps: int) -> float:
+    """Convert a number of timestamp steps to seconds, rounded as in the timestamp token."""
+    return round(steps * TIME_PRECISION, 2)

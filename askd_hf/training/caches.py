@@ -12,14 +12,14 @@ from ..arguments import CacheArguments, MixArguments, ModelArguments
 from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream, cache_encoder
 from ..data.augment import AugmentArguments
-from ..data.teacher_cache import (
-    ALL_COLUMNS,
-    cache_teacher,
+from ..data.soft_labels import (
+    SOFT_LABEL_COLUMNS,
     check_soft_labels,
     has_soft_labels,
     teacher_settings,
     without_soft_labels,
 )
+from ..data.teacher_cache import cache_teacher
 from ..errors import UserError
 from ..models.student import encoder_is_deterministic
 from ..models.teacher_memory import offload, place_teacher, quantize_decoder
@@ -38,8 +38,8 @@ def check_caches(
     augment: AugmentArguments | None = None,
 ) -> None:
     """Raise `UserError` for options of the caches that don't fit the other options."""
-    if augment is not None and augment.augment and caches.encoder_cache_dir:
-        raise UserError("--augment is not supported with --encoder_cache_dir: it changes a clip in every epoch")
+    if augment is not None and augment.augmentations and caches.encoder_cache_dir:
+        raise UserError("--augmentations is not supported with --encoder_cache_dir: it changes a clip in every epoch")
     if mix_args is not None and mix_args.streaming and (caches.encoder_cache_dir or caches.teacher_cache_dir):
         raise UserError(
             "--encoder_cache_dir and --teacher_cache_dir are not supported with --streaming, as they require all clips"
@@ -130,7 +130,7 @@ def with_soft_labels(
     if not config.uses_teacher:
         return without_soft_labels(dataset)
     if not (has_soft_labels(dataset) or caches.teacher_cache_dir):
-        alike = [name for name in ALL_COLUMNS if name in dataset.column_names]
+        alike = [name for name in SOFT_LABEL_COLUMNS if name in dataset.column_names]
         if alike:
             logger.warning("removed the columns %s, which aren't the soft labels of a teacher", ", ".join(alike))
         return without_soft_labels(dataset)
@@ -148,7 +148,7 @@ def with_soft_labels(
     if teacher_extractor is not None:
         collator = replace(collator, processor=WhisperProcessor(teacher_extractor, collator.processor.tokenizer))
     cache = collator.encoder_cache
-    if cache is not None and not cache.is_of(teacher, collator.processor):
+    if cache is not None and not cache.matches(teacher, collator.processor):
         collator = replace(collator, encoder_cache=None)
     return cache_teacher(
         lambda: place_teacher(compress_teacher(teacher, models, config), config.device).eval(),

@@ -7,7 +7,7 @@ from transformers import WhisperForConditionalGeneration
 
 from ..config import ASKDConfig
 from ..data import SpeechCollator
-from ..data.teacher_cache import check_settings
+from ..data.soft_labels import check_settings
 from ..errors import UserError
 
 
@@ -52,7 +52,7 @@ def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> N
         )
     if args.dataloader_persistent_workers:
         raise UserError(
-            "--dataloader_persistent_workers is not supported with --augment, --timestamp_probability and "
+            "--dataloader_persistent_workers is not supported with --augmentations, --timestamp_probability and "
             "--condition_on_prev_probability: the workers would repeat the random numbers of the first epoch"
         )
 

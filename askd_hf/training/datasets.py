@@ -15,17 +15,17 @@ from ..data import (
     Limits,
     SpeechCollator,
     SpeechStream,
-    as_stream,
     clean_texts,
     filter_invalid_clips,
     load_speech_dataset,
     mix,
-    to_stream,
-    with_negatives,
+    select_training_columns,
+    to_iterable_dataset,
+    with_no_speech,
 )
 from ..data.languages import language_code, with_language, without_language
-from ..data.negatives import negatives_from, synthetic_negatives
-from ..data.teacher_cache import without_soft_labels
+from ..data.no_speech import as_no_speech, synthetic_no_speech
+from ..data.soft_labels import without_soft_labels
 from ..data.text import basic_normalizer, replace_column
 from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
@@ -110,8 +110,8 @@ def training_limits(collator: SpeechCollator, data_args: DataArguments) -> Limit
         max_duration_in_seconds=data_args.max_duration_in_seconds,
         min_label_length=data_args.min_label_length,
         max_label_length=data_args.max_label_length,
-        times=collator.timestamps > 0.0,
-        prompts=collator.prompts > 0.0,
+        check_timestamps=collator.timestamp_probability > 0.0,
+        check_prompts=collator.condition_on_prev_probability > 0.0,
     )
 
 
@@ -170,11 +170,11 @@ def training_speech(
         pairs = {(language_code(s.language) or "en", s.task or "transcribe") for s in sources} if multilingual else ()
         no_speech_dataset = _negatives(mix_args, data_args, collator, sorted(pairs))
         return SpeechStream(
-            [as_stream(split) for split in splits],
+            [select_training_columns(split) for split in splits],
             mix_args.dataset_probabilities,
             seed,
             mix_args.shuffle_buffer_size,
-            None if no_speech_dataset is None else as_stream(to_stream(no_speech_dataset)),
+            None if no_speech_dataset is None else select_training_columns(to_iterable_dataset(no_speech_dataset)),
             mix_args.no_speech_probability,
             data_args.on_bad_audio,
         )
@@ -188,11 +188,11 @@ def training_speech(
     no_speech_dataset = _negatives(mix_args, data_args, collator, spoken)
     if no_speech_dataset is None:
         return speech
-    limits = model_limits(collator).of_negatives()
+    limits = model_limits(collator).for_no_speech()
     no_speech_dataset = validate_split(
-        "training", "negatives", no_speech_dataset, limits, data_args, report_to, collator
+        "training", "no_speech", no_speech_dataset, limits, data_args, report_to, collator
     )
-    return with_negatives(speech, no_speech_dataset, mix_args.no_speech_probability, seed)
+    return with_no_speech(speech, no_speech_dataset, mix_args.no_speech_probability, seed)
 
 
 def spoken_in(dataset: Dataset) -> list[tuple[str, str]]:
@@ -264,13 +264,13 @@ def _negatives(
     if mix_args.no_speech_dataset is None:
         return None
     if mix_args.no_speech_dataset == SYNTHETIC:
-        no_speech_dataset = synthetic_negatives(
+        no_speech_dataset = synthetic_no_speech(
             max_duration_in_seconds=float(collator.processor.feature_extractor.chunk_length)
         )
     else:
         workers = data_args.preprocessing_num_workers
         noises = load_speech_dataset(mix_args.no_speech_dataset, None, "train", text_required=False, num_proc=workers)
-        no_speech_dataset = negatives_from(noises)
+        no_speech_dataset = as_no_speech(noises)
     for column, values in zip(("language", "task"), zip(*spoken, strict=True), strict=False):
         in_turn = [values[row % len(values)] for row in range(len(no_speech_dataset))]
         no_speech_dataset = replace_column(no_speech_dataset, column, in_turn)

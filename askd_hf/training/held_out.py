@@ -80,7 +80,7 @@ def _speech(dataset: Any) -> tuple[Sequence[Any], dict[Any, int]]:
     """Return the clip of each row, and the first row of each clip with speech."""
     columns = dataset.column_names if isinstance(dataset, Dataset) else []
     clips = dataset["audio_key"][:] if "audio_key" in columns else range(len(dataset))
-    silent = dataset["negative"][:] if "negative" in columns else itertools.repeat(False, len(dataset))
+    silent = dataset["no_speech"][:] if "no_speech" in columns else itertools.repeat(False, len(dataset))
     rows: dict[Any, int] = {}
     for row, (clip, is_silent) in enumerate(zip(clips, silent, strict=True)):
         if not is_silent:
@@ -142,7 +142,7 @@ class HeldOutClips:
             label_mask = inputs["labels"] != -100
             batch = runner.model_inputs(inputs)
             with accelerator.autocast():
-                runner.encode(student, batch, with_states=False)
+                runner.run_encoder(student, batch, with_states=False)
                 if held_out.choices is None:  # the teacher runs once per clip
                     held_out.choices = first_choices(runner.teacher_target(inputs, batch, label_mask)[0])
                 if "encoder_outputs" in batch:

@@ -14,7 +14,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from ..callbacks import AdaptiveBlendCallback
 from ..config import ASKDConfig
-from ..data import TEACHER_COLUMNS, SpeechCollator, encode
+from ..data import TEACHER_COLUMNS, SpeechCollator, run_encoder
 from ..errors import UserError
 from ..models.layers import LayerPairs, copied_encoder_layers, is_pruned_encoder, matched_layers
 from ..models.student import check_pair, encoder_is_deterministic, same_encoder
@@ -102,7 +102,7 @@ class ModelRunner:
         cache = self.collator.encoder_cache if isinstance(self.collator, SpeechCollator) else None
         if cache is not None:
             self._check_cache_is_valid()
-            if not cache.is_of(self.student, self.collator.processor):
+            if not cache.matches(self.student, self.collator.processor):
                 raise UserError(
                     f"encoder cache {cache.folder}: it was made with another encoder or other features than the "
                     "student's; compute it again"
@@ -166,7 +166,7 @@ class ModelRunner:
         # the student runs last, as its SpecAugment overwrites the input features
         targets, teacher_states = {}, None
         with torch.no_grad(), self.accelerator.autocast():
-            self.encode(model, batch, with_states=pairs is not None)
+            self.run_encoder(model, batch, with_states=pairs is not None)
             if weights.teacher > 0.0:
                 targets["teacher"], teacher_states = self.teacher_target(inputs, batch, label_mask, pairs)
             if weights.self > 0.0:
@@ -214,7 +214,7 @@ class ModelRunner:
         terms.hidden = terms.hidden.detach()
         return weighted.sum()
 
-    def encode(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
+    def run_encoder(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
         """Add the student's `encoder_outputs` to the batch, for all models, unless its encoder is trained.
 
         In evaluation this includes a trained encoder, unless its hidden states are needed (`with_states`): those come
@@ -227,7 +227,7 @@ class ModelRunner:
             return
         batch["input_features"] = batch["input_features"].to(student.dtype)  # bf16_full_eval casts the model
         if self.encoder_is_fixed() or not (model.training or with_states):
-            batch["encoder_outputs"] = (encode(student.model.encoder, batch["input_features"]),)
+            batch["encoder_outputs"] = (run_encoder(student.model.encoder, batch["input_features"]),)
 
     def teacher_target(
         self, inputs: dict[str, Tensor], batch: dict[str, Any], label_mask: Tensor, pairs: LayerPairs | None = None

@@ -23,7 +23,7 @@ from transformers.trainer_utils import SaveStrategy, has_length
 from ..callbacks import BLEND_STATE_FILE, read_blend_state
 from ..config import ASKDConfig
 from ..data import SpeechCollator, SpeechStream
-from ..data.teacher_cache import SETTINGS, has_soft_labels
+from ..data.soft_labels import SETTINGS_COLUMN, has_soft_labels
 from ..errors import UserError
 from ..hub.provenance import Provenance
 from ..models.lora import lora_settings
@@ -63,7 +63,8 @@ HARMLESS = {
 RANDOM = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
 SHAPE = ("d_model", "encoder_layers", "decoder_layers", "vocab_size")
 # columns that labels are made of
-LABEL_COLUMNS = ("text", "language", "task", "segments", "prompt", "negative", "label_tokens", "labels")
+LABEL_COLUMNS = ("text", "language", "task", "segments", "prompt", "no_speech", "label_tokens", "labels")
+DIGEST_NAMES = {"no_speech": "negative"}  # columns under their former names, so that digests in old checkpoints match
 BATCH_SIZE = 1000  # rows, for the digest
 DESCRIPTIONS = {
     "batch_size": "batch_size (per_device_train_batch_size x gradient_accumulation_steps x processes)",
@@ -137,7 +138,7 @@ def model_settings(
     values["teacher"] = teacher
     values["teacher_labels"] = None
     if uses_teacher and has_soft_labels(train_dataset):
-        labels = [json.loads(text) for text in sorted(train_dataset.unique(SETTINGS))]
+        labels = [json.loads(text) for text in sorted(train_dataset.unique(SETTINGS_COLUMN))]
         # without the teacher's name, which may be a path
         values["teacher_labels"] = [{k: v for k, v in label.items() if k != "teacher"} for label in labels]
     return _as_json(values)
@@ -174,11 +175,11 @@ def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict
         values["streaming"] = dict(
             datasets=[[speech.dataset, speech.config, speech.split] for speech in origin.speech],
             number=len(train_dataset.datasets),
-            dataset_probabilities=train_dataset.weights,
+            dataset_probabilities=train_dataset.probabilities,
             seed=train_dataset.seed,
-            shuffle_buffer_size=train_dataset.buffer,
+            shuffle_buffer_size=train_dataset.buffer_size,
             no_speech_dataset=train_dataset.no_speech_dataset is not None,
-            no_speech_probability=train_dataset.share,
+            no_speech_probability=train_dataset.no_speech_probability,
         )
     elif has_length(train_dataset):
         values["clips"] = len(train_dataset)
@@ -186,13 +187,13 @@ def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict
             values["clips_digest"] = clips_digest(train_dataset)
     if isinstance(collator, SpeechCollator):
         values["timestamp_probability"], values["condition_on_prev_probability"] = (
-            collator.timestamps,
-            collator.prompts,
+            collator.timestamp_probability,
+            collator.condition_on_prev_probability,
         )
-        values["augment"] = None
+        values["augmentations"] = None
         if collator.augmenter is not None:
             options = asdict(collator.augmenter.options)
-            values["augment"] = options | {"noise_folder": options["noise_folder"] is not None}
+            values["augmentations"] = options | {"noise_dir": options["noise_dir"] is not None}
         if collator.limits is not None:
             values["filters"] = asdict(collator.limits)
     return _as_json(values)
@@ -206,7 +207,8 @@ def clips_digest(dataset: Dataset) -> str:
     if columns:
         for table in dataset.select_columns(columns).with_format("arrow").iter(BATCH_SIZE):
             for row in table.to_pylist():
-                digest.update(json.dumps(row, sort_keys=True).encode())
+                named = {DIGEST_NAMES.get(name, name): value for name, value in row.items()}
+                digest.update(json.dumps(named, sort_keys=True).encode())
     return digest.hexdigest()
 
 

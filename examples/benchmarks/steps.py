@@ -32,7 +32,7 @@ from askd_hf import (
     load_whisper,
 )
 from askd_hf.data import TEACHER_COLUMNS
-from askd_hf.data.teacher_cache import SOFT_LABELS, soft_labels
+from askd_hf.data.soft_labels import SOFT_LABEL_FEATURES, compute_soft_labels
 from askd_hf.models.generation_config import set_language
 
 TEMPERATURE = 2.0
@@ -140,7 +140,7 @@ def with_encoder_output(batch: Batch, student: WhisperForConditionalGeneration, 
 
 def with_teacher_columns(batch: Batch, teacher: WhisperForConditionalGeneration, k: int) -> Batch:
     """The batch with what the teacher cache holds: its `k` most probable tokens at every label token."""
-    target = soft_labels(teacher, batch, k, TEMPERATURE)
+    target = compute_soft_labels(teacher, batch, k, TEMPERATURE)
     real = batch["labels"] != -100
     columns = {}
     for name, values in zip(TEACHER_COLUMNS, target, strict=True):
@@ -307,7 +307,11 @@ def teacher_phase_ratio(
     Without a teacher for batches of `with_teacher_columns`.
     """
     # the trainer sees from the dataset's columns that the teacher is cached; it gets its batches from us
-    columns = Dataset.from_dict({name: [] for name in SOFT_LABELS}, features=SOFT_LABELS) if teacher is None else None
+    columns = (
+        Dataset.from_dict({name: [] for name in SOFT_LABEL_FEATURES}, features=SOFT_LABEL_FEATURES)
+        if teacher is None
+        else None
+    )
     args = ASKDConfig(preset="kd", **options)
     return TrainerStep(ASKDTrainer(model=student, args=args, teacher_model=teacher, train_dataset=columns))
 

@@ -117,11 +117,13 @@ def test_integers_are_scaled_by_their_dtype(dtype, zero, scale):
 def test_samples_of_another_scale_are_named(samples):
     peak = np.abs(samples).max()
     for given in (samples, samples.tolist()):
-        with pytest.raises(AudioError, match=f"samples must be within -1 and 1: up to {peak:.0f}"):
+        with pytest.raises(AudioError, match=f"samples must be between -1 and 1: the peak is {peak:.0f}"):
             as_array(given)
-    with pytest.raises(AudioError, match="samples must be within -1 and 1"):
+    with pytest.raises(AudioError, match="samples must be between -1 and 1"):
         decode_audio({"path": None, "bytes": encoded(samples.astype(np.float32), subtype="FLOAT")})
-    with pytest.raises(AudioError, match="samples must be within -1 and 1: up to 3,"):  # whole numbers, but soft
+    with pytest.raises(
+        AudioError, match="samples must be between -1 and 1: the peak is 3,"
+    ):  # whole numbers, but soft
         as_array(np.round(10 * tone()))
 
 

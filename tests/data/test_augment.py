@@ -14,15 +14,15 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import WhisperFeatureExtractor
 
 from askd_hf.data.audio import extract_features
-from askd_hf.data.augment import EFFECTS, GAIN_DB, SNR_DB, SPEED, AugmentArguments, Augmenter
+from askd_hf.data.augment import AUGMENTATIONS, GAIN_DB, SNR_DB, SPEED, AugmentArguments, Augmenter
 from askd_hf.errors import UserError
 
-DRAWS = [(3, epoch, row) for epoch in range(2) for row in range(20)]
+KEYS = [(3, epoch, row) for epoch in range(2) for row in range(20)]
 
 
 def augmenter(*effects: str, p: float = 1.0, **changes) -> Augmenter:
     max_samples = changes.pop("max_samples", 30 * RATE)
-    return Augmenter(AugmentArguments(augment=list(effects), augment_probability=p, **changes), max_samples)
+    return Augmenter(AugmentArguments(augmentations=list(effects), augment_probability=p, **changes), max_samples)
 
 
 def rms_db(wave: np.ndarray) -> float:
@@ -38,43 +38,43 @@ def noises(tmp_path):
     return tmp_path
 
 
-# ---- a function of the clip and its draw ----
+# ---- a function of the clip and its key ----
 
 
 class Waves(Dataset):
-    """One clip augmented by every draw, in a process that draws for itself in between."""
+    """One clip augmented with every key, in a process that uses its own random numbers in between."""
 
     def __init__(self, augment: Augmenter):
         self.augment, self.wave = augment, tone(seconds=0.4)
 
     def __len__(self) -> int:
-        return len(DRAWS)
+        return len(KEYS)
 
     def __getitem__(self, i: int) -> np.ndarray:
         random.random()
-        return self.augment(self.wave, DRAWS[i])
+        return self.augment(self.wave, KEYS[i])[0]
 
 
-def test_a_draw_gives_the_same_samples_and_another_draw_others(noises):
-    first, second = (augmenter(*EFFECTS, noise_folder=str(noises)) for _ in range(2))
-    waves = [first(tone(), draw) for draw in DRAWS]
-    for i in reversed(range(len(DRAWS))):  # by an object without that past, in another order
-        np.testing.assert_array_equal(second(tone(), DRAWS[i]), waves[i])
+def test_a_key_gives_the_same_samples_and_another_key_others(noises):
+    first, second = (augmenter(*AUGMENTATIONS, noise_dir=str(noises)) for _ in range(2))
+    waves = [first(tone(), rng_key)[0] for rng_key in KEYS]
+    for i in reversed(range(len(KEYS))):  # by an object without that past, in another order
+        np.testing.assert_array_equal(second(tone(), KEYS[i])[0], waves[i])
     different = {wave.tobytes() for wave in waves}
-    assert len(different) == len(DRAWS)
+    assert len(different) == len(KEYS)
 
 
 def test_one_that_was_pickled_gives_the_same(noises):
-    original = augmenter(*EFFECTS, noise_folder=str(noises))
-    expected = [original(tone(), draw) for draw in DRAWS]
+    original = augmenter(*AUGMENTATIONS, noise_dir=str(noises))
+    expected = [original(tone(), rng_key)[0] for rng_key in KEYS]
     copy = pickle.loads(pickle.dumps(original))
-    for draw, wave in zip(DRAWS, expected, strict=True):
-        np.testing.assert_array_equal(copy(tone(), draw), wave)
+    for rng_key, wave in zip(KEYS, expected, strict=True):
+        np.testing.assert_array_equal(copy(tone(), rng_key)[0], wave)
 
 
 @pytest.mark.parametrize(("start_method", "workers"), [("fork", 2), ("spawn", 1)])
 def test_worker_processes_give_the_same(noises, start_method, workers):
-    waves = Waves(augmenter(*EFFECTS, p=0.5, noise_folder=str(noises)))
+    waves = Waves(augmenter(*AUGMENTATIONS, p=0.5, noise_dir=str(noises)))
     loader = DataLoader(
         waves,
         batch_size=3,
@@ -88,12 +88,12 @@ def test_worker_processes_give_the_same(noises, start_method, workers):
 
 
 def test_the_global_random_states_decide_nothing_and_are_left_as_they_were():
-    augment = augmenter(*EFFECTS)
-    expected = augment(tone(), (1, 2, 3))
+    augment = augmenter(*AUGMENTATIONS)
+    expected, _ = augment(tone(), (1, 2, 3))
     random.seed(99)
     np.random.seed(99)
     states = random.getstate(), np.random.get_state()
-    np.testing.assert_array_equal(augment(tone(), (1, 2, 3)), expected)
+    np.testing.assert_array_equal(augment(tone(), (1, 2, 3))[0], expected)
     assert random.getstate() == states[0]
     for now, before in zip(np.random.get_state(), states[1], strict=True):
         np.testing.assert_array_equal(now, before)
@@ -104,9 +104,9 @@ def test_the_global_random_states_decide_nothing_and_are_left_as_they_were():
 
 def test_each_effect_comes_as_often_as_asked():
     unchanged = tone(seconds=0.2)
-    for effect in EFFECTS:
+    for effect in AUGMENTATIONS:
         augment = augmenter(effect, p=0.3)
-        waves = [augment(unchanged, (0, 0, row)) for row in range(300)]
+        waves = [augment(unchanged, (0, 0, row))[0] for row in range(300)]
         changed = sum(not np.array_equal(wave, unchanged) for wave in waves)
         assert 60 < changed < 120, effect  # 90 expected, by 8 either way
 
@@ -116,11 +116,11 @@ def test_each_effect_comes_as_often_as_asked():
 
 @pytest.mark.parametrize("recorded", [False, True])
 def test_noise_has_its_distance_from_the_speech(noises, recorded):
-    augment = augmenter("noise", noise_folder=str(noises) if recorded else None)
+    augment = augmenter("noise", noise_dir=str(noises) if recorded else None)
     clip = tone(seconds=1.0)
     distances = []
-    for draw in DRAWS:
-        noisy, time_factor = augment.augment(clip, draw)
+    for rng_key in KEYS:
+        noisy, time_factor = augment(clip, rng_key)
         assert time_factor == 1.0 and noisy.shape == clip.shape
         distances.append(rms_db(clip) - rms_db(noisy - clip))
     # of a recording that is repeated, only the piece has exactly the level
@@ -132,9 +132,9 @@ def test_all_noises_of_the_folder_are_used_and_nothing_else(noises):
     (noises / "b.flac").write_bytes(encoded(tone(2000.0, 0.3), container="FLAC"))
     (noises / "more" / "c.ogg").write_bytes(encoded(tone(3000.0, 2.0, 22_050), 22_050, "OGG"))
     (noises / "notes.txt").write_text("not audio")
-    augment = augmenter("noise", noise_folder=str(noises))
+    augment = augmenter("noise", noise_dir=str(noises))
     clip = tone(seconds=1.0)
-    peaks = [np.abs(np.fft.rfft(augment(clip, draw) - clip)).argmax() for draw in DRAWS]  # in Hz
+    peaks = [np.abs(np.fft.rfft(augment(clip, rng_key)[0] - clip)).argmax() for rng_key in KEYS]  # in Hz
     assert {round(peak, -2) for peak in peaks} == {1000, 2000, 3000}
 
 
@@ -142,8 +142,8 @@ def test_gain_is_within_its_range_and_changes_nothing_else():
     augment = augmenter("gain")
     clip = tone()
     gains = []
-    for draw in DRAWS:
-        louder, time_factor = augment.augment(clip, draw)
+    for rng_key in KEYS:
+        louder, time_factor = augment(clip, rng_key)
         gains.append(rms_db(louder) - rms_db(clip))
         np.testing.assert_allclose(louder, clip * 10 ** (gains[-1] / 20), atol=1e-6)
         assert time_factor == 1.0
@@ -154,8 +154,8 @@ def test_speed_changes_duration_and_pitch_by_the_time_factor():
     augment = augmenter("speed")
     clip = tone(440.0, seconds=2.0)
     factors = []
-    for draw in DRAWS:
-        wave, time_factor = augment.augment(clip, draw)
+    for rng_key in KEYS:
+        wave, time_factor = augment(clip, rng_key)
         assert time_factor == len(wave) / len(clip)
         pitch = np.abs(np.fft.rfft(wave * np.hanning(len(wave)))).argmax() * RATE / len(wave)
         assert pitch == pytest.approx(440.0 / time_factor, abs=0.6)
@@ -166,16 +166,16 @@ def test_speed_changes_duration_and_pitch_by_the_time_factor():
 def test_a_time_in_the_clip_times_the_factor_is_where_it_is_now():
     clip = np.zeros(2 * RATE, np.float32)
     clip[int(1.5 * RATE)] = 0.5  # a click after 1.5 s
-    for draw in DRAWS:
-        wave, time_factor = augmenter("speed", "noise", "codec").augment(clip, draw)
+    for rng_key in KEYS:
+        wave, time_factor = augmenter("speed", "noise", "codec")(clip, rng_key)
         assert np.abs(wave).argmax() / RATE == pytest.approx(1.5 * time_factor, abs=0.002)
 
 
 def test_the_codec_keeps_length_and_timing_and_loses_something():
     rng = np.random.default_rng(0)
     clip = (0.1 * rng.standard_normal(RATE) * np.hanning(RATE)).astype(np.float32)
-    for draw in DRAWS:
-        wave, time_factor = augmenter("codec").augment(clip, draw)
+    for rng_key in KEYS:
+        wave, time_factor = augmenter("codec")(clip, rng_key)
         assert wave.shape == clip.shape and time_factor == 1.0
         assert rms_db(wave - clip) - rms_db(clip) > -30
         correlation = np.fft.irfft(np.fft.rfft(wave, 2 * RATE) * np.fft.rfft(clip, 2 * RATE).conj())
@@ -189,9 +189,9 @@ def test_a_clip_never_outgrows_the_window():
     clip = tone(seconds=1.0)
     factors = {seconds: [] for seconds in (1.0, 1.05, 2.0)}
     for seconds, collected in factors.items():
-        augment = augmenter(*EFFECTS, max_samples=round(seconds * RATE))
-        for draw in DRAWS:
-            wave, time_factor = augment.augment(clip, draw)
+        augment = augmenter(*AUGMENTATIONS, max_samples=round(seconds * RATE))
+        for rng_key in KEYS:
+            wave, time_factor = augment(clip, rng_key)
             assert len(wave) <= seconds * RATE and len(wave) == time_factor * RATE
             collected.append(time_factor)
     # only what would have been longer than the window stays as long as it was
@@ -216,9 +216,9 @@ def test_a_clip_never_outgrows_the_window():
 def test_any_clip_becomes_a_sound_one(noises, clip):
     before = clip.copy()
     for folder in (None, str(noises)):
-        augment = augmenter(*EFFECTS, noise_folder=folder)
-        for draw in DRAWS[:15]:
-            wave, time_factor = augment.augment(clip, draw)
+        augment = augmenter(*AUGMENTATIONS, noise_dir=folder)
+        for rng_key in KEYS[:15]:
+            wave, time_factor = augment(clip, rng_key)
             assert wave.dtype == np.float32 and wave.ndim == 1 and len(wave) > 0 and time_factor > 0
             assert np.isfinite(wave).all() and np.abs(wave).max() <= 1.0
     np.testing.assert_array_equal(clip, before)
@@ -228,17 +228,17 @@ def test_what_goes_beyond_full_scale_is_clipped_and_the_rest_is_not():
     augment = augmenter("gain")
     clip = (tone() / 0.3 * 0.9).astype(np.float32)
     clipped = 0
-    for draw in DRAWS:
-        ratio = np.median(augment(0.1 * clip, draw)[1:] / (0.1 * clip)[1:])
-        wave = augment(clip, draw)
+    for rng_key in KEYS:
+        ratio = np.median(augment(0.1 * clip, rng_key)[0][1:] / (0.1 * clip)[1:])
+        wave, _ = augment(clip, rng_key)
         np.testing.assert_allclose(wave, np.clip(ratio * clip, -1.0, 1.0), atol=1e-5)
         clipped += ratio * 0.9 > 1.0
-    assert 5 < clipped < len(DRAWS) - 5
+    assert 5 < clipped < len(KEYS) - 5
 
 
 def test_whisper_takes_the_result():
     extractor = WhisperFeatureExtractor()
-    waves = [augmenter(*EFFECTS)(tone(seconds=29.9), draw) for draw in DRAWS[:2]]
+    waves = [augmenter(*AUGMENTATIONS)(tone(seconds=29.9), rng_key)[0] for rng_key in KEYS[:2]]
     features = extract_features(extractor, waves)["input_features"]
     assert features.shape == (2, 80, 3000) and features.isfinite().all()
 
@@ -249,10 +249,16 @@ def test_whisper_takes_the_result():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(augment=["reverb"]), "augment: 'reverb' is none of speed, noise, gain, codec"),
-        (dict(augment=["gain"], augment_probability=0.0), r"augment_probability: 0\.0 is not in \(0, 1\]"),
-        (dict(augment=["gain"], augment_probability=1.5), r"augment_probability: 1\.5 is not in"),
-        (dict(augment=["gain"], noise_folder="rain"), "noise_folder: rain has no effect without `noise`"),
+        (dict(augmentations=["reverb"]), "--augmentations must be among speed, noise, gain, codec, got 'reverb'"),
+        (
+            dict(augmentations=["gain"], augment_probability=0.0),
+            r"--augment_probability must be in \(0, 1\], got 0\.0",
+        ),
+        (
+            dict(augmentations=["gain"], augment_probability=1.5),
+            r"--augment_probability must be in \(0, 1\], got 1\.5",
+        ),
+        (dict(augmentations=["gain"], noise_dir="rain"), "--noise_dir requires --augmentations noise"),
     ],
     ids=["effect", "never", "more than always", "unused noise"],
 )
@@ -270,16 +276,16 @@ def test_a_missing_library_is_said_with_the_extra_that_has_it(monkeypatch, missi
 
 def test_noise_that_cannot_be_used_is_named_before_training(tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(UserError, match=rf"no .*flac, .*wav, .*files in {re.escape(str(folder))}"):
-            augmenter("noise", noise_folder=str(folder))
+        with pytest.raises(UserError, match=rf"--noise_dir {re.escape(str(folder))}: no audio files .*flac, .*wav"):
+            augmenter("noise", noise_dir=str(folder))
     whole = encoded(noise(2.0), container="FLAC")
     for content, problem in (
         (b"not audio", "can't be read"),
-        (encoded(np.zeros(0, np.float32)), "is empty or cut off"),
-        (whole[: len(whole) // 2], "can't be read|is empty or cut off"),
+        (encoded(np.zeros(0, np.float32)), "is empty or truncated"),
+        (whole[: len(whole) // 2], "can't be read|is empty or truncated"),
     ):
         (tmp_path / "rain.flac").write_bytes(content)
         with pytest.raises(UserError, match=rf"rain\.flac ({problem})"):
-            augmenter("noise", noise_folder=str(tmp_path))
+            augmenter("noise", noise_dir=str(tmp_path))
     (tmp_path / "rain.flac").write_bytes(whole)
-    augmenter("noise", noise_folder=str(tmp_path))
+    augmenter("noise", noise_dir=str(tmp_path))

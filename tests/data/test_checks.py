@@ -49,7 +49,7 @@ def test_error_names_every_bad_row(mixed):
         check(mixed)
     message = str(error.value)
     lines = message.splitlines()
-    assert lines[0].startswith("train: 9 of 11 clips can't be used (2 empty transcript, 1 missing file, ")
+    assert lines[0].startswith("train: 9 of 11 clips are invalid (2 empty transcript, 1 missing file, ")
     assert "--on_bad_audio skip" in lines[-1]
     listed = lines[1:-1]
     assert len(listed) == len(BAD)
@@ -63,7 +63,7 @@ def test_skip_keeps_the_good_rows_and_lists_the_bad_ones(mixed, tmp_path, caplog
     kept = check(mixed, on_bad_audio="skip", report_file=report, num_proc=num_proc)
     assert kept["clip"][:] == ["0.wav", "10.wav"]
     assert kept["text"][:] == ["ab", "fine"]
-    assert kept["seconds"][:] == pytest.approx([0.25, 0.35])
+    assert kept["duration"][:] == pytest.approx([0.25, 0.35])
     assert kept["label_tokens"][:] == [2, 4]
     with report.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
@@ -79,13 +79,13 @@ def test_only_the_first_ten_are_shown(tmp_path):
     with pytest.raises(UserError) as error:
         check(load_speech_dataset(str(tmp_path), None, "train"))
     lines = str(error.value).splitlines()
-    assert lines[0] == "train: 13 of 13 clips can't be used (13 missing file):"
+    assert lines[0] == "train: 13 of 13 clips are invalid (13 missing file):"
     assert lines[10:12] == ["  row 9, 9.wav: missing file", "  and 3 more"]
 
 
 def test_nothing_left_is_an_error(tmp_path):
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], ["0.wav", "x"]])
-    with pytest.raises(UserError, match=r"1 of 1 clips .* nothing is left"):
+    with pytest.raises(UserError, match=r"1 of 1 clips .* no clip is left"):
         check(
             load_speech_dataset(str(tmp_path), None, "train"),
             on_bad_audio="skip",
@@ -151,7 +151,7 @@ def test_filters_leave_out_and_count_what_is_not_wanted(tmp_path, caplog):
     kept = check(speech, limits=wanted, report_file=tmp_path / "left-out.csv")  # not bad, so no error
     assert kept["clip"][:] == ["1.wav"]
     assert (
-        "the filters leave out 3 of 4 clips (1 under --min_duration_in_seconds, 1 under --min_label_length, 1 over"
+        "3 of 4 clips are filtered out (1 under --min_duration_in_seconds, 1 under --min_label_length, 1 over"
         in caplog.text
     )
     with (tmp_path / "left-out.csv").open() as file:
@@ -161,14 +161,16 @@ def test_filters_leave_out_and_count_what_is_not_wanted(tmp_path, caplog):
             ["2", "2.wav", "under --min_label_length: 1"],
             ["3", "3.wav", "over --max_duration_in_seconds: 0.80 s"],
         ]
-    with pytest.raises(UserError, match=r"4 of 4 clips \(4 over --max_label_length\), so nothing is left"):
+    with pytest.raises(
+        UserError, match=r"4 of 4 clips are filtered out \(4 over --max_label_length\), so no clip is left"
+    ):
         check(speech, limits=Limits(1.0, 20, max_label_length=0))
 
 
 def test_a_clip_without_text_is_good_only_where_nobody_speaks(mixed):
     with pytest.raises(UserError, match="2 empty transcript"):
         check(mixed)
-    kept = check(mixed, limits=Limits(1.0, 20, empty_text=True), on_bad_audio="skip")
+    kept = check(mixed, limits=Limits(1.0, 20, allow_empty_text=True), on_bad_audio="skip")
     assert kept["clip"][:] == ["0.wav", "8.wav", "9.wav", "10.wav"]
 
 
@@ -179,10 +181,10 @@ def test_times_that_cannot_be_are_bad_rows_if_they_are_used(tmp_path, segment):
     speech = load_speech_dataset(str(tmp_path), None, "train")
     speech = speech.add_column("segments", [[{"start": segment[0], "end": segment[1], "text": "ab"}]])
     assert len(check(speech)) == 1
-    with pytest.raises(UserError, match="wrong times of a segment: "):
-        check(speech, limits=Limits(1.0, 20, times=True))
+    with pytest.raises(UserError, match="invalid segment times: "):
+        check(speech, limits=Limits(1.0, 20, check_timestamps=True))
     right = speech.remove_columns("segments").add_column("segments", [[{"start": 0.0, "end": 0.51, "text": "ab"}]])
-    assert len(check(right, limits=Limits(1.0, 20, times=True))) == 1
+    assert len(check(right, limits=Limits(1.0, 20, check_timestamps=True))) == 1
 
 
 def test_silence_is_good_only_without_a_transcript(tmp_path):
@@ -194,12 +196,12 @@ def test_silence_is_good_only_without_a_transcript(tmp_path):
     with pytest.raises(UserError) as error:
         check(speech.select(range(3)))
     lines = str(error.value).splitlines()
-    assert lines[0] == "train: 2 of 3 clips can't be used (2 silent):"
+    assert lines[0] == "train: 2 of 3 clips are invalid (2 silent):"
     assert lines[1:3] == [
         "  row 0, zeros.wav: silent: every sample is 0",
         "  row 1, offset.wav: silent: every sample is 0.25",
     ]
-    kept = check(speech, limits=Limits(1.0, 20, empty_text=True), on_bad_audio="skip")
+    kept = check(speech, limits=Limits(1.0, 20, allow_empty_text=True), on_bad_audio="skip")
     assert kept["clip"][:] == ["quiet.wav", "none.wav"]
 
 
@@ -215,7 +217,7 @@ def test_silence_is_good_only_without_a_transcript(tmp_path):
     ],
 )
 def test_fast_speech_is_good(text, seconds):
-    assert Limits(30.0, 448).unusable("", seconds, {"text": text}, 10) is None
+    assert Limits(30.0, 448).invalid_reason("", seconds, {"text": text}, 10) is None
 
 
 @pytest.mark.parametrize(
@@ -229,9 +231,9 @@ def test_fast_speech_is_good(text, seconds):
     ],
 )
 def test_text_that_nobody_says_in_the_time_is_bad(text, seconds):
-    reason = Limits(30.0, 448).unusable("", seconds, {"text": text}, 10)
-    assert reason.startswith("transcript too long for its audio: as much as ")
-    assert Limits(30.0).unusable("", seconds, {"text": text}, None) is None  # nothing is trained
+    reason = Limits(30.0, 448).invalid_reason("", seconds, {"text": text}, 10)
+    assert reason.startswith("transcript too long for its audio: ")
+    assert Limits(30.0).invalid_reason("", seconds, {"text": text}, None) is None  # nothing is trained
 
 
 def test_each_kind_of_bad_sound_is_counted_by_its_name(tmp_path):
@@ -239,5 +241,5 @@ def test_each_kind_of_bad_sound_is_counted_by_its_name(tmp_path):
     for i, wave in enumerate(waves):
         soundfile.write(tmp_path / f"{i}.wav", wave, RATE, subtype="FLOAT")
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", "x"] for i in range(4))])
-    with pytest.raises(UserError, match=r"\(2 samples must be within -1 and 1, 2 left and right cancel out\)"):
+    with pytest.raises(UserError, match=r"\(2 samples must be between -1 and 1, 2 left and right cancel out\)"):
         check(load_speech_dataset(str(tmp_path), None, "train"))

@@ -118,13 +118,13 @@ def test_rows_of_a_stream_are_judged_by_their_sound_and_pace(small):
     collator = SpeechCollator(small, config(), limits=Limits(1.0, 60))
     sounds = {"good": tone(), "zeros": 0 * tone(), "hasty": tone(), "canceled": np.stack([tone(), -tone()], axis=1)}
     rows = [
-        {"audio": {"bytes": encoded(wave), "path": None}, "text": "ab", "clip": name, "draw": (0, 0, i)}
+        {"audio": {"bytes": encoded(wave), "path": None}, "text": "ab", "clip": name, "rng_key": (0, 0, i)}
         for i, (name, wave) in enumerate(sounds.items())
     ]
     rows[2]["text"] = "ab" * 25
     batch = collator(rows)
     assert batch["clip"] == ["good"]
-    reasons = {clip: (reason.partition(":")[0], unusable) for clip, reason, unusable in batch["skipped"]}
+    reasons = {clip: (reason.partition(":")[0], invalid) for clip, reason, invalid in batch["skipped"]}
     assert reasons == {
         "zeros": ("silent", True),
         "hasty": ("transcript too long for its audio", True),

@@ -12,7 +12,7 @@ from speech_files import RATE, audiofolder, tone, write_csv
 
 from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
 from askd_hf.data.columns import COLUMNS
-from askd_hf.data.teacher_cache import has_soft_labels
+from askd_hf.data.soft_labels import has_soft_labels
 from askd_hf.errors import UserError
 
 TEXTS = [*"abcdefgh"]
@@ -64,7 +64,7 @@ def test_optional_columns_have_their_types(tmp_path, caplog, kind, streaming):
     assert [row["prompt"] for row in rows] == ["before", None, *[""] * 6]
     assert [row["text"] for row in rows] == TEXTS and {row["task"] for row in rows} == {None}
     (said,) = caplog.messages
-    assert said == f"{name}: no use is made of the columns 'draw'; training has its own of these names"
+    assert said == f"{name}: columns 'draw' are dropped, because training adds its own of these names"
     if kind == "saved":
         assert sorted(tmp_path.rglob("*")) == files
 
@@ -87,7 +87,7 @@ def test_columns_that_hold_something_else_are_left_out(tmp_path, caplog, streami
     got = load_speech_dataset(name, None, "train", streaming=streaming)
     assert column not in got.column_names and [row["text"] for row in got] == TEXTS
     assert column not in next(iter(got))
-    assert f"{name}: the column '{column}' is left out: it holds {held}" in caplog.text
+    assert f"{name}: column '{column}' is dropped, because it has type {held}" in caplog.text
 
 
 def test_transcripts_of_another_type_are_read_without_a_copy_of_the_audio(tmp_path):
@@ -104,19 +104,22 @@ def test_arrays_of_samples_can_not_be_streamed(tmp_path):
     sounds = [{"array": [0.1, 0.2], "sampling_rate": 16_000}] * 2
     Dataset.from_dict({"text": ["a", "b"], "audio": sounds}).to_parquet(tmp_path / "a.parquet")
     assert decode_audio(load_speech_dataset(str(tmp_path / "a.parquet"), None, "train")[0]["audio"]).shape == (2,)
-    with pytest.raises(UserError, match=r"a\.parquet: audio as arrays of samples can't be streamed; save it"):
+    with pytest.raises(
+        UserError, match=r"a\.parquet: cannot stream datasets whose audio is stored as arrays; save it"
+    ):
         load_speech_dataset(str(tmp_path / "a.parquet"), None, "train", streaming=True)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_columns_called_as_trainings_own_are_dropped_and_said(tmp_path, caplog, stream):
-    names = ["negative", "draw", "seconds", "label_tokens", "audio_key", "length", "labels", "row", "teacher_key"]
-    write_csv(tmp_path / "metadata.csv", [["file_name", "text", *names], ["0.wav", "a", *["0"] * len(names)]])
+    names = ["no_speech", "rng_key", "negative", "draw", "duration", "label_tokens"]
+    others = ["audio_key", "length", "labels", "row", "teacher_key", "seconds"]
+    write_csv(tmp_path / "metadata.csv", [["file_name", "text", *names, *others], ["0.wav", "a", *["0"] * 12]])
     soundfile.write(tmp_path / "0.wav", tone(), RATE)
     with caplog.at_level(logging.WARNING):
         speech = load_speech_dataset(str(tmp_path), None, "train", streaming=stream)
-    assert not {"negative", "draw", "seconds", "label_tokens"} & set(speech.column_names)
-    assert "no use is made of the columns 'negative', 'draw', 'seconds', 'label_tokens';" in caplog.text
+    assert not set(names) & set(speech.column_names) and set(others) <= set(speech.column_names)
+    assert f"columns {', '.join(map(repr, names))} are dropped, because training" in caplog.text
     (row,) = speech
     processor = make_processor()
     batch = SpeechCollator(processor, make_whisper(processor).config)([row])
@@ -129,4 +132,4 @@ def test_a_transcript_that_is_not_chosen_is_said(tmp_path, caplog):
     write_csv(tmp_path / "metadata.csv", [["file_name", "text", "other"], ["0.wav", "a", "b"]])
     with caplog.at_level(logging.WARNING):
         assert load_speech_dataset(str(tmp_path), None, "train", text_column_name="other")["text"][:] == ["b"]
-    assert "no use is made of the column 'text'; 'other' is chosen" in caplog.text
+    assert "column 'text' is ignored, because column 'other' was chosen" in caplog.text

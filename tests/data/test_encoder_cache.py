@@ -89,7 +89,7 @@ def test_values_are_the_encoders(model, processor, clips, tmp_path, capsys):
     assert part(cache, "f16").stat().st_size == 6 * ROW_BYTES
     assert part(cache, "keys").read_text().split() == clips["audio_key"][:]
     printed = capsys.readouterr()
-    assert f"encoder cache {cache.folder}: 6 clips, 0.00 GB on disk (0 of 6 there); " in printed.out
+    assert f"encoder cache {cache.folder}: 6 clips, 0.00 GB on disk (0 of 6 cached); " in printed.out
     assert "Encoding: 100%" in printed.err
 
 
@@ -109,7 +109,7 @@ def test_a_second_call_computes_nothing(model, processor, clips, tmp_path, capsy
     batches = encoded_by(model)
     assert_plain(cached(model, processor, [clips], tmp_path), model, processor, clips)
     assert batches == [6]  # of the comparison itself
-    assert "(6 of 6 there)" in capsys.readouterr().out
+    assert "(6 of 6 cached)" in capsys.readouterr().out
 
 
 def test_only_new_and_changed_clips_are_computed(model, processor, clips, tmp_path):
@@ -130,7 +130,7 @@ def test_only_new_and_changed_clips_are_computed(model, processor, clips, tmp_pa
 
 def test_each_distinct_clip_of_several_data_sets_is_computed_once(model, processor, clips, tmp_path):
     batches = encoded_by(model)
-    parts = [clips.select([0, 1]), clips.select([1, 2, 3, 4]).remove_columns("seconds"), clips.select([5, 0])]
+    parts = [clips.select([0, 1]), clips.select([1, 2, 3, 4]).remove_columns("duration"), clips.select([5, 0])]
     cache = cached(model, processor, parts, tmp_path, num_workers=1)
     assert sum(batches) == rows_on_disk(cache) == 6
     assert_plain(cache, model, processor, clips)
@@ -246,7 +246,7 @@ def test_two_processes_write_at_once(model, processor, tmp_path):
 def test_writers_take_different_parts_and_reload_sees_both(tmp_path):
     cache, other = EncoderCache(tmp_path, 50, 16), EncoderCache(tmp_path, 50, 16)
     ones, twos = torch.ones(1, 50, 16).half(), torch.full((1, 50, 16), 2.0).half()
-    with cache.writing() as append, other.writing() as append_other:
+    with cache.open_writer() as append, other.open_writer() as append_other:
         append(["a"], ones)
         append_other(["b"], twos)
         append(["b"], twos)  # both have computed it
@@ -256,7 +256,7 @@ def test_writers_take_different_parts_and_reload_sees_both(tmp_path):
     assert "a" not in cache
     cache.reload()
     assert torch.equal(cache.read(["a", "b", "c"]), torch.cat([ones, twos, ones]))
-    with cache.writing() as append:  # the parts are free again
+    with cache.open_writer() as append:  # the parts are free again
         append(["d"], twos)
     assert part(cache, "keys", 0).read_text() == "a\nb\nd\n"
 
@@ -313,7 +313,7 @@ def test_no_room_is_said_before_anything_is_computed(model, processor, clips, tm
     cached(model, processor, [clips.select(range(4))], tmp_path)
     batches = encoded_by(model)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**12, 10**12, 500_000_000 + 2 * ROW_BYTES - 1))
-    message = r"no room on the disk\. 2 clips need 0\.00 GB, 0\.50 GB stay in reserve, 0\.50 GB are free\. Make room"
+    message = r"not enough disk space\. 2 clips need 0\.00 GB and a reserve of 0\.50 GB, 0\.50 GB are free\. Free disk"
     with pytest.raises(UserError, match=message):
         cached(model, processor, [clips], tmp_path)
     assert batches == []
@@ -358,11 +358,11 @@ def test_an_output_beyond_float16_is_refused(model, processor, clips, tmp_path, 
 
 
 def test_augmentation_is_refused(processor, clips, tmp_path):
-    with pytest.raises(UserError, match="apply_spec_augment True"):
+    with pytest.raises(UserError, match=r"set apply_spec_augment to False \(model config, now True\)"):
         cached(make_whisper(processor, apply_spec_augment=True), processor, [clips], tmp_path)
     noisy = make_processor()
     noisy.feature_extractor.dither = 1e-4
-    with pytest.raises(UserError, match=r"dither 0\.0001"):
+    with pytest.raises(UserError, match=r"dither to 0\.0 \(feature extractor, now 0\.0001\)"):
         cached(make_whisper(processor), noisy, [clips], tmp_path)
 
 
@@ -375,7 +375,7 @@ def test_a_clip_that_changed_since_its_check_is_named(model, processor, clips, t
 def test_what_isnt_there_is_named(model, processor, clips, tmp_path):
     cache = cached(model, processor, [clips.select(range(4))], tmp_path)
     keys = clips["audio_key"][:]
-    with pytest.raises(UserError, match=rf"no output for 2 of 6 clips \(audio_key {keys[4]}, \.\.\.\)"):
+    with pytest.raises(UserError, match=rf"no cached encoder output for 2 of 6 clips \(audio_key {keys[4]}, \.\.\.\)"):
         cache.read(keys)
 
 

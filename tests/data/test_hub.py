@@ -18,16 +18,16 @@ from askd_hf.hub_access import hub_access, local_or_hub
 LOAD = """
 import json, sys
 from transformers import WhisperProcessor
-from askd_hf.data import load_speech
+from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
-from askd_hf.hub import hub_access
+from askd_hf.hub_access import hub_access
 
 def model(name, revision):
     with hub_access("the model", name):
         return WhisperProcessor.from_pretrained(name, revision=revision).tokenizer("ab").input_ids
 
 def dataset(name, config, split, streaming=False):
-    loaded = list(load_speech(name, config, split, streaming=streaming))
+    loaded = list(load_speech_dataset(name, config, split, streaming=streaming))
     return [[row["text"] for row in loaded], [row["clip"] for row in loaded]]
 
 for kind, *arguments in json.loads(sys.argv[1]):
@@ -47,10 +47,10 @@ BAD_CALLS = {
     "datasets/a/gated, then log in with `hf auth login`": ("dataset", "a/gated", None, "train"),
     "'cleen' not found. Available: ['clean']": ("dataset", "a/speech", "cleen", "train"),
     "no split 'dev'; it has train.100, train.360": ("dataset", "a/speech", "clean", "dev"),
-    "names the audio file '../../../../../secret.wav', which is no part of": ("dataset", "a/up", None, "train"),
-    "0.wav', which is no part of the dataset. It was downloaded": ("dataset", "a/absolute", None, "train"),
-    "a/paths: a row names the audio file": ("dataset", "a/paths", None, "train"),
-    "so no other file of this machine is read": ("dataset", "a/paths", None, "train", True),
+    "the audio path '../../../../../secret.wav' is outside": ("dataset", "a/up", None, "train"),
+    "0.wav' is outside the dataset. Since the dataset was downloaded": ("dataset", "a/absolute", None, "train"),
+    "a/paths: the audio path": ("dataset", "a/paths", None, "train"),
+    "other local files can't be read": ("dataset", "a/paths", None, "train", True),
     "no such model on the Hub": ("model", "a/none", None),
     "no such revision": ("model", "a/tiny", "v9"),
 }

@@ -11,7 +11,7 @@ from speech_files import RATE, tone, write_csv
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from askd_hf.data import SpeechCollator, load_speech_dataset
-from askd_hf.data.labels import example
+from askd_hf.data.labels import build_decoder_tokens
 from askd_hf.errors import UserError
 
 SEGMENTS = [{"start": 0.0, "end": 0.3, "text": "ab"}, {"start": 0.34, "end": 0.5, "text": "c"}]
@@ -42,7 +42,7 @@ def named(tokenizer, ids: list[int]) -> list[str]:
 
 
 def tokens(tokenizer, row, **options) -> tuple[str, str]:
-    made = example(tokenizer, row, **options)
+    made = build_decoder_tokens(tokenizer, row, **options)
     return tuple(" ".join(named(tokenizer, ids)) for ids in made)
 
 
@@ -50,7 +50,7 @@ def test_plain_labels_are_the_tokenizers(english, multilingual):
     assert tokens(english, {"text": "ab"}) == ("startoftranscript notimestamps Ġ a b", "notimestamps Ġ a b endoftext")
     multilingual.set_prefix_tokens(language="chinese", task="translate")
     for tokenizer in (english, multilingual):  # a translation is English
-        made = example(tokenizer, {"text": "ab"})
+        made = build_decoder_tokens(tokenizer, {"text": "ab"})
         assert [made.decoder_input_ids[0], *made.labels] == tokenizer(" ab").input_ids
         shifted = shift_tokens_right(
             torch.tensor([made.labels]), 0, tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
@@ -70,8 +70,8 @@ def test_language_and_task_are_the_rows(multilingual):
         "startoftranscript zh translate notimestamps Ġ a",
         "zh translate notimestamps Ġ a endoftext",
     )
-    with pytest.raises(UserError, match="language 'fr': the model doesn't know it"):
-        example(multilingual, {"text": "a", "language": "fr"})
+    with pytest.raises(UserError, match="the model doesn't support language 'fr'"):
+        build_decoder_tokens(multilingual, {"text": "a", "language": "fr"})
 
 
 def test_timestamps_stand_around_every_segment(english, multilingual):
@@ -97,7 +97,7 @@ def test_a_prompt_is_read_and_never_learned(english):
     given, learned = tokens(english, row, prompt=True)
     assert given == "startofprev Ġ c d Ġ e startoftranscript notimestamps Ġ a b"
     assert learned == "_ _ _ _ _ _ notimestamps Ġ a b endoftext"
-    ids = example(english, row, prompt=True).decoder_input_ids[:6]
+    ids = build_decoder_tokens(english, row, prompt=True).decoder_input_ids[:6]
     assert ids == english.get_prompt_ids("cd e").tolist()
     for empty in (None, "", "  "):
         assert tokens(english, {"text": "ab", "prompt": empty}, prompt=True) == tokens(english, {"text": "ab"})
@@ -122,7 +122,7 @@ def test_a_long_prompt_loses_its_beginning(english):
 def collator() -> SpeechCollator:
     processor = make_processor(("<|startofprev|>",))
     model = make_whisper(processor, vocab_size=len(processor.tokenizer) + 51, max_target_positions=64)
-    return SpeechCollator(processor, model.config, timestamps=0.5, prompts=0.25)
+    return SpeechCollator(processor, model.config, timestamp_probability=0.5, condition_on_prev_probability=0.25)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def rows(tmp_path) -> list[dict]:
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], ["0.wav", "ab c"]])
     soundfile.write(tmp_path / "0.wav", tone(), RATE)
     (row,) = load_speech_dataset(str(tmp_path), None, "train")
-    return [row | {"segments": SEGMENTS, "prompt": "cd", "draw": (7, 0, i)} for i in range(400)]
+    return [row | {"segments": SEGMENTS, "prompt": "cd", "rng_key": (7, 0, i)} for i in range(400)]
 
 
 def kind(collator: SpeechCollator, inputs: list[int], labels: list[int]) -> tuple[bool, bool]:
@@ -141,26 +141,28 @@ def kind(collator: SpeechCollator, inputs: list[int], labels: list[int]) -> tupl
 
 
 def test_timestamps_and_prompts_come_with_their_probabilities(collator, rows):
-    kinds = [kind(collator, *collator._example(row, 1.0)) for row in rows]
+    kinds = [kind(collator, *collator._decoder_tokens(row, 1.0)) for row in rows]
     timestamps, prompts = np.mean(kinds, axis=0)
     assert abs(timestamps - 0.5) < 4 * (0.25 / 400) ** 0.5 and abs(prompts - 0.25) < 4 * (0.1875 / 400) ** 0.5
     both = np.mean([all(pair) for pair in kinds])  # independent of one another
     assert abs(both - 0.125) < 4 * (0.11 / 400) ** 0.5
-    assert kinds == [kind(collator, *collator._example(row, 1.0)) for row in rows]
-    later = [kind(collator, *collator._example(row | {"draw": (7, 1, i)}, 1.0)) for i, row in enumerate(rows)]
+    assert kinds == [kind(collator, *collator._decoder_tokens(row, 1.0)) for row in rows]
+    later = [
+        kind(collator, *collator._decoder_tokens(row | {"rng_key": (7, 1, i)}, 1.0)) for i, row in enumerate(rows)
+    ]
     assert kinds != later
 
 
 def test_without_a_draw_nothing_is_random(collator, rows):
     certain = copy.copy(collator)
-    certain.timestamps = certain.prompts = 1.0
-    plain = {name: value for name, value in rows[0].items() if name != "draw"}
-    assert kind(certain, *certain._example(plain, 1.0)) == (False, False)
-    assert kind(certain, *certain._example(rows[0], 1.0)) == (True, True)
+    certain.timestamp_probability = certain.condition_on_prev_probability = 1.0
+    plain = {name: value for name, value in rows[0].items() if name != "rng_key"}
+    assert kind(certain, *certain._decoder_tokens(plain, 1.0)) == (False, False)
+    assert kind(certain, *certain._decoder_tokens(rows[0], 1.0)) == (True, True)
 
 
 def test_a_batch_is_padded_to_its_longest(collator, rows):
-    collator.timestamps, collator.prompts = 0.0, 1.0
+    collator.timestamp_probability, collator.condition_on_prev_probability = 0.0, 1.0
     batch = collator([rows[0], rows[1] | {"text": "a", "prompt": None}])
     tokenizer = collator.processor.tokenizer
     read, learned = (named(tokenizer, batch[name][0].tolist()) for name in ("decoder_input_ids", "labels"))
@@ -175,5 +177,5 @@ def test_a_batch_is_padded_to_its_longest(collator, rows):
 def test_a_vocabulary_without_timestamps_is_refused(collator):
     collator.config.vocab_size -= 1
     with pytest.raises(UserError, match="the model's vocabulary has no timestamps"):
-        SpeechCollator(collator.processor, collator.config, timestamps=0.1)
-    SpeechCollator(collator.processor, collator.config, prompts=0.1)
+        SpeechCollator(collator.processor, collator.config, timestamp_probability=0.1)
+    SpeechCollator(collator.processor, collator.config, condition_on_prev_probability=0.1)

@@ -85,7 +85,7 @@ def test_which_directories_are_splits(tmp_path, names, splits):
 
 def test_rows_outside_of_the_splits_are_refused(tmp_path):
     folder = at_top(tmp_path / "x", "train/0.wav", "test/1.wav", "audio/2.wav")
-    message = r"metadata\.csv: some of its files .*\(train/ 1, test/ 1\), 1 in none, such as row 2, audio/2\.wav"
+    message = r"metadata\.csv: some audio files .*\(train/ 1, test/ 1\), but 1 are not, such as row 2, audio/2\.wav"
     for split in ("train", "test"):
         with pytest.raises(UserError, match=message):
             texts(folder, split)
@@ -101,12 +101,12 @@ def test_where_absolute_names_lie_is_no_split_unless_they_differ(tmp_path):
 def test_metadata_at_the_top_and_below(tmp_path, caplog):
     folder = at_top(tmp_path / "x", "held/audio/0.wav", "audio/1.wav")
     audiofolder(folder / "held", ["a"])
-    with pytest.raises(UserError, match=r"\(held/ 1\), 1 in none, such as row 1, audio/1\.wav"):
+    with pytest.raises(UserError, match=r"\(held/ 1\), but 1 are not, such as row 1, audio/1\.wav"):
         texts(folder)
     folder = at_top(tmp_path / "y", "train/audio/0.wav", "test/audio/0.wav")
     audiofolder(folder / "test", ["a"])
     assert texts(folder) == ["train/audio/0.wav"] and texts(folder, "test") == ["a"]
-    message = r"metadata.csv: its rows of 'test' are ignored, as that split has"
+    message = r"metadata.csv: the rows of split 'test' are ignored, because"
     assert caplog.text.count(message) == 1  # however many splits are read
 
 
@@ -114,14 +114,16 @@ def test_of_two_metadata_files_the_one_that_is_read_is_named(tmp_path, caplog):
     folder = audiofolder(tmp_path / "x", ["a"])
     (folder / "metadata.jsonl").write_text('{"file_name": "audio/0.wav", "text": "other"}\n')
     assert texts(folder) == ["a"]
-    assert "metadata.csv is read; metadata.jsonl beside it is ignored" in caplog.text
+    assert "metadata.csv is used; metadata.jsonl in the same directory is ignored" in caplog.text
 
 
 def test_audio_without_a_row_is_counted(tmp_path, caplog):
     folder = audiofolder(tmp_path / "x", ["a"])
     write_sounds(folder, "audio/1.WAV", "more/2.flac", ".hidden/3.wav")
     assert texts(folder) == ["a"]
-    assert "metadata.csv: 2 audio files below it have no row and are ignored, such as audio/1.WAV" in caplog.text
+    assert (
+        "metadata.csv: 2 audio files in its directory have no row and are ignored, such as audio/1.WAV" in caplog.text
+    )
     caplog.clear()
     audiofolder(tmp_path / "y" / "train", ["a"])
     audiofolder(tmp_path / "y" / "test", ["b"])
@@ -148,15 +150,15 @@ def test_a_column_that_names_splits_is_not_heeded_in_silence(tmp_path, caplog, k
         name = tmp_path / "x.parquet"
         Dataset.from_dict({"audio": ["0.wav", "1.wav"], "text": ["a", "b"], "set": ["dev", "train"]}).to_parquet(name)
     assert texts(name) == ["a", "b"]
-    assert "but it doesn't count: all 2 rows are read as one split" in caplog.text
+    assert "but it is ignored: all 2 rows are loaded as one split" in caplog.text
 
 
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({"data/train/metadata.csv": "file_name,text\n0.wav,a\n", "data/train/0.wav": ""}, "too deep: give .*/data"),
-        ({"train.csv": "file_name,text\n0.wav,a\n"}, "train.csv lists audio files: call it train/metadata.csv"),
-        ({"train_1.jsonl": '{"a": "b"}\n'}, "train_1.jsonl lists audio files: call it train_1/metadata.jsonl"),
+        ({"data/train/metadata.csv": "file_name,text\n0.wav,a\n", "data/train/0.wav": ""}, "too deep; use .*/data"),
+        ({"train.csv": "file_name,text\n0.wav,a\n"}, "train.csv lists audio files, rename it to train/metadata.csv"),
+        ({"train_1.jsonl": '{"a": "b"}\n'}, "train_1.jsonl lists audio files, rename it to train_1/metadata.jsonl"),
     ],
 )
 def test_other_layouts_are_explained(tmp_path, files, message):
@@ -169,9 +171,9 @@ def test_other_layouts_are_explained(tmp_path, files, message):
 
 def test_several_datasets_joined_by_a_plus(tmp_path):
     a, b = audiofolder(tmp_path / "a", ["a"]), audiofolder(tmp_path / "b", ["b"])
-    with pytest.raises(UserError, match=rf"separated by spaces, not by \+: {a} {b}"):
+    with pytest.raises(UserError, match=rf"separate several datasets by spaces, not by \+: {a} {b}"):
         texts(f"{a}+{b}")
-    with pytest.raises(UserError, match=r"separated by spaces, not by \+: org/a org/b"):
+    with pytest.raises(UserError, match=r"separate several datasets by spaces, not by \+: org/a org/b"):
         texts("org/a+org/b")
     assert texts(audiofolder(tmp_path / "c+d", ["c"])) == ["c"]
     with pytest.raises(
@@ -209,7 +211,7 @@ def test_common_voice_as_it_is_downloaded(tmp_path, caplog):
     assert caplog.text == ""
     with pytest.raises(UserError, match="no split 'x'; it has dev, other, test, train, validated"):
         texts(folder, "x")
-    assert len(texts(folder, "validated")) == 2 and "has the clips of dev and test as well" in caplog.text
+    assert len(texts(folder, "validated")) == 2 and "includes the clips of dev and test" in caplog.text
     evaluated = load_set(EvalSet("cv", str(folder), None, "test"))
     assert evaluated["speaker"][:] == ["voice0"] and Path(evaluated[0]["audio"]["path"]).is_file()
     assert load_clips(EvalSet("cv", str(folder), None, "test"))["text"][:] == ["c"]
@@ -223,13 +225,13 @@ def test_locales_are_languages(tmp_path, locale, code):
 def test_a_language_that_whisper_does_not_know_is_left_to_the_option(tmp_path, caplog):
     speech = load_speech_dataset(str(common_voice(tmp_path, "rm-sursilv")), None, "test")
     assert "language" not in speech.column_names
-    assert "Whisper doesn't know the language rm-sursilv; --language decides" in caplog.text
+    assert "Whisper doesn't support language rm-sursilv; set --language" in caplog.text
     assert with_language(speech, "it", None)["language"][:] == ["it"]
 
 
 def test_several_languages_of_common_voice(tmp_path):
     common_voice(tmp_path / "fr"), common_voice(tmp_path / "de", "de")
-    with pytest.raises(UserError, match=r"has several languages, de, fr: choose one, as in .*/de"):
+    with pytest.raises(UserError, match=r"has several languages \(de, fr\); choose one, such as .*/de"):
         texts(tmp_path)
 
 
@@ -239,7 +241,7 @@ def test_a_task_that_no_row_has_is_one_error(tmp_path, task, caplog):
     speech = load_speech_dataset(str(tmp_path), None, "train")
     with (
         caplog.at_level(logging.WARNING),
-        pytest.raises(UserError, match=rf"mine: .*'task' says '{task}'.*--task transc"),
+        pytest.raises(UserError, match=rf"mine: .*'task' must be .*, got '{task}'.*--task transc"),
     ):
         with_language(speech, "fr", None, "mine")
     assert with_language(speech, "fr", "transcribe")["task"][:] == ["transcribe"] * 3
@@ -247,5 +249,5 @@ def test_a_task_that_no_row_has_is_one_error(tmp_path, task, caplog):
 
 def test_a_language_that_no_row_has_is_one_error(tmp_path):
     write_csv(tmp_path / "metadata.csv", [["file_name", "text", "language"], ["0.wav", "a", ""], ["1.wav", "b", " "]])
-    with pytest.raises(UserError, match="the column 'language' is empty in all rows: give --language"):
+    with pytest.raises(UserError, match="column 'language' is empty in all rows; set --language"):
         with_language(load_speech_dataset(str(tmp_path), None, "train"), None, None)

@@ -227,12 +227,12 @@ def test_metadata_that_is_no_parquet(tmp_path):
     "content, message",
     [
         (b"file,text\n0.wav,a\n", "the columns are file, text; expected file_name"),
-        (b"file_name\ttext\n0.wav\ta\n", "the columns are file_name\ttext; expected file_name.* separated by tabs"),
-        (b"file_name;text\n0.wav;a, b\n", "separated by commas: here they are separated by semicolons"),
+        (b"file_name\ttext\n0.wav\ta\n", "the columns are file_name\ttext; expected file_name.* not by tabs"),
+        (b"file_name;text\n0.wav;a, b\n", "separated by commas, not by semicolons"),
         (b"path,text\n0.wav,a\n", "rename the column 'path' to file_name"),
         (b"audio,text\n0.wav,a\n", "rename the column 'audio' to file_name"),
         (b"File_Name,text\n0.wav,a\n", "rename the column 'File_Name' to file_name"),
-        (b"file_name,text,text\n0.wav,a,b\n", "several columns are called 'text'"),
+        (b"file_name,text,text\n0.wav,a,b\n", "several columns are named 'text'"),
         (b"", "the columns are none"),
         (b"file_name,text\n", "has no rows"),
         (b"file_name,text\n0.wav,a\n1.wav,b,c\n", "metadata.csv, line 3: 3 fields, the header has 2 .file_name, text"),
@@ -241,7 +241,7 @@ def test_metadata_that_is_no_parquet(tmp_path):
         (b"file_name,text\n0.wav,\xe9\n", "metadata.csv: not UTF-8 at byte"),
         (
             b"file_name,words\n0.wav,a\n",
-            "the transcript; the columns are audio, clip, words. Name one with --text_column_name",
+            "the transcript; the columns are audio, clip, words. Choose one with --text_column_name",
         ),
     ],
 )
@@ -256,11 +256,14 @@ def test_bad_csv(tmp_path, content, message):
     [
         ('{"file_name": "0.wav", "text": "a"}\n{"file_name": \n', "metadata.jsonl, line 2: not JSON"),
         ('["0.wav", "a"]\n', "metadata.jsonl, line 1: expected an object"),
-        ('[{"file_name": "0.wav", "text": "a"}]\n', "metadata.jsonl is one JSON array; expected one object a line"),
-        ('[\n  {"file_name": "0.wav"}\n]\n', "metadata.jsonl is one JSON array; expected one object a line"),
+        ('[{"file_name": "0.wav", "text": "a"}]\n', "metadata.jsonl is a JSON array; expected one object per line"),
+        ('[\n  {"file_name": "0.wav"}\n]\n', "metadata.jsonl is a JSON array; expected one object per line"),
         ('{"audio_filepath": "0.wav", "text": "a"}\n', "rename the column 'audio_filepath' to file_name"),
         ('{"file_name": "0.wav", "text": "a"}\n{"file_name": "1.wav", "text": ["b"]}\n', "column 'text' mixes types"),
-        ('{"file_name": "0.wav", "text": ["a"]}\n', "holds .* not text. Name another: --text_column_name"),
+        (
+            '{"file_name": "0.wav", "text": ["a"]}\n',
+            "has type .* not text. Choose the transcript column with --text_column_name",
+        ),
     ],
 )
 def test_bad_jsonl(tmp_path, content, message):
@@ -278,7 +281,7 @@ def test_columns_are_chosen_by_option(folder, tmp_path):
         load_speech_dataset(name, None, "train", text_column_name="words")
     with pytest.raises(UserError, match=r"no column 'sound' for audio; the columns are .*--audio_column_name"):
         load_speech_dataset(name, None, "train", audio_column_name="sound")
-    with pytest.raises(UserError, match=r"holds Value\('int64'\), not audio"):
+    with pytest.raises(UserError, match=r"has type Value\('int64'\), not audio"):
         embedded(folder).remove_columns("audio").add_column("audio", list(range(8))).to_parquet(name)
         load_speech_dataset(name, None, "train")
 
@@ -332,7 +335,7 @@ def test_an_audiofolder_on_the_hub_is_not_streamed(monkeypatch):
     )
     monkeypatch.setattr("askd_hf.data.sources.load_dataset_builder", lambda *_: built)
     monkeypatch.setattr("askd_hf.data.hub_audiofolder.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
-    with pytest.raises(UserError, match=r"a/speech: audio files beside a metadata\.csv .* leave out --streaming"):
+    with pytest.raises(UserError, match=r"a/speech: --streaming doesn't support audio files .*; remove --streaming"):
         load_speech_dataset("a/speech", None, "train", streaming=True)
 
 
@@ -345,7 +348,7 @@ def test_directories_without_speech(tmp_path):
         load_speech_dataset(str(tmp_path / "notes.txt"), None, "train")
     audiofolder(tmp_path / "bare", ["a"])
     (tmp_path / "bare" / "metadata.csv").unlink()
-    with pytest.raises(UserError, match=r"none of metadata\.csv"):
+    with pytest.raises(UserError, match=r"no metadata\.csv"):
         load_speech_dataset(str(tmp_path / "bare"), None, "train")
 
 
@@ -367,4 +370,4 @@ def cased(tmp_path, texts: list[str], text_case: str) -> list[str]:
 def test_case(tmp_path, caplog, text_case, texts, expected):
     with caplog.at_level(logging.INFO):
         assert cased(tmp_path, texts, text_case) == expected
-    assert ("all in capitals" in caplog.text) == (text_case == "auto" and texts[0].startswith("HELLO  "))
+    assert ("all upper-case" in caplog.text) == (text_case == "auto" and texts[0].startswith("HELLO  "))

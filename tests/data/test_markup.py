@@ -14,12 +14,12 @@ from askd_hf.data import (
     Limits,
     SpeechCollator,
     SpeechStream,
-    as_stream,
     clean_texts,
     filter_invalid_clips,
     load_speech_dataset,
+    select_training_columns,
 )
-from askd_hf.data.labels import example, text_ids
+from askd_hf.data.labels import build_decoder_tokens, text_ids
 from askd_hf.data.languages import with_language
 from askd_hf.data.markup import read_markup
 from askd_hf.errors import UserError
@@ -58,8 +58,8 @@ def test_phrases_are_joined_as_the_language_is_written():
 
 
 BAD = {
-    "<|en|> hello": r"`<\|en\|>`: markup",
-    "one<|endoftext|>two": r"`<\|endoftext\|>`: markup",
+    "<|en|> hello": r"`<\|en\|>`: a special token",
+    "one<|endoftext|>two": r"`<\|endoftext\|>`: a special token",
     "<|transcribe|> a": r"`<\|transcribe\|>`",
     "<|startofprev|> a <|startoftranscript|> b": r"`<\|startofprev\|>`",
     "<|nospeech|>": r"`<\|nospeech\|>`",
@@ -68,15 +68,15 @@ BAD = {
     "<|HAPPY|> a": r"`<\|HAPPY\|>`",
     "<|startoftranscript|><|fr|><|transcribe|> a": r"`<\|fr\|>`: the language of the row is en",
     "<|startoftranscript|><|en|><|translate|> a": r"`<\|translate\|>`: the task of the row is transcribe",
-    f"{EN}<|notimestamps|><|0.00|> a<|1.00|>": r"`<\|0.00\|>`: a time after",
+    f"{EN}<|notimestamps|><|0.00|> a<|1.00|>": r"`<\|0.00\|>`: a timestamp after",
     "<|0|> a<|1|>": r"`<\|0\|>`",
-    "<|0.00> a<|1.00|>": r"`<\|0.00>`: half a mark",
-    "a <|endoftext": r"`<\|endoftext`: half a mark",
-    "<|0.00|><|1.00|>": r"`<\|1.00\|>`: two times",
-    "<|0.00|> a<|1.00|> b<|2.00|>": r"`b`: a phrase that no time begins",
-    "a<|1.00|>": r"`a`: a phrase that no time begins",
-    "<|1.00|> a<|0.50|>": r"`<\|0.50\|>`: a time before",
-    "<|0.00|> a<|1.00|><|0.80|> b<|2.00|>": r"`<\|0.80\|>`: a time before",
+    "<|0.00> a<|1.00|>": r"`<\|0.00>`: incomplete special token",
+    "a <|endoftext": r"`<\|endoftext`: incomplete special token",
+    "<|0.00|><|1.00|>": r"`<\|1.00\|>`: two timestamps",
+    "<|0.00|> a<|1.00|> b<|2.00|>": r"`b`: text without a start timestamp",
+    "a<|1.00|>": r"`a`: text without a start timestamp",
+    "<|1.00|> a<|0.50|>": r"`<\|0.50\|>`: a timestamp before",
+    "<|0.00|> a<|1.00|><|0.80|> b<|2.00|>": r"`<\|0.80\|>`: a timestamp before",
 }
 
 
@@ -110,7 +110,7 @@ def test_no_special_token_comes_of_a_text(times_are_tokens, tmp_path):
 def test_a_phrase_without_an_end_has_no_token_for_it():
     tokenizer = make_processor().tokenizer
     row = {"text": "ab c", "segments": [HELLO | {"text": "ab"}, OPEN | {"text": "c"}]}
-    zero, *rest = example(tokenizer, row, timestamps=True).labels
+    zero, *rest = build_decoder_tokens(tokenizer, row, timestamps=True).labels
     space, a, b, c, end = tokenizer.convert_tokens_to_ids(["Ġ", "a", "b", "c", "<|endoftext|>"])
     assert rest == [space, a, b, zero + 60, zero + 60, space, c, end]
 
@@ -151,29 +151,29 @@ def collator():
 def test_times_are_segments_and_other_markup_is_a_bad_row(folder, collator, caplog, tmp_path):
     with caplog.at_level(logging.WARNING):
         speech = loaded(folder)
-    assert "mine: 1 of 5 transcripts have Whisper's times" in caplog.text
+    assert "mine: Whisper's timestamps `<|0.00|>` in 1 of 5 transcripts are converted" in caplog.text
     with pytest.raises(UserError) as error:
         filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
-    assert "2 of 5 clips can't be used (1 transcript has `<|fr|>`, 1 transcript has `<|0.10|>`)" in str(error.value)
-    assert re.search(r"  row 2, 2\.wav: transcript has `<\|fr\|>`: markup", str(error.value))
+    assert "2 of 5 clips are invalid (1 transcript has `<|fr|>`, 1 transcript has `<|0.10|>`)" in str(error.value)
+    assert re.search(r"  row 2, 2\.wav: transcript has `<\|fr\|>`: a special token", str(error.value))
     options = dict(on_bad_audio="skip", report_file=tmp_path / "skipped.csv")
-    kept = filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20, times=True), **options)
+    kept = filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20, check_timestamps=True), **options)
     assert kept["text"][:] == ["ab c", "d e", "g"]
     segments = [[(round(s["start"], 2), s["end"] and round(s["end"], 2), s["text"]) for s in kept["segments"][0]]]
     assert segments == [[(0.0, 0.3, "ab"), (0.3, None, "c")]] and kept["segments"][1:] == [None, None]
     with (tmp_path / "skipped.csv").open() as file:
         assert [row[0] for row in csv.reader(file)] == ["row", "2", "3"]
     with pytest.raises(UserError, match=r"row 0, 0\.wav: prompt has `<\|fr\|>`"):
-        filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20, prompts=True), on_bad_audio="error")
+        filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20, check_prompts=True), on_bad_audio="error")
     assert speech["prompt"][1] == "h"
 
 
 def test_a_stream_is_read_likewise(folder, collator):
-    rows = list(SpeechStream([as_stream(loaded(folder, streaming=True))], buffer=1)._epoch(0))
+    rows = list(SpeechStream([select_training_columns(loaded(folder, streaming=True))], buffer_size=1)._epoch(0))
     assert [row["text"] for row in rows[:2]] == ["ab c", "d e"]
     assert [segment["text"] for segment in rows[0]["segments"]] == ["ab", "c"]
     collator.limits = Limits(1.0, 20)
-    batch = collator([row | {"draw": (0, 0, i)} for i, row in enumerate(rows)])
+    batch = collator([row | {"rng_key": (0, 0, i)} for i, row in enumerate(rows)])
     assert [(clip, reason.partition(":")[0]) for clip, reason, _ in batch["skipped"]] == [
         ("2.wav", "transcript has `<|fr|>`"),
         ("3.wav", "transcript has `<|0.10|>`"),
@@ -200,6 +200,6 @@ def test_references_of_an_evaluation_are_text_alone(folder):
 def test_segments_without_text_are_bad_rows(folder, collator, segments):
     speech = loaded(folder).select([1]).remove_columns("segments")
     speech = speech.add_column("segments", [segments])
-    with pytest.raises(UserError, match="a segment without text: number 1 of 1"):
-        filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20, times=True), on_bad_audio="error")
+    with pytest.raises(UserError, match="segment without text: number 1 of 1"):
+        filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20, check_timestamps=True), on_bad_audio="error")
     assert len(filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")) == 1

@@ -15,20 +15,20 @@ from askd_hf.data import (
     SeededDataset,
     SpeechStream,
     StreamSampler,
-    as_stream,
     clean_texts,
     filter_invalid_clips,
     load_speech_dataset,
     mix,
-    to_stream,
-    with_negatives,
+    select_training_columns,
+    to_iterable_dataset,
+    with_no_speech,
 )
 from askd_hf.data.columns import AUDIO_FILE
 from askd_hf.data.languages import with_language, without_language
-from askd_hf.data.negatives import negatives_from
+from askd_hf.data.no_speech import as_no_speech
 from askd_hf.errors import UserError
 
-COLUMNS = ["audio", "text", "clip", "language", "task", "segments", "prompt", "negative"]
+COLUMNS = ["audio", "text", "clip", "language", "task", "segments", "prompt", "no_speech"]
 
 
 def speech(folder, name: str, clips: int) -> Dataset:
@@ -47,7 +47,7 @@ def two(tmp_path) -> list[Dataset]:
 def test_without_weights_every_clip_is_there_once(two):
     mixed = mix(two, [], seed=0)
     assert mixed["text"][:] == [f"a {i}" for i in range(12)] + [f"b {i}" for i in range(4)]
-    assert set(mixed.column_names) == {*COLUMNS, "seconds", "audio_key", "label_tokens", "speaker"}
+    assert set(mixed.column_names) == {*COLUMNS, "duration", "audio_key", "label_tokens", "speaker"}
     assert mixed["audio_key"][:12] == two[0]["audio_key"][:]
     assert mix(two[:1], [], seed=0) is two[0]
 
@@ -72,9 +72,11 @@ def test_columns_that_one_lacks_are_empty_there(two):
 
 
 def test_negatives_are_their_share(two):
-    silence = negatives_from(two[1])
-    silence = filter_invalid_clips(silence, lambda row: [1, 2], Limits(1.0, empty_text=True), on_bad_audio="error")
-    mixed = with_negatives(two[0], silence, 0.4, seed=0)
+    silence = as_no_speech(two[1])
+    silence = filter_invalid_clips(
+        silence, lambda row: [1, 2], Limits(1.0, allow_empty_text=True), on_bad_audio="error"
+    )
+    mixed = with_no_speech(two[0], silence, 0.4, seed=0)
     assert mixed["text"][:] == [*two[0]["text"][:], *[""] * 8]  # 8 of 20
     assert Counter(mixed["clip"][12:]) == dict.fromkeys(two[1]["clip"][:], 2)
 
@@ -97,14 +99,14 @@ def audio_addresses(dataset: Dataset) -> set[int]:
 @pytest.mark.parametrize("weights", [[], [1.0, 2.0]])
 def test_no_audio_is_copied(tmp_path, two, weights):
     loaded = saved_with_audio_inside(tmp_path / "c", 6)
-    limits = Limits(1.0, empty_text=True)
+    limits = Limits(1.0, allow_empty_text=True)
     saved, silence = (
         filter_invalid_clips(dataset, lambda row: list(row["text"]), limits, on_bad_audio="skip")
-        for dataset in (loaded, negatives_from(loaded))
+        for dataset in (loaded, as_no_speech(loaded))
     )
     assert saved["text"][:] == ["t 0", "t 2", "t 3", "t 4", "t 5"]  # by a mapping of indices
     files = sorted(tmp_path.rglob("*"))
-    mixed = with_negatives(mix([two[1], saved], weights, seed=0), silence, 0.3, seed=0)
+    mixed = with_no_speech(mix([two[1], saved], weights, seed=0), silence, 0.3, seed=0)
     assert audio_addresses(loaded) <= audio_addresses(mixed)
     assert sorted(tmp_path.rglob("*")) == files
     assert len({row["text"] for row in mixed}) == 4 + 5 + 1
@@ -112,25 +114,27 @@ def test_no_audio_is_copied(tmp_path, two, weights):
     for row in mixed:
         expected = originals[row["clip"]]
         if row["text"] == "":
-            expected |= {"text": "", "prompt": None, "label_tokens": 0, "negative": True}
+            expected |= {"text": "", "prompt": None, "label_tokens": 0, "no_speech": True}
         assert {name: expected.get(name) for name in row} == row
 
 
 def test_arrays_of_samples_are_not_mixed_or_streamed(two):
     array = {"array": [0.1, 0.2], "sampling_rate": 16_000}
     arrays = two[1].remove_columns("audio").add_column("audio", [array] * 4)
-    with pytest.raises(UserError, match=r"audio/0\.wav: audio as arrays .* mixed with other speech; save it"):
+    with pytest.raises(UserError, match=r"audio/0\.wav: cannot mix datasets whose audio is stored as arrays; save it"):
         mix([two[0], arrays], [], seed=0)
     assert mix([arrays], [], seed=0) is arrays
-    with pytest.raises(UserError, match="can't be streamed; save it as audio files"):
-        to_stream(arrays)
+    with pytest.raises(
+        UserError, match="cannot stream datasets whose audio is stored as arrays; save it as audio files"
+    ):
+        to_iterable_dataset(arrays)
 
 
 # ---- streams ----
 
 
 def streamed(two: list[Dataset], **options) -> SpeechStream:
-    return SpeechStream([as_stream(to_stream(dataset)) for dataset in two], **options)
+    return SpeechStream([select_training_columns(to_iterable_dataset(dataset)) for dataset in two], **options)
 
 
 def first(stream: SpeechStream, number: int) -> list[str]:
@@ -139,7 +143,7 @@ def first(stream: SpeechStream, number: int) -> list[str]:
 
 def test_a_stream_without_weights_gives_every_clip_once_an_epoch(two):
     everything = sorted([*two[0]["text"][:], *two[1]["text"][:]])
-    texts = first(streamed(two, seed=3, buffer=5), 48)
+    texts = first(streamed(two, seed=3, buffer_size=5), 48)
     epochs = [texts[:16], texts[16:32], texts[32:]]
     assert all(sorted(epoch) == everything for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
@@ -149,22 +153,22 @@ def test_a_stream_without_weights_gives_every_clip_once_an_epoch(two):
 def test_the_order_of_a_stream_is_the_seeds(two):
     assert first(streamed(two, seed=3), 40) == first(streamed(two, seed=3), 40) != first(streamed(two, seed=4), 40)
     rows = list(itertools.islice(streamed(two, seed=3).rows(), 20))
-    assert [row["draw"] for row in rows] == [(3, 0, i) for i in range(16)] + [(3, 1, i) for i in range(4)]
-    assert set(rows[0]) == {*COLUMNS, "draw"}
+    assert [row["rng_key"] for row in rows] == [(3, 0, i) for i in range(16)] + [(3, 1, i) for i in range(4)]
+    assert set(rows[0]) == {*COLUMNS, "rng_key"}
 
 
 def test_shares_of_a_stream(two):
-    texts = first(streamed(two, weights=[1.0, 4.0], seed=1), 600)
+    texts = first(streamed(two, probabilities=[1.0, 4.0], seed=1), 600)
     share = sum(text.startswith("b") for text in texts) / 600
     assert abs(share - 0.8) < 4 * (0.16 / 600) ** 0.5
     assert len(set(texts)) == 16
-    silence = as_stream(to_stream(negatives_from(two[1])))
-    texts = first(streamed(two[:1], seed=1, no_speech_dataset=silence, share=0.25), 600)
+    silence = select_training_columns(to_iterable_dataset(as_no_speech(two[1])))
+    texts = first(streamed(two[:1], seed=1, no_speech_dataset=silence, no_speech_probability=0.25), 600)
     assert abs(texts.count("") / 600 - 0.25) < 4 * (0.1875 / 600) ** 0.5
 
 
 def test_an_empty_stream_ends(two):
-    nothing = as_stream(to_stream(two[0])).take(0)
+    nothing = select_training_columns(to_iterable_dataset(two[0])).take(0)
     with pytest.raises(UserError, match="no rows"):
         first(SpeechStream([nothing]), 1)
 
@@ -181,7 +185,7 @@ def test_a_streams_sampler_gives_rows(two):
 def test_drawn_rows_know_their_epoch(two):
     drawn = SeededDataset(two[0], seed=9)
     drawn.epoch = 2
-    assert len(drawn) == 12 and drawn[5] == two[0][5] | {"draw": (9, 2, 5)}
+    assert len(drawn) == 12 and drawn[5] == two[0][5] | {"rng_key": (9, 2, 5)}
 
 
 @pytest.mark.parametrize("layout", ["audiofolder", "saved", "parquet", "hub"])
@@ -203,9 +207,9 @@ def test_what_is_streamed_is_what_is_loaded(tmp_path, layout, english):
     streamed = load_speech_dataset(str(folder), None, "train", streaming=True)
     assert set(streamed.column_names) == set(expected.column_names)
     assert streamed.features == expected.features | {"audio": AUDIO_FILE}
-    assert list(as_stream(streamed).column_names) == COLUMNS
+    assert list(select_training_columns(streamed).column_names) == COLUMNS
     spoken = without_language(with_language(streamed, "fr", None)) if english else with_language(streamed, "fr", None)
-    rows = list(as_stream(clean_texts(spoken, "auto", "speech")))
+    rows = list(select_training_columns(clean_texts(spoken, "auto", "speech")))
     assert [row["text"] for row in rows] == ["x y", "y", "z"]
     if layout in ("audiofolder", "saved"):
         assert [row["clip"] for row in rows] == expected["clip"][:]
@@ -221,7 +225,7 @@ def test_texts_of_a_stream_are_cleaned(tmp_path, caplog):
     folder = audiofolder(tmp_path, ["ONE  TWO", "(SIGHS) THREE"])
     with caplog.at_level(logging.WARNING):
         stream = clean_texts(load_speech_dataset(str(folder), None, "train", streaming=True), "auto", "mine")
-    assert "mine: the transcripts are all in capitals" in caplog.text
+    assert "mine: the transcripts are all upper-case and are lower-cased" in caplog.text
     assert [row["text"] for row in stream] == ["one two", "(sighs) three"]
     stream = load_speech_dataset(str(folder), None, "train", streaming=True)
     cleaned = clean_texts(stream, "keep", "mine", lambda text: text.replace("(SIGHS)", " "))
@@ -233,7 +237,7 @@ def test_a_stream_has_no_slices(tmp_path):
     load_speech_dataset(str(folder), None, "train").remove_columns(["audio", "clip"]).add_column(
         "audio", [{"bytes": b"", "path": None}] * 2
     ).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(UserError, match="a stream can't be sliced like 'train\\[:1\\]'; take --max_train_samples"):
+    with pytest.raises(UserError, match="doesn't support split slices \\('train\\[:1\\]'\\); use --max_train_samples"):
         load_speech_dataset(str(tmp_path / "x.parquet"), None, "train[:1]", streaming=True)
     both = load_speech_dataset(str(folder), None, "train[:1]+train[1:]", streaming=True)
     assert [row["text"] for row in both] == ["x", "y"]
@@ -248,7 +252,7 @@ def test_segments_and_prompts_are_cleaned_like_texts(tmp_path, stream):
     speech = speech.add_column("prompt", ["EF "]).add_column(
         "segments", [[{"start": 0.0, "end": 0.5, "text": "AB"}, {"start": 0.5, "end": 0.5, "text": "CD"}]]
     )
-    (row,) = clean_texts(to_stream(speech) if stream else speech, "auto", "mine")
+    (row,) = clean_texts(to_iterable_dataset(speech) if stream else speech, "auto", "mine")
     assert (row["text"], row["prompt"]) == ("ab cd", "ef")
     assert [segment["text"] for segment in row["segments"]] == ["ab", "cd"]
     assert row["segments"][1]["start"] == 0.5

@@ -45,7 +45,7 @@ def test_capitals_in_a_script_without_case_are_acronyms(stream, caplog):
     with caplog.at_level(logging.WARNING):
         texts = [*hindi, "GOOD MORNING", "Bonjour"]
         assert cleaned(texts, stream=stream, **spoken) == [*hindi, "good morning", "Bonjour"]
-    assert "the transcripts in en are all in capitals" in caplog.text
+    assert "the transcripts in en are all upper-case" in caplog.text
 
 
 def test_languages_that_come_later_in_a_stream_are_as_those_before():
@@ -72,6 +72,6 @@ def test_the_basic_normalizer_keeps_marks():
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_english_normalizer_is_for_english(stream):
     spoken = dict(language=["fr", "fr"], task=["translate", "transcribe"])
-    with pytest.raises(UserError, match="is for en, and mine has rows in fr: choose basic"):
+    with pytest.raises(UserError, match="supports only en, but mine has rows in fr: use --text_normalizer basic"):
         cleaned(["A", "B"], "lower", stream, str, "en", **spoken)
     assert cleaned(["A"], "lower", stream, str, "en", language=["fr"], task=["translate"]) == ["a"]

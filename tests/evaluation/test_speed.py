@@ -54,7 +54,7 @@ def test_lengths_that_are_known_cost_no_decoding(clips, monkeypatch):
     seconds = speed.clip_seconds(clips, 1.0)
     assert seconds == [len(soundfile.read(row["audio"]["path"])[0]) / 16_000 for row in clips]
     monkeypatch.setattr(speed, "waveform", None)
-    known = clips.add_column("seconds", seconds)
+    known = clips.add_column("duration", seconds)
     assert speed.clip_seconds(known, 1.0) == seconds
     with pytest.raises(UserError, match=r"Speed is measured on clips of at most 0.1 s"):
         speed.clip_seconds(known, 0.1)

@@ -31,7 +31,7 @@ def test_all_joined_recordings_are_decoded(source):
     assert (short.source.name, len(short.clips), short.dropped) == ("own", 5, {"longer than 1 s": 1})
     assert (joined.source.name, joined.method) == ("own-joined-chunked", "chunked")
     # 0.4 + 0.9 s and the pause; 0.5 s, with which 2.2 s doesn't fit; 2.2 s; 0.8 s
-    assert dict(zip(joined.clips["text"], joined.clips["seconds"], strict=True)) == pytest.approx(
+    assert dict(zip(joined.clips["text"], joined.clips["duration"], strict=True)) == pytest.approx(
         {"f": 2.2, "a b c": 1.8, "": 0.8, "d e": 0.5}
     )
     assert joined.dropped == {"ignore time segment in scoring": 1}
@@ -54,7 +54,7 @@ def test_it_is_said_when_nothing_is_long(source, caplog):
 def test_clips_to_time_are_spread_over_the_short_ones(source):
     sets = prepare_set(source, window=1.0, long_form=["chunked"])
     timed, clips = spread_clips(sets[::-1], 2)
-    assert (timed.name, clips["seconds"][:]) == ("own", [0.9, 0.5])  # the first and the third of five, longest first
+    assert (timed.name, clips["duration"][:]) == ("own", [0.9, 0.5])  # the first and the third of five, longest first
     assert len(spread_clips(sets, 32)[1]) == 5
     with pytest.raises(UserError, match="no set has any: leave them out"):
         spread_clips(sets[1:], 2)

@@ -26,7 +26,7 @@ from fake_hub import serve_hub
 
 SCRIPT = ROOT / "examples" / "pseudo_label.py"
 # of a random teacher everything is good enough
-LENIENT = "--min_log_prob", -50, "--max_repetition", 100, "--max_compression_ratio", 99
+LENIENT = "--logprob_threshold", -50, "--repeated_5gram_threshold", 100, "--compression_ratio_threshold", 99
 SECONDS = [0.3, 0.4, 0.25, 0.9, 0.5, 0.2, 0.35, 0.6]
 SPEAKERS = ["a", "a", "a", "a", "b", "b", "b", "a"]
 
@@ -68,7 +68,7 @@ def dropped(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_unlabelled_speech_becomes_a_dataset(label, speech, tmp_path):
+def test_unlabeled_speech_becomes_a_dataset(label, speech, tmp_path):
     done = label("--dataset", speech, "--output_dir", tmp_path, "--timestamps", *LENIENT)
     assert done.returncode == 0, done.stderr
     assert f"8 rows, 0.00 hours: --dataset {tmp_path / 'dataset'}" in done.stdout
@@ -80,14 +80,14 @@ def test_unlabelled_speech_becomes_a_dataset(label, speech, tmp_path):
     for i, row in enumerate(rows):
         assert row["text"] and row["text"] == heard[row["clip"]]["text"]
         assert row["segments"] == heard[row["clip"]]["segments"] and row["segments"]
-        assert row["avg_log_prob"] == heard[row["clip"]]["avg_log_prob"]
+        assert row["avg_logprob"] == heard[row["clip"]]["avg_logprob"]
         assert row["wer"] is None and row["prompt"] is None
         np.testing.assert_allclose(decode_audio(row["audio"]), tone(SECONDS[i], i), atol=1e-4)
     assert "language" not in rows[0] and "reference" not in rows[0]
     for card in (tmp_path / "README.md", tmp_path / "dataset" / "README.md"):
         text = card.read_text()
         assert "`teacher` transcribed 8 clips of `clips train`" in text
-        assert "their average log-probability is at least -50" in text and "word error rate against" not in text
+        assert "average log-probability per token at\n  least -50" in text and "word error rate at most" not in text
         assert str(speech) not in text and str(tmp_path) not in text and str(speech.parents[2]) not in text
 
 
@@ -120,15 +120,15 @@ def test_the_card_says_which_rule_held_for_how_many(label, speech, tmp_path):
     arguments = "--dataset", folder, "--output_dir", tmp_path / "out", *LENIENT
     assert label(*arguments).returncode == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "where there is a reference (5 rows), their word error rate against the reference is at most 10 %" in card
-    assert "where there is none (3 rows), their average log-probability is at least -50" in card
-    assert label(*arguments, "--pack").returncode == 0
+    assert "With a reference (5 rows): word error rate at most 10 %" in card
+    assert "Without a reference (3 rows): average log-probability per token at\n  least -50" in card
+    assert label(*arguments, "--concatenate").returncode == 0
     rows = list(load_from_disk(str(tmp_path / "out" / "dataset")))
     whole = sum(row["reference"] is not None for row in rows)
     assert 0 < whole < len(rows)
     card = (tmp_path / "out" / "README.md").read_text()
     assert (
-        f"reference ({whole} rows)" in card and f"({len(rows) - whole} rows, or not for all clips of a pack)" in card
+        f"With a reference ({whole} rows)" in card and f"({len(rows) - whole} rows, at least one clip of each)" in card
     )
 
 
@@ -151,10 +151,10 @@ def test_references_in_capitals_choose_and_the_teachers_text_is_learned(label, s
     reasons = {row["clip"]: row["reason"] for row in dropped(tmp_path / "out")}
     assert reasons == {
         "audio/002.wav": "word error rate over 10 %",
-        "audio/005.wav": "text where the reference has none",
+        "audio/005.wav": "text for an empty reference",
     }
 
-    done = label("--dataset", folder, "--output_dir", tmp_path / "out", "--text", "reference")
+    done = label("--dataset", folder, "--output_dir", tmp_path / "out", "--label_source", "reference")
     assert load_from_disk(str(tmp_path / "out" / "dataset"))["text"][:] == [references[i] for i in kept]
 
 
@@ -163,30 +163,30 @@ def test_other_limits_and_packing_decode_nothing(label, speech, tmp_path, monkey
     assert label(*arguments, *LENIENT).returncode == 0
     rows = list(load_from_disk(str(tmp_path / "dataset")))
     no_decoding(monkeypatch)
-    limit = sorted(row["avg_log_prob"] for row in rows)[3]
-    done = label(*arguments, *LENIENT, "--min_log_prob", limit)
+    limit = sorted(row["avg_logprob"] for row in rows)[3]
+    done = label(*arguments, *LENIENT, "--logprob_threshold", limit)
     assert done.returncode == 0, done.stderr
-    kept = [row for row in rows if row["avg_log_prob"] >= limit]
+    kept = [row for row in rows if row["avg_logprob"] >= limit]
     assert list(load_from_disk(str(tmp_path / "dataset"))) == kept and len(kept) == 5
     assert {row["clip"] for row in dropped(tmp_path)} == {row["clip"] for row in rows} - {r["clip"] for r in kept}
 
-    done = label(*arguments, *LENIENT, "--pack", "--max_samples", 8)
+    done = label(*arguments, *LENIENT, "--concatenate", "--max_samples", 8)
     assert done.returncode == 0, done.stderr
     packs = list(load_from_disk(str(tmp_path / "dataset")))
     assert [row["text"] for row in packs] != [row["text"] for row in rows]
     assert " ".join(row["text"] for row in packs) == " ".join(row["text"] for row in rows)
     assert [row["speaker"] for row in packs if ".." in row["clip"]]
-    assert not (tmp_path / "packing").exists()
+    assert not (tmp_path / "concatenation").exists()
 
 
 def test_packing_comes_after_filtering(label, speech, tmp_path):
     arguments = "--dataset", speech, "--output_dir", tmp_path, *LENIENT
     assert label(*arguments).returncode == 0
     rows = list(load_from_disk(str(tmp_path / "dataset")))
-    worst = min(rows[:3], key=lambda row: row["avg_log_prob"])["clip"]
-    limit = sorted(row["avg_log_prob"] for row in rows if row["clip"] == worst)[0] + 1e-9
-    assert label(*arguments, "--min_log_prob", limit, "--pack").returncode == 0
-    good = [row for row in rows if row["avg_log_prob"] >= limit]
+    worst = min(rows[:3], key=lambda row: row["avg_logprob"])["clip"]
+    limit = sorted(row["avg_logprob"] for row in rows if row["clip"] == worst)[0] + 1e-9
+    assert label(*arguments, "--logprob_threshold", limit, "--concatenate").returncode == 0
+    good = [row for row in rows if row["avg_logprob"] >= limit]
     assert worst not in [row["clip"] for row in good] and len(good) > 1
     packs = list(load_from_disk(str(tmp_path / "dataset")))
     audio = [np.concatenate([decode_audio(row["audio"]) for row in of]) for of in (packs, good)]
@@ -203,7 +203,7 @@ def test_corrupt_clips_are_counted_and_listed(label, speech, tmp_path, caplog):
     assert "row 1, audio/001.wav" in refused.stderr and "--on_bad_audio skip" in refused.stderr
     done = label("--dataset", folder, "--output_dir", tmp_path / "out", "--on_bad_audio", "skip", *LENIENT)
     assert done.returncode == 0, done.stderr
-    assert "2 of 8 clips can't be used" in caplog.text
+    assert "2 of 8 clips are invalid" in caplog.text
     with (tmp_path / "out" / "skipped.csv").open(newline="") as file:
         assert [(row["row"], row["clip"]) for row in csv.DictReader(file)] == [
             ("1", "audio/001.wav"),
@@ -235,7 +235,7 @@ def test_a_killed_run_goes_on_to_the_same_dataset(label, teacher_dir, tmp_path):
     rng = np.random.default_rng(0)
     seconds = [round(float(length), 2) for length in rng.uniform(0.1, 1.0, size=120)]
     speech = write_clips(tmp_path / "speech", seconds, {"speaker": [f"s{i // 10}" for i in range(120)]})
-    arguments = "--dataset", speech, "--timestamps", "--pack", "--batch_size", 3, *LENIENT
+    arguments = "--dataset", speech, "--timestamps", "--concatenate", "--batch_size", 3, *LENIENT
     whole = label(*arguments, "--output_dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
 
@@ -269,7 +269,7 @@ def test_an_interrupted_run_says_how_to_go_on(label, speech, tmp_path, monkeypat
         patch.setattr(WhisperForConditionalGeneration, "generate", interrupted)
         stopped = label(*arguments)
     assert stopped.returncode == 130
-    assert "4 of 8 clips are transcribed: the same command goes on from there" in stopped.stderr
+    assert "4 of 8 clips are transcribed; run the same command again to resume" in stopped.stderr
     assert label(*arguments).returncode == 0
     assert len(load_from_disk(str(tmp_path / "dataset"))) == 8
 
@@ -293,12 +293,12 @@ def test_a_multilingual_teacher_says_which_language_it_is(label, speech, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pack"], "--speaker_column"),
-        (["--text", "reference"], "the dataset has no transcripts"),
-        (["--text", "reference", "--timestamps"], "references have no timestamps"),
-        (["--pack_seconds", 3], "is for --pack"),
+        (["--concatenate"], "--speaker_column"),
+        (["--label_source", "reference"], "the dataset has no transcripts"),
+        (["--label_source", "reference", "--timestamps"], "can't be combined with --timestamps"),
+        (["--concatenate_seconds", 3], "--concatenate_seconds requires --concatenate"),
         (["--batch_size", 0], "must be at least 1, got 0"),
-        (["--split", "test"], "no splits"),
+        (["--split", "test"], "remove --split"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_decoding(label, speech, tmp_path, monkeypatch, arguments, message):
@@ -323,7 +323,7 @@ def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_pat
             return run_there(script, *arguments, directory=tmp_path, environment=environment, before_hub=True)
 
         arguments = "--teacher", teacher_dir, "--device", "cpu", "--dataset", speech, "--output_dir", "out", *LENIENT
-        arguments += "--timestamps", "--pack", "--push_to_hub", "me/labels"
+        arguments += "--timestamps", "--concatenate", "--hub_dataset_id", "me/labels"
         refused = run("pseudo_label.py", *arguments, with_token=False)
         assert refused.returncode == 2 and "Traceback" not in refused.stderr
         assert "the labels are safe in out: run the same command again" in refused.stderr
@@ -331,7 +331,7 @@ def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_pat
         assert pushed.returncode == 0, pushed.stderr
         assert hub.private == {"datasets/me/labels"}
         card = (tmp_path / "hub" / "datasets" / "me" / "labels" / "README.md").read_text()
-        assert "# Speech labelled by" in card and "dataset_info" in card and "pseudo-labels" in card
+        assert "# Speech transcribed by" in card and "dataset_info" in card and "pseudo-labels" in card
 
         assert str(teacher_dir) not in card and str(speech) not in card
 
@@ -339,10 +339,10 @@ def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_pat
         others.mkdir()
         (others / "README.md").write_text("---\ntags: [mine]\n---\n\nBy hand.\n")
         for repository in ("me/labels", "me/described"):
-            pushed = run("pseudo_label.py", *arguments[:-1], repository, "--max_repetition", 99)
+            pushed = run("pseudo_label.py", *arguments[:-1], repository, "--repeated_5gram_threshold", 99)
             assert pushed.returncode == 0, pushed.stderr
         card = (tmp_path / "hub" / "datasets" / "me" / "labels" / "README.md").read_text()
-        assert "at most 99 % of their 5-grams" in card and "dataset_info" in card
+        assert "repeated 5-grams at most 99 %" in card and "dataset_info" in card
         card = (others / "README.md").read_text()
         assert "By hand." in card and "5-grams" not in card and "dataset_info" in card
 

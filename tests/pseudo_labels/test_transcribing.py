@@ -9,7 +9,7 @@ from tiny_teacher import make_teacher, tone, write_clips
 from askd_hf.data import Limits, filter_invalid_clips
 from askd_hf.data.audio import extract_features
 from askd_hf.errors import UserError
-from askd_hf.pseudo_labels import PseudoLabelArguments, plan, transcribe
+from askd_hf.pseudo_labels import PseudoLabelArguments, plan_transcription, transcribe
 from askd_hf.pseudo_labels.speech import load_clips
 from askd_hf.pseudo_labels.transcribe import segments_of
 
@@ -31,7 +31,7 @@ def heard(teacher, processor, speech, directory, *, timestamps: bool, batch_size
         device="cpu",
     )
     clips = filter_invalid_clips(load_clips(args.source()), None, Limits(1.0), on_bad_audio="error")
-    return transcribe(plan(args, teacher, processor, clips))
+    return transcribe(plan_transcription(args, teacher, processor, clips))
 
 
 def features_of(processor, i: int) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_log_probs_are_of_the_tokens_and_the_end_after_suppression(speech, tmp_p
             scores[suppressed] = -torch.inf
             assert scores.argmax() == token
             total += scores.log_softmax(0)[token].item()
-        assert line["avg_log_prob"] == pytest.approx(total / (len(ids) + 1), abs=1e-4)
+        assert line["avg_logprob"] == pytest.approx(total / (len(ids) + 1), abs=1e-4)
 
 
 def test_with_timestamps_they_count_as_tokens(speech, tmp_path):
@@ -79,7 +79,7 @@ def test_with_timestamps_they_count_as_tokens(speech, tmp_path):
         ids = output.sequences[0, -len(output.scores) :]
         assert (ids >= first).sum() >= 2
         log_probs = [scores[0].log_softmax(0)[token].item() for scores, token in zip(output.scores, ids, strict=True)]
-        assert line["avg_log_prob"] == pytest.approx(np.mean(log_probs), abs=1e-4)
+        assert line["avg_logprob"] == pytest.approx(np.mean(log_probs), abs=1e-4)
         assert line["tokens"] == len(ids) - 1
         assert "".join(segment["text"] for segment in line["segments"]) == line["text"]
 
@@ -90,8 +90,8 @@ def test_lines_are_those_of_their_clips_whatever_the_batch(speech, tmp_path):
     alone = heard(teacher, processor, speech, tmp_path / "one", timestamps=True, batch_size=1)
     assert [line["clip"] for line in lines] == [f"audio/{i:03d}.wav" for i in range(len(SECONDS))]
     for line, other, seconds in zip(lines, alone, SECONDS, strict=True):
-        assert line | {"avg_log_prob": 0} == other | {"avg_log_prob": 0}
-        assert line["avg_log_prob"] == pytest.approx(other["avg_log_prob"], abs=1e-4)
+        assert line | {"avg_logprob": 0} == other | {"avg_logprob": 0}
+        assert line["avg_logprob"] == pytest.approx(other["avg_logprob"], abs=1e-4)
         assert all(0 <= s["start"] <= s["end"] <= seconds for s in line["segments"])
 
 
@@ -171,7 +171,7 @@ def test_a_directory_of_audio_files_needs_no_metadata(speech, tmp_path):
     source = PseudoLabelArguments(teacher="tiny", dataset=str(tmp_path / "bare")).source()
     clips = load_clips(source)
     assert clips["clip"][:] == [f"disc {i}/Track.WAV" for i in range(3)]
-    assert filter_invalid_clips(clips, None, Limits(1.0), on_bad_audio="error")["seconds"][:] == SECONDS[:3]
+    assert filter_invalid_clips(clips, None, Limits(1.0), on_bad_audio="error")["duration"][:] == SECONDS[:3]
     assert len(load_clips(source, limit=2)) == 2
     with pytest.raises(UserError, match="no column 'who'"):
         load_clips(PseudoLabelArguments(teacher="t", dataset=source.dataset, speaker_column="who").source())

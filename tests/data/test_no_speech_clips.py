@@ -10,12 +10,12 @@ from speech_files import END, NO_TIMESTAMPS, RATE, START, audiofolder, tiny_proc
 from transformers import WhisperConfig
 
 from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
-from askd_hf.data.negatives import negatives_from, synthetic_negatives
+from askd_hf.data.no_speech import as_no_speech, synthetic_no_speech
 
 
 @pytest.fixture(scope="module")
 def no_speech_dataset():
-    return synthetic_negatives(64)
+    return synthetic_no_speech(64)
 
 
 def sounds(dataset, kind: str) -> list[np.ndarray]:
@@ -23,7 +23,7 @@ def sounds(dataset, kind: str) -> list[np.ndarray]:
 
 
 def test_they_are_rows_of_speech_with_an_empty_text(no_speech_dataset, tmp_path):
-    assert no_speech_dataset.column_names == ["audio", "text", "clip", "negative"] and len(no_speech_dataset) == 64
+    assert no_speech_dataset.column_names == ["audio", "text", "clip", "no_speech"] and len(no_speech_dataset) == 64
     assert no_speech_dataset.features["audio"] == Audio(decode=False)
     assert set(no_speech_dataset["text"]) == {""}
     assert no_speech_dataset["clip"][:5] == ["silence-00", "white-noise-00", "pink-noise-00", "hum-00", "silence-01"]
@@ -40,9 +40,9 @@ def test_they_are_rows_of_speech_with_an_empty_text(no_speech_dataset, tmp_path)
 
 
 def test_they_are_the_same_every_time_and_by_seed_others(no_speech_dataset):
-    assert synthetic_negatives(64)[:] == no_speech_dataset[:]
-    assert synthetic_negatives(7)[:] == no_speech_dataset[:7]  # whatever their number
-    for ours, other in zip(no_speech_dataset.select(range(8)), synthetic_negatives(8, seed=1), strict=True):
+    assert synthetic_no_speech(64)[:] == no_speech_dataset[:]
+    assert synthetic_no_speech(7)[:] == no_speech_dataset[:7]  # whatever their number
+    for ours, other in zip(no_speech_dataset.select(range(8)), synthetic_no_speech(8, seed=1), strict=True):
         assert len(decode_audio(ours["audio"])) != len(decode_audio(other["audio"]))
 
 
@@ -57,7 +57,7 @@ def test_lengths_and_levels_cover_their_ranges(no_speech_dataset):
             levels.append(10 * np.log10(np.mean(sound**2)))
     assert 1.0 <= min(lengths) < 4.0 and 27.0 < max(lengths) <= 30.0
     assert -70.5 < min(levels) < -65.0 and -25.0 < max(levels) < -19.5
-    short = [len(decode_audio(row["audio"])) / RATE for row in synthetic_negatives(16, max_duration_in_seconds=3.0)]
+    short = [len(decode_audio(row["audio"])) / RATE for row in synthetic_no_speech(16, max_duration_in_seconds=3.0)]
     assert 0.1 <= min(short) < max(short) <= 3.0
 
 
@@ -90,9 +90,9 @@ def test_any_dataset_becomes_one_without_speech(tmp_path):
     speech = load_speech_dataset(str(audiofolder(tmp_path, ["ab", "c"])), None, "train")
     speech = speech.add_column("language", ["en", "fr"]).add_column("prompt", ["before", None])
     speech = speech.add_column("segments", [[{"start": 0.0, "end": 0.5, "text": "ab"}], None])
-    no_speech_dataset = negatives_from(speech)
-    assert no_speech_dataset.column_names == ["audio", "clip", "speaker", "text", "negative"]
-    assert no_speech_dataset["text"][:] == ["", ""] and no_speech_dataset["negative"][:] == [True, True]
+    no_speech_dataset = as_no_speech(speech)
+    assert no_speech_dataset.column_names == ["audio", "clip", "speaker", "text", "no_speech"]
+    assert no_speech_dataset["text"][:] == ["", ""] and no_speech_dataset["no_speech"][:] == [True, True]
     for name in ("audio", "clip", "speaker"):
         assert no_speech_dataset[name][:] == speech[name][:]
     assert speech["text"][:] == ["ab", "c"]
