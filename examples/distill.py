@@ -31,8 +31,8 @@ from askd_hf.data import SAMPLING_RATE, SpeechStream, decode_audio
 from askd_hf.data.augment import AugmentArguments, Augmenter
 from askd_hf.data.teacher_cache import has_soft_labels
 from askd_hf.errors import exit_on_user_error, memory_errors
-from askd_hf.evaluation import tables
-from askd_hf.evaluation.comparison import compare
+from askd_hf.evaluation import format_results
+from askd_hf.evaluation.comparison import evaluate_models
 from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.hub.provenance import Provenance
 from askd_hf.models.generation_config import allow_silence, is_multilingual, no_timestamps, set_languages
@@ -212,7 +212,8 @@ def distill(
         try:
             with memory_errors(config.per_device_eval_batch_size):
                 models = load_models(model_args, config.output_dir)
-                print(f"\n{tables(compare(models, splits, data_args.normalizer, config))}")
+                results = evaluate_models(models, splits, data_args.normalizer, config)
+                print(f"\n{format_results(results)}")
         except UserError as error:  # the student is trained and saved: the rest is worth doing
             print(f"\nno comparison: {error}", file=sys.stderr)
     if eval_datasets or not isinstance(train_dataset, SpeechStream):
@@ -263,14 +264,14 @@ def load_student(
 def load_models(
     model_args: ModelArguments, output_dir: str
 ) -> dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]]:
-    """Student, student before and teacher, each with what it was loaded by and its processor."""
+    """Student, initial student and teacher, each with what it was loaded by and its processor."""
     teacher = load_teacher(model_args) if model_args.teacher else None
     student = load_whisper(output_dir, attn_implementation=model_args.attn_implementation)
     processor = load_processor(output_dir)
     made_of = model_args.student or f"layers of {model_args.teacher}"
     models = {
         "student": (output_dir, student, processor),
-        "student before": (made_of, load_student(model_args, teacher), processor),
+        "initial student": (made_of, load_student(model_args, teacher), processor),
     }
     if teacher is not None:
         models["teacher"] = (model_args.teacher, teacher, load_processor(model_args.teacher))

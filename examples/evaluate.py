@@ -26,20 +26,20 @@ from askd_hf.arguments.parser import parse_args
 from askd_hf.arguments.writable import check_writable
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation import (
-    FOLDER,
+    MANIFESTS_DIR,
     EvaluationArguments,
     PreparedSet,
     Results,
     check_can_assist,
-    complete,
+    format_results,
     measure_speculative,
     measure_speed,
-    plan_manifests,
+    plan_jobs,
     prepare_set,
-    save_spelling,
+    run_job,
+    save_spelling_normalizer,
     score_directory,
     spread_clips,
-    tables,
     write_report,
 )
 from askd_hf.models.generation_config import set_language
@@ -51,7 +51,7 @@ def main() -> None:
     directory = Path(args.output_dir)
     check_writable(directory, "--output_dir")
     if args.score_only:
-        results = score_directory(directory, args.normalizer, args.resamples)
+        results = score_directory(directory, args.normalizer, args.n_resamples)
         report(with_earlier(results, directory), directory)
         return
 
@@ -71,7 +71,7 @@ def main() -> None:
             source,
             window=min(processor.feature_extractor.chunk_length for processor in processors.values()),
             long_form=args.long_form,
-            join_seconds=args.join_clips,
+            concatenate_seconds=args.concatenate_seconds,
             limit=args.max_eval_samples,
             on_bad_audio=args.on_bad_audio,
             num_proc=args.num_workers or None,
@@ -85,21 +85,21 @@ def main() -> None:
 
     # ---- manifests: what is there already isn't decoded again ----
     for processor in processors.values():
-        save_spelling(directory / FOLDER, processor.tokenizer.english_spelling_normalizer)
-    jobs = plan_manifests(
+        save_spelling_normalizer(directory / MANIFESTS_DIR, processor.tokenizer.english_spelling_normalizer)
+    jobs = plan_jobs(
         {role: (name, models[role], processors[role]) for role, name in names.items()},
         sets,
         args.decoding(),
-        directory / FOLDER,
+        directory / MANIFESTS_DIR,
         device=torch.device(args.device),
         dtype=args.torch_dtype(),
         overwrite=args.overwrite,
     )
     for job in jobs:
-        complete(job)
+        run_job(job)
 
     # ---- scores, from the manifests alone, with what an earlier run has measured of the same weights ----
-    results = with_earlier(score_directory(directory, args.normalizer, args.resamples), directory)
+    results = with_earlier(score_directory(directory, args.normalizer, args.n_resamples), directory)
     report(results, directory)
     if not (args.speed or args.speculative):
         return
@@ -141,7 +141,7 @@ def with_earlier(results: Results, directory: Path) -> Results:
 def report(results: Results, directory: Path) -> None:
     """Print the tables, and write `results.json` and `report.html`."""
     results.save(directory / "results.json")
-    print(f"\n{tables(results)}\n")
+    print(f"\n{format_results(results)}\n")
     print(f"{directory / 'results.json'}, {write_report(results, directory)}")
 
 

@@ -332,7 +332,7 @@ def with_sets(*changes: dict) -> Results:
 
 
 def test_every_set_of_the_hub_stays_one_in_the_metadata():
-    sets = [dict(name=f"made-up-{method}", method=method) for method in ("short", "sequential", "chunked")]
+    sets = [dict(name=f"made-up-{method}", method=method) for method in ("short_form", "sequential", "chunked")]
     results = with_sets(*sets)
     card = ModelCard(str(render_card(read_facts("made-up-facts"), results, "you/x")))
     found = [(result.dataset_name, result.metric_type) for result in card.data.eval_results]

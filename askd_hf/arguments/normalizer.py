@@ -1,4 +1,4 @@
-"""The option `normalizer`, which training and all evaluations have."""
+"""The option `normalizer` of training and evaluation."""
 
 from typing import Literal
 
@@ -6,9 +6,9 @@ Normalizer = Literal["auto", "english-unified", "multilingual", "english", "basi
 
 
 NORMALIZER_HELP = (
-    "auto: english-unified for English, multilingual for other languages. english-unified: Whisper's English one, "
-    "after apostrophes, quotes and dots are brought into one form. multilingual: without case, punctuation and "
-    "variants of spelling, combining marks kept, by letter in languages without spaces. english, basic: Whisper's "
-    "own, basic breaks up words with combining marks. open-asr-leaderboard: of a checkout on the PYTHONPATH. none: "
-    "texts as they are."
+    "auto: english-unified for English, multilingual for other languages. english-unified: Whisper's English "
+    "normalizer, after unifying apostrophes, quotes and dots. multilingual: removes case, punctuation and spelling "
+    "variants, keeps combining marks; each letter is a word in languages without spaces. english, basic: Whisper's "
+    "own; basic splits words with combining marks. open-asr-leaderboard: from a checkout on the PYTHONPATH. none: no "
+    "normalization."
 )

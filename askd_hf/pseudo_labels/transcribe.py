@@ -17,8 +17,9 @@ from transformers import LogitsProcessor, WhisperForConditionalGeneration, Whisp
 from ..data.audio import extract_features, waveform
 from ..data.columns import replace_column
 from ..errors import UserError
-from ..evaluation.manifest import ELSEWHERE
-from ..evaluation.transcribe import Decoding, Job, PreparedSet, plan_manifests
+from ..evaluation.manifest import OVERWRITE_HINT
+from ..evaluation.prepared_sets import PreparedSet
+from ..evaluation.transcribe import Decoding, DecodingJob, plan_jobs
 from ..models.generation_config import no_timestamps
 from .options import PseudoLabelArguments
 
@@ -57,7 +58,7 @@ def plan(
     teacher: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Dataset,
-) -> Job:
+) -> DecodingJob:
     """What is still to be transcribed. Nothing is yet, and what can be refused is refused here.
 
     Args:
@@ -76,9 +77,9 @@ def plan(
     heard = heard.select(sorted(range(len(clips)), key=lambda row: -seconds[row]))
     timestamps = "segment" if args.timestamps else "none"
     try:
-        (job,) = plan_manifests(
+        (job,) = plan_jobs(
             {"teacher": (args.teacher, teacher, processor)},
-            [PreparedSet(args.source(), "short", heard, dropped={})],
+            [PreparedSet(args.source(), "short_form", heard, excluded={})],
             Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
             Path(args.output_dir) / TRANSCRIPTS,
             device=torch.device(args.device),
@@ -86,11 +87,11 @@ def plan(
             overwrite=args.overwrite,
         )
     except UserError as error:  # examples/distill.py --unlabeled_dataset has neither option
-        raise UserError(str(error).replace(ELSEWHERE, ANEW)) from None
+        raise UserError(str(error).replace(OVERWRITE_HINT, ANEW)) from None
     return job
 
 
-def transcribe(job: Job) -> list[dict[str, Any]]:
+def transcribe(job: DecodingJob) -> list[dict[str, Any]]:
     """Transcribe what the manifest lacks, and append it batch by batch.
 
     Returns, in the order of the dataset and not of the manifest, for every clip: `clip`; `text`; `avg_log_prob`: of
@@ -119,7 +120,7 @@ def transcribe(job: Job) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def _in_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
+def _in_batches(job: DecodingJob, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
     """For each batch what the teacher heard in its clips."""
     model, processor, decoding = job.model, job.processor, job.decoding
     timestamps = decoding.timestamps != "none"
@@ -141,7 +142,7 @@ def _in_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
         yield [_line(job, ids, log_prob, row, timestamps) for ids, log_prob, row in heard]
 
 
-def _line(job: Job, ids: list[int], log_prob: float, row: dict[str, Any], timestamps: bool) -> dict[str, Any]:
+def _line(job: DecodingJob, ids: list[int], log_prob: float, row: dict[str, Any], timestamps: bool) -> dict[str, Any]:
     """A clip's line of the manifest, from generated tokens and the sum of their log-probabilities."""
     if not math.isfinite(log_prob):
         raise UserError(

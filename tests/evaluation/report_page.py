@@ -8,14 +8,14 @@ from pathlib import Path
 
 from askd_hf.evaluation import report
 from askd_hf.evaluation.results import (
-    ModelFacts,
-    Paired,
+    EvaluatedModel,
+    PairedComparison,
     Results,
     Scores,
     SetResult,
     Speculative,
     Speed,
-    SpeedOfModel,
+    ModelSpeed,
     Timing,
 )
 
@@ -91,9 +91,9 @@ def scores(wer: float | None, **changes) -> Scores:
     spoken = wer is not None
     defaults = dict(
         wer=wer,
-        wer_interval=(wer - 1.5, wer + 2.25) if spoken else None,
+        wer_confidence_interval=(wer - 1.5, wer + 2.25) if spoken else None,
         cer=wer / 3 if spoken else None,
-        cer_interval=(wer / 3 - 0.5, wer / 3 + 0.75) if spoken else None,
+        cer_confidence_interval=(wer / 3 - 0.5, wer / 3 + 0.75) if spoken else None,
         substitutions=61,
         deletions=22,
         insertions=13,
@@ -112,10 +112,10 @@ def speech_set(name: str = "librispeech-test-other", **changes) -> SetResult:
         config="other",
         split="test",
         language="en",
-        method="short",
+        method="short_form",
         normalizer="english",
         clips=1234,
-        dropped={"reference empty after normalization": 3, "ignore time segment in scoring": 2},
+        excluded={"reference empty after normalization": 3, "ignore time segment in scoring": 2},
         hours=5.432,
         reference_words=4321,
         speech=True,
@@ -124,7 +124,7 @@ def speech_set(name: str = "librispeech-test-other", **changes) -> SetResult:
             "student": scores(14.234, wer_by_speaker={"1688": 20.5, "367": 9.25, "2033": 41.75}),
             "teacher": scores(12.012, substitutions=50, wer_by_speaker={"1688": 18.5, "367": 8.0, "2033": 33.0}),
         },
-        paired=Paired("student", "teacher", 2.222, (1.111, 3.333), 0.012),
+        paired=PairedComparison("student", "teacher", 2.222, (1.111, 3.333), 0.012),
     )
     return SetResult(**defaults | changes)
 
@@ -137,23 +137,23 @@ def silent_set() -> SetResult:
         clips=80,
         reference_words=0,
         speech=False,
-        dropped={},
+        excluded={},
         scores={"student": scores(None, clips_with_text=34), "teacher": scores(None, clips_with_text=20)},
         paired=None,
     )
 
 
-def speed_row(role: str, batch_size: int, rtfx: float, times_faster: float | None) -> SpeedOfModel:
+def speed_row(role: str, batch_size: int, rtfx: float, speedup: float | None) -> ModelSpeed:
     encoder, decoder = Timing(4.125, 4.0, 4.25), Timing(3.5 * batch_size, 3.25, 60.0)
     total = Timing(encoder.median + decoder.median, 7.0, 64.0)
-    return SpeedOfModel(role, batch_size, encoder, decoder, total, 0.4321, rtfx, 2345, 987.6, times_faster)
+    return ModelSpeed(role, batch_size, encoder, decoder, total, 0.4321, rtfx, 2345, 987.6, speedup)
 
 
 def results(**changes) -> Results:
     defaults = dict(
         models={
-            "student": ModelFacts("runs/tiny-2-askd", 29_502_720, 118.04, 4, 2),
-            "teacher": ModelFacts("openai/whisper-tiny.en", 37_760_256, None, 4, 4),
+            "student": EvaluatedModel("runs/tiny-2-askd", 29_502_720, 118.04, 4, 2),
+            "teacher": EvaluatedModel("openai/whisper-tiny.en", 37_760_256, None, 4, 4),
         },
         settings={
             "date": "2026-11-23",
@@ -194,7 +194,7 @@ def one_model() -> Results:
         entry.paired = None
     alone.speed.rows = [row for row in alone.speed.rows if row.role == "student"]
     for row in alone.speed.rows:
-        row.times_faster = None
+        row.speedup = None
     return alone
 
 

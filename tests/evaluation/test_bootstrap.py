@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from askd_hf.evaluation.bootstrap import blocks_of, interval, probability_of_improvement, resampled_rates
+from askd_hf.evaluation.bootstrap import bootstrap_units, interval, probability_of_improvement, resampled_rates
 
-# The standard error of the 2.5 % quantile of 4000 resamples, of which the plain loop takes so many, is 0.011 of the
+# The standard error of the 2.5 % quantile of 4000 n_resamples, of which the plain loop takes so many, is 0.011 of the
 # interval's width (normal distribution): this is 4.5 of them.
 TOLERANCE = 0.05
 
@@ -23,16 +23,16 @@ def corpus():
     return errors, lengths, speakers
 
 
-def plain_loop(errors, lengths, blocks, resamples=4000) -> tuple[float, float]:
+def plain_loop(errors, lengths, blocks, n_resamples=4000) -> tuple[float, float]:
     """The interval as one would write it down: lists of blocks, drawn one by one."""
     generator = random.Random(7)
     members = [[i for i, block in enumerate(blocks) if block == number] for number in sorted(set(blocks))]
     rates = []
-    for _ in range(resamples):
+    for _ in range(n_resamples):
         drawn = [clip for _ in members for clip in generator.choice(members)]
         rates.append(100 * sum(errors[clip] for clip in drawn) / sum(lengths[clip] for clip in drawn))
     rates.sort()
-    return rates[round(0.025 * resamples)], rates[round(0.975 * resamples)]
+    return rates[round(0.025 * n_resamples)], rates[round(0.975 * n_resamples)]
 
 
 @pytest.mark.parametrize("by", ["clip", "speaker"])
@@ -65,17 +65,17 @@ def test_speakers_who_differ_make_the_interval_wider(corpus):
 
 
 def test_speakers_are_the_blocks_where_all_are_known_and_enough():
-    kind, blocks = blocks_of(["b", "a", "c", "d", "e", "a"])
+    kind, blocks = bootstrap_units(["b", "a", "c", "d", "e", "a"])
     assert (kind, blocks.tolist()) == ("speaker", [1, 0, 2, 3, 4, 0])
     for speakers in (["a", "b", "c", "d", "d", "d"], ["a", "b", "c", "d", "e", None], 6 * [None]):
-        kind, blocks = blocks_of(speakers)
+        kind, blocks = bootstrap_units(speakers)
         assert (kind, blocks.tolist()) == ("clip", [0, 1, 2, 3, 4, 5])
 
 
 def test_the_same_draws_serve_all_systems(corpus):
     errors, lengths, _ = corpus
     blocks = np.arange(len(errors))
-    twice = resampled_rates(np.stack([errors, errors, errors + lengths]), lengths, blocks, resamples=500)
+    twice = resampled_rates(np.stack([errors, errors, errors + lengths]), lengths, blocks, n_resamples=500)
     assert (twice[0] == twice[1]).all()
     assert twice[2] == pytest.approx(twice[0] + 100)
     assert probability_of_improvement(twice[0], twice[1]) == 0.5
@@ -85,7 +85,7 @@ def test_the_same_draws_serve_all_systems(corpus):
 
 def compared(first, second, lengths) -> tuple[bool, float]:
     """Whether the interval of the difference leaves out 0, and the probability of improvement."""
-    rates = resampled_rates(np.stack([first, second]), lengths, np.arange(len(lengths)), resamples=1000)
+    rates = resampled_rates(np.stack([first, second]), lengths, np.arange(len(lengths)), n_resamples=1000)
     low, high = interval(rates[0] - rates[1])
     return low > 0 or high < 0, probability_of_improvement(*rates)
 

@@ -233,7 +233,7 @@ def test_speech_that_is_too_long_and_a_set_without_any(evaluate, tmp_path, model
     )  # joins the other set in the same directory
     assert run.returncode == 0, run.stderr
     noise, speech = Results.load(out / "results.json").sets
-    assert (speech.name, speech.clips, speech.dropped) == ("speech", 4, {"longer than 1 s": 1})
+    assert (speech.name, speech.clips, speech.excluded) == ("speech", 4, {"longer than 1 s": 1})
     assert (noise.speech, noise.clips, noise.scores["student"].wer) == (False, 2, None)
     assert "without speech" in run.stdout and "speech: 1 clips not scored: longer than 1 s" in run.stdout
 
@@ -258,7 +258,7 @@ def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
         ("--model x", "--suite or --dataset is missing"),
         ("--model x --suite nothing", "there are librispeech"),
         ("--model x --dataset y --long_form both", "there are sequential and chunked"),
-        ("--model x --dataset y --join_clips 60", "--long_form"),
+        ("--model x --dataset y --concatenate_seconds 60", "--long_form"),
         ("--model x --dataset y --speculative True", "--teacher"),
         ("--score_only True", "--output_dir: which"),
         ("--model x --dataset y --batch_size 0", "not at least 1"),
@@ -316,7 +316,7 @@ def test_what_was_measured_stays_as_long_as_the_weights_do(evaluate, tmp_path, m
     assert evaluate(*student, *teacher, *shared).returncode == 0
     assert evaluate(*student, *shared, "--speed", True, "--repetitions", 1).returncode == 0
     alone = Results.load(out / "results.json")
-    assert [(row.role, row.batch_size, row.times_faster) for row in alone.speed.rows] == [
+    assert [(row.role, row.batch_size, row.speedup) for row in alone.speed.rows] == [
         *(("student", 1, None), ("student", 6, None)),
     ]
     page = (out / "report.html").read_text()
@@ -348,7 +348,7 @@ def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, mo
     out = tmp_path / "out"
     run = evaluate(
         *("--model", models / "student", "--teacher", models / "teacher", "--dataset", speech, "--output_dir", out),
-        *("--device", "cpu", "--long_form", "chunked", "--join_clips", 2.5, "--generation_max_length", 5),
+        *("--device", "cpu", "--long_form", "chunked", "--concatenate_seconds", 2.5, "--generation_max_length", 5),
         *("--speed", "True", "--speculative", "True", "--speed_clips", 4, "--speed_batch_sizes", 1, 2),
         *("--repetitions", 2),
     )
@@ -356,7 +356,7 @@ def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, mo
     results = Results.load(out / "results.json")
     short, joined = results.sets
     assert (short.name, short.method, joined.name, joined.method) == (
-        *("speech", "short", "speech-joined-chunked", "chunked"),
+        *("speech", "short_form", "speech-joined-chunked", "chunked"),
     )
     assert joined.clips < short.clips and joined.reference_words == short.reference_words == 6
     assert max(line["tokens"] for line in lines(out, "teacher", "speech")) == 5

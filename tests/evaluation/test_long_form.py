@@ -11,7 +11,7 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
-from askd_hf.evaluation.long_form import join_clips, transcribe_long
+from askd_hf.evaluation.long_form import concatenate_clips, transcribe_long
 from askd_hf.evaluation.metrics import error_rates
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.loading import load_processor, load_whisper
@@ -94,7 +94,7 @@ def test_words_of_a_language_without_spaces():
     model.generation_config.lang_to_id = {name: token(name) for name in ("<|en|>", "<|zh|>")}
     model.generation_config.task_to_id = {name: token(f"<|{name}|>") for name in ("transcribe", "translate")}
     set_language(model, processor, "chinese", "transcribe")
-    (transcript,) = transcribe_long(model, processor, recordings(noise(5)), "short", timestamps="word")
+    (transcript,) = transcribe_long(model, processor, recordings(noise(5)), "short_form", timestamps="word")
     assert len(transcript.text.replace(" ", "")) > 3
     assert [len(text) for _, _, text in transcript.chunks] == [1] * len(transcript.text)
     assert processor.tokenizer.language == "zh"
@@ -106,8 +106,8 @@ def test_words_of_a_language_without_spaces():
 def test_timestamps_of_short_clips_in_batches(timestamped):
     model, processor = timestamped
     clips = recordings(*(noise(seconds, seed=seconds) for seconds in (3, 9, 5)))
-    alone = list(transcribe_long(model, processor, clips, "short", timestamps="segment"))
-    together = list(transcribe_long(model, processor, clips, "short", batch_size=2, timestamps="segment"))
+    alone = list(transcribe_long(model, processor, clips, "short_form", timestamps="segment"))
+    together = list(transcribe_long(model, processor, clips, "short_form", batch_size=2, timestamps="segment"))
     assert [t.text for t in alone] == [t.text for t in together]
     assert [t.chunks for t in alone] == [t.chunks for t in together]
     assert all(t.chunks for t in alone)
@@ -117,7 +117,7 @@ def test_timestamps_of_short_clips_in_batches(timestamped):
 def test_a_long_recording_is_not_short(timestamped):
     model, processor = timestamped
     clips = recordings(noise(3), noise(31))
-    transcripts = transcribe_long(model, processor, clips, "short", timestamps="segment")
+    transcripts = transcribe_long(model, processor, clips, "short_form", timestamps="segment")
     next(transcripts)
     with pytest.raises(UserError, match=r"clip 1: 31\.0 s"):
         next(transcripts)
@@ -129,7 +129,7 @@ def test_a_long_recording_is_not_short(timestamped):
 def test_chunked_hears_joined_digits():
     model, processor = load_whisper(str(DEMO / "teacher")), load_processor(str(DEMO / "teacher"))
     digits = load_speech_dataset(str(DEMO / "data/unseen"), None, "train").select(range(10))
-    long = join_clips(digits, seconds=12)
+    long = concatenate_clips(digits, seconds=12)
     assert len(long) < 4
     found = list(transcribe_long(model, processor, long, "chunked", batch_size=4))
     assert all(transcript.duration > 6 for transcript in found[:-1])  # over windows of 3 s
@@ -166,7 +166,7 @@ def refuses(model, processor, *args, match: str, **options):
 def test_no_timestamp_tokens(processor):
     model = make_whisper(processor)
     refuses(model, processor, "sequential", match="no timestamp tokens .*too few tokens.* chunked")
-    refuses(model, processor, "short", timestamps="segment", match="no timestamp tokens")
+    refuses(model, processor, "short_form", timestamps="segment", match="no timestamp tokens")
     del model.generation_config.no_timestamps_token_id
     refuses(model, processor, "sequential", match="no no_timestamps_token_id")
 
@@ -181,9 +181,9 @@ def test_alignment_heads_of_another_model():
     model, processor = with_timestamps()
     heads = model.generation_config.alignment_heads
     student = init_student(model, 2)
-    list(transcribe_long(student, processor, recordings(noise(1)), "short", timestamps="word"))  # its own are good
+    list(transcribe_long(student, processor, recordings(noise(1)), "short_form", timestamps="word"))  # its own are good
     student.generation_config.alignment_heads = heads
-    refuses(student, processor, "short", timestamps="word", match=r"2 decoder layers .*\[\[3, 1\]\]")
+    refuses(student, processor, "short_form", timestamps="word", match=r"2 decoder layers .*\[\[3, 1\]\]")
 
 
 # ---- joining clips ----
@@ -201,7 +201,7 @@ def wave_of(row) -> np.ndarray:
 
 
 def test_joined_audio_is_the_clips_with_silence_between(clips):
-    joined = join_clips(clips, seconds=60, silence=0.25)
+    joined = concatenate_clips(clips, seconds=60, silence=0.25)
     waves = [decode_audio(row["audio"]) for row in clips]
     pause = np.zeros(4000, dtype=np.float32)
     expected = [
@@ -221,7 +221,7 @@ def test_joined_audio_is_the_clips_with_silence_between(clips):
 
 def test_joined_clips_are_no_longer_than_asked(clips):
     clips = clips.remove_columns("speaker")
-    joined = join_clips(clips, seconds=1.9, silence=0.4)
+    joined = concatenate_clips(clips, seconds=1.9, silence=0.4)
     assert "speaker" not in joined.column_names
     lengths = [len(wave_of(row)) / 16_000 for row in joined]
     assert max(lengths) <= 1.9
@@ -238,13 +238,13 @@ def test_a_clip_over_the_limit_stays_alone_and_silence_adds_no_text(clips):
     texts = list(clips["text"])
     texts[1], texts[2] = None, "  "
     silent = clips.remove_columns("text").add_column("text", texts)
-    assert join_clips(silent, seconds=60)[0]["text"] == texts[0]
-    assert len(join_clips(clips, seconds=0.1)) == 6
+    assert concatenate_clips(silent, seconds=60)[0]["text"] == texts[0]
+    assert len(concatenate_clips(clips, seconds=0.1)) == 6
 
 
 def test_all_windows_of_joined_clips_are_heard(timestamped, clips, monkeypatch):
     model, processor = timestamped
-    joined = join_clips(clips, seconds=60, silence=20)
+    joined = concatenate_clips(clips, seconds=60, silence=20)
     durations = [len(wave_of(row)) / 16_000 for row in joined]
     assert 40 < durations[0] < 50 and 20 < durations[1] < 30 and durations[2] < 30
     frames = []

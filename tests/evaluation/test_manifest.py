@@ -6,22 +6,22 @@ import json
 import pytest
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation.manifest import Manifest, Settings, read_manifests
-from askd_hf.evaluation.results import ModelFacts
+from askd_hf.evaluation.manifest import Manifest, ManifestMetadata, read_manifests
+from askd_hf.evaluation.results import EvaluatedModel
 
-SETTINGS = Settings(
+SETTINGS = ManifestMetadata(
     role="student",
-    facts=ModelFacts("runs/tiny", 1000, 0.5, 2, 2),
+    facts=EvaluatedModel("runs/tiny", 1000, 0.5, 2, 2),
     set=dict(
         name="set.1", dataset="speech", config=None, split="test", language="en", task="transcribe", on_hub=False
     ),
-    method="short",
+    method="short_form",
     decoding=dict(num_beams=1, generation_max_length=None, timestamps="none", dtype="float32"),
     run=dict(batch_size=4, device="cpu"),
     weights="00ff",
     data="abcd",
     rows=10,
-    dropped={},
+    excluded={},
 )
 
 
@@ -33,7 +33,7 @@ def line(i: int) -> dict:
 def manifest(tmp_path) -> Manifest:
     """Two batches of 4, the second unfinished: 3 lines and half a one."""
     manifest = Manifest(tmp_path, "student", "set.1")
-    assert manifest.begin(SETTINGS, batch_size=4) == 0
+    assert manifest.prepare(SETTINGS, batch_size=4) == 0
     manifest.append([line(i) for i in range(4)])
     manifest.append([line(i) for i in range(4, 7)])
     with manifest.lines_file.open("ab") as file:
@@ -44,7 +44,7 @@ def manifest(tmp_path) -> Manifest:
 def test_what_a_killed_batch_has_left_is_cut_off(manifest):
     before = manifest.lines_file.read_bytes().splitlines(keepends=True)[:4]
     assert len(manifest.rows()) == 7
-    assert manifest.begin(SETTINGS, batch_size=4) == 4
+    assert manifest.prepare(SETTINGS, batch_size=4) == 4
     assert manifest.lines_file.read_bytes() == b"".join(before)
     manifest.append([line(i) for i in range(4, 8)])
     assert manifest.rows() == [line(i) for i in range(8)]
@@ -57,14 +57,14 @@ def test_zeros_after_a_power_cut_are_no_line(manifest):
 
 
 def test_complete_means_all_rows(manifest):
-    manifest.begin(SETTINGS, batch_size=4)
-    assert not manifest.settings().complete
+    manifest.prepare(SETTINGS, batch_size=4)
+    assert not manifest.metadata().complete
     manifest.append([line(i) for i in range(4, 10)])
     manifest.finish()
-    assert manifest.settings() == dataclasses.replace(SETTINGS, complete=True)
+    assert manifest.metadata() == dataclasses.replace(SETTINGS, complete=True)
     today = dataclasses.replace(SETTINGS, run=dict(batch_size=8, device="cuda"))
-    assert manifest.begin(today, batch_size=8) == 10  # 10 % 8 lines of the last batch stay
-    assert manifest.settings() == dataclasses.replace(SETTINGS, complete=True)  # decoded as it was then
+    assert manifest.prepare(today, batch_size=8) == 10  # 10 % 8 lines of the last batch stay
+    assert manifest.metadata() == dataclasses.replace(SETTINGS, complete=True)  # decoded as it was then
 
 
 @pytest.mark.parametrize(
@@ -82,46 +82,46 @@ def test_other_settings_are_refused_unless_overwritten(manifest, change, message
     before = manifest.lines_file.read_bytes()
     other = dataclasses.replace(SETTINGS, **change)
     with pytest.raises(UserError, match=rf"set\.1\.jsonl was made otherwise.*{message}.*--output_dir.*--overwrite"):
-        manifest.begin(other, batch_size=4)
+        manifest.prepare(other, batch_size=4)
     assert manifest.lines_file.read_bytes() == before
-    assert manifest.settings() == SETTINGS
-    assert manifest.begin(other, batch_size=4, overwrite=True) == 0
+    assert manifest.metadata() == SETTINGS
+    assert manifest.prepare(other, batch_size=4, overwrite=True) == 0
     assert manifest.rows() == []
-    assert manifest.settings() == other
+    assert manifest.metadata() == other
 
 
 def test_a_moved_model_another_day_and_batch_size_are_no_difference(manifest):
     moved = dataclasses.replace(
         SETTINGS, facts=dataclasses.replace(SETTINGS.facts, name="elsewhere"), run=dict(batch_size=3, device="cuda")
     )
-    assert manifest.begin(moved, batch_size=3) == 6
-    assert manifest.settings().facts.name == "elsewhere"
+    assert manifest.prepare(moved, batch_size=3) == 6
+    assert manifest.metadata().facts.name == "elsewhere"
 
 
 def test_another_batch_size_is_noted_beside_the_first(manifest):
     """The 7 lines there were made 4 at a time; the rest is to be made one at a time, and once more interrupted."""
     alone = dataclasses.replace(SETTINGS, run=dict(batch_size=1, device="cpu"))
     for _ in range(2):
-        assert manifest.begin(alone, batch_size=1) == 7
-        assert manifest.settings().run == dict(batch_size="4, 1", device="cpu")
+        assert manifest.prepare(alone, batch_size=1) == 7
+        assert manifest.metadata().run == dict(batch_size="4, 1", device="cpu")
 
 
 def test_another_place_of_the_dataset_is_no_difference(manifest):
     elsewhere = dataclasses.replace(SETTINGS, set={**SETTINGS.set, "dataset": "./speech", "on_hub": True})
-    assert manifest.begin(elsewhere, batch_size=4) == 4
-    assert manifest.settings().set["dataset"] == "./speech"
+    assert manifest.prepare(elsewhere, batch_size=4) == 4
+    assert manifest.metadata().set["dataset"] == "./speech"
 
 
 def test_lines_that_nobody_knows_the_settings_of_are_not_used(manifest):
-    manifest.settings_file.unlink()
-    assert manifest.begin(SETTINGS, batch_size=4) == 0
+    manifest.metadata_file.unlink()
+    assert manifest.prepare(SETTINGS, batch_size=4) == 0
     assert manifest.rows() == []
 
 
 def test_manifests_are_found_with_the_student_first_and_the_teacher_last(tmp_path):
     for role in ("teacher", "before", "student"):
         for name in ("b", "a.x"):
-            Manifest(tmp_path, role, name).begin(SETTINGS, batch_size=4)
+            Manifest(tmp_path, role, name).prepare(SETTINGS, batch_size=4)
     (tmp_path / "normalizer.json").write_text("{}")
     found = read_manifests(tmp_path)
     assert {name: list(roles) for name, roles in found.items()} == {

@@ -10,10 +10,10 @@ from numpy.random import default_rng
 from test_scoring import write
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import EvalSet, EvaluationArguments, Results, prepare_set, score_directory, tables
+from askd_hf.evaluation import DatasetSpec, EvaluationArguments, Results, prepare_set, score_directory, tables
 
 
-def speech(folder, texts: list[str | None]) -> EvalSet:
+def speech(folder, texts: list[str | None]) -> DatasetSpec:
     """A set of half a second of noise a text; a text is left out where it is None."""
     folder.mkdir()
     rows = []
@@ -21,7 +21,7 @@ def speech(folder, texts: list[str | None]) -> EvalSet:
         soundfile.write(folder / f"{i}.wav", 0.1 * default_rng(i).standard_normal(8000), 16_000)
         rows.append({"file_name": f"{i}.wav", "text": text})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    return EvalSet("own", str(folder), None, "train")
+    return DatasetSpec("own", str(folder), None, "train")
 
 
 @pytest.mark.parametrize("texts", [["", " ", ""], [None, None], [None, ""], ["", "ignore_time_segment_in_scoring"]])
@@ -36,7 +36,7 @@ def test_a_set_is_without_speech_where_it_is_said(tmp_path, texts):
     source = dataclasses.replace(speech(tmp_path / "noise", texts), no_speech=True)
     (prepared,) = prepare_set(source, window=1.0)
     assert len(prepared.clips) == 2 and not "".join(prepared.clips["text"]).strip()
-    assert prepared.dropped == {}
+    assert prepared.excluded == {}
 
 
 def test_a_set_without_speech_needs_no_transcripts(tmp_path):
@@ -57,7 +57,7 @@ def test_beside_transcripts_an_empty_one_is_silence_and_none_is_unknown(tmp_path
     source = speech(tmp_path / "speech", ["a", "", None, "b", None])
     (prepared,) = prepare_set(source, window=1.0)
     assert sorted(prepared.clips["text"]) == ["", "a", "b"]
-    assert prepared.dropped == {"no transcript (null)": 2}
+    assert prepared.excluded == {"no transcript (null)": 2}
 
 
 def test_no_speech_is_said_of_a_dataset():

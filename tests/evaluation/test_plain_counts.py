@@ -7,7 +7,7 @@ import pytest
 from test_scoring import SPOKEN, write
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Results, save_spelling, score_directory, tables, write_report
+from askd_hf.evaluation import Results, save_spelling_normalizer, score_directory, tables, write_report
 from askd_hf.evaluation.metrics import BY_LETTER, normalizer_for
 from askd_hf.evaluation.scoring import plain_words
 
@@ -40,8 +40,8 @@ def test_letters_are_words_where_there_are_no_spaces():
 def test_a_set_whose_references_are_fillers_has_speech(tmp_path):
     write(tmp_path, "student", [(None, "Hmm.", "yes"), (None, "uh", ""), (None, "seven", "seven")])
     result = score_directory(tmp_path, "english").sets[0]
-    assert (result.speech, result.clips, result.silent_clips) == (True, 1, 0)
-    assert result.dropped == {"reference empty after normalization": 2}
+    assert (result.speech, result.clips, result.no_speech_clips) == (True, 1, 0)
+    assert result.excluded == {"reference empty after normalization": 2}
     write(tmp_path, "student", [(None, "Hmm.", "yes"), (None, "uh", "")], name="only")
     with pytest.raises(UserError, match=r"only: no clip is left .* another --normalizer may help"):
         score_directory(tmp_path, "english")
@@ -53,11 +53,11 @@ def test_what_is_made_up_in_a_set_with_speech_is_shown(tmp_path):
     write(tmp_path, "student", texts)
     results = score_directory(tmp_path, "english")
     result = results.sets[0]
-    assert (result.speech, result.clips, result.silent_clips) == (True, 1, 3)
-    assert result.dropped == {"no transcript": 3, "reference empty after normalization": 1}
-    assert (result.scores["student"].silent_with_text, result.scores["student"].clips_with_text) == (2, 1)
+    assert (result.speech, result.clips, result.no_speech_clips) == (True, 1, 3)
+    assert result.excluded == {"no transcript": 3, "reference empty after normalization": 1}
+    assert (result.scores["student"].no_speech_hallucinations, result.scores["student"].clips_with_text) == (2, 1)
     (row,) = [line.split() for line in tables(results).splitlines() if " short " in line]
-    assert row == ["spoken", "student", "short", "3", "2", "66.7"]
+    assert row == ["spoken", "student", "short_form", "3", "2", "66.7"]
     page = write_report(results, tmp_path).read_text()
     assert "2 of 3" in page and "66.7 %" in page
     results.save(tmp_path / "results.json")
@@ -90,7 +90,7 @@ def test_scores_by_letter_count_no_spaces(tmp_path):
     write(tmp_path, "student", [(None, "今天天气很好", "今天天汽好"), (None, "再见。", "再见")], **of_language("zh"))
     results = score_directory(tmp_path)
     result, scores = results.sets[0], results.sets[0].scores["student"]
-    assert (result.normalizer, result.reference_words, result.broken_words) == (BY_LETTER, 8, False)
+    assert (result.normalizer, result.reference_words, result.has_combining_marks) == (BY_LETTER, 8, False)
     assert scores.wer == scores.cer == pytest.approx(100 * 2 / 8)
     assert "multilingual, by letter" in tables(results) and "by letter: every letter is a word" in tables(results)
     page = write_report(results, tmp_path).read_text()
@@ -102,9 +102,9 @@ def test_scores_by_letter_count_no_spaces(tmp_path):
 def test_words_that_the_basic_normalizer_breaks_are_told(tmp_path):
     write(tmp_path, "student", [(None, "नमस्ते दुनिया", "नमस्ते")], **of_language("hi"))
     write(tmp_path, "student", [(None, "Grüße e\u0301te\u0301", "Grüße")], name="other", **of_language("fr"))
-    assert not any(result.broken_words for result in score_directory(tmp_path).sets)
+    assert not any(result.has_combining_marks for result in score_directory(tmp_path).sets)
     results = score_directory(tmp_path, "basic")
-    assert {result.name: result.broken_words for result in results.sets} == {"spoken": True, "other": False}
+    assert {result.name: result.has_combining_marks for result in results.sets} == {"spoken": True, "other": False}
     for text in (tables(results), write_report(results, tmp_path).read_text()):
         assert text.count("spoken: basic takes out combining marks, such as vowel signs") == 1
 
@@ -114,7 +114,7 @@ def test_words_that_the_basic_normalizer_breaks_are_told(tmp_path):
 
 @pytest.mark.parametrize(("spelling", "wer", "name"), [({}, 25.0, "no"), ({"colour": "color"}, 0.0, "with")])
 def test_whether_there_was_a_spelling_list_is_told(tmp_path, spelling, wer, name):
-    save_spelling(tmp_path / "manifests", spelling)
+    save_spelling_normalizer(tmp_path / "manifests", spelling)
     write(tmp_path, "student", [(None, "the colour of it", "the color of it")])
     results = score_directory(tmp_path)
     assert (results.sets[0].scores["student"].wer, results.sets[0].spelling) == (wer, bool(spelling))

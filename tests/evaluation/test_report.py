@@ -17,7 +17,7 @@ from report_page import (
 )
 
 from askd_hf.evaluation import report
-from askd_hf.evaluation.results import ModelFacts, Paired, Results
+from askd_hf.evaluation.results import EvaluatedModel, PairedComparison, Results
 
 
 def test_headline_says_what_was_compared_and_the_figures_that_matter(tmp_path):
@@ -41,7 +41,7 @@ def test_headline_of_many_sets_is_their_mean_and_counts_what_the_intervals_say(t
         speech_set(
             name,
             scores={"student": scores(student), "teacher": scores(teacher)},
-            paired=Paired("student", "teacher", student - teacher, ends, 0.5),
+            paired=PairedComparison("student", "teacher", student - teacher, ends, 0.5),
         )
         for name, (student, teacher, ends) in rates.items()
     ]
@@ -84,9 +84,9 @@ def test_every_figure_of_the_tables_is_the_measured_one(tmp_path):
     hardest = rows_of(page.by_id("speakers").all("table")[0])[1:]
     assert hardest == [["2033", "41.75", "33.00"], ["1688", "20.50", "18.50"], ["367", "9.25", "8.00"]]
     sets = rows_of(page.by_id("sets").all("table")[0])[1:]
-    dropped = "3 reference empty after normalization, 2 ignore time segment in scoring"
+    excluded = "3 reference empty after normalization, 2 ignore time segment in scoring"
     assert sets[0] == ["librispeech-test-other", "openslr/librispeech_asr", "other", "test", "en", "short clips",
-                       "english", "1,234", "5.43", words, dropped, "speakers"]  # fmt: skip
+                       "english", "1,234", "5.43", words, excluded, "speakers"]  # fmt: skip
     assert sets[1][-2:] == ["0", ""]
     settings = dict(rows_of(page.by_id("settings").all("table")[0]))
     assert settings == {
@@ -208,12 +208,12 @@ def test_twelve_sets_of_three_models_with_long_names(tmp_path):
     found = results()
     found.models = {
         "student": found.models["student"],
-        "student before": ModelFacts("x" * 300, 1, 1.0, 1, 1),
+        "initial student": EvaluatedModel("x" * 300, 1, 1.0, 1, 1),
         "teacher": found.models["teacher"],
     }
     found.sets = [speech_set(f"{'a-very-long-name-of-a-set-' * 6}{i}") for i in range(12)]
     for entry in found.sets:
-        entry.scores = {"student": scores(10), "student before": scores(170), "teacher": scores(5)}
+        entry.scores = {"student": scores(10), "initial student": scores(170), "teacher": scores(5)}
     page, _ = render(found, tmp_path)
     figure = page.by_id("wer").all("figure")[0]
     assert len(figure.all("g", "circle")) == len(figure.all("g", "diamond")) == len(figure.all("g", "square")) == 12

@@ -119,7 +119,7 @@ def test_text_is_escaped_wherever_it_stands(tmp_path, where):
     file.write_text(json.dumps(row) + "\n")
     found = results(sets=[speech_set(normalizer="none")])
     found.models["student"].name = found.sets[0].dataset = found.settings["note"] = HOSTILE
-    found.sets[0].dropped = {HOSTILE: 1}
+    found.sets[0].excluded = {HOSTILE: 1}
     found.sets[0].scores["student"].wer_by_speaker[HOSTILE] = 50.0
     page, html = render(found, tmp_path)
     assert not page.all("script") and not page.all("img")

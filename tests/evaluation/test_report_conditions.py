@@ -29,7 +29,7 @@ def test_speed_of_the_student_alone_is_not_compared_where_the_teacher_was_scored
     found = results(speculative=None)
     found.speed.rows = [row for row in found.speed.rows if row.role == "student"]
     for row in found.speed.rows:
-        row.times_faster = None
+        row.speedup = None
     page, _ = render(found, tmp_path)
     section = page.by_id("speed")
     assert "in turn" not in section.text and "speed of the" not in section.text
@@ -41,7 +41,7 @@ def test_speed_of_the_student_alone_is_not_compared_where_the_teacher_was_scored
 def test_the_size_on_disk_has_its_dtype(tmp_path):
     found = results()
     found.models["student"].stored_dtype = "float32"
-    found.models["teacher"].megabytes, found.models["teacher"].stored_dtype = 75.6, "float16"
+    found.models["teacher"].size_mb, found.models["teacher"].stored_dtype = 75.6, "float16"
     page, _ = render(found, tmp_path)
     sizes = [row[3] for row in rows_of(page.all("table")[0])[1:]]
     assert sizes == ["118.0 float32", "75.6 float16"]
@@ -56,12 +56,12 @@ def test_made_up_text_has_its_conditions(tmp_path):
     assert f"nonspeech, short clips; {words}" in page.all("div", "tile")[-1].text
     assert "in lower case without punctuation, whatever the normalizer" in page.by_id("hallucination").text
     (row,) = [line.split() for line in tables(found).splitlines() if line.startswith("nonspeech ")]
-    assert row == ["nonspeech", "student", "short", "80", "34", "42.5", "0.57", "?"]
+    assert row == ["nonspeech", "student", "short_form", "80", "34", "42.5", "0.57", "?"]
 
 
 def test_clips_without_a_transcript_stand_beside_those_with_speech(tmp_path):
-    both = {"student": scores(14.2, silent_with_text=4), "teacher": scores(12.0, silent_with_text=1)}
-    found = results(sets=[speech_set(silent_clips=5, scores=both), silent_set()])
+    both = {"student": scores(14.2, no_speech_hallucinations=4), "teacher": scores(12.0, no_speech_hallucinations=1)}
+    found = results(sets=[speech_set(no_speech_clips=5, scores=both), silent_set()])
     page, _ = render(found, tmp_path)
     tile = page.all("div", "tile")[3].text
     assert "4 of 5 clips teacher 1 librispeech-test-other, short clips, clips without a transcript" in tile

@@ -9,7 +9,7 @@ from test_manifest import SETTINGS
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Results, save_spelling, score_directory, tables, write_report
+from askd_hf.evaluation import Results, save_spelling_normalizer, score_directory, tables, write_report
 from askd_hf.evaluation.manifest import Manifest
 from askd_hf.evaluation.metrics import UNIFIED, normalizer_for
 from askd_hf.evaluation.scoring import repeated_ngrams
@@ -24,7 +24,7 @@ SPOKEN = [  # speaker, reference, the student's text, the teacher's
     ("ann", "twenty one ships", "21 ships sailed away", "21 ships"),
     ("ben", "won't you come", "will you come", "won't you come"),
     ("cem", "a b c d", "a b c d", "a b c"),
-    ("dee", "uh hmm", "hmm", ""),  # nothing but fillers: dropped by the English normalizer
+    ("dee", "uh hmm", "hmm", ""),  # nothing but fillers: excluded by the English normalizer
     ("eve", "ignore_time_segment_in_scoring", "what was said", "what was said"),
 ]
 
@@ -34,7 +34,7 @@ def write(directory, role, texts, name="spoken", **changes):
     settings = dataclasses.replace(SETTINGS, role=role, weights=role, rows=len(texts), **changes)
     settings.set = {**SETTINGS.set, "name": name} | changes.get("set", {})
     manifest = Manifest(directory / "manifests", role, name)
-    manifest.begin(settings, batch_size=4)
+    manifest.prepare(settings, batch_size=4)
     lines = []
     for i, (speaker, reference, prediction) in enumerate(texts):
         line = dict(clip=f"{i}.wav", reference=reference, prediction=prediction, duration=3.6, seconds=0.5, tokens=3)
@@ -46,7 +46,7 @@ def write(directory, role, texts, name="spoken", **changes):
 
 @pytest.fixture
 def evaluation(tmp_path):
-    save_spelling(tmp_path / "manifests", {"colour": "color"})
+    save_spelling_normalizer(tmp_path / "manifests", {"colour": "color"})
     write(tmp_path, "student", [row[:3] for row in SPOKEN])
     write(tmp_path, "teacher", [(*row[:2], row[3]) for row in SPOKEN])
     return tmp_path
@@ -68,7 +68,7 @@ def test_counts_by_hand(evaluation):
     # the color of the sea mister smith; 21 ships; will not you come; a b c d
     assert result.reference_words == 7 + 2 + 4 + 4
     assert result.hours == pytest.approx(4 * 3.6 / 3600)
-    assert result.dropped == {"reference empty after normalization": 1, "ignore time segment in scoring": 1}
+    assert result.excluded == {"reference empty after normalization": 1, "ignore time segment in scoring": 1}
     student, teacher = result.scores["student"], result.scores["teacher"]
     # without `the`; with `sailed away`; without `not`
     assert (student.substitutions, student.deletions, student.insertions) == (0, 2, 2)
@@ -98,8 +98,8 @@ def test_rates_are_those_of_an_own_alignment(evaluation, normalizer):
         scores = result.scores[role]
         assert (scores.wer, scores.cer) == pytest.approx((100 * words, 100 * letters))
         assert scores.substitutions + scores.deletions + scores.insertions == round(words * result.reference_words)
-        assert scores.wer_interval[0] <= scores.wer <= scores.wer_interval[1]
-        assert scores.cer_interval[0] <= scores.cer <= scores.cer_interval[1]
+        assert scores.wer_confidence_interval[0] <= scores.wer <= scores.wer_confidence_interval[1]
+        assert scores.cer_confidence_interval[0] <= scores.cer <= scores.cer_confidence_interval[1]
 
 
 def test_normalizers_by_name():
@@ -131,14 +131,14 @@ def test_marks_count_in_the_table_and_in_the_worst_clips(tmp_path):
     write(tmp_path, "student", texts, set={"language": "hi"})
     results = score_directory(tmp_path)
     (result,) = results.sets
-    assert (result.normalizer, result.reference_words, result.broken_words) == ("multilingual", 4, False)
+    assert (result.normalizer, result.reference_words, result.has_combining_marks) == ("multilingual", 4, False)
     assert result.scores["student"].wer == 75.0
     page = write_report(results, tmp_path).read_text()
     for text in (tables(results), page):
         assert "multilingual: without case, punctuation and variants of spelling, combining marks kept" in text
     assert "3 errors" in page
     ignored = score_directory(tmp_path, "basic").sets[0]
-    assert (ignored.scores["student"].wer, ignored.broken_words) == (0.0, True)
+    assert (ignored.scores["student"].wer, ignored.has_combining_marks) == (0.0, True)
 
 
 def test_optional_vowel_signs_are_judged_by_each_models_text(tmp_path):
@@ -158,10 +158,10 @@ def test_a_set_without_speech_counts_what_was_made_up(tmp_path):
     texts = [(None, "", "you"), (None, "", " . "), (None, " ", ""), (None, "", loop)]
     write(tmp_path, "student", texts)
     result = score_directory(tmp_path).sets[0]
-    assert (result.speech, result.clips, result.dropped, result.reference_words) == (False, 4, {}, 0)
+    assert (result.speech, result.clips, result.excluded, result.reference_words) == (False, 4, {}, 0)
     scores = result.scores["student"]
     assert scores.clips_with_text == 2  # a full stop is no text
-    assert (scores.wer, scores.wer_interval, scores.insertion_rate) == (None, None, None)
+    assert (scores.wer, scores.wer_confidence_interval, scores.insertion_rate) == (None, None, None)
     assert (scores.substitutions, scores.deletions, scores.insertions) == (0, 0, 17)
     assert scores.repeated_5grams == pytest.approx(100 * 8 / 12)  # 16 words, 12 of five, 4 different ones
     assert "without speech" in tables(score_directory(tmp_path))
@@ -172,7 +172,7 @@ def test_of_one_clip_no_interval_is_claimed(tmp_path):
         write(tmp_path, role, [("ann", "a b c d", text)])
     results = score_directory(tmp_path)
     scores = results.sets[0].scores["student"]
-    assert (scores.wer, scores.wer_interval, scores.cer_interval) == (25.0, None, None)
+    assert (scores.wer, scores.wer_confidence_interval, scores.cer_confidence_interval) == (25.0, None, None)
     assert results.sets[0].paired is None
     assert "25.00 " in tables(results)
     write_report(results, tmp_path)

@@ -10,7 +10,7 @@ from askd_hf import init_student
 from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation import speculative
-from askd_hf.evaluation.speculative import as_assistant, counting_proposals, measure_speculative
+from askd_hf.evaluation.speculative import as_assistant, count_proposals, measure_speculative
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_the_teacher_keeps_its_tokens(kind, teacher, processor, clips, request):
     result = measure_speculative(teacher, student, processor, clips, "tones", repetitions=1)
     assert (result.set, result.clips, result.identical) == ("tones", 2, 2)
     assert 0 <= result.acceptance_rate < 1  # untrained and of fewer layers, it can't be right always
-    assert result.teacher.lowest > 0 and result.assisted.lowest > 0 and result.times_faster > 0
+    assert result.teacher.lowest > 0 and result.assisted.lowest > 0 and result.speedup > 0
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -112,7 +112,7 @@ def test_the_ratio_is_that_of_the_clock(teacher, other_encoder, processor, clips
     monkeypatch.setattr(speculative, "now", lambda device: clock[0])
     result = measure_speculative(teacher, other_encoder, processor, clips, "tones", repetitions=3)
     assert (result.teacher.median, result.assisted.median) == (10.0, 2.0)
-    assert result.times_faster == 5.0  # of 8 / 4, 12 / 2, 10 / 2
+    assert result.speedup == 5.0  # of 8 / 4, 12 / 2, 10 / 2
     assert order[4:] == [False, True] * 2 + [True, False] * 2 + [False, True] * 2
 
 
@@ -140,7 +140,7 @@ def test_the_assistant_is_left_as_it_was_after_an_error(teacher, other_encoder):
 
 def test_counting_ends(teacher, other_encoder):
     features = torch.randn(1, 8, 100)
-    with counting_proposals() as count:
+    with count_proposals() as count:
         teacher.generate(features, assistant_model=other_encoder)
     made = count.made
     assert made > 0

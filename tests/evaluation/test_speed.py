@@ -15,7 +15,7 @@ from askd_hf import init_student
 from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation import memory, speed
-from askd_hf.evaluation.speed import measure_speed, model_facts, transcribe_in_halves
+from askd_hf.evaluation.speed import measure_speed, describe_model, timed_generate
 
 
 @pytest.fixture
@@ -45,19 +45,19 @@ def test_the_halves_give_the_tokens_of_plain_generate(processor, pair, clips, ba
         for batch in features.split(batch_size):
             plain = model.eval().generate(batch, num_beams=1, do_sample=False)
             for _ in range(2):  # a second time, in case the first has left something behind
-                tokens, encoder, decoder = transcribe_in_halves(model, batch)
+                tokens, encoder, decoder = timed_generate(model, batch)
                 assert torch.equal(tokens, plain)
             assert encoder > 0 and decoder > 0
 
 
 def test_lengths_that_are_known_cost_no_decoding(clips, monkeypatch):
-    seconds = speed.clip_seconds(clips, 1.0)
+    seconds = speed.clip_durations(clips, 1.0)
     assert seconds == [len(soundfile.read(row["audio"]["path"])[0]) / 16_000 for row in clips]
     monkeypatch.setattr(speed, "waveform", None)
     known = clips.add_column("seconds", seconds)
-    assert speed.clip_seconds(known, 1.0) == seconds
+    assert speed.clip_durations(known, 1.0) == seconds
     with pytest.raises(UserError, match=r"Speed is measured on clips of at most 0.1 s"):
-        speed.clip_seconds(known, 0.1)
+        speed.clip_durations(known, 0.1)
 
 
 class FakeTime:
@@ -99,8 +99,8 @@ def test_times_are_those_of_the_clock(processor, pair, clips, monkeypatch):
     assert (ours.total.median, ours.total.lowest, ours.total.highest) == (6.0, 4.0, 10.0)
     assert (theirs.total.median, theirs.total.lowest, theirs.total.highest) == (12.0, 10.0, 20.0)
     assert (ours.encoder.median, ours.decoder.median, theirs.decoder.highest) == (2.0, 4.0, 18.0)
-    assert ours.times_faster == statistics.median([20 / 4, 12 / 6, 10 / 10]) == 2.0
-    assert theirs.times_faster == 1.0
+    assert ours.speedup == statistics.median([20 / 4, 12 / 6, 10 / 10]) == 2.0
+    assert theirs.speedup == 1.0
     # only the batches of 3: encoder and decoder of the first in every pass
     assert ours.latency == statistics.median([1 + 1.5, 1 + 3.5, 1 + 6.5])
     seconds = sum(soundfile.info(row["audio"]["path"]).duration for row in clips)
@@ -156,7 +156,7 @@ def test_conditions_are_noted(processor, pair, clips):
 def test_a_model_alone_is_faster_than_nobody(processor, pair, clips):
     alone = {"student": pair["student"]}
     result = measure_speed(alone, both(processor, alone), clips, "tones", batch_sizes=[1], repetitions=1)
-    assert [row.times_faster for row in result.rows] == [None]
+    assert [row.speedup for row in result.rows] == [None]
 
 
 def test_different_conditions_are_refused(processor, pair, clips):
@@ -222,21 +222,21 @@ def test_peak_memory_has_the_weights(processor, pair, clips):
 def test_facts_of_a_directory(processor, tmp_path):
     student = init_student(make_whisper(processor), 2)
     student.save_pretrained(tmp_path / "whole")
-    facts = model_facts(str(tmp_path / "whole"), student)
+    facts = describe_model(str(tmp_path / "whole"), student)
     assert (facts.encoder_layers, facts.decoder_layers) == (2, 2)
     assert facts.parameters == sum(p.numel() for p in student.parameters())
-    assert facts.megabytes == (tmp_path / "whole/model.safetensors").stat().st_size / 1e6
+    assert facts.size_mb == (tmp_path / "whole/model.safetensors").stat().st_size / 1e6
     (tmp_path / "whole/model.fp32.safetensors").write_bytes(b"another format of the same weights")
-    assert model_facts(str(tmp_path / "whole"), student) == facts
+    assert describe_model(str(tmp_path / "whole"), student) == facts
 
 
 def test_the_dtype_on_disk_is_said(processor, tmp_path):
     model = make_whisper(processor)
-    assert model_facts("layers of something", model).stored_dtype is None
+    assert describe_model("layers of something", model).stored_dtype is None
     model.save_pretrained(tmp_path / "whole")
-    assert model_facts(str(tmp_path / "whole"), model).stored_dtype == "float32"
+    assert describe_model(str(tmp_path / "whole"), model).stored_dtype == "float32"
     model.half().save_pretrained(tmp_path / "half", max_shard_size="20KB")
-    assert model_facts(str(tmp_path / "half"), model.float()).stored_dtype == "float16"
+    assert describe_model(str(tmp_path / "half"), model.float()).stored_dtype == "float16"
 
 
 def test_size_of_weights_in_several_files(processor, tmp_path):
@@ -244,21 +244,21 @@ def test_size_of_weights_in_several_files(processor, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     shards = list(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert model_facts(str(tmp_path), model).megabytes == sum(f.stat().st_size for f in shards) / 1e6
+    assert describe_model(str(tmp_path), model).size_mb == sum(f.stat().st_size for f in shards) / 1e6
     shards[0].unlink()
-    assert model_facts(str(tmp_path), model).megabytes is None
+    assert describe_model(str(tmp_path), model).size_mb is None
 
 
 def test_size_of_weights_in_the_hub_cache(processor, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model = make_whisper(processor)
-    assert model_facts("someone/whisper", model).megabytes is None
+    assert describe_model("someone/whisper", model).size_mb is None
     snapshot = tmp_path / "models--someone--whisper" / "snapshots" / "abc"
     model.save_pretrained(snapshot)
     (tmp_path / "models--someone--whisper/refs").mkdir()
     (tmp_path / "models--someone--whisper/refs/main").write_text("abc")
     weights = (snapshot / "model.safetensors").stat().st_size
-    assert model_facts("someone/whisper", model).megabytes == weights / 1e6
+    assert describe_model("someone/whisper", model).size_mb == weights / 1e6
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "missing.safetensors"}}))
-    assert model_facts("someone/whisper", model).megabytes is None
+    assert describe_model("someone/whisper", model).size_mb is None

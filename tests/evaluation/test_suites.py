@@ -5,7 +5,7 @@ from conftest import write_speech
 from datasets import Audio, Dataset
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import EvalSet, EvaluationArguments, suite_sets
+from askd_hf.evaluation import DatasetSpec, EvaluationArguments, suite_sets
 from askd_hf.evaluation.suites import SUITES, load_set, with_speakers
 
 
@@ -75,7 +75,7 @@ def test_only_what_is_needed_is_kept(tmp_path, speaker_column):
         "text": ["no", "no", "no"],
     }
     Dataset.from_dict(table).cast_column("path", Audio(decode=False)).to_parquet(tmp_path / "test.parquet")
-    source = EvalSet("own", str(tmp_path), None, "test", "sentence", "path", speaker_column)
+    source = DatasetSpec("own", str(tmp_path), None, "test", "sentence", "path", speaker_column)
     loaded = load_set(source, limit=2)
     assert set(loaded.column_names) == {"audio", "text", "clip", "speaker"}
     assert (loaded["text"][:], loaded["speaker"][:]) == (["a", None], ["7", None])
@@ -96,6 +96,6 @@ def test_speakers_of_any_kind_are_names_or_nobody(names, expected):
 
 def test_speakers_that_are_not_there(tmp_path):
     write_speech(tmp_path, clips=2)
-    assert "speaker" not in load_set(EvalSet("own", str(tmp_path), None, "train")).column_names
+    assert "speaker" not in load_set(DatasetSpec("own", str(tmp_path), None, "train")).column_names
     with pytest.raises(UserError, match=r"no column 'who' for the speaker.*--speaker_column"):
-        load_set(EvalSet("own", str(tmp_path), None, "train", speaker_column="who"))
+        load_set(DatasetSpec("own", str(tmp_path), None, "train", speaker_column="who"))
