@@ -183,7 +183,8 @@ def test_a_run_that_goes_on_leaves_nothing_of_its_earlier_evaluation(
     assert status == 0 and "no comparison" not in err, err
     results = Results.load(tmp_path / "run" / "evaluation" / "results.json")
     assert [(entry.name, list(entry.scores)) for entry in results.sets] == [("train[:4]", list(results.models))]
-    assert list(results.models) == ["student", "initial student", "teacher"] and results.sets[0].spelling_normalizer is False
+    assert list(results.models) == ["student", "initial student", "teacher"]
+    assert results.sets[0].spelling_normalizer is False
     assert {file.stem for file in manifests.rglob("*.json*")} == {"train[:4]"}
 
 

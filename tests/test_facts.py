@@ -30,21 +30,20 @@ def test_the_facts_are_those_of_the_run(tmp_path, teacher, student, processor):
     trainer.save_model()
     text = (tmp_path / "run" / SUMMARY_FILE).read_text()
     assert token not in text and str(tmp_path) not in text
-    facts = TrainingSummary.load(tmp_path / "run")
-    assert (facts.step, facts.total_steps, facts.clips, facts.batch_size) == (10, 10, 16, 4)
-    assert facts.student.parameters == student.num_parameters()
-    assert (facts.student.encoder_layers, facts.student.decoder_layers, facts.student.window) == (2, 2, 1.0)
-    assert (
-        facts.student.vocabulary == student.config.vocab_size and facts.student.mel_bins == student.config.num_mel_bins
-    )
-    assert facts.student.dtype == "float32" and not facts.student.timestamps
-    assert facts.origin.language == "en"
+    summary = TrainingSummary.load(tmp_path / "run")
+    assert (summary.step, summary.total_steps, summary.clips, summary.batch_size) == (10, 10, 16, 4)
+    assert summary.student.parameters == student.num_parameters()
+    assert (summary.student.encoder_layers, summary.student.decoder_layers, summary.student.window) == (2, 2, 1.0)
+    assert summary.student.vocabulary == student.config.vocab_size
+    assert summary.student.mel_bins == student.config.num_mel_bins
+    assert summary.student.dtype == "float32" and not summary.student.timestamps
+    assert summary.provenance.language == "en"
     last = [row for row in trainer.state.log_history if "teacher_weight" in row][-1]
-    assert facts.weights["self"] == last["self_weight"] > 0
-    assert facts.phases[0]["teacher_weight"][0] == 0.8 and facts.phases[0]["last_step"] == 5
-    assert facts.phases[1]["self_weight"][1] == last["self_weight"]
-    assert facts.arguments.keys() == set(ARGUMENTS)
-    assert facts.arguments["learning_rate"] == 1e-2
+    assert summary.weights["self"] == last["self_weight"] > 0
+    assert summary.phases[0]["teacher_weight"][0] == 0.8 and summary.phases[0]["last_step"] == 5
+    assert summary.phases[1]["self_weight"][1] == last["self_weight"]
+    assert summary.arguments.keys() == set(ARGUMENTS)
+    assert summary.arguments["learning_rate"] == 1e-2
     assert json.loads(text)["arguments"]["preset"] == "askd"
 
 
@@ -142,19 +141,19 @@ def test_a_stream_has_no_number_of_clips(tmp_path, teacher, student, processor):
         processing_class=processor,
     )
     trainer.train()
-    facts = TrainingSummary.load(tmp_path / "checkpoint-2")
-    assert (facts.step, facts.clips, facts.hours) == (2, None, None)
+    summary = TrainingSummary.load(tmp_path / "checkpoint-2")
+    assert (summary.step, summary.clips, summary.hours) == (2, None, None)
 
 
 def test_what_comes_more_than_once_in_an_epoch_is_counted_once():
     columns = dict(
         audio_key=["a", "b", "a", "silence", "a", "silence", "hum"],
-        seconds=[1800.0, 5400.0, 1800.0, 900.0, 1800.0, 900.0, 60.0],
-        negative=[None, False, None, True, None, True, True],
+        duration=[1800.0, 5400.0, 1800.0, 900.0, 1800.0, 900.0, 60.0],
+        no_speech=[None, False, None, True, None, True, True],
     )
     mixed = Dataset.from_dict(columns)
     assert count_clips(mixed) == (2, 2.0, 2)
-    assert count_clips(mixed.remove_columns("negative").select(range(3))) == (2, 2.0, 0)
+    assert count_clips(mixed.remove_columns("no_speech").select(range(3))) == (2, 2.0, 0)
     assert count_clips(Dataset.from_dict({"text": ["a", "a"]})) == (2, None, 0)
     rows = mixed.to_iterable_dataset()
     assert count_clips(SpeechStream([rows])) == (None, None, 0)
@@ -169,9 +168,9 @@ def test_a_run_that_was_ended_early_says_so(tmp_path, teacher, student, processo
     trainer = make_trainer(tmp_path, None, student, evaluation, processor=processor, **changes)
     trainer.train()
     trainer.save_model()
-    facts = TrainingSummary.load(tmp_path)
-    assert facts.ended_early and facts.step == trainer.state.global_step < facts.total_steps == 30
-    assert not TrainingSummary.load(tmp_path / f"checkpoint-{facts.step - 1}").ended_early  # in which it wasn't yet
+    summary = TrainingSummary.load(tmp_path)
+    assert summary.ended_early and summary.step == trainer.state.global_step < summary.total_steps == 30
+    assert not TrainingSummary.load(tmp_path / f"checkpoint-{summary.step - 1}").ended_early  # in which it wasn't yet
     trainer.args.early_stopping_patience = None
     trainer.save_model()
     assert not TrainingSummary.load(tmp_path).ended_early
@@ -197,9 +196,9 @@ def test_of_the_best_weights_the_step_is_known(tmp_path, teacher, student, proce
     trainer.save_model()
     losses = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
     best = max(losses, key=losses.get)
-    facts = TrainingSummary.load(tmp_path)
-    assert best < 6 and (facts.step, facts.best_step) == (6, best)
-    assert facts.arguments["metric_for_best_model"] == "loss"
+    summary = TrainingSummary.load(tmp_path)
+    assert best < 6 and (summary.step, summary.best_step) == (6, best)
+    assert summary.arguments["metric_for_best_model"] == "loss"
     checkpoint, saved = (
         load_file(place / "model.safetensors") for place in (tmp_path / f"checkpoint-{best}", tmp_path)
     )
@@ -211,13 +210,13 @@ def test_of_cached_labels_their_number_is_known(tmp_path, teacher, student, proc
     trainer = make_trainer(tmp_path, teacher, student, processor=processor, max_steps=2)
     trainer.train()
     trainer.save_model()
-    assert TrainingSummary.load(tmp_path).top_k is None and TrainingSummary.load(tmp_path).origin.teacher is None
+    assert TrainingSummary.load(tmp_path).top_k is None and TrainingSummary.load(tmp_path).provenance.teacher is None
     settings = json.dumps(dict(teacher="proj/teacher", top_k=8))
     columns = {name: ["x"] if name == KEY else [settings] if name == SETTINGS else [[]] for name in ALL_COLUMNS}
     trainer.train_dataset = Dataset.from_dict(columns, features=SOFT_LABELS)
     trainer.save_model()
-    facts = TrainingSummary.load(tmp_path)
-    assert facts.top_k == 8 and facts.origin.teacher.name == "teacher"
+    summary = TrainingSummary.load(tmp_path)
+    assert summary.top_k == 8 and summary.provenance.teacher.name == "teacher"
     trainer.args.teacher_phase_ratio = 0.0
     trainer.save_model()
     assert TrainingSummary.load(tmp_path).top_k is None
@@ -231,7 +230,7 @@ def test_saving_without_training_keeps_what_is_known(tmp_path, teacher, student,
     before = {name: (tmp_path / name).read_bytes() for name in (SUMMARY_FILE, "trainer_state.json")}
     other = make_trainer(tmp_path, teacher, student, processor=processor)
     other.save_model()
-    with pytest.raises(UserError, match="go on with"):  # with HF_HUB_OFFLINE
+    with pytest.raises(UserError, match="resume with"):  # with HF_HUB_OFFLINE
         other.push_to_hub()
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
     other.save_model(str(tmp_path / "elsewhere"))

@@ -116,11 +116,11 @@ def test_without_it_or_for_another_language_it_is_refused_before_anything_is_don
         lambda: EvaluationArguments(model="x", dataset="y", **chosen),
         lambda: DataArguments(dataset=["y"], **chosen),
     ):
-        with pytest.raises(UserError, match=r"needs the leaderboard's own code .*git clone .*PYTHONPATH"):
+        with pytest.raises(UserError, match=r"requires the leaderboard's code .*git clone .*PYTHONPATH"):
             start()
     for start in (
         lambda: EvaluationArguments(model="x", dataset="y", language="french", **chosen),
         lambda: DataArguments(dataset=["y"], language=["fr"], **chosen),
     ):
-        with pytest.raises(UserError, match=r"is for English, not fr: choose multilingual or basic"):
+        with pytest.raises(UserError, match=r"supports English only, got fr. Use multilingual or basic"):
             start()

@@ -95,7 +95,7 @@ def rename_saved(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def renamed_keywords(**old: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Decorate a function whose keywords were renamed: `renamed_keywords(old="new")` also takes `old`, with a warning."""
+    """Decorate a function: with `renamed_keywords(old="new")` it also accepts the keyword `old`, with a warning."""
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         @functools.wraps(function)

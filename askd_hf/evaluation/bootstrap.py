@@ -1,5 +1,6 @@
-"""Bootstrap confidence intervals of error rates (Bisani & Ney 2004, Bootstrap estimates for confidence intervals in ASR
-performance evaluation).
+"""Bootstrap confidence intervals of error rates.
+
+Bisani & Ney 2004, Bootstrap estimates for confidence intervals in ASR performance evaluation.
 
 The resampling unit is a speaker if at least `MIN_SPEAKERS` are known, because clips of one speaker share voice and
 microphone and aren't independent; else a clip. Units are drawn with replacement, as many as there are. The error rate

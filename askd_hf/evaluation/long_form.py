@@ -60,9 +60,9 @@ def transcribe_long(
 ) -> Iterator[LongFormTranscript]:
     """Transcribe recordings of any length, on the model's device and in the language of its generation config.
 
-    - "sequential" is Whisper's algorithm (Radford et al. 2023, section 3.8): each window starts at the last timestamp of
-      the previous one. Sampling at higher temperatures is off, so that results are reproducible. It requires a model
-      that predicts timestamps.
+    - "sequential" is Whisper's algorithm (Radford et al. 2023, section 3.8): each window starts at the last timestamp
+      of the previous one. Sampling at higher temperatures is off, so that results are reproducible. It requires a
+      model that predicts timestamps.
     - "chunked" cuts the recording into windows that overlap by a third, decodes `batch_size` of them at a time and
       merges the texts where they agree, as Distil-Whisper does (Gandhi et al. 2023).
     - "short_form" decodes clips of at most one window with timestamps, `batch_size` at a time.
@@ -139,9 +139,9 @@ def check_can_transcribe(model: WhisperForConditionalGeneration, method: Method,
         ]
         if outside:
             raise UserError(
-                f"{name} has {config.decoder_layers} decoder layers with {config.decoder_attention_heads} heads, but its "
-                f"alignment_heads contain [layer, head] {outside} (from 0), which are of another model. Recompute or "
-                "remove them, or use --timestamps segment"
+                f"{name} has {config.decoder_layers} decoder layers with {config.decoder_attention_heads} heads, but "
+                f"its alignment_heads contain [layer, head] {outside} (from 0), which are of another model. Recompute "
+                "or remove them, or use --timestamps segment"
             )
 
 

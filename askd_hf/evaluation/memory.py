@@ -12,9 +12,9 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     """Return the peak memory of `run()` above the memory in use before it, in bytes; None if it can't be measured.
 
     On a CUDA GPU this is the memory allocated by PyTorch; other accelerators aren't supported. On a CPU it is the
-    resident memory of the process as Linux counts it. The high-water mark is reset first, and memory that the C library
-    keeps after `free` is returned to the system, because its reuse would not be counted. Memory of other threads of the
-    process is included.
+    resident memory of the process as Linux counts it. The high-water mark is reset first, and memory that the C
+    library keeps after `free` is returned to the system, because its reuse would not be counted. Memory of other
+    threads of the process is included.
     """
     gc.collect()
     if device.type == "cuda":

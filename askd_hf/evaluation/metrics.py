@@ -36,8 +36,8 @@ BASIC_BY_LETTER = "basic, by letter"
 class ErrorRate(Metric):
     """Corpus-level WER and CER. Works offline, unlike `evaluate.load("wer")`, which downloads its script from the Hub.
 
-    `compute(predictions=..., references=...)` takes lists of strings and returns `{"wer": ..., "cer": ...}` in percent:
-    all edits of the corpus divided by all words (characters) of the references.
+    `compute(predictions=..., references=...)` takes lists of strings and returns `{"wer": ..., "cer": ...}`: all edits
+    of the corpus divided by all words (characters) of the references, in percent.
     """
 
     def _info(self) -> MetricInfo:

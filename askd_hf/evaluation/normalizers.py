@@ -141,8 +141,8 @@ def agree_on_optional_marks(references: list[str], predictions: list[str]) -> tu
     """Remove optional marks, except those of a prediction that contradict its reference.
 
     For the reference كَتَبَ, the prediction كتب is correct and كُتِبَ is an error. In two aligned words, marks count at
-    a letter if both words have marks there and neither set contains the other. All marks of the references are removed,
-    so that the references are equal for all models.
+    a letter if both words have marks there and neither set contains the other. All marks of the references are
+    removed, so that the references are equal for all models.
 
     Args:
         references, predictions: outputs of `MultilingualNormalizer`, one per clip.

@@ -74,7 +74,8 @@ def prepare_set(
     """
     if concatenate_seconds is not None and concatenate_seconds <= window:
         raise UserError(
-            f"--concatenate_seconds must be greater than the model's window ({window:g} s), got {concatenate_seconds:g}"
+            f"--concatenate_seconds must be greater than the model's window ({window:g} s), got "
+            f"{concatenate_seconds:g}"
         )
     speech = load_set(spec, limit, num_proc, text_required=not spec.no_speech)
     _check_transcripts(spec, speech)
@@ -128,8 +129,8 @@ def _check_transcripts(spec: DatasetSpec, speech: Dataset) -> None:
         )
     if not spec.no_speech and not spoken:
         raise UserError(
-            f"{spec.name}: none of {len(speech)} clips has a transcript. If they have no speech, use --no_speech True; "
-            "any text then counts as a hallucination. Otherwise set --text_column_name, or transcribe them first"
+            f"{spec.name}: none of {len(speech)} clips has a transcript. If they have no speech, use --no_speech "
+            "True: any text then counts as a hallucination. Otherwise set --text_column_name, or transcribe them first"
         )
 
 

@@ -44,8 +44,8 @@ class Scores:
 
     Attributes:
         wer, cer: corpus-level error rates in percent. None for a set without speech.
-        wer_confidence_interval, cer_confidence_interval: in percent, by bootstrap over `SetResult.bootstrap_unit`; None
-            if there is only one unit.
+        wer_confidence_interval, cer_confidence_interval: in percent, by bootstrap over `SetResult.bootstrap_unit`;
+            None if there is only one unit.
         substitutions, deletions, insertions: word counts over the corpus.
         insertion_rate: insertions per 100 reference words.
         repeated_5grams: share of the predictions' word 5-grams that occur earlier in the same prediction, in percent.
@@ -101,12 +101,14 @@ class SetResult:
         task: `transcribe`, or `translate` with English references.
         method: `short_form` (clips up to 30 s, batched), or a long-form algorithm: `sequential`, `chunked`.
         normalizer: name from `metrics.normalizer_for`: english-unified, multilingual, english, basic,
-            open-asr-leaderboard or none; "multilingual, by letter" and "basic, by letter" for languages without spaces.
+            open-asr-leaderboard or none; "multilingual, by letter" and "basic, by letter" in languages without
+            spaces.
         clips: number of scored clips.
         excluded: number of clips that weren't scored, by reason.
         hours: total duration of the scored clips.
         reference_words: number of words after normalization; 0 for a set without speech.
-        has_speech: False if no clip has speech (`DatasetSpec.no_speech`): only `no_speech_hallucinations` is meaningful.
+        has_speech: False if no clip has speech (`DatasetSpec.no_speech`); then only `no_speech_hallucinations` is
+            meaningful.
         bootstrap_unit: what the bootstrap resamples: `speaker` or `clip`.
         scores: by role (`student`, `teacher`, ...).
         comparison: the first model against the last one; None with one model or one bootstrap unit.
@@ -247,9 +249,8 @@ class Results:
             then, now = ([of.models[role].weights for role in roles if role in of.models] for of in (earlier, self))
             return then == now and len(now) == len(roles) and None not in now
 
-        if self.speed is None and earlier.speed is not None:
-            if same_weights(*{row.role for row in earlier.speed.rows}):
-                self.speed = earlier.speed
+        if self.speed is None and earlier.speed and same_weights(*{row.role for row in earlier.speed.rows}):
+            self.speed = earlier.speed
         if self.speculative is None and earlier.speculative is not None and same_weights("student", "teacher"):
             self.speculative = earlier.speculative
 

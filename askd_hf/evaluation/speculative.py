@@ -65,8 +65,8 @@ def measure_speculative(
         variants = {"teacher": dict(GREEDY, **limit), "assisted": dict(GREEDY, **limit, assistant_model=assistant)}
 
         def run(variant: str, clip: Tensor) -> Tensor:
-            # No attention mask, which Whisper ignores: with one, an assistant with an encoder loses its position in the
-            # cache (transformers 5.23), proposes other tokens and can exceed its last position.
+            # No attention mask, which Whisper ignores: with one, an assistant with an encoder loses its position in
+            # the cache (transformers 5.23), proposes other tokens and can exceed its last position.
             return teacher.generate(clip[None], **variants[variant])
 
         with count_proposals() as proposals:
@@ -109,10 +109,11 @@ def as_assistant(
 ) -> Iterator[PreTrainedModel]:
     """Yield the student as an `assistant_model` of the teacher, and restore its generation config afterwards.
 
-    If both have the same encoder, yields the student's decoder alone: `generate` passes it the teacher's encoder output.
+    If both have the same encoder, yields the student's decoder only: `generate` passes it the teacher's encoder
+    output.
     """
     own = student.generation_config
-    # `generate` leaves force_unique_generate_call in the assistant's config; later transcripts would contain the prompt
+    # `generate` leaves force_unique_generate_call in the assistant's config: later transcripts would have the prompt
     student.generation_config = copy.deepcopy(own)
     try:
         yield _decoder_only(student) if same_encoder(teacher, student) else student

@@ -42,7 +42,7 @@ HEADINGS = {
     "words": "words",
 }
 COMBINING_MARKS_NOTE = (
-    "basic removes combining marks, such as vowel signs, which splits words: WER and CER are of what is left"
+    "basic removes combining marks, such as vowel signs, which splits words: the error rates are of what is left"
 )
 PLAIN_TEXT_NOTE = "in lower-case text without punctuation, for every normalizer"
 RTFX_NOTE = "RTFx: seconds of audio transcribed per second"
@@ -53,19 +53,21 @@ class Table:
     """A table of text cells.
 
     Attributes:
+        title: what the table shows.
         header: one heading per column.
         rows: one list of cells per row.
         text_columns: number of leading columns that are aligned to the left; the others are aligned to the right.
         notes: sentences for below the table.
     """
 
+    title: str
     header: list[str]
     rows: list[list[str]]
     text_columns: int = 1
     notes: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """Return the table with aligned columns, and each note in parentheses on a line of its own."""
+        """Return the title, the table with aligned columns, and the notes, one per line."""
         rows = [self.header, *self.rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -75,10 +77,10 @@ class Table:
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([*lines, *(f"({note})" for note in self.notes)])
+        return "\n".join([f"{self.title}:", *lines, *(f"{note}." for note in self.notes)])
 
     def markdown(self) -> str:
-        """Return the table in Markdown, without the notes."""
+        """Return the table in Markdown, without title and notes."""
         rules = ["---" if i < self.text_columns else "---:" for i in range(len(self.header))]
         lines = [self.header, rules, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -105,7 +107,7 @@ def format_results(results: Results) -> str:
     if excluded := excluded_lines(results.sets):
         parts.append("\n".join(excluded))
     settings = ", ".join(f"{name} {value}" for name, value in results.settings.items() if value is not None)
-    return "\n\n".join([*parts, f"({settings})"])
+    return "\n\n".join([*parts, f"Settings: {settings}"])
 
 
 # ---- cells ----
@@ -167,7 +169,7 @@ def model_table(results: Results, names: bool = False) -> Table:
     if names:
         header.append("loaded from")
         rows = [[*row, model.name] for row, model in zip(rows, results.models.values(), strict=True)]
-    return Table(header, rows)
+    return Table("Models", header, rows)
 
 
 def _pairs(results: list[SetResult]) -> list[tuple[SetResult, str, Scores]]:
@@ -190,10 +192,10 @@ def error_rate_table(results: list[SetResult]) -> Table:
         for result, role, scores in _pairs(results)
     ]
     header = _headings("set", "model", "wer", "cer", "clips", "hours", "words", "normalizer")
-    notes = [interval_note(results), f"normalizer {describe_normalizers({result.normalizer for result in results})}"]
+    notes = [interval_note(results), f"Normalizers: {describe_normalizers({result.normalizer for result in results})}"]
     if marks := [result.name for result in results if result.has_combining_marks]:
         notes.append(f"{', '.join(marks)}: {COMBINING_MARKS_NOTE}")
-    return Table(header, rows, 2, notes)
+    return Table("Error rates", header, rows, 2, notes)
 
 
 def interval_note(results: list[SetResult]) -> str:
@@ -217,8 +219,8 @@ def comparison_table(results: list[SetResult]) -> Table:
                 ]
             )
     names = ("wer_difference", "relative_difference", "probability_of_improvement")
-    notes = ["paired bootstrap on the same clips; a negative difference means that the first model is better"]
-    return Table([HEADINGS["set"], "models", *_headings(*names)], rows, 2, notes)
+    notes = ["Paired bootstrap on the same clips. Negative: the first model is better"]
+    return Table("Comparison", [HEADINGS["set"], "models", *_headings(*names)], rows, 2, notes)
 
 
 def relative_difference(result: SetResult) -> str:
@@ -233,7 +235,8 @@ def error_type_table(results: list[SetResult]) -> Table:
         [set_name(result), role, *(f"{n:,}" for n in (scores.substitutions, scores.deletions, scores.insertions))]
         for result, role, scores in _pairs(results)
     ]
-    return Table(_headings("set", "model", "substitutions", "deletions", "insertions"), rows, 2)
+    header = _headings("set", "model", "substitutions", "deletions", "insertions")
+    return Table("Error types", header, rows, 2, ["Number of words"])
 
 
 def _speaker_table(results: list[SetResult]) -> Table:
@@ -247,7 +250,7 @@ def _speaker_table(results: list[SetResult]) -> Table:
             spread = [f"{ranked[0][1]:.2f}", f"{median:.2f}", f"{highest:.2f} ({name[:12]})"]
             rows.append([set_name(result), role, str(len(ranked)), *spread])
     header = [*_headings("set", "model"), "speakers", "lowest WER, %", "median WER, %", "highest WER, % (speaker)"]
-    return Table(header, rows, 2)
+    return Table("Speakers", header, rows, 2)
 
 
 def hallucination_table(results: list[SetResult]) -> Table:
@@ -264,8 +267,8 @@ def hallucination_table(results: list[SetResult]) -> Table:
         for result, role, scores in _pairs(results)
     ]
     names = ("set", "model", "insertion_rate", "repeated_5grams", "clips_at_limit", "no_speech_hallucinations")
-    notes = [f"hallucination indicators; repeated 5-grams and no-speech clips with text: {PLAIN_TEXT_NOTE}"]
-    return Table(_headings(*names), rows, 2, notes)
+    notes = [f"Repeated 5-grams and no-speech clips with text are counted {PLAIN_TEXT_NOTE}"]
+    return Table("Hallucination indicators", _headings(*names), rows, 2, notes)
 
 
 def excluded_lines(results: list[SetResult]) -> list[str]:
@@ -297,18 +300,18 @@ def speed_table(speed: Speed, ranges: bool = False) -> Table:
         for row in speed.rows
     ]
     times = _headings("speedup", "rtfx", "latency", "total", "encoder", "decoder", "peak_memory_mb")
-    notes = [f"median{' [minimum, maximum]' if ranges else ''} of {speed_conditions(speed)}", RTFX_NOTE]
-    return Table([HEADINGS["model"], "batch size", *times], rows, 1, notes)
+    notes = [f"Median{' [minimum, maximum]' if ranges else ''} of {speed_conditions(speed)}", RTFX_NOTE]
+    return Table("Speed", [HEADINGS["model"], "batch size", *times], rows, 1, notes)
 
 
 def speed_conditions(speed: Speed) -> str:
     """Return how the speed was measured."""
     clips = "1 clip" if speed.clips == 1 else f"{speed.clips} clips"
     threads = "1 thread" if speed.threads == 1 else f"{speed.threads} threads"
+    machine = f"{speed.device}, {speed.dtype}, {threads}, {speed.attention} attention"
     return (
         f"{speed.repetitions} interleaved repetitions with greedy decoding; {clips} of {speed.set}, "
-        f"{speed.audio_seconds:.0f} s of audio; {speed.device}, {speed.dtype}, {threads}, {speed.attention} attention; "
-        "without audio decoding and feature extraction"
+        f"{speed.audio_seconds:.0f} s of audio; {machine}. Audio decoding and feature extraction are not included"
     )
 
 
@@ -318,7 +321,6 @@ def speculative_table(result: Speculative) -> Table:
     seconds = [f"{result.teacher.median:.2f}", f"{result.assisted.median:.2f}"]
     accepted = f"{100 * result.acceptance_rate:.1f} %"
     header = [HEADINGS["set"], *_headings("speedup", "acceptance_rate", "identical"), "teacher, s", "with student, s"]
-    notes = [
-        "speculative decoding: the student proposes tokens, the teacher accepts or rejects them; greedy, batch size 1"
-    ]
-    return Table(header, [[result.set, speedup(result.speedup), accepted, identical, *seconds]], 1, notes)
+    notes = ["The student proposes tokens, the teacher accepts or rejects them; greedy, batch size 1"]
+    row = [result.set, speedup(result.speedup), accepted, identical, *seconds]
+    return Table("Speculative decoding", header, [row], 1, notes)

@@ -208,7 +208,7 @@ def _line(row: dict[str, Any], transcript: dict[str, Any]) -> dict[str, Any]:
 def _generate_batches(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Dataset, decoding: Decoding
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield for each batch the transcripts: `text`, `tokens` and `transcription_time` (`generate` only, in seconds)."""
+    """Yield the transcripts of each batch: `text`, `tokens`, and `transcription_time` of `generate` in seconds."""
     options = dict(num_beams=decoding.num_beams, do_sample=False, return_timestamps=False, **no_timestamps(model))
     if decoding.generation_max_length is not None:
         options["max_length"] = decoding.generation_max_length

@@ -124,15 +124,16 @@ def evaluation(results: Results) -> dict[str, Any]:
     if results.speed:
         tables.append(speed_table(results.speed))
     return dict(
-        tables=[_with_notes(table) for table in tables if table.rows],
+        tables=[_section(table) for table in tables if table.rows],
         excluded=excluded_lines(results.sets),
         speculative=results.speculative and speculative_line(results.speculative),
         settings=settings_table(results.settings),
     )
 
 
-def _with_notes(table: Table) -> str:
-    return "\n\n".join([table.markdown(), *([f"{'; '.join(table.notes)}."] if table.notes else [])])
+def _section(table: Table) -> str:
+    notes = " ".join(f"{note}." for note in table.notes)
+    return "\n\n".join([f"**{table.title}**", table.markdown(), *([notes] if notes else [])])
 
 
 def assistant_class(summary: TrainingSummary) -> str | None:

@@ -233,7 +233,9 @@ def settings_table(settings: dict[str, Any]) -> str:
     """Return the evaluation settings that have a single value, except paths."""
     plain = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
     shown = {name: value for name, value in plain.items() if not (isinstance(value, str) and set(value) & {"/", "\\"})}
-    return Table(["setting", "value"], [[f"`{name}`", str(value)] for name, value in shown.items()], 2).markdown()
+    return Table(
+        "Settings", ["setting", "value"], [[f"`{name}`", str(value)] for name, value in shown.items()], 2
+    ).markdown()
 
 
 def speculative_line(found: Speculative) -> str:

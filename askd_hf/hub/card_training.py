@@ -79,8 +79,8 @@ def objective_symbols(summary: TrainingSummary) -> list[str]:
         )
     if teacher and summary.top_k is not None:
         lines.append(
-            f"teacherᵢ: the {summary.top_k} most probable tokens, and all others as one; the divergence is a lower bound "
-            "of the divergence over the whole vocabulary"
+            f"teacherᵢ: the {summary.top_k} most probable tokens, and all others as one; the divergence is a lower "
+            "bound of the divergence over the whole vocabulary"
         )
     if self_teacher:
         ema = arguments["self_teacher"] == "ema"
@@ -115,7 +115,7 @@ def schedule_table(summary: TrainingSummary) -> str:
         f"teacher weight a{' (at least)' if adaptive else ''}",
         f"self-teacher weight b{' (at most)' if adaptive else ''}",
     ]
-    return Table(header, rows, len(header)).markdown()
+    return Table("Schedule", header, rows, len(header)).markdown()
 
 
 def _change(first: float, last: float) -> str:
@@ -148,7 +148,7 @@ def hyperparameter_table(summary: TrainingSummary) -> str:
         for name, value in arguments.items()
         if name not in unused and value is not None and value is not False
     ]
-    return Table(["option", "value"], rows, 2).markdown()
+    return Table("Hyperparameters", ["option", "value"], rows, 2).markdown()
 
 
 def _argument_value(name: str, value: Any) -> str:

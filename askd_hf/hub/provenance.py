@@ -65,8 +65,8 @@ class TrainingData:
         dataset: Hub id of the dataset, or the last part of its path.
         on_hub: whether `dataset` is a Hub id.
         config, split: None if the dataset has none.
-        transcribed_by: the model that transcribed it: its Hub id, or the last part of its path. None if the transcripts
-            are part of the dataset.
+        transcribed_by: the model that transcribed it: its Hub id, or the last part of its path. None if the
+            transcripts are part of the dataset.
         license: license in its dataset card; None if there is no card, or it states none.
     """
 
@@ -109,8 +109,8 @@ class Provenance:
         student: the model that training started from; None if it is unknown, or layers of the teacher were copied.
         from_teacher: whether layers of the teacher were copied into the student.
         teachers_encoder: whether the student had the teacher's encoder before training.
-        copied_decoder_layers, copied_encoder_layers: teacher layers copied into the student; None if all were, or if it
-            didn't start from the teacher.
+        copied_decoder_layers, copied_encoder_layers: teacher layers copied into the student; None if all were, or if
+            it didn't start from the teacher.
         speech: the training data; empty if unknown.
         languages: languages of the speech, as codes such as `en`; empty if unknown.
         tasks: `transcribe`, `translate` or both.

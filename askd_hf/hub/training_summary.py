@@ -200,7 +200,8 @@ class TrainingSummary:
         file = directory / SUMMARY_FILE
         if not file.is_file():
             raise UserError(
-                f"{directory} has no {SUMMARY_FILE}. Use the output directory of examples/distill.py, or a checkpoint in it"
+                f"{directory} has no {SUMMARY_FILE}. Use the output directory of examples/distill.py, or a checkpoint "
+                "in it"
             )
         summary = cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
         if not (directory / ADAPTER_CONFIG).is_file():

@@ -9,18 +9,17 @@ from pathlib import Path
 from askd_hf.evaluation import report
 from askd_hf.evaluation.results import (
     EvaluatedModel,
+    ModelSpeed,
     PairedComparison,
     Results,
     Scores,
     SetResult,
     Speculative,
     Speed,
-    ModelSpeed,
     Timing,
 )
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
-TIMES = "\N{MULTIPLICATION SIGN}"
 MAY_STAND_ALONE = {"circle", "line", "path", "rect", "use"}  # of SVG, closed by themselves
 HOSTILE = '<script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)>{{ 7 * 7 }}'
 
@@ -99,8 +98,6 @@ def scores(wer: float | None, **changes) -> Scores:
         insertions=13,
         insertion_rate=1.234 if spoken else None,
         repeated_5grams=0.567,
-        clips_with_text=37,
-        seconds=12.0,
     )
     return Scores(**defaults | changes)
 
@@ -118,13 +115,13 @@ def speech_set(name: str = "librispeech-test-other", **changes) -> SetResult:
         excluded={"reference empty after normalization": 3, "ignore time segment in scoring": 2},
         hours=5.432,
         reference_words=4321,
-        speech=True,
-        blocks="speaker",
+        has_speech=True,
+        bootstrap_unit="speaker",
         scores={
             "student": scores(14.234, wer_by_speaker={"1688": 20.5, "367": 9.25, "2033": 41.75}),
             "teacher": scores(12.012, substitutions=50, wer_by_speaker={"1688": 18.5, "367": 8.0, "2033": 33.0}),
         },
-        paired=PairedComparison("student", "teacher", 2.222, (1.111, 3.333), 0.012),
+        comparison=PairedComparison("student", "teacher", 2.222, (1.111, 3.333), 0.012),
     )
     return SetResult(**defaults | changes)
 
@@ -136,10 +133,14 @@ def silent_set() -> SetResult:
         config=None,
         clips=80,
         reference_words=0,
-        speech=False,
+        has_speech=False,
+        no_speech_clips=80,
         excluded={},
-        scores={"student": scores(None, clips_with_text=34), "teacher": scores(None, clips_with_text=20)},
-        paired=None,
+        scores={
+            "student": scores(None, no_speech_hallucinations=34),
+            "teacher": scores(None, no_speech_hallucinations=20),
+        },
+        comparison=None,
     )
 
 
@@ -191,7 +192,7 @@ def one_model() -> Results:
     del alone.models["teacher"]
     for entry in alone.sets:
         del entry.scores["teacher"]
-        entry.paired = None
+        entry.comparison = None
     alone.speed.rows = [row for row in alone.speed.rows if row.role == "student"]
     for row in alone.speed.rows:
         row.speedup = None
@@ -203,7 +204,7 @@ def write_manifest(folder: Path, role: str, name: str, rows: list[tuple], speake
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for clip, reference, prediction in rows:
-        row = dict(clip=clip, reference=reference, prediction=prediction, duration=4.2, seconds=0.1)
+        row = dict(clip=clip, reference=reference, prediction=prediction, duration=4.2, transcription_time=0.1)
         lines.append(json.dumps(row | ({"speaker": speaker} if speaker else {}), ensure_ascii=False) + "\n")
     file.write_text("".join(lines), encoding="utf-8")
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from askd_hf.evaluation.bootstrap import bootstrap_units, interval, probability_of_improvement, resampled_rates
+from askd_hf.evaluation.bootstrap import (
+    bootstrap_units,
+    confidence_interval,
+    probability_of_improvement,
+    resampled_rates,
+)
 
 # The standard error of the 2.5 % quantile of 4000 n_resamples, of which the plain loop takes so many, is 0.011 of the
 # interval's width (normal distribution): this is 4.5 of them.
@@ -39,7 +44,7 @@ def plain_loop(errors, lengths, blocks, n_resamples=4000) -> tuple[float, float]
 def test_the_interval_is_that_of_a_plain_loop(corpus, by):
     errors, lengths, speakers = corpus
     blocks = speakers if by == "speaker" else np.arange(len(errors))
-    ours = interval(resampled_rates(errors[None], lengths, blocks)[0])
+    ours = confidence_interval(resampled_rates(errors[None], lengths, blocks)[0])
     theirs = plain_loop(errors.tolist(), lengths.tolist(), blocks.tolist())
     width = theirs[1] - theirs[0]
     assert ours == pytest.approx(theirs, abs=TOLERANCE * width)
@@ -52,14 +57,15 @@ def test_the_interval_is_that_of_scipy(corpus):
         return 100 * errors.sum(axis=axis) / lengths.sum(axis=axis)
 
     theirs = stats.bootstrap((errors, lengths), rate, paired=True, method="percentile", rng=3).confidence_interval
-    ours = interval(resampled_rates(errors[None], lengths, np.arange(len(errors)))[0])
+    ours = confidence_interval(resampled_rates(errors[None], lengths, np.arange(len(errors)))[0])
     assert ours == pytest.approx((theirs.low, theirs.high), abs=TOLERANCE * (theirs.high - theirs.low))
 
 
 def test_speakers_who_differ_make_the_interval_wider(corpus):
     errors, lengths, speakers = corpus
     by_clip, by_speaker = (
-        interval(resampled_rates(errors[None], lengths, blocks)[0]) for blocks in (np.arange(len(errors)), speakers)
+        confidence_interval(resampled_rates(errors[None], lengths, blocks)[0])
+        for blocks in (np.arange(len(errors)), speakers)
     )
     assert by_speaker[1] - by_speaker[0] > 1.5 * (by_clip[1] - by_clip[0])
 
@@ -86,7 +92,7 @@ def test_the_same_draws_serve_all_systems(corpus):
 def compared(first, second, lengths) -> tuple[bool, float]:
     """Whether the interval of the difference leaves out 0, and the probability of improvement."""
     rates = resampled_rates(np.stack([first, second]), lengths, np.arange(len(lengths)), n_resamples=1000)
-    low, high = interval(rates[0] - rates[1])
+    low, high = confidence_interval(rates[0] - rates[1])
     return low > 0 or high < 0, probability_of_improvement(*rates)
 
 

@@ -61,7 +61,7 @@ def test_sequential_gives_what_generate_gives(timestamped):
         assert transcript.text == "".join(text for _, _, text in transcript.chunks)
         assert transcript.chunks[0][0] == pytest.approx(float(segments[0]["start"]), abs=0.011)
         assert transcript.duration == len(wave) / 16_000
-        assert transcript.seconds > 0
+        assert transcript.transcription_time > 0
         assert transcript.tokens == len(processor.tokenizer(transcript.text, add_special_tokens=False).input_ids) > 0
     assert found[0].chunks[-1][1] > 30  # it went on behind the first window
     assert all(0 <= start <= end for found_one in found for start, end, _ in found_one.chunks)
@@ -111,7 +111,7 @@ def test_timestamps_of_short_clips_in_batches(timestamped):
     assert [t.text for t in alone] == [t.text for t in together]
     assert [t.chunks for t in alone] == [t.chunks for t in together]
     assert all(t.chunks for t in alone)
-    assert together[0].seconds == together[1].seconds != together[2].seconds
+    assert together[0].transcription_time == together[1].transcription_time != together[2].transcription_time
 
 
 def test_a_long_recording_is_not_short(timestamped):
@@ -119,7 +119,7 @@ def test_a_long_recording_is_not_short(timestamped):
     clips = recordings(noise(3), noise(31))
     transcripts = transcribe_long(model, processor, clips, "short_form", timestamps="segment")
     next(transcripts)
-    with pytest.raises(UserError, match=r"clip 1: 31\.0 s"):
+    with pytest.raises(UserError, match=r"clip 1: .* got 31\.0 s"):
         next(transcripts)
 
 
@@ -129,7 +129,7 @@ def test_a_long_recording_is_not_short(timestamped):
 def test_chunked_hears_joined_digits():
     model, processor = load_whisper(str(DEMO / "teacher")), load_processor(str(DEMO / "teacher"))
     digits = load_speech_dataset(str(DEMO / "data/unseen"), None, "train").select(range(10))
-    long = concatenate_clips(digits, seconds=12)
+    long = concatenate_clips(digits, max_duration=12)
     assert len(long) < 4
     found = list(transcribe_long(model, processor, long, "chunked", batch_size=4))
     assert all(transcript.duration > 6 for transcript in found[:-1])  # over windows of 3 s
@@ -165,23 +165,31 @@ def refuses(model, processor, *args, match: str, **options):
 
 def test_no_timestamp_tokens(processor):
     model = make_whisper(processor)
-    refuses(model, processor, "sequential", match="no timestamp tokens .*too few tokens.* chunked")
-    refuses(model, processor, "short_form", timestamps="segment", match="no timestamp tokens")
+    refuses(model, processor, "sequential", match="requires timestamp tokens.*the vocabulary is too small.* chunked")
+    refuses(
+        model,
+        processor,
+        "short_form",
+        timestamps="segment",
+        match="require timestamp tokens|requires timestamp tokens",
+    )
     del model.generation_config.no_timestamps_token_id
-    refuses(model, processor, "sequential", match="no no_timestamps_token_id")
+    refuses(model, processor, "sequential", match="no_timestamps_token_id is not set")
 
 
 def test_no_alignment_heads():
     model, processor = with_timestamps()
     del model.generation_config.alignment_heads
-    refuses(model, processor, "sequential", timestamps="word", match="no alignment_heads")
+    refuses(model, processor, "sequential", timestamps="word", match="require alignment_heads")
 
 
 def test_alignment_heads_of_another_model():
     model, processor = with_timestamps()
     heads = model.generation_config.alignment_heads
     student = init_student(model, 2)
-    list(transcribe_long(student, processor, recordings(noise(1)), "short_form", timestamps="word"))  # its own are good
+    list(
+        transcribe_long(student, processor, recordings(noise(1)), "short_form", timestamps="word")
+    )  # its own are good
     student.generation_config.alignment_heads = heads
     refuses(student, processor, "short_form", timestamps="word", match=r"2 decoder layers .*\[\[3, 1\]\]")
 
@@ -201,7 +209,7 @@ def wave_of(row) -> np.ndarray:
 
 
 def test_joined_audio_is_the_clips_with_silence_between(clips):
-    joined = concatenate_clips(clips, seconds=60, silence=0.25)
+    joined = concatenate_clips(clips, max_duration=60, pause_duration=0.25)
     waves = [decode_audio(row["audio"]) for row in clips]
     pause = np.zeros(4000, dtype=np.float32)
     expected = [
@@ -221,7 +229,7 @@ def test_joined_audio_is_the_clips_with_silence_between(clips):
 
 def test_joined_clips_are_no_longer_than_asked(clips):
     clips = clips.remove_columns("speaker")
-    joined = concatenate_clips(clips, seconds=1.9, silence=0.4)
+    joined = concatenate_clips(clips, max_duration=1.9, pause_duration=0.4)
     assert "speaker" not in joined.column_names
     lengths = [len(wave_of(row)) / 16_000 for row in joined]
     assert max(lengths) <= 1.9
@@ -238,13 +246,13 @@ def test_a_clip_over_the_limit_stays_alone_and_silence_adds_no_text(clips):
     texts = list(clips["text"])
     texts[1], texts[2] = None, "  "
     silent = clips.remove_columns("text").add_column("text", texts)
-    assert concatenate_clips(silent, seconds=60)[0]["text"] == texts[0]
-    assert len(concatenate_clips(clips, seconds=0.1)) == 6
+    assert concatenate_clips(silent, max_duration=60)[0]["text"] == texts[0]
+    assert len(concatenate_clips(clips, max_duration=0.1)) == 6
 
 
 def test_all_windows_of_joined_clips_are_heard(timestamped, clips, monkeypatch):
     model, processor = timestamped
-    joined = concatenate_clips(clips, seconds=60, silence=20)
+    joined = concatenate_clips(clips, max_duration=60, pause_duration=20)
     durations = [len(wave_of(row)) / 16_000 for row in joined]
     assert 40 < durations[0] < 50 and 20 < durations[1] < 30 and durations[2] < 30
     frames = []

@@ -11,13 +11,13 @@ from askd_hf.evaluation.results import EvaluatedModel
 
 SETTINGS = ManifestMetadata(
     role="student",
-    facts=EvaluatedModel("runs/tiny", 1000, 0.5, 2, 2),
+    model=EvaluatedModel("runs/tiny", 1000, 0.5, 2, 2),
     set=dict(
         name="set.1", dataset="speech", config=None, split="test", language="en", task="transcribe", on_hub=False
     ),
     method="short_form",
     decoding=dict(num_beams=1, generation_max_length=None, timestamps="none", dtype="float32"),
-    run=dict(batch_size=4, device="cpu"),
+    runtime=dict(batch_size=4, device="cpu"),
     weights="00ff",
     data="abcd",
     rows=10,
@@ -26,7 +26,9 @@ SETTINGS = ManifestMetadata(
 
 
 def line(i: int) -> dict:
-    return dict(clip=f"{i}.wav", reference="a\u2028b\r é", prediction="a", duration=1.5, seconds=0.1, tokens=2)
+    return dict(
+        clip=f"{i}.wav", reference="a\u2028b\r é", prediction="a", duration=1.5, transcription_time=0.1, tokens=2
+    )
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_complete_means_all_rows(manifest):
     manifest.append([line(i) for i in range(4, 10)])
     manifest.finish()
     assert manifest.metadata() == dataclasses.replace(SETTINGS, complete=True)
-    today = dataclasses.replace(SETTINGS, run=dict(batch_size=8, device="cuda"))
+    today = dataclasses.replace(SETTINGS, runtime=dict(batch_size=8, device="cuda"))
     assert manifest.prepare(today, batch_size=8) == 10  # 10 % 8 lines of the last batch stay
     assert manifest.metadata() == dataclasses.replace(SETTINGS, complete=True)  # decoded as it was then
 
@@ -73,15 +75,17 @@ def test_complete_means_all_rows(manifest):
         (dict(weights="1111"), r"the model's weights \(of runs/tiny, now runs/tiny\)"),
         (dict(data="1111", rows=11), r"the clips or their transcripts \(10 clips, now 11\)"),
         (dict(data="1111"), "the clips or their transcripts"),
-        (dict(decoding={**SETTINGS.decoding, "num_beams": 5}), r"how it is decoded \(num_beams 1, now 5\)"),
-        (dict(method="chunked"), r"the method \(short, now chunked\)"),
+        (dict(decoding={**SETTINGS.decoding, "num_beams": 5}), r"the decoding settings \(num_beams 1, now 5\)"),
+        (dict(method="chunked"), r"the method \(short_form, now chunked\)"),
         (dict(set={**SETTINGS.set, "language": "fr"}), r"the set \(language en, now fr\)"),
     ],
 )
 def test_other_settings_are_refused_unless_overwritten(manifest, change, message):
     before = manifest.lines_file.read_bytes()
     other = dataclasses.replace(SETTINGS, **change)
-    with pytest.raises(UserError, match=rf"set\.1\.jsonl was made otherwise.*{message}.*--output_dir.*--overwrite"):
+    with pytest.raises(
+        UserError, match=rf"set\.1\.jsonl was created with different settings.*{message}.*--output_dir.*--overwrite"
+    ):
         manifest.prepare(other, batch_size=4)
     assert manifest.lines_file.read_bytes() == before
     assert manifest.metadata() == SETTINGS
@@ -92,18 +96,20 @@ def test_other_settings_are_refused_unless_overwritten(manifest, change, message
 
 def test_a_moved_model_another_day_and_batch_size_are_no_difference(manifest):
     moved = dataclasses.replace(
-        SETTINGS, facts=dataclasses.replace(SETTINGS.facts, name="elsewhere"), run=dict(batch_size=3, device="cuda")
+        SETTINGS,
+        model=dataclasses.replace(SETTINGS.model, name="elsewhere"),
+        runtime=dict(batch_size=3, device="cuda"),
     )
     assert manifest.prepare(moved, batch_size=3) == 6
-    assert manifest.metadata().facts.name == "elsewhere"
+    assert manifest.metadata().model.name == "elsewhere"
 
 
 def test_another_batch_size_is_noted_beside_the_first(manifest):
     """The 7 lines there were made 4 at a time; the rest is to be made one at a time, and once more interrupted."""
-    alone = dataclasses.replace(SETTINGS, run=dict(batch_size=1, device="cpu"))
+    alone = dataclasses.replace(SETTINGS, runtime=dict(batch_size=1, device="cpu"))
     for _ in range(2):
         assert manifest.prepare(alone, batch_size=1) == 7
-        assert manifest.metadata().run == dict(batch_size="4, 1", device="cpu")
+        assert manifest.metadata().runtime == dict(batch_size="4, 1", device="cpu")
 
 
 def test_another_place_of_the_dataset_is_no_difference(manifest):

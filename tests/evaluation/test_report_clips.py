@@ -63,7 +63,7 @@ def test_worst_clips_come_first_and_unscored_ones_never(tmp_path):
     worst = page.by_id("worst")
     names = [article.all("header")[0].all("span")[0].text for article in worst.all("article")]
     assert names == ["loop, speaker 1688", "worst, speaker 1688", "mixed, speaker 1688"]
-    assert "3 of the 3 clips with errors, of 1,234" in worst.all("summary")[0].text
+    assert "3 of 3 clips with errors, of 1,234 in total" in worst.all("summary")[0].text
     assert "english normalizer" in worst.all("summary")[0].text
 
 
@@ -178,14 +178,14 @@ def test_long_clips_are_cut_between_errors_and_at_the_end(tmp_path):
     write_manifest(tmp_path, "student", "librispeech-test-other", [("hour", " ".join(reference), " ".join(student))])
     page, _ = render(results(sets=[speech_set(normalizer="none", method="sequential")]), tmp_path)
     (article,) = page.by_id("worst").all("article")
-    near = worst_clips.NEIGHBOURS
+    near = worst_clips.CONTEXT_WORDS
     cuts = [span.text for span in article.all("span", "cut")]
-    assert cuts[:2] == [f"… {100 - near} right …", f"… {5_000 - 101 - 2 * near:,} right …"]
+    assert cuts[:2] == [f"… {100 - near} correct …", f"… {5_000 - 101 - 2 * near:,} correct …"]
     first, line = lines_of(article)
     assert [word for _, word in first][: 2 * near + 1] == reference[100 - near : 101 + near]
     deleted = [tag for tag, _ in line].count("del")
     assert 4_001 == 1 + 4_000 and cuts[2] == f"… {4_000 - deleted:,} more words, not shown"
-    assert len(first) == worst_clips.MOST_COLUMNS - 2
+    assert len(first) == worst_clips.MAX_COLUMNS - 2
 
 
 def test_a_loop_is_cut(tmp_path):
@@ -193,11 +193,11 @@ def test_a_loop_is_cut(tmp_path):
     write_manifest(tmp_path, "teacher", "nonspeech", [("rain", "", "over")])
     page, _ = render(results(), tmp_path)
     (article,) = page.by_id("worst").all("article")
-    longest = worst_clips.LONGEST_INSERTION
+    longest = worst_clips.MAX_INSERTION
     _, student, teacher = lines_of(article)
     assert student == [("ins", word) for word in ("over and out " * 100).split()[:longest]]
     assert teacher == [("ins", "over"), *[("i", "")] * (longest - 1)]
-    assert [span.text for span in article.all("span", "cut")] == [f"… {300 - longest} more too many …"]
+    assert [span.text for span in article.all("span", "cut")] == [f"… {300 - longest} more inserted …"]
     assert "300 errors (0 S, 0 D, 300 I)" in article.text
 
 

@@ -9,7 +9,7 @@ from test_manifest import SETTINGS
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Results, save_spelling_normalizer, score_directory, tables, write_report
+from askd_hf.evaluation import Results, format_results, save_spelling_normalizer, score_directory, write_report
 from askd_hf.evaluation.manifest import Manifest
 from askd_hf.evaluation.metrics import UNIFIED, normalizer_for
 from askd_hf.evaluation.scoring import repeated_ngrams
@@ -31,13 +31,15 @@ SPOKEN = [  # speaker, reference, the student's text, the teacher's
 
 def write(directory, role, texts, name="spoken", **changes):
     """A complete manifest of (speaker, reference, prediction)."""
-    settings = dataclasses.replace(SETTINGS, role=role, weights=role, rows=len(texts), **changes)
-    settings.set = {**SETTINGS.set, "name": name} | changes.get("set", {})
+    metadata = dataclasses.replace(SETTINGS, role=role, weights=role, rows=len(texts), **changes)
+    metadata.set = {**SETTINGS.set, "name": name} | changes.get("set", {})
     manifest = Manifest(directory / "manifests", role, name)
-    manifest.prepare(settings, batch_size=4)
+    manifest.prepare(metadata, batch_size=4)
     lines = []
     for i, (speaker, reference, prediction) in enumerate(texts):
-        line = dict(clip=f"{i}.wav", reference=reference, prediction=prediction, duration=3.6, seconds=0.5, tokens=3)
+        line = dict(
+            clip=f"{i}.wav", reference=reference, prediction=prediction, duration=3.6, transcription_time=0.5, tokens=3
+        )
         lines.append(line | ({"speaker": speaker} if speaker else {}))
     manifest.append(lines)
     manifest.finish()
@@ -64,7 +66,7 @@ def edits(reference: list, prediction: list) -> int:
 
 def test_counts_by_hand(evaluation):
     result = score_directory(evaluation).sets[0]
-    assert (result.normalizer, result.clips, result.speech, result.blocks) == (UNIFIED, 4, True, "clip")
+    assert (result.normalizer, result.clips, result.has_speech, result.bootstrap_unit) == (UNIFIED, 4, True, "clip")
     # the color of the sea mister smith; 21 ships; will not you come; a b c d
     assert result.reference_words == 7 + 2 + 4 + 4
     assert result.hours == pytest.approx(4 * 3.6 / 3600)
@@ -76,12 +78,11 @@ def test_counts_by_hand(evaluation):
     assert student.wer == pytest.approx(100 * 4 / 17)
     assert student.insertion_rate == pytest.approx(100 * 2 / 17)
     assert student.wer_by_speaker == pytest.approx({"ann": 100 * 3 / 9, "ben": 25.0, "cem": 0.0})
-    assert student.clips_with_text == 4
-    assert student.seconds == pytest.approx(2.0)
-    assert result.paired.difference == pytest.approx(100 * 3 / 17)
-    assert (result.paired.first, result.paired.second) == ("student", "teacher")
-    assert result.paired.interval[0] <= result.paired.difference <= result.paired.interval[1]
-    assert result.paired.probability_of_improvement < 0.1
+    assert result.comparison.wer_difference == pytest.approx(100 * 3 / 17)
+    assert (result.comparison.system, result.comparison.baseline) == ("student", "teacher")
+    assert result.comparison.confidence_interval[0] <= result.comparison.wer_difference
+    assert result.comparison.wer_difference <= result.comparison.confidence_interval[1]
+    assert result.comparison.probability_of_improvement < 0.1
 
 
 @pytest.mark.parametrize("normalizer", ["english", "basic", "none"])
@@ -134,8 +135,8 @@ def test_marks_count_in_the_table_and_in_the_worst_clips(tmp_path):
     assert (result.normalizer, result.reference_words, result.has_combining_marks) == ("multilingual", 4, False)
     assert result.scores["student"].wer == 75.0
     page = write_report(results, tmp_path).read_text()
-    for text in (tables(results), page):
-        assert "multilingual: without case, punctuation and variants of spelling, combining marks kept" in text
+    for text in (format_results(results), page):
+        assert "multilingual: removes case, punctuation and spelling variants, keeps combining marks" in text
     assert "3 errors" in page
     ignored = score_directory(tmp_path, "basic").sets[0]
     assert (ignored.scores["student"].wer, ignored.has_combining_marks) == (0.0, True)
@@ -158,13 +159,13 @@ def test_a_set_without_speech_counts_what_was_made_up(tmp_path):
     texts = [(None, "", "you"), (None, "", " . "), (None, " ", ""), (None, "", loop)]
     write(tmp_path, "student", texts)
     result = score_directory(tmp_path).sets[0]
-    assert (result.speech, result.clips, result.excluded, result.reference_words) == (False, 4, {}, 0)
+    assert (result.has_speech, result.clips, result.excluded, result.reference_words) == (False, 4, {}, 0)
     scores = result.scores["student"]
-    assert scores.clips_with_text == 2  # a full stop is no text
+    assert (result.no_speech_clips, scores.no_speech_hallucinations) == (4, 2)  # a full stop is no text
     assert (scores.wer, scores.wer_confidence_interval, scores.insertion_rate) == (None, None, None)
     assert (scores.substitutions, scores.deletions, scores.insertions) == (0, 0, 17)
     assert scores.repeated_5grams == pytest.approx(100 * 8 / 12)  # 16 words, 12 of five, 4 different ones
-    assert "without speech" in tables(score_directory(tmp_path))
+    assert "2 of 4 (50.0 %)" in format_results(score_directory(tmp_path))
 
 
 def test_of_one_clip_no_interval_is_claimed(tmp_path):
@@ -173,8 +174,8 @@ def test_of_one_clip_no_interval_is_claimed(tmp_path):
     results = score_directory(tmp_path)
     scores = results.sets[0].scores["student"]
     assert (scores.wer, scores.wer_confidence_interval, scores.cer_confidence_interval) == (25.0, None, None)
-    assert results.sets[0].paired is None
-    assert "25.00 " in tables(results)
+    assert results.sets[0].comparison is None
+    assert "25.00 " in format_results(results)
     write_report(results, tmp_path)
 
 
@@ -190,9 +191,9 @@ def test_speakers_are_drawn_where_there_are_five(tmp_path):
     texts = [(f"s{i % 5}", "a b c d", " ".join(rng.choice(list("abcd"), size=4))) for i in range(30)]
     write(tmp_path, "student", texts)
     result = score_directory(tmp_path, "basic").sets[0]
-    assert result.blocks == "speaker"
+    assert result.bootstrap_unit == "speaker"
     assert result.scores["student"].wer_by_speaker.keys() == {f"s{i}" for i in range(5)}
-    assert "bootstrap over speakers" in tables(score_directory(tmp_path, "basic"))
+    assert "resampled over speakers" in format_results(score_directory(tmp_path, "basic"))
 
 
 def test_results_survive_the_file_and_tell_what_they_are(evaluation):
@@ -200,16 +201,16 @@ def test_results_survive_the_file_and_tell_what_they_are(evaluation):
     results.save(evaluation / "results.json")
     assert Results.load(evaluation / "results.json") == results
     assert json.loads((evaluation / "results.json").read_text())["sets"][0]["normalizer"] == UNIFIED
-    text = tables(results)
+    text = format_results(results)
     assert "english" in text
-    assert "spoken: 1 clips not scored: reference empty after normalization" in text
-    assert "23.53 (" in text  # 4 / 17
+    assert "spoken: excluded clips: 1 (reference empty after normalization), 1 (ignore" in text
+    assert "23.53 [" in text  # 4 / 17
 
 
 def test_conditions_that_differ_are_all_told(evaluation):
     settings = score_directory(evaluation).settings
     assert (settings["num_beams"], settings["batch_size"], settings["device"]) == (1, 4, "cpu")
-    write(evaluation, "student", [row[:3] for row in SPOKEN], name="another", run=dict(batch_size=8, device="cpu"))
+    write(evaluation, "student", [row[:3] for row in SPOKEN], name="another", runtime=dict(batch_size=8, device="cpu"))
     settings = score_directory(evaluation).settings
     assert (settings["num_beams"], settings["batch_size"], settings["device"]) == (1, "8, 4", "cpu")
 
@@ -221,8 +222,8 @@ def test_the_intervals_are_the_same_every_time(evaluation):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(complete=False), r"teacher/spoken\.jsonl is incomplete: .* again"),
-        (dict(data="ffff"), "other clips or transcripts than that of the student"),
+        (dict(complete=False), r"teacher/spoken\.jsonl is incomplete\. .* again"),
+        (dict(data="ffff"), "other clips or transcripts than the manifest of the student"),
         (dict(decoding={"num_beams": 5}), "was decoded with .*'num_beams': 5"),
     ],
 )
@@ -242,8 +243,8 @@ def test_manifests_of_two_models_in_one_role(evaluation):
 
 
 def test_nothing_to_score(tmp_path):
-    with pytest.raises(UserError, match="no manifests"):
+    with pytest.raises(UserError, match="has no manifests"):
         score_directory(tmp_path)
     write(tmp_path, "student", [(None, "IGNORE_TIME_SEGMENT_IN_SCORING", "x")])
-    with pytest.raises(UserError, match="no clip is left"):
+    with pytest.raises(UserError, match="all clips are excluded"):
         score_directory(tmp_path)

@@ -109,7 +109,7 @@ def test_the_ratio_is_that_of_the_clock(teacher, other_encoder, processor, clips
         return generate(*args, **kwargs)
 
     monkeypatch.setattr(teacher, "generate", slow_generate)
-    monkeypatch.setattr(speculative, "now", lambda device: clock[0])
+    monkeypatch.setattr(speculative, "synchronized_time", lambda device: clock[0])
     result = measure_speculative(teacher, other_encoder, processor, clips, "tones", repetitions=3)
     assert (result.teacher.median, result.assisted.median) == (10.0, 2.0)
     assert result.speedup == 5.0  # of 8 / 4, 12 / 2, 10 / 2
@@ -142,10 +142,10 @@ def test_counting_ends(teacher, other_encoder):
     features = torch.randn(1, 8, 100)
     with count_proposals() as count:
         teacher.generate(features, assistant_model=other_encoder)
-    made = count.made
+    made = count.proposed
     assert made > 0
     teacher.generate(features, assistant_model=other_encoder)
-    assert count.made == made
+    assert count.proposed == made
 
 
 def test_another_vocabulary_is_refused(teacher, clips):
@@ -156,5 +156,5 @@ def test_another_vocabulary_is_refused(teacher, clips):
 
 
 def test_no_room_for_proposals(teacher, other_encoder, processor, clips):
-    with pytest.raises(UserError, match="proposed nothing"):
+    with pytest.raises(UserError, match="proposed no tokens"):
         measure_speculative(teacher, other_encoder, processor, clips, "tones", max_length=1)
