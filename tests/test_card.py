@@ -1,4 +1,4 @@
-"""The model card: its golden copies, its metadata as the Hub's own parser reads them, what it must not say."""
+"""The model card: golden copies, metadata as parsed by huggingface_hub, and claims that must not be made."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import yaml
 from conftest import ROOT
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from make_cards import CARDS, GOLDEN, INPUTS, read_summary, read_results, render
+from make_cards import CARDS, GOLDEN, INPUTS, read_results, read_summary, render
 
 from askd_hf.arguments import SpeechSource
 from askd_hf.data import decode_audio
@@ -28,7 +28,7 @@ MADE_UP = ("made-up-summary", "made-up-results", "you/made-up", True)
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
 def test_the_golden_card_is_what_is_rendered(path):
-    assert str(render(*CARDS[path])).encode() == path.read_bytes(), "if that is as it should be: make cards"
+    assert str(render(*CARDS[path])).encode() == path.read_bytes(), "if the change is intended: make cards"
 
 
 @pytest.mark.parametrize("inputs", CARDS.values(), ids=[path.stem for path in CARDS])
@@ -50,7 +50,7 @@ def test_the_hub_reads_the_metadata_back():
     card = ModelCard(str(render(*MADE_UP)))
     expected = model_index(read_results("made-up-results"))
     assert card.data.eval_results == expected
-    # a directory here is no dataset of the Hub, whose type the metadata could name
+    # local datasets are omitted: the metadata can only name datasets of the Hub
     assert [result.metric_value for result in expected] == [11.11, 4.44]
     first = expected[0]
     assert (first.dataset_type, first.dataset_config, first.dataset_split) == ("you/made-up-speech", "clean", "test")
@@ -125,22 +125,22 @@ def test_the_figures_in_the_text_are_those_of_the_results():
 
 
 def test_the_examples_of_the_card_run(tmp_path):
-    source = ROOT / "examples" / "demo" / "teacher"  # of half precision, as OpenAI's are; the student is not
+    source = ROOT / "examples" / "demo" / "teacher"  # in half precision; the student is in float32
     student, processor = init_student(load_whisper(str(source)), 2), load_processor(str(source))
     student.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     summary = read_summary("made-up-summary")
     summary.provenance.teacher.name = str(source)
-    summary.student = dataclasses.replace(summary.student, timestamps=False)  # it has no tokens for them
+    summary.student = dataclasses.replace(summary.student, timestamps=False)  # its vocabulary has no timestamp tokens
     text = render_card(summary, None, str(tmp_path)).text
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(examples) == 2
     clip = decode_audio({"path": str(ROOT / "examples/demo/data/known/audio/george-000.ogg"), "bytes": None})
     for example in examples:
-        example = example.replace('"speech.flac"', "dict(clip)").replace("transcribe(dict", "heard = transcribe(dict")
+        example = example.replace('"speech.flac"', "dict(clip)").replace("transcribe(dict", "text = transcribe(dict")
         names = {"clip": {"raw": clip, "sampling_rate": 16000}}
         exec(example, names)
-    assert names["heard"] == " eight nine five three"  # what the teacher hears, though its assistant wasn't trained
+    assert names["text"] == " eight nine five three"  # the teacher's text, although the assistant is untrained
 
 
 # ---- the objective ----
@@ -180,7 +180,7 @@ def test_the_license_is_that_of_what_training_started_from():
     assert inherited_license(Provenance(teacher=teacher, from_teacher=True)) == mit
     assert inherited_license(Provenance(teacher=teacher, student=BaseModelInfo("a/s", True, apache))) == apache
     assert inherited_license(Provenance(teacher=teacher, student=BaseModelInfo("a/s", True))) == {}
-    assert inherited_license(Provenance(teacher=teacher)) == {}  # it only learned from it
+    assert inherited_license(Provenance(teacher=teacher)) == {}  # the student doesn't have its weights
     whole = dict(license="other", license_name="made-up", license_link="https://somewhere/LICENSE")
     summary = read_summary("made-up-summary")
     summary.provenance.teacher.license = whole
@@ -198,7 +198,7 @@ CE = dict(teacher_phase_ratio=0.0, teacher_weight=0.0, teacher_weight_end=0.0, s
 
 
 def card_of(arguments: dict | None = None, summary: dict | None = None, **origin) -> ModelCard:
-    """The card of the made-up run, changed."""
+    """Return the card of the made-up run with changes."""
     found = read_summary("made-up-summary")
     found = dataclasses.replace(found, **(summary or {}), arguments=found.arguments | (arguments or {}))
     found.provenance = dataclasses.replace(found.provenance, **origin)
@@ -327,7 +327,7 @@ def test_who_labelled_the_training_set_is_named_but_no_base_model():
 
 
 def with_sets(*changes: dict) -> Results:
-    """Results on as many sets like the first of the made-up ones, changed."""
+    """Return results on copies of the first made-up set, each with changes."""
     results = read_results("made-up-results")
     return dataclasses.replace(results, sets=[dataclasses.replace(results.sets[0], **each) for each in changes])
 
@@ -365,8 +365,8 @@ def test_the_license_of_the_speech_is_named(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Speech\n")
     speech = TrainingData.of(SpeechSource(str(tmp_path), None, "train"))
     assert speech.license == "cc-by-4.0" and not speech.on_hub
-    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: nobody-s\n---\n")
-    assert TrainingData.of(SpeechSource(str(tmp_path), None, "train")).license == "nobody-s"
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: custom\n---\n")
+    assert TrainingData.of(SpeechSource(str(tmp_path), None, "train")).license == "custom"
     (tmp_path / "README.md").unlink()
     assert TrainingData.of(SpeechSource(str(tmp_path), None, "train")).license is None
     assert (

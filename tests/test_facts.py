@@ -1,4 +1,4 @@
-"""What a run leaves for its card: where its models are from, how they were trained, and no secrets."""
+"""The training summary: provenance, arguments, and no secrets."""
 
 import json
 from importlib.metadata import PackageNotFoundError
@@ -54,7 +54,7 @@ def test_what_the_files_say_is_read_from_them(tmp_path):
     found = ModelInfo.of(tmp_path)
     assert found.multilingual and not found.timestamps and not found.word_timestamps
     generation = json.loads((tmp_path / "generation_config.json").read_text())
-    generation["no_timestamps_token_id"] = model.config.vocab_size - 5  # so that four timestamp tokens follow
+    generation["no_timestamps_token_id"] = model.config.vocab_size - 5  # four timestamp tokens follow
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     assert ModelInfo.of(tmp_path).timestamps and ModelInfo.of(tmp_path).word_timestamps
     for heads in ([[4, 0]], [[1, 0], [0, 2]]):  # it has 4 layers of 2 heads
@@ -107,7 +107,7 @@ def test_what_a_card_states_of_its_licence(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("---\nlicense: other\nlicense_name: made-up\nlicense_link: LICENSE\ntags: [x]\n---\n# x\n")
     stated = dict(license="other", license_name="made-up")
-    assert stated_license(str(tmp_path)) == stated  # a link into a directory leads nowhere
+    assert stated_license(str(tmp_path)) == stated  # a relative link in a local directory is dropped
     card.write_text(card.read_text().replace("LICENSE", "https://somewhere/x"))
     assert stated_license(str(tmp_path)) == stated | dict(license_link="https://somewhere/x")
     card.write_text("---\nlicense: [mit\ntags: }\n---\n# x\n")
@@ -122,7 +122,7 @@ def test_a_link_to_a_license_on_the_hub_is_made_whole(monkeypatch):
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Clips that nobody has counted."""
+    """An iterable dataset of unknown length."""
 
     def __init__(self, config):
         self.clips = Clips(config)
@@ -164,13 +164,13 @@ def test_a_run_that_was_ended_early_says_so(tmp_path, teacher, student, processo
     changes = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=None)
     changes |= dict(load_best_model_at_end=True, metric_for_best_model="ce_loss", early_stopping_patience=2)
     changes |= dict(predict_with_generate=False, preset="ce", max_steps=30)
-    evaluation = Clips(student.config, seed=2)  # of random labels: what fits the training set is soon worse there
+    evaluation = Clips(student.config, seed=2)  # random labels: the loss increases after a few steps
     trainer = make_trainer(tmp_path, None, student, evaluation, processor=processor, **changes)
     trainer.train()
     trainer.save_model()
     summary = TrainingSummary.load(tmp_path)
     assert summary.ended_early and summary.step == trainer.state.global_step < summary.total_steps == 30
-    assert not TrainingSummary.load(tmp_path / f"checkpoint-{summary.step - 1}").ended_early  # in which it wasn't yet
+    assert not TrainingSummary.load(tmp_path / f"checkpoint-{summary.step - 1}").ended_early  # saved before the end
     trainer.args.early_stopping_patience = None
     trainer.save_model()
     assert not TrainingSummary.load(tmp_path).ended_early
@@ -179,7 +179,7 @@ def test_a_run_that_was_ended_early_says_so(tmp_path, teacher, student, processo
 def test_a_teacher_has_the_vocabulary_that_it_was_stored_with(tmp_path, teacher):
     teacher.save_pretrained(tmp_path)
     stored = teacher.config.vocab_size
-    teacher.config.vocab_size = stored - 1  # as if it had been given the student's
+    teacher.config.vocab_size = stored - 1  # as if resized to the student's vocabulary
     found = BaseModelInfo.of(str(tmp_path), teacher)
     assert (found.vocabulary, found.mel_bins) == (stored, teacher.config.num_mel_bins)
     assert BaseModelInfo.of("somebody/unreachable", teacher).vocabulary == stored - 1
@@ -189,7 +189,7 @@ def test_of_the_best_weights_the_step_is_known(tmp_path, teacher, student, proce
     changes = dict(
         eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, load_best_model_at_end=True
     )
-    # where more is better the best loss is that of the beginning
+    # with greater_is_better the first loss is the best
     changes |= dict(metric_for_best_model="loss", greater_is_better=True, predict_with_generate=False, max_steps=6)
     trainer = make_trainer(tmp_path, teacher, student, Clips(student.config, seed=2), processor=processor, **changes)
     trainer.train()

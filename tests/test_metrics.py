@@ -1,4 +1,4 @@
-"""Error rates against edits counted by hand."""
+"""Error rates against manually counted edits."""
 
 import sys
 
@@ -54,16 +54,16 @@ def test_compute_metrics_decodes_padded_tokens(processor):
     assert compute_metrics(EvalPrediction(predictions=tokens, label_ids=labels))["wer"] == 50.0
 
 
-def test_the_metric_that_chooses_the_checkpoint_hears_marks_and_letters():
-    """Each clip in its own language, as its labels have it; translations in English."""
-    texts = {  # of each pair of language and task the label and what was said
+def test_compute_metrics_counts_marks_and_letters():
+    """The normalizer of each clip depends on the language token of its labels; translations are English."""
+    texts = {  # (language, task) -> (label, prediction)
         ("<|hi|>", "<|transcribe|>"): ("कि की", "की की"),
         ("<|th|>", "<|transcribe|>"): ("กาก่า", "กากา"),
         ("<|tr|>", "<|transcribe|>"): ("ISI", "ısı"),
         ("<|hi|>", "<|translate|>"): ("I'm", "i’m"),
     }
     letters = sorted(set("".join(map("".join, texts.values()))))
-    # a byte-level tokenizer writes each byte as a letter of its own
+    # a byte-level tokenizer represents each byte by a letter
     pieces = sorted({piece for text in letters for piece in bytes_of(text)})
     special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|hi|>", "<|th|>", "<|tr|>"]
     tokenizer = make_tokenizer(pieces, [*special, "<|translate|>", "<|transcribe|>", "<|notimestamps|>"])

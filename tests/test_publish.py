@@ -1,4 +1,4 @@
-"""Publishing a run, during training and from its directory, with a Hub on the loopback."""
+"""Publishing a run, during training and from its directory, with a local fake Hub."""
 
 import json
 import re
@@ -31,7 +31,7 @@ PUSHED = {
     "tokenizer_config.json",
     "training.json",
 }
-# what a run's directory may hold besides, and nobody else should get
+# other files in the directory of a run, which must not be published
 PRIVATE = {
     "training_args.bin": WRITER,
     "optimizer.pt": "x",
@@ -47,7 +47,7 @@ PRIVATE = {
     "teacher/model.safetensors": "x",
 }
 
-# What anyone does who knows nothing but a directory, or the id on the Hub.
+# loads a model by its directory or Hub id
 LOAD = """
 import json, sys
 import numpy as np
@@ -57,9 +57,9 @@ source = sys.argv[1]
 model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(source), AutoProcessor.from_pretrained(source)
 wave = np.sin(np.arange(16000) / 5).astype(np.float32)
 tokens = model.generate(**processor(wave, sampling_rate=16000, return_tensors="pt"), num_beams=1)[0].tolist()
-heard = pipeline("automatic-speech-recognition", model=source)({"raw": wave, "sampling_rate": 16000})["text"]
+text = pipeline("automatic-speech-recognition", model=source)({"raw": wave, "sampling_rate": 16000})["text"]
 weights = sum(weight.double().sum().item() for weight in model.state_dict().values())
-print(json.dumps([tokens, heard, weights, processor.tokenizer.english_spelling_normalizer]))
+print(json.dumps([tokens, text, weights, processor.tokenizer.english_spelling_normalizer]))
 """
 
 
@@ -80,7 +80,7 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
     push, train = ROOT / "examples" / "push.py", ROOT / "examples" / "distill.py"
     with serve_hub(folder / "hub", {WRITER: "write", READER: "read"}) as hub:
         visit = Visit(folder, hub)
-        # the first checkpoint meets a Hub that is out of order for good, the second a whole one
+        # publishing the first checkpoint fails, the second one succeeds
         hub.failures.append(Failure("POST /api/models/me/during/commit", 503, times=3))
         options = "--teacher teacher --dataset speech --output_dir run --max_steps 4 --logging_steps 1 --use_cpu "
         options += "--per_device_train_batch_size 4 --save_strategy steps --save_steps 2 --hub_always_push "
@@ -91,14 +91,16 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
             (folder / "run" / name).write_text(content)
         for shift, name in enumerate(("alone", "unlucky", "forbidden"), start=1):
             shutil.copytree(folder / "run", folder / name)
-            weights = load_file(folder / name / "model.safetensors")  # of each other ones, or the Hub had them already
+            weights = load_file(
+                folder / name / "model.safetensors"
+            )  # different weights, or the Hub would already have them
             weights = {key: weight + 0.001 * shift for key, weight in weights.items()}
             save_file(weights, folder / name / "model.safetensors", metadata={"format": "pt"})
 
         hub.failures += [
-            Failure("PUT /objects/me/student", None),  # the connection is cut while the weights are sent
+            Failure("PUT /objects/me/student", None),  # the connection is lost while the weights are sent
             Failure("POST /api/repos/create", 502),
-            Failure("POST /api/models/me/student/commit", None, late=True),  # done, but the answer is lost
+            Failure("POST /api/models/me/student/commit", None, late=True),  # done, but the response is lost
             Failure("POST /api/models/me/unlucky/commit", 503, times=3),
         ]
         visit.run(
@@ -128,7 +130,7 @@ def test_a_cut_connection_and_a_hub_out_of_order_are_tried_again(visit):
     assert len(visit.requests("PUT /objects/me/student/.* cut")) == 1
     assert len(visit.requests("PUT /objects/me/student/.* 200")) == 1
     assert len(visit.requests("POST /api/repos/create 502")) == 1
-    # the commit whose answer was lost is found there, and not made again
+    # the commit whose response was lost isn't repeated
     assert visit.requests("POST /api/models/me/student/commit") == ["POST /api/models/me/student/commit/main cut"]
 
 
@@ -175,7 +177,7 @@ def test_every_checkpoint_is_published_while_training_continues(visit):
     assert (
         "step 2 wasn't published, training continues" in done.stderr and "checkpoint-2 --repo me/during" in done.stderr
     )
-    # the finished student had been published as a checkpoint, and nothing about it has changed since: no other commit
+    # the final student equals the published checkpoint, so there is no other commit
     (commit,) = visit.hub.commits["models/me/during"]
     assert commit.message == "Training in progress, step 4" and set(commit.written) == PUSHED
     there = visit.hub.root / "models" / "me" / "during"

@@ -1,4 +1,4 @@
-"""Publishing in this process, with a Hub on the loopback: what is refused, what messages say, what Trainer does."""
+"""Publishing in this process, with a local fake Hub: errors, messages, and the interface of Trainer."""
 
 import errno
 import inspect
@@ -61,7 +61,7 @@ def run(finished, tmp_path) -> Path:
 
 
 def pushing(output_dir: Path, processor=None, **changes):
-    """A trainer that pushes every checkpoint."""
+    """Return a trainer that pushes every checkpoint."""
     processor = processor or make_processor()
     options = dict(push_to_hub=True, hub_model_id="me/x", hub_strategy="every_save", hub_always_push=True, max_steps=2)
     options |= dict(save_strategy="steps", save_steps=1)
@@ -110,7 +110,7 @@ def test_the_trainers_advice_is_as_private_as_its_push(hub, tmp_path):
 
 
 def results_of(directory: Path, place: Path) -> Path:
-    """An evaluation of the weights in a directory, as they are loaded there."""
+    """Save results with the digest of the weights in a directory."""
     results = Results.load(RESULTS)
     results.models["student"].weights = weights_digest(load_whisper(str(directory)))
     results.save(place)
@@ -222,16 +222,16 @@ def test_shards_replace_a_whole_file(hub, run):
     there = {file.name for file in (hub.root / "models/me/x").glob("model*")}
     assert there == shards | {"model.safetensors.index.json"}
     assert (hub.root / "models/me/x/README.md").is_file()
-    publish(run, "me/x")  # nothing is left to be deleted
+    publish(run, "me/x")  # nothing to delete
 
 
 # ---- within training ----
 
 
 def test_the_arguments_are_those_of_trainer(hub, tmp_path, caplog):
-    ours, theirs = (inspect.signature(kind.push_to_hub) for kind in (ASKDTrainer, Seq2SeqTrainer))
-    assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
-        (p.name, p.kind, p.default) for p in theirs.parameters.values()
+    own, expected = (inspect.signature(kind.push_to_hub) for kind in (ASKDTrainer, Seq2SeqTrainer))
+    assert [(p.name, p.kind, p.default) for p in own.parameters.values()] == [
+        (p.name, p.kind, p.default) for p in expected.parameters.values()
     ]
     trainer = pushing(tmp_path / "run", hub_strategy="end", save_strategy="no")
     trainer.train()
@@ -239,7 +239,7 @@ def test_the_arguments_are_those_of_trainer(hub, tmp_path, caplog):
     assert "/commit/" in job.result(timeout=60)
     trainer.push_to_hub(language="fr", finetuned_from="x", tasks="asr")
     assert "finetuned_from, language, tasks ignored" in caplog.text
-    assert [commit.message for commit in hub.commits["models/me/x"]] == ["in the background"]  # nothing new since
+    assert [commit.message for commit in hub.commits["models/me/x"]] == ["in the background"]  # no changes since
 
 
 def test_without_a_processor_there_is_nothing_to_push(hub, tmp_path, teacher, student):

@@ -1,4 +1,4 @@
-"""Results and manifests for the tests of the HTML report, and its page as a tree."""
+"""Results and manifests for the tests of the HTML report, and a parser of the page."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from askd_hf.evaluation.results import (
 )
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
-MAY_STAND_ALONE = {"circle", "line", "path", "rect", "use"}  # of SVG, closed by themselves
+MAY_STAND_ALONE = {"circle", "line", "path", "rect", "use"}  # self-closing SVG elements
 HOSTILE = '<script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)>{{ 7 * 7 }}'
 
 
@@ -33,7 +33,7 @@ class Element:
         return self.attributes[name]
 
     def all(self, tag: str, cls: str | None = None) -> list["Element"]:
-        """All elements within of that name and class, in the order of the page."""
+        """Return all descendants with this tag and class, in document order."""
         found = []
         for child in self.children:
             if isinstance(child, Element):
@@ -58,7 +58,7 @@ class Element:
 
 
 class Page(HTMLParser):
-    """A tree of elements; asserts that each is closed where it should be."""
+    """Parse a page into a tree; assert that all elements are closed correctly."""
 
     def __init__(self, html: str):
         super().__init__()

@@ -1,4 +1,4 @@
-"""`examples/evaluate.py` as a user runs it: real processes, killed and continued, with and without the models."""
+"""`examples/evaluate.py` end to end: interrupted and resumed runs, scoring without the models."""
 
 import json
 import re
@@ -39,7 +39,7 @@ DEMO = ROOT / "examples" / "demo"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Directories of a tiny teacher and its student."""
+    """Directory with a tiny teacher and its student."""
     directory = tmp_path_factory.mktemp("models")
     processor, teacher = make_processor(), make_whisper(make_processor())
     for name, model in (("teacher", teacher), ("student", init_student(teacher, 2))):
@@ -55,7 +55,7 @@ def speech(tmp_path_factory):
 
 @pytest.fixture
 def evaluate(monkeypatch, capfd):
-    """The script's `main()` in this process."""
+    """Run the script's `main()` in this process."""
     script = load_script(SCRIPT)
 
     def run(*arguments) -> Ended:
@@ -71,7 +71,7 @@ def lines(directory: Path, role: str, name: str) -> list[dict]:
 
 
 def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
-    """With the teacher that comes with the demo, on its spoken digits."""
+    """Uses the demo teacher on spoken digits."""
     run = evaluate(
         *("--model", DEMO / "teacher", "--dataset", DEMO / "data", "--eval_splits", "unseen", "--normalizer", "basic"),
         *("--max_eval_samples", 24, "--batch_size", 5, "--output_dir", tmp_path, "--device", "cpu"),
@@ -82,9 +82,12 @@ def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
         "automatic-speech-recognition", model=str(DEMO / "teacher"), device="cpu", dtype=torch.float32
     )
     waves = [{"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE} for clip in clips]
-    heard = [recognize(wave, generate_kwargs={"num_beams": 1}) for wave in waves]
+    outputs = [recognize(wave, generate_kwargs={"num_beams": 1}) for wave in waves]
     normalize = BasicTextNormalizer()
-    references, predictions = [normalize(text) for text in clips["text"]], [normalize(h["text"]) for h in heard]
+    references, predictions = (
+        [normalize(text) for text in clips["text"]],
+        [normalize(output["text"]) for output in outputs],
+    )
     result = Results.load(tmp_path / "results.json").sets[0]
     wer = 100 * jiwer.wer(references, predictions)
     assert 0 < wer < 100
@@ -98,14 +101,14 @@ def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
 
 
 def test_the_wer_in_english_with_a_spelling_list_is_that_of_jiwer_too(evaluate, tmp_path):
-    """A transcript is a word that the model's spelling list makes into what the model has heard there."""
+    """One transcript is a word that the spelling list maps to the model's prediction."""
     clips = load_speech_dataset(str(DEMO / "data"), None, "unseen").select(range(24))
     recognize = pipeline(
         "automatic-speech-recognition", model=str(DEMO / "teacher"), device="cpu", dtype=torch.float32
     )
     waves = [{"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE} for clip in clips]
-    heard = [recognize(wave, generate_kwargs={"num_beams": 1})["text"] for wave in waves]
-    numbers = [EnglishTextNormalizer({})(text).strip() for text in heard]  # "six six" is 66
+    outputs = [recognize(wave, generate_kwargs={"num_beams": 1})["text"] for wave in waves]
+    numbers = [EnglishTextNormalizer({})(text).strip() for text in outputs]  # "six six" is 66
     row = next(row for row, number in enumerate(numbers) if number.isdigit())
     spelling = {"colour": numbers[row]}
     texts = ["Colour!" if i == row else text for i, text in enumerate(clips["text"])]
@@ -121,7 +124,7 @@ def test_the_wer_in_english_with_a_spelling_list_is_that_of_jiwer_too(evaluate, 
 
     def rates(spelling):
         normalize = EnglishTextNormalizer(spelling)
-        references, predictions = ([normalize(text) for text in either] for either in (texts, heard))
+        references, predictions = ([normalize(text) for text in either] for either in (texts, outputs))
         return 100 * jiwer.wer(references, predictions), 100 * jiwer.cer(references, predictions)
 
     result = Results.load(tmp_path / "out" / "results.json").sets[0]
@@ -180,7 +183,7 @@ def test_a_killed_run_goes_on(evaluate, tmp_path, models):
     assert 9 <= len(left) < 150
     scoring = evaluate("--score_only", "True", "--output_dir", tmp_path / "killed")
     assert scoring.returncode == 2 and "incomplete" in scoring.stderr
-    manifest.write_bytes(b"".join(left[:10]) + left[1][:30])  # in the middle of a batch, and of a line
+    manifest.write_bytes(b"".join(left[:10]) + left[1][:30])  # a partial batch and a partial line
 
     rest = evaluate(*arguments, "--output_dir", tmp_path / "killed")
     assert rest.returncode == 0, rest.stderr
@@ -217,7 +220,7 @@ def test_other_options_and_other_weights_are_refused(evaluate, tmp_path, models,
 
 
 def test_speech_that_is_too_long_and_a_set_without_any(evaluate, tmp_path, models):
-    """The tiny models hear one second at once."""
+    """The window of the tiny models is one second."""
     write_speech(tmp_path / "speech", clips=4)
     wave = np.sin(np.arange(3 * 16_000) / 20)
     soundfile.write(tmp_path / "speech" / "long.wav", wave, 16_000)
@@ -232,7 +235,7 @@ def test_speech_that_is_too_long_and_a_set_without_any(evaluate, tmp_path, model
     assert evaluate(*shared, "--dataset", tmp_path / "speech").returncode == 0
     run = evaluate(
         *shared, "--dataset", tmp_path / "noise", "--no_speech", "True"
-    )  # joins the other set in the same directory
+    )  # a second set in the same output directory
     assert run.returncode == 0, run.stderr
     noise, speech = Results.load(out / "results.json").sets
     assert (speech.name, speech.clips, speech.excluded) == ("speech", 4, {"longer than 1 s": 1})
@@ -316,7 +319,7 @@ def test_what_was_measured_stays_as_long_as_the_weights_do(evaluate, tmp_path, m
     out = tmp_path / "out"
     shared = "--dataset", speech, "--device", "cpu", "--output_dir", out, "--generation_max_length", 3
     student, teacher = ("--model", models / "student"), ("--teacher", models / "teacher")
-    # the teacher's manifest, then the speed of the student alone, on fewer clips than the largest default batch
+    # the teacher's manifest, then the speed of the student only, on fewer clips than the largest default batch
     assert evaluate(*student, *teacher, *shared).returncode == 0
     assert evaluate(*student, *shared, "--speed", True, "--repetitions", 1).returncode == 0
     alone = Results.load(out / "results.json")
@@ -338,12 +341,12 @@ def test_what_was_measured_stays_as_long_as_the_weights_do(evaluate, tmp_path, m
 
 def test_scores_are_there_before_anything_is_timed(evaluate, tmp_path, models, speech, monkeypatch):
     def fail(*args, **options):
-        raise UserError("the machine is tired")
+        raise UserError("measurement failed")
 
     monkeypatch.setattr(evaluate.script, "measure_speed", fail)
     run = evaluate("--model", models / "student", "--dataset", speech, "--device", "cpu", "--speed", True,
                    "--output_dir", tmp_path)  # fmt: skip
-    assert run.returncode == 2 and "the machine is tired" in run.stderr
+    assert run.returncode == 2 and "measurement failed" in run.stderr
     assert "WER, %" in run.stdout and len(Results.load(tmp_path / "results.json").sets) == 1
 
 

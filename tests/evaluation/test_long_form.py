@@ -1,4 +1,4 @@
-"""Long recordings through the real pipeline, and recordings joined of clips."""
+"""Long-form transcription through the pipeline, and concatenation of clips."""
 
 import io
 from pathlib import Path
@@ -21,7 +21,7 @@ DEMO = ROOT / "examples/demo"
 
 
 def with_timestamps(more_tokens: tuple[str, ...] = ()):
-    """A random model with Whisper's windows of 30 s and tokens for timestamps, and its processor."""
+    """Return a random model with 30 s windows and timestamp tokens, and its processor."""
     tokenizer = make_processor(more_tokens).tokenizer
     tokenizer.add_tokens([f"<|{0.02 * i:.2f}|>" for i in range(1501)])
     processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=8), tokenizer)
@@ -63,7 +63,7 @@ def test_sequential_gives_what_generate_gives(timestamped):
         assert transcript.duration == len(wave) / 16_000
         assert transcript.transcription_time > 0
         assert transcript.tokens == len(processor.tokenizer(transcript.text, add_special_tokens=False).input_ids) > 0
-    assert found[0].chunks[-1][1] > 30  # it went on behind the first window
+    assert found[0].chunks[-1][1] > 30  # beyond the first window
     assert all(0 <= start <= end for found_one in found for start, end, _ in found_one.chunks)
 
 
@@ -83,7 +83,7 @@ def test_word_timestamps(timestamped):
     ends = [end for _, end, _ in transcript.chunks]
     assert ends == sorted(ends) and 30 < ends[-1] <= 35
     assert all(start <= end for start, end, _ in transcript.chunks)
-    # word timestamps need eager attention: not for ever
+    # the attention implementation is restored after word timestamps
     assert model.config._attn_implementation == model.model.decoder.config._attn_implementation == "sdpa"
 
 
@@ -132,10 +132,10 @@ def test_chunked_hears_joined_digits():
     long = concatenate_clips(digits, max_duration=12)
     assert len(long) < 4
     found = list(transcribe_long(model, processor, long, "chunked", batch_size=4))
-    assert all(transcript.duration > 6 for transcript in found[:-1])  # over windows of 3 s
-    # without spaces: this model writes none before a window's first word
+    assert all(transcript.duration > 6 for transcript in found[:-1])  # the window is 3 s
+    # without spaces: the model writes none before the first word of a window
     errors = error_rates([t.text for t in found], long["text"], lambda text: text.replace(" ", ""))["cer"]
-    assert errors < 45  # 70 to 80 of 100 if only the first window were heard
+    assert errors < 45  # 70 to 80 if only the first window were transcribed
     one_by_one = list(transcribe_long(model, processor, long, "chunked", batch_size=1))
     assert [t.text for t in found] == [t.text for t in one_by_one]
 
@@ -189,7 +189,7 @@ def test_alignment_heads_of_another_model():
     student = init_student(model, 2)
     list(
         transcribe_long(student, processor, recordings(noise(1)), "short_form", timestamps="word")
-    )  # its own are good
+    )  # its own alignment heads are valid
     student.generation_config.alignment_heads = heads
     refuses(student, processor, "short_form", timestamps="word", match=r"2 decoder layers .*\[\[3, 1\]\]")
 
@@ -199,7 +199,7 @@ def test_alignment_heads_of_another_model():
 
 @pytest.fixture
 def clips(tmp_path):
-    """Six clips of 0.3 to 1 s: speakers a a a b b a."""
+    """Six clips of 0.3 to 1 s, of the speakers a a a b b a."""
     speech = load_speech_dataset(str(write_speech(tmp_path, clips=6)), None, "train")
     return speech.add_column("speaker", list("aaabba"))
 
@@ -236,7 +236,7 @@ def test_joined_clips_are_no_longer_than_asked(clips):
     assert 1 < len(joined) < 6
     spoken = sum(len(decode_audio(row["audio"])) for row in clips)
     assert sum(lengths) * 16_000 == pytest.approx(spoken + 6400 * (6 - len(joined)), abs=1)
-    # not one could have had the next clip as well
+    # the next clip fits in none of the recordings
     starts = [Path(name).name[:3] for name in joined["clip"]]
     for length, start in zip(lengths, starts[1:], strict=False):
         assert length + 0.4 + len(decode_audio(clips[int(start)]["audio"])) / 16_000 > 1.9
@@ -261,7 +261,7 @@ def test_all_windows_of_joined_clips_are_heard(timestamped, clips, monkeypatch):
         model, "generate", lambda **options: frames.append(options["input_features"].shape[-1]) or generate(**options)
     )
     chunked = list(transcribe_long(model, processor, joined, "chunked"))
-    assert frames == [3000] * (2 + 1 + 1)  # the first from 0 to 30 s and from 20 s on
+    assert frames == [3000] * (2 + 1 + 1)  # the first recording has two windows, from 0 s and from 20 s
     sequential = list(transcribe_long(model, processor, joined, "sequential"))
     assert frames[4:] == [int(100 * durations[0]), 3000, 3000]
     assert [t.duration for t in chunked] == [t.duration for t in sequential] == durations

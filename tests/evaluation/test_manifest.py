@@ -1,4 +1,4 @@
-"""Lines that are kept, cut off, refused."""
+"""Manifests: resuming, truncation, and lines of other settings."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def line(i: int) -> dict:
 
 @pytest.fixture
 def manifest(tmp_path) -> Manifest:
-    """Two batches of 4, the second unfinished: 3 lines and half a one."""
+    """Two batches of 4; the second one has 3 lines and a partial one."""
     manifest = Manifest(tmp_path, "student", "set.1")
     assert manifest.prepare(SETTINGS, batch_size=4) == 0
     manifest.append([line(i) for i in range(4)])
@@ -43,7 +43,7 @@ def manifest(tmp_path) -> Manifest:
     return manifest
 
 
-def test_what_a_killed_batch_has_left_is_cut_off(manifest):
+def test_a_partial_batch_is_truncated(manifest):
     before = manifest.lines_file.read_bytes().splitlines(keepends=True)[:4]
     assert len(manifest.rows()) == 7
     assert manifest.prepare(SETTINGS, batch_size=4) == 4
@@ -52,7 +52,7 @@ def test_what_a_killed_batch_has_left_is_cut_off(manifest):
     assert manifest.rows() == [line(i) for i in range(8)]
 
 
-def test_zeros_after_a_power_cut_are_no_line(manifest):
+def test_zeros_after_a_power_failure_are_ignored(manifest):
     with manifest.lines_file.open("ab") as file:
         file.write(b"\0" * 50 + b"\n" + json.dumps(line(8)).encode() + b"\n")
     assert len(manifest.rows()) == 7
@@ -65,8 +65,8 @@ def test_complete_means_all_rows(manifest):
     manifest.finish()
     assert manifest.metadata() == dataclasses.replace(SETTINGS, complete=True)
     today = dataclasses.replace(SETTINGS, runtime=dict(batch_size=8, device="cuda"))
-    assert manifest.prepare(today, batch_size=8) == 10  # 10 % 8 lines of the last batch stay
-    assert manifest.metadata() == dataclasses.replace(SETTINGS, complete=True)  # decoded as it was then
+    assert manifest.prepare(today, batch_size=8) == 10  # the last 10 % 8 lines are kept
+    assert manifest.metadata() == dataclasses.replace(SETTINGS, complete=True)  # with the runtime of the first run
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_complete_means_all_rows(manifest):
         (dict(set={**SETTINGS.set, "language": "fr"}), r"the set \(language en, now fr\)"),
     ],
 )
-def test_other_settings_are_refused_unless_overwritten(manifest, change, message):
+def test_other_settings_raise_unless_overwritten(manifest, change, message):
     before = manifest.lines_file.read_bytes()
     other = dataclasses.replace(SETTINGS, **change)
     with pytest.raises(
@@ -94,7 +94,7 @@ def test_other_settings_are_refused_unless_overwritten(manifest, change, message
     assert manifest.metadata() == other
 
 
-def test_a_moved_model_another_day_and_batch_size_are_no_difference(manifest):
+def test_name_of_the_model_and_runtime_may_differ(manifest):
     moved = dataclasses.replace(
         SETTINGS,
         model=dataclasses.replace(SETTINGS.model, name="elsewhere"),
@@ -104,21 +104,30 @@ def test_a_moved_model_another_day_and_batch_size_are_no_difference(manifest):
     assert manifest.metadata().model.name == "elsewhere"
 
 
-def test_another_batch_size_is_noted_beside_the_first(manifest):
-    """The 7 lines there were made 4 at a time; the rest is to be made one at a time, and once more interrupted."""
+def test_all_batch_sizes_are_recorded(manifest):
+    """7 lines were decoded with batch size 4. The rest is decoded with batch size 1, and interrupted again."""
     alone = dataclasses.replace(SETTINGS, runtime=dict(batch_size=1, device="cpu"))
     for _ in range(2):
         assert manifest.prepare(alone, batch_size=1) == 7
         assert manifest.metadata().runtime == dict(batch_size="4, 1", device="cpu")
 
 
-def test_another_place_of_the_dataset_is_no_difference(manifest):
+def test_the_location_of_the_dataset_may_differ(manifest):
     elsewhere = dataclasses.replace(SETTINGS, set={**SETTINGS.set, "dataset": "./speech", "on_hub": True})
     assert manifest.prepare(elsewhere, batch_size=4) == 4
     assert manifest.metadata().set["dataset"] == "./speech"
 
 
-def test_lines_that_nobody_knows_the_settings_of_are_not_used(manifest):
+def test_metadata_of_earlier_versions_is_read(manifest):
+    old = json.loads(manifest.metadata_file.read_text())
+    old["facts"], old["run"], old["dropped"] = old.pop("model"), old.pop("runtime"), old.pop("excluded")
+    old["facts"]["megabytes"] = old["facts"].pop("size_mb")
+    manifest.metadata_file.write_text(json.dumps(old | {"method": "short"}))
+    assert manifest.metadata() == SETTINGS
+    assert manifest.prepare(SETTINGS, batch_size=4) == 4
+
+
+def test_lines_without_metadata_are_not_used(manifest):
     manifest.metadata_file.unlink()
     assert manifest.prepare(SETTINGS, batch_size=4) == 0
     assert manifest.rows() == []

@@ -1,4 +1,4 @@
-"""Clips with an empty transcript, and without any: which say that nobody speaks, and which that nobody has written."""
+"""Clips with an empty transcript (no speech), and clips without a transcript (unknown)."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from askd_hf.evaluation import DatasetSpec, EvaluationArguments, Results, format
 
 
 def speech(folder, texts: list[str | None]) -> DatasetSpec:
-    """A set of half a second of noise a text; a text is left out where it is None."""
+    """Write half a second of noise per text; None is a clip without a transcript."""
     folder.mkdir()
     rows = []
     for i, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""What normalizers would hide: loops, made-up fillers, clips without a transcript, languages that they break."""
+"""Measures that don't depend on the normalizer, and languages without spaces or with combining marks."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_loops_of_fillers_are_counted_whatever_the_normalizer(tmp_path, normaliz
     assert result.scores["student"].repeated_5grams == pytest.approx(100 * 4 / 6)
 
 
-def test_fillers_where_nobody_speaks_are_text(tmp_path):
+def test_fillers_are_hallucinations_in_clips_without_speech(tmp_path):
     write(tmp_path, "student", [(None, "", "Uh, hmm."), (None, " ", "..."), (None, "", "[music]")])
     result = score_directory(tmp_path, "english").sets[0]
     assert (result.has_speech, result.clips, result.scores["student"].no_speech_hallucinations) == (False, 3, 2)
@@ -47,7 +47,7 @@ def test_a_set_whose_references_are_fillers_has_speech(tmp_path):
     assert score_directory(tmp_path, "basic").sets[0].clips == 2
 
 
-def test_what_is_made_up_in_a_set_with_speech_is_shown(tmp_path):
+def test_hallucinations_in_a_set_with_speech_are_shown(tmp_path):
     texts = [(None, "one two", "one"), (None, "", "Thank you."), (None, " ", ""), (None, "hmm", "x"), (None, "", "Uh")]
     write(tmp_path, "student", texts)
     results = score_directory(tmp_path, "english")
@@ -64,11 +64,13 @@ def test_what_is_made_up_in_a_set_with_speech_is_shown(tmp_path):
 
 @pytest.mark.parametrize(("limit", "expected"), [(3, 6), (4, 0), (None, None), ("3, 4", None)])
 def test_clips_that_ran_into_the_limit_are_counted(tmp_path, limit, expected):
-    """All lines that `write` makes have 3 tokens."""
+    """All lines of `write` have 3 tokens."""
     runtime = dict(batch_size=4, device="cpu") | ({} if limit is None else {"token_limit": limit})
     write(tmp_path, "student", [row[:3] for row in SPOKEN], runtime=runtime)
     results = score_directory(tmp_path, "none")
-    assert results.sets[0].scores["student"].clips_at_limit == (expected and expected - 1)  # one isn't transcribed
+    assert results.sets[0].scores["student"].clips_at_limit == (
+        expected and expected - 1
+    )  # one clip isn't transcribed
     row = format_results(results).partition("Hallucination indicators:")[2].splitlines()[2]
     assert row.split()[4:] == {None: [], 6: ["5"], 0: ["0"]}[expected]
 
@@ -136,5 +138,5 @@ def test_translations_are_normalized_as_english_in_the_worst_clips_too(tmp_path)
 def test_weights_are_noted_even_where_the_sidecar_has_them_apart(tmp_path):
     write(tmp_path, "student", [(None, "a b", "a")])
     file = tmp_path / "manifests" / "student" / "spoken.json"
-    assert json.loads(file.read_text())["model"]["weights"] is None  # as the sidecars of older runs are
+    assert json.loads(file.read_text())["model"]["weights"] is None  # as in the metadata of earlier versions
     assert score_directory(tmp_path).models["student"].weights == "student"

@@ -1,4 +1,4 @@
-"""The HTML report: its figures, plots and sections."""
+"""The HTML report: values, plots and sections."""
 
 import copy
 
@@ -19,7 +19,7 @@ from askd_hf.evaluation import report
 from askd_hf.evaluation.results import EvaluatedModel, PairedComparison, Results
 
 
-def test_headline_says_what_was_compared_and_the_figures_that_matter(tmp_path):
+def test_headline_has_the_main_results(tmp_path):
     page, _ = render(results(), tmp_path)
     assert page.all("h1")[0].text == "Evaluation: tiny-2-askd vs. whisper-tiny.en"
     top = page.all("header")[0].text
@@ -36,7 +36,7 @@ def test_headline_says_what_was_compared_and_the_figures_that_matter(tmp_path):
     assert "34 of 80 clips teacher 20" in silent
 
 
-def test_headline_of_many_sets_is_their_mean_and_counts_what_the_intervals_say(tmp_path):
+def test_headline_of_several_sets_is_their_mean_with_significance(tmp_path):
     rates = {"a": (10.0, 8.0, (1.0, 3.0)), "b": (20.0, 21.0, (-2.0, -0.5)), "c": (6.0, 6.5, (-1.5, 0.5))}
     sets = [
         speech_set(
@@ -56,7 +56,7 @@ def test_headline_of_many_sets_is_their_mean_and_counts_what_the_intervals_say(t
     assert "long-form, chunked" in page.by_id("wer").text
 
 
-def test_every_figure_of_the_tables_is_the_measured_one(tmp_path):
+def test_tables_have_the_measured_values(tmp_path):
     page, _ = render(results(), tmp_path)
     wer = rows_of(page.by_id("wer").all("table")[0])[1:]
     words = "4,321"
@@ -106,7 +106,7 @@ def percents(element: Element, *names: str) -> list[float]:
 
 
 def scale_of(figure: Element):
-    """The value at a place (percent of the width), from the ticks as they are drawn."""
+    """Return a function from a position (percent of the width) to the value on the axis, from the drawn ticks."""
     ticks = [
         (percents(text, "x")[0], float(text.text.replace(report.MINUS, "-"))) for text in figure.all("text", "tick")
     ]
@@ -133,7 +133,7 @@ def test_marks_stand_at_their_values(tmp_path):
     errors = page.by_id("errors").all("figure")[0]
     value = scale_of(errors)
     for role, kind, count in [(0, "substitute", 61), (1, "substitute", 50), (0, "delete", 22), (1, "insert", 13)]:
-        width = percents(errors.all("rect", f"fill-{kind}")[role + 1], "width")[0]  # 0 is the legend
+        width = percents(errors.all("rect", f"fill-{kind}")[role + 1], "width")[0]  # index 0 is the legend
         assert value(width) - value(0) == pytest.approx(100 * count / 4321, abs=0.01)
 
     dots = page.by_id("speakers").all("figure")[0]
@@ -199,7 +199,7 @@ def test_sections_without_a_measured_value_are_left_out(tmp_path):
     assert sections(results()) == whole | {"worst"}
 
 
-def test_one_model_is_compared_with_none(tmp_path):
+def test_a_single_model_has_no_comparison(tmp_path):
     page, _ = render(one_model(), tmp_path)
     assert page.all("h1")[0].text == "Evaluation: tiny-2-askd" and "teacher" not in page.all("section")[0].text
     assert "[12.73, 16.48]" in page.all("div", "tile")[0].text

@@ -1,4 +1,4 @@
-"""What a figure holds for stands beside it, in the report and in the terminal's table."""
+"""Results are shown with the conditions they were measured under, in the report and the terminal."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Scores from manifests that were written by hand."""
+"""Scores of hand-written manifests."""
 
 import dataclasses
 import json
@@ -24,13 +24,13 @@ SPOKEN = [  # speaker, reference, the student's text, the teacher's
     ("ann", "twenty one ships", "21 ships sailed away", "21 ships"),
     ("ben", "won't you come", "will you come", "won't you come"),
     ("cem", "a b c d", "a b c d", "a b c"),
-    ("dee", "uh hmm", "hmm", ""),  # nothing but fillers: excluded by the English normalizer
+    ("dee", "uh hmm", "hmm", ""),  # only fillers: empty after the English normalizer
     ("eve", "ignore_time_segment_in_scoring", "what was said", "what was said"),
 ]
 
 
 def write(directory, role, texts, name="spoken", **changes):
-    """A complete manifest of (speaker, reference, prediction)."""
+    """Write a complete manifest; texts are (speaker, reference, prediction)."""
     metadata = dataclasses.replace(SETTINGS, role=role, weights=role, rows=len(texts), **changes)
     metadata.set = {**SETTINGS.set, "name": name} | changes.get("set", {})
     manifest = Manifest(directory / "manifests", role, name)
@@ -55,7 +55,7 @@ def evaluation(tmp_path):
 
 
 def edits(reference: list, prediction: list) -> int:
-    """Levenshtein's distance, the table filled in row by row."""
+    """Return the Levenshtein distance."""
     row = list(range(len(prediction) + 1))
     for i, left in enumerate(reference, start=1):
         previous, row = row, [i]
@@ -119,9 +119,9 @@ def test_normalizers_by_name():
 
 def test_whispers_own_are_to_the_letter():
     for text in ("I’m — “here”… (laughs) कि İşik", "ก่า 今天", "wait... Mr. Smith's 20%"):
-        for name, theirs in (("english", EnglishTextNormalizer({})), ("basic", BasicTextNormalizer())):
+        for name, original in (("english", EnglishTextNormalizer({})), ("basic", BasicTextNormalizer())):
             for language in ("en", "hi", "tr"):
-                assert normalizer_for(name, language, {})[1](text) == " ".join(theirs(text).split())
+                assert normalizer_for(name, language, {})[1](text) == " ".join(original(text).split())
         by_letter = BasicTextNormalizer(split_letters=True)(text)
         assert normalizer_for("basic", "th", {})[1](text) == " ".join(by_letter.split())
         assert normalizer_for("basic", "th", {})[0] == "basic, by letter"
@@ -143,7 +143,7 @@ def test_marks_count_in_the_table_and_in_the_worst_clips(tmp_path):
 
 
 def test_optional_vowel_signs_are_judged_by_each_models_text(tmp_path):
-    """And the references are the same for both."""
+    """The normalized references are the same for both models."""
     reference = "كَتَبَ الوَلَدُ"
     for role, said in (("student", "كُتِبَ الولد"), ("teacher", "كتب الولد")):
         write(tmp_path, role, [(None, reference, said)], set={"language": "ar"})
@@ -154,21 +154,21 @@ def test_optional_vowel_signs_are_judged_by_each_models_text(tmp_path):
     assert "كُتِب" in write_report(results, tmp_path).read_text()
 
 
-def test_a_set_without_speech_counts_what_was_made_up(tmp_path):
+def test_a_set_without_speech_counts_hallucinations(tmp_path):
     loop = "thanks for watching this " * 4
     texts = [(None, "", "you"), (None, "", " . "), (None, " ", ""), (None, "", loop)]
     write(tmp_path, "student", texts)
     result = score_directory(tmp_path).sets[0]
     assert (result.has_speech, result.clips, result.excluded, result.reference_words) == (False, 4, {}, 0)
     scores = result.scores["student"]
-    assert (result.no_speech_clips, scores.no_speech_hallucinations) == (4, 2)  # a full stop is no text
+    assert (result.no_speech_clips, scores.no_speech_hallucinations) == (4, 2)  # a full stop isn't a word
     assert (scores.wer, scores.wer_confidence_interval, scores.insertion_rate) == (None, None, None)
     assert (scores.substitutions, scores.deletions, scores.insertions) == (0, 0, 17)
     assert scores.repeated_5grams == pytest.approx(100 * 8 / 12)  # 16 words, 12 of five, 4 different ones
     assert "2 of 4 (50.0 %)" in format_results(score_directory(tmp_path))
 
 
-def test_of_one_clip_no_interval_is_claimed(tmp_path):
+def test_one_clip_has_no_interval(tmp_path):
     for role, text in (("student", "a b c"), ("teacher", "a b c d")):
         write(tmp_path, role, [("ann", "a b c d", text)])
     results = score_directory(tmp_path)
@@ -196,7 +196,7 @@ def test_speakers_are_drawn_where_there_are_five(tmp_path):
     assert "resampled over speakers" in format_results(score_directory(tmp_path, "basic"))
 
 
-def test_results_survive_the_file_and_tell_what_they_are(evaluation):
+def test_results_are_saved_and_loaded(evaluation):
     results = score_directory(evaluation)
     results.save(evaluation / "results.json")
     assert Results.load(evaluation / "results.json") == results
@@ -207,7 +207,7 @@ def test_results_survive_the_file_and_tell_what_they_are(evaluation):
     assert "23.53 [" in text  # 4 / 17
 
 
-def test_conditions_that_differ_are_all_told(evaluation):
+def test_settings_that_differ_are_all_listed(evaluation):
     settings = score_directory(evaluation).settings
     assert (settings["num_beams"], settings["batch_size"], settings["device"]) == (1, 4, "cpu")
     write(evaluation, "student", [row[:3] for row in SPOKEN], name="another", runtime=dict(batch_size=8, device="cpu"))

@@ -1,4 +1,4 @@
-"""The teacher's exact text, the share of proposals that it kept, and an assistant that is left as it was."""
+"""Speculative decoding: identical tokens, acceptance rate, speedup, and no changes to the assistant."""
 
 import copy
 
@@ -33,7 +33,7 @@ def test_the_teacher_keeps_its_tokens(kind, teacher, processor, clips, request):
     student = request.getfixturevalue(kind)
     result = measure_speculative(teacher, student, processor, clips, "tones", repetitions=1)
     assert (result.set, result.clips, result.identical) == ("tones", 2, 2)
-    assert 0 <= result.acceptance_rate < 1  # untrained and of fewer layers, it can't be right always
+    assert 0 <= result.acceptance_rate < 1  # an untrained student with fewer layers isn't always right
     assert result.teacher.lowest > 0 and result.assisted.lowest > 0 and result.speedup > 0
 
 
@@ -50,13 +50,13 @@ def test_a_shared_encoder_runs_once(teacher, same_encoder, other_encoder, proces
     for name, model in {"teacher": teacher, "same": same_encoder, "other": other_encoder}.items():
         model.model.encoder.register_forward_hook(lambda *_, name=name: runs.update({name: runs[name] + 1}))
     measure_speculative(teacher, same_encoder, processor, clips, "tones", repetitions=1)
-    assert runs == {"teacher": 2 * 4, "same": 0, "other": 0}  # 2 clips, alone and helped, untimed and timed
+    assert runs == {"teacher": 2 * 4, "same": 0, "other": 0}  # 2 clips, with and without assistant, untimed and timed
     measure_speculative(teacher, other_encoder, processor, clips, "tones", repetitions=1)
     assert runs == {"teacher": 2 * 2 * 4, "same": 0, "other": 2 * 2}
 
 
 def write_always(model, tokens: list[int]) -> None:
-    """Make a model write these tokens whatever it hears: at every position it is sure of the next one."""
+    """Replace the logits of a model so that it generates these tokens for every input."""
 
     def replace_logits(_, args, kwargs, output):
         new = output.logits.shape[1]
@@ -99,7 +99,7 @@ def test_nothing_right(teacher, other_encoder, processor, clips):
 def test_the_ratio_is_that_of_the_clock(teacher, other_encoder, processor, clips, monkeypatch):
     clock, order = [0.0], []
     generate = teacher.generate
-    # the untimed pass over 2 clips, then 3 passes in which a clip takes so long
+    # seconds per clip: the untimed pass over 2 clips, then 3 timed passes
     takes = {False: iter([9.0] * 2 + [4.0] * 2 + [6.0] * 2 + [5.0] * 2), True: iter([9.0] * 2 + [2.0] * 2 + [1.0] * 4)}
 
     def slow_generate(*args, **kwargs):
@@ -118,7 +118,7 @@ def test_the_ratio_is_that_of_the_clock(teacher, other_encoder, processor, clips
 
 def test_the_assistant_is_left_as_it_was(teacher, same_encoder, other_encoder, processor, clips):
     for student in (same_encoder, other_encoder):
-        student.generation_config.num_assistant_tokens_schedule = "heuristic"  # which `generate` notes there
+        student.generation_config.num_assistant_tokens_schedule = "heuristic"  # `generate` writes to the config then
         config, before = student.generation_config, student.generation_config.to_dict()
         features = torch.randn(1, 8, 100)
         alone = student.generate(features)

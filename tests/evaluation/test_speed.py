@@ -1,4 +1,4 @@
-"""Speed is measured on what `generate` does, and the ratios are those of the seconds that the clock showed."""
+"""Speed measurement: the same tokens as `generate`, and times from a fake clock."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ def clips(tmp_path):
 
 @pytest.fixture
 def pair(processor):
-    """A student and a teacher that write texts of different lengths."""
+    """A student and a teacher that generate texts of different lengths."""
     return {"student": make_whisper(processor, seed=2, decoder_layers=2), "teacher": make_whisper(processor)}
 
 
@@ -45,7 +45,7 @@ def test_the_halves_give_the_tokens_of_plain_generate(processor, pair, clips, ba
     for model in pair.values():
         for batch in features.split(batch_size):
             plain = model.eval().generate(batch, num_beams=1, do_sample=False)
-            for _ in range(2):  # a second time, in case the first has left something behind
+            for _ in range(2):  # twice: the first call must not change the model
                 tokens, encoder, decoder = timed_generate(model, batch)
                 assert torch.equal(tokens, plain)
             assert encoder > 0 and decoder > 0
@@ -62,12 +62,12 @@ def test_lengths_that_are_known_cost_no_decoding(clips, monkeypatch):
 
 
 class FakeTime:
-    """A clock that only stands still and is put forward: the encoder takes 1 s a batch, `generate` what is said."""
+    """A fake clock: the encoder takes 1 s per batch, `generate` the given seconds."""
 
     def __init__(self, monkeypatch, models, decoding):
         self.now = 0.0
         self.order = []
-        self.decoding = decoding  # role -> an endless iterator of seconds
+        self.decoding = decoding  # iterator of seconds by role
         monkeypatch.setattr(speed, "synchronized_time", lambda device: self.now)
         for role, model in models.items():
             self.slow_down(role, model)
@@ -94,19 +94,19 @@ def test_times_are_those_of_the_clock(processor, pair, clips, monkeypatch):
     teacher = iter([99.0, *(9.0, 9.0), *(5.0, 5.0), *(4.0, 4.0), 99.0])
     FakeTime(monkeypatch, pair, {"student": student, "teacher": teacher})
     result = measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[3], repetitions=3)
-    ours, theirs = result.rows
-    assert (ours.role, ours.batch_size, theirs.role) == ("student", 3, "teacher")
+    student_row, teacher_row = result.rows
+    assert (student_row.role, student_row.batch_size, teacher_row.role) == ("student", 3, "teacher")
     # totals: student 2+2, 2+4, 2+8; teacher 2+18, 2+10, 2+8
-    assert (ours.total.median, ours.total.lowest, ours.total.highest) == (6.0, 4.0, 10.0)
-    assert (theirs.total.median, theirs.total.lowest, theirs.total.highest) == (12.0, 10.0, 20.0)
-    assert (ours.encoder.median, ours.decoder.median, theirs.decoder.highest) == (2.0, 4.0, 18.0)
-    assert ours.speedup == statistics.median([20 / 4, 12 / 6, 10 / 10]) == 2.0
-    assert theirs.speedup == 1.0
-    # only the batches of 3: encoder and decoder of the first in every pass
-    assert ours.latency == statistics.median([1 + 1.5, 1 + 3.5, 1 + 6.5])
+    assert (student_row.total.median, student_row.total.lowest, student_row.total.highest) == (6.0, 4.0, 10.0)
+    assert (teacher_row.total.median, teacher_row.total.lowest, teacher_row.total.highest) == (12.0, 10.0, 20.0)
+    assert (student_row.encoder.median, student_row.decoder.median, teacher_row.decoder.highest) == (2.0, 4.0, 18.0)
+    assert student_row.speedup == statistics.median([20 / 4, 12 / 6, 10 / 10]) == 2.0
+    assert teacher_row.speedup == 1.0
+    # latency is of full batches only: the first batch of each pass
+    assert student_row.latency == statistics.median([1 + 1.5, 1 + 3.5, 1 + 6.5])
     seconds = sum(soundfile.info(row["audio"]["path"]).duration for row in clips)
     assert result.audio_seconds == pytest.approx(seconds)
-    assert ours.rtfx == pytest.approx(seconds / 6)
+    assert student_row.rtfx == pytest.approx(seconds / 6)
     assert (result.set, result.clips, result.repetitions) == ("tones", 5, 3)
 
 
@@ -133,7 +133,7 @@ def test_tokens_are_counted_without_filling_and_end(processor, pair, clips):
         assert [row.tokens for row in result.rows if row.role == role] == [expected, expected]
 
 
-def test_what_fills_a_batch_up_is_not_counted(processor, pair):
+def test_padding_is_not_counted(processor, pair):
     end = processor.tokenizer.eos_token_id
     assert speed.count_tokens(pair["student"], torch.tensor([[5, 6, 7, end], [5, end, end, end], [end] * 4])) == 4
 
@@ -154,7 +154,7 @@ def test_conditions_are_noted(processor, pair, clips):
     assert result.device
 
 
-def test_a_model_alone_is_faster_than_nobody(processor, pair, clips):
+def test_a_single_model_has_no_speedup(processor, pair, clips):
     alone = {"student": pair["student"]}
     result = measure_speed(alone, both(processor, alone), clips, "tones", batch_sizes=[1], repetitions=1)
     assert [row.speedup for row in result.rows] == [None]

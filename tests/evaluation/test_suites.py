@@ -1,4 +1,4 @@
-"""What is loaded for a suite."""
+"""Named suites, and loading of a set."""
 
 import pytest
 from conftest import write_speech
@@ -89,7 +89,7 @@ def test_only_what_is_needed_is_kept(tmp_path, speaker_column):
         (["ann", "", "ben"], ["ann", None, "ben"]),
     ],
 )
-def test_speakers_of_any_kind_are_names_or_nobody(names, expected):
+def test_speakers_are_strings_or_none(names, expected):
     speech = with_speakers(Dataset.from_dict({"clip": ["a", "b", "c"], "speaker": names}))
     assert (speech["speaker"][:] if "speaker" in speech.column_names else None) == expected
 

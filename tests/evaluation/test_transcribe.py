@@ -1,4 +1,4 @@
-"""What is decoded: which clips, by which method, and what is refused before."""
+"""Which clips are decoded, by which method, and errors before decoding."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def test_all_joined_recordings_are_decoded(source):
     short, joined = prepare_set(source, window=1.0, long_form=["chunked"], concatenate_seconds=2.0)
     assert (short.spec.name, len(short.clips), short.excluded) == ("own", 5, {"longer than 1 s": 1})
     assert (joined.spec.name, joined.method) == ("own-joined-chunked", "chunked")
-    # 0.4 + 0.9 s and the pause; 0.5 s, with which 2.2 s doesn't fit; 2.2 s; 0.8 s
+    # 0.4 + 0.9 s and the pause; 0.5 s, because 2.2 s doesn't fit; 2.2 s; 0.8 s
     assert dict(zip(joined.clips["text"], joined.clips["duration"], strict=True)) == pytest.approx(
         {"f": 2.2, "a b c": 1.8, "": 0.8, "d e": 0.5}
     )
@@ -39,9 +39,7 @@ def test_all_joined_recordings_are_decoded(source):
 
 def test_recordings_that_would_not_be_long_are_refused(source):
     for seconds in (0.5, 1.0):
-        with pytest.raises(
-            UserError, match=rf"--concatenate_seconds must be greater than .*\(1 s\), got {seconds:g}"
-        ):
+        with pytest.raises(UserError, match=rf"--concatenate_seconds must be greater than .*\(1 s\), got {seconds:g}"):
             prepare_set(source, window=1.0, long_form=["chunked"], concatenate_seconds=seconds)
 
 
@@ -64,7 +62,7 @@ def test_clips_to_time_are_spread_over_the_short_ones(source):
 
 @pytest.mark.parametrize("max_length", [None, 5])
 def test_the_limit_of_tokens_is_that_of_generate(processor, max_length):
-    """The models are untrained: they go on until they are stopped."""
+    """The untrained models generate up to the limit."""
     multilingual, its_processor = make_multilingual()
     set_language(multilingual, its_processor, "zh", "transcribe")
     options = {} if max_length is None else {"max_length": max_length}
@@ -74,7 +72,7 @@ def test_the_limit_of_tokens_is_that_of_generate(processor, max_length):
 
 
 def test_labels_are_no_work_where_none_are_needed(source, tmp_path, monkeypatch):
-    """A transcript of any length will do, too: none is made tokens of, but what was generated is counted."""
+    """Transcripts may have any length: they aren't tokenized, but generated tokens are counted."""
     model, processor = make_multilingual()
 
     def refuse(*args, **kwargs):
