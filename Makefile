@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.developing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow cards lint format clean
+.PHONY: help demo test test-slow test-gpu cards lint format hooks wheel clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,21 +32,36 @@ demo: $(INSTALLED)  ## distil the small shipped teacher on spoken digits (2 minu
 	$(BIN)/python examples/distill.py --config examples/demo/demo.yaml
 
 test: $(DEVELOPING)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n auto --maxprocesses 4 --dist loadfile --durations=15
 
 test-slow: $(DEVELOPING)  ## the slow tests: the whole demo
 	$(BIN)/python -m pytest -m slow
 
+# one card, as a trainer in one process takes no more
+test-gpu: export CUDA_VISIBLE_DEVICES ?= 0
+test-gpu: $(DEVELOPING)  ## the tests that need a CUDA card
+	$(BIN)/python -m pytest -m gpu
+
 cards: $(DEVELOPING)  ## render the golden model cards of model_cards/ anew
 	$(BIN)/python tests/make_cards.py
 
-lint: $(DEVELOPING)  ## ruff: rules and format
+lint: $(DEVELOPING)  ## ruff: rules and format; import-linter: the order of the packages; mypy: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: $(DEVELOPING)  ## ruff: mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove .venv and the demo's run
-	rm -rf $(VENV) runs/demo
+hooks: $(DEVELOPING)  ## run ruff before every commit
+	$(BIN)/pre-commit install
+
+# without isolation, so that the build backend is the one of constraints.txt
+wheel: $(DEVELOPING)  ## build the source distribution and the wheel into dist/
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove .venv, what was built, and the demo's run
+	rm -rf $(VENV) build dist runs/demo

@@ -245,9 +245,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     def _choose_best_by_error_rate(self) -> None:
         """Unless told otherwise. The blend's own loss can't choose a checkpoint: its weights change over the run."""
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
-            self.metric_for_best_model = "wer" if self.predict_with_generate else "ce_loss"
+            self.metric_for_best_model: str | None = "wer" if self.predict_with_generate else "ce_loss"
         if self.metric_for_best_model and self.greater_is_better is None:
-            self.greater_is_better = not self.metric_for_best_model.endswith(("wer", "cer", "loss"))
+            self.greater_is_better: bool | None = not self.metric_for_best_model.endswith(("wer", "cer", "loss"))
 
     def _check_blend(self) -> None:
         choices = {

@@ -203,6 +203,7 @@ def distillation_loss(
             known = F.log_softmax(torch.cat([target.log_probs, target.log_rest[:, None]], dim=-1).float(), dim=-1)
             coarse = _coarse_log_probs(student_logits, target.token_ids, temperature)
             return temperature**2 * divergence(known, coarse, mix)
+        assert log_probs is not None  # as this target is a Tensor
         target_log_probs = F.log_softmax(target.detach().float() / temperature, dim=-1)
         return temperature**2 * divergence(target_log_probs, log_probs, mix)
 

@@ -49,7 +49,7 @@ def capture_lm_head_inputs(
     """
     captured: list[LMHeadInputs] = []
 
-    def note(projection: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+    def note(projection: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
         hidden = args[0][real]
         captured.append(LMHeadInputs(hidden, projection.weight))
         return None if keep_logits else (hidden[:0],)
@@ -127,7 +127,7 @@ class _Chunks:
         }
         total = logits.new_zeros((), dtype=torch.float32)
         for rows in _slices(len(logits), LOSS_CHUNK_SIZE, logits.device):
-            row_targets = {
+            row_targets: dict[str, Any] = {
                 name: target.rows(rows) if isinstance(target, TopK) else target[rows]
                 for name, target in targets.items()
             }
@@ -180,9 +180,10 @@ class _ProjectInChunks(torch.autograd.Function):
             raise RuntimeError("the gradient of the objective is worked out for one backward pass only")
         # handed on and scaled in place, as the weight's is the largest tensor of the step
         gradient = gradient / ctx.gradient_scale
-        gradients = [g if g is None else g.mul_(gradient) for g in (ctx.hidden_gradient, ctx.weight_gradient)]
+        both = ctx.hidden_gradient, ctx.weight_gradient
+        of_hidden, of_weight = (g if g is None else g.mul_(gradient) for g in both)
         ctx.gradient_scale = ctx.hidden_gradient = ctx.weight_gradient = None
-        return *gradients, None
+        return of_hidden, of_weight, None
 
 
 def _slices(length: int, at_once: dict[str, int], device: torch.device) -> Iterator[slice]:

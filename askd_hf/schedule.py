@@ -200,7 +200,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Our choices; the ASKD paper's own values are not public. Where data are few, starting from the teacher alone and
     # keeping it for 0.8 of the run gave held-out speech a lower cross-entropy than 0.8 of it over 0.6 of the run. An
     # adaptive schedule ended no worse than a linear one on clean labels and better on noisy ones:
-    # examples/benchmark_schedules.py.
+    # examples/benchmarks/schedules.py.
     "askd": dict(
         teacher_weight=1.0,
         teacher_weight_end=0.0,

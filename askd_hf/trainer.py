@@ -1,6 +1,7 @@
 """`ASKDTrainer`: Seq2SeqTrainer whose loss blends labels, teacher and self-teacher."""
 
 import contextlib
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class ASKDTrainer(Seq2SeqTrainer):
 
     # compute_loss divides by the label tokens of the whole update itself
     loss_is_scaled_for_ga = True
+    model: WhisperForConditionalGeneration
 
     @renamed_keywords(teacher="teacher_model")
     def __init__(
@@ -88,7 +90,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.saver = StudentSaver(model, args, peft_config, keep_adapter)
         self.publisher = HubPublisher(args)
         self.identity = RunIdentity(args)
-        held_out = []
+        held_out: Sequence[Any] = []
         if args.teacher_schedule == "adaptive" and args.uses_teacher:
             kwargs["train_dataset"], held_out = hold_out(train_dataset)
         super().__init__(model=self.saver.student, args=args, processing_class=processing_class, **kwargs)

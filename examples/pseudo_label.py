@@ -1,113 +1,27 @@
-r"""Have a teacher transcribe speech, keep what it got right, and train students on that.
+r"""Transcribe speech with a teacher and keep the good transcripts: the steps of `askd-hf pseudo-label`.
 
     python examples/pseudo_label.py --teacher openai/whisper-large-v3 --language fr --dataset my_audio
 
-`my_audio` needs no transcripts: a directory of audio files will do. Transcripts that the teacher isn't sure of, or
-that go in circles, are dropped and listed with the reason in runs/my_audio-by-whisper-large-v3/dropped.csv; the others
-are a `datasets` dataset:
-
-    python examples/distill.py --teacher openai/whisper-large-v3 --language fr \
-        --dataset runs/my_audio-by-whisper-large-v3/dataset
-
-Where the speech has transcripts, one of the teacher's is kept if its word error rate is at most --max_wer; here with
-timestamps, and the clips of a speaker joined to 30 s:
-
-    python examples/pseudo_label.py --teacher openai/whisper-large-v3 --dataset openslr/librispeech_asr \
-        --dataset_config clean --split train.100 --language en --max_wer 5 --timestamps --pack --push_to_hub you/labels
-
-An interrupted run goes on where it stopped: give the same command again. With other limits, or with --pack, nothing is
-transcribed anew. All options: --help. They can also stand in a YAML file: --config labels.yaml.
+To resume an interrupted run, repeat the command. All options: --help.
 """
 
-from pathlib import Path
-
-from askd_hf import filter_invalid_clips, load_processor, load_whisper
 from askd_hf.arguments.parser import parse_args
-from askd_hf.arguments.writable import check_writable
-from askd_hf.data import Limits
+from askd_hf.commands.pseudo_label import OPTIONS, load_speech, load_teacher, save_dataset, transcribe_and_filter
 from askd_hf.errors import exit_on_user_error
-from askd_hf.evaluation.metrics import language_code, normalizer_for
-from askd_hf.models.loading import check_max_length, check_processor
-from askd_hf.pseudo_labels import (
-    DATASET,
-    PseudoLabelArguments,
-    card_of,
-    check_can_pack,
-    keep_good,
-    known_references,
-    label_clips,
-    load_clips,
-    measure,
-    pack,
-    plan,
-    push,
-    save,
-    transcribe,
-)
 
 
 def main() -> None:
-    (args,) = parse_args((PseudoLabelArguments,))
-    pseudo_label(args)
+    (args,) = parse_args(OPTIONS)
+    teacher, processor = load_teacher(args)
 
+    # the clips of --dataset, every one checked before anything is transcribed
+    clips = load_speech(args, processor)
 
-def pseudo_label(args: PseudoLabelArguments) -> Path:
-    """The directory of the dataset of transcripts that are kept."""
-    directory = Path(args.output_dir)
-    check_writable(directory, "--output_dir")
+    # transcripts of an earlier run are used again, so that other limits take seconds
+    transcripts, kept = transcribe_and_filter(args, teacher, processor, clips)
 
-    # ---- the teacher ----
-    processor = load_processor(args.teacher)
-    teacher = load_whisper(args.teacher, attn_implementation=args.attn_implementation)
-    check_processor(teacher, processor)
-    check_max_length(teacher, args.generation_max_length)
-    window = processor.feature_extractor.chunk_length
-
-    # ---- the speech: every clip is looked at once, before anything is transcribed ----
-    clips = load_clips(args.source(), args.max_samples, args.num_workers or None)
-    if args.pack:
-        check_can_pack(clips, window, args.pack_seconds)
-    clips = filter_invalid_clips(
-        clips,
-        None,
-        Limits(window),
-        on_bad_audio=args.on_bad_audio,
-        num_proc=args.num_workers or None,
-        report_file=directory / "skipped.csv",
-        split=args.split,
-    )
-
-    language = language_code(args.language) if args.task == "transcribe" else "en"
-    _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
-    references = known_references(clips["text"][:], required=args.text == "reference")
-
-    # ---- transcripts: what is on the disk already isn't made again ----
-    lines = transcribe(plan(args, teacher, processor, clips))
-
-    # ---- filters: by the references where there are any ----
-    transcripts = measure(lines, references, normalize, language, learn=args.text)
-    kept = keep_good(transcripts, args.thresholds(), directory / "dropped.csv")
-
-    # ---- the dataset ----
-    language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
-    labelled = label_clips(clips, transcripts, kept, language, args.task)
-    if args.pack:
-        labelled = pack(
-            labelled,
-            processor.tokenizer,
-            max_duration_in_seconds=args.pack_seconds or window,
-            max_label_length=teacher.config.max_target_positions,
-            directory=directory,
-            num_proc=args.num_workers or None,
-        )
-    card = card_of(args, labelled, len(clips), len(kept))
-    labelled = save(labelled, directory, card)
-    hours = sum(labelled["seconds"]) / 3600
-    print(f"{len(labelled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
-    if args.push_to_hub:
-        advice = f"the labels are safe in {directory}: run the same command again, if need be after `hf auth login`"
-        push(labelled, args.push_to_hub, card, advice + " with a token that may write there")
-    return directory / DATASET
+    # the dataset to train students on, with --pack joined to clips of 30 s, with --push_to_hub on the Hub
+    save_dataset(args, teacher, processor, clips, transcripts, kept)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tiny Whisper models and clips of tones, all made offline."""
 
 import copy
+import gc
 import importlib.util
 import os
 import shlex
@@ -10,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads only get in each other's way
@@ -29,15 +29,25 @@ from transformers import (
 
 from askd_hf.config import ASKDConfig
 from askd_hf.data import SpeechCollator, load_speech_dataset
+from askd_hf.evaluation import comparison
 from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
 
 sys.path.append(str(Path(__file__).parent / "data"))
 from fake_hub import FakeHub
+from processes import Ended, launch_two, run_there, start  # noqa: F401  (for tests, beside `run_here`)
 
 ROOT = Path(__file__).parents[1]
+# A run ends with its models' speed, at some 80 calls of `generate`: more than all its training. Tests have fewer.
+SPEED = comparison.SPEED_CLIPS, comparison.REPETITIONS
+comparison.SPEED_CLIPS, comparison.REPETITIONS = 2, 1
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
 MULTILINGUAL = ("<|en|>", "<|zh|>", "<|translate|>")  # languages in the order of Whisper's own list
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is collected often; most of the time would go to what the libraries have defined."""
+    gc.freeze()
 
 
 def make_tokenizer(letters: Iterable[str], added: Iterable[str]) -> WhisperTokenizer:
@@ -236,14 +246,6 @@ def student(processor) -> WhisperForConditionalGeneration:
     return init_student(make_whisper(processor, seed=5), decoder_layers=2)
 
 
-class Ended(NamedTuple):
-    """How a script ended, and what it printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 def load_script(file: Path) -> ModuleType:
     if str(file.parent) not in sys.path:  # scripts import one another; last, as evaluate.py isn't the library
         sys.path.append(str(file.parent))
@@ -273,13 +275,21 @@ def run_here(monkeypatch, capture, *arguments, file: Path | None = None, script:
     return Ended(status, *capture.readouterr())
 
 
-def launch_two(script: Path, *arguments) -> subprocess.CompletedProcess:
-    """`script` under `accelerate launch` with two processes on the CPU."""
+def accelerate_launch(script: Path, *arguments) -> subprocess.CompletedProcess:
+    """`script` under `accelerate launch` with two processes on the CPU; `launch_two` is 30 seconds faster."""
     # accelerate's own --cpu would start a single process, or ask for MPI; the script chooses the CPU by `use_cpu`
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     launch += f" --dynamo_backend no --main_process_port {29500 + os.getpid() % 2000}"
     command = [sys.executable, "-m", *launch.split(), str(script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def hub_environment(hub: FakeHub, home: Path, token: str | None) -> dict[str, str]:
+    """The environment of a process that knows no other Hub, with a cache of its own."""
+    environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    return environment | ({} if token is None else {"HF_TOKEN": token})
 
 
 @dataclass
@@ -288,26 +298,20 @@ class HubVisit:
 
     folder: Path
     hub: FakeHub
-    ended: dict[str, subprocess.CompletedProcess] = field(default_factory=dict)
+    ended: dict[str, Ended] = field(default_factory=dict)
 
-    def run(self, **commands: tuple[str | list[str], str | None]) -> None:
-        """Run commands side by side, `name=(arguments of Python, token)`: each with an empty cache of its own.
+    def run(self, **commands: tuple[str, str | None]) -> None:
+        """Run commands side by side, `name=(script and arguments, token)`: each with an empty cache of its own.
 
         In processes of their own, because the libraries read the endpoint when they are imported.
         """
         started = {}
-        for name, (arguments, token) in commands.items():
-            environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
-            environment |= {"HF_HOME": str(self.folder / "homes" / name), "HF_ENDPOINT": self.hub.endpoint}
-            environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-            if token is not None:
-                environment["HF_TOKEN"] = token
-            command = [sys.executable, *(arguments if isinstance(arguments, list) else shlex.split(arguments))]
-            pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            started[name] = subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
-        for name, process in started.items():
-            out, err = process.communicate(timeout=240)
-            self.ended[name] = subprocess.CompletedProcess(name, process.returncode, out, err)
+        for name, (command, token) in commands.items():
+            environment = hub_environment(self.hub, self.folder / "homes" / name, token)
+            script, *arguments = shlex.split(command)
+            options = dict(directory=self.folder, environment=environment, before_hub=True)
+            started[name] = start(Path(script), *arguments, **options)
+        self.ended |= {name: process.ended() for name, process in started.items()}
 
     def error(self, name: str) -> str:
         """The message with which it ended."""

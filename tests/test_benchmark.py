@@ -1,11 +1,10 @@
-"""`examples/benchmark.py`: every variant runs, and they compute what they are compared for."""
+"""`examples/benchmarks/training_step.py`: every variant runs, and they compute what they are compared for."""
 
 import json
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, make_processor, make_whisper
+from conftest import ROOT, make_processor, make_whisper, run_there
 
 VARIANTS = ["a", "a448", "b", "c", "d", "e", "f-ema", "f-snapshot", "g"]
 
@@ -19,10 +18,10 @@ def model_dir(tmp_path_factory):
 
 def benchmark(model_dir, report, *arguments) -> dict:
     """The report of a run on the tiny model, whose vocabulary has 31 tokens."""
-    command = f"{sys.executable} examples/benchmark.py --model {model_dir} --json {report} --use_cpu --batch_size 4"
-    command += " --label_tokens 3 12 --top_k 30 --repetitions 2 --slow_repetitions 1"
-    done = subprocess.run(
-        [*command.split(), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    command = f"--model {model_dir} --json {report} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 30"
+    command += " --repetitions 2 --slow_repetitions 1"
+    done = run_there(
+        ROOT / "examples" / "benchmarks" / "training_step.py", *command.split(), *arguments, directory=ROOT
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(report.read_text())
@@ -69,19 +68,23 @@ def test_the_other_measurements(model_dir, tmp_path):
     losses = report["loss_memory"]
     assert losses["naive"]["loss"] == pytest.approx(1.8 * losses["ours"]["loss"], rel=1e-4)
     overhead = report["trainer_overhead"]
-    assert 0 < overhead["overhead_percent"] < 100
-    assert sum(overhead["seconds"].values()) == pytest.approx(overhead["wall"])
+    seconds = overhead["seconds"]
+    rest = seconds.pop("anything else")
+    parts = {"reading batches", "training_step", "optimizer", "clipping", "self-teacher's average", "logging"}
+    assert seconds.keys() <= parts and {"reading batches", "training_step", "optimizer", "clipping"} <= seconds.keys()
+    assert all(part > 0 for part in seconds.values())
+    assert 0 <= rest < sum(seconds.values())  # parts that overlapped would be counted twice
 
 
 @pytest.mark.parametrize("quantity", ["batch", "labels", "vocabulary", "decoder_layers"])
 def test_sweeps(monkeypatch, capsys, model_dir, tmp_path, quantity):
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    import benchmark as script
+    monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
+    import training_step as script
 
     values = {"batch": [2, 3], "labels": [4, 8], "vocabulary": [31, 40], "decoder_layers": [1, 2]}[quantity]
     arguments = f"--model {model_dir} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 8 --repetitions 1"
     arguments += f" --json {tmp_path / 'report.json'} --sweep {quantity} --sweep_values {values[0]} {values[1]}"
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments.split()])
+    monkeypatch.setattr(sys, "argv", ["training_step.py", *arguments.split()])
     script.main()
     report = json.loads((tmp_path / "report.json").read_text())
     assert [row[quantity] for row in report["sweep"]] == values

@@ -4,14 +4,16 @@ import copy
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, make_processor, make_whisper, options, run_here, write_speech
 from datasets import load_from_disk
+from processes import killed_when
 from safetensors.torch import load_file
-from test_distill import start, wait_for
+from test_distill import SCRIPT
 from test_teacher_cache import label, speech
 
 from askd_hf.config import ASKDConfig
@@ -288,7 +290,7 @@ def test_labelled_speech_trains_students_without_the_teacher(
     labelling += ["--teacher_top_k", ALL_BUT_ONE, "--output_dir", tmp_path / "unused"]
     status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
     assert status == 0, err
-    assert "(0 of 16 there)" in out and f"16 labelled clips: --dataset {labels}" in out
+    assert "(0 of 16 there)" in out and f"16 labeled clips: --dataset {labels}" in out
     assert not (tmp_path / "unused").exists() and set(TEACHER_COLUMNS) <= set(load_from_disk(labels).column_names)
     live, _, _ = finished(monkeypatch, capsys, tmp_path / "live", speech_dir, teacher=teacher_dir, student=student_dir)
     alone, out, _ = finished(monkeypatch, capsys, tmp_path / "alone", labels, student=student_dir)
@@ -343,7 +345,7 @@ def test_options_that_cannot_be_are_one_message(monkeypatch, capsys, tmp_path, t
         assert (
             status == 2
             and f"error: --teacher_cache_dir has no use: --preset {preset} has no teacher" in err
-            and "labelled clips" not in out
+            and "labeled clips" not in out
         )
 
 
@@ -357,7 +359,7 @@ def test_clips_skipped_in_labelling_are_listed_beside_the_labels(
     for there in (0, 15):
         status, out, err = run_here(monkeypatch, capsys, *labelling, file=LABELLER)
         assert status == 0, err
-        assert f"({there} of 15 there)" in out and "15 labelled clips: --dataset" in out
+        assert f"({there} of 15 there)" in out and "15 labeled clips: --dataset" in out
     assert "3,train/audio/003.wav," in (tmp_path / "labels.skipped" / "skipped-training-bad.csv").read_text()
     assert len(load_from_disk(tmp_path / "labels")) == 15
 
@@ -367,10 +369,9 @@ def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsy
     given |= dict(cache_encoder=tmp_path / "encoder", cache_teacher=tmp_path / "labels", teacher_top_k=5)
     given |= dict(logging_steps=1)
     finished(monkeypatch, capsys, tmp_path / "whole", speech_dir, **given)
-    killed = start(*arguments(tmp_path / "killed", speech_dir, **given))
-    wait_for(tmp_path / "killed" / "checkpoint-3", killed)
-    killed.kill()
-    killed.wait()
+    there = (tmp_path / "killed" / "checkpoint-3").exists
+    killed = killed_when(there, SCRIPT, *arguments(tmp_path / "killed", speech_dir, **given))
+    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     steps_done = int(checkpoint_to_resume(str(tmp_path / "killed"), "last").rpartition("-")[2])
     _, out, _ = finished(monkeypatch, capsys, tmp_path / "killed", speech_dir, **given, resume_from_checkpoint="last")

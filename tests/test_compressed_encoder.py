@@ -57,7 +57,7 @@ def test_probed_layers_are_those_of_the_whole_run_and_of_its_resumption(
         "--encoder_layers",
         2,
         "--layer_selection",
-        "probe",
+        "greedy",
         "--eval_splits",
         "validation",
         "--learning_rate",

@@ -1,4 +1,4 @@
-"""`examples/cost_model.py` counts the operations that PyTorch counts."""
+"""`examples/benchmarks/cost_model.py` counts the operations that PyTorch counts."""
 
 import importlib.util
 import sys
@@ -14,7 +14,7 @@ from askd_hf.models.student import init_student
 
 
 def load_example(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -76,8 +76,8 @@ def test_the_naive_step(teacher, student, scenario, padded):
 
 @pytest.mark.parametrize("scenario", cost.SCENARIOS[2:], ids=lambda scenario: scenario.name)
 def test_a_step_of_our_trainer(monkeypatch, teacher, student, scenario):
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    import benchmark_steps as steps
+    monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
+    import steps
 
     inputs = steps.with_encoder_output(batch(PADDED), student, bf16=False)
     inputs = steps.with_teacher_columns(inputs, teacher, k=8)

@@ -1,13 +1,13 @@
 """`examples/distill.py` as a user runs it: on directories, with real processes, killed and resumed."""
 
 import csv
+import functools
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jiwer
@@ -15,17 +15,29 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, launch_two, make_multilingual, make_processor, make_whisper, run_here
+from conftest import (
+    ROOT,
+    SPEED,
+    accelerate_launch,
+    make_multilingual,
+    make_processor,
+    make_whisper,
+    run_here,
+    run_there,
+    write_speech,
+)
 from huggingface_hub import ModelCard
+from processes import killed_when
 from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from askd_hf.data import SpeechCollator
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Results
+from askd_hf.evaluation import Results, comparison
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.student import init_student
+from askd_hf.trainer import ASKDTrainer
 from askd_hf.training.checkpoints import checkpoint_to_resume
 
 SCRIPT = ROOT / "examples" / "distill.py"
@@ -48,6 +60,8 @@ def options(teacher, dataset, output_dir, *more):
 def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
     monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
 ):
+    for name, value in zip(("SPEED_CLIPS", "REPETITIONS"), SPEED, strict=True):
+        monkeypatch.setattr(comparison, name, value)
     status, out, err = run_here(
         monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation")
     )
@@ -141,10 +155,25 @@ def test_a_loss_that_explodes_ends_the_run_with_one_message(monkeypatch, capsys,
     assert re.search(r"error: the (loss|gradient) is not finite at step \d+, .*train/audio/\d+\.wav", err)
 
 
-def test_batches_from_worker_processes_grouped_by_length(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
-    more = ["--dataloader_num_workers", 2, "--train_sampling_strategy", "group_by_length", "--max_steps", 4]
-    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
-    assert status == 0, err
+def test_batches_from_worker_processes_grouped_by_length(monkeypatch, capsys, tmp_path, teacher_dir):
+    """Labels within a batch differ less in length than those of the batches of a plain shuffle."""
+    spread = {}
+    train = ASKDTrainer.training_step
+
+    def step(self, model, batch, *args, **kwargs):
+        lengths = (batch["labels"] != -100).sum(1)
+        spread.setdefault(self.args.train_sampling_strategy, []).append(int(lengths.max() - lengths.min()))
+        return train(self, model, batch, *args, **kwargs)
+
+    monkeypatch.setattr(ASKDTrainer, "training_step", step)
+    speech = write_speech(tmp_path / "speech", clips=48)  # of 12 each the like come together
+    more = ["--dataloader_num_workers", 2, "--max_steps", 12, "--compare", False, "--train_sampling_strategy"]
+    for strategy in ("group_by_length", "random"):
+        arguments = options(teacher_dir, speech, tmp_path / strategy, *more, strategy)
+        status, _, err = run_here(monkeypatch, capsys, *arguments)
+        assert status == 0, err
+    assert len(spread["group_by_length"]) == len(spread["random"]) == 12
+    assert sum(spread["group_by_length"]) < 0.6 * sum(spread["random"])
 
 
 def test_the_table_has_the_error_rates_that_transformers_gives(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
@@ -192,7 +221,7 @@ def test_a_comparison_that_fails_costs_nothing_else(monkeypatch, capsys, tmp_pat
     def fail(*args):
         raise UserError("they can't be compared")
 
-    monkeypatch.setattr("askd_hf.evaluation.comparison.evaluate_models", fail)
+    monkeypatch.setattr("askd_hf.commands.report.evaluate_models", fail)
     arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation", "--max_steps", 1)
     status, out, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 0 and "no comparison: they can't be compared" in err
@@ -232,9 +261,9 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_the_preset(
     assert status == 2 and "did you mean 'teacher_weight'?" in err
 
 
-def break_speech(kind: str, directory: Path) -> None:
-    """Spoil the 4th clip of `directory/train` (row 3), or the whole."""
-    audio = directory / "train" / "audio" / "003.wav"
+def break_speech(kind: str, directory: Path, row: int = 3) -> None:
+    """Spoil a clip of `directory/train`, or the whole."""
+    audio = directory / "train" / "audio" / f"{row:03d}.wav"
     metadata = directory / "train" / "metadata.csv"
     lines = metadata.read_text().splitlines()
     if kind == "missing file":
@@ -250,9 +279,9 @@ def break_speech(kind: str, directory: Path) -> None:
     elif kind == "too long":
         soundfile.write(audio, 0.1 * np.ones(20_000), 16_000)
     elif kind == "transcript too long":
-        lines[4] = "audio/003.wav," + "a" * 60
+        lines[row + 1] = f"audio/{row:03d}.wav," + "a" * 60
     elif kind == "empty transcript":
-        lines[4] = "audio/003.wav, "
+        lines[row + 1] = f"audio/{row:03d}.wav, "
     elif kind == "wrong header":
         lines[0] = "filename,transcription"
     elif kind == "missing column":
@@ -264,25 +293,25 @@ ROW_PROBLEMS = ["missing file", "corrupt", "truncated", "empty", "NaN", "too lon
 ROW_PROBLEMS += ["empty transcript"]
 
 
-@pytest.mark.parametrize("kind", ROW_PROBLEMS)
-def test_a_bad_clip_is_named_before_training_or_skipped_and_listed(
-    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, kind
+def test_bad_clips_are_named_before_training_or_skipped_and_listed(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
 ):
     bad = shutil.copytree(speech_dir, tmp_path / "bad")
-    break_speech(kind, bad)
+    for row, kind in enumerate(ROW_PROBLEMS, start=3):
+        break_speech(kind, bad, row)
     status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, bad, tmp_path / "run"))
-    assert status == 2 and "1 of 16 clips can't be used" in err
+    assert status == 2 and "8 of 16 clips can't be used" in err
     assert re.search(r"row 3, train/audio/003\.wav: \S+", err) and "--on_bad_audio skip" in err
     assert "loss" not in out and "Traceback" not in err
     skipping = options(teacher_dir, bad, tmp_path / "run", "--on_bad_audio", "skip", "--max_steps", "2")
     status, out, err = run_here(monkeypatch, capsys, *skipping)
     assert status == 0, err
-    assert (
-        (tmp_path / "run" / "skipped-training-bad.csv")
-        .read_text()
-        .splitlines()[1]
-        .startswith("3,train/audio/003.wav,")
-    )
+    with (tmp_path / "run" / "skipped-training-bad.csv").open(newline="") as file:
+        listed = {row: (clip, reason) for row, clip, reason in list(csv.reader(file))[1:]}
+    assert {row: clip for row, (clip, _) in listed.items()} == {
+        str(row): f"train/audio/{row:03d}.wav" for row in range(3, 11)
+    }
+    assert len({reason.partition(":")[0] for _, reason in listed.values()}) > 4  # each for its own reason
 
 
 @pytest.mark.parametrize(
@@ -299,17 +328,30 @@ def test_a_wrong_metadata_file_is_refused(monkeypatch, capsys, tmp_path, teacher
     assert status == 2 and message in err
 
 
-@pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (22_050, 1), (44_100, 2), (48_000, 2)])
-def test_any_rate_and_stereo_are_just_audio(monkeypatch, capsys, tmp_path, teacher_dir, rate, channels):
+def test_any_rate_and_stereo_are_just_audio(monkeypatch, capsys, tmp_path, teacher_dir):
+    """Four clips of one tone, each of another rate, reach the model with the same features."""
+    kinds = [(8_000, 1), (22_050, 1), (44_100, 2), (48_000, 2)]
     (tmp_path / "speech" / "audio").mkdir(parents=True)
-    tone = np.sin(np.arange(rate // 2) * 2 * np.pi * 300 / rate)
-    for i in range(4):
+    for i, (rate, channels) in enumerate(kinds):
+        tone = np.sin(np.arange(rate // 2) * 2 * np.pi * 300 / rate)
         soundfile.write(tmp_path / "speech" / "audio" / f"{i}.flac", np.tile(tone[:, None], (1, channels)), rate)
-    rows = "".join(f"audio/{i}.flac,abc\n" for i in range(4))
+    rows = "".join(f"audio/{i}.flac,abc\n" for i in range(len(kinds)))
     (tmp_path / "speech" / "metadata.csv").write_text("file_name,transcription\n" + rows)
+    heard = []
+
+    def collate(self, rows, collated=SpeechCollator.__call__):
+        batch = collated(self, rows)
+        heard.append(batch["input_features"])
+        return batch
+
+    monkeypatch.setattr(SpeechCollator, "__call__", collate)
     arguments = options(teacher_dir, tmp_path / "speech", tmp_path / "run", "--max_steps", "1")
     status, _, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 0, err
+    (features,) = [batch for batch in heard if len(batch) == len(kinds)][:1]
+    tone = features.mean(0, keepdim=True)
+    assert (features[:, :, 5:45] - tone[:, :, 5:45]).abs().max() < 0.2  # the four sound alike
+    assert (features[:, :, 5:45] - features[:, :, 60:].mean()).abs().max() > 1  # and not like silence
 
 
 def test_models_that_cannot_be_used_are_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
@@ -337,24 +379,27 @@ def test_without_the_hub_one_line_says_so_and_names_the_demo(monkeypatch, capsys
     assert "openai/whisper-large-v3" in err and "make demo" in err
 
 
-# ---- real processes ----
+# ---- processes of their own ----
+
+SAVING = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2", "--teacher_phase_ratio", "0.6"]
+SAVING += ["--logging_steps", "1"]
 
 
-def start(*arguments) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, teacher_dir, speech_dir):
+    """For a kind of self-teacher, the directory of the run that nobody kills."""
 
+    @functools.cache
+    def run(self_teacher: str) -> Path:
+        directory = tmp_path_factory.mktemp("whole") / "run"
+        ended = run_there(
+            SCRIPT, *options(teacher_dir, speech_dir, directory, *SAVING, "--self_teacher", self_teacher)
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("'loss'") == 12
+        return directory
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read()[-3000:]
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.002)
+    return run
 
 
 @pytest.mark.parametrize(
@@ -366,30 +411,32 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         ("ema", "checkpoint-9", signal.SIGKILL),
     ],
 )
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path, teacher_dir, speech_dir, self_teacher, killed_at, by):
-    more = ["--self_teacher", self_teacher, "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2"]
-    more += ["--teacher_phase_ratio", "0.6", "--logging_steps", "1"]
-    whole = start(*options(teacher_dir, speech_dir, tmp_path / "whole", *more))
-    killed = start(*options(teacher_dir, speech_dir, tmp_path / "killed", *more))
-    wait_for(tmp_path / "killed" / killed_at, killed)  # the directory is made first: it may well be incomplete
-    killed.send_signal(by)
-    out, _ = killed.communicate(timeout=200)
-    assert not (tmp_path / "killed" / "model.safetensors").exists()
-    checkpoint = checkpoint_to_resume(str(tmp_path / "killed"), "last")
-    steps_done = int(checkpoint.rpartition("-")[2])
+def test_a_killed_run_resumes_to_the_same_weights(
+    tmp_path, teacher_dir, speech_dir, whole, self_teacher, killed_at, by
+):
+    run = tmp_path / "run"
+    arguments = options(teacher_dir, speech_dir, run, *SAVING, "--self_teacher", self_teacher)
+    # the directory is made first: the checkpoint may well be incomplete
+    killed = killed_when((run / killed_at).exists, SCRIPT, *arguments, by=by)
+    assert not (run / "model.safetensors").exists()
+    steps_done = int(checkpoint_to_resume(str(run), "last").rpartition("-")[2])
     if by == signal.SIGTERM:
-        assert killed.returncode == 130 and f"stopped after step {steps_done}; go on with" in out
-    resumed = start(*options(teacher_dir, speech_dir, tmp_path / "killed", *more, "--resume_from_checkpoint", "last"))
-    for process, steps in ((whole, 12), (resumed, 12 - steps_done)):
-        out, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, out[-3000:]
-        assert out.count("'loss'") == steps  # and it didn't begin at the beginning
-    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+        assert killed.returncode == 130
+        assert f"stopped after step {steps_done}; go on with" in killed.stdout + killed.stderr
+    else:
+        assert killed.returncode == -signal.SIGKILL
+    resumed = run_there(SCRIPT, *arguments, "--resume_from_checkpoint", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.count("'loss'") == 12 - steps_done  # and it didn't begin at the beginning
+    a, b = (load_file(directory / "model.safetensors") for directory in (whole(self_teacher), run))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, speech_dir):
-    done = launch_two(SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation"))
+    """As users start them."""
+    done = accelerate_launch(
+        SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation")
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(re.findall(r"^self +5 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
     assert len(re.findall(r" WER % +CER % ", done.stdout)) == 1
@@ -397,8 +444,10 @@ def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, spee
 
 
 def test_ctrl_c_ends_a_process_with_a_checkpoint_and_says_how_to_go_on(tmp_path, teacher_dir, speech_dir):
+    """A process that Python itself started."""
     arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--logging_steps", "1", "--max_steps", "5000")
-    process = start(*arguments)
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
         if "'loss'" in line:
             break

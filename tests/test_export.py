@@ -1,8 +1,6 @@
 """Export to CTranslate2: the converted model is run by CTranslate2 and faster-whisper on real speech."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import jiwer
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_multilingual
+from conftest import ROOT, hub_environment, make_multilingual, run_there
 from fake_hub import serve_hub
 from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
@@ -72,11 +70,6 @@ def speech() -> list[dict]:
 @pytest.fixture(scope="module")
 def clips(speech) -> list[np.ndarray]:
     return [decode_audio(row["audio"]) for row in speech]
-
-
-def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300)
 
 
 def test_the_converted_model_gives_the_tokens_of_transformers(exported, teacher, processor, clips):
@@ -144,7 +137,8 @@ def test_a_planted_difference_is_reported(tmp_path, teacher, processor, speech, 
     assert result.wer == pytest.approx(wer)
     first_line, *examples = str(result).splitlines()
     assert first_line == (
-        f"ctranslate2: different text than transformers for {len(differing)} of 12 clips; WER against transformers {wer:.2f} %"
+        f"ctranslate2: different text than transformers for {len(differing)} of 12 clips; WER against transformers "
+        f"{wer:.2f} %"
     )
     assert examples[:3] == [
         f"  {speech[differing[0]]['clip']}",
@@ -169,7 +163,7 @@ def test_the_report_counts_texts_and_shows_five():
 
 def test_the_script_converts_compares_and_overwrites_nothing(tmp_path, saved_long):
     arguments = ["--model", saved_long, "--output_dir", "out", "--dataset", SPEECH, "--max_samples", 6]
-    done = run(*arguments, cwd=tmp_path)
+    done = run_there(SCRIPT, *arguments, directory=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "ctranslate2: same text as transformers for all 6 clips" in done.stdout
     assert re.search(r"^faster-whisper: (different|same) text (than|as) transformers for ", done.stdout, re.MULTILINE)
@@ -178,7 +172,7 @@ def test_the_script_converts_compares_and_overwrites_nothing(tmp_path, saved_lon
     written = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"model.bin", "config.json", "vocabulary.json", "tokenizer.json", "preprocessor_config.json"} <= written
     before = (tmp_path / "out" / "model.bin").stat().st_mtime_ns
-    done = run(*arguments, cwd=tmp_path)
+    done = run_there(SCRIPT, *arguments, directory=tmp_path)
     assert done.returncode == 2
     assert (
         done.stderr.strip().splitlines()[-1]
@@ -192,9 +186,13 @@ def test_a_model_of_the_hub_is_exported_and_one_with_other_windows_compared_in_c
     model.parent.mkdir(parents=True)
     model.symlink_to(TEACHER)
     with serve_hub(tmp_path / "hub") as hub:
-        environment = dict(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "home"), NO_PROXY="127.0.0.1")
-        environment |= dict(HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1")
-        done = run("--model", "me/student", "--dataset", SPEECH, "--max_samples", 2, cwd=tmp_path, **environment)
+        done = run_there(
+            SCRIPT,
+            *("--model", "me/student", "--dataset", SPEECH, "--max_samples", 2),
+            directory=tmp_path,
+            environment=hub_environment(hub, tmp_path / "home", None),
+            before_hub=True,
+        )
     assert done.returncode == 0, done.stderr
     assert "ctranslate2: same text as transformers for all 2 clips" in done.stdout
     assert "faster-whisper: can't run this model, whose window is 3 s and not 30 s" in done.stdout
@@ -205,5 +203,5 @@ def test_a_model_of_the_hub_is_exported_and_one_with_other_windows_compared_in_c
 def test_without_the_extra_the_user_is_told_what_to_install(monkeypatch):
     check_extra()
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    with pytest.raises(UserError, match=r"pip install '\.\[export\]'"):
+    with pytest.raises(UserError, match=r"pip install 'askd-hf\[export\]'"):
         check_extra()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -316,9 +317,10 @@ def visit(tmp_path_factory) -> Iterator[HubVisit]:
     with serve_hub(folder / "hub", {WRITER: "write", READER: "read"}) as hub:
         visit = HubVisit(folder, hub)
         pushing = lora_run("me/base", "speech", "run", "--push_to_hub", "--hub_model_id", "me/adapter")
-        visit.run(train=([str(DISTILL), *pushing], WRITER))
+        visit.run(train=(shlex.join([str(DISTILL), *map(str, pushing)]), WRITER))
+        (folder / "load.py").write_text(LOAD)
         visit.run(
-            load=(["-c", LOAD, "me/adapter"], READER),
+            load=("load.py me/adapter", READER),
             again=(f"{ROOT}/examples/push.py --model run --repo me/another", WRITER),
         )
         yield visit

@@ -4,9 +4,7 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
-import time
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,9 +18,12 @@ from conftest import (
     make_processor,
     make_whisper,
     run_here,
+    run_there,
+    start,
     write_speech,
 )
 from datasets import load_from_disk
+from processes import killed_when
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration, pipeline
 
@@ -87,11 +88,6 @@ STREAM += (
 STREAM += "--max_duration_in_seconds 0.95 --save_strategy steps --save_steps 2 --save_total_limit 8"
 
 
-def start(*arguments) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def log_of(run: Path) -> list[dict]:
     """What each training step logged, timings aside."""
     state = json.loads(
@@ -103,23 +99,21 @@ def log_of(run: Path) -> list[dict]:
 
 def test_a_streamed_mix_killed_twice_ends_as_if_it_had_not_been(tmp_path, teacher_dir, two):
     """In the middle of an epoch, with all that is random about a clip, by rows that can't be used or aren't wanted."""
-    whole = start(*options(teacher_dir, two, tmp_path / "whole", *STREAM.split()))
+    whole = start(SCRIPT, *options(teacher_dir, two, tmp_path / "whole", *STREAM.split()))
     arguments = options(teacher_dir, two, tmp_path / "killed", *STREAM.split())
     for number, checkpoint in enumerate(("checkpoint-4", "checkpoint-8")):
-        process = start(*arguments, *(["--resume_from_checkpoint", "last"] if number else []))
-        deadline = time.time() + 240
-        while not (tmp_path / "killed" / checkpoint / "trainer_state.json").exists():
-            assert process.poll() is None and time.time() < deadline, process.communicate()[0]
-            time.sleep(0.02)
-        process.kill()
-        process.wait()
+        state = tmp_path / "killed" / checkpoint / "trainer_state.json"
+        killed = killed_when(
+            state.exists, SCRIPT, *arguments, *(["--resume_from_checkpoint", "last"] if number else [])
+        )
+        assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     steps_done = int(checkpoint_to_resume(str(tmp_path / "killed"), "last").rpartition("-")[2])
-    resumed = start(*arguments, "--resume_from_checkpoint", "last", "--dataloader_num_workers", "2")
+    resumed = start(SCRIPT, *arguments, "--resume_from_checkpoint", "last", "--dataloader_num_workers", "2")
     for process, steps in ((whole, 14), (resumed, 14 - steps_done)):
-        printed, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, printed
-        assert printed.count("'loss'") == steps  # and it didn't begin at the beginning
+        ended = process.ended()
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("'loss'") == steps  # and it didn't begin at the beginning
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")
@@ -142,9 +136,8 @@ def test_two_processes_share_a_stream(tmp_path, teacher_dir, two):
     common = (
         "--streaming True --max_steps 4 --dataset_probabilities 0.6 0.4 --compare False --save_strategy no --optim sgd"
     )
-    process = start(*options(teacher_dir, two, tmp_path / "one", *common.split()))
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, printed
+    one = run_there(SCRIPT, *options(teacher_dir, two, tmp_path / "one", *common.split()))
+    assert one.returncode == 0, one.stderr
     halved = options(teacher_dir, two, tmp_path / "both", *common.split(), "--per_device_train_batch_size", "2")
     ended = launch_two(SCRIPT, *halved)
     assert ended.returncode == 0, ended.stderr

@@ -1,4 +1,4 @@
-"""Publishing a run, during training and from its directory, with a local fake Hub."""
+"""Publishing a run, during training and from its directory, with a Hub on the loopback."""
 
 import json
 import re
@@ -31,7 +31,7 @@ PUSHED = {
     "tokenizer_config.json",
     "training.json",
 }
-# other files in the directory of a run, which must not be published
+# what a run's directory may hold besides, and nobody else should get
 PRIVATE = {
     "training_args.bin": WRITER,
     "optimizer.pt": "x",
@@ -47,7 +47,7 @@ PRIVATE = {
     "teacher/model.safetensors": "x",
 }
 
-# loads a model by its directory or Hub id
+# What anyone does who knows nothing but a directory, or the id on the Hub.
 LOAD = """
 import json, sys
 import numpy as np
@@ -57,9 +57,9 @@ source = sys.argv[1]
 model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(source), AutoProcessor.from_pretrained(source)
 wave = np.sin(np.arange(16000) / 5).astype(np.float32)
 tokens = model.generate(**processor(wave, sampling_rate=16000, return_tensors="pt"), num_beams=1)[0].tolist()
-text = pipeline("automatic-speech-recognition", model=source)({"raw": wave, "sampling_rate": 16000})["text"]
+heard = pipeline("automatic-speech-recognition", model=source)({"raw": wave, "sampling_rate": 16000})["text"]
 weights = sum(weight.double().sum().item() for weight in model.state_dict().values())
-print(json.dumps([tokens, text, weights, processor.tokenizer.english_spelling_normalizer]))
+print(json.dumps([tokens, heard, weights, processor.tokenizer.english_spelling_normalizer]))
 """
 
 
@@ -77,10 +77,11 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
     (folder / "teacher" / "README.md").write_text("---\nlicense: mit\n---\n# teacher\n")
     (folder / "teacher" / "normalizer.json").write_text('{"colour": "color"}')
     write_speech(folder / "speech", 8)
+    (folder / "load.py").write_text(LOAD)
     push, train = ROOT / "examples" / "push.py", ROOT / "examples" / "distill.py"
     with serve_hub(folder / "hub", {WRITER: "write", READER: "read"}) as hub:
         visit = Visit(folder, hub)
-        # publishing the first checkpoint fails, the second one succeeds
+        # the first checkpoint meets a Hub that is out of order for good, the second a whole one
         hub.failures.append(Failure("POST /api/models/me/during/commit", 503, times=3))
         options = "--teacher teacher --dataset speech --output_dir run --max_steps 4 --logging_steps 1 --use_cpu "
         options += "--per_device_train_batch_size 4 --save_strategy steps --save_steps 2 --hub_always_push "
@@ -91,16 +92,14 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
             (folder / "run" / name).write_text(content)
         for shift, name in enumerate(("alone", "unlucky", "forbidden"), start=1):
             shutil.copytree(folder / "run", folder / name)
-            weights = load_file(
-                folder / name / "model.safetensors"
-            )  # different weights, or the Hub would already have them
+            weights = load_file(folder / name / "model.safetensors")  # of each other ones, or the Hub had them already
             weights = {key: weight + 0.001 * shift for key, weight in weights.items()}
             save_file(weights, folder / name / "model.safetensors", metadata={"format": "pt"})
 
         hub.failures += [
-            Failure("PUT /objects/me/student", None),  # the connection is lost while the weights are sent
+            Failure("PUT /objects/me/student", None),  # the connection is cut while the weights are sent
             Failure("POST /api/repos/create", 502),
-            Failure("POST /api/models/me/student/commit", None, late=True),  # done, but the response is lost
+            Failure("POST /api/models/me/student/commit", None, late=True),  # done, but the answer is lost
             Failure("POST /api/models/me/unlucky/commit", 503, times=3),
         ]
         visit.run(
@@ -108,10 +107,10 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
             unlucky=(f"{push} --model unlucky --repo me/unlucky", WRITER),
             no_token=(f"{push} --model forbidden --repo me/nothing", None),
         )
-        resume = re.search(r"resume with: python (.*)$", visit.error("unlucky"))[1]
+        resume = re.search(r"resume with: askd-hf push (.*)$", visit.error("unlucky"))[1]
         visit.run(
-            resumed=(f"{ROOT / 'examples'}/{resume.removeprefix('examples/')}", WRITER),
-            downloaded=(["-c", LOAD, "me/student"], READER),
+            resumed=(f"{push} {resume}", WRITER),
+            downloaded=("load.py me/student", READER),
         )
         yield visit
 
@@ -130,7 +129,7 @@ def test_a_cut_connection_and_a_hub_out_of_order_are_tried_again(visit):
     assert len(visit.requests("PUT /objects/me/student/.* cut")) == 1
     assert len(visit.requests("PUT /objects/me/student/.* 200")) == 1
     assert len(visit.requests("POST /api/repos/create 502")) == 1
-    # the commit whose response was lost isn't repeated
+    # the commit whose answer was lost is found there, and not made again
     assert visit.requests("POST /api/models/me/student/commit") == ["POST /api/models/me/student/commit/main cut"]
 
 
@@ -153,16 +152,14 @@ def test_a_private_one_is_private(visit):
 def test_without_a_token_it_says_so(visit):
     message = visit.error("no_token")
     assert "401 Unauthorized" in message and "log in with `hf auth login`" in message
-    assert (
-        "the model is saved in forbidden; resume with: python examples/push.py --model forbidden --repo me/" in message
-    )
+    assert "the model is saved in forbidden; resume with: askd-hf push --model forbidden --repo me/no" in message
     assert not (visit.hub.root / "models" / "me" / "nothing").exists()
 
 
 def test_after_the_last_attempt_the_model_is_there_and_the_command_goes_on(visit):
     message = visit.error("unlucky")
     assert "503" in message
-    assert message.endswith("resume with: python examples/push.py --model unlucky --repo me/unlucky")
+    assert message.endswith("resume with: askd-hf push --model unlucky --repo me/unlucky")
     assert len(visit.requests("POST /api/models/me/unlucky/commit/main 503")) == 3
     assert visit.ended["resumed"].returncode == 0, visit.ended["resumed"].stderr
     (commit,) = visit.hub.commits["models/me/unlucky"]
@@ -171,13 +168,13 @@ def test_after_the_last_attempt_the_model_is_there_and_the_command_goes_on(visit
     assert len(sent) == 1, "large files that had arrived aren't sent again"
 
 
-def test_every_checkpoint_is_published_while_training_continues(visit):
+def test_every_checkpoint_is_published_while_training_goes_on(visit):
     done = visit.ended["train"]
     assert done.returncode == 0, done.stderr
     assert (
         "step 2 wasn't published, training continues" in done.stderr and "checkpoint-2 --repo me/during" in done.stderr
     )
-    # the final student equals the published checkpoint, so there is no other commit
+    # the finished student had been published as a checkpoint, and nothing about it has changed since: no other commit
     (commit,) = visit.hub.commits["models/me/during"]
     assert commit.message == "Training in progress, step 4" and set(commit.written) == PUSHED
     there = visit.hub.root / "models" / "me" / "during"
@@ -238,9 +235,7 @@ def run(visit, tmp_path) -> Path:
 )
 def test_wherever_the_hub_fails_for_good_the_message_is_one_line(hub, run, failure, reason):
     hub.failures.append(failure)
-    with pytest.raises(
-        UserError, match=r"the model is saved in .*; resume with: python examples/push\.py --model"
-    ) as error:
+    with pytest.raises(UserError, match=r"the model is saved in .*; resume with: askd-hf push --model") as error:
         publish_run(run, "me/x", token=WRITER)
     assert reason in str(error.value) and "\n" not in str(error.value) and WRITER not in str(error.value)
     assert 99 - failure.times < 20  # attempts

@@ -1,4 +1,4 @@
-"""Publishing in this process, with a local fake Hub: errors, messages, and the interface of Trainer."""
+"""Publishing in this process, with a Hub on the loopback: what is refused, what messages say, what Trainer does."""
 
 import errno
 import inspect
@@ -61,7 +61,7 @@ def run(finished, tmp_path) -> Path:
 
 
 def pushing(output_dir: Path, processor=None, **changes):
-    """Return a trainer that pushes every checkpoint."""
+    """A trainer that pushes every checkpoint."""
     processor = processor or make_processor()
     options = dict(push_to_hub=True, hub_model_id="me/x", hub_strategy="every_save", hub_always_push=True, max_steps=2)
     options |= dict(save_strategy="steps", save_steps=1)
@@ -75,7 +75,7 @@ def pushing(output_dir: Path, processor=None, **changes):
 def test_the_advice_is_the_whole_command():
     text = resume_advice(Path("my run"), "me/x", results=Path("a b.json"), private=True, revision="dev", license="mit")
     command = shlex.split(text.partition("resume with: ")[2])
-    assert command[:2] == ["python", "examples/push.py"]
+    assert command[:2] == ["askd-hf", "push"]
     assert command[2:] == shlex.split(
         "--model 'my run' --repo me/x --results 'a b.json' --revision dev --license mit --private"
     )
@@ -87,7 +87,7 @@ def test_the_advice_of_a_failed_private_push_makes_a_private_repository(hub, run
     hub.failures.append(failure)
     status, _, err = run_here(monkeypatch, capsys, "--model", run, "--repo", "me/x", "--private", file=PUSH)
     assert status == 2 and failure.times == 0
-    arguments = shlex.split(re.search(r"resume with: python examples/push\.py (.*)", err)[1])
+    arguments = shlex.split(re.search(r"resume with: askd-hf push (.*)", err)[1])
     assert "--private" in arguments
     status, out, err = run_here(monkeypatch, capsys, *arguments, file=PUSH)
     assert status == 0 and "published" in out, err
@@ -110,7 +110,7 @@ def test_the_trainers_advice_is_as_private_as_its_push(hub, tmp_path):
 
 
 def results_of(directory: Path, place: Path) -> Path:
-    """Save results with the digest of the weights in a directory."""
+    """An evaluation of the weights in a directory, as they are loaded there."""
     results = Results.load(RESULTS)
     results.models["student"].weights = weights_digest(load_whisper(str(directory)))
     results.save(place)
@@ -222,16 +222,16 @@ def test_shards_replace_a_whole_file(hub, run):
     there = {file.name for file in (hub.root / "models/me/x").glob("model*")}
     assert there == shards | {"model.safetensors.index.json"}
     assert (hub.root / "models/me/x/README.md").is_file()
-    publish(run, "me/x")  # nothing to delete
+    publish(run, "me/x")  # nothing is left to be deleted
 
 
 # ---- within training ----
 
 
 def test_the_arguments_are_those_of_trainer(hub, tmp_path, caplog):
-    own, expected = (inspect.signature(kind.push_to_hub) for kind in (ASKDTrainer, Seq2SeqTrainer))
-    assert [(p.name, p.kind, p.default) for p in own.parameters.values()] == [
-        (p.name, p.kind, p.default) for p in expected.parameters.values()
+    ours, theirs = (inspect.signature(kind.push_to_hub) for kind in (ASKDTrainer, Seq2SeqTrainer))
+    assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
+        (p.name, p.kind, p.default) for p in theirs.parameters.values()
     ]
     trainer = pushing(tmp_path / "run", hub_strategy="end", save_strategy="no")
     trainer.train()
@@ -239,7 +239,7 @@ def test_the_arguments_are_those_of_trainer(hub, tmp_path, caplog):
     assert "/commit/" in job.result(timeout=60)
     trainer.push_to_hub(language="fr", finetuned_from="x", tasks="asr")
     assert "finetuned_from, language, tasks ignored" in caplog.text
-    assert [commit.message for commit in hub.commits["models/me/x"]] == ["in the background"]  # no changes since
+    assert [commit.message for commit in hub.commits["models/me/x"]] == ["in the background"]  # nothing new since
 
 
 def test_without_a_processor_there_is_nothing_to_push(hub, tmp_path, teacher, student):
@@ -298,7 +298,7 @@ def test_ctrl_c_after_the_last_step_says_that_nothing_was_published(hub, tmp_pat
     arguments += " --use_cpu --push_to_hub --hub_model_id me/x --hub_private_repo True"
     status, out, _ = run_here(monkeypatch, capsys, *arguments.split())
     assert status == 130 and not hub.commits
-    assert f"it wasn't published: the model is saved in {tmp_path / 'run'}; resume with: python examples/push" in out
+    assert f"it wasn't published: the model is saved in {tmp_path / 'run'}; resume with: askd-hf push" in out
     assert "--repo me/x --private" in out
 
 

@@ -4,14 +4,12 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import launch_two, make_processor, make_whisper, write_speech
+from conftest import launch_two, make_processor, make_whisper, run_there, write_speech
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from transformers import WhisperFeatureExtractor
 
@@ -285,14 +283,11 @@ def test_directories_with_something_else_are_refused(teacher, collator, clips, t
 # ---- interrupted passes ----
 
 
-def run(folder, directory, *killed) -> subprocess.CompletedProcess:
-    script = Path(__file__).with_name("teacher_cache_run.py")
-    command = [sys.executable, str(script), str(folder), str(directory), *killed]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+RUN = Path(__file__).with_name("teacher_cache_run.py")
 
 
 def test_a_pass_that_was_killed_goes_on(teacher, collator, folder, clips, tmp_path, small_parts):
-    done = run(folder, tmp_path / "cache", "labelling")
+    done = run_there(RUN, folder, tmp_path / "cache", "labelling")
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     assert not (tmp_path / "cache").exists()
     half = tmp_path / "cache.unfinished" / "part-000-00002.saving"
@@ -310,7 +305,7 @@ def test_a_pass_that_was_killed_goes_on(teacher, collator, folder, clips, tmp_pa
 @pytest.mark.parametrize("where", ["saving", "cleaning up"])
 def test_a_pass_that_was_killed_while_it_saved_goes_on(teacher, collator, folder, clips, tmp_path, small_parts, where):
     label(tmp_path / "cache", clips.select(range(3)), collator, teacher)
-    done = run(folder, tmp_path / "cache", where)
+    done = run_there(RUN, folder, tmp_path / "cache", where)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     assert (tmp_path / "cache.replaced").exists() and (tmp_path / "cache").exists() == (where == "cleaning up")
     sizes = transcribed_by(teacher)
@@ -336,7 +331,7 @@ def test_two_processes_label_half_each(teacher, collator, folder, clips, tmp_pat
     label(tmp_path / "one", clips, collator, teacher)
     label(tmp_path / "two", clips.select(range(1)), collator, teacher)  # so that each has two batches
     (tmp_path / "two").rename(tmp_path / "two.replaced")  # and the process that did so was killed
-    done = launch_two(Path(__file__).with_name("teacher_cache_run.py"), folder, tmp_path / "two")
+    done = launch_two(RUN, folder, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count(f"(1 of {CLIPS} there)") == 1
     # the two may print into each other's lines

@@ -246,4 +246,4 @@ def test_without_torchao_the_extra_is_named_before_anything_is_loaded(monkeypatc
     arguments = options(teacher_dir, tmp_path / "nothing", tmp_path / "run", "--teacher_dtype", "int8")
     ended = run_here(monkeypatch, capsys, *arguments)
     assert ended.returncode == 2
-    assert "--teacher_dtype int8 needs torchao" in ended.stderr and "pip install '.[int8]'" in ended.stderr
+    assert "--teacher_dtype int8 needs torchao" in ended.stderr and "pip install 'askd-hf[int8]'" in ended.stderr

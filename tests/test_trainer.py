@@ -4,12 +4,15 @@ import copy
 import json
 import math
 
+import jiwer
 import pytest
 import torch
-from conftest import Clips, collate, history, make_trainer, make_whisper
+from conftest import Clips, collate, history, learn_by_heart, make_trainer, make_whisper, options, write_speech
 from safetensors.torch import load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TrainerCallback
 
+from askd_hf.config import ASKDConfig
+from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.student import init_student
@@ -208,6 +211,38 @@ def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, t
     assert metrics["eval_wer"] > 0 and metrics["eval_cer"] > 0
 
 
+def test_error_rates_are_those_of_generate_by_hand(tmp_path, processor, speech_dir):
+    """Of a model that knows some of the clips by heart, so that neither all words nor none are right."""
+    known = write_speech(tmp_path / "known", clips=5, seed=7)
+    model = make_whisper(processor)
+    learn_by_heart(model, processor, known)
+    collator = SpeechCollator(processor, model.config)
+    rows = [
+        row for folder in (known, speech_dir / "validation") for row in load_speech_dataset(str(folder), None, "train")
+    ]
+    trainer = ASKDTrainer(
+        model=model,
+        args=ASKDConfig(**options(tmp_path / "run", preset="ps-kd", per_device_eval_batch_size=4)),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collator,
+        compute_metrics=compute_metrics_for(processor, "basic"),
+        processing_class=processor,
+    )
+    metrics = trainer.evaluate()
+    heard = []
+    for row in rows:
+        wave = decode_audio(row["audio"])
+        features = processor.feature_extractor(wave, sampling_rate=16_000, return_tensors="pt").input_features
+        tokens = model.eval().generate(features, num_beams=1)[0]
+        heard.append(processor.tokenizer.decode(tokens, skip_special_tokens=True).strip())
+    said = [row["text"] for row in rows]
+    assert heard[:5] == said[:5]
+    rates = 100 * jiwer.wer(said, heard), 100 * jiwer.cer(said, heard)
+    assert (metrics["eval_wer"], metrics["eval_cer"]) == (pytest.approx(rates[0]), pytest.approx(rates[1]))
+    assert 0 < rates[0] < 100
+
+
 def test_a_last_batch_that_training_drops_is_evaluated(tmp_path, teacher, student):
     """15 clips to train on and 7 to evaluate, in batches of 4."""
     evaluation = Clips(student.config, clips=7, seed=2)
@@ -333,7 +368,7 @@ def test_a_failed_push_leaves_the_student_and_says_how_to_push_it(tmp_path, teac
     trainer = make_trainer(tmp_path, teacher, student, processor=processor)
     trainer.train()
     trainer.save_model()
-    resume = f"python examples/push.py --model {tmp_path} --repo {tmp_path.name}"
+    resume = f"askd-hf push --model {tmp_path} --repo {tmp_path.name}"
     with pytest.raises(UserError, match=f"is saved in {tmp_path}; resume with: {resume}"):  # with HF_HUB_OFFLINE
         trainer.push_to_hub()
     trainer.args.hub_model_id = "somebody/student"

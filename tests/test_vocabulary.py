@@ -2,13 +2,22 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import MULTILINGUAL, ROOT, SPECIAL, Clips, make_processor, make_tokenizer, make_trainer, make_whisper
+from conftest import (
+    MULTILINGUAL,
+    ROOT,
+    SPECIAL,
+    Clips,
+    make_processor,
+    make_tokenizer,
+    make_trainer,
+    make_whisper,
+    run_there,
+    write_speech,
+)
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -265,29 +274,41 @@ def whisper_shaped(folder: Path, mel_bins: int, languages: list[str]) -> Whisper
 def run(folder: Path, command: str) -> str:
     """A script of examples/ in `folder`; what it wrote to stderr."""
     script, *arguments = command.split()
-    command = [sys.executable, ROOT / "examples" / script, *arguments, "--language", "en", "--use_cpu"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = run_there(ROOT / "examples" / script, *arguments, "--language", "en", "--use_cpu", directory=folder)
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory) -> tuple[Path, WhisperTokenizer, WhisperTokenizer]:
+    """A directory with a teacher like large-v3 and a student like small, and their tokenizers."""
+    folder = tmp_path_factory.mktemp("shaped")
+    languages = list(LANGUAGES)
+    assert languages[-1] == "yue"
+    theirs = whisper_shaped(folder / "teacher", 128, languages)
+    ours = whisper_shaped(folder / "student", 80, languages[:-1])
+    for split, clips in (("train", 4), ("validation", 2)):
+        write_speech(folder / "speech" / split, clips)
+    return folder, theirs, ours
 
 
 CACHES = "--encoder_cache_dir encoder --teacher_cache_dir labels --teacher_top_k 51864"
 
 
 @pytest.mark.parametrize("teacher", ["live", "cached", "absent"])
-def test_a_teacher_like_large_v3_distils_into_a_student_like_small(tmp_path, speech_dir, teacher):
-    languages = list(LANGUAGES)
-    assert languages[-1] == "yue"
-    theirs = whisper_shaped(tmp_path / "teacher", 128, languages)
-    ours = whisper_shaped(tmp_path / "student", 80, languages[:-1])
+def test_a_teacher_like_large_v3_distils_into_a_student_like_small(tmp_path, shaped, teacher):
+    folder, theirs, ours = shaped
+    speech_dir = folder / "speech"
+    for name in ("teacher", "student"):
+        (tmp_path / name).symlink_to(folder / name)
     assert (len(theirs), len(ours)) == (51866, 51865)
     assert theirs.convert_tokens_to_ids("<|transcribe|>") == ours.convert_tokens_to_ids("<|transcribe|>") + 1
-    train = "distill.py --student student --preset kd --max_steps 3 --output_dir run --logging_steps 1"
+    train = "distill.py --compare False --student student --preset kd --max_steps 3 --output_dir run --logging_steps 1"
     speech = f"--teacher teacher --dataset {speech_dir}"
     if teacher == "live":
-        warned = run(tmp_path, f"{train} {speech} --eval_splits validation")
+        warned = run(tmp_path, f"{train} {speech} --eval_splits validation --eval_strategy steps --eval_steps 3")
     elif teacher == "cached":
-        warned = run(tmp_path, f"{train} {speech} --eval_splits validation {CACHES}")
+        warned = run(tmp_path, f"{train} {speech} {CACHES}")
     else:
         warned = run(tmp_path, f"cache_teacher.py {speech} --student student {CACHES}")
         run(tmp_path, f"{train} --dataset labels")

@@ -64,7 +64,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Speech without transcripts, a directory of audio files or as --dataset: the teacher transcribes "
-            "it first, as examples/pseudo_label.py does, and it is one dataset more, the last."
+            "it first, as askd-hf pseudo-label does, and it is one dataset more, the last."
         },
     )
     labelled: str | None = field(default=None, init=False)
@@ -194,7 +194,7 @@ class DataArguments:
         if len(set(values)) > 1:
             raise UserError(
                 f"--unlabeled_dataset: which --{option} is it, of {', '.join(values)}? Transcribe it by "
-                "examples/pseudo_label.py, and give the result as one of --dataset"
+                "askd-hf pseudo-label, and give the result as one of --dataset"
             )
         return values[0] if values and values[0] != NONE else None
 

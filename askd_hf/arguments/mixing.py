@@ -44,7 +44,7 @@ class MixArguments:
         default=0.0,
         metadata={
             "help": "Share of the clips that are learned with timestamps, where a column `segments` has the times: "
-            "examples/pseudo_label.py --timestamps makes it. A student trained without them forgets them; one that "
+            "askd-hf pseudo-label --timestamps makes it. A student trained without them forgets them; one that "
             "always has them forgets how to go without, and may then never come to an end."
         },
     )
@@ -52,7 +52,7 @@ class MixArguments:
         default=0.0,
         metadata={
             "help": "Share of the clips that are learned with the text before them, where a column `prompt` has it: "
-            "examples/pseudo_label.py --pack makes it."
+            "askd-hf pseudo-label --pack makes it."
         },
     )
 

@@ -48,7 +48,7 @@ class ModelArguments:
         default="auto",
         metadata={
             "help": "Weights of the teacher in memory. auto: bfloat16 under --bf16, float16 under --fp16, or float32. "
-            "int8: those of its decoder layers in 8 bits, all others as auto; it needs pip install '.[int8]'."
+            "int8: those of its decoder layers in 8 bits, all others as auto; it needs pip install 'askd-hf[int8]'."
         },
     )
     teacher_offload: bool = field(

@@ -15,24 +15,37 @@ from .former_options import unknown_options
 from .renamed import current_name, rename_arguments
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show the defaults, and the lines of the description as they are written."""
+
+
 class _Parser(HfArgumentParser):
     """Says what is wrong in one line, and not below two hundred options."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        sys.stderr.write(f"error: {message}\n")
+        sys.exit(2)
 
 
-def parse_args(types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
+def parse_args(
+    types: tuple[type, ...], argv: list[str] | None = None, prog: str | None = None, description: str | None = None
+) -> tuple[Any, ...]:
     """Instances of the dataclasses `types` from the command line and the YAML file named by `--config`.
 
     The command line wins over the file, the file over the defaults. A value of the wrong type ends the process with
     one line and status 2. Raises `UserError` for options that none of `types` has, all of them at once.
+
+    Args:
+        prog: name of the command in `--help`. Default: the script's name.
+        description: text above the options in `--help`.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = _Parser(types, allow_abbrev=False)
+    usage = f"{prog} [OPTIONS]" if prog else None  # else all options are listed twice
+    texts = dict(prog=prog, usage=usage, description=description)
+    parser = _Parser(types, allow_abbrev=False, formatter_class=_HelpFormatter, **texts)
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="Options as YAML; the command line wins.")
     config_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config_only.error = parser.error
+    config_only.error = parser.error  # type: ignore[method-assign]  # both parsers complain in one way
     config_only.add_argument("--config", type=Path)
     config_file, rest = config_only.parse_known_args(argv)
     known = [f.name for dataclass_type in types for f in fields(dataclass_type) if f.init]

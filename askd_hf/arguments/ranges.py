@@ -48,7 +48,7 @@ SHARE = Range(low=0, high=1)
 SEED = Range(low=0, high=2**32 - 1)  # what numpy takes
 
 
-def check_ranges(options: object, advice: str = "", **ranges: Range) -> None:
+def check_ranges(options: object, advice: str = "", /, **ranges: Range) -> None:
     """Raise `UserError` if a number of `options`, or one in a list of them, isn't in its range. None always passes.
 
     Args:

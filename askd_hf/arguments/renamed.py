@@ -44,7 +44,8 @@ OPTIONS = {
 # option, by its name now -> old value -> its value now
 VALUES = {"layer_selection": {"probe": "greedy"}, "snapshot_strategy": {"never": "no"}}
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def current_name(name: str, known: Collection[str]) -> str:
@@ -112,7 +113,8 @@ def renamed_keywords(**old: str) -> Callable[[Callable[..., R]], Callable[..., R
 
 def accepts_renamed(cls: type[T]) -> type[T]:
     """Decorate a dataclass of options: old names are keywords of its constructor too, with a FutureWarning."""
-    init, known = cls.__init__, {field.name for field in fields(cls)}
+    init = cls.__init__
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # a dataclass
 
     @functools.wraps(init)
     def renaming(self: T, *args: Any, **kwargs: Any) -> None:
@@ -126,5 +128,5 @@ def accepts_renamed(cls: type[T]) -> type[T]:
             current[new] = value
         init(self, *args, **current)
 
-    cls.__init__ = renaming
+    cls.__init__ = renaming  # type: ignore[method-assign, assignment]
     return cls

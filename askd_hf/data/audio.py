@@ -3,7 +3,6 @@
 import math
 import stat
 from collections.abc import Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def read_audio(audio: Mapping[str, Any] | None) -> tuple[np.ndarray, int]:
     else:
         samples, rate = decode(_file_bytes(audio))
     lowest, highest = SAMPLING_RATES
-    if not isinstance(rate, Real) or not lowest <= rate <= highest:
+    if not isinstance(rate, int | float | np.integer | np.floating) or not lowest <= rate <= highest:
         raise AudioError(f"impossible sampling rate: {rate} Hz, the limits are {lowest} and {highest}")
     if len(samples) == 0:
         raise AudioError("empty: no samples")

@@ -42,7 +42,7 @@ class AugmentArguments:
         metadata={
             "help": f"Changes of training clips: speed ({SPEED[0]} to {SPEED[1]} times, with the pitch), noise "
             f"({SNR_DB[0]:g} to {SNR_DB[1]:g} dB below the speech), gain ({GAIN_DB[0]:g} to {GAIN_DB[1]:g} dB), codec "
-            f"(MP3 of {MP3_KBPS[0]} to {MP3_KBPS[1]} kbit/s). Needs pip install '.[augment]'. Default: none."
+            f"(MP3 of {MP3_KBPS[0]} to {MP3_KBPS[1]} kbit/s). Needs pip install 'askd-hf[augment]'. Default: none."
         },
     )
     augment_probability: float = field(
@@ -158,7 +158,7 @@ def _audiomentations():
     except ImportError as error:
         raise UserError(
             f"--augment needs audiomentations and fast-mp3-augment ({error}): install them with pip install "
-            "'.[augment]'"
+            "'askd-hf[augment]'"
         ) from error
     return audiomentations
 

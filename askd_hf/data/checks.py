@@ -178,7 +178,7 @@ def audio_key(samples: np.ndarray, rate: int) -> str:
         rate: in Hz.
     """
     digest = hashlib.blake2b(f"{rate} ".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(samples, dtype="<f4"))
+    digest.update(np.ascontiguousarray(samples, dtype="<f4").data)
     return digest.hexdigest()
 
 

@@ -1,6 +1,5 @@
 """Common Voice as Mozilla packs it: `clips/`, and one table of tab-separated values a split."""
 
-import csv
 from pathlib import Path, PurePath
 
 import pyarrow as pa
@@ -58,7 +57,7 @@ def read_common_voice(table: Path) -> Dataset:
     Raises `UserError` if a row has another length than the header, or no path.
     """
     try:
-        header, *rows = csv_rows(table, delimiter="\t", quoting=csv.QUOTE_NONE)
+        header, *rows = csv_rows(table, delimiter="\t", quotes=False)
     except UnicodeDecodeError as error:
         raise UserError(f"{table}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     columns = {name: [row[i] for row in rows] for i, name in enumerate(header) if name}

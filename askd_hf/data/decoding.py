@@ -146,10 +146,10 @@ def _check_complete(content: bytes, file: soundfile.SoundFile, decoded: int) -> 
 
 def _check_chunks(content: bytes) -> None:
     """Raise `AudioError` if a WAV or AIFF file has audio that its header doesn't count."""
-    order = "little" if content[:4] == b"RIFF" else "big"
+    is_wav = content[:4] == b"RIFF"
     at, audio = 12, []
     while at + 8 <= len(content) and re.fullmatch(rb"[ -~]{4}", content[at : at + 4]):
-        size = int.from_bytes(content[at + 4 : at + 8], order)
+        size = int.from_bytes(content[at + 4 : at + 8], "little" if is_wav else "big")
         if content[at : at + 4] in (b"data", b"SSND"):
             audio.append(size)
         at += 8 + size + size % 2

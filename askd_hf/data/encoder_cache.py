@@ -40,7 +40,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import PreTrainedModel, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from ..errors import UserError, disk_errors
 from .audio import extract_features, waveform
@@ -120,8 +120,9 @@ class EncoderCache:
             yield append
 
     def _lock_part(self, stack: contextlib.ExitStack) -> Path:
-        for number in itertools.count():
-            part = self.folder / f"part-{number:05d}.f16"
+        numbers = itertools.count()
+        while True:
+            part = self.folder / f"part-{next(numbers):05d}.f16"
             with contextlib.suppress(Timeout):
                 stack.enter_context(FileLock(part.with_suffix(".lock"), timeout=0))
                 return part
@@ -215,8 +216,10 @@ def cache_encoder(
     folder = Path(directory) / _digest(settings)
     _write_settings(folder, settings)
     cache = EncoderCache(folder, model.config.max_source_positions, model.config.d_model)
-    clips = ConcatDataset([dataset.select_columns(["audio", "clip", "audio_key"]) for dataset in datasets])
-    first = {}
+    clips: ConcatDataset = ConcatDataset(
+        [dataset.select_columns(["audio", "clip", "audio_key"]) for dataset in datasets]
+    )
+    first: dict[str, int] = {}
     for row, key in enumerate(key for dataset in datasets for key in dataset["audio_key"][:]):
         first.setdefault(key, row)
     _check_room(cache, list(first), verbose=process_index == 0)
@@ -241,7 +244,7 @@ def _collate(extractor: WhisperFeatureExtractor, rows: list[dict[str, Any]]) -> 
 
 
 @contextlib.contextmanager
-def _ready(encoder: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+def _ready(encoder: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
     """The encoder on `device` in evaluation mode; afterwards where and as it was."""
     before, training = encoder.device, encoder.training
     try:
@@ -259,7 +262,7 @@ def encode(encoder: nn.Module, features: Tensor) -> Tensor:
     return torch.cat([encoder(part).last_hidden_state for part in features.split(at_once)])
 
 
-def _encode(encoder: nn.Module, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
+def _encode(encoder: PreTrainedModel, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
     """Float16 `(batch, positions, d_model)` on the CPU."""
     with torch.no_grad(), torch.autocast(encoder.device.type, dtype=dtype, enabled=dtype != torch.float32):
         outputs = encode(encoder, batch["input_features"].to(encoder.device, encoder.dtype))

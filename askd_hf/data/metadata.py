@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,7 +91,7 @@ def _parquet(file: Path) -> Dataset:
     return Dataset(table)
 
 
-def csv_rows(file: Path, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> Iterator[list[str]]:
+def csv_rows(file: Path, delimiter: str = ",", quotes: bool = True) -> Iterator[list[str]]:
     """The header, then the rows. A column without a name is called "".
 
     Raises:
@@ -98,7 +99,9 @@ def csv_rows(file: Path, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL)
     """
     # utf-8-sig: spreadsheets put a byte order mark before the first column's name
     with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream, delimiter=delimiter, quoting=quoting, strict=True)
+        reader = csv.reader(
+            stream, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
+        )
         try:
             header = [name.strip() for name in next(reader, [])]
             _check_header(header, file)
@@ -129,7 +132,7 @@ def _check_header(header: list[str], file: Path) -> None:
 
 def _json_rows(file: Path) -> Iterator[list]:
     """The names of all fields in the order of their appearance, then the rows; a field that a row lacks is None."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     with file.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():

@@ -2,6 +2,7 @@
 
 import glob
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 from datasets import (
@@ -27,7 +28,7 @@ from .splits import pick
 
 FORMATS = "a directory with metadata.csv, a directory saved by `datasets`, parquet files, or a Hub id"
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = Dataset | IterableDataset
 
 
 def load_split(
@@ -131,7 +132,7 @@ def _load_built(
     if builder.name not in ("parquet", "arrow"):
         raise UserError(_of_another_format(name, builder.name, wanted))
     # With `split` alone `datasets` downloads every split of the configuration; with `data_files` only these.
-    options = dict(data_files={split: [glob.escape(url) for url in wanted]}, split=split)
+    options: dict[str, Any] = dict(data_files={split: [glob.escape(url) for url in wanted]}, split=split)
     options |= dict(streaming=True) if streaming else dict(num_proc=num_proc)
     return _generated(name, str(path or name), config, options), _clip_files(name, path, wanted)
 

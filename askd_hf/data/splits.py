@@ -21,7 +21,7 @@ T = TypeVar("T")
 def kind_of(name: str) -> str | None:
     """train, validation or test, if the name of a split or of a directory says so."""
     found = _IN_A_NAME.search(name)
-    return found and KINDS[found[1].lower()]
+    return KINDS[found[1].lower()] if found else None
 
 
 def split_directory(file_name: str, others: Collection[str] = ()) -> str | None:

@@ -34,7 +34,7 @@ from .encoder_cache import feature_settings, weights_digest
 
 PART_CLIPS = 256  # a killed pass loses at most so many clips a process
 TOKEN_CHUNK_SIZE = 1024  # projected onto the vocabulary
-RELABEL = "label it again: examples/cache_teacher.py, or --teacher_cache_dir DIR"
+RELABEL = "label it again: askd-hf cache-teacher, or --teacher_cache_dir DIR"
 KEY, SETTINGS = "teacher_key", "teacher_settings"
 ALL_COLUMNS = (KEY, SETTINGS, *TEACHER_COLUMNS)
 LABELS = 2  # the kind of label texts: raise it if the same transcript gets other tokens. 1: without a leading space

@@ -161,7 +161,7 @@ def _clean_row(
     row = _read(row)
     lower = case.lowered.get(language, case.others)
     clean = functools.partial(_clean, language=language, lower=lower, normalize=normalize)
-    cleaned = {column: clean(row[column]) for column in columns if column != "segments"}
+    cleaned: dict[str, Any] = {column: clean(row[column]) for column in columns if column != "segments"}
     if "segments" in columns:
         segments = row.get("segments")
         cleaned["segments"] = segments and [s and {**s, "text": clean(s["text"])} for s in segments]

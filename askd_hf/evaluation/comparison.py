@@ -55,7 +55,7 @@ def evaluate_models(
     normalizer: Normalizer,
     config: ASKDConfig,
 ) -> Results:
-    """Evaluate models on the evaluation splits of a run, as `examples/evaluate.py` does on any dataset.
+    """Evaluate models on the evaluation splits of a run, as `askd-hf evaluate` does on any dataset.
 
     Writes manifests, `results.json` and `report.html` to `evaluation` in the output directory of the run. Files of an
     earlier evaluation are overwritten or removed, because they are of other weights.

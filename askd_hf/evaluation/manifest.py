@@ -245,7 +245,7 @@ def check_comparable(folder: Path, metadata: dict[str, dict[str, ManifestMetadat
 
 def all_values(values: Iterable[Any]) -> Any:
     """Return the value if all are equal; else the distinct values as one string, separated by commas."""
-    found = {}
+    found: dict[str, Any] = {}
     for value in values:
         found |= {part: part for part in value.split(", ")} if isinstance(value, str) else {str(value): value}
     return next(iter(found.values())) if len(found) == 1 else ", ".join(found)

@@ -55,7 +55,7 @@ class ErrorRate(Metric):
         }
 
 
-def normalizer_for(name: Normalizer, language: str | None, spelling: dict[str, str]) -> tuple[str, TextNormalizer]:
+def normalizer_for(name: str, language: str | None, spelling: dict[str, str]) -> tuple[str, TextNormalizer]:
     """Return a text normalizer and its name in tables, cards and results.
 
     Args:
@@ -162,7 +162,8 @@ def _rates(references: list[str], predictions: list[str], by_letter: list[bool])
     """Return the error rates of normalized texts; `by_letter` is per clip."""
     rates = ErrorRate(keep_in_memory=True).compute(references=references, predictions=predictions)
     if any(by_letter):
-        rates["cer"] = 100 * jiwer.cer(*(list(map(characters, side, by_letter)) for side in (references, predictions)))
+        reference_texts, texts = (list(map(characters, side, by_letter)) for side in (references, predictions))
+        rates["cer"] = 100 * jiwer.cer(reference_texts, texts)
     return rates
 
 

@@ -1,4 +1,4 @@
-"""The options of `examples/evaluate.py`. Each field is an option, documented by its help."""
+"""The options of `askd-hf evaluate`. Each field is an option, documented by its help."""
 
 import os
 import re
@@ -23,7 +23,7 @@ LONG_FORM_METHODS = ("sequential", "chunked")
 
 @dataclass
 class DecodingArguments:
-    """Decoding options, shared with `examples/pseudo_label.py`."""
+    """Decoding options, shared with `askd-hf pseudo-label`."""
 
     _argument_group_name = "decoding"
 

@@ -7,7 +7,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import Dataset
 
@@ -79,7 +79,9 @@ def prepare_set(
         )
     speech = load_set(spec, limit, num_proc, text_required=not spec.no_speech)
     _check_transcripts(spec, speech)
-    options = dict(limits=Limits(math.inf), on_bad_audio=on_bad_audio, num_proc=num_proc, split=spec.name)
+    options: dict[str, Any] = dict(
+        limits=Limits(math.inf), on_bad_audio=on_bad_audio, num_proc=num_proc, split=spec.name
+    )
     valid = filter_invalid_clips(speech, None, report_file=report_file, **options)
     invalid = len(speech) - len(valid)
     excluded = {"audio that can't be decoded": invalid} if invalid else {}

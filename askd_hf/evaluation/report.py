@@ -298,7 +298,7 @@ def _share(value: float) -> str:
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Return the settings as text, without None values. Keys of nested dictionaries are joined by points."""
-    lines = {}
+    lines: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
             lines |= _flat(value, f"{prefix}{name}.")

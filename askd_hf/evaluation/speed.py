@@ -203,8 +203,8 @@ def _time_interleaved(
             progress.update()
     progress.close()
     for role, model in models.items():
-        tokens = measured[role].tokens
-        longest = starts[tokens.index(max(tokens))]
+        counts = measured[role].tokens
+        longest = starts[counts.index(max(counts))]
         above = peak_bytes(lambda: run(role, longest), model.device)  # noqa: B023
         measured[role].peak = None if above is None else above + model.get_memory_footprint()
     return measured

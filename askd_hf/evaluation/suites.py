@@ -107,6 +107,7 @@ def suite_sets(name: str, language: str | None = None) -> list[DatasetSpec]:
         return SUITES[name]
     if code is None:
         raise UserError(f"--suite {name} requires --language, such as --language fr")
+    source: tuple[str, str, str, str, str, str | None]
     if name == "fleurs":
         if code not in FLEURS:
             raise UserError(f"--suite fleurs: --language must be one of {', '.join(sorted(FLEURS))}, got {language!r}")

@@ -38,7 +38,8 @@ def check_extra() -> None:
         import faster_whisper  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"the export requires ctranslate2 and faster-whisper ({error}). Install them with pip install '.[export]'"
+            f"the export requires ctranslate2 and faster-whisper ({error}). Install them with "
+            "pip install 'askd-hf[export]'"
         ) from error
 
 

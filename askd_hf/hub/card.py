@@ -171,9 +171,10 @@ def card_data(
     on_hub = provenance.base is not None and provenance.base.on_hub
     distilled = ["knowledge-distillation"] if was_distilled(summary) else []
     measured = model_index(results) if results is not None else []
+    licensed: dict[str, Any] = inherited_license(provenance) if license is None else {"license": license}
     return ModelCardData(
         language=_metadata_languages(provenance),
-        **(inherited_license(provenance) if license is None else {"license": license}),
+        **licensed,
         library_name="peft" if keeps_adapter(summary) else "transformers",
         pipeline_tag=TASK,
         base_model=provenance.base.name if on_hub else None,

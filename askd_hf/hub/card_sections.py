@@ -207,7 +207,7 @@ def observed_errors(entry: SetResult, student: Scores, teacher: Scores | None) -
 
     name, found = set_name(entry), []
     if entry.no_speech_clips:
-        value = compared(teacher and f"{teacher.no_speech_hallucinations}")
+        value = compared(f"{teacher.no_speech_hallucinations}" if teacher else None)
         found.append(
             f"Hallucinations on {name}: text for {student.no_speech_hallucinations} of "
             f"{plural(entry.no_speech_clips, 'clip')} without speech{value}."
@@ -215,10 +215,10 @@ def observed_errors(entry: SetResult, student: Scores, teacher: Scores | None) -
     if not entry.has_speech:
         return found
     if student.insertion_rate:
-        value = compared(teacher and f"{teacher.insertion_rate:.2f} %")
+        value = compared(f"{teacher.insertion_rate:.2f} %" if teacher else None)
         found.append(f"Insertion rate on {name}: {student.insertion_rate:.2f} %{value}.")
     if student.repeated_5grams:
-        value = compared(teacher and f"{teacher.repeated_5grams:.2f} %")
+        value = compared(f"{teacher.repeated_5grams:.2f} %" if teacher else None)
         found.append(f"Repeated 5-grams on {name}: {student.repeated_5grams:.2f} %{value}.")
     rates = student.wer_by_speaker.values()
     if len(rates) > 1:

@@ -1,10 +1,10 @@
 """Plot of a run: loss weights, losses, and the WER of evaluations during training."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LOSSES = {"ce_loss": "labels (cross-entropy)", "teacher_loss": "teacher (T²·D)", "self_loss": "self (T²·D)"}
 
@@ -16,6 +16,8 @@ def write_run_figure(log_history: list[dict[str, Any]], path: Path) -> None:
         log_history: from `trainer_state.json`. Without evaluations there is no plot of the WER.
         path: file to write; the suffix selects the format.
     """
+    from matplotlib.figure import Figure  # takes a second, and few processes draw
+
     training = [row for row in log_history if "teacher_weight" in row]
     names = sorted({key for row in log_history for key in row if key.startswith("eval_") and key.endswith("wer")})
     panels = 3 if names else 2
@@ -30,7 +32,7 @@ def write_run_figure(log_history: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _draw_weights(axes: Axes, training: list[dict[str, Any]]) -> None:
+def _draw_weights(axes: "Axes", training: list[dict[str, Any]]) -> None:
     steps = [row["step"] for row in training]
     teacher, own = ([row[name] for row in training] for name in ("teacher_weight", "self_weight"))
     labels = [1 - a - b for a, b in zip(teacher, own, strict=True)]
@@ -39,7 +41,7 @@ def _draw_weights(axes: Axes, training: list[dict[str, Any]]) -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
 
-def _draw_losses(axes: Axes, training: list[dict[str, Any]]) -> None:
+def _draw_losses(axes: "Axes", training: list[dict[str, Any]]) -> None:
     for name, label in LOSSES.items():
         points = [(row["step"], row[name]) for row in training if name in row]
         if points:
@@ -50,7 +52,7 @@ def _draw_losses(axes: Axes, training: list[dict[str, Any]]) -> None:
     axes.grid(alpha=0.3, which="both")
 
 
-def _draw_error_rates(axes: Axes, log_history: list[dict[str, Any]], names: list[str]) -> None:
+def _draw_error_rates(axes: "Axes", log_history: list[dict[str, Any]], names: list[str]) -> None:
     for name in names:
         points = [(row["step"], row[name]) for row in log_history if name in row]
         label = name.removeprefix("eval_").removesuffix("wer").strip("_") or "evaluation"

@@ -84,7 +84,7 @@ class TrainingData:
 
     @classmethod
     def of(cls, source: SpeechSource) -> "TrainingData":
-        """Return the data of a source; for an output of `examples/pseudo_label.py` the dataset that it transcribed."""
+        """Return the data of a source; for an output of `askd-hf pseudo-label` the dataset that it transcribed."""
         speech = cls(*public_name(source.dataset), source.config, source.split)
         speech.license = stated_data_license(source.dataset)
         card = Path(source.dataset).expanduser() / "README.md"
@@ -144,7 +144,7 @@ class Provenance:
         teacher: WhisperForConditionalGeneration | None,
         student: WhisperForConditionalGeneration,
     ) -> "Provenance":
-        """Return the provenance for the options of `examples/distill.py` and its models before training."""
+        """Return the provenance for the options of `askd-hf distill` and its models before training."""
         sources = data.train_sources()
         provenance = cls(
             speech=[TrainingData.of(source) for source in sources],

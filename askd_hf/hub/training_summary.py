@@ -200,7 +200,7 @@ class TrainingSummary:
         file = directory / SUMMARY_FILE
         if not file.is_file():
             raise UserError(
-                f"{directory} has no {SUMMARY_FILE}. Use the output directory of examples/distill.py, or a checkpoint "
+                f"{directory} has no {SUMMARY_FILE}. Use the output directory of askd-hf distill, or a checkpoint "
                 "in it"
             )
         summary = cls.from_dict(json.loads(file.read_text(encoding="utf-8")))

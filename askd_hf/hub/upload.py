@@ -94,7 +94,7 @@ def resume_advice(
     license: str | None = None,
 ) -> str:
     """Return a sentence with the command that resumes publishing. See `publish` for the arguments."""
-    command = ["python", "examples/push.py", "--model", str(directory), "--repo", repo_id]
+    command = ["askd-hf", "push", "--model", str(directory), "--repo", repo_id]
     for name, value in dict(results=results, revision=revision, license=license).items():
         command += [] if value is None else [f"--{name}", str(value)]
     command += ["--private"] if private else []
@@ -113,7 +113,7 @@ def check_complete(directory: Path) -> None:
         missing.append("model.safetensors")
     if missing:
         raise UserError(
-            f"{directory} has no {', '.join(missing)}. Use the output directory of a finished examples/distill.py"
+            f"{directory} has no {', '.join(missing)}. Use the output directory of a finished askd-hf distill"
         )
 
 
@@ -161,12 +161,12 @@ def load_results(path: Path, directory: Path) -> Results:
     try:
         results = Results.load(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} isn't a results.json of examples/evaluate.py: {error}") from error
+        raise UserError(f"{path} isn't a results.json of askd-hf evaluate: {error}") from error
     student = results.models.get(STUDENT)
     # the digest is of the weights in float32, as an evaluation loads them
     if student is None or student.weights != weights_digest(load_whisper(str(directory))):
         raise UserError(
-            f"{path} is of another model than {directory}. Evaluate it with: python examples/evaluate.py --model "
+            f"{path} is of another model than {directory}. Evaluate it with: askd-hf evaluate --model "
             f"{shlex.quote(str(directory))}"
         )
     return results
@@ -211,6 +211,7 @@ def upload(directory: Path, repo_id: str, token: str | None, revision: str | Non
     def commit() -> str:
         # New operations for each attempt, because they store the state of the Hub. Large files that were uploaded
         # aren't sent again, and a commit whose response was lost isn't repeated.
+        changes: list[CommitOperationAdd | CommitOperationDelete]
         changes = [CommitOperationAdd(name, directory / name) for name in names]
         remote = HfApi().list_repo_files(repo_id, revision=revision, token=token)
         stale = [name for name in remote if matches(name, (*WEIGHTS, *CONFIGS)) and name not in names]

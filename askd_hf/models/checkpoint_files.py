@@ -67,8 +67,8 @@ def check_files(name: str) -> None:
     if (directory / CONFIG).is_file():
         # before the weights: other models' files have other names
         check_model_type(name, json.loads((directory / CONFIG).read_text(encoding="utf-8")).get("model_type"))
-        for file in weight_files(directory):
-            check_weights(file)
+        for weights in weight_files(directory):
+            check_weights(weights)
     elif (directory / ADAPTER[0]).is_file():
         files = [directory / file for file in ADAPTER[1:] if (directory / file).is_file()]
         if not files:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -146,7 +147,7 @@ def probe_decoder(
 @contextlib.contextmanager
 def only_layers(stack: nn.Module, kept: list[int]) -> Iterator[None]:
     """Within it, an encoder or decoder has only these layers, in this order. No weights are copied."""
-    whole = stack.layers
+    whole: Any = stack.layers
     stack.layers = nn.ModuleList(whole[i] for i in kept)
     try:
         yield
@@ -155,9 +156,10 @@ def only_layers(stack: nn.Module, kept: list[int]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def cross_entropy(model: WhisperForConditionalGeneration, batches: list[dict[str, Tensor]]) -> float:
+def cross_entropy(model: WhisperForConditionalGeneration, batches: list[dict[str, Any]]) -> float:
     """On the labels, in nats a token."""
-    total = tokens = 0.0
+    total: Tensor | float = 0.0
+    tokens: Tensor | float = 0.0
     for batch in batches:
         count = (batch["labels"] != -100).sum()
         total += model(**batch, use_cache=False).loss.float() * count

@@ -23,7 +23,7 @@ def check_int8() -> None:
         import torchao.quantization  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"--teacher_dtype int8 needs torchao ({error}): install it with pip install '.[int8]'"
+            f"--teacher_dtype int8 needs torchao ({error}): install it with pip install 'askd-hf[int8]'"
         ) from error
 
 

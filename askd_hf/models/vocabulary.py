@@ -39,7 +39,7 @@ def token_partners(teacher: WhisperTokenizer, student: WhisperTokenizer) -> Tens
         raise UserError(
             "teacher and student split text into different tokens (as English-only and multilingual models do), so "
             "the teacher's probabilities mean nothing to the student. Choose a teacher of the student's kind, or "
-            "train on the teacher's transcripts: examples/pseudo_label.py, then --preset ce or ps-kd"
+            "train on the teacher's transcripts: askd-hf pseudo-label, then --preset ce or ps-kd"
         )
     ids = teacher.get_vocab()
     partners = torch.full((len(student),), -1)

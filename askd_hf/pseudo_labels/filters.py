@@ -189,11 +189,11 @@ def keep_good(transcripts: list[Transcript], limits: Thresholds, file: Path) -> 
             value = "" if reason.value is None else f"{reason.value:.4g}"
             writer.writerow([transcripts[i].clip, reason.reason, value, transcripts[i].text, transcripts[i].reference])
     print(f"{len(found) - len(dropped)} of {len(found)} transcripts are kept; the others are listed in {file}")
-    for reason, count in counts:
-        print(f"  {count} dropped: {reason}")
+    for why, count in counts:
+        print(f"  {count} dropped: {why}")
     if len(dropped) == len(found):
         raise UserError(
             f"not one transcript is good enough ({counts[0][0]}): see {file}, and change the limits "
-            "(examples/pseudo_label.py --max_wer, --min_log_prob, --max_compression_ratio, --max_repetition)"
+            "(askd-hf pseudo-label --max_wer, --min_log_prob, --max_compression_ratio, --max_repetition)"
         )
     return [i for i, reason in enumerate(found) if reason is None]

@@ -1,4 +1,4 @@
-"""The options of `examples/pseudo_label.py`: every field is one, its help is its documentation."""
+"""The options of `askd-hf pseudo-label`: every field is one, its help is its documentation."""
 
 import os
 from dataclasses import dataclass, field

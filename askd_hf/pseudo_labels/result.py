@@ -120,7 +120,7 @@ def card_of(args: PseudoLabelArguments, labelled: Dataset, clips: int, kept: int
 
 Columns: `text`, the label; `segments`, when its parts are said, in seconds; `prompt`, the text before; `avg_log_prob`,
 `compression_ratio`, `repetition` (% of 5-grams) and `wer` (%, against `reference`), of the teacher's transcript, in a
-pack the worst. Made with `examples/pseudo_label.py` of askd_hf.
+pack the worst. Made with `askd-hf pseudo-label`.
 """
 
 

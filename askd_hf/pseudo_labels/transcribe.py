@@ -24,7 +24,7 @@ from ..models.generation_config import no_timestamps
 from .options import PseudoLabelArguments
 
 TRANSCRIPTS = "transcripts"  # their folder; not that of evaluations, whose lines say other things
-ANEW = "Have it made anew, or elsewhere: examples/pseudo_label.py --overwrite True, or --output_dir"
+ANEW = "Have it made anew, or elsewhere: askd-hf pseudo-label --overwrite True, or --output_dir"
 RESOLUTION = 0.02  # seconds between two timestamps of Whisper
 
 
@@ -75,18 +75,23 @@ def plan(
     heard = replace_column(heard, "row", list(range(len(clips))))
     seconds = clips["seconds"][:]
     heard = heard.select(sorted(range(len(clips)), key=lambda row: -seconds[row]))
-    timestamps = "segment" if args.timestamps else "none"
     try:
         (job,) = plan_jobs(
             {"teacher": (args.teacher, teacher, processor)},
             [PreparedSet(args.source(), "short_form", heard, excluded={})],
-            Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
+            Decoding(
+                1,
+                args.generation_max_length,
+                "segment" if args.timestamps else "none",
+                args.batch_size,
+                args.num_workers,
+            ),
             Path(args.output_dir) / TRANSCRIPTS,
             device=torch.device(args.device),
             dtype=args.torch_dtype(),
             overwrite=args.overwrite,
         )
-    except UserError as error:  # examples/distill.py --unlabeled_dataset has neither option
+    except UserError as error:  # askd-hf distill --unlabeled_dataset has neither option
         raise UserError(str(error).replace(OVERWRITE_HINT, ANEW)) from None
     return job
 
@@ -146,7 +151,7 @@ def _line(job: DecodingJob, ids: list[int], log_prob: float, row: dict[str, Any]
     """A clip's line of the manifest, from generated tokens and the sum of their log-probabilities."""
     if not math.isfinite(log_prob):
         raise UserError(
-            f"{row['clip']}: the teacher's logits are not finite; try examples/pseudo_label.py --dtype float32"
+            f"{row['clip']}: the teacher's logits are not finite; try askd-hf pseudo-label --dtype float32"
         )
     end = job.processor.tokenizer.eos_token_id
     ended = end in ids
@@ -188,7 +193,8 @@ def segments_of(
     """
     last = math.floor(seconds / RESOLUTION + 1e-6)  # in steps of the resolution
     segments: list[dict[str, Any]] = []
-    start, text = 0, []
+    start = 0
+    text: list[int] = []
 
     def close(at: int) -> None:
         if phrase := decode(text):

@@ -183,7 +183,7 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
 
 
 def _last_whole(run: Path) -> Path:
-    passed_over = []
+    passed_over: list[str] = []
     for directory in reversed(checkpoint_directories(run)):
         found = problems(directory)
         if not found:

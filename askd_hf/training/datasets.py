@@ -159,8 +159,8 @@ def training_speech(
     _check_columns(mix_args, splits)
     if mix_args.streaming:
         # what the rows of a stream say is known only when they come
-        spoken = {(language_code(s.language) or "en", s.task or "transcribe") for s in sources} if multilingual else ()
-        no_speech_dataset = _negatives(mix_args, data_args, collator, sorted(spoken))
+        pairs = {(language_code(s.language) or "en", s.task or "transcribe") for s in sources} if multilingual else ()
+        no_speech_dataset = _negatives(mix_args, data_args, collator, sorted(pairs))
         return SpeechStream(
             [as_stream(split) for split in splits],
             mix_args.dataset_probabilities,
@@ -205,7 +205,7 @@ def _check_columns(mix_args: MixArguments, splits: list[Dataset | IterableDatase
     for option, column in wanted.items():
         if getattr(mix_args, option) and not any(column in split.column_names for split in splits):
             raise UserError(
-                f"--{option} has no use: no dataset has a column `{column}`; examples/pseudo_label.py makes it"
+                f"--{option} has no use: no dataset has a column `{column}`; askd-hf pseudo-label makes it"
             )
 
 
@@ -272,7 +272,7 @@ def evaluation_speech(
     """By name the evaluation splits, each of one language and task, every clip looked at once."""
     sources = data_args.eval_sources()
     limits = model_limits(collator)
-    found = {}
+    found: dict[str, EvalSplit] = {}
     for source, name in zip(sources, names_of(sources), strict=True):
         split = without_soft_labels(load_split(source, data_args.max_eval_samples, data_args, multilingual))
         split = clean_texts(split, data_args.text_case, name)

@@ -45,6 +45,7 @@ def hold_out(dataset: Any) -> tuple[Any, Sequence[Any]]:
     fewer than 8 clips, or the length isn't known, none are held out, and a warning is logged.
     """
     if isinstance(dataset, SpeechStream):
+        chosen: Sequence[Any]
         training, chosen, speech = dataset.hold_out(SHARE, ROWS_OF_A_STREAM)
     elif hasattr(dataset, "__len__"):
         training, chosen, speech = _hold_out_rows(dataset)
@@ -61,7 +62,7 @@ def hold_out(dataset: Any) -> tuple[Any, Sequence[Any]]:
     return dataset, []
 
 
-def _hold_out_rows(dataset: Any) -> tuple[Any, Sequence[Any], int]:
+def _hold_out_rows(dataset: Any) -> tuple[Any, Any, int]:
     """The training rows, the held-out ones, and how many clips with speech there are."""
     clips, rows = _speech(dataset)
     number = min(int(SHARE * len(rows)), MOST_CLIPS)

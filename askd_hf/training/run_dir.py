@@ -32,7 +32,7 @@ def set_default_output_dir(config: ASKDConfig, models: ModelArguments) -> None:
     else:
         layers = models.decoder_layers
         if "," in layers:
-            layers = len(layers.removesuffix(",").split(","))
+            layers = str(len(layers.removesuffix(",").split(",")))
         name = f"{Path(models.teacher).name}-{layers}-decoder-layers"
         if models.encoder_layers:
             name += f"-{models.encoder_layers.removesuffix(',').replace(',', '.')}-encoder-layers"
@@ -48,8 +48,9 @@ def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
         if config.load_best_model_at_end or config.save_strategy == "best" or config.eval_on_start:
             raise UserError("the best model can't be chosen, nor eval_on_start done, without --eval_splits")
         if not config.evaluates_by_default and config.eval_strategy != "no":
+            strategy = getattr(config.eval_strategy, "value", config.eval_strategy)
             raise UserError(
-                f"--eval_strategy {config.eval_strategy.value}: there is nothing to evaluate on; give "
+                f"--eval_strategy {strategy}: there is nothing to evaluate on; give "
                 "--eval_dataset or --eval_splits, or leave it out"
             )
         config.eval_strategy = "no"

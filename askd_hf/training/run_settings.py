@@ -33,7 +33,18 @@ logger = logging.getLogger(__name__)
 
 # fields of `ASKDConfig` that may be others in a run that is resumed, or that another setting stands for; by their
 # beginnings, those of a group
-HARMLESS_GROUPS = ("logging_", "log_", "eval_", "save_", "hub_", "trackio_", "ddp_", "generation_", "do_", "fsdp")
+HARMLESS_GROUPS: tuple[str, ...] = (
+    "logging_",
+    "log_",
+    "eval_",
+    "save_",
+    "hub_",
+    "trackio_",
+    "ddp_",
+    "generation_",
+    "do_",
+    "fsdp",
+)
 HARMLESS_GROUPS += ("gradient_checkpointing", "activation_checkpointing", "torch_compile", "liger_")
 HARMLESS = {
     *("output_dir", "resume_from_checkpoint", "run_name", "project", "report_to", "disable_tqdm", "push_to_hub"),

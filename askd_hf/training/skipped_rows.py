@@ -73,7 +73,7 @@ class SkippedRows:
         counts = json.loads(file.read_text()) if file.is_file() else []
         self.count = counts[process] if process < len(counts) else 0
         if self.count and self.file.is_file():
-            with self.file.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.reader(file))[: self.count + 1]
-            with self.file.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(rows)
+            with self.file.open(newline="", encoding="utf-8") as stream:
+                rows = list(csv.reader(stream))[: self.count + 1]
+            with self.file.open("w", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerows(rows)

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,7 @@ class StopGracefullyCallback(TrainerCallback):
         self.stopped = False
         self.requested = False
         self._process = os.getpid()
-        self._previous: dict[int, signal.Handlers] = {}
+        self._previous: dict[int, Any] = {}
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

@@ -156,7 +156,7 @@ def evaluate(model: WhisperForConditionalGeneration, processor: WhisperProcessor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=5400)
     parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--learning_rate", type=float, default=1.2e-3)
     parser.add_argument("--eval_steps", type=int, default=600)

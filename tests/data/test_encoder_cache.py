@@ -1,9 +1,9 @@
 """The cache against the encoder itself, and against everything that can go wrong with files."""
 
 import json
-import multiprocessing
 import pickle
 import shutil
+import signal
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import make_processor, make_whisper, write_speech
+from conftest import make_processor, make_whisper, start, write_speech
 from datasets import Dataset
+from processes import killed_when
 from speech_files import RATE, tone
 from torch.utils.data import DataLoader
 
@@ -211,21 +212,15 @@ def fill_slowly(folder: Path, directory: Path, process_index: int = 0, num_proce
     cached(model, processor, [speech(folder)], directory, batch_size=1, **shares)
 
 
-def start(*args) -> multiprocessing.Process:
-    process = multiprocessing.get_context("spawn").Process(target=fill_slowly, args=args)
-    process.start()
-    return process
+RUN = Path(__file__).with_name("encoder_cache_run.py")
 
 
 def test_a_killed_pass_is_resumed(model, processor, tmp_path):
     folder, directory = write_speech(tmp_path / "speech", clips=24), tmp_path / "cache"
     clips = speech(folder)
-    process = start(folder, directory)
     keys = directory / encoder_fingerprint(model, processor, "float32") / "part-00000.keys"
-    while process.is_alive() and not (keys.exists() and keys.read_bytes().count(b"\n") >= 4):
-        time.sleep(0.02)
-    process.kill()
-    process.join()
+    killed = killed_when(lambda: keys.exists() and keys.read_bytes().count(b"\n") >= 4, RUN, folder, directory)
+    assert killed.returncode == -signal.SIGKILL
     there = keys.read_bytes().count(b"\n")
     assert 4 <= there < 24
     kept = keys.with_suffix(".f16").read_bytes()[: there * ROW_BYTES]
@@ -239,10 +234,8 @@ def test_a_killed_pass_is_resumed(model, processor, tmp_path):
 
 def test_two_processes_write_at_once(model, processor, tmp_path):
     folder, directory = write_speech(tmp_path / "speech", clips=24), tmp_path / "cache"
-    processes = [start(folder, directory, index, 2) for index in range(2)]
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    processes = [start(RUN, folder, directory, index, 2) for index in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     clips, batches = speech(folder), encoded_by(model)
     cache = cached(model, processor, [clips], directory)
     assert batches == []

@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_there
 from datasets import Dataset
 from fake_hub import fake_hub
 from speech_files import END, NO_TIMESTAMPS, START, audiofolder, encoded, tiny_processor, tone, write_csv
@@ -65,8 +64,10 @@ def run(calls: dict[str, tuple], home: Path, endpoint: str, offline: bool = Fals
     """The results by name; in a process of its own, because the libraries read the endpoint when they are imported."""
     environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
     environment["HF_HUB_OFFLINE"] = "1" if offline else "0"
-    command = [sys.executable, "-c", LOAD, json.dumps(list(calls.values()))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    home.mkdir(exist_ok=True)
+    script = home / "load.py"
+    script.write_text(LOAD)
+    done = run_there(script, json.dumps(list(calls.values())), environment=environment, before_hub=True)
     assert done.returncode == 0, done.stderr
     return dict(zip(calls, map(json.loads, done.stdout.splitlines()), strict=True))
 

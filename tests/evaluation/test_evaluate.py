@@ -4,9 +4,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jiwer
@@ -24,6 +21,7 @@ from conftest import (
     run_here,
     write_speech,
 )
+from processes import killed_when
 from transformers import pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
@@ -61,7 +59,6 @@ def evaluate(monkeypatch, capfd):
     def run(*arguments) -> Ended:
         return run_here(monkeypatch, capfd, *arguments, script=script)
 
-    run.script = script
     return run
 
 
@@ -169,16 +166,11 @@ def test_a_killed_run_goes_on(evaluate, tmp_path, models):
     assert whole.returncode == 0, whole.stderr
 
     manifest = tmp_path / "killed" / "manifests" / "student" / "speech.jsonl"
-    command = [sys.executable, str(SCRIPT), *map(str, arguments), "--output_dir", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 100
-        while not (manifest.exists() and manifest.read_bytes().count(b"\n") >= 9):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    killed = killed_when(
+        lambda: manifest.exists() and manifest.read_bytes().count(b"\n") >= 9,
+        *(SCRIPT, *arguments, "--output_dir", tmp_path / "killed"),
+    )
+    assert killed.returncode == -signal.SIGKILL
     left = manifest.read_bytes().splitlines(keepends=True)
     assert 9 <= len(left) < 150
     scoring = evaluate("--score_only", "True", "--output_dir", tmp_path / "killed")
@@ -343,7 +335,7 @@ def test_scores_are_there_before_anything_is_timed(evaluate, tmp_path, models, s
     def fail(*args, **options):
         raise UserError("measurement failed")
 
-    monkeypatch.setattr(evaluate.script, "measure_speed", fail)
+    monkeypatch.setattr("askd_hf.commands.evaluate.measure_speed", fail)
     run = evaluate("--model", models / "student", "--dataset", speech, "--device", "cpu", "--speed", True,
                    "--output_dir", tmp_path)  # fmt: skip
     assert run.returncode == 2 and "measurement failed" in run.stderr

@@ -108,7 +108,7 @@ def test_what_is_dropped_is_counted_and_listed(tmp_path, capsys):
 
 
 def test_nothing_left_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"not one transcript is good enough.*\(examples/pseudo_label.py --max_wer"):
+    with pytest.raises(UserError, match=r"not one transcript is good enough.*\(askd-hf pseudo-label --max_wer"):
         keep_good(transcripts("Good.", avg_log_prob=-3), LIMITS, tmp_path / "dropped.csv")
     assert (tmp_path / "dropped.csv").exists()
 

@@ -2,18 +2,16 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Ended, load_script, make_multilingual, run_here
+from conftest import ROOT, Ended, hub_environment, load_script, make_multilingual, run_here, run_there
 from datasets import Audio, Dataset, load_from_disk
+from processes import killed_when
 from tiny_teacher import incline_to_end, save_teacher, tone, write_clips
 from transformers import WhisperForConditionalGeneration
 
@@ -227,7 +225,7 @@ def test_other_settings_other_clips_and_another_teacher_are_refused(label, speec
     ):
         done = label(*arguments, **changes) if isinstance(changes, dict) else label(*arguments, *changes)
         assert done.returncode == 2
-        assert what in done.stderr and "examples/pseudo_label.py --overwrite True, or --output_dir" in done.stderr
+        assert what in done.stderr and "askd-hf pseudo-label --overwrite True, or --output_dir" in done.stderr
         assert transcripts.read_bytes() == before
     assert label(*arguments, "--overwrite", teacher=other).returncode == 0
     assert transcripts.read_bytes() != before
@@ -243,16 +241,8 @@ def test_a_killed_run_goes_on_to_the_same_dataset(label, teacher_dir, tmp_path):
 
     lines = tmp_path / "killed" / "transcripts" / "teacher" / "clips.jsonl"
     options = ["--teacher", teacher_dir, "--device", "cpu", "--output_dir", tmp_path / "killed"]
-    command = [sys.executable, str(SCRIPT), *map(str, arguments), *map(str, options)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 100
-        while not (lines.exists() and lines.read_bytes().count(b"\n") >= 9):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    killed = killed_when(lambda: lines.exists() and lines.read_bytes().count(b"\n") >= 9, SCRIPT, *arguments, *options)
+    assert killed.returncode == -signal.SIGKILL
     left = lines.read_bytes().splitlines(keepends=True)
     assert 9 <= len(left) < 120
     lines.write_bytes(b"".join(left[:10]) + left[1][:30])  # in the middle of a batch, and of a line
@@ -327,14 +317,10 @@ def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_pat
 
     with serve_hub(tmp_path / "hub", {token: "write"}) as hub:
 
-        def run(name: str, *arguments, with_token: bool = True) -> subprocess.CompletedProcess:
-            environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
-            environment |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
-            environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-            environment |= {"HF_TOKEN": token} if with_token else {}
-            command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
-            options = dict(capture_output=True, text=True, timeout=200)
-            return subprocess.run(command, cwd=tmp_path, env=environment, **options)
+        def run(name: str, *arguments, with_token: bool = True) -> Ended:
+            environment = hub_environment(hub, tmp_path / "home", token if with_token else None)
+            script = ROOT / "examples" / name
+            return run_there(script, *arguments, directory=tmp_path, environment=environment, before_hub=True)
 
         arguments = "--teacher", teacher_dir, "--device", "cpu", "--dataset", speech, "--output_dir", "out", *LENIENT
         arguments += "--timestamps", "--pack", "--push_to_hub", "me/labels"

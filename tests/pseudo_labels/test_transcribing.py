@@ -108,7 +108,7 @@ def test_logits_that_are_not_finite_are_refused_by_the_clip(speech, tmp_path):
     with torch.no_grad():
         teacher.model.decoder.layer_norm.weight.fill_(torch.nan)
     with pytest.raises(
-        UserError, match=r"audio/001.wav: the teacher's logits are not finite; try examples/pseudo_label.py --dtype"
+        UserError, match=r"audio/001.wav: the teacher's logits are not finite; try askd-hf pseudo-label --dtype"
     ):
         heard(teacher, processor, speech, tmp_path, timestamps=False)
 

@@ -1,6 +1,6 @@
 r"""What distilling a large Whisper should cost, computed and not measured.
 
-    python examples/cost_model.py --hours 1000 --epochs 10
+    python examples/benchmarks/cost_model.py --hours 1000 --epochs 10
 
 counts the floating-point operations of a training step, and the bytes that it moves, for Whisper large-v3 and a
 student with 2 decoder layers on one H100, and divides them by what the GPU, its memory and the disk can do. Every

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmark_steps import TEMPERATURE, distil_whisper_loss
+from steps import TEMPERATURE, distil_whisper_loss
 from torch import Tensor
 
 from askd_hf.evaluation.memory import peak_bytes

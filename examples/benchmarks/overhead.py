@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from benchmark_steps import SELF_PHASE, Batch
+from steps import SELF_PHASE, Batch
 from transformers import TrainerCallback, TrainerState, WhisperForConditionalGeneration
 
 from askd_hf import ASKDConfig, ASKDTrainer

@@ -1,6 +1,6 @@
 r"""What a training step costs: naive distillation, plain fine-tuning and ours, side by side in one run.
 
-    python examples/benchmark.py --model tiny --json runs/benchmark-tiny.json
+    python examples/benchmarks/training_step.py --model tiny --json runs/benchmark-tiny.json
 
 makes a Whisper of random weights in the shape of tiny (base, small, large-v3; or `--model DIRECTORY`), a student with
 2 of its decoder layers, and batches of random features and labels (or `--dataset DIRECTORY` with speech). Then every
@@ -20,9 +20,9 @@ The encoder is frozen in all of them. Batches are in the device's memory beforeh
 Ratios between variants of one run mean something, seconds only on the machine that they are from. Accelerators are
 measured by the same command with --bf16, --torch_compile or --attn_implementation. In place of the comparison:
 
-    python examples/benchmark.py --sweep labels       # or batch, vocabulary, decoder_layers, clips
-    python examples/benchmark.py --loss_memory --batch_size 32 --label_tokens 128 128
-    python examples/benchmark.py --trainer_overhead 100
+    python examples/benchmarks/training_step.py --sweep labels       # or batch, vocabulary, decoder_layers, clips
+    python examples/benchmarks/training_step.py --loss_memory --batch_size 32 --label_tokens 128 128
+    python examples/benchmarks/training_step.py --trainer_overhead 100
 """
 
 import copy
@@ -37,12 +37,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import benchmark_memory as memory
-import benchmark_overhead as overhead
-import benchmark_steps as steps
+import memory
+import overhead
+import steps
 import torch
 import transformers
-from benchmark_steps import Batch
+from steps import Batch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
@@ -62,7 +62,7 @@ class BenchmarkArguments:
         metadata={"help": f"The teacher: a shape, {', '.join(steps.SHAPES)} (random weights), or a directory."},
     )
     decoder_layers: str = field(
-        default="2", metadata={"help": "Decoder layers of the student, as examples/distill.py takes them."}
+        default="2", metadata={"help": "Decoder layers of the student, as askd-hf distill takes them."}
     )
     batch_size: int = field(default=8, metadata={"help": "Clips a batch."})
     label_tokens: list[int] = field(
@@ -71,9 +71,7 @@ class BenchmarkArguments:
     )
     dataset: str | None = field(
         default=None,
-        metadata={
-            "help": "Directory with speech (see examples/distill.py) for real batches. Default: synthetic ones."
-        },
+        metadata={"help": "Directory with speech (see askd-hf distill) for real batches. Default: synthetic ones."},
     )
     language: str | None = field(default=None, metadata={"help": "Language of the speech, for a multilingual model."})
     batches: int = field(default=4, metadata={"help": "Different batches; the repetitions take turns with them."})
@@ -357,7 +355,7 @@ def loss_memory(args: BenchmarkArguments) -> dict[str, dict[str, Any]]:
     report = {}
     # fresh processes: what one has freed and the C library kept would hide what the next one takes
     processes = get_context("forkserver")
-    processes.set_forkserver_preload(["benchmark_memory"])  # imports once
+    processes.set_forkserver_preload(["memory"])  # imports once
     for kind in memory.LOSSES:
         with ProcessPoolExecutor(1, mp_context=processes) as pool:
             report[kind] = pool.submit(memory.measure_loss, kind, size, args.device, args.bf16).result()

@@ -1,19 +1,19 @@
 r"""What a whole distillation costs and gives: a naive loop, ours, and ours with caches, on the same speech.
 
-    python examples/benchmark_run.py --teacher openai/whisper-tiny.en --language english \
+    python examples/benchmarks/whole_run.py --teacher openai/whisper-tiny.en --language english \
         --dataset my_speech --eval_dataset my_test_speech --max_train_samples 400 --num_train_epochs 5
 
 makes students by the static objective of distil-whisper (preset kd), which all variants share:
 
     naive       a plain loop: teacher and student whole, full-vocabulary KL, labels padded to the batch's longest
-    uncached    examples/distill.py
-    cached-32   examples/distill.py with both caches, built within the time that is given; 32 tokens of the teacher's
+    uncached    askd-hf distill
+    cached-32   askd-hf distill with both caches, built within the time that is given; 32 tokens of the teacher's
     cached-8    likewise with 8 tokens, and with the encoder's cache of the run before, as later runs have it
     cached-128  likewise with 128 tokens
 
 Each runs in a process of its own, one after the other; its seconds are from the start of Python to the saved student.
 Cross-entropy and WER are measured afterwards, and not in the seconds; with --generation_max_length, as students of
-little data loop in some clips. All other options are those of examples/distill.py.
+little data loop in some clips. All other options are those of askd-hf distill.
 """
 
 import json
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from benchmark_steps import NaiveStep
+from steps import NaiveStep
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
@@ -88,7 +88,6 @@ def command(variant: str, folder: Path) -> list[str]:
     """The run of a variant as a command: this one's options, and its own after them."""
     own = ["--preset", "kd", "--output_dir", str(folder / variant), "--eval_strategy", "no", "--save_strategy", "no"]
     given = without(sys.argv[1:], "--variants", "--json", "--output_dir")
-    examples = Path(__file__).parent
     if variant == "naive":
         return [sys.executable, str(Path(__file__)), *given, *own, "--naive_only", "True"]
     if variant.startswith("cached-"):
@@ -101,7 +100,7 @@ def command(variant: str, folder: Path) -> list[str]:
         own += ["--teacher_top_k", variant.removeprefix("cached-")]
     # the evaluation set is this script's: reading and checking it belongs to no run
     given = without(given, "--eval_dataset")
-    return [sys.executable, str(examples / "distill.py"), *given, *own]
+    return [sys.executable, "-m", "askd_hf.commands.main", "distill", *given, *own]
 
 
 def without(arguments: list[str], *options: str) -> list[str]:

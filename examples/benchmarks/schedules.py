@@ -1,13 +1,13 @@
 r"""What the teacher's schedules make of clean and of wrong labels: the demo's distillation, with words replaced.
 
-    python examples/benchmark_schedules.py --schedules linear adaptive --noises 0 0.3 --seeds 1 2 3
+    python examples/benchmarks/schedules.py --schedules linear adaptive --noises 0 0.3 --seeds 1 2 3
 
 Of the training transcripts of examples/demo a share of the words (`--noises`) is replaced by other digits, the same in
 all runs; evaluation has the right ones. Each run adds a line to FOLDER/results.jsonl; the runs that have one aren't
 repeated, so an interrupted benchmark goes on where it was. Then a table: cross-entropy on the labels of `known` and
 `unseen`, and WER, each at its best evaluation and at the end, as the mean over seeds (and the lowest and highest).
 
-Other options are those of examples/distill.py: --teacher DIR, --learning_rate 5e-4. A run takes 2 minutes on one core.
+Other options are those of askd-hf distill: --teacher DIR, --learning_rate 5e-4. A run takes 2 minutes on one core.
 """
 
 import argparse
@@ -18,13 +18,11 @@ import shutil
 from pathlib import Path
 from statistics import mean
 
-from distill import OPTIONS, distill
-
-from askd_hf import ASKDConfig
 from askd_hf.arguments.parser import parse_args
+from askd_hf.commands.distill import OPTIONS, distill
 from askd_hf.errors import exit_on_user_error
 
-DEMO = Path(__file__).parent / "demo"
+DEMO = Path(__file__).parents[1] / "demo"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLITS = ("known", "unseen")
 RUN = "--compare False --eval_strategy steps --eval_steps 0.125 --save_strategy no --disable_tqdm True"
@@ -59,7 +57,7 @@ def run(setting: dict, folder: Path, results: Path) -> None:
     arguments = ["--config", str(DEMO / "demo.yaml"), "--dataset", str(demo_with_noise(setting["noise"], folder))]
     arguments += ["--output_dir", str(output_dir), "--encoder_cache_dir", str(folder / "encoder"), *RUN.split()]
     arguments += ["--teacher_schedule", setting["schedule"], "--seed", str(setting["seed"]), *setting["options"]]
-    distill(*parse_args((*OPTIONS, ASKDConfig), arguments))
+    distill(*parse_args(OPTIONS, arguments))
     log = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     names = [f"eval_{split}_{metric}" for split in SPLITS for metric in ("ce_loss", "wer")]
     measured = {name.removeprefix("eval_"): [row[name] for row in log if name in row] for name in names}

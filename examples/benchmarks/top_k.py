@@ -1,11 +1,11 @@
 r"""How far the teacher's `k` most probable tokens and the rest as one are from its whole distribution.
 
-    python examples/benchmark_top_k.py --teacher openai/whisper-tiny.en --dataset my_speech
-    python examples/benchmark_top_k.py --teacher openai/whisper-tiny.en --dataset my_speech --student my-student
+    python examples/benchmarks/top_k.py --teacher openai/whisper-tiny.en --dataset my_speech
+    python examples/benchmarks/top_k.py --teacher openai/whisper-tiny.en --dataset my_speech --student my-student
 
 For a student fresh from the teacher's layers, or a trained one, on some batches: T^2*KL(teacher || student) a label
 token, which for top-k is a lower bound, and the gradient of all trained weights beside that of the whole KL. What it
-makes of the WER: examples/benchmark_run.py.
+makes of the WER: examples/benchmarks/whole_run.py.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from benchmark_steps import Batch, decoder_inputs, print_table, real_batches
+from steps import Batch, decoder_inputs, print_table, real_batches
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
@@ -34,7 +34,7 @@ class TopKArguments:
     student: str | None = field(
         default=None, metadata={"help": "Hub id or directory. Default: 2 of the teacher's decoder layers, untrained."}
     )
-    dataset: str | None = field(default=None, metadata={"help": "Directory with speech (see examples/distill.py)."})
+    dataset: str | None = field(default=None, metadata={"help": "Directory with speech (see askd-hf distill)."})
     language: str | None = field(default=None, metadata={"help": "Language of the speech, for a multilingual model."})
     batch_size: int = field(default=8, metadata={"help": "Clips a batch."})
     batches: int = field(default=8, metadata={"help": "Batches."})

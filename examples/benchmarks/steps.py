@@ -1,4 +1,4 @@
-"""The models, batches and training steps that `benchmark.py` compares, and how it measures memory."""
+"""The models, batches and training steps that `training_step.py` compares, and how it measures memory."""
 
 import contextlib
 import io
@@ -241,6 +241,7 @@ class TrainerStep:
         trainer.create_optimizer_and_scheduler(TOTAL_STEPS)
         trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
         trainer.state = TrainerState(max_steps=TOTAL_STEPS, num_train_epochs=1, epoch=0.0)
+        trainer.callback_handler.train_dataloader = range(TOTAL_STEPS)  # callbacks need only its length
         with contextlib.redirect_stdout(io.StringIO()):  # the plan of a run that isn't one
             trainer.control = trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
         if isinstance(trainer, ASKDTrainer):

@@ -1,0 +1,141 @@
+r"""Cache a teacher's soft labels with the speech, so that students are trained without the teacher.
+
+    askd-hf cache-teacher --teacher openai/whisper-large-v3 --teacher_cache_dir speech-by-large-v3
+
+saves the 100 hours of LibriSpeech with the teacher's 32 most probable tokens at every label token as further columns
+(--teacher_top_k). Any machine then trains on it without loading the teacher:
+
+    askd-hf distill --student my-student --dataset speech-by-large-v3
+
+If the student's vocabulary differs from the teacher's, as openai/whisper-small's does, give the student here too:
+--student. The options of speech, teacher, language and temperature are those of `askd-hf distill` and must be the same
+there: labels that don't fit are refused. With --push_labels_to you/speech-by-large-v3 the result is also pushed to the
+Hub, audio included. To resume an interrupted run, repeat the command. On several GPUs: accelerate launch -m
+askd_hf.commands.main cache-teacher ...
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
+from ..arguments.parser import parse_args
+from ..config import ASKDConfig
+from ..data import SpeechCollator
+from ..errors import UserError
+from ..hub_access import hub_upload
+from ..models.from_arguments import load_teacher
+from ..models.generation_config import is_multilingual, set_languages
+from ..models.loading import check_processor, load_processor, load_whisper
+from ..models.teacher_memory import check_int8
+from ..models.vocabulary import with_vocabulary_of
+from ..training.caches import check_caches, with_encoder_cache, with_soft_labels
+from ..training.datasets import training_speech
+from ..training.run_dir import check_directories, exit_non_main_processes
+
+
+@dataclass
+class PushLabelsArguments:
+    """Where the labeled speech is published."""
+
+    _argument_group_name = "hub"
+
+    push_labels_to: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id of a dataset to push the labeled speech to. A new dataset is created as a private one; an "
+            "existing one stays as public or private as it is."
+        },
+    )
+
+
+OPTIONS = (ModelArguments, DataArguments, CacheArguments, PushLabelsArguments, ASKDConfig)
+
+
+def main(argv: list[str] | None = None) -> None:
+    cache_teacher(*parse_args(OPTIONS, argv, "askd-hf cache-teacher", __doc__))
+
+
+def cache_teacher(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    cache_args: CacheArguments,
+    push_args: PushLabelsArguments,
+    config: ASKDConfig,
+) -> None:
+    """Save speech with a teacher's soft labels, as examples/cache_teacher.py does step by step.
+
+    Raises `UserError` for options, models and speech that don't fit together.
+    """
+    check_run(model_args, data_args, cache_args, config)
+    teacher, processor = load_models(model_args, data_args)
+    check_caches(cache_args, model_args, config, teacher.config.vocab_size)
+    labeled = label(teacher, processor, model_args, data_args, cache_args, config)
+    push_labels(labeled, cache_args, push_args)
+
+
+def check_run(
+    model_args: ModelArguments, data_args: DataArguments, cache_args: CacheArguments, config: ASKDConfig
+) -> None:
+    """Raise `UserError` for every mistake that can be found before a model is loaded."""
+    if not (model_args.teacher and cache_args.teacher_cache_dir):
+        raise UserError("--teacher and --teacher_cache_dir are needed: who labels, and the directory for the labels")
+    if data_args.unlabeled_dataset:
+        raise UserError(
+            "--unlabeled_dataset: transcribe it by `askd-hf pseudo-label`, and give the result as --dataset"
+        )
+    check_directories(config, cache_args, trains=False)
+    data_args.train_sources()  # raises UserError
+    if model_args.teacher_dtype == "int8":
+        check_int8()
+
+
+def load_models(
+    model_args: ModelArguments, data_args: DataArguments
+) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """Load the teacher and its processor. With `--student` both have the student's vocabulary."""
+    spoken = [(source.language, source.task) for source in data_args.train_sources()]
+    teacher, processor = load_teacher(model_args), load_processor(model_args.teacher)
+    check_processor(teacher, processor)
+    if not model_args.student:
+        set_languages(teacher, processor, spoken)
+        return teacher, processor
+    student, student_processor = load_whisper(model_args.student), load_processor(model_args.student)
+    check_processor(student, student_processor)
+    set_languages(student, student_processor, spoken)
+    teacher = with_vocabulary_of(student.config, student_processor.tokenizer, teacher, processor.tokenizer)
+    return teacher, WhisperProcessor(processor.feature_extractor, student_processor.tokenizer)
+
+
+def label(
+    teacher: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    cache_args: CacheArguments,
+    config: ASKDConfig,
+) -> Dataset:
+    """Check every clip, and save the speech with the teacher's soft labels in `--teacher_cache_dir`.
+
+    Only the main process returns.
+    """
+    collator = SpeechCollator(processor, teacher.config)
+    report_to = f"{Path(cache_args.teacher_cache_dir)}.skipped"
+    speech = training_speech(data_args, MixArguments(), config, collator, is_multilingual(teacher), report_to)
+    collator = with_encoder_cache(collator, teacher, [speech], cache_args, config)
+    labeled: Any = with_soft_labels(speech, teacher, collator, model_args, cache_args, config)
+    exit_non_main_processes()
+    print(f"{len(labeled)} labeled clips: --dataset {cache_args.teacher_cache_dir}")
+    return labeled
+
+
+def push_labels(labeled: Dataset, cache_args: CacheArguments, push_args: PushLabelsArguments) -> None:
+    """Push the labeled speech to `--push_labels_to`, if that is given."""
+    if push_args.push_labels_to is None:
+        return
+    advice = f"the labels are safe in {cache_args.teacher_cache_dir}: run the same command again, if need be after "
+    with hub_upload(advice + "`hf auth login` with a token that may write there"):
+        labeled.push_to_hub(push_args.push_labels_to, private=True)

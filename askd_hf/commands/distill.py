@@ -1,0 +1,366 @@
+r"""Distill a Whisper model into a smaller one.
+
+    askd-hf distill --teacher openai/whisper-large-v3
+
+makes a student of the teacher's encoder and 2 of its decoder layers and trains it on 100 hours of LibriSpeech: first
+on the labels and the teacher's distribution, then on the labels and the moving average of the student. With your own
+speech, a directory with audio files and a metadata.csv (file_name,transcription):
+
+    askd-hf distill --teacher openai/whisper-small --language fr \
+        --dataset my_speech --eval_splits validation --num_train_epochs 10
+
+Every epoch after the first, and every further run, is several times faster if the encoder's outputs and the teacher's
+most probable tokens are cached on disk: --encoder_cache_dir cache/encoder --teacher_cache_dir cache/teacher.
+
+Options can also be given in a YAML file: --config run.yaml. To resume an interrupted run, repeat the command with
+--resume_from_checkpoint last. On several GPUs: accelerate launch -m askd_hf.commands.main distill ...
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, set_seed
+
+from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
+from ..arguments.packages import check_optimizer
+from ..arguments.parser import parse_args
+from ..config import ASKDConfig
+from ..data import SpeechCollator, SpeechStream
+from ..data.augment import AugmentArguments, Augmenter
+from ..data.teacher_cache import has_soft_labels
+from ..errors import UserError
+from ..evaluation.comparison import EvalSplit
+from ..evaluation.metrics import compute_metrics_for
+from ..hub.provenance import Provenance
+from ..models.from_arguments import load_student, load_teacher
+from ..models.generation_config import allow_silence, is_multilingual, set_languages
+from ..models.layer_selection import choose_layers
+from ..models.loading import check_max_length, check_processor, load_processor
+from ..models.lora import LoraArguments, loadable_base, with_lora
+from ..models.student import check_pair, same_encoder
+from ..models.teacher_memory import check_int8
+from ..models.vocabulary import with_vocabulary_of
+from ..pseudo_labels import PseudoLabelArguments
+from ..trainer import ASKDTrainer
+from ..training.caches import check_caches, compress_teacher, with_encoder_cache, with_soft_labels
+from ..training.checkpoints import checkpoint_to_resume
+from ..training.datasets import (
+    check_mix,
+    evaluation_speech,
+    prepare_stream,
+    spoken_in,
+    training_limits,
+    training_speech,
+)
+from ..training.run_dir import (
+    check_directories,
+    exit_non_main_processes,
+    prepare_encoder,
+    prepare_evaluation,
+    set_default_output_dir,
+)
+from ..training.run_settings import check_options
+from .pseudo_label import pseudo_label
+from .report import report
+
+OPTIONS = (ModelArguments, DataArguments, MixArguments, AugmentArguments, CacheArguments, LoraArguments, ASKDConfig)
+
+
+class Options(NamedTuple):
+    """Instances of the classes in `OPTIONS`."""
+
+    model: ModelArguments
+    data: DataArguments
+    mix: MixArguments
+    augment: AugmentArguments
+    caches: CacheArguments
+    lora: LoraArguments
+    config: ASKDConfig
+
+
+class Models(NamedTuple):
+    """The models of a run.
+
+    Attributes:
+        teacher: None if the run doesn't need one.
+        student: before training.
+        processor: of the student.
+        teacher_extractor: None if the teacher takes the student's features.
+    """
+
+    teacher: WhisperForConditionalGeneration | None
+    student: WhisperForConditionalGeneration
+    processor: WhisperProcessor
+    teacher_extractor: WhisperFeatureExtractor | None
+
+
+class Speech(NamedTuple):
+    """The speech of a run.
+
+    Attributes:
+        train: rows with `audio`, `text` and `clip`.
+        splits: evaluation splits by name, each of one language and task.
+        collator: makes batches of the rows.
+    """
+
+    train: Dataset | SpeechStream
+    splits: dict[str, EvalSplit]
+    collator: SpeechCollator
+
+    @property
+    def evaluation(self) -> dict[str, Dataset]:
+        return {name: split.clips for name, split in self.splits.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    distill(*parse_args(OPTIONS, argv, "askd-hf distill", __doc__))
+
+
+def distill(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    mix_args: MixArguments,
+    augment_args: AugmentArguments,
+    cache_args: CacheArguments,
+    lora_args: LoraArguments,
+    config: ASKDConfig,
+) -> None:
+    """Train a student and report on it, as examples/distill.py does step by step.
+
+    Raises `UserError` for options, models and speech that don't fit together. Ends the process with status 130 if
+    training was interrupted.
+    """
+    options = Options(model_args, data_args, mix_args, augment_args, cache_args, lora_args, config)
+    checkpoint = prepare_run(options)
+    models = load_models(options)
+    speech = load_speech(options, models)
+    options, models = select_layers(options, models, speech, checkpoint)
+    origin = Provenance.of(options.model, options.data, models.teacher, models.student)
+    models, speech = fill_caches(options, models, speech)
+    trainer = make_trainer(options, models, speech, origin)
+    del models
+    train(trainer, checkpoint)
+    report(trainer, options.model, options.data, speech.splits, speech.train)
+
+
+# ---- before anything is loaded ----
+
+
+def prepare_run(options: Options) -> str | None:
+    """Check the options and name the output directory. Return the checkpoint to resume from, None if there is none.
+
+    Raises `UserError` for every mistake that can be found before a model is loaded.
+    """
+    model_args, data_args, config = options.model, options.data, options.config
+    if not (model_args.teacher or model_args.student):
+        raise UserError("--teacher is missing: a Whisper model to distil, such as openai/whisper-large-v3")
+    if model_args.student and model_args.layer_selection == "greedy":
+        raise UserError("--layer_selection greedy chooses among the teacher's layers: --student has its own")
+    set_default_output_dir(config, model_args)
+    check_mix(data_args, options.mix, config)
+    check_directories(config, options.caches)
+    if not data_args.eval_sources():
+        prepare_evaluation(config, [])
+    checkpoint = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
+    if checkpoint is not None:
+        check_options(config, checkpoint)
+    if options.lora.keep_adapter:
+        loadable_base(model_args.student, config.push_to_hub)
+    if model_args.teacher_dtype == "int8":
+        check_int8()
+    return checkpoint
+
+
+# ---- models ----
+
+
+def load_models(options: Options) -> Models:
+    """Load the teacher, and load the student or make it of the teacher's layers.
+
+    The teacher is mapped to the student's vocabulary if it has another one (large-v3 has a token more). It keeps its
+    own features if it has other mel bins (128 in place of 80).
+    """
+    model_args, config = options.model, options.config
+    teacher = extractor = None
+    # a teacher that gives no layers and has no weight may still transcribe --unlabeled_dataset, with any vocabulary
+    if model_args.teacher and (config.uses_teacher or not model_args.student):
+        teacher = load_teacher(model_args)
+    student = load_student(model_args, teacher)
+    processor = load_processor(model_args.student or model_args.teacher)
+    check_processor(student, processor)
+    check_max_length(student, config.generation_max_length)
+    check_optimizer(config, student)
+    spoken = source_languages(options.data)
+    set_languages(student, processor, spoken or [(options.data.only_language, options.data.only_task)])
+    if teacher is not None:
+        teacher_processor = load_processor(model_args.teacher)
+        check_processor(teacher, teacher_processor)
+        teacher = with_vocabulary_of(student.config, processor.tokenizer, teacher, teacher_processor.tokenizer)
+        extractor = None if same_encoder(teacher, student) else teacher_processor.feature_extractor
+        check_pair(teacher, student, own_features=True)
+    prepare_encoder(config, compressed=not (model_args.student or same_encoder(teacher, student)))
+    check_caches(options.caches, model_args, config, student.config.vocab_size, options.mix, options.augment)
+    return Models(teacher, student, processor, extractor)
+
+
+def source_languages(data_args: DataArguments) -> list[tuple[str | None, str | None]]:
+    """Return language and task of each training dataset, as the options give them."""
+    return [(source.language, source.task) for source in data_args.train_sources()]
+
+
+def select_layers(options: Options, models: Models, speech: Speech, checkpoint: str | None) -> tuple[Options, Models]:
+    """Apply `--layer_selection greedy`, and set the student's languages and tasks to those of the training rows.
+
+    Without greedy selection the student keeps its layers. The options returned have the selected layers.
+    """
+    model_args, config = options.model, options.config
+    if not model_args.student:
+        chosen = choose_layers(model_args, models.teacher, speech.train, speech.collator, config, checkpoint)
+        if chosen != model_args:
+            options = options._replace(model=chosen)
+            models = models._replace(student=load_student(chosen, models.teacher))
+    # the rows of a stream aren't known yet
+    spoken = [] if options.mix.streaming else spoken_in(speech.train)
+    set_languages(models.student, models.processor, spoken or source_languages(options.data))
+    if options.mix.no_speech_dataset:
+        allow_silence(models.student)
+    return options, models
+
+
+# ---- speech ----
+
+
+def load_speech(options: Options, models: Models) -> Speech:
+    """Load the training and evaluation speech and check every clip; the rows of a stream are checked in training.
+
+    `--unlabeled_dataset` is transcribed first.
+    """
+    data_args, config = options.data, options.config
+    collator = make_collator(options, models)
+    if data_args.unlabeled_dataset:
+        data_args.labelled = str(transcribe_unlabeled(options))
+    multilingual = is_multilingual(models.student)
+    train_dataset = training_speech(data_args, options.mix, config, collator, multilingual)
+    if config.uses_teacher and models.teacher is None and not has_soft_labels(train_dataset):
+        raise UserError(f"preset {config.preset} has a teacher: give it with --teacher, or choose --preset ps-kd")
+    if config.uses_teacher and has_soft_labels(train_dataset) and collator.is_random:
+        raise UserError(
+            "the dataset has a teacher's answers for its clips as they are: train on it without --augment, "
+            "--timestamp_probability and --condition_on_prev_probability, or on the speech itself with the teacher"
+        )
+    splits = evaluation_speech(data_args, config, collator, multilingual)
+    if options.mix.streaming:
+        prepare_stream(config)
+    prepare_evaluation(config, list(splits))
+    return Speech(train_dataset, splits, collator)
+
+
+def make_collator(options: Options, models: Models) -> SpeechCollator:
+    augment, extractor = options.augment, models.processor.feature_extractor
+    return SpeechCollator(
+        models.processor,
+        models.student.config,
+        timestamps=options.mix.timestamp_probability,
+        prompts=options.mix.condition_on_prev_probability,
+        augmenter=Augmenter(augment, extractor.n_samples) if augment.augment else None,
+    )
+
+
+def transcribe_unlabeled(options: Options) -> Path:
+    """Transcribe `--unlabeled_dataset` with the teacher and return the directory of the dataset.
+
+    Transcripts of an earlier run are used again.
+    """
+    model_args, data_args, config = options.model, options.data, options.config
+    if not model_args.teacher:
+        raise UserError("--unlabeled_dataset: who is to transcribe it? Give --teacher")
+    if config.world_size > 1:
+        raise UserError("--unlabeled_dataset is transcribed by one process: run `askd-hf pseudo-label` before")
+    return pseudo_label(
+        PseudoLabelArguments(
+            teacher=model_args.teacher,
+            dataset=data_args.unlabeled_dataset,
+            language=data_args.only_language,
+            task="translate" if data_args.only_task == "translate" else "transcribe",
+            max_samples=data_args.max_train_samples,
+            on_bad_audio=data_args.on_bad_audio,
+            timestamps=options.mix.timestamp_probability > 0.0,
+            attn_implementation=model_args.attn_implementation,
+            device=str(config.device),
+            generation_max_length=config.generation_max_length,
+            num_workers=config.dataloader_num_workers,
+        )
+    )
+
+
+def fill_caches(options: Options, models: Models, speech: Speech) -> tuple[Models, Speech]:
+    """Fill `--encoder_cache_dir` and `--teacher_cache_dir`, and return models and speech as training needs them.
+
+    The teacher returned is None if training doesn't run it. Else it has the dtype of `--teacher_dtype`.
+    """
+    teacher, student, _, extractor = models
+    model_args, caches, config = options.model, options.caches, options.config
+    train_dataset, collator = speech.train, speech.collator
+    collator = with_encoder_cache(collator, student, [train_dataset, *speech.evaluation.values()], caches, config)
+    train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, extractor)
+    if isinstance(train_dataset, SpeechStream):
+        collator = replace(collator, limits=training_limits(collator, options.data))
+    runs_teacher = config.uses_teacher and (config.eval_teacher_losses or not has_soft_labels(train_dataset))
+    if teacher is not None and runs_teacher:
+        teacher = compress_teacher(teacher, model_args, config)
+        collator = replace(collator, teacher_extractor=extractor)
+    else:
+        teacher = None
+    return models._replace(teacher=teacher), speech._replace(train=train_dataset, collator=collator)
+
+
+# ---- training ----
+
+
+def make_trainer(options: Options, models: Models, speech: Speech, origin: Provenance) -> ASKDTrainer:
+    """Return the trainer. It frees the teacher when its weight is 0 for good, so keep no reference to `models`."""
+    config, lora = options.config, options.lora
+    evaluation = speech.evaluation
+    set_seed(config.seed)  # for the adapter's first weights; the trainer sets it for its own
+    return ASKDTrainer(
+        model=with_lora(models.student, lora, config.freeze_encoder) if lora.lora_r else models.student,
+        args=config,
+        keep_adapter=lora.keep_adapter,
+        teacher_model=models.teacher,
+        train_dataset=speech.train,
+        eval_dataset=evaluation if len(evaluation) > 1 else next(iter(evaluation.values()), None),
+        data_collator=speech.collator,
+        processing_class=models.processor,
+        origin=origin,
+        compute_metrics=compute_metrics_for(models.processor, options.data.normalizer),
+    )
+
+
+def train(trainer: ASKDTrainer, checkpoint: str | None) -> None:
+    """Train from the start or from `checkpoint`, and save the student. Only the main process returns.
+
+    A run that was interrupted ends the process with status 130, after it has saved a checkpoint.
+    """
+    config, stop = trainer.args, trainer.stop
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if not stop.stopped:
+        trainer.save_state()
+        trainer.save_model()
+    exit_non_main_processes()
+    if stop.stopped:
+        advice = "go on with --resume_from_checkpoint last"
+        if config.save_only_model:
+            advice = f"with --save_only_model it can't go on; its student is in checkpoint-{trainer.state.global_step}"
+        print(f"stopped after step {trainer.state.global_step}; {advice}")
+    elif stop.requested:
+        print(f"training was finished already; the student is in {config.output_dir}")
+        if config.push_to_hub:
+            print(f"it wasn't published: {trainer.publisher.advice()}")
+    if stop.requested:
+        sys.exit(130)
+    if config.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        best, value = Path(trainer.state.best_model_checkpoint).name, trainer.state.best_metric
+        print(f"the student is {best}, whose {config.metric_for_best_model} was best: {value:.4g}")

@@ -1,0 +1,183 @@
+r"""Evaluate a Whisper model and its teacher: error rates with intervals, hallucinations, speed.
+
+    askd-hf evaluate --model runs/my-student --teacher openai/whisper-large-v3 --suite open-asr
+
+transcribes LibriSpeech, AMI, Earnings-22 and TED-LIUM with both models, writes the transcript of every clip to
+runs/evaluation-my-student/manifests, and prints the scores and writes them to results.json and report.html. With your
+own speech, a directory with audio files and a metadata.csv (file_name,transcription,speaker), and speed:
+
+    askd-hf evaluate --model runs/my-student --teacher openai/whisper-small --language fr \
+        --dataset my_speech --eval_splits test --speed True --speculative True
+
+To resume an interrupted run, repeat the command. Scores are computed from the manifests alone, so another normalizer
+needs neither models nor speech:
+
+    askd-hf evaluate --score_only True --output_dir runs/evaluation-my-student --normalizer basic
+
+Options can also be given in a YAML file: --config evaluation.yaml.
+"""
+
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from datasets import Dataset
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..arguments.parser import parse_args
+from ..arguments.writable import check_writable
+from ..evaluation import (
+    MANIFESTS_DIR,
+    DatasetSpec,
+    EvaluationArguments,
+    PreparedSet,
+    Results,
+    check_can_assist,
+    format_results,
+    measure_speculative,
+    measure_speed,
+    plan_jobs,
+    prepare_set,
+    run_job,
+    save_spelling_normalizer,
+    score_directory,
+    spread_clips,
+    write_report,
+)
+from ..evaluation.long_form import Method
+from ..models.generation_config import set_language
+from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
+
+OPTIONS = (EvaluationArguments,)
+
+
+class Models(NamedTuple):
+    """The model to evaluate, `student`, and the one to compare it with, `teacher`, if any; each by its role."""
+
+    names: dict[str, str]
+    models: dict[str, WhisperForConditionalGeneration]
+    processors: dict[str, WhisperProcessor]
+
+
+class Speech(NamedTuple):
+    """The evaluation sets, and the clips to measure speed on: None if it isn't measured."""
+
+    sets: list[PreparedSet]
+    timed: tuple[DatasetSpec, Dataset] | None
+
+
+def main(argv: list[str] | None = None) -> None:
+    evaluate(*parse_args(OPTIONS, argv, "askd-hf evaluate", __doc__))
+
+
+def evaluate(args: EvaluationArguments) -> None:
+    """Transcribe, score and report, as examples/evaluate.py does step by step.
+
+    Raises `UserError` for options, models and speech that don't fit together.
+    """
+    check_writable(Path(args.output_dir), "--output_dir")
+    if args.score_only:
+        report(args, score(args))
+        return
+    models = load_models(args)
+    speech = load_speech(args, models)
+    write_manifests(args, models, speech)
+    results = score(args)
+    report(args, results)
+    if speech.timed:
+        report(args, time_models(args, models, speech, results))
+
+
+def load_models(args: EvaluationArguments) -> Models:
+    """Load student and teacher with their processors."""
+    args.sets()  # raises UserError for sets that don't fit together
+    names = {"student": args.model} | ({"teacher": args.teacher} if args.teacher else {})
+    processors = {role: load_processor(name) for role, name in names.items()}
+    models = {role: load_whisper(name, attn_implementation=args.attn_implementation) for role, name in names.items()}
+    for role, model in models.items():
+        check_processor(model, processors[role])
+        check_max_length(model, args.generation_max_length)
+    return Models(names, models, processors)
+
+
+def load_speech(args: EvaluationArguments, models: Models) -> Speech:
+    """Load the sets and check every clip, before anything is transcribed."""
+    sets: list[PreparedSet] = []
+    for spec in args.sets():
+        sets += prepare_set(
+            spec,
+            window=min(processor.feature_extractor.chunk_length for processor in models.processors.values()),
+            long_form=cast(list[Method], args.long_form),  # checked by the options
+            concatenate_seconds=args.concatenate_seconds,
+            limit=args.max_eval_samples,
+            on_bad_audio=args.on_bad_audio,
+            num_proc=args.num_workers or None,
+            report_file=Path(args.output_dir) / f"skipped-{spec.name}.csv",
+        )
+    timed = spread_clips(sets, args.speed_clips) if args.speed or args.speculative else None
+    if args.speculative:
+        check_can_assist(models.models["teacher"], models.models["student"])
+    return Speech(sets, timed)
+
+
+def write_manifests(args: EvaluationArguments, models: Models, speech: Speech) -> None:
+    """Transcribe every clip that has no transcript in `--output_dir` yet."""
+    folder = Path(args.output_dir) / MANIFESTS_DIR
+    for processor in models.processors.values():
+        save_spelling_normalizer(folder, processor.tokenizer.english_spelling_normalizer)
+    jobs = plan_jobs(
+        {role: (name, models.models[role], models.processors[role]) for role, name in models.names.items()},
+        speech.sets,
+        args.decoding(),
+        folder,
+        device=torch.device(args.device),
+        dtype=args.torch_dtype(),
+        overwrite=args.overwrite,
+    )
+    for job in jobs:
+        run_job(job)
+
+
+def score(args: EvaluationArguments) -> Results:
+    """Score the manifests. Speed that an earlier run measured with the same weights is kept."""
+    results = score_directory(Path(args.output_dir), args.normalizer, args.n_resamples)
+    earlier = Path(args.output_dir) / "results.json"
+    if earlier.exists():
+        results.keep_measurements(Results.load(earlier))
+    return results
+
+
+def time_models(args: EvaluationArguments, models: Models, speech: Speech, results: Results) -> Results:
+    """Add to the results the speed of the models, which take turns on the same clips, and of speculative decoding."""
+    timed_set, clips = speech.timed
+    for role, model in models.models.items():
+        set_language(model, models.processors[role], timed_set.language, timed_set.task)
+    if args.speed:
+        results.speed = measure_speed(
+            models.models,
+            models.processors,
+            clips,
+            timed_set.name,
+            batch_sizes=sorted({min(size, len(clips)) for size in args.speed_batch_sizes}),
+            repetitions=args.repetitions,
+            max_length=args.generation_max_length,
+        )
+    if args.speculative:
+        results.speculative = measure_speculative(
+            models.models["teacher"],
+            models.models["student"],
+            models.processors["teacher"],
+            clips,
+            timed_set.name,
+            repetitions=args.repetitions,
+            max_length=args.generation_max_length,
+        )
+    return results
+
+
+def report(args: EvaluationArguments, results: Results) -> None:
+    """Print the tables, and write `results.json` and `report.html`."""
+    directory = Path(args.output_dir)
+    results.save(directory / "results.json")
+    print(f"\n{format_results(results)}\n")
+    print(f"{directory / 'results.json'}, {write_report(results, directory)}")

@@ -1,0 +1,174 @@
+r"""Convert a Whisper model to CTranslate2, and compare its transcripts with those of transformers.
+
+    pip install 'askd-hf[export]'
+    askd-hf export --model runs/student --output_dir student-ct2 --dataset my_speech
+
+writes a directory that faster-whisper loads, `faster_whisper.WhisperModel("student-ct2")`. Some clips of the dataset
+are transcribed with transformers and with the converted model, both greedily and without timestamps. Texts that differ
+are shown. --quantization int8 stores weights in 8 bits, a quarter of the size.
+
+faster-whisper gives word timestamps only if the model's `generation_config.json` has alignment heads in layers that
+the model has.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..arguments.parser import parse_args
+from ..data import SAMPLING_RATE, decode_audio, load_speech_dataset
+from ..errors import UserError
+from ..evaluation.metrics import text_normalizer
+from ..export.ctranslate2 import (
+    FASTER_WHISPER_WINDOW,
+    agreement,
+    alignment_heads,
+    check_extra,
+    check_output_dir,
+    export_ctranslate2,
+    transcribe_ctranslate2,
+    transcribe_faster_whisper,
+    transcribe_transformers,
+)
+from ..models.generation_config import set_language
+from ..models.loading import check_processor, load_processor, load_whisper
+
+
+@dataclass
+class ExportArguments:
+    """The model, the format, and the clips to compare transcripts on."""
+
+    model: str = field(metadata={"help": "Whisper model: a directory or a Hub id."})
+    to: Literal["ctranslate2"] = field(
+        default="ctranslate2",
+        metadata={
+            "help": "The runtime. ONNX and ggml are left out: optimum-onnx 0.1 needs transformers 4, the converter of "
+            "onnxruntime-genai 0.18 fails on a decoder that has fewer layers than the encoder, as all students have, "
+            "and whisper.cpp's is in no package."
+        },
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory to write, which must not exist. Default: MODEL-ctranslate2 in the current directory."
+        },
+    )
+    quantization: (
+        Literal["float32", "float16", "bfloat16", "int16", "int8", "int8_float32", "int8_float16", "int8_bfloat16"]
+        | None
+    ) = field(default=None, metadata={"help": "Type of the weights. Default: float32."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "Speech to compare on, as `askd-hf distill` takes it. Default: none."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    split: str = field(
+        default="train", metadata={"help": "Split of --dataset. A directory without splits is the split train."}
+    )
+    max_samples: int = field(default=20, metadata={"help": "Number of clips to compare on, the first of --dataset."})
+    language: str | None = field(default=None, metadata={"help": "Language of the speech, for a multilingual model."})
+    task: Literal["transcribe", "translate"] = field(
+        default="transcribe", metadata={"help": "Task of a multilingual model."}
+    )
+
+    def __post_init__(self):
+        if self.output_dir is None:
+            self.output_dir = f"{Path(self.model).name}-{self.to}"
+        if self.max_samples < 1:
+            raise UserError(f"--max_samples {self.max_samples}: at least one clip is needed to compare")
+
+
+OPTIONS = (ExportArguments,)
+
+
+class Clips(NamedTuple):
+    """Names and waveforms (16 kHz, float32) of the clips to compare on."""
+
+    names: list[str]
+    waves: list[np.ndarray]
+
+
+def main(argv: list[str] | None = None) -> None:
+    export(*parse_args(OPTIONS, argv, "askd-hf export", __doc__))
+
+
+def export(args: ExportArguments) -> None:
+    """Convert a model and compare transcripts, as examples/export.py does step by step.
+
+    Raises `UserError` if a package is missing, the directory exists, or a model or the speech can't be used.
+    """
+    model, processor = load_model(args)
+    clips = load_clips(args, processor)
+    convert(args, model, processor)
+    if clips is not None:
+        compare(args, model, processor, clips)
+    else:
+        print("Not compared with transformers: give speech with --dataset")
+
+
+def load_model(args: ExportArguments) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """Load the model and its processor, after packages and output directory were checked."""
+    check_extra()
+    check_output_dir(args.output_dir)
+    model, processor = load_whisper(args.model), load_processor(args.model)
+    check_processor(model, processor)
+    if args.dataset is not None:
+        set_language(model, processor, args.language, args.task)
+    return model, processor
+
+
+def load_clips(args: ExportArguments, processor: WhisperProcessor) -> Clips | None:
+    """Load the clips to compare on, without those longer than the model's window. Return None without `--dataset`."""
+    if args.dataset is None:
+        return None
+    window = processor.feature_extractor.chunk_length
+    speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
+    number = min(args.max_samples, len(speech))
+    clips = Clips([], [])
+    for row in speech.select(range(number)):
+        wave = decode_audio(row["audio"])
+        if len(wave) <= window * SAMPLING_RATE:
+            clips.names.append(row["clip"])
+            clips.waves.append(wave)
+    if len(clips.names) < number:
+        print(f"{number - len(clips.names)} clips longer than {window} s are left out")
+    if not clips.names:
+        raise UserError(f"--dataset {args.dataset}: none of its first {args.max_samples} clips fits {window} s")
+    return clips
+
+
+def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+    """Write the converted model to `--output_dir`."""
+    export_ctranslate2(model, processor, args.output_dir, args.quantization)
+    print(f"{args.output_dir}: faster_whisper.WhisperModel({args.output_dir!r})")
+    if alignment_heads(model) is None:
+        print("No word timestamps: the model's generation config names no alignment heads that its decoder has")
+
+
+def compare(
+    args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Clips
+) -> None:
+    """Transcribe the clips with transformers and with the converted model, and print the texts that differ."""
+    # a multilingual model's language is a code by now; the others are English-only
+    language = getattr(model.generation_config, "language", None) or "en"
+    normalize: Callable[[str], str] = text_normalizer(processor, None if args.task == "translate" else language)
+    names, waves = clips
+    expected = transcribe_transformers(model, processor, tqdm(waves, desc="transformers", leave=False))
+    progress = tqdm(waves, desc="ctranslate2", leave=False)
+    texts = transcribe_ctranslate2(args.output_dir, processor, progress, model.config.max_target_positions)
+    print(agreement("ctranslate2", names, expected, texts, normalize))
+    window = processor.feature_extractor.chunk_length
+    if window != FASTER_WHISPER_WINDOW:
+        print(f"faster-whisper: can't run this model, whose window is {window} s and not {FASTER_WHISPER_WINDOW} s")
+        return
+    progress = tqdm(waves, desc="faster-whisper", leave=False)
+    texts = transcribe_faster_whisper(args.output_dir, progress, language, args.task)
+    print(agreement("faster-whisper", names, expected, texts, normalize))
+    print(
+        "(greedy, no timestamps; ctranslate2 had the features of transformers; faster-whisper makes its own, and pads "
+        "them with zeros where Whisper has silence)"
+    )

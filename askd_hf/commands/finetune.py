@@ -1,0 +1,67 @@
+r"""Fine-tune a Whisper model: on labels and its own average, with or without a teacher, whole or with LoRA.
+
+    askd-hf finetune --student you/whisper-small-fr --language fr \
+        --dataset my_speech --eval_splits validation
+
+trains it on the labels and, as a regularizer, on the moving average of the student: self-distillation without a
+teacher. A teacher adds its distribution in the first phase. Its vocabulary and mel bins may differ, as large-v3's do:
+
+    askd-hf finetune --student you/whisper-small-fr --language fr \
+        --dataset my_speech --eval_splits validation --teacher openai/whisper-large-v3 --preset askd
+
+--lora_r 32 --learning_rate 1e-3 trains only an adapter, a few percent of the weights, and merges it at the end. With
+--keep_adapter it stays an adapter of some MB, which pipeline(...) loads on top of --student.
+
+The options are those of `askd-hf distill`; two defaults differ: --preset ps-kd, --learning_rate 1e-5.
+"""
+
+from dataclasses import dataclass, field
+
+from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
+from ..arguments.parser import parse_args
+from ..config import ASKDConfig
+from ..data.augment import AugmentArguments
+from ..errors import UserError
+from ..models.lora import LoraArguments
+from .distill import OPTIONS as DISTILL_OPTIONS
+from .distill import distill
+
+
+@dataclass
+class FinetuningConfig(ASKDConfig):
+    """`ASKDConfig` with the defaults for a student that already transcribes its language."""
+
+    preset: str = field(
+        default="ps-kd",
+        metadata={"help": "As of `askd-hf distill`: ps-kd (self only), askd (teacher, then self), ce..."},
+    )
+    learning_rate: float = field(
+        default=1e-5, metadata={"help": "The initial learning rate. For an adapter 1e-3 is usual."}
+    )
+
+
+OPTIONS = (*DISTILL_OPTIONS[:-1], FinetuningConfig)
+
+
+def main(argv: list[str] | None = None) -> None:
+    finetune(*parse_args(OPTIONS, argv, "askd-hf finetune", __doc__))
+
+
+def finetune(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    mix_args: MixArguments,
+    augment_args: AugmentArguments,
+    cache_args: CacheArguments,
+    lora_args: LoraArguments,
+    config: FinetuningConfig,
+) -> None:
+    """Fine-tune a model and report on it.
+
+    Raises `UserError` as `distill` does, without a student, and for a teacher that the preset has no use for.
+    """
+    if not model_args.student:
+        raise UserError("--student is missing: the Whisper model to train further")
+    if model_args.teacher and not (config.uses_teacher or data_args.unlabeled_dataset):
+        raise UserError(f"--teacher has no use: --preset {config.preset} has no teacher phase; choose --preset askd")
+    distill(model_args, data_args, mix_args, augment_args, cache_args, lora_args, config)

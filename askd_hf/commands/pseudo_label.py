@@ -1,0 +1,145 @@
+r"""Transcribe speech with a teacher, keep the good transcripts, and save them as a dataset to train students on.
+
+    askd-hf pseudo-label --teacher openai/whisper-large-v3 --language fr --dataset my_audio
+
+`my_audio` needs no transcripts: a directory of audio files is enough. Transcripts with low confidence or repetition
+loops are dropped, and listed with the reason in runs/my_audio-by-whisper-large-v3/dropped.csv. The others are a
+`datasets` dataset:
+
+    askd-hf distill --teacher openai/whisper-large-v3 --language fr \
+        --dataset runs/my_audio-by-whisper-large-v3/dataset
+
+If the speech has transcripts, one of the teacher's is kept if its word error rate is at most --max_wer. Here with
+timestamps, and with the clips of a speaker joined to 30 s:
+
+    askd-hf pseudo-label --teacher openai/whisper-large-v3 --dataset openslr/librispeech_asr \
+        --dataset_config clean --split train.100 --language en --max_wer 5 --timestamps --pack --push_to_hub you/labels
+
+To resume an interrupted run, repeat the command. Other limits, or --pack, filter again without transcribing again.
+Options can also be given in a YAML file: --config labels.yaml.
+"""
+
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..arguments.parser import parse_args
+from ..arguments.writable import check_writable
+from ..data import Limits, filter_invalid_clips
+from ..evaluation.metrics import language_code, normalizer_for
+from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
+from ..pseudo_labels import (
+    DATASET,
+    PseudoLabelArguments,
+    card_of,
+    check_can_pack,
+    keep_good,
+    known_references,
+    label_clips,
+    load_clips,
+    measure,
+    pack,
+    plan,
+    push,
+    save,
+    transcribe,
+)
+from ..pseudo_labels.filters import Transcript
+
+OPTIONS = (PseudoLabelArguments,)
+
+
+def main(argv: list[str] | None = None) -> None:
+    pseudo_label(*parse_args(OPTIONS, argv, "askd-hf pseudo-label", __doc__))
+
+
+def pseudo_label(args: PseudoLabelArguments) -> Path:
+    """Transcribe, filter and save, as examples/pseudo_label.py does step by step.
+
+    Returns the directory of the dataset. Raises `UserError` for options, models and speech that don't fit together.
+    """
+    teacher, processor = load_teacher(args)
+    clips = load_speech(args, processor)
+    transcripts, kept = transcribe_and_filter(args, teacher, processor, clips)
+    return save_dataset(args, teacher, processor, clips, transcripts, kept)
+
+
+def load_teacher(args: PseudoLabelArguments) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """Load the teacher, after the output directory was checked."""
+    check_writable(Path(args.output_dir), "--output_dir")
+    processor = load_processor(args.teacher)
+    teacher = load_whisper(args.teacher, attn_implementation=args.attn_implementation)
+    check_processor(teacher, processor)
+    check_max_length(teacher, args.generation_max_length)
+    return teacher, processor
+
+
+def load_speech(args: PseudoLabelArguments, processor: WhisperProcessor) -> Dataset:
+    """Load the clips and check every one, before anything is transcribed."""
+    window, workers = processor.feature_extractor.chunk_length, args.num_workers or None
+    clips = load_clips(args.source(), args.max_samples, workers)
+    if args.pack:
+        check_can_pack(clips, window, args.pack_seconds)
+    return filter_invalid_clips(
+        clips,
+        None,
+        Limits(window),
+        on_bad_audio=args.on_bad_audio,
+        num_proc=workers,
+        report_file=Path(args.output_dir) / "skipped.csv",
+        split=args.split,
+    )
+
+
+def transcribe_and_filter(
+    args: PseudoLabelArguments,
+    teacher: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Dataset,
+) -> tuple[list[Transcript], list[int]]:
+    """Transcribe the clips that have no transcript in `--output_dir` yet, and filter all transcripts.
+
+    Returns:
+        The transcripts with their measures, and the indices of those that are kept.
+    """
+    language = language_code(args.language) if args.task == "transcribe" else "en"
+    _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
+    references = known_references(clips["text"][:], required=args.text == "reference")
+    lines = transcribe(plan(args, teacher, processor, clips))
+    transcripts = measure(lines, references, normalize, language, learn=args.text)
+    return transcripts, keep_good(transcripts, args.thresholds(), Path(args.output_dir) / "dropped.csv")
+
+
+def save_dataset(
+    args: PseudoLabelArguments,
+    teacher: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Dataset,
+    transcripts: list[Transcript],
+    kept: list[int],
+) -> Path:
+    """Save the clips that are kept with their transcripts and a card; `--pack` and `--push_to_hub` them.
+
+    Returns the directory of the dataset.
+    """
+    directory = Path(args.output_dir)
+    language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
+    labelled = label_clips(clips, transcripts, kept, language, args.task)
+    if args.pack:
+        labelled = pack(
+            labelled,
+            processor.tokenizer,
+            max_duration_in_seconds=args.pack_seconds or processor.feature_extractor.chunk_length,
+            max_label_length=teacher.config.max_target_positions,
+            directory=directory,
+            num_proc=args.num_workers or None,
+        )
+    card = card_of(args, labelled, len(clips), len(kept))
+    labelled = save(labelled, directory, card)
+    hours = sum(labelled["seconds"]) / 3600
+    print(f"{len(labelled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
+    if args.push_to_hub:
+        advice = f"the labels are safe in {directory}: run the same command again, if need be after `hf auth login`"
+        push(labelled, args.push_to_hub, card, advice + " with a token that may write there")
+    return directory / DATASET

@@ -1,0 +1,82 @@
+"""The report on a finished run of `askd-hf distill` or `askd-hf finetune`."""
+
+import sys
+
+from datasets import Dataset
+from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
+
+from ..arguments import DataArguments, ModelArguments
+from ..config import ASKDConfig
+from ..data import SAMPLING_RATE, SpeechStream, decode_audio
+from ..errors import UserError, memory_errors
+from ..evaluation import format_results
+from ..evaluation.comparison import EvalSplit, evaluate_models
+from ..models.from_arguments import load_student, load_teacher
+from ..models.generation_config import no_timestamps
+from ..models.loading import load_processor, load_whisper
+from ..trainer import ASKDTrainer
+
+
+def report(
+    trainer: ASKDTrainer,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    splits: dict[str, EvalSplit],
+    train_dataset: Dataset | SpeechStream,
+) -> None:
+    """Print error rates and a transcript, and write the model card. Push to the Hub if `--push_to_hub`.
+
+    Args:
+        splits: evaluation splits by name. Without them there are no error rates, and the transcript is of a training
+            clip.
+    """
+    output_dir, clips = trainer.args.output_dir, train_dataset
+    if splits and data_args.compare:
+        trainer.free_memory()
+        print_comparison(model_args, data_args, splits, trainer.args)
+    if splits:
+        clips = next(iter(splits.values())).clips
+    if not isinstance(clips, SpeechStream):
+        print_sample_transcript(output_dir, clips[0])
+    print(f'\nThe student: pipeline("automatic-speech-recognition", model="{output_dir}")')
+    trainer.create_model_card()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def print_comparison(
+    model_args: ModelArguments, data_args: DataArguments, splits: dict[str, EvalSplit], config: ASKDConfig
+) -> None:
+    """Evaluate student, initial student and teacher, and print the tables. A `UserError` is only printed."""
+    try:
+        with memory_errors(config.per_device_eval_batch_size):
+            models = models_to_compare(model_args, config.output_dir)
+            results = evaluate_models(models, splits, data_args.normalizer, config)
+            print(f"\n{format_results(results)}")
+    except UserError as error:  # the student is trained and saved: continue with the rest of the report
+        print(f"\nno comparison: {error}", file=sys.stderr)
+
+
+def models_to_compare(
+    model_args: ModelArguments, output_dir: str
+) -> dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]]:
+    """Return name, model and processor of student, initial student and teacher."""
+    teacher = load_teacher(model_args) if model_args.teacher else None
+    student = load_whisper(output_dir, attn_implementation=model_args.attn_implementation)
+    processor = load_processor(output_dir)
+    made_of = model_args.student or f"layers of {model_args.teacher}"
+    models = {
+        "student": (output_dir, student, processor),
+        "initial student": (made_of, load_student(model_args, teacher), processor),
+    }
+    if teacher is not None:
+        models["teacher"] = (model_args.teacher, teacher, load_processor(model_args.teacher))
+    return models
+
+
+def print_sample_transcript(model_dir: str, clip: dict) -> None:
+    """Transcribe a clip with `pipeline`, as users of the saved directory do, and print it with its reference."""
+    transcribe = pipeline("automatic-speech-recognition", model=model_dir)
+    sound = {"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE}
+    transcript = transcribe(sound, generate_kwargs=no_timestamps(transcribe.model))["text"]
+    print(f"\n{clip['clip']}\n  reference: {clip['text']}\n  pipeline:  {transcript.strip()}")

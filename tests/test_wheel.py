@@ -1,0 +1,94 @@
+"""What a user installs: the wheel has everything that it needs, the source distribution can run its own tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+from conftest import ROOT
+
+import askd_hf
+
+CHILD = """
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import askd_hf
+
+installed, tests = Path(sys.argv[1]), sys.argv[2]
+assert Path(askd_hf.__file__).parent == installed / "askd_hf", askd_hf.__file__
+assert version("askd-hf") == askd_hf.__version__
+
+sys.path.append(tests)
+import make_cards
+from askd_hf.evaluation import write_report
+
+for card, inputs in make_cards.CARDS.items():
+    assert str(make_cards.render(*inputs)).encode() == card.read_bytes(), card
+page = write_report(make_cards.read_results("demo-results"), Path.cwd())
+assert "</html>" in page.read_text(encoding="utf-8")
+"""
+
+
+def run(*command, cwd, **environment) -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
+    ended = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A directory with the source distribution and the wheel that was built from it.
+
+    From a copy, as setuptools builds in place and takes along what an earlier build has left there.
+    """
+    directory = tmp_path_factory.mktemp("distribution")
+    source = directory / "source"
+    for name in ("askd_hf", "examples", "model_cards", "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, source)
+    run("-m", "build", "--no-isolation", "--outdir", directory / "dist", source, cwd=directory)
+    return directory / "dist"
+
+
+def test_the_source_distribution_has_its_tests_and_the_demo_with_its_license(built):
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert names >= {
+        "CHANGELOG.md",
+        "LICENSE",
+        "Makefile",
+        "constraints.txt",
+        "examples/demo/LICENSE",
+        "examples/demo/data/known/metadata.csv",
+        "examples/distill.py",
+        "model_cards/demo-student.md",
+        "tests/conftest.py",
+        "tests/cards/demo-facts.json",
+        "tests/test_wheel.py",
+    }
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_the_wheel_works_alone(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name.split("-")[:2] == ["askd_hf", askd_hf.__version__]
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+    assert {name.partition("/")[0] for name in names} == {"askd_hf", f"askd_hf-{askd_hf.__version__}.dist-info"}
+    assert "askd_hf/py.typed" in names
+
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    pip = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--target", installed]
+    run(*pip, wheel, cwd=empty, PIP_DISABLE_PIP_VERSION_CHECK="1")
+    run("-c", CHILD, installed, ROOT / "tests", cwd=empty, PYTHONPATH=str(installed))
