@@ -1,5 +1,8 @@
 """Evaluation of Whisper models: load sets, write transcripts to manifests, score them, and report the results."""
 
+import warnings
+from typing import Any
+
 from .long_form import concatenate_clips, transcribe_long
 from .manifest import MANIFESTS_DIR, Manifest
 from .options import EvaluationArguments
@@ -37,3 +40,21 @@ __all__ = [
     "transcribe_long",
     "write_report",
 ]
+
+# old name -> current name
+_RENAMED = {
+    "EvalSet": "DatasetSpec",
+    "FOLDER": "MANIFESTS_DIR",
+    "complete": "run_job",
+    "join_clips": "concatenate_clips",
+    "plan_manifests": "plan_jobs",
+    "save_spelling": "save_spelling_normalizer",
+    "tables": "format_results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"askd_hf.evaluation.{name} is called {_RENAMED[name]} now", FutureWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]

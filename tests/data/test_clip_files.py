@@ -305,7 +305,8 @@ def test_skipped_clips_cost_no_copy_of_the_audio(tmp_path):
     rows = Dataset.from_dict({"audio": audio, "text": ["a", "b", "", "d"]}).cast_column("audio", Audio(decode=False))
     rows.save_to_disk(tmp_path / "saved")
     files = sorted(tmp_path.rglob("*"))
-    (prepared,) = prepare_set(DatasetSpec("x", str(tmp_path / "saved"), None, "train"), window=30.0, on_bad_audio="skip")
+    spec = DatasetSpec("x", str(tmp_path / "saved"), None, "train")
+    (prepared,) = prepare_set(spec, window=30.0, on_bad_audio="skip")
     assert sorted(prepared.clips["text"][:]) == ["", "a", "d"]
     assert {row["clip"]: row["text"] for row in prepared.clips} == {"0.wav": "a", "2.wav": "", "3.wav": "d"}
     chosen = load_from_disk(str(tmp_path / "saved")).select([3, 0])

@@ -4,6 +4,7 @@ import pytest
 from conftest import write_speech
 from datasets import Audio, Dataset
 
+from askd_hf import evaluation
 from askd_hf.errors import UserError
 from askd_hf.evaluation import DatasetSpec, EvaluationArguments, suite_sets
 from askd_hf.evaluation.suites import SUITES, load_set, with_speakers
@@ -99,3 +100,8 @@ def test_speakers_that_are_not_there(tmp_path):
     assert "speaker" not in load_set(DatasetSpec("own", str(tmp_path), None, "train")).column_names
     with pytest.raises(UserError, match=r"has no column 'who': --speaker_column must be one of"):
         load_set(DatasetSpec("own", str(tmp_path), None, "train", speaker_column="who"))
+
+
+def test_old_names_of_the_package_still_work():
+    with pytest.warns(FutureWarning, match="EvalSet is called DatasetSpec now"):
+        assert evaluation.EvalSet is DatasetSpec
