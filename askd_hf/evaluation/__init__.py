@@ -8,12 +8,12 @@ from .manifest import MANIFESTS_DIR, Manifest
 from .options import EvaluationArguments
 from .prepared_sets import PreparedSet, prepare_set, spread_clips
 from .report import write_report
+from .result_tables import format_results
 from .results import Results
 from .scoring import save_spelling_normalizer, score_directory
 from .speculative import check_can_assist, measure_speculative
 from .speed import measure_speed
 from .suites import DatasetSpec, suite_sets
-from .tables import format_results
 from .transcribe import Decoding, DecodingJob, plan_jobs, run_job
 
 __all__ = [

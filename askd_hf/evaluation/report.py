@@ -17,8 +17,7 @@ import jinja2
 
 from ..errors import disk_errors
 from .metrics import describe_normalizers
-from .results import CONFIDENCE, ModelSpeed, Results, Scores, SetResult
-from .tables import (
+from .result_tables import (
     COMBINING_MARKS_NOTE,
     HEADINGS,
     PLAIN_TEXT_NOTE,
@@ -30,6 +29,7 @@ from .tables import (
     speed_conditions,
     speedup,
 )
+from .results import CONFIDENCE, ModelSpeed, Results, Scores, SetResult
 from .worst_clips import worst_clips
 
 HARDEST_SPEAKERS = 10

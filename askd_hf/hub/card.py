@@ -9,8 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..evaluation.results import Results
-from ..evaluation.tables import (
+from ..evaluation.result_tables import (
     Table,
     comparison_table,
     error_rate_table,
@@ -20,6 +19,7 @@ from ..evaluation.tables import (
     model_table,
     speed_table,
 )
+from ..evaluation.results import Results
 from .card_sections import (
     STUDENT,
     TEACHER,

@@ -5,8 +5,8 @@
 
 from typing import Any
 
+from ..evaluation.result_tables import Table, set_name, speedup
 from ..evaluation.results import Results, Scores, SetResult, Speculative
-from ..evaluation.tables import Table, set_name, speedup
 from .card_training import has_no_speech_clips, uses
 from .provenance import HUB, BaseModelInfo, TrainingData
 from .training_summary import ModelInfo, TrainingSummary

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..evaluation.tables import Table
+from ..evaluation.result_tables import Table
 from ..objective import DIVERGENCES_WITH_MIX
 from .training_summary import TrainingSummary
 

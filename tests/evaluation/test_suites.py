@@ -105,3 +105,5 @@ def test_speakers_that_are_not_there(tmp_path):
 def test_old_names_of_the_package_still_work():
     with pytest.warns(FutureWarning, match="EvalSet is called DatasetSpec now"):
         assert evaluation.EvalSet is DatasetSpec
+    with pytest.warns(FutureWarning, match="tables is called format_results now"):
+        assert evaluation.tables is evaluation.format_results
