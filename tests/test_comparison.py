@@ -40,5 +40,5 @@ def test_the_last_evaluation_and_the_comparison_agree(monkeypatch, capsys, tmp_p
     rates = [(row["eval_wer"], row["eval_cer"]) for row in log if "eval_wer" in row]
     student = results.sets[0].scores["student"]
     assert rates[-1] == pytest.approx((student.wer, student.cer))
-    assert "num beams 3" in (tmp_path / "run" / "README.md").read_text()
+    assert "| `num_beams` | 3 |" in (tmp_path / "run" / "README.md").read_text()
     assert "num_beams 3" in ended.stdout

@@ -439,7 +439,7 @@ def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, spee
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(re.findall(r"^self +5 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
-    assert len(re.findall(r" WER % +CER % ", done.stdout)) == 1
+    assert len(re.findall(r" WER, % +CER, % ", done.stdout)) == 1
     AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
 
 

@@ -11,6 +11,7 @@ from askd_hf.arguments import DataArguments
 from askd_hf.errors import UserError
 from askd_hf.evaluation import EvaluationArguments
 from askd_hf.evaluation.metrics import ErrorRate, compute_metrics_for, error_rates, normalizer_for, text_normalizer
+from askd_hf.training.datasets import check_normalizer
 
 
 def test_error_rates_are_of_the_corpus_and_in_percent():
@@ -114,13 +115,13 @@ def test_without_it_or_for_another_language_it_is_refused_before_anything_is_don
     for start in (
         lambda: normalizer_for("open-asr-leaderboard", "en", {}),
         lambda: EvaluationArguments(model="x", dataset="y", **chosen),
-        lambda: DataArguments(dataset=["y"], **chosen),
+        lambda: check_normalizer(DataArguments(dataset=["y"], **chosen)),
     ):
         with pytest.raises(UserError, match=r"requires the leaderboard's code .*git clone .*PYTHONPATH"):
             start()
     for start in (
         lambda: EvaluationArguments(model="x", dataset="y", language="french", **chosen),
-        lambda: DataArguments(dataset=["y"], language=["fr"], **chosen),
+        lambda: check_normalizer(DataArguments(dataset=["y"], language=["fr"], **chosen)),
     ):
         with pytest.raises(UserError, match=r"supports English only, got fr. Use multilingual or basic"):
             start()

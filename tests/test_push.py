@@ -149,9 +149,9 @@ def test_own_results_become_the_cards(hub, run):
 
 
 def test_a_license_that_the_hub_does_not_know_is_named_and_can_be_replaced(hub, run, monkeypatch, capsys):
-    facts = json.loads((run / "training.json").read_text())
-    facts["origin"]["student"] = dict(name="a", on_hub=False, license={"license": "my-own"})
-    (run / "training.json").write_text(json.dumps(facts))
+    summary = json.loads((run / "training.json").read_text())
+    summary["provenance"]["student"] = dict(name="a", on_hub=False, license={"license": "my-own"})
+    (run / "training.json").write_text(json.dumps(summary))
     with pytest.raises(UserError) as error:
         publish(run, "me/x")
     message = str(error.value)
@@ -173,7 +173,7 @@ def test_the_address_of_an_upload_is_not_shown(hub, run):
 
 def test_a_branch_is_pushed_to_if_it_is_there(hub, run):
     publish(run, "me/x")
-    with pytest.raises(UserError, match=r"me/x has no branch 'dev', .* `hf repos branch create me/x dev`"):
+    with pytest.raises(UserError, match=r"me/x has no branch 'dev'. .* `hf repos branch create me/x dev`"):
         publish(run, "me/x", revision="dev")
     shutil.copytree(hub.root / "models/me/x", hub.root / "models/me/x@dev")
     (hub.root / "models/me/x@dev/config.json").write_text("{}")

@@ -122,7 +122,7 @@ def check_can_transcribe(model: WhisperForConditionalGeneration, method: Method,
         if first is None or first + config.max_source_positions + 1 >= config.vocab_size:
             reason = "no_timestamps_token_id is not set" if first is None else "the vocabulary is too small"
             raise UserError(
-                f"{what} requires timestamp tokens, which {name} doesn't have ({reason}). Use --long_form chunked "
+                f"{name} has no timestamp tokens ({reason}), which are required for {what}. Use --long_form chunked "
                 "without --timestamps"
             )
     if timestamps == "word":
