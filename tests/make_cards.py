@@ -1,7 +1,4 @@
-"""The cards that tests/test_card.py compares, from the fixed inputs in tests/cards. `make cards` writes them.
-
-python tests/make_cards.py
-"""
+"""Render the cards that tests/test_card.py compares, from the inputs in tests/cards: `make cards`."""
 
 import json
 from pathlib import Path
@@ -14,16 +11,16 @@ from askd_hf.hub.training_summary import TrainingSummary
 
 INPUTS = Path(__file__).parent / "cards"
 GOLDEN = Path(__file__).parents[1] / "model_cards"
-# the card: facts, results, repository, with the figure
+# card -> summary, results, repository, whether it has the figure
 CARDS = {
-    GOLDEN / "demo-student.md": ("demo-facts", "demo-results", "you/demo-student", True),
-    GOLDEN / "demo-student-not-evaluated.md": ("demo-facts", None, "you/demo-student", False),
-    # its facts and figures are made up, to have every part of the template filled: nobody should read them as results
-    INPUTS / "made-up.md": ("made-up-facts", "made-up-results", "you/made-up", True),
+    GOLDEN / "demo-student.md": ("demo-summary", "demo-results", "you/demo-student", True),
+    GOLDEN / "demo-student-not-evaluated.md": ("demo-summary", None, "you/demo-student", False),
+    # invented values that fill every part of the template, in the format of earlier versions
+    INPUTS / "made-up.md": ("made-up-summary", "made-up-results", "you/made-up", True),
 }
 
 
-def read_facts(name: str) -> TrainingSummary:
+def read_summary(name: str) -> TrainingSummary:
     return TrainingSummary.from_dict(json.loads((INPUTS / f"{name}.json").read_text(encoding="utf-8")))
 
 
@@ -31,8 +28,8 @@ def read_results(name: str | None) -> Results | None:
     return None if name is None else Results.load(INPUTS / f"{name}.json")
 
 
-def render(facts: str, results: str | None, repo_id: str, figure: bool) -> ModelCard:
-    return render_card(read_facts(facts), read_results(results), repo_id, figure)
+def render(summary: str, results: str | None, repo_id: str, figure: bool) -> ModelCard:
+    return render_card(read_summary(summary), read_results(results), repo_id, figure)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The model card: its golden copies, its metadata as the Hub's own parser reads them, what it must not say."""
+"""The model card: golden copies, metadata as parsed by huggingface_hub, and claims that must not be made."""
 
 import dataclasses
 import functools
@@ -11,24 +11,24 @@ import yaml
 from conftest import ROOT
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from make_cards import CARDS, GOLDEN, INPUTS, read_facts, read_results, render
+from make_cards import CARDS, GOLDEN, INPUTS, read_results, read_summary, render
 
 from askd_hf.arguments import SpeechSource
 from askd_hf.data import decode_audio
 from askd_hf.data.soft_labels import SETTINGS_COLUMN
 from askd_hf.evaluation.results import Results
 from askd_hf.hub.card import TEMPLATE, inherited_license, model_index, render_card
-from askd_hf.hub.card_sections import objective
+from askd_hf.hub.card_training import objective
 from askd_hf.hub.provenance import BaseModelInfo, Provenance, TrainingData, cached_teacher
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.student import init_student
 
-MADE_UP = ("made-up-facts", "made-up-results", "you/made-up", True)
+MADE_UP = ("made-up-summary", "made-up-results", "you/made-up", True)
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
 def test_the_golden_card_is_what_is_rendered(path):
-    assert str(render(*CARDS[path])).encode() == path.read_bytes(), "if that is as it should be: make cards"
+    assert str(render(*CARDS[path])).encode() == path.read_bytes(), "if the change is intended: make cards"
 
 
 @pytest.mark.parametrize("inputs", CARDS.values(), ids=[path.stem for path in CARDS])
@@ -50,7 +50,7 @@ def test_the_hub_reads_the_metadata_back():
     card = ModelCard(str(render(*MADE_UP)))
     expected = model_index(read_results("made-up-results"))
     assert card.data.eval_results == expected
-    # a directory here is no dataset of the Hub, whose type the metadata could name
+    # local datasets are omitted: the metadata can only name datasets of the Hub
     assert [result.metric_value for result in expected] == [11.11, 4.44]
     first = expected[0]
     assert (first.dataset_type, first.dataset_config, first.dataset_split) == ("you/made-up-speech", "clean", "test")
@@ -73,11 +73,11 @@ def test_the_hub_reads_the_metadata_back():
 
 
 def test_without_evaluation_there_are_no_results():
-    card = render("made-up-facts", None, "you/made-up", False)
+    card = render("made-up-summary", None, "you/made-up", False)
     metadata = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", str(card), re.DOTALL)[1])
     assert not {"model-index", "metrics", "model_name", "eval_results"} & metadata.keys()
     assert "Evaluation" not in card.text and "WER" not in card.text and "run.png" not in card.text
-    assert "haven't been measured" in card.text
+    assert "Error rates have not been measured." in card.text
     full = render(*MADE_UP)
     assert "## Evaluation" in full.text and "WER" in full.text and "run.png" in full.text
 
@@ -85,16 +85,16 @@ def test_without_evaluation_there_are_no_results():
 @pytest.mark.parametrize(
     ("changes", "gone"),
     [
-        (dict(speed=None), ["audio s / s", "interleaved"]),
-        (dict(speculative=None), ["As the assistant of its teacher, on"]),
-        (dict(sets=[]), ["WER", "Corpus-level", "bootstrap", "Words that nobody said", "nobody speaks"]),
+        (dict(speed=None), ["RTFx", "interleaved"]),
+        (dict(speculative=None), ["Speculative decoding with the student"]),
+        (dict(sets=[]), ["WER, %", "Word error rate", "bootstrap", "Insertion rate on", "Hallucinations on"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_was_not_measured_is_left_out(changes, gone):
-    facts, results = read_facts("made-up-facts"), read_results("made-up-results")
-    whole = str(render_card(facts, results, "you/made-up"))
-    part = str(render_card(facts, dataclasses.replace(results, **changes), "you/made-up"))
+    summary, results = read_summary("made-up-summary"), read_results("made-up-results")
+    whole = str(render_card(summary, results, "you/made-up"))
+    part = str(render_card(summary, dataclasses.replace(results, **changes), "you/made-up"))
     for text in gone:
         assert text in whole and text not in part
     assert "None" not in whole + part
@@ -109,37 +109,38 @@ def test_nothing_of_this_machine_is_in_the_cards():
 def test_the_figures_in_the_text_are_those_of_the_results():
     text = render(*MADE_UP).text
     for expected in (
-        "| made-up-fr | 1,111 | 2.22 | basic | student | 11.11 [10.50, 11.75] | 4.44 [4.10, 4.90] | 111 / 22 / 33 |",
-        "| made-up-fr | 1,111 | 2.22 | basic | teacher | 10.00 [9.50, 10.50] | 4.00 | 100 / 20 / 30 |",
-        "WER of the student less that of the teacher: +1.11 points [+0.40, +1.80]",
-        "the student's is lower: 0.5 %",
-        "12 of 50 clips of made-up-noise got some (teacher: 30)",
-        "3.21 % of its word 5-grams",
-        "WER from 5.5 to 22.2 % over 2 of them",
-        "clips not scored: 3 (empty reference)",
-        "| student | 1 | 12.00 | 10.00 | 2.00 | 0.300 | 33.3 | 3,210 | 4.56 |",
-        "40 of 40 have exactly the teacher's tokens",
+        "| made-up-fr | student | 11.11 [10.50, 11.75] | 4.44 [4.10, 4.90] | 1,111 | 2.22 | 3,333 | basic |",
+        "| made-up-fr | teacher | 10.00 [9.50, 10.50] | 4.00 | 1,111 | 2.22 | 3,333 | basic |",
+        "| made-up-fr | student | 111 | 22 | 33 |",
+        "| made-up-fr | student - teacher | +1.11 [+0.40, +1.80] | +11.1 % | 0.5 % |",
+        "Hallucinations on made-up-noise: text for 12 of 50 clips without speech (teacher: 30).",
+        "Repeated 5-grams on made-up-lectures, sequential: 3.21 %.",
+        "WER by speaker on made-up-fr: 5.5 to 22.2 % (2 speakers).",
+        "made-up-fr: excluded clips: 3 (empty reference)",
+        "| student | 1 | 4.56x | 33.3 | 0.300 | 12.00 | 10.00 | 2.00 | 3,210 |",
+        "Speedup over the teacher: 4.56x at batch size 1.",
+        "speedup 1.23x over the teacher alone, accepted tokens 78.9 %, identical tokens for 40 of 40 clips.",
     ):
         assert expected in text
 
 
 def test_the_examples_of_the_card_run(tmp_path):
-    source = ROOT / "examples" / "demo" / "teacher"  # of half precision, as OpenAI's are; the student is not
+    source = ROOT / "examples" / "demo" / "teacher"  # in half precision; the student is in float32
     student, processor = init_student(load_whisper(str(source)), 2), load_processor(str(source))
     student.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    facts = read_facts("made-up-facts")
-    facts.origin.teacher.name = str(source)
-    facts.student = dataclasses.replace(facts.student, timestamps=False)  # it has no tokens for them
-    text = render_card(facts, None, str(tmp_path)).text
+    summary = read_summary("made-up-summary")
+    summary.provenance.teacher.name = str(source)
+    summary.student = dataclasses.replace(summary.student, timestamps=False)  # its vocabulary has no timestamp tokens
+    text = render_card(summary, None, str(tmp_path)).text
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(examples) == 2
     clip = decode_audio({"path": str(ROOT / "examples/demo/data/known/audio/george-000.ogg"), "bytes": None})
     for example in examples:
-        example = example.replace('"speech.flac"', "dict(clip)").replace("transcribe(dict", "heard = transcribe(dict")
+        example = example.replace('"speech.flac"', "dict(clip)").replace("transcribe(dict", "text = transcribe(dict")
         names = {"clip": {"raw": clip, "sampling_rate": 16000}}
         exec(example, names)
-    assert names["heard"] == " eight nine five three"  # what the teacher hears, though its assistant wasn't trained
+    assert names["text"] == " eight nine five three"  # the teacher's text, although the assistant is untrained
 
 
 # ---- the objective ----
@@ -166,7 +167,7 @@ PS_KD = dict(teacher_phase_ratio=0.0, teacher_weight=0.0, teacher_weight_end=0.0
     ids=["askd", "kd", "ps-kd", "reverse", "skewed", "ce"],
 )
 def test_the_formula_has_the_terms_of_the_run(changes, formula):
-    askd = dict(read_facts("made-up-facts").arguments, divergence="forward_kl", weight_teacher_by_label_prob=False)
+    askd = dict(read_summary("made-up-summary").arguments, divergence="forward_kl", weight_teacher_by_label_prob=False)
     assert objective(askd | changes) == f"L = Σᵢ [ {formula} ] / N"
 
 
@@ -179,16 +180,16 @@ def test_the_license_is_that_of_what_training_started_from():
     assert inherited_license(Provenance(teacher=teacher, from_teacher=True)) == mit
     assert inherited_license(Provenance(teacher=teacher, student=BaseModelInfo("a/s", True, apache))) == apache
     assert inherited_license(Provenance(teacher=teacher, student=BaseModelInfo("a/s", True))) == {}
-    assert inherited_license(Provenance(teacher=teacher)) == {}  # it only learned from it
+    assert inherited_license(Provenance(teacher=teacher)) == {}  # the student doesn't have its weights
     whole = dict(license="other", license_name="made-up", license_link="https://somewhere/LICENSE")
-    facts = read_facts("made-up-facts")
-    facts.origin.teacher.license = whole
-    data = render_card(facts, None, "you/x").data.to_dict()
+    summary = read_summary("made-up-summary")
+    summary.provenance.teacher.license = whole
+    data = render_card(summary, None, "you/x").data.to_dict()
     assert {key: data[key] for key in whole} == whole
-    data = render_card(facts, None, "you/x", license="mit").data.to_dict()
+    data = render_card(summary, None, "you/x", license="mit").data.to_dict()
     assert data["license"] == "mit" and not {"license_name", "license_link"} & data.keys()
-    facts.origin.teacher.license = {}
-    assert "license" not in render_card(facts, None, "you/x").data.to_dict()
+    summary.provenance.teacher.license = {}
+    assert "license" not in render_card(summary, None, "you/x").data.to_dict()
 
 
 # ---- where it comes from, and what it was ----
@@ -196,11 +197,11 @@ def test_the_license_is_that_of_what_training_started_from():
 CE = dict(teacher_phase_ratio=0.0, teacher_weight=0.0, teacher_weight_end=0.0, self_weight=0.0)
 
 
-def card_of(arguments: dict | None = None, facts: dict | None = None, **origin) -> ModelCard:
-    """The card of the made-up run, changed."""
-    found = read_facts("made-up-facts")
-    found = dataclasses.replace(found, **(facts or {}), arguments=found.arguments | (arguments or {}))
-    found.origin = dataclasses.replace(found.origin, **origin)
+def card_of(arguments: dict | None = None, summary: dict | None = None, **origin) -> ModelCard:
+    """Return the card of the made-up run with changes."""
+    found = read_summary("made-up-summary")
+    found = dataclasses.replace(found, **(summary or {}), arguments=found.arguments | (arguments or {}))
+    found.provenance = dataclasses.replace(found.provenance, **origin)
     return render_card(found, None, "you/x")
 
 
@@ -208,10 +209,10 @@ def test_no_teacher_is_claimed_that_was_not_used():
     started = (
         "Training started from the encoder and decoder layers 0 and 31 (counted from 0) of [openai/whisper-large-v3]"
     )
-    assert f"{started}(https://huggingface.co/openai/whisper-large-v3), its teacher, which has 32" in card_of().text
+    assert f"{started}(https://huggingface.co/openai/whisper-large-v3), its teacher (32" in card_of().text
     for arguments in (CE, PS_KD):
         card = card_of(arguments)
-        assert f"{started}(https://huggingface.co/openai/whisper-large-v3), which has 32 encoder" in card.text
+        assert f"{started}(https://huggingface.co/openai/whisper-large-v3) (32 encoder" in card.text
         assert "its teacher" not in card.text and "assistant" not in card.text
         assert card.data.base_model == "openai/whisper-large-v3"
         distilled = arguments is PS_KD
@@ -245,69 +246,69 @@ def test_the_assistant_goes_without_an_encoder_only_if_it_is_the_teachers(freeze
     [((51866, 128), (51866, 128), True), ((51866, 128), (51865, 128), False), ((51866, 128), (51866, 80), False)],
 )
 def test_no_assistant_is_offered_that_its_teacher_cannot_use(teachers, students, offered):
-    facts = read_facts("made-up-facts")
-    teacher = dataclasses.replace(facts.origin.teacher, vocabulary=teachers[0], mel_bins=teachers[1])
-    student = dataclasses.replace(facts.student, vocabulary=students[0], mel_bins=students[1])
-    assert ("assistant_model" in card_of(facts=dict(student=student), teacher=teacher).text) == offered
+    summary = read_summary("made-up-summary")
+    teacher = dataclasses.replace(summary.provenance.teacher, vocabulary=teachers[0], mel_bins=teachers[1])
+    student = dataclasses.replace(summary.student, vocabulary=students[0], mel_bins=students[1])
+    assert ("assistant_model" in card_of(summary=dict(student=student), teacher=teacher).text) == offered
 
 
 def test_a_run_that_was_ended_early_is_not_unfinished():
     early = dict(step=600, total_steps=1000, ended_early=True)
-    text = card_of(dict(metric_for_best_model="wer"), facts=early).text
-    assert "Training ended early, at step 600 of 1,000, as the WER got no better." in text
-    assert "wasn't finished" not in text
-    text = card_of(dict(metric_for_best_model="eval_test_wer"), facts=early).text
-    assert "as the `test_wer` got no better." in text
-    assert "training wasn't finished" in card_of(facts=early | dict(ended_early=False)).text
+    text = card_of(dict(metric_for_best_model="wer"), summary=early).text
+    assert "Training was stopped early, at step 600 of 1,000, because the WER stopped improving." in text
+    assert "unfinished" not in text
+    text = card_of(dict(metric_for_best_model="eval_test_wer"), summary=early).text
+    assert "because the `test_wer` stopped improving." in text
+    assert "Checkpoint of an unfinished training" in card_of(summary=early | dict(ended_early=False)).text
 
 
 def test_clips_without_speech_are_told_apart():
     kd = dict(KD, weight_teacher_by_label_prob=False)
-    text = card_of(kd, facts=dict(no_speech_clips=1234)).text
-    assert "12,345 clips, 68 hours, and 1,234 clips in which nobody speaks, language `fr`" in text
-    assert "(1 - a·gᵢ)·CEᵢ + a·gᵢ·" in text and "- gᵢ: 0 in clips in which nobody speaks, in the others 1\n" in text
-    assert "weight on the labels (at least)" in text
-    assert "and clips in which nobody speaks" in card_of(kd, facts=dict(no_speech_clips=None)).text
-    trusted = card_of(dict(kd, weight_teacher_by_label_prob=True), facts=dict(no_speech_clips=1)).text
-    assert "in the others the teacher's probability of the label" in trusted
+    text = card_of(kd, summary=dict(no_speech_clips=1234)).text
+    assert "12,345 clips, 68 hours, 1,234 clips without speech, language `fr`" in text
+    assert "(1 - a·gᵢ)·CEᵢ + a·gᵢ·" in text and "- gᵢ: 0 in clips without speech, otherwise 1\n" in text
+    assert "label weight (at least)" in text
+    assert "68 hours, clips without speech" in card_of(kd, summary=dict(no_speech_clips=None)).text
+    trusted = card_of(dict(kd, weight_teacher_by_label_prob=True), summary=dict(no_speech_clips=1)).text
+    assert "otherwise the teacher's probability of the label" in trusted
     text = card_of(kd).text
-    assert "nobody speaks" not in text.split("## Training")[1] and "gᵢ" not in text
+    assert "without speech" not in text.split("## Training")[1] and "gᵢ" not in text
 
 
 def test_a_translator_says_so():
     text = card_of(tasks=["translate"]).text
-    assert "A Whisper speech translator, from `fr` into English, with 32 encoder" in text and "recognizer" not in text
+    assert "A Whisper speech translator from `fr` into English (32 encoder" in text and "recognizer" not in text
     assert "--dataset my_speech --language fr --task translate" in text
     assert '.transcribe("speech.flac", language="fr", task="translate")' in text
     text = card_of().text
-    assert "A Whisper speech recognizer with 32 encoder" in text and "translator" not in text and "task" not in text
+    assert "A Whisper speech recognizer (32 encoder" in text and "translator" not in text and "--task" not in text
 
 
 def test_a_student_that_was_not_trained_has_no_training_section():
-    card = card_of(facts=dict(step=0, total_steps=0, phases=[], epochs=0.0))
-    assert "## Training" not in card.text and "updates of" not in card.text and "It wasn't trained" in card.text
-    assert "made with `askd_hf`. Its weights are those of the encoder and decoder layers" in card.text
+    card = card_of(summary=dict(step=0, total_steps=0, phases=[], epochs=0.0))
+    assert (
+        "## Training" not in card.text and "updates of" not in card.text and "The model was not trained" in card.text
+    )
+    assert "initialized with `askd_hf`. Its weights are those of the encoder and decoder layers" in card.text
     assert "knowledge-distillation" not in card.data.tags and "## Citation" in card.text
 
 
 def test_the_step_of_the_best_weights_is_named():
-    text = card_of(dict(metric_for_best_model="wer"), facts=dict(best_step=200)).text
-    assert "Published are the weights of step 200, the best by\n`wer`." in text
-    assert "Published are" not in card_of().text
+    text = card_of(dict(metric_for_best_model="wer"), summary=dict(best_step=200)).text
+    assert "The published weights are those of step 200, the best by\n`wer`." in text
+    assert "The published weights" not in card_of().text
 
 
 def test_of_cached_labels_the_bound_is_named():
-    text = card_of(facts=dict(top_k=8)).text
-    assert (
-        "teacherᵢ: its 8 most probable tokens one by one, all others lumped together" in text and "lower bound" in text
-    )
-    assert "lower bound" not in card_of().text and "lower bound" not in card_of(CE, facts=dict(top_k=8)).text
+    text = card_of(summary=dict(top_k=8)).text
+    assert "teacherᵢ: the 8 most probable tokens, and all others as one" in text and "lower bound" in text
+    assert "lower bound" not in card_of().text and "lower bound" not in card_of(CE, summary=dict(top_k=8)).text
 
 
 def test_faster_whisper_is_shown_for_its_own_window_alone():
-    student = read_facts("made-up-facts").student
+    student = read_summary("made-up-summary").student
     assert "faster_whisper" in card_of().text
-    assert "faster_whisper" not in card_of(facts=dict(student=dataclasses.replace(student, window=20.0))).text
+    assert "faster_whisper" not in card_of(summary=dict(student=dataclasses.replace(student, window=20.0))).text
 
 
 def test_who_labelled_the_training_set_is_named_but_no_base_model():
@@ -326,15 +327,15 @@ def test_who_labelled_the_training_set_is_named_but_no_base_model():
 
 
 def with_sets(*changes: dict) -> Results:
-    """Results on as many sets like the first of the made-up ones, changed."""
+    """Return results on copies of the first made-up set, each with changes."""
     results = read_results("made-up-results")
     return dataclasses.replace(results, sets=[dataclasses.replace(results.sets[0], **each) for each in changes])
 
 
 def test_every_set_of_the_hub_stays_one_in_the_metadata():
-    sets = [dict(name=f"made-up-{method}", method=method) for method in ("short", "sequential", "chunked")]
+    sets = [dict(name=f"made-up-{method}", method=method) for method in ("short_form", "sequential", "chunked")]
     results = with_sets(*sets)
-    card = ModelCard(str(render_card(read_facts("made-up-facts"), results, "you/x")))
+    card = ModelCard(str(render_card(read_summary("made-up-summary"), results, "you/x")))
     found = [(result.dataset_name, result.metric_type) for result in card.data.eval_results]
     assert found == [(each["name"], metric) for each in sets for metric in ("wer", "cer")]
     assert card.data.eval_results == model_index(results)
@@ -343,19 +344,19 @@ def test_every_set_of_the_hub_stays_one_in_the_metadata():
 @pytest.mark.parametrize("dataset", ["/a/speech", ".", "..", "speech"])
 def test_results_on_speech_of_ones_own_are_in_the_text_alone(dataset):
     results = with_sets(dict(name="mine", dataset=dataset, config=None, on_hub=False))
-    card = ModelCard(str(render_card(read_facts("made-up-facts"), results, "you/x")))
+    card = ModelCard(str(render_card(read_summary("made-up-summary"), results, "you/x")))
     assert card.data.eval_results is None and "hf-asr-leaderboard" not in card.data.tags
-    assert "| mine | 1,111 |" in card.text
+    assert "| mine | student |" in card.text
     on_top = card.text.split("## ")[0]
     assert "Word error rate: 11.11 % (teacher: 10.00 %) on mine." in on_top
 
 
 def test_the_leaderboards_tag_needs_results():
     assert "hf-asr-leaderboard" in render(*MADE_UP).data.tags
-    assert "hf-asr-leaderboard" not in render("made-up-facts", None, "you/x", False).data.tags
+    assert "hf-asr-leaderboard" not in render("made-up-summary", None, "you/x", False).data.tags
 
 
-@pytest.mark.parametrize(("value", "written"), [(0.05, "0.05 (a fraction of the run)"), (500.0, "500"), (0.0, "0")])
+@pytest.mark.parametrize(("value", "written"), [(0.05, "0.05 (5 % of the steps)"), (500.0, "500"), (0.0, "0")])
 def test_a_warm_up_below_one_is_a_fraction(value, written):
     assert f"| `warmup_steps` | {written} |" in card_of(dict(warmup_steps=value)).text
 
@@ -364,8 +365,8 @@ def test_the_license_of_the_speech_is_named(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Speech\n")
     speech = TrainingData.of(SpeechSource(str(tmp_path), None, "train"))
     assert speech.license == "cc-by-4.0" and not speech.on_hub
-    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: nobody-s\n---\n")
-    assert TrainingData.of(SpeechSource(str(tmp_path), None, "train")).license == "nobody-s"
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: custom\n---\n")
+    assert TrainingData.of(SpeechSource(str(tmp_path), None, "train")).license == "custom"
     (tmp_path / "README.md").unlink()
     assert TrainingData.of(SpeechSource(str(tmp_path), None, "train")).license is None
     assert (
@@ -376,25 +377,25 @@ def test_the_license_of_the_speech_is_named(tmp_path):
 
 def test_a_translation_is_no_recognition():
     results = with_sets(dict(name="plain"), dict(name="into-english", task="translate"))
-    card = render_card(read_facts("made-up-facts"), results, "you/x")
+    card = render_card(read_summary("made-up-summary"), results, "you/x")
     assert {result.dataset_name for result in card.data.eval_results} == {"plain"}
-    assert "| into-english, translate | 1,111 |" in card.text and "| plain | 1,111 |" in card.text
+    assert "| into-english, translate | student |" in card.text and "| plain | student |" in card.text
 
 
 def test_the_texts_as_they_are_have_no_normalizer():
-    facts = read_facts("made-up-facts")
+    summary = read_summary("made-up-summary")
     plain = with_sets(dict(normalizer="none"))
-    card = render_card(facts, plain, "you/x")
-    assert "Corpus-level rates of the texts as they are;" in card.text and "Whisper's text normalizer" not in card.text
+    card = render_card(summary, plain, "you/x")
+    assert "Normalizers: none: no normalization." in card.text
     assert card.data.eval_results[0].metric_name == "WER (no normalizer, 1111 clips)"
     both = with_sets(dict(normalizer="none"), dict(name="b", normalizer="basic"))
-    expected = "Whisper's text normalizer of that name (none: of the texts as they are);"
-    assert expected in render_card(facts, both, "you/x").text
+    expected = "Normalizers: basic: Whisper's basic normalizer; none: no normalization."
+    assert expected in render_card(summary, both, "you/x").text
 
 
 def test_all_inputs_are_used():
     assert {path.name for path in INPUTS.iterdir()} == {
-        "demo-facts.json", "demo-results.json", "made-up-facts.json", "made-up-results.json", "made-up.md"
+        "demo-summary.json", "demo-results.json", "made-up-summary.json", "made-up-results.json", "made-up.md"
     }  # fmt: skip
     assert {path.name for path in GOLDEN.iterdir()} == {
         "demo-teacher.md", "demo-student.md", "demo-student-not-evaluated.md"
@@ -409,13 +410,13 @@ def test_every_dataset_and_language_is_named():
     ]
     card = card_of(speech=speech, languages=["fr", "de"], tasks=["transcribe", "translate"])
     assert (
-        "[mozilla/voices](https://huggingface.co/datasets/mozilla/voices) (configuration `fr`, split `train`), "
-        "`my_german` (split `train`), `recordings` (split `train`), "
-        "transcribed by `openai/whisper-large-v3`, "
+        "- [mozilla/voices](https://huggingface.co/datasets/mozilla/voices) (configuration `fr`, split `train`, "
+        "license unknown)\n- `my_german` (split `train`, license unknown)\n- `recordings` (split `train`, license "
+        "unknown), transcribed by `openai/whisper-large-v3`\n"
     ) in card.text
     assert "languages `fr` and `de`, tasks `transcribe` and `translate`" in card.text
     assert "Trained on `fr` and `de` only" in card.text
     assert card.data.datasets == ["mozilla/voices"] and card.data.language == ["fr", "de"]
     unknown = card_of(speech=[], languages=[])
     assert unknown.data.datasets is None and unknown.data.language is None
-    assert "a language that its facts don't name" in unknown.text
+    assert "Trained on unknown languages only" in unknown.text

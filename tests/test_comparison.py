@@ -1,4 +1,4 @@
-"""The comparison after a run is decoded as the evaluations while training were: one model has one figure."""
+"""The evaluation after a run uses the decoding settings of the evaluations during training."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_the_last_evaluation_and_the_comparison_agree(monkeypatch, capsys, tmp_p
     )
     if beams == "option":
         more += " --generation_num_beams 3"
-    else:  # instead of the model's own
+    else:  # overrides the model's generation config
         settings = json.loads((teacher_dir / "generation_config.json").read_text())
         (tmp_path / "settings").mkdir()
         file = tmp_path / "settings" / "generation_config.json"
@@ -40,5 +40,5 @@ def test_the_last_evaluation_and_the_comparison_agree(monkeypatch, capsys, tmp_p
     rates = [(row["eval_wer"], row["eval_cer"]) for row in log if "eval_wer" in row]
     student = results.sets[0].scores["student"]
     assert rates[-1] == pytest.approx((student.wer, student.cer))
-    assert "num beams 3" in (tmp_path / "run" / "README.md").read_text()
+    assert "| `num_beams` | 3 |" in (tmp_path / "run" / "README.md").read_text()
     assert "num_beams 3" in ended.stdout

@@ -23,7 +23,7 @@ def teacher_dir(tmp_path_factory):
 
 
 def copied_layers(run) -> tuple[list[int], list[int]]:
-    origin = json.loads((run / "training.json").read_text())["origin"]
+    origin = json.loads((run / "training.json").read_text())["provenance"]
     return origin["copied_encoder_layers"], origin["copied_decoder_layers"]
 
 

@@ -67,7 +67,7 @@ def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
     )
     assert status == 0, err
     assert re.search(r"teacher +0 - 9 .*\nself +10 - 11 ", out)
-    for row in ("validation  student", "student before", "teacher"):
+    for row in ("validation  student", "initial student", "teacher"):
         rates = r"\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)"
         assert re.search(rf"^ *{row} +{rates} +{rates} +english-unified, no spelling list +6 ", out, re.MULTILINE), row
     results = Results.load(tmp_path / "run" / "evaluation" / "results.json")
@@ -212,7 +212,8 @@ def test_a_run_that_goes_on_leaves_nothing_of_its_earlier_evaluation(
     assert status == 0 and "no comparison" not in err, err
     results = Results.load(tmp_path / "run" / "evaluation" / "results.json")
     assert [(entry.name, list(entry.scores)) for entry in results.sets] == [("train[:4]", list(results.models))]
-    assert list(results.models) == ["student", "student before", "teacher"] and results.sets[0].spelling is False
+    assert list(results.models) == ["student", "initial student", "teacher"]
+    assert results.sets[0].spelling_normalizer is False
     assert {file.stem for file in manifests.rglob("*.json*")} == {"train[:4]"}
 
 
@@ -220,7 +221,7 @@ def test_a_comparison_that_fails_costs_nothing_else(monkeypatch, capsys, tmp_pat
     def fail(*args):
         raise UserError("they can't be compared")
 
-    monkeypatch.setattr("askd_hf.commands.report.compare", fail)
+    monkeypatch.setattr("askd_hf.commands.report.evaluate_models", fail)
     arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation", "--max_steps", 1)
     status, out, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 0 and "no comparison: they can't be compared" in err
@@ -239,8 +240,8 @@ def test_what_was_skipped_and_who_spoke_is_in_the_results(monkeypatch, capsys, t
     status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", *more))
     assert status == 0, err
     (result,) = Results.load(tmp_path / "run" / "evaluation" / "results.json").sets
-    assert (result.clips, result.dropped) == (5, {"skipped, --on_bad_audio": 1})
-    assert result.scores["student"].wer_by_speaker.keys() == set(speakers) and result.blocks == "speaker"
+    assert (result.clips, result.excluded) == (5, {"invalid, skipped by --on_bad_audio": 1})
+    assert result.scores["student"].wer_by_speaker.keys() == set(speakers) and result.bootstrap_unit == "speaker"
 
 
 def test_the_command_line_wins_over_yaml_and_yaml_over_the_preset(
@@ -438,7 +439,7 @@ def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, spee
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(re.findall(r"^self +5 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
-    assert len(re.findall(r" WER % +CER % ", done.stdout)) == 1
+    assert len(re.findall(r" WER, % +CER, % ", done.stdout)) == 1
     AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
 
 

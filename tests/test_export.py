@@ -1,4 +1,4 @@
-"""Export to CTranslate2: the converted model is run for real, by CTranslate2 and by faster-whisper, on real speech."""
+"""Export to CTranslate2: the converted model is run by CTranslate2 and faster-whisper on real speech."""
 
 import re
 import sys
@@ -43,7 +43,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, processor) -> Path:
-    """The demo's teacher, converted."""
+    """The converted demo teacher."""
     directory = tmp_path_factory.mktemp("export") / "teacher"
     export_ctranslate2(load_whisper(str(TEACHER)), processor, directory)
     return directory
@@ -56,7 +56,7 @@ def saved_long(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_exported(tmp_path_factory, saved_long) -> Path:
-    """The same with windows of 30 s, as faster-whisper needs them."""
+    """The converted demo teacher with 30 s windows, which faster-whisper requires."""
     directory = tmp_path_factory.mktemp("export") / "long"
     export_ctranslate2(*long_teacher(), directory)
     return directory
@@ -80,19 +80,19 @@ def test_the_converted_model_gives_the_tokens_of_transformers(exported, teacher,
         features = input_features(processor, clip)
         expected = teacher.generate(features, num_beams=1)[0].tolist()
         view = ctranslate2.StorageView.from_array(features.numpy())
-        heard = converted.generate(view, [prompt], beam_size=1)[0].sequences_ids[0]
-        assert heard == [token for token in expected if token != teacher.config.eos_token_id]
-        count += len(heard)
-    assert count > 36  # three words a clip
+        predicted = converted.generate(view, [prompt], beam_size=1)[0].sequences_ids[0]
+        assert predicted == [token for token in expected if token != teacher.config.eos_token_id]
+        count += len(predicted)
+    assert count > 36  # three words per clip
 
 
 def test_faster_whisper_hears_what_transformers_hears(long_exported, clips):
     model, processor = long_teacher()
     expected = [text.strip() for text in transcribe_transformers(model, processor, clips)]
-    # it pads a clip's features with zeros, where Whisper has silence; so the clips fill the window here
+    # faster-whisper pads features with zeros instead of silence, so these clips fill the window
     padded = [np.pad(clip, (0, 30 * 16_000 - len(clip))) for clip in clips]
-    heard = transcribe_faster_whisper(long_exported, padded, "en", "transcribe")
-    assert [text.strip() for text in heard] == expected
+    predicted = transcribe_faster_whisper(long_exported, padded, "en", "transcribe")
+    assert [text.strip() for text in predicted] == expected
     assert len({text for text in expected if len(text.split()) > 1}) > 6
 
 
@@ -105,10 +105,10 @@ def test_a_multilingual_model_is_asked_in_the_language_given(tmp_path):
         clips = [np.random.default_rng(seed).normal(0, 0.1, 16_000).astype(np.float32) for seed in range(3)]
         expected = transcribe_transformers(model.eval(), processor, clips)
         export_ctranslate2(model, processor, tmp_path / f"{language}-out")
-        heard = transcribe_ctranslate2(tmp_path / f"{language}-out", processor, clips, 32)
-        assert heard == expected  # of random weights: as long as a text can be, or nearly so
-        assert max(map(len, heard)) > 8
-        texts.add(tuple(heard))
+        predicted = transcribe_ctranslate2(tmp_path / f"{language}-out", processor, clips, 32)
+        assert predicted == expected  # random weights: texts up to the token limit
+        assert max(map(len, predicted)) > 8
+        texts.add(tuple(predicted))
     assert len(texts) == 2
 
 
@@ -118,43 +118,44 @@ def test_8_bits_take_less_than_half_the_size_and_hear_nearly_the_same(
     export_ctranslate2(teacher, processor, tmp_path / "int8", "int8")
     sizes = [(directory / "model.bin").stat().st_size for directory in (tmp_path / "int8", exported)]
     assert sizes[0] < sizes[1] / 2
-    heard = [text.strip() for text in transcribe_ctranslate2(tmp_path / "int8", processor, clips, 64)]
-    assert 100 * jiwer.wer([row["text"] for row in speech], heard) <= 10
+    predicted = [text.strip() for text in transcribe_ctranslate2(tmp_path / "int8", processor, clips, 64)]
+    assert 100 * jiwer.wer([row["text"] for row in speech], predicted) <= 10
 
 
 def test_a_planted_difference_is_reported(tmp_path, teacher, processor, speech, clips):
     expected = transcribe_transformers(teacher, processor, clips)
-    with torch.no_grad():  # what a broken conversion could do: two layers swapped
+    with torch.no_grad():  # simulates a broken conversion: two layers swapped
         layers = teacher.model.decoder.layers
         layers[1], layers[2] = layers[2], layers[1]
     export_ctranslate2(teacher, processor, tmp_path / "swapped")
-    heard = transcribe_ctranslate2(tmp_path / "swapped", processor, clips, 64)
-    result = agreement("ctranslate2", [row["clip"] for row in speech], expected, heard, str)
-    differing = [i for i in range(len(clips)) if expected[i].strip() != heard[i].strip()]
+    predicted = transcribe_ctranslate2(tmp_path / "swapped", processor, clips, 64)
+    result = agreement("ctranslate2", [row["clip"] for row in speech], expected, predicted, str)
+    differing = [i for i in range(len(clips)) if expected[i].strip() != predicted[i].strip()]
     assert differing
     assert [clip for clip, _, _ in result.differing] == [speech[i]["clip"] for i in differing]
-    wer = 100 * jiwer.wer([text.strip() for text in expected], [text.strip() for text in heard])
+    wer = 100 * jiwer.wer([text.strip() for text in expected], [text.strip() for text in predicted])
     assert result.wer == pytest.approx(wer)
     first_line, *examples = str(result).splitlines()
     assert first_line == (
-        f"ctranslate2: another text than transformers in {len(differing)} of 12 clips; WER between the two {wer:.2f} %"
+        f"ctranslate2: different text than transformers for {len(differing)} of 12 clips; WER against transformers "
+        f"{wer:.2f} %"
     )
     assert examples[:3] == [
         f"  {speech[differing[0]]['clip']}",
         f"    transformers: {expected[differing[0]].strip()}",
-        f"    ctranslate2:  {heard[differing[0]].strip()}",
+        f"    ctranslate2:  {predicted[differing[0]].strip()}",
     ]
 
 
 def test_the_report_counts_texts_and_shows_five():
     same = agreement("x", ["a", "b"], [" one", "two"], ["one", " two "], str.lower)
-    assert str(same) == "x: the same text as transformers in all 2 clips"
+    assert str(same) == "x: same text as transformers for all 2 clips"
     names = [str(i) for i in range(8)]
     result = agreement("x", names, ["One two"] * 8, ["one two"] + ["one"] * 7, str.lower)
-    assert len(result.differing) == 8  # the case differs in the first: another text, no other word
+    assert len(result.differing) == 8  # the first differs in case only: a different text with the same words
     assert result.wer == pytest.approx(100 * 7 / 16)
     lines = str(result).splitlines()
-    assert lines[0] == "x: another text than transformers in 8 of 8 clips; WER between the two 43.75 %"
+    assert lines[0] == "x: different text than transformers for 8 of 8 clips; WER against transformers 43.75 %"
     assert len(lines) == 1 + 5 * 3 + 1
     assert lines[-1] == "  ... and 3 more"
     assert agreement("x", ["a"], [""], ["one"], str.lower).wer is None
@@ -164,10 +165,10 @@ def test_the_script_converts_compares_and_overwrites_nothing(tmp_path, saved_lon
     arguments = ["--model", saved_long, "--output_dir", "out", "--dataset", SPEECH, "--max_samples", 6]
     done = run_there(SCRIPT, *arguments, directory=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "ctranslate2: the same text as transformers in all 6 clips" in done.stdout
-    assert re.search(r"^faster-whisper: (another|the same) text (than|as) transformers in ", done.stdout, re.MULTILINE)
+    assert "ctranslate2: same text as transformers for all 6 clips" in done.stdout
+    assert re.search(r"^faster-whisper: (different|same) text (than|as) transformers for ", done.stdout, re.MULTILINE)
     assert "No word timestamps: " in done.stdout
-    assert {file.name for file in tmp_path.iterdir()} == {"out"}  # and nothing unfinished beside it
+    assert {file.name for file in tmp_path.iterdir()} == {"out"}  # no temporary directory is left
     written = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"model.bin", "config.json", "vocabulary.json", "tokenizer.json", "preprocessor_config.json"} <= written
     before = (tmp_path / "out" / "model.bin").stat().st_mtime_ns
@@ -175,7 +176,7 @@ def test_the_script_converts_compares_and_overwrites_nothing(tmp_path, saved_lon
     assert done.returncode == 2
     assert (
         done.stderr.strip().splitlines()[-1]
-        == "error: --output_dir out is there already; name another, or remove it first"
+        == "error: --output_dir out already exists. Use another directory, or remove it first"
     )
     assert (tmp_path / "out" / "model.bin").stat().st_mtime_ns == before
 
@@ -193,7 +194,7 @@ def test_a_model_of_the_hub_is_exported_and_one_with_other_windows_compared_in_c
             before_hub=True,
         )
     assert done.returncode == 0, done.stderr
-    assert "ctranslate2: the same text as transformers in all 2 clips" in done.stdout
+    assert "ctranslate2: same text as transformers for all 2 clips" in done.stdout
     assert "faster-whisper: can't run this model, whose window is 3 s and not 30 s" in done.stdout
     written = tmp_path / "student-ctranslate2"
     assert (written / "model.bin").read_bytes() == (exported / "model.bin").read_bytes()

@@ -1,4 +1,4 @@
-"""What a run leaves for its card: where its models are from, how they were trained, and no secrets."""
+"""The training summary: provenance, arguments, and no secrets."""
 
 import json
 from importlib.metadata import PackageNotFoundError
@@ -30,21 +30,20 @@ def test_the_facts_are_those_of_the_run(tmp_path, teacher, student, processor):
     trainer.save_model()
     text = (tmp_path / "run" / SUMMARY_FILE).read_text()
     assert token not in text and str(tmp_path) not in text
-    facts = TrainingSummary.load(tmp_path / "run")
-    assert (facts.step, facts.total_steps, facts.clips, facts.batch_size) == (10, 10, 16, 4)
-    assert facts.student.parameters == student.num_parameters()
-    assert (facts.student.encoder_layers, facts.student.decoder_layers, facts.student.window) == (2, 2, 1.0)
-    assert (
-        facts.student.vocabulary == student.config.vocab_size and facts.student.mel_bins == student.config.num_mel_bins
-    )
-    assert facts.student.dtype == "float32" and not facts.student.timestamps
-    assert facts.origin.language == "en"
+    summary = TrainingSummary.load(tmp_path / "run")
+    assert (summary.step, summary.total_steps, summary.clips, summary.batch_size) == (10, 10, 16, 4)
+    assert summary.student.parameters == student.num_parameters()
+    assert (summary.student.encoder_layers, summary.student.decoder_layers, summary.student.window) == (2, 2, 1.0)
+    assert summary.student.vocabulary == student.config.vocab_size
+    assert summary.student.mel_bins == student.config.num_mel_bins
+    assert summary.student.dtype == "float32" and not summary.student.timestamps
+    assert summary.provenance.language == "en"
     last = [row for row in trainer.state.log_history if "teacher_weight" in row][-1]
-    assert facts.weights["self"] == last["self_weight"] > 0
-    assert facts.phases[0]["teacher_weight"][0] == 0.8 and facts.phases[0]["last_step"] == 5
-    assert facts.phases[1]["self_weight"][1] == last["self_weight"]
-    assert facts.arguments.keys() == set(ARGUMENTS)
-    assert facts.arguments["learning_rate"] == 1e-2
+    assert summary.weights["self"] == last["self_weight"] > 0
+    assert summary.phases[0]["teacher_weight"][0] == 0.8 and summary.phases[0]["last_step"] == 5
+    assert summary.phases[1]["self_weight"][1] == last["self_weight"]
+    assert summary.arguments.keys() == set(ARGUMENTS)
+    assert summary.arguments["learning_rate"] == 1e-2
     assert json.loads(text)["arguments"]["preset"] == "askd"
 
 
@@ -55,7 +54,7 @@ def test_what_the_files_say_is_read_from_them(tmp_path):
     found = ModelInfo.of(tmp_path)
     assert found.multilingual and not found.timestamps and not found.word_timestamps
     generation = json.loads((tmp_path / "generation_config.json").read_text())
-    generation["no_timestamps_token_id"] = model.config.vocab_size - 5  # so that four timestamp tokens follow
+    generation["no_timestamps_token_id"] = model.config.vocab_size - 5  # four timestamp tokens follow
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     assert ModelInfo.of(tmp_path).timestamps and ModelInfo.of(tmp_path).word_timestamps
     for heads in ([[4, 0]], [[1, 0], [0, 2]]):  # it has 4 layers of 2 heads
@@ -108,7 +107,7 @@ def test_what_a_card_states_of_its_licence(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("---\nlicense: other\nlicense_name: made-up\nlicense_link: LICENSE\ntags: [x]\n---\n# x\n")
     stated = dict(license="other", license_name="made-up")
-    assert stated_license(str(tmp_path)) == stated  # a link into a directory leads nowhere
+    assert stated_license(str(tmp_path)) == stated  # a relative link in a local directory is dropped
     card.write_text(card.read_text().replace("LICENSE", "https://somewhere/x"))
     assert stated_license(str(tmp_path)) == stated | dict(license_link="https://somewhere/x")
     card.write_text("---\nlicense: [mit\ntags: }\n---\n# x\n")
@@ -123,7 +122,7 @@ def test_a_link_to_a_license_on_the_hub_is_made_whole(monkeypatch):
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Clips that nobody has counted."""
+    """An iterable dataset of unknown length."""
 
     def __init__(self, config):
         self.clips = Clips(config)
@@ -142,8 +141,8 @@ def test_a_stream_has_no_number_of_clips(tmp_path, teacher, student, processor):
         processing_class=processor,
     )
     trainer.train()
-    facts = TrainingSummary.load(tmp_path / "checkpoint-2")
-    assert (facts.step, facts.clips, facts.hours) == (2, None, None)
+    summary = TrainingSummary.load(tmp_path / "checkpoint-2")
+    assert (summary.step, summary.clips, summary.hours) == (2, None, None)
 
 
 def test_what_comes_more_than_once_in_an_epoch_is_counted_once():
@@ -165,13 +164,13 @@ def test_a_run_that_was_ended_early_says_so(tmp_path, teacher, student, processo
     changes = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=None)
     changes |= dict(load_best_model_at_end=True, metric_for_best_model="ce_loss", early_stopping_patience=2)
     changes |= dict(predict_with_generate=False, preset="ce", max_steps=30)
-    evaluation = Clips(student.config, seed=2)  # of random labels: what fits the training set is soon worse there
+    evaluation = Clips(student.config, seed=2)  # random labels: the loss increases after a few steps
     trainer = make_trainer(tmp_path, None, student, evaluation, processor=processor, **changes)
     trainer.train()
     trainer.save_model()
-    facts = TrainingSummary.load(tmp_path)
-    assert facts.ended_early and facts.step == trainer.state.global_step < facts.total_steps == 30
-    assert not TrainingSummary.load(tmp_path / f"checkpoint-{facts.step - 1}").ended_early  # in which it wasn't yet
+    summary = TrainingSummary.load(tmp_path)
+    assert summary.ended_early and summary.step == trainer.state.global_step < summary.total_steps == 30
+    assert not TrainingSummary.load(tmp_path / f"checkpoint-{summary.step - 1}").ended_early  # saved before the end
     trainer.args.early_stopping_patience = None
     trainer.save_model()
     assert not TrainingSummary.load(tmp_path).ended_early
@@ -180,7 +179,7 @@ def test_a_run_that_was_ended_early_says_so(tmp_path, teacher, student, processo
 def test_a_teacher_has_the_vocabulary_that_it_was_stored_with(tmp_path, teacher):
     teacher.save_pretrained(tmp_path)
     stored = teacher.config.vocab_size
-    teacher.config.vocab_size = stored - 1  # as if it had been given the student's
+    teacher.config.vocab_size = stored - 1  # as if resized to the student's vocabulary
     found = BaseModelInfo.of(str(tmp_path), teacher)
     assert (found.vocabulary, found.mel_bins) == (stored, teacher.config.num_mel_bins)
     assert BaseModelInfo.of("somebody/unreachable", teacher).vocabulary == stored - 1
@@ -190,16 +189,16 @@ def test_of_the_best_weights_the_step_is_known(tmp_path, teacher, student, proce
     changes = dict(
         eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, load_best_model_at_end=True
     )
-    # where more is better the best loss is that of the beginning
+    # with greater_is_better the first loss is the best
     changes |= dict(metric_for_best_model="loss", greater_is_better=True, predict_with_generate=False, max_steps=6)
     trainer = make_trainer(tmp_path, teacher, student, Clips(student.config, seed=2), processor=processor, **changes)
     trainer.train()
     trainer.save_model()
     losses = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
     best = max(losses, key=losses.get)
-    facts = TrainingSummary.load(tmp_path)
-    assert best < 6 and (facts.step, facts.best_step) == (6, best)
-    assert facts.arguments["metric_for_best_model"] == "loss"
+    summary = TrainingSummary.load(tmp_path)
+    assert best < 6 and (summary.step, summary.best_step) == (6, best)
+    assert summary.arguments["metric_for_best_model"] == "loss"
     checkpoint, saved = (
         load_file(place / "model.safetensors") for place in (tmp_path / f"checkpoint-{best}", tmp_path)
     )
@@ -211,7 +210,7 @@ def test_of_cached_labels_their_number_is_known(tmp_path, teacher, student, proc
     trainer = make_trainer(tmp_path, teacher, student, processor=processor, max_steps=2)
     trainer.train()
     trainer.save_model()
-    assert TrainingSummary.load(tmp_path).top_k is None and TrainingSummary.load(tmp_path).origin.teacher is None
+    assert TrainingSummary.load(tmp_path).top_k is None and TrainingSummary.load(tmp_path).provenance.teacher is None
     settings = json.dumps(dict(teacher="proj/teacher", top_k=8))
     columns = {
         name: ["x"] if name == KEY_COLUMN else [settings] if name == SETTINGS_COLUMN else [[]]
@@ -219,8 +218,8 @@ def test_of_cached_labels_their_number_is_known(tmp_path, teacher, student, proc
     }
     trainer.train_dataset = Dataset.from_dict(columns, features=SOFT_LABEL_FEATURES)
     trainer.save_model()
-    facts = TrainingSummary.load(tmp_path)
-    assert facts.top_k == 8 and facts.origin.teacher.name == "teacher"
+    summary = TrainingSummary.load(tmp_path)
+    assert summary.top_k == 8 and summary.provenance.teacher.name == "teacher"
     trainer.args.teacher_phase_ratio = 0.0
     trainer.save_model()
     assert TrainingSummary.load(tmp_path).top_k is None
@@ -234,7 +233,7 @@ def test_saving_without_training_keeps_what_is_known(tmp_path, teacher, student,
     before = {name: (tmp_path / name).read_bytes() for name in (SUMMARY_FILE, "trainer_state.json")}
     other = make_trainer(tmp_path, teacher, student, processor=processor)
     other.save_model()
-    with pytest.raises(UserError, match="go on with"):  # with HF_HUB_OFFLINE
+    with pytest.raises(UserError, match="resume with"):  # with HF_HUB_OFFLINE
         other.push_to_hub()
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
     other.save_model(str(tmp_path / "elsewhere"))

@@ -1,4 +1,4 @@
-"""The picture of a run: what is drawn is what was logged."""
+"""The plot of a run shows the logged values."""
 
 import matplotlib.figure
 import numpy as np
@@ -15,7 +15,7 @@ EVALUATION = [dict(step=0, eval_known_wer=150.0), dict(step=20, eval_known_wer=1
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[matplotlib.figure.Figure]:
-    """The figures that are saved, for a look at what they hold."""
+    """Return the list of figures that are saved."""
     figures = []
     save = matplotlib.figure.Figure.savefig
 
@@ -36,7 +36,7 @@ def test_weights_losses_and_error_rates_are_those_of_the_log(tmp_path, drawn):
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
     weights, losses, rates = drawn[0].axes
     tops = [area.get_paths()[0].vertices[:, 1].max() for area in weights.collections]
-    assert tops == pytest.approx([0.8, 1.0, 1.0])  # labels, then the teacher on top of them, then the self
+    assert tops == pytest.approx([0.8, 1.0, 1.0])  # stacked: labels, teacher, self
     assert lines(losses) == {
         "labels (cross-entropy)": [[10, 2.0], [20, 1.0]],
         "teacher (T²·D)": [[10, 3.0]],

@@ -126,7 +126,7 @@ def test_its_facts_are_those_of_adapter_and_base(run, student_dir):
 def test_its_card_is_one_of_peft_without_paths(run, student_dir):
     card = ModelCard.load(run / "README.md")
     assert card.data.library_name == "peft" and "base_model" not in card.data.to_dict()
-    assert "adapter of" in card.text and "makes of `my-student`" in card.text
+    assert "LoRA adapter with" in card.text and "for `my-student`" in card.text
     for name in ("README.md", "training.json"):
         assert str(student_dir.parent) not in (run / name).read_text()
     (scored,) = Results.load(run / "evaluation" / "results.json").sets
@@ -266,7 +266,7 @@ def test_from_python_too(tmp_path, teacher, student_dir):
 
 
 def test_an_adapter_of_a_directory_is_not_published(run):
-    with pytest.raises(UserError, match=r"an adapter of .*my-student, a directory here, so nobody else could load it"):
+    with pytest.raises(UserError, match=r"an adapter whose base model is a local directory \(.*my-student\)"):
         publish(run, "me/x", token=WRITER)
 
 

@@ -1,4 +1,4 @@
-"""Error rates against edits counted by hand."""
+"""Error rates against manually counted edits."""
 
 import sys
 
@@ -11,6 +11,7 @@ from askd_hf.arguments import DataArguments
 from askd_hf.errors import UserError
 from askd_hf.evaluation import EvaluationArguments
 from askd_hf.evaluation.metrics import ErrorRate, compute_metrics_for, error_rates, normalizer_for, text_normalizer
+from askd_hf.training.datasets import check_normalizer
 
 
 def test_error_rates_are_of_the_corpus_and_in_percent():
@@ -54,16 +55,16 @@ def test_compute_metrics_decodes_padded_tokens(processor):
     assert compute_metrics(EvalPrediction(predictions=tokens, label_ids=labels))["wer"] == 50.0
 
 
-def test_the_metric_that_chooses_the_checkpoint_hears_marks_and_letters():
-    """Each clip in its own language, as its labels have it; translations in English."""
-    texts = {  # of each pair of language and task the label and what was said
+def test_compute_metrics_counts_marks_and_letters():
+    """The normalizer of each clip depends on the language token of its labels; translations are English."""
+    texts = {  # (language, task) -> (label, prediction)
         ("<|hi|>", "<|transcribe|>"): ("कि की", "की की"),
         ("<|th|>", "<|transcribe|>"): ("กาก่า", "กากา"),
         ("<|tr|>", "<|transcribe|>"): ("ISI", "ısı"),
         ("<|hi|>", "<|translate|>"): ("I'm", "i’m"),
     }
     letters = sorted(set("".join(map("".join, texts.values()))))
-    # a byte-level tokenizer writes each byte as a letter of its own
+    # a byte-level tokenizer represents each byte by a letter
     pieces = sorted({piece for text in letters for piece in bytes_of(text)})
     special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|hi|>", "<|th|>", "<|tr|>"]
     tokenizer = make_tokenizer(pieces, [*special, "<|translate|>", "<|transcribe|>", "<|notimestamps|>"])
@@ -114,13 +115,13 @@ def test_without_it_or_for_another_language_it_is_refused_before_anything_is_don
     for start in (
         lambda: normalizer_for("open-asr-leaderboard", "en", {}),
         lambda: EvaluationArguments(model="x", dataset="y", **chosen),
-        lambda: DataArguments(dataset=["y"], **chosen),
+        lambda: check_normalizer(DataArguments(dataset=["y"], **chosen)),
     ):
-        with pytest.raises(UserError, match=r"needs the leaderboard's own code .*git clone .*PYTHONPATH"):
+        with pytest.raises(UserError, match=r"requires the leaderboard's code .*git clone .*PYTHONPATH"):
             start()
     for start in (
         lambda: EvaluationArguments(model="x", dataset="y", language="french", **chosen),
-        lambda: DataArguments(dataset=["y"], language=["fr"], **chosen),
+        lambda: check_normalizer(DataArguments(dataset=["y"], language=["fr"], **chosen)),
     ):
-        with pytest.raises(UserError, match=r"is for English, not fr: choose multilingual or basic"):
+        with pytest.raises(UserError, match=r"supports English only, got fr. Use multilingual or basic"):
             start()

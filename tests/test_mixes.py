@@ -323,7 +323,7 @@ def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp
     labelled = load_from_disk("runs/audio-by-teacher/dataset")
     assert labelled["text"][:] == said
     facts = json.loads((tmp_path / "run" / "training.json").read_text())
-    assert facts["origin"]["speech"] == [
+    assert facts["provenance"]["speech"] == [
         {
             "dataset": "audio",
             "on_hub": False,

@@ -1,11 +1,11 @@
-"""The normalizer for all languages: words that differ stay different, and one text in two spellings is one."""
+"""The multilingual normalizer: different words stay different, spellings of the same text become equal."""
 
 import pytest
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from askd_hf.evaluation.metrics import BY_LETTER, UNIFIED, error_rates, normalizer_for
 
-# two words of each of Whisper's languages that only a mark, a dot or an apostrophe tells apart
+# for each language of Whisper, two words that differ in a mark, a dot or an apostrophe only
 DIFFERENT_WORDS = {
     "en": "ship sheep",
     "zh": "已 己",
@@ -108,7 +108,7 @@ DIFFERENT_WORDS = {
     "su": "eusi ési",
     "yue": "未 末",
 }
-# what B10 was found with, and what looks alike to `basic`
+# different words that `basic` maps to the same text
 MORE_DIFFERENT_WORDS = [
     ("hi", "कि की के का"),
     ("hi", "राज राज़ लड़की लड़का"),
@@ -138,7 +138,7 @@ MORE_DIFFERENT_WORDS = [
     ("ru", "мир мирить угол уголь"),
     ("ca", "cella cel·la"),
 ]
-# language, two spellings of one text, and what is compared
+# language, two spellings of the same text, normalized text
 SAME_TEXT = [
     ("fr", "L’homme, l'été!", "l' homme l'e\u0301te\u0301", "l homme l été"),
     ("it", "un’ora dell`arte", "un'ora dell'arte", "un ora dell arte"),
@@ -180,7 +180,7 @@ def distinct(language: str, words: str) -> None:
     _, normalize = normalizer_for("auto", language, {})
     separate = words.split()
     assert len({normalize(word) for word in separate}) == len(separate)
-    for word in separate[1:]:  # and so scored
+    for word in separate[1:]:  # also in the WER
         assert (
             error_rates([word], [separate[0]], normalize)["wer"]
             > 0
@@ -215,12 +215,12 @@ def test_one_text_in_two_spellings_is_one(language, one, other, expected):
         ("hi", "कि की के", "की कि का", 100.0, 100 * 3 / 8),
         ("hi", "लड़की", "लड़का", 100.0, 100 * 1 / 5),  # dda and its dot are two characters
         ("ta", "நீ நான்", "நா நி ன்", 100 * 3 / 2, 100 * 3 / 7),
-        ("th", "ก่า ก้า", "กา ก๊า", 100 * 2 / 4, 100 * 2 / 6),  # of 4 letters with their marks, and of 6 characters
+        ("th", "ก่า ก้า", "กา ก๊า", 100 * 2 / 4, 100 * 2 / 6),  # 2 of 4 letters with marks, 2 of 6 characters
         ("tr", "ışık", "İşik", 100.0, 100 * 2 / 4),
         ("az", "IŞIQ", "ışıq", 0.0, 0.0),
         ("en", "I'm “there”", "I’m 'there'", 0.0, 0.0),
         ("zh", "今天 iPhone 很好", "今天iphone很 号", 100 * 1 / 5, 100 * 1 / 10),
-        # signs that may be left out, and that are wrong where they are others
+        # optional marks: may be missing, but different ones are errors
         ("ar", "كَتَبَ الوَلَدُ", "كتب الولد", 0.0, 0.0),
         ("ar", "كتب", "كَتَبَ", 0.0, 0.0),
         ("ar", "مُدَرِّس", "مُدَرِس", 0.0, 0.0),

@@ -74,7 +74,7 @@ def pushing(output_dir: Path, processor=None, **changes):
 
 def test_the_advice_is_the_whole_command():
     text = resume_advice(Path("my run"), "me/x", results=Path("a b.json"), private=True, revision="dev", license="mit")
-    command = shlex.split(text.partition("go on with: ")[2])
+    command = shlex.split(text.partition("resume with: ")[2])
     assert command[:2] == ["askd-hf", "push"]
     assert command[2:] == shlex.split(
         "--model 'my run' --repo me/x --results 'a b.json' --revision dev --license mit --private"
@@ -87,7 +87,7 @@ def test_the_advice_of_a_failed_private_push_makes_a_private_repository(hub, run
     hub.failures.append(failure)
     status, _, err = run_here(monkeypatch, capsys, "--model", run, "--repo", "me/x", "--private", file=PUSH)
     assert status == 2 and failure.times == 0
-    arguments = shlex.split(re.search(r"go on with: askd-hf push (.*)", err)[1])
+    arguments = shlex.split(re.search(r"resume with: askd-hf push (.*)", err)[1])
     assert "--private" in arguments
     status, out, err = run_here(monkeypatch, capsys, *arguments, file=PUSH)
     assert status == 0 and "published" in out, err
@@ -98,11 +98,11 @@ def test_the_trainers_advice_is_as_private_as_its_push(hub, tmp_path):
     trainer = pushing(tmp_path / "run", hub_strategy="end", save_strategy="no", hub_private_repo=True)
     trainer.train()
     hub.failures.append(Failure("POST .*/commit/", 500, times=3))
-    with pytest.raises(UserError, match=r"go on with: .* --private$"):
+    with pytest.raises(UserError, match=r"resume with: .* --private$"):
         trainer.push_to_hub()
     trainer.args.hub_private_repo = None
     hub.failures.append(Failure("POST .*/commit/", 500, times=3))
-    with pytest.raises(UserError, match=r"go on with: .* --private$"):
+    with pytest.raises(UserError, match=r"resume with: .* --private$"):
         trainer.push_to_hub(private=True)
 
 
@@ -126,11 +126,11 @@ def test_results_count_for_the_weights_they_are_of(run, tmp_path, caplog, dtype)
     assert find_results(run).sets and find_results(run, own).sets
     other = save_run(tmp_path / "other", seed=6)  # of the same shape
     given = results_of(other, tmp_path / "given.json")
-    with pytest.raises(UserError, match="is of another model than the one in"):
+    with pytest.raises(UserError, match="is of another model than"):
         find_results(run, given)
     shutil.copy(given, own)
     caplog.clear()
-    assert find_results(run) is None and "the card has no results" in caplog.text
+    assert find_results(run) is None and "the card is written without results" in caplog.text
 
 
 def test_results_that_do_not_say_of_which_weights_do_not_count(run):
@@ -149,9 +149,9 @@ def test_own_results_become_the_cards(hub, run):
 
 
 def test_a_license_that_the_hub_does_not_know_is_named_and_can_be_replaced(hub, run, monkeypatch, capsys):
-    facts = json.loads((run / "training.json").read_text())
-    facts["origin"]["student"] = dict(name="a", on_hub=False, license={"license": "my-own"})
-    (run / "training.json").write_text(json.dumps(facts))
+    summary = json.loads((run / "training.json").read_text())
+    summary["provenance"]["student"] = dict(name="a", on_hub=False, license={"license": "my-own"})
+    (run / "training.json").write_text(json.dumps(summary))
     with pytest.raises(UserError) as error:
         publish(run, "me/x")
     message = str(error.value)
@@ -173,7 +173,7 @@ def test_the_address_of_an_upload_is_not_shown(hub, run):
 
 def test_a_branch_is_pushed_to_if_it_is_there(hub, run):
     publish(run, "me/x")
-    with pytest.raises(UserError, match=r"me/x has no branch 'dev', .* `hf repos branch create me/x dev`"):
+    with pytest.raises(UserError, match=r"me/x has no branch 'dev'. .* `hf repos branch create me/x dev`"):
         publish(run, "me/x", revision="dev")
     shutil.copytree(hub.root / "models/me/x", hub.root / "models/me/x@dev")
     (hub.root / "models/me/x@dev/config.json").write_text("{}")
@@ -199,7 +199,7 @@ def test_a_full_disk_is_not_the_hubs_fault(hub, run, monkeypatch):
         ("askd_hf.hub.upload.write_run_figure", "the model card in .*: No space left on device"),
         (
             "askd_hf.hub.upload.CommitOperationAdd",
-            "nothing was published: .*No space left on device; the model is safe",
+            "nothing was published: .*No space left on device; the model is saved",
         ),
     ):
         with monkeypatch.context() as patch:
@@ -263,7 +263,7 @@ def test_training_goes_on_whatever_becomes_of_a_push(hub, tmp_path, monkeypatch,
     trainer.train()
     assert trainer.state.global_step == 2 and not hub.commits
     for step in (1, 2):
-        assert f"step {step} wasn't published, training goes on: " in caplog.text
+        assert f"step {step} wasn't published, training continues: " in caplog.text
     assert caplog.text.count("No space left on device") == 2
     assert not list((tmp_path / "run").glob("_push-*"))
 
@@ -298,7 +298,7 @@ def test_ctrl_c_after_the_last_step_says_that_nothing_was_published(hub, tmp_pat
     arguments += " --use_cpu --push_to_hub --hub_model_id me/x --hub_private_repo True"
     status, out, _ = run_here(monkeypatch, capsys, *arguments.split())
     assert status == 130 and not hub.commits
-    assert f"it wasn't published: the model is safe in {tmp_path / 'run'}; go on with: askd-hf push" in out
+    assert f"it wasn't published: the model is saved in {tmp_path / 'run'}; resume with: askd-hf push" in out
     assert "--repo me/x --private" in out
 
 

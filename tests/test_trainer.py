@@ -367,7 +367,7 @@ def test_a_failed_push_leaves_the_student_and_says_how_to_push_it(tmp_path, teac
     trainer.train()
     trainer.save_model()
     resume = f"askd-hf push --model {tmp_path} --repo {tmp_path.name}"
-    with pytest.raises(UserError, match=f"is safe in {tmp_path}; go on with: {resume}"):  # with HF_HUB_OFFLINE
+    with pytest.raises(UserError, match=f"is saved in {tmp_path}; resume with: {resume}"):  # with HF_HUB_OFFLINE
         trainer.push_to_hub()
     trainer.args.hub_model_id = "somebody/student"
     with pytest.raises(UserError, match="--repo somebody/student"):

@@ -6,8 +6,9 @@ Normalizer = Literal["auto", "english-unified", "multilingual", "english", "basi
 
 
 NORMALIZER_HELP = (
-    "auto: english-unified for English, else multilingual. english-unified: Whisper's English normalizer with unified "
-    "apostrophes, quotes and dots. multilingual: without case, punctuation and spelling variants; keeps combining "
-    "marks; splits letters in languages without spaces. english, basic: Whisper's normalizers; basic splits words at "
-    "combining marks. open-asr-leaderboard: that of a checkout on the PYTHONPATH. none: unchanged text."
+    "auto: english-unified for English, multilingual for other languages. english-unified: Whisper's English "
+    "normalizer, after unifying apostrophes, quotes and dots. multilingual: removes case, punctuation and spelling "
+    "variants, keeps combining marks; each letter is a word in languages without spaces. english, basic: Whisper's "
+    "own; basic splits words with combining marks. open-asr-leaderboard: from a checkout on the PYTHONPATH. none: no "
+    "normalization."
 )

@@ -18,6 +18,7 @@ OPTIONS = {
     "dataset_weights": "dataset_probabilities",
     "divergence_mix": "divergence_beta",
     "eval_blend": "eval_teacher_losses",
+    "join_clips": "concatenate_seconds",
     "layer_choice": "layer_selection",
     "lora_rank": "lora_r",
     "max_compression_ratio": "compression_ratio_threshold",
@@ -34,7 +35,8 @@ OPTIONS = {
     "pack": "concatenate",
     "pack_seconds": "concatenate_seconds",
     "prompt_probability": "condition_on_prev_probability",
-    "push_to_hub": "hub_dataset_id",  # where it names a dataset: examples/pseudo_label.py
+    "push_to_hub": "hub_dataset_id",  # where it names a dataset: askd-hf pseudo-label
+    "resamples": "n_resamples",
     "self_refresh": "snapshot_strategy",
     "shuffle_buffer": "shuffle_buffer_size",
     "teacher_phase": "teacher_phase_ratio",
@@ -104,7 +106,7 @@ def rename_saved(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def renamed_keywords(**old: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Decorate a function with renamed keywords: `renamed_keywords(old="new")` also accepts `old`, with a warning."""
+    """Decorate a function: with `renamed_keywords(old="new")` it also accepts the keyword `old`, with a warning."""
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         @functools.wraps(function)

@@ -27,21 +27,21 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from ..arguments.parser import parse_args
 from ..arguments.writable import check_writable
 from ..evaluation import (
-    FOLDER,
-    EvalSet,
+    MANIFESTS_DIR,
+    DatasetSpec,
     EvaluationArguments,
     PreparedSet,
     Results,
     check_can_assist,
-    complete,
+    format_results,
     measure_speculative,
     measure_speed,
-    plan_manifests,
+    plan_jobs,
     prepare_set,
-    save_spelling,
+    run_job,
+    save_spelling_normalizer,
     score_directory,
     spread_clips,
-    tables,
     write_report,
 )
 from ..evaluation.long_form import Method
@@ -63,7 +63,7 @@ class Speech(NamedTuple):
     """The evaluation sets, and the clips to measure speed on: None if it isn't measured."""
 
     sets: list[PreparedSet]
-    timed: tuple[EvalSet, Dataset] | None
+    timed: tuple[DatasetSpec, Dataset] | None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -103,16 +103,16 @@ def load_models(args: EvaluationArguments) -> Models:
 def load_speech(args: EvaluationArguments, models: Models) -> Speech:
     """Load the sets and check every clip, before anything is transcribed."""
     sets: list[PreparedSet] = []
-    for source in args.sets():
+    for spec in args.sets():
         sets += prepare_set(
-            source,
+            spec,
             window=min(processor.feature_extractor.chunk_length for processor in models.processors.values()),
             long_form=cast(list[Method], args.long_form),  # checked by the options
-            join_seconds=args.join_clips,
+            concatenate_seconds=args.concatenate_seconds,
             limit=args.max_eval_samples,
             on_bad_audio=args.on_bad_audio,
             num_proc=args.num_workers or None,
-            report_file=Path(args.output_dir) / f"skipped-{source.name}.csv",
+            report_file=Path(args.output_dir) / f"skipped-{spec.name}.csv",
         )
     timed = spread_clips(sets, args.speed_clips) if args.speed or args.speculative else None
     if args.speculative:
@@ -122,10 +122,10 @@ def load_speech(args: EvaluationArguments, models: Models) -> Speech:
 
 def write_manifests(args: EvaluationArguments, models: Models, speech: Speech) -> None:
     """Transcribe every clip that has no transcript in `--output_dir` yet."""
-    folder = Path(args.output_dir) / FOLDER
+    folder = Path(args.output_dir) / MANIFESTS_DIR
     for processor in models.processors.values():
-        save_spelling(folder, processor.tokenizer.english_spelling_normalizer)
-    jobs = plan_manifests(
+        save_spelling_normalizer(folder, processor.tokenizer.english_spelling_normalizer)
+    jobs = plan_jobs(
         {role: (name, models.models[role], models.processors[role]) for role, name in models.names.items()},
         speech.sets,
         args.decoding(),
@@ -135,12 +135,12 @@ def write_manifests(args: EvaluationArguments, models: Models, speech: Speech) -
         overwrite=args.overwrite,
     )
     for job in jobs:
-        complete(job)
+        run_job(job)
 
 
 def score(args: EvaluationArguments) -> Results:
     """Score the manifests. Speed that an earlier run measured with the same weights is kept."""
-    results = score_directory(Path(args.output_dir), args.normalizer, args.resamples)
+    results = score_directory(Path(args.output_dir), args.normalizer, args.n_resamples)
     earlier = Path(args.output_dir) / "results.json"
     if earlier.exists():
         results.keep_measurements(Results.load(earlier))
@@ -179,5 +179,5 @@ def report(args: EvaluationArguments, results: Results) -> None:
     """Print the tables, and write `results.json` and `report.html`."""
     directory = Path(args.output_dir)
     results.save(directory / "results.json")
-    print(f"\n{tables(results)}\n")
+    print(f"\n{format_results(results)}\n")
     print(f"{directory / 'results.json'}, {write_report(results, directory)}")

@@ -9,8 +9,8 @@ from ..arguments import DataArguments, ModelArguments
 from ..config import ASKDConfig
 from ..data import SAMPLING_RATE, SpeechStream, decode_audio
 from ..errors import UserError, memory_errors
-from ..evaluation import tables
-from ..evaluation.comparison import EvalSplit, compare
+from ..evaluation import format_results
+from ..evaluation.comparison import EvalSplit, evaluate_models
 from ..models.from_arguments import load_student, load_teacher
 from ..models.generation_config import no_timestamps
 from ..models.loading import load_processor, load_whisper
@@ -47,11 +47,12 @@ def report(
 def print_comparison(
     model_args: ModelArguments, data_args: DataArguments, splits: dict[str, EvalSplit], config: ASKDConfig
 ) -> None:
-    """Evaluate student, student before training and teacher, and print the tables. A `UserError` is only printed."""
+    """Evaluate student, initial student and teacher, and print the tables. A `UserError` is only printed."""
     try:
         with memory_errors(config.per_device_eval_batch_size):
             models = models_to_compare(model_args, config.output_dir)
-            print(f"\n{tables(compare(models, splits, data_args.normalizer, config))}")
+            results = evaluate_models(models, splits, data_args.normalizer, config)
+            print(f"\n{format_results(results)}")
     except UserError as error:  # the student is trained and saved: continue with the rest of the report
         print(f"\nno comparison: {error}", file=sys.stderr)
 
@@ -59,14 +60,14 @@ def print_comparison(
 def models_to_compare(
     model_args: ModelArguments, output_dir: str
 ) -> dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]]:
-    """Return name, model and processor of student, student before training and teacher."""
+    """Return name, model and processor of student, initial student and teacher."""
     teacher = load_teacher(model_args) if model_args.teacher else None
     student = load_whisper(output_dir, attn_implementation=model_args.attn_implementation)
     processor = load_processor(output_dir)
     made_of = model_args.student or f"layers of {model_args.teacher}"
     models = {
         "student": (output_dir, student, processor),
-        "student before": (made_of, load_student(model_args, teacher), processor),
+        "initial student": (made_of, load_student(model_args, teacher), processor),
     }
     if teacher is not None:
         models["teacher"] = (model_args.teacher, teacher, load_processor(model_args.teacher))

@@ -1,37 +1,60 @@
-"""How good and how fast models are: sets of speech -> manifests -> scores -> results, table and report."""
+"""Evaluation of Whisper models: load sets, write transcripts to manifests, score them, and report the results."""
 
-from .long_form import join_clips, transcribe_long
-from .manifest import FOLDER, Manifest
+import warnings
+from typing import Any
+
+from .long_form import concatenate_clips, transcribe_long
+from .manifest import MANIFESTS_DIR, Manifest
 from .options import EvaluationArguments
+from .prepared_sets import PreparedSet, prepare_set, spread_clips
 from .report import write_report
+from .result_tables import format_results
 from .results import Results
-from .scoring import save_spelling, score_directory
+from .scoring import save_spelling_normalizer, score_directory
 from .speculative import check_can_assist, measure_speculative
 from .speed import measure_speed
-from .suites import EvalSet, suite_sets
-from .table import tables
-from .transcribe import Decoding, PreparedSet, complete, plan_manifests, prepare_set, spread_clips
+from .suites import DatasetSpec, suite_sets
+from .transcribe import Decoding, DecodingJob, plan_jobs, run_job
 
 __all__ = [
-    "FOLDER",
+    "MANIFESTS_DIR",
+    "DatasetSpec",
     "Decoding",
-    "EvalSet",
+    "DecodingJob",
     "EvaluationArguments",
     "Manifest",
     "PreparedSet",
     "Results",
     "check_can_assist",
-    "complete",
-    "join_clips",
+    "concatenate_clips",
+    "format_results",
     "measure_speculative",
     "measure_speed",
-    "plan_manifests",
+    "plan_jobs",
     "prepare_set",
-    "save_spelling",
+    "run_job",
+    "save_spelling_normalizer",
     "score_directory",
     "spread_clips",
     "suite_sets",
-    "tables",
     "transcribe_long",
     "write_report",
 ]
+
+# old name -> current name
+_RENAMED = {
+    "EvalSet": "DatasetSpec",
+    "FOLDER": "MANIFESTS_DIR",
+    "complete": "run_job",
+    "join_clips": "concatenate_clips",
+    "plan_manifests": "plan_jobs",
+    "save_spelling": "save_spelling_normalizer",
+    "tables": "format_results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"askd_hf.evaluation.{name} is called {_RENAMED[name]} now", FutureWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]

@@ -1,4 +1,4 @@
-"""What has become of a student: itself, as it was before, and its teacher, on a run's evaluation splits."""
+"""Evaluate a student, its initial weights and its teacher on the evaluation splits of a training run."""
 
 import logging
 from pathlib import Path
@@ -10,35 +10,38 @@ from transformers import GenerationConfig, Seq2SeqTrainer, WhisperForConditional
 
 from ..arguments import Normalizer, SpeechSource
 from ..config import ASKDConfig
+from ..data.languages import language_code
 from . import (
-    FOLDER,
+    MANIFESTS_DIR,
+    DatasetSpec,
     Decoding,
-    EvalSet,
     PreparedSet,
     Results,
-    complete,
     measure_speed,
-    plan_manifests,
-    save_spelling,
+    plan_jobs,
+    run_job,
+    save_spelling_normalizer,
     score_directory,
     write_report,
 )
 from .manifest import read_manifests
 from .scoring import SPELLING_FILE
-from .suites import language_code, with_speakers
+from .suites import with_speakers
 
 logger = logging.getLogger(__name__)
 
-EVALUATION = "evaluation"  # in the run's directory; the model card takes its results from there
+EVALUATION = "evaluation"  # in the output directory of the run; the model card takes its results from there
 SPEED_CLIPS = 16
 REPETITIONS = 3
 
 
 class EvalSplit(NamedTuple):
-    """Clips to evaluate on, of one language and task.
+    """Clips of one language and task to evaluate on.
 
     Attributes:
-        skipped: clips of the split that can't be used.
+        source: where the split was loaded from.
+        clips: the valid clips.
+        skipped: number of invalid clips of the split.
     """
 
     source: SpeechSource
@@ -46,44 +49,47 @@ class EvalSplit(NamedTuple):
     skipped: int
 
 
-def compare(
+def evaluate_models(
     models: dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]],
     splits: dict[str, EvalSplit],
     normalizer: Normalizer,
     config: ASKDConfig,
 ) -> Results:
-    """Evaluate models on a run's evaluation splits, as `askd-hf evaluate` does on any speech.
+    """Evaluate models on the evaluation splits of a run, as `askd-hf evaluate` does on any dataset.
 
-    Writes manifests, `results.json` and `report.html` to `evaluation` in the run's directory; what an earlier run left
-    there, of these splits and models or others, is overwritten or removed: it was of other weights.
+    Writes manifests, `results.json` and `report.html` to `evaluation` in the output directory of the run. Files of an
+    earlier evaluation are overwritten or removed, because they are of other weights.
 
     Args:
-        models: by role, `student` first, `teacher` last: what it was loaded by, the model in float32, its processor.
-        splits: of `evaluation_speech`.
+        models: by role, `student` first, `teacher` last: the name it was loaded by, the model in float32, its
+            processor.
+        splits: from `evaluation_speech`.
+        normalizer: see `normalizer_for`.
+        config: of the run.
     """
     folder = Path(config.output_dir) / EVALUATION
-    sets = [_set(name, split) for name, split in splits.items()]
-    remove_others(folder, [prepared.source.name for prepared in sets], list(models))
+    sets = [_prepared_set(name, split) for name, split in splits.items()]
+    remove_stale_files(folder, [prepared.spec.name for prepared in sets], list(models))
     decoding = Decoding(
-        num_beams=_as_in_training(models, config),
+        num_beams=_apply_generation_config(models, config),
         generation_max_length=config.generation_max_length,
         batch_size=config.per_device_eval_batch_size,
         num_workers=config.dataloader_num_workers,
     )
     for _, _, processor in models.values():
-        save_spelling(folder / FOLDER, processor.tokenizer.english_spelling_normalizer)
-    jobs = plan_manifests(
-        models, sets, decoding, folder / FOLDER, device=config.device, dtype=_dtype(config), overwrite=True
+        save_spelling_normalizer(folder / MANIFESTS_DIR, processor.tokenizer.english_spelling_normalizer)
+    jobs = plan_jobs(
+        models, sets, decoding, folder / MANIFESTS_DIR, device=config.device, dtype=_dtype(config), overwrite=True
     )
     for job in jobs:
-        complete(job)
+        run_job(job)
     results = score_directory(folder, normalizer)
     clips = sets[0].clips.select(range(min(SPEED_CLIPS, len(sets[0].clips))))
     results.speed = measure_speed(
         {role: model for role, (_, model, _) in models.items()},
         {role: processor for role, (_, _, processor) in models.items()},
         clips,
-        sets[0].source.name,
+        sets[0].spec.name,
         batch_sizes=sorted({1, len(clips)}),
         repetitions=REPETITIONS,
         max_length=config.generation_max_length,
@@ -93,12 +99,12 @@ def compare(
     return results
 
 
-def _as_in_training(
+def _apply_generation_config(
     models: dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]], config: ASKDConfig
 ) -> int:
-    """Make all models search as the evaluations while training did, so that a student has one figure.
+    """Decode with the settings of the evaluations during training, so that both give the same WER.
 
-    Of `generation_config` its numbers and switches are taken over; tokens and languages are each model's own.
+    Copies the numbers and switches of `config.generation_config` to all models, but no token ids and languages.
 
     Returns:
         The number of beams.
@@ -117,16 +123,16 @@ def _as_in_training(
 
 
 def _dtype(config: ASKDConfig) -> torch.dtype:
-    if config.bf16_full_eval or config.fp16_full_eval:  # as while training
+    if config.bf16_full_eval or config.fp16_full_eval:  # as during training
         return torch.bfloat16 if config.bf16_full_eval else torch.float16
-    # half precision is slower on a CPU, not faster
+    # half precision is slower on a CPU
     return torch.float32 if config.device.type == "cpu" else getattr(torch, config.save_dtype)
 
 
-def _set(name: str, split: EvalSplit) -> PreparedSet:
+def _prepared_set(name: str, split: EvalSplit) -> PreparedSet:
     source = split.source
     return PreparedSet(
-        EvalSet(
+        DatasetSpec(
             name,
             source.dataset,
             source.config,
@@ -134,22 +140,22 @@ def _set(name: str, split: EvalSplit) -> PreparedSet:
             language=language_code(source.language),
             task=source.task or "transcribe",
         ),
-        "short",
+        "short_form",
         with_speakers(split.clips),
-        {"skipped, --on_bad_audio": split.skipped} if split.skipped else {},
+        {"invalid, skipped by --on_bad_audio": split.skipped} if split.skipped else {},
     )
 
 
-def remove_others(folder: Path, sets: list[str], roles: list[str]) -> None:
-    """Remove an earlier evaluation from `folder`, but for manifests of these sets and roles.
+def remove_stale_files(folder: Path, sets: list[str], roles: list[str]) -> None:
+    """Remove the files of an earlier evaluation from `folder`, except the manifests of these sets and roles.
 
-    Others couldn't be scored together with what has been trained since.
+    Manifests of other sets and roles are of earlier weights, and not comparable with the new ones.
     """
-    for name in ("results.json", "report.html", f"{FOLDER}/{SPELLING_FILE}"):
+    for name in ("results.json", "report.html", f"{MANIFESTS_DIR}/{SPELLING_FILE}"):
         (folder / name).unlink(missing_ok=True)
-    for name, manifests in read_manifests(folder / FOLDER).items():
+    for name, manifests in read_manifests(folder / MANIFESTS_DIR).items():
         for role, manifest in manifests.items():
             if name not in sets or role not in roles:
                 logger.warning("%s is of an earlier evaluation: removed", manifest.lines_file)
                 manifest.lines_file.unlink(missing_ok=True)
-                manifest.settings_file.unlink()
+                manifest.metadata_file.unlink()

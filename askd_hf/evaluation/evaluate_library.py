@@ -1,4 +1,7 @@
-"""The `evaluate` library, past examples/evaluate.py, which Python finds first when a script of examples/ is run."""
+"""Import the `evaluate` library, not examples/evaluate.py.
+
+Python finds that script first if a script in examples/ is run.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Long recordings, and timestamps, through transformers' pipeline."""
+"""Transcription of long recordings, and with timestamps, through transformers' pipeline."""
 
 import copy
 import io
@@ -23,27 +23,27 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from ..data.audio import SAMPLING_RATE, waveform
 from ..errors import UserError
 
-Method = Literal["short", "sequential", "chunked"]
+Method = Literal["short_form", "sequential", "chunked"]
 Timestamps = Literal["none", "segment", "word"]
 
 
 @dataclass
-class Transcript:
-    """What a model made of a recording.
+class LongFormTranscript:
+    """Transcript of one recording.
 
     Attributes:
-        text: as the model wrote it.
-        chunks: (start, end, text) of the segments or words, seconds from the recording's beginning; None unless asked
-            for. Where the model gave no end it is the recording's; where it gave no start, the end before.
-        duration: of the recording, seconds.
-        seconds: spent on it, features included; in a batch every clip has an equal share.
-        tokens: of the text as the tokenizer splits it: the pipeline doesn't tell how many were generated.
+        text: the text as generated.
+        chunks: (start, end, text) of each segment or word, seconds from the start of the recording; None unless
+            requested. A missing end is replaced by the end of the recording, a missing start by the previous end.
+        duration: length of the recording in seconds.
+        transcription_time: seconds spent on the recording, feature extraction included; a batch is divided equally.
+        tokens: length of the text in tokens. The pipeline doesn't return how many were generated.
     """
 
     text: str
     chunks: list[tuple[float, float, str]] | None
     duration: float
-    seconds: float
+    transcription_time: float
     tokens: int
 
 
@@ -57,29 +57,34 @@ def transcribe_long(
     timestamps: Timestamps = "none",
     num_beams: int = 1,
     max_length: int | None = None,
-) -> Iterator[Transcript]:
-    """Transcribe recordings of any length where the model is, in the language of its generation config.
+) -> Iterator[LongFormTranscript]:
+    """Transcribe recordings of any length, on the model's device and in the language of its generation config.
 
-    "sequential" is Whisper's own way (Radford et al. 2023, section 3.8): window after window, each from where the last
-    timestamp of the one before is; without its sampling at higher temperatures, so that every run gives the same. It
-    needs a model that predicts timestamps. "chunked" cuts the recording into windows that overlap by a third, decodes
-    `batch_size` of them at once and joins the texts where they agree, as distil-whisper does (Gandhi et al. 2023).
-    A model that was trained with timestamps can end a window at a pause without them, and what follows is lost: such
-    a one is steadier with `timestamps="segment"`. "short" is for timestamps of clips that fit into a window,
-    `batch_size` of them at once.
+    - "sequential" is Whisper's algorithm (Radford et al. 2023, section 3.8): each window starts at the last timestamp
+      of the previous one. Sampling at higher temperatures is off, so that results are reproducible. It requires a
+      model that predicts timestamps.
+    - "chunked" cuts the recording into windows that overlap by a third, decodes `batch_size` of them at a time and
+      merges the texts where they agree, as Distil-Whisper does (Gandhi et al. 2023).
+    - "short_form" decodes clips of at most one window with timestamps, `batch_size` at a time.
+
+    Without timestamps, a model trained with them may stop at a pause and lose the rest of the window; use
+    `timestamps="segment"`.
 
     Args:
-        clips: rows of `load_speech_dataset` or `join_clips`: `audio` and `clip` are read.
-        timestamps: fill in `Transcript.chunks`. "word" needs the alignment heads of the model's generation config.
-        num_beams: of beam search; 1 is greedy (the pipeline's own default is 5).
-        max_length: tokens of a window, at most. Default: that of the model's generation config.
+        clips: rows of `load_speech_dataset` or `concatenate_clips`; `audio` and `clip` are read.
+        method: "short_form", "sequential" or "chunked".
+        batch_size: windows or clips per batch; "sequential" has none.
+        timestamps: what to put into `LongFormTranscript.chunks`. "word" requires alignment heads in the model's
+            generation config.
+        num_beams: 1 is greedy (the pipeline's own default is 5).
+        max_length: maximum number of tokens per window. Default: from the model's generation config.
 
     Returns:
-        The transcripts in the order of the rows, one by one as they are ready.
+        An iterator over the transcripts, in the order of the rows.
 
     Raises:
-        UserError: at once, if the model can't do what is asked; later, for a clip that can't be decoded, or is too
-            long for "short".
+        UserError: immediately if the model lacks the required tokens or alignment heads; while iterating if a clip
+            can't be decoded, or is too long for "short_form".
     """
     check_can_transcribe(model, method, timestamps)
     generate_kwargs: dict[str, Any] = {"num_beams": num_beams, "do_sample": False}
@@ -87,14 +92,14 @@ def transcribe_long(
         generate_kwargs["max_length"] = max_length
     options: dict[str, Any] = {"generate_kwargs": generate_kwargs}
     if method == "chunked":
-        # of the model: 30 s for Whisper. The warning says that sequential is more accurate
+        # 30 s for Whisper. The ignored warning recommends the sequential algorithm
         options |= {"chunk_length_s": processor.feature_extractor.chunk_length, "ignore_warning": True}
     if method != "sequential":
         options["batch_size"] = batch_size
     if timestamps != "none" or method == "sequential":
         options["return_timestamps"] = "word" if timestamps == "word" else True
     tokenizer = copy.deepcopy(processor.tokenizer)
-    # words of Chinese, Japanese and such aren't between spaces, which the pipeline knows by the language's name only
+    # the pipeline splits words of languages without spaces, such as Chinese, by the name of the language, not its code
     tokenizer.language = LANGUAGES.get(tokenizer.language, tokenizer.language)
     recognizer = pipeline(
         "automatic-speech-recognition",
@@ -103,28 +108,29 @@ def transcribe_long(
         feature_extractor=processor.feature_extractor,
         device=model.device,
     )
-    return _transcripts(recognizer, clips, batch_size if method == "short" else 1, method, timestamps, options)
+    return _transcripts(recognizer, clips, batch_size if method == "short_form" else 1, method, timestamps, options)
 
 
 def check_can_transcribe(model: WhisperForConditionalGeneration, method: Method, timestamps: Timestamps) -> None:
-    """Raise `UserError` if the model lacks the tokens or the alignment heads for it."""
+    """Raise `UserError` if the model lacks the timestamp tokens or the alignment heads that are required."""
     config, generation = model.config, model.generation_config
     name = model.name_or_path or "the model"
     if method == "sequential" or timestamps != "none":
         what = "sequential transcription" if timestamps == "none" else f"{timestamps} timestamps"
-        first = getattr(generation, "no_timestamps_token_id", None)  # there only if its file has it
-        # one for every position of the encoder, 0.02 s apart, and one for the end
+        first = getattr(generation, "no_timestamps_token_id", None)  # absent unless generation_config.json has it
+        # one timestamp token per encoder position (0.02 s), and one for the end
         if first is None or first + config.max_source_positions + 1 >= config.vocab_size:
-            reason = "no no_timestamps_token_id" if first is None else "too few tokens for them in the vocabulary"
+            reason = "no_timestamps_token_id is not set" if first is None else "the vocabulary is too small"
             raise UserError(
-                f"{name} has no timestamp tokens ({reason}), so no {what}. The method chunked without timestamps works"
+                f"{name} has no timestamp tokens ({reason}), which are required for {what}. Use --long_form chunked "
+                "without --timestamps"
             )
     if timestamps == "word":
         heads = getattr(generation, "alignment_heads", None)
         if not heads:
             raise UserError(
-                f"{name} has no alignment_heads in its generation config, so no word timestamps; ask for segment "
-                "timestamps"
+                f"word timestamps require alignment_heads, which {name} doesn't have in its generation config. Use "
+                "--timestamps segment"
             )
         outside = [
             [layer, head]
@@ -134,39 +140,39 @@ def check_can_transcribe(model: WhisperForConditionalGeneration, method: Method,
         if outside:
             raise UserError(
                 f"{name} has {config.decoder_layers} decoder layers with {config.decoder_attention_heads} heads, but "
-                f"alignment_heads that name [layer, head] {outside}, counted from 0: they are another model's. "
-                "Recompute or remove them; segment timestamps work without"
+                f"its alignment_heads contain [layer, head] {outside} (from 0), which are of another model. Recompute "
+                "or remove them, or use --timestamps segment"
             )
 
 
 def _transcripts(
     recognizer: AutomaticSpeechRecognitionPipeline,
     clips: Sequence[Mapping[str, Any]],
-    at_once: int,
+    batch_size: int,
     method: Method,
     timestamps: Timestamps,
     options: dict[str, Any],
-) -> Iterator[Transcript]:
+) -> Iterator[LongFormTranscript]:
     window = recognizer.feature_extractor.chunk_length
-    for start in range(0, len(clips), at_once):
-        rows = [clips[row] for row in range(start, min(start + at_once, len(clips)))]
+    for start in range(0, len(clips), batch_size):
+        rows = [clips[row] for row in range(start, min(start + batch_size, len(clips)))]
         waves = [waveform(row) for row in rows]
         durations = [len(wave) / SAMPLING_RATE for wave in waves]
         for row, duration in zip(rows, durations, strict=True):
-            if method == "short" and duration > window:
+            if method == "short_form" and duration > window:
                 raise UserError(
-                    f"{row['clip']}: {duration:.1f} s, longer than the window of {window:g} s: transcribe long "
-                    "recordings with the method sequential or chunked"
+                    f"{row['clip']}: short-form transcription requires clips of at most {window:g} s, got "
+                    f"{duration:.1f} s. Use --long_form sequential or chunked"
                 )
         before = time.perf_counter()
         outputs = _recognize(recognizer, waves, options)
-        seconds = (time.perf_counter() - before) / len(rows)
+        transcription_time = (time.perf_counter() - before) / len(rows)
         for output, duration in zip(outputs, durations, strict=True):
-            yield Transcript(
+            yield LongFormTranscript(
                 text=output["text"],
                 chunks=None if timestamps == "none" else _chunks(output["chunks"], duration),
                 duration=duration,
-                seconds=seconds,
+                transcription_time=transcription_time,
                 tokens=len(recognizer.tokenizer(output["text"], add_special_tokens=False).input_ids),
             )
 
@@ -177,10 +183,10 @@ def _recognize(
     model = recognizer.model
     attention = model.config._attn_implementation
     try:
-        # arrays, because the pipeline would start ffmpeg for files
+        # arrays, because the pipeline calls ffmpeg for files
         return recognizer([{"raw": wave, "sampling_rate": SAMPLING_RATE} for wave in waves], **options)
     finally:
-        # word timestamps leave the model with the slow attention that gives its weights out
+        # word timestamps switch the model to eager attention, which returns the attention weights
         if model.config._attn_implementation != attention:
             model.set_attn_implementation(attention)
 
@@ -195,23 +201,22 @@ def _chunks(pieces: list[dict[str, Any]], duration: float) -> list[tuple[float, 
     return chunks
 
 
-# ---- long recordings of short clips ----
+# ---- concatenation of short clips ----
 
 
-def join_clips(dataset: Dataset, seconds: float, silence: float = 0.5) -> Dataset:
-    """Long recordings made of short clips, for trying long-form transcription where there are no long ones.
+def concatenate_clips(dataset: Dataset, max_duration: float, pause_duration: float = 0.5) -> Dataset:
+    """Concatenate short clips to long recordings, to evaluate long-form transcription on a set without long ones.
 
-    Clips that follow each other and are of one speaker are joined as long as they fit. A clip that is longer by itself
-    stays alone.
+    Consecutive clips of the same speaker are joined while they fit. A clip longer than `max_duration` stays alone.
 
     Args:
-        dataset: of `load_speech_dataset`; a column `speaker` is heeded if there is one.
-        seconds: the longest recording.
-        silence: seconds between two clips.
+        dataset: from `load_speech_dataset`; the column `speaker` is optional.
+        max_duration: maximum length of a recording in seconds.
+        pause_duration: silence between two clips in seconds.
 
     Returns:
-        `audio`: WAV files in memory, 16 kHz, float32; `text`: the clips' joined by spaces; `clip`: the first clip's
-        name and the number of the others; and `speaker`, if it was there.
+        A dataset with `audio` (WAV files in memory, 16 kHz, float32), `text` (joined by spaces), `clip` (name of the
+        first clip and number of the others), and `speaker` if the dataset has it.
 
     Raises:
         UserError: a clip can't be decoded.
@@ -220,12 +225,12 @@ def join_clips(dataset: Dataset, seconds: float, silence: float = 0.5) -> Datase
     recordings: list[dict[str, Any]] = []
     members: list[dict[str, Any]] = []
     waves: list[np.ndarray] = []
-    pause = np.zeros(round(silence * SAMPLING_RATE), dtype=np.float32)
-    for row in tqdm(dataset, "Joining clips", leave=False):
+    pause = np.zeros(round(pause_duration * SAMPLING_RATE), dtype=np.float32)
+    for row in tqdm(dataset, "Concatenating clips", leave=False):
         wave = waveform(row)
         joined = sum(map(len, waves)) + len(waves) * len(pause) + len(wave)
         same_speaker = not has_speaker or not members or row["speaker"] == members[-1]["speaker"]
-        if members and (not same_speaker or joined > seconds * SAMPLING_RATE):
+        if members and (not same_speaker or joined > max_duration * SAMPLING_RATE):
             recordings.append(_recording(members, waves, pause))
             members, waves = [], []
         members.append(row)

@@ -1,10 +1,10 @@
-"""What a model made of a set of clips, on disk while it is being made: one JSON object a clip and line.
+"""Manifests: the transcripts of one model on one set, appended to disk batch by batch.
 
-    DIR/manifests/ROLE/SET.jsonl  a line a clip, appended batch by batch
-    DIR/manifests/ROLE/SET.json   what the lines depend on: the model's weights, the clips, how it was decoded
+    DIR/manifests/ROLE/SET.jsonl  one JSON object per clip: its reference, prediction and duration
+    DIR/manifests/ROLE/SET.json   what the lines depend on: the model's weights, the clips, the decoding settings
 
-Scores are made from these files alone. A run that was killed goes on where it stopped; lines that other weights, other
-clips or other options have made are never mixed with new ones.
+Scores are computed from these files alone. An interrupted run resumes where it stopped. Lines made with other weights,
+clips or settings are never mixed with new ones.
 """
 
 import dataclasses
@@ -16,115 +16,128 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, disk_errors
-from .results import ModelFacts
+from .results import EvaluatedModel, rename_keys, write_json
 
-FOLDER = "manifests"
-# what must agree for lines to stand in one file, and how the message calls it
-MUST_AGREE = {
+MANIFESTS_DIR = "manifests"
+# fields that must be equal for lines to belong to one file, with their names in messages
+MUST_MATCH = {
     "set": "the set",
     "weights": "the model's weights",
     "data": "the clips or their transcripts",
     "method": "the method",
-    "decoding": "how it is decoded",
+    "decoding": "the decoding settings",
 }
-# of a set: where a dataset lies may change, and `data` has its clips; what is known about them changes no text
+# keys of `set` that may differ: a dataset may be moved, and `data` identifies its clips
 MAY_DIFFER = {"dataset", "on_hub", "no_speech"}
-ELSEWHERE = "Take another --output_dir, or start this one anew with --overwrite True"
+OVERWRITE_HINT = "Use another --output_dir, or decode again with --overwrite True"
+OLD_KEYS = {"facts": "model", "dropped": "excluded", "run": "runtime"}
 
 
 @dataclass
-class Settings:
-    """The sidecar of a manifest.
+class ManifestMetadata:
+    """What the lines of a manifest depend on, and how many there are.
 
     Attributes:
-        role: student, teacher...
-        facts: of the model, with the name it was loaded by.
-        set: its name, dataset, config, split, language, task and `no_speech`, and whether the dataset is on the Hub.
-        method: short, sequential or chunked.
-        decoding: what the texts depend on besides weights and clips: beams, token limit, dtype, timestamps.
-        run: what they don't depend on, up to rounding: batch size, device, versions, date; of an interrupted run that
-            went on with others, all of them. And `token_limit`, of a clip, where it is known.
+        role: `student`, `teacher`, ...
+        model: the model, with the name it was loaded by.
+        set: name, dataset, config, split, language, task and `no_speech` of the set, and whether its dataset is on the
+            Hub.
+        method: `short_form`, `sequential` or `chunked`.
+        decoding: settings that change the texts: beams, token limit, dtype, timestamps.
+        runtime: settings that change the texts by rounding only: batch size, device, versions, date; if a run was
+            resumed with other values, all of them. Also `token_limit` per clip, if known.
         weights: digest of the weights as they were loaded.
-        data: digest of the clips' audio and transcripts, in the order of the manifest.
-        rows: how many lines a complete manifest has.
-        dropped: clips that were never decoded, by reason.
-        complete: whether all lines are there.
+        data: digest of audio and transcripts of the clips, in the order of the manifest.
+        rows: number of lines of a complete manifest.
+        excluded: number of clips that were never decoded, by reason.
+        complete: whether all lines are written.
     """
 
     role: str
-    facts: ModelFacts
+    model: EvaluatedModel
     set: dict[str, Any]
     method: str
     decoding: dict[str, Any]
-    run: dict[str, Any]
+    runtime: dict[str, Any]
     weights: str
     data: str
     rows: int
-    dropped: dict[str, int]
+    excluded: dict[str, int]
     complete: bool = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ManifestMetadata":
+        """Return the metadata that this or an earlier version wrote."""
+        data = {OLD_KEYS.get(name, name): value for name, value in data.items()}
+        data["model"] = EvaluatedModel(**rename_keys(data["model"], "model"))
+        if data["method"] == "short":
+            data["method"] = "short_form"
+        return cls(**data)
 
 
 class Manifest:
-    """The lines of one model on one set, and their settings.
+    """The lines and the metadata of one model on one set.
 
     Args:
         folder: `DIR/manifests`.
-        role, name: of the model, of the set: they name the files.
+        role, name: role of the model and name of the set; they name the files.
     """
 
     def __init__(self, folder: Path, role: str, name: str):
         self.lines_file = folder / role / f"{name}.jsonl"
-        self.settings_file = folder / role / f"{name}.json"
+        self.metadata_file = folder / role / f"{name}.json"
 
-    def begin(self, settings: Settings, batch_size: int, overwrite: bool = False) -> int:
-        """Make the files ready to be appended to.
+    def prepare(self, metadata: ManifestMetadata, batch_size: int, overwrite: bool = False) -> int:
+        """Write the metadata and make the file of lines ready for `append`.
 
-        Half a line at the end is cut off, and what a batch of `batch_size` has begun: so the batches that follow are
-        those of a run that was never interrupted, and give the same texts to the last bit, unless the batch size is
-        another one now; then the sidecar has both.
+        Truncates a partial last line and the last partial batch, so a resumed run decodes the same batches as an
+        uninterrupted one and gives the same texts bit by bit. If the batch size has changed, the metadata lists both.
 
         Args:
-            settings: of this run.
-            overwrite: throw away lines that other settings have made; without it they are refused.
+            metadata: of this run.
+            batch_size: clips per batch.
+            overwrite: delete lines made with other settings instead of raising.
 
         Returns:
-            How many lines are there already.
+            The number of lines that are kept.
 
         Raises:
-            UserError: the lines there were made with other settings, or the disk can't be written.
+            UserError: the existing lines were made with other settings, or the disk can't be written.
         """
         with disk_errors(f"manifest {self.lines_file}"):
             self.lines_file.parent.mkdir(parents=True, exist_ok=True)
             if not overwrite:
-                self.refuse_others(settings)
-            then = self.settings() if self.settings_file.exists() else None
-            if then is None or _differences(then, settings):  # without a sidecar nobody knows what lines belong to
+                self.check_metadata(metadata)
+            then = self.metadata() if self.metadata_file.exists() else None
+            if then is None or _differences(then, metadata):  # lines without metadata are of unknown settings
                 self.lines_file.unlink(missing_ok=True)
-            complete = self._complete_lines()
-            count = min(len(complete), settings.rows)
-            if count == settings.rows:
-                settings = dataclasses.replace(settings, complete=True, run=settings.run if then is None else then.run)
+            lines = self._valid_lines()
+            count = min(len(lines), metadata.rows)
+            if count == metadata.rows:
+                runtime = metadata.runtime if then is None else then.runtime
+                metadata = dataclasses.replace(metadata, complete=True, runtime=runtime)
             else:
                 count -= count % batch_size
                 if then is not None and count:
-                    run = {
-                        name: all_values([then.run.get(name, value), value]) for name, value in settings.run.items()
+                    runtime = {
+                        name: all_values([then.runtime.get(name, value), value])
+                        for name, value in metadata.runtime.items()
                     }
-                    settings = dataclasses.replace(settings, run=run)
-            self._write_settings(settings)
+                    metadata = dataclasses.replace(metadata, runtime=runtime)
+            self._write_metadata(metadata)
             with self.lines_file.open("ab") as file:
-                file.truncate(sum(len(line) for line, _ in complete[:count]))
+                file.truncate(sum(len(line) for line, _ in lines[:count]))
         return count
 
-    def refuse_others(self, settings: Settings) -> None:
-        """Raise `UserError` if the lines that are there were made with other settings than these."""
-        differences = _differences(self.settings(), settings) if self.settings_file.exists() else []
+    def check_metadata(self, metadata: ManifestMetadata) -> None:
+        """Raise `UserError` if the existing lines were made with other settings."""
+        differences = _differences(self.metadata(), metadata) if self.metadata_file.exists() else []
         if differences:
             what = "; ".join(differences)
-            raise UserError(f"{self.lines_file} was made otherwise. What differs: {what}. {ELSEWHERE}")
+            raise UserError(f"{self.lines_file} was created with different settings: {what}. {OVERWRITE_HINT}")
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add lines; on the disk when this returns."""
+        """Append lines and flush them to disk."""
         content = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         with disk_errors(f"manifest {self.lines_file}"), self.lines_file.open("ab") as file:
             file.write(content.encode("utf-8"))
@@ -132,43 +145,40 @@ class Manifest:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Note that all lines are there."""
-        self._write_settings(dataclasses.replace(self.settings(), complete=True))
+        """Mark the manifest as complete."""
+        self._write_metadata(dataclasses.replace(self.metadata(), complete=True))
 
-    def settings(self) -> Settings:
-        data = json.loads(self.settings_file.read_text(encoding="utf-8"))
-        return Settings(**{**data, "facts": ModelFacts(**data["facts"])})
+    def metadata(self) -> ManifestMetadata:
+        """Read the metadata."""
+        return ManifestMetadata.from_dict(json.loads(self.metadata_file.read_text(encoding="utf-8")))
 
     def rows(self) -> list[dict[str, Any]]:
-        """The complete lines."""
-        return [row for _, row in self._complete_lines()]
+        """Return the complete lines. In manifests of earlier versions `transcription_time` is called `seconds`."""
+        return [row for _, row in self._valid_lines()]
 
-    def _complete_lines(self) -> list[tuple[bytes, dict[str, Any]]]:
-        """The lines up to the first that isn't whole, as they are in the file and what they say."""
+    def _valid_lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """Return the lines before the first invalid one, as bytes and parsed."""
         if not self.lines_file.exists():
             return []
         found = []
         for line in self.lines_file.read_bytes().splitlines(keepends=True):
             try:
                 row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:  # zeros after a power cut
+            except ValueError:  # zeros after a power failure
                 row = None
             if row is None:
                 break
             found.append((line, row))
         return found
 
-    def _write_settings(self, settings: Settings) -> None:
-        unfinished = self.settings_file.with_name(f"{self.settings_file.name}.tmp")
-        text = json.dumps(dataclasses.asdict(settings), indent=2, ensure_ascii=False, allow_nan=False)
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(self.settings_file)
+    def _write_metadata(self, metadata: ManifestMetadata) -> None:
+        write_json(self.metadata_file, dataclasses.asdict(metadata))
 
 
-def _differences(then: Settings, now: Settings) -> list[str]:
-    """What of `MUST_AGREE` doesn't, for a message."""
+def _differences(then: ManifestMetadata, now: ManifestMetadata) -> list[str]:
+    """Return the fields of `MUST_MATCH` that differ, worded for a message."""
     found = []
-    for name, meaning in MUST_AGREE.items():
+    for name, meaning in MUST_MATCH.items():
         old, new = getattr(then, name), getattr(now, name)
         if name == "set":
             old, new = ({key: value for key, value in of.items() if key not in MAY_DIFFER} for of in (old, new))
@@ -180,7 +190,7 @@ def _differences(then: Settings, now: Settings) -> list[str]:
         elif name == "method":
             meaning += f" ({old}, now {new})"
         elif name == "weights":
-            meaning += f" (of {then.facts.name}, now {now.facts.name})"
+            meaning += f" (of {then.model.name}, now {now.model.name})"
         elif then.rows != now.rows:
             meaning += f" ({then.rows} clips, now {now.rows})"
         found.append(meaning)
@@ -188,10 +198,7 @@ def _differences(then: Settings, now: Settings) -> list[str]:
 
 
 def read_manifests(folder: Path) -> dict[str, dict[str, Manifest]]:
-    """The manifests in `DIR/manifests`, by the name of their files and by role, both in a fixed order.
-
-    Roles are in that of a comparison: the student first, the teacher last.
-    """
+    """Return the manifests in `DIR/manifests` by set and role: sets sorted by name, student first, teacher last."""
     found: dict[str, dict[str, Manifest]] = {}
     for file in sorted(folder.glob("*/*.json"), key=lambda file: (file.stem, role_order(file.parent.name))):
         role, name = file.parent.name, file.name.removesuffix(".json")
@@ -199,44 +206,45 @@ def read_manifests(folder: Path) -> dict[str, dict[str, Manifest]]:
     return found
 
 
-def check_comparable(folder: Path, sidecars: dict[str, dict[str, Settings]]) -> None:
-    """Raise `UserError` unless all manifests are complete, of one model a role, and of the same clips a set.
+def check_comparable(folder: Path, metadata: dict[str, dict[str, ManifestMetadata]]) -> None:
+    """Raise `UserError` unless all manifests are complete, with one model per role and the same clips per set.
 
     Args:
-        folder: of the manifests, for the messages.
-        sidecars: by set and role.
+        folder: directory of the manifests, for the messages.
+        metadata: by set and role.
     """
-    weights: dict[str, Settings] = {}
-    decoding = next(iter(next(iter(sidecars.values())).values())).decoding
-    for name, roles in sidecars.items():
+    first_of_role: dict[str, ManifestMetadata] = {}
+    decoding = next(iter(next(iter(metadata.values())).values())).decoding
+    for name, roles in metadata.items():
         first = next(iter(roles.values()))
-        for role, settings in roles.items():
+        for role, one in roles.items():
             file = folder / role / f"{name}.jsonl"
-            if not settings.complete:
+            if not one.complete:
                 raise UserError(
-                    f"{file} is incomplete: run that evaluation again, it goes on where it stopped; or remove the "
-                    "file and the .json beside it, or take another --output_dir"
+                    f"{file} is incomplete. Run that evaluation again to resume it, remove the file and the .json "
+                    "beside it, or use another --output_dir"
                 )
-            if weights.setdefault(role, settings).weights != settings.weights:
+            same_role = first_of_role.setdefault(role, one)
+            if same_role.weights != one.weights:
                 raise UserError(
-                    f"{file} is of another model ({settings.facts.name}) than the manifests of the other sets "
-                    f"({weights[role].facts.name}). Evaluate that set again with --overwrite True, remove the file "
-                    "and the .json beside it, or take another --output_dir"
+                    f"{file} is of another model ({one.model.name}) than the manifests of the other sets "
+                    f"({same_role.model.name}). Evaluate that set again with --overwrite True, remove the file and "
+                    "the .json beside it, or use another --output_dir"
                 )
-            if settings.decoding != decoding:
+            if one.decoding != decoding:
                 raise UserError(
-                    f"{file} was decoded with {settings.decoding}, others in {folder} with {decoding}: they can't be "
-                    "compared. Take another --output_dir, or evaluate all again with --overwrite True"
+                    f"{file} was decoded with {one.decoding}, other manifests in {folder} with {decoding}: they are "
+                    "not comparable. Use another --output_dir, or evaluate all sets again with --overwrite True"
                 )
-            if settings.data != first.data:
+            if one.data != first.data:
                 raise UserError(
-                    f"{file} is of other clips or transcripts than that of the {first.role}: they can't be compared. "
-                    "Take another --output_dir, or evaluate both again with --overwrite True"
+                    f"{file} has other clips or transcripts than the manifest of the {first.role}: they are not "
+                    "comparable. Use another --output_dir, or evaluate both again with --overwrite True"
                 )
 
 
 def all_values(values: Iterable[Any]) -> Any:
-    """The value if it is one; else all of them as text, each once."""
+    """Return the value if all are equal; else the distinct values as one string, separated by commas."""
     found: dict[str, Any] = {}
     for value in values:
         found |= {part: part for part in value.split(", ")} if isinstance(value, str) else {str(value): value}
@@ -244,4 +252,5 @@ def all_values(values: Iterable[Any]) -> Any:
 
 
 def role_order(role: str) -> tuple[int, str]:
+    """Return a sort key: student first, teacher last, other roles by name between them."""
     return {"student": 0, "teacher": 2}.get(role, 1), role

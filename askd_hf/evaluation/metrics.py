@@ -1,4 +1,4 @@
-"""Word and character error rate, in percent, of normalized texts."""
+"""Word and character error rates of normalized texts, in percent."""
 
 import importlib
 from collections.abc import Callable, Iterable
@@ -19,32 +19,32 @@ from .normalizers import MultilingualNormalizer, TextNormalizer, agree_on_option
 UNIFIED = "english-unified"
 MULTILINGUAL = "multilingual"
 LEADERBOARD = "open-asr-leaderboard"
-# what their names say in tables and cards
-MEANING = {
-    UNIFIED: "Whisper's English normalizer, after apostrophes, quotes and dots were brought into one form",
-    MULTILINGUAL: "without case, punctuation and variants of spelling, combining marks kept",
-    "english": "Whisper's own",
-    "basic": "Whisper's own",
-    LEADERBOARD: "that of the Open ASR Leaderboard's code as it was then",
-    "none": "the texts as they are",
+# descriptions for tables and cards
+DESCRIPTIONS = {
+    UNIFIED: "Whisper's English normalizer, after unifying apostrophes, quotes and dots",
+    MULTILINGUAL: "removes case, punctuation and spelling variants, keeps combining marks",
+    "english": "Whisper's English normalizer",
+    "basic": "Whisper's basic normalizer",
+    LEADERBOARD: "English normalizer of the Open ASR Leaderboard, from the installed checkout",
+    "none": "no normalization",
 }
-# where words aren't between spaces they are scored by letter, as OpenAI does
+# languages without spaces between words are scored by letter, as by OpenAI
 BY_LETTER = f"{MULTILINGUAL}, by letter"
 BASIC_BY_LETTER = "basic, by letter"
 
 
 class ErrorRate(Metric):
-    """Corpus-level WER and CER. `evaluate.load("wer")` would fetch its script from the Hub; this one works offline.
+    """Corpus-level WER and CER. Works offline, unlike `evaluate.load("wer")`, which downloads its script from the Hub.
 
-    `compute(predictions=..., references=...)` takes lists of strings and gives `{"wer": ..., "cer": ...}`, in percent:
-    all edits of the corpus over all words (characters) of the references.
+    `compute(predictions=..., references=...)` takes lists of strings and returns `{"wer": ..., "cer": ...}`: all edits
+    of the corpus divided by all words (characters) of the references, in percent.
     """
 
     def _info(self) -> MetricInfo:
         return MetricInfo(
             description="Word and character error rate in percent (jiwer)",
             citation="",
-            inputs_description="predictions and references: one string a clip",
+            inputs_description="predictions and references: one string per clip",
             features=datasets.Features(predictions=datasets.Value("string"), references=datasets.Value("string")),
         )
 
@@ -56,20 +56,25 @@ class ErrorRate(Metric):
 
 
 def normalizer_for(name: str, language: str | None, spelling: dict[str, str]) -> tuple[str, TextNormalizer]:
-    """A text normalizer and its name in tables, cards and results.
+    """Return a text normalizer and its name in tables, cards and results.
 
     Args:
-        name: `english`: Whisper's for English, which expands contractions, drops fillers, writes numbers in digits and
-            British words as American ones; `english-unified`: the same after `unify_punctuation`; `basic`: Whisper's
-            for all other languages: lower case, no punctuation, no combining marks, and in those of `UNSPACED` every
-            letter is a word (`BASIC_BY_LETTER`); `multilingual`: `MultilingualNormalizer` (there `BY_LETTER`);
-            `open-asr-leaderboard`: see `leaderboard_normalizer`; `none`: only white space is squeezed; `auto`:
-            english-unified for English, multilingual for the rest.
-        language: of the texts, a code or a name; None, where a model knows English only, counts as English.
+        name: one of
+
+            - `english`: Whisper's English normalizer. Expands contractions, removes fillers, writes numbers in digits
+              and British spellings as American ones.
+            - `english-unified`: the same after `unify_punctuation`.
+            - `basic`: Whisper's normalizer for other languages. Lower case, no punctuation, no combining marks; each
+              letter is a word in the languages of `UNSPACED` (`BASIC_BY_LETTER`).
+            - `multilingual`: `MultilingualNormalizer` (`BY_LETTER` in the languages of `UNSPACED`).
+            - `open-asr-leaderboard`: see `leaderboard_normalizer`.
+            - `none`: only collapses white space.
+            - `auto`: `english-unified` for English, `multilingual` for other languages.
+        language: language of the texts, a code or a name; None (an English-only model) counts as English.
         spelling: British to American words, from a model's `normalizer.json`.
 
     Raises:
-        UserError: `open-asr-leaderboard` of another language, or without its code.
+        UserError: `open-asr-leaderboard` is requested for another language, or isn't installed.
     """
     code = language_code(language) or "en"
     if name == "auto":
@@ -89,49 +94,49 @@ def normalizer_for(name: str, language: str | None, spelling: dict[str, str]) ->
 
 
 def text_language(task: str, language: str | None) -> str | None:
-    """Of the texts of speech in `language`: translations are English."""
+    """Return the language of the texts: English for translations, else the language of the speech."""
     return "en" if task == "translate" else language
 
 
-def meaning_of(names: Iterable[str]) -> str:
-    """What normalizers of these names, as `normalizer_for` gives them, do: for a note below a table."""
+def describe_normalizers(names: Iterable[str]) -> str:
+    """Describe normalizers, by the names that `normalizer_for` returns, in a note below a table."""
     kinds = {name.partition(",")[0] for name in names}
-    told = [f"{name}: {meaning}" for name, meaning in MEANING.items() if name in kinds]
-    by_letter = ["by letter: every letter is a word"] if {BY_LETTER, BASIC_BY_LETTER} & set(names) else []
-    return "; ".join(told + by_letter)
+    described = [f"{name}: {description}" for name, description in DESCRIPTIONS.items() if name in kinds]
+    by_letter = ["by letter: each letter is a word"] if {BY_LETTER, BASIC_BY_LETTER} & set(names) else []
+    return "; ".join(described + by_letter)
 
 
 def leaderboard_normalizer(language: str) -> Callable[[str], str]:
-    """The English normalizer of the Open ASR Leaderboard, as it is in the checkout on the PYTHONPATH.
+    """Return the English normalizer of the Open ASR Leaderboard, from its checkout on the PYTHONPATH.
 
-    It was Whisper's (`english`) until it was forked; now it changes from month to month, and no package has it.
+    It is a fork of Whisper's (`english`) that changes frequently and isn't released as a package.
 
-    Raises `UserError` for other languages, and if there is no such checkout.
+    Raises `UserError` for other languages, and if there is no checkout.
     """
     if language != "en":
-        raise UserError(f"--normalizer {LEADERBOARD} is for English, not {language}: choose multilingual or basic")
+        raise UserError(f"--normalizer {LEADERBOARD} supports English only, got {language}. Use multilingual or basic")
     try:
         module = importlib.import_module("normalizer.normalizer")
         return module.EnglishTextNormalizer()
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(
-            f"--normalizer {LEADERBOARD} needs the leaderboard's own code ({error}): "
+            f"--normalizer {LEADERBOARD} requires the leaderboard's code ({error}). Run "
             "git clone https://github.com/huggingface/open_asr_leaderboard, and set PYTHONPATH to that directory"
         ) from None
 
 
 def text_normalizer(processor: WhisperProcessor, language: str | None, name: Normalizer = "auto") -> TextNormalizer:
-    """`normalizer_for` with the spelling list that came with a model; one without it leaves spelling alone."""
+    """Return the normalizer of `normalizer_for` with the model's spelling list; without one, spelling is unchanged."""
     return normalizer_for(name, language, processor.tokenizer.english_spelling_normalizer or {})[1]
 
 
 def normalize_pairs(
     references: list[str], predictions: list[str], normalize: Callable[[str], str]
 ) -> tuple[list[str], list[str]]:
-    """References and predictions normalized, clip by clip.
+    """Return normalized references and predictions.
 
-    After `MultilingualNormalizer` vowel signs that are optional in writing count only where a prediction contradicts
-    its reference (`agree_on_optional_marks`). The references depend on no prediction.
+    For `MultilingualNormalizer`, optional vowel signs count only if a prediction contradicts its reference
+    (`agree_on_optional_marks`). The normalized references don't depend on the predictions.
     """
     references, predictions = ([normalize(text) for text in texts] for texts in (references, predictions))
     if isinstance(normalize, MultilingualNormalizer):
@@ -140,36 +145,39 @@ def normalize_pairs(
 
 
 def error_rates(predictions: list[str], references: list[str], normalize: Callable[[str], str]) -> dict[str, float]:
-    """WER and CER in percent of the normalized texts.
+    """Return WER and CER of the normalized texts in percent.
 
-    After a normalizer by letter the spaces between the letters are no characters.
+    If the normalizer makes each letter a word, the spaces between letters aren't counted as characters.
     """
     by_letter = isinstance(normalize, TextNormalizer) and normalize.by_letter
     return _rates(*normalize_pairs(references, predictions, normalize), [by_letter] * len(references))
 
 
 def characters(text: str, by_letter: bool) -> str:
-    """What the CER is of: the normalized text, without spaces where these only part letters."""
+    """Return the text that the CER is computed on: without spaces if they only separate letters."""
     return text.replace(" ", "") if by_letter else text
 
 
 def _rates(references: list[str], predictions: list[str], by_letter: list[bool]) -> dict[str, float]:
-    """Of normalized texts; `by_letter` clip by clip."""
+    """Return the error rates of normalized texts; `by_letter` is per clip."""
     rates = ErrorRate(keep_in_memory=True).compute(references=references, predictions=predictions)
     if any(by_letter):
-        said, heard = (list(map(characters, side, by_letter)) for side in (references, predictions))
-        rates["cer"] = 100 * jiwer.cer(said, heard)
+        reference_texts, texts = (list(map(characters, side, by_letter)) for side in (references, predictions))
+        rates["cer"] = 100 * jiwer.cer(reference_texts, texts)
     return rates
 
 
 def compute_metrics_for(
     processor: WhisperProcessor, name: Normalizer, language: str | None = None
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Trainer's `compute_metrics` on generated tokens and labels, both `(clips, tokens)`, padded with -100 or not.
+    """Return a `compute_metrics` function for Trainer, which computes WER and CER.
+
+    Its inputs are generated tokens and labels, `(clips, tokens)` each, padded with -100 or the padding token.
 
     Args:
-        name: of the normalizer, see `normalizer_for`.
-        language: of labels that don't name their language, as those of an English-only model don't.
+        processor: decodes the tokens.
+        name: name of the normalizer, see `normalizer_for`.
+        language: language of labels without a language token, as those of an English-only model.
     """
     tokenizer = processor.tokenizer
     spelling = tokenizer.english_spelling_normalizer or {}
@@ -181,14 +189,14 @@ def compute_metrics_for(
         )
         normalizers: dict[tuple[int, ...], TextNormalizer] = {}
         for pair in {tuple(pair) for pair in labels[:, :2].tolist()}:
-            said, task = (token.strip("<|>") for token in tokenizer.convert_ids_to_tokens(list(pair)))
-            said = text_language(task, said if said in LANGUAGES else language)
-            normalizers[pair] = normalizer_for(name, said, spelling)[1]
+            spoken, task = (token.strip("<|>") for token in tokenizer.convert_ids_to_tokens(list(pair)))
+            written = text_language(task, spoken if spoken in LANGUAGES else language)
+            normalizers[pair] = normalizer_for(name, written, spelling)[1]
         of_clip = [normalizers[tuple(pair)] for pair in labels[:, :2].tolist()]
-        heard, known = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (predictions, labels))
+        texts = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (labels, predictions)]
         normalized = [
             normalize_pairs([reference], [prediction], normalize)
-            for reference, prediction, normalize in zip(known, heard, of_clip, strict=True)
+            for reference, prediction, normalize in zip(*texts, of_clip, strict=True)
         ]
         references = [reference for (reference,), _ in normalized]
         return _rates(references, [prediction for _, (prediction,) in normalized], [n.by_letter for n in of_clip])

@@ -1,18 +1,18 @@
-"""Text normalizers that Whisper's authors don't have: one for all languages, and English with quotes in one form.
+"""Text normalizers in addition to Whisper's: one for all languages, and unified punctuation for English.
 
-The one for all languages makes equal what is one text in two spellings, and nothing else:
+The multilingual normalizer maps different spellings of the same text to one, and changes nothing else:
 
-- Unicode's compatibility forms (NFKC), lower case of the language, digits of every script as 0 to 9;
-- punctuation and symbols are spaces; what stands in brackets is taken out, as Whisper's normalizers do;
-- combining marks are parts of letters and stay. What the eye doesn't see is taken out: joiners, soft hyphens,
-  variation selectors, Arabic's tatweel, signs of recitation;
-- all apostrophes are one, and parts of the words they stand in, as in п'ять and İstanbul'da. After an elision one
-  ends a word: l'homme is two words in French, Italian, Catalan and Occitan;
-- where words have no spaces between them (`UNSPACED`), every letter with its marks is a word; words and numbers of
-  other scripts stay whole. Tibetan's words are its syllables.
+- Unicode compatibility forms (NFKC), lower case by the rules of the language, digits of all scripts as 0 to 9;
+- punctuation and symbols become spaces; text in brackets is removed, as by Whisper's normalizers;
+- combining marks are kept as parts of letters. Invisible characters are removed: joiners, soft hyphens, variation
+  selectors, Arabic tatweel, recitation marks;
+- all apostrophes are equal and part of the word, as in п'ять and İstanbul'da. In French, Italian, Catalan and Occitan
+  an apostrophe ends a word: l'homme is two words;
+- in languages without spaces between words (`UNSPACED`), each letter with its marks is a word; words and numbers in
+  other scripts are kept whole. The words of Tibetan are its syllables.
 
-Vowel signs of Arabic and Hebrew, and the stress of Cyrillic, are optional in writing: without them a word is no other
-one, with others it is (`agree_on_optional_marks`).
+Vowel signs of Arabic and Hebrew, and stress marks of Cyrillic, are optional in writing: a word without them equals the
+same word with them, but different marks make a different word (`agree_on_optional_marks`).
 """
 
 import unicodedata
@@ -27,19 +27,19 @@ BRACKETED = regex.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
 APOSTROPHES = dict.fromkeys(map(ord, "’‘‛ʼʻʽʾʿ`´′‵՚׳ꞌ＇"), "'")
 QUOTES = dict.fromkeys(map(ord, "“”„‟«»″‶״＂"), '"')
 DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−－"), "-")
-WORD_SPACE = "\u200b"  # where a word ends, in scripts that don't show it
+WORD_SPACE = "\u200b"  # invisible end of a word
 
-# not written, by convention: tatweel; Quranic signs; cantillation; Armenian marks of tone, which stand inside words
+# removed: tatweel; Quranic signs; cantillation; Armenian intonation marks, which occur inside words
 NOT_WRITTEN = regex.compile(
     "[\u0640\u0610-\u061a\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed\u08ca-\u08e1\u08e3-\u08ff"
     "\u0591-\u05af\u05bd\u05c4\u05c5\u055b\u055c\u055e\u055f]"
     r"|\p{Default_Ignorable_Code_Point}"
 )
-# of Arabic, of Hebrew, and what is left of Cyrillic's after NFKC; hamza and madda above a letter make another one
+# of Arabic, Hebrew, and Cyrillic after NFKC. Hamza and madda aren't optional: they make a different letter
 OPTIONAL = regex.compile(
     "[\u064b-\u0652\u0656-\u065f\u0670\u05b0-\u05bc\u05bf\u05c1\u05c2\u05c7]" + r"|(?<=\p{Cyrillic})[\u0300\u0301]"
 )
-# one letter in two encodings, which Unicode doesn't call equal
+# the same letter in two encodings that Unicode normalization doesn't unify
 SAME_LETTERS = {
     "\u0e40\u0e40": "\u0e41",  # Thai: two signs e for ae
     "\u05f0": "\u05d5\u05d5",  # Yiddish digraphs
@@ -53,17 +53,17 @@ SAME_LETTERS = {
     "\u0d33\u0d4d\u200d": "\u0d7e",
     "\u0d15\u0d4d\u200d": "\u0d7f",
 }
-# the vowel am of Thai and Lao, which NFKC takes apart, with the tone mark before or within
+# the vowel am of Thai and Lao, which NFKC decomposes, with the tone mark before or inside
 AM = regex.compile("(\u0e4d|\u0ecd)([\u0e48-\u0e4b\u0ec8-\u0ecb]?)(\u0e32|\u0eb2)")
-# a tone mark goes after the vowel sign that it stands above
+# a tone mark typed before the vowel sign that it is written above; the standard order is the reverse
 TONE_FIRST = regex.compile("([\u0e48-\u0e4b])([\u0e31\u0e34-\u0e39])|([\u0ec8-\u0ecb])([\u0eb1\u0eb4-\u0eb9])")
 SAME_IN = {
     "ro": {"ş": "ș", "ţ": "ț"},
     "fa": {"ي": "ی", "ى": "ی", "ك": "ک"},
     "ur": {"ي": "ی", "ى": "ی", "ك": "ک"},
-    "mr": {"\u0930\u094d\u200d": "\u0931\u094d"},  # eyelash ra: दर्‍या is दऱ्या, and दर्या another word
+    "mr": {"\u0930\u094d\u200d": "\u0931\u094d"},  # eyelash ra: दर्‍या equals दऱ्या; दर्या is a different word
 }
-# Vietnamese puts the tone of oa, oe and uy on either letter, where the syllable ends with them: hoà is hòa
+# Vietnamese writes the tone of oa, oe and uy at the end of a syllable on either letter: hoà equals hòa
 TONE_MOVED = {
     unicodedata.normalize("NFC", pair + tone): unicodedata.normalize("NFC", pair[0] + tone + pair[1])
     for pair in ("oa", "oe", "uy")
@@ -73,7 +73,7 @@ NEW_TONES = regex.compile(rf"(?<!q)(?:{'|'.join(TONE_MOVED)})(?!\p{{L}})")
 HEBREW_ACRONYM = regex.compile(r"(?<=\p{Hebrew})\"(?=\p{Hebrew})")
 
 ELIDING = ("fr", "it", "ca", "oc")
-# in which an apostrophe is a letter at the beginning or the end of a word, too: ʻai, 'yan, ma', togʻ, lo'
+# languages in which an apostrophe is also a letter at the start or end of a word: ʻai, 'yan, ma', togʻ, lo'
 APOSTROPHE_IS_LETTER = ("haw", "ha", "mt", "uz", "so")
 WITHIN = r"(?<=[\p{L}\p{M}])'(?=\p{L})"
 BESIDE = r"(?<=[\p{L}\p{M}])'|'(?=\p{L})"
@@ -87,11 +87,11 @@ LETTER_OR_FOREIGN_WORD = regex.compile(rf"(?:(?![{UNSPACED_SCRIPTS}])\X)+|\X")
 
 
 class TextNormalizer:
-    """Called with a text it returns it normalized, words between single spaces.
+    """Normalizes a text to words separated by single spaces.
 
     Args:
-        normalize: what is done before white space is squeezed.
-        by_letter: whether that makes a word of every letter; then the spaces are no characters.
+        normalize: applied before white space is collapsed.
+        by_letter: whether `normalize` makes each letter a word; then spaces aren't counted as characters.
     """
 
     def __init__(self, normalize: Callable[[str], str], by_letter: bool = False):
@@ -103,10 +103,10 @@ class TextNormalizer:
 
 
 class MultilingualNormalizer(TextNormalizer):
-    """See the module.
+    """The multilingual normalizer described in the module docstring.
 
     Args:
-        language: of the texts, a code or a name. None counts as English.
+        language: language of the texts, a code or a name. None counts as English.
     """
 
     def __init__(self, language: str | None):
@@ -114,11 +114,11 @@ class MultilingualNormalizer(TextNormalizer):
         super().__init__(self._words, by_letter=self.language in UNSPACED)
         apostrophe = BESIDE if self.language in APOSTROPHE_IS_LETTER else WITHIN
         apostrophe = NOWHERE if self.language in ELIDING else apostrophe
-        # group 1 is kept: apostrophes, and the dot of Catalan's l·l
+        # group 1 is kept: apostrophes, and the dot of Catalan l·l
         self.punctuation = regex.compile(rf"({apostrophe}|(?<=l)·(?=l))|[\p{{P}}\p{{S}}]")
 
     def _words(self, text: str) -> str:
-        # before NFKC, which makes a space and a mark of ´, and after it, which makes an apostrophe and n of ŉ
+        # both before NFKC, which decomposes ´ to a space and a mark, and after it, which decomposes ŉ to ʼn
         text = unicodedata.normalize("NFKC", text.translate(APOSTROPHES | QUOTES)).translate(APOSTROPHES)
         text = self._same_letters(lower_case(text, self.language))
         text = NOT_WRITTEN.sub("", text.replace(WORD_SPACE, " "))
@@ -138,45 +138,45 @@ class MultilingualNormalizer(TextNormalizer):
 
 
 def agree_on_optional_marks(references: list[str], predictions: list[str]) -> tuple[list[str], list[str]]:
-    """The texts without optional marks, but for those that contradict the reference.
+    """Remove optional marks, except those of a prediction that contradict its reference.
 
-    كتب is no error where the reference has كَتَبَ, and كُتِبَ is one: of two aligned words marks count where both have
-    some at a letter and neither has those of the other. The references lose all of theirs, so that they are the same
-    for every model.
+    For the reference كَتَبَ, the prediction كتب is correct and كُتِبَ is an error. In two aligned words, marks count at
+    a letter if both words have marks there and neither set contains the other. All marks of the references are
+    removed, so that the references are equal for all models.
 
     Args:
-        references, predictions: of `MultilingualNormalizer`, clip by clip.
+        references, predictions: outputs of `MultilingualNormalizer`, one per clip.
     """
     plain = [OPTIONAL.sub("", text) for text in references]
-    judged = [OPTIONAL.sub("", text) for text in predictions]
+    kept = [OPTIONAL.sub("", text) for text in predictions]
     for i, (reference, prediction) in enumerate(zip(references, predictions, strict=True)):
-        if reference != plain[i] and prediction != judged[i]:
-            judged[i] = _with_contradictions(reference.split(), prediction.split())
-    return plain, judged
+        if reference != plain[i] and prediction != kept[i]:
+            kept[i] = _with_contradictions(reference.split(), prediction.split())
+    return plain, kept
 
 
 def _with_contradictions(reference: list[str], prediction: list[str]) -> str:
-    judged = [OPTIONAL.sub("", word) for word in prediction]
-    alignment = jiwer.process_words(" ".join(OPTIONAL.sub("", word) for word in reference), " ".join(judged))
+    words = [OPTIONAL.sub("", word) for word in prediction]
+    alignment = jiwer.process_words(" ".join(OPTIONAL.sub("", word) for word in reference), " ".join(words))
     for chunk in alignment.alignments[0]:
         if chunk.type == "equal":
             spans = range(chunk.ref_start_idx, chunk.ref_end_idx), range(chunk.hyp_start_idx, chunk.hyp_end_idx)
-            for theirs, ours in zip(*spans, strict=True):
-                judged[ours] = _contradictions(reference[theirs], prediction[ours])
-    return " ".join(judged)
+            for of_reference, of_prediction in zip(*spans, strict=True):
+                words[of_prediction] = _contradictions(reference[of_reference], prediction[of_prediction])
+    return " ".join(words)
 
 
 def _contradictions(reference: str, word: str) -> str:
-    """A word that is the reference's but for optional marks, with those that aren't the reference's at that letter."""
+    """Return a word equal to the reference except for optional marks, with only the marks that contradict it."""
     kept = [
-        "" if ours <= theirs or theirs <= ours else "".join(sorted(ours))
-        for theirs, ours in zip(_optional_marks(reference), _optional_marks(word), strict=True)
+        "" if marks <= expected or expected <= marks else "".join(sorted(marks))
+        for expected, marks in zip(_optional_marks(reference), _optional_marks(word), strict=True)
     ]
     return "".join(map("".join, zip(OPTIONAL.sub("", word), kept, strict=True)))
 
 
 def _optional_marks(word: str) -> list[set[str]]:
-    """Those of each letter, other marks counting as letters; a word begins with none."""
+    """Return the optional marks of each letter. Other marks count as letters; a word doesn't start with a mark."""
     found: list[set[str]] = []
     for i, letter in enumerate(word):
         if OPTIONAL.match(word, i):
@@ -187,9 +187,9 @@ def _optional_marks(word: str) -> list[set[str]]:
 
 
 def unify_punctuation(text: str) -> str:
-    """English with its apostrophes, quotes and dashes as on a typewriter; several dots are a space.
+    """Replace apostrophes, quotes and dashes by their ASCII forms, and several dots by a space.
 
-    Whisper's English normalizer expands I'm, and doesn't know I’m; of "wait..." it leaves a dot as a word.
+    Whisper's English normalizer expands I'm but not I’m, and leaves a dot as a word of "wait...".
     """
     text = text.translate(APOSTROPHES | QUOTES | DASHES).replace(WORD_SPACE, " ")
     return regex.sub(r"\.{2,}|…", " ", regex.sub(r"\p{Default_Ignorable_Code_Point}", "", text))

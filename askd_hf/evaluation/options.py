@@ -1,4 +1,4 @@
-"""The options of `askd-hf evaluate`: every field is one, its help is its documentation."""
+"""The options of `askd-hf evaluate`. Each field is an option, documented by its help."""
 
 import os
 import re
@@ -11,33 +11,39 @@ import torch
 from ..arguments import NORMALIZER_HELP, Normalizer
 from ..arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
 from ..arguments.renamed import accepts_renamed
+from ..data.languages import language_code
 from ..errors import UserError
-from .bootstrap import RESAMPLES
+from .bootstrap import N_RESAMPLES
 from .metrics import normalizer_for, text_language
-from .suites import SUITE_NAMES, EvalSet, language_code, suite_sets
+from .suites import SUITE_NAMES, DatasetSpec, suite_sets
 from .transcribe import Decoding
+
+LONG_FORM_METHODS = ("sequential", "chunked")
 
 
 @dataclass
 class DecodingArguments:
-    """How clips are decoded, whatever for."""
+    """Decoding options, shared with `askd-hf pseudo-label`."""
 
     _argument_group_name = "decoding"
 
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1... Default: a GPU if there is one."})
+    device: str | None = field(
+        default=None, metadata={"help": "cpu, cuda, cuda:1, ... Default: a GPU if available, else the CPU."}
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = field(
-        default="auto", metadata={"help": "Weights while decoding. auto: float16 on a GPU, float32 on a CPU."}
+        default="auto", metadata={"help": "Dtype of the weights. auto: float16 on a GPU, float32 on a CPU."}
     )
     attn_implementation: str = field(
-        default="sdpa", metadata={"help": "Attention of the models: sdpa, eager, flash_attention_2."}
+        default="sdpa", metadata={"help": "Attention implementation: sdpa, eager, flash_attention_2."}
     )
-    batch_size: int = field(default=16, metadata={"help": "Clips at a time."})
+    batch_size: int = field(default=16, metadata={"help": "Clips per batch."})
     generation_max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a clip, at most. Default: what the model's generation config says."}
+        default=None,
+        metadata={"help": "Maximum number of tokens per clip. Default: from the model's generation config."},
     )
     num_workers: int | None = field(
         default=None,
-        metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else none."},
+        metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else 0."},
     )
 
     def __post_init__(self):
@@ -49,170 +55,190 @@ class DecodingArguments:
         check_device(self.device)
 
     def torch_dtype(self) -> torch.dtype:
+        """Return the dtype of `--dtype`; "auto" depends on the device."""
         if self.dtype == "auto":
             return torch.float32 if torch.device(self.device).type == "cpu" else torch.float16
         return getattr(torch, self.dtype)
 
 
 def check_device(name: str) -> None:
-    """Raise `UserError` unless torch has such a device here."""
+    """Raise `UserError` unless torch supports the device on this machine."""
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {name}: {reason}; leave it out for the GPU, or the CPU without one") from error
+        raise UserError(f"--device {name}: {reason}. Remove it to use the GPU if available, else the CPU") from error
 
 
 @accepts_renamed
 @dataclass
 class EvaluationArguments(DecodingArguments):
-    """The models, the speech, and what to find out."""
+    """Models, data and measurements."""
 
     _argument_group_name = "evaluation"
 
     model: str | None = field(
-        default=None, metadata={"help": "Whisper model to evaluate, the student: a local directory or a Hub id."}
+        default=None, metadata={"help": "Whisper model to evaluate (the student): a local directory or a Hub id."}
     )
-    teacher: str | None = field(default=None, metadata={"help": "Model to compare it with, as a rule its teacher."})
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "Model to compare it with, usually its teacher: a local directory or a Hub id."},
+    )
     suite: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Named sets, several if you like: {', '.join(SUITE_NAMES)}. open-asr is LibriSpeech, AMI, "
-            "Earnings-22 and TED-LIUM; common-voice and fleurs are of one --language."
+            "help": f"One or more named sets: {', '.join(SUITE_NAMES)}. open-asr: LibriSpeech, AMI, Earnings-22 and "
+            "TED-LIUM. common-voice and fleurs require --language."
         },
     )
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Your own speech, besides or instead of a suite: a directory with metadata.csv, a saved dataset, "
-            "parquet, or a Hub id. In a clip whose transcript is empty nobody speaks; one without a transcript (null) "
-            "is left out."
+            "help": "Your own speech, in addition to --suite or instead of it: a directory with metadata.csv, a saved "
+            "dataset, Parquet files, or a Hub id. An empty transcript means that the clip has no speech; a clip "
+            "without a transcript (null) is excluded."
         },
     )
     no_speech: bool = field(
         default=False,
-        metadata={"help": "Nobody speaks in --dataset (noises, music): any text is made up. It needs no transcripts."},
+        metadata={
+            "help": "No clip of --dataset has speech (noise, music): any text counts as a hallucination. Transcripts "
+            "are not required."
+        },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of --dataset on the Hub."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of --dataset, if it is on the Hub."}
+    )
     eval_splits: list[str] = field(
         default_factory=list,
-        metadata={"help": "Splits of --dataset, each a set. Default: train, the one of a directory without splits."},
+        metadata={"help": "Splits of --dataset; each is a set of its own. Default: train."},
     )
-    audio_column_name: str | None = field(default=None, metadata={"help": "Column of --dataset with the audio."})
-    text_column_name: str | None = field(default=None, metadata={"help": "Column of --dataset with the transcript."})
+    audio_column_name: str | None = field(
+        default=None, metadata={"help": "Audio column of --dataset. Default: found by its name."}
+    )
+    text_column_name: str | None = field(
+        default=None, metadata={"help": "Transcript column of --dataset. Default: found by its name."}
+    )
     speaker_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of --dataset with the speaker. Default: found by name."},
+        default=None, metadata={"help": "Speaker column of --dataset. Default: found by its name."}
     )
     language: str | None = field(
         default=None,
-        metadata={"help": "Language of the speech, as in english or fr. Required for multilingual models."},
+        metadata={"help": "Language of the speech, such as english or fr. Required for multilingual models."},
     )
     task: Literal["transcribe", "translate"] = field(
         default="transcribe",
-        metadata={"help": "What multilingual models are asked to do with --dataset; translations are English."},
+        metadata={"help": "Task of multilingual models on --dataset. translate: into English."},
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first so many clips of each set only."}
+        default=None, metadata={"help": "Evaluate only the first N clips of each set."}
     )
     on_bad_audio: Literal["error", "skip"] = field(
         default="error",
-        metadata={"help": "A clip that can't be decoded: stop before evaluating, or skip and count it."},
+        metadata={"help": "Clips that can't be decoded. error: stop before the evaluation; skip: exclude and count."},
     )
     output_dir: str | None = field(
-        default=None, metadata={"help": "For manifests, results and report. Default: runs/evaluation-NAME."}
+        default=None,
+        metadata={"help": "Directory for manifests, results and report. Default: runs/evaluation-NAME."},
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Decode anew what other settings have made in --output_dir."}
+        default=False,
+        metadata={"help": "Decode again what was decoded with other settings in --output_dir, instead of stopping."},
     )
     score_only: bool = field(
         default=False,
-        metadata={"help": "Score the manifests in --output_dir again, as with another --normalizer; decode nothing."},
+        metadata={"help": "Only score the manifests in --output_dir again, for example with another --normalizer."},
     )
     normalizer: Normalizer = field(
-        default="auto",
-        metadata={"help": f"Texts are compared as normalized by this. {NORMALIZER_HELP}"},
+        default="auto", metadata={"help": f"Text normalizer, applied before scoring. {NORMALIZER_HELP}"}
     )
-    resamples: int = field(default=RESAMPLES, metadata={"help": "Of the bootstrap, for the intervals."})
-    num_beams: int = field(default=1, metadata={"help": "Beams of the search; 1 is greedy."})
+    n_resamples: int = field(
+        default=N_RESAMPLES, metadata={"help": "Number of bootstrap resamples for the confidence intervals."}
+    )
+    num_beams: int = field(default=1, metadata={"help": "Number of beams; 1 is greedy decoding."})
     timestamps: Literal["none", "segment", "word"] = field(
         default="none",
         metadata={
-            "help": "Also write to the manifests when segments or words are said (chunks). Texts may differ a little "
-            "from those without."
+            "help": "Also write timestamps of segments or words to the manifests (chunks). The texts may differ "
+            "slightly from those without timestamps."
         },
     )
     long_form: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Also evaluate clips that are longer than the model hears at once (30 s): sequential, chunked or "
-            "both. Without it they are left out and counted."
+            "help": "Also evaluate clips longer than the model's window (30 s): sequential, chunked or both. Without "
+            "this option they are excluded and counted."
         },
     )
-    join_clips: float | None = field(
+    concatenate_seconds: float | None = field(
         default=None,
         metadata={
-            "help": "For --long_form: make recordings of about so many seconds of a speaker's clips in a row. Longer "
-            "than a window (30 s)."
+            "help": "Evaluate --long_form on recordings of up to this length, made of consecutive clips of a speaker. "
+            "Must be greater than the window (30 s)."
         },
     )
-    speed: bool = field(default=False, metadata={"help": "Measure speed and memory of the models, taking turns."})
+    speed: bool = field(
+        default=False, metadata={"help": "Measure speed and memory of all models, interleaved on the same clips."}
+    )
     speculative: bool = field(
-        default=False, metadata={"help": "Measure speculative decoding of the teacher with the student's help."}
+        default=False, metadata={"help": "Measure the teacher's speculative decoding with the student as assistant."}
     )
     speed_clips: int = field(
-        default=32, metadata={"help": "Clips of the first set that --speed and --speculative take, spread over it."}
+        default=32,
+        metadata={"help": "Number of clips for --speed and --speculative, taken at equal distances in the first set."},
     )
     speed_batch_sizes: list[int] = field(
         default_factory=lambda: [1, 16],
-        metadata={"help": "Clips a batch of --speed; all models at each. At most as many as there are."},
+        metadata={"help": "Batch sizes of --speed; reduced to --speed_clips if larger."},
     )
     repetitions: int = field(default=5, metadata={"help": "Timed passes of --speed and --speculative."})
 
     def __post_init__(self):
-        check_ranges(self, num_beams=COUNT, resamples=COUNT, speed_clips=COUNT, repetitions=COUNT, join_clips=POSITIVE)
+        check_ranges(self, num_beams=COUNT, n_resamples=COUNT, speed_clips=COUNT, repetitions=COUNT)
+        check_ranges(self, concatenate_seconds=POSITIVE)
         check_ranges(self, "leave it out for all clips", max_eval_samples=COUNT)
         if self.score_only:
             if self.output_dir is None:
-                raise UserError("--score_only scores what is in --output_dir: which?")
+                raise UserError("--score_only requires --output_dir")
             return
         if self.model is None:
-            raise UserError("--model is missing: a Whisper model to evaluate")
+            raise UserError("--model is required")
         if not (self.suite or self.dataset):
-            raise UserError(f"--suite or --dataset is missing. Suites: {', '.join(SUITE_NAMES)}")
+            raise UserError(f"--suite or --dataset is required. Suites: {', '.join(SUITE_NAMES)}")
         if self.no_speech and not self.dataset:
-            raise UserError("--no_speech says that nobody speaks in --dataset, which is missing")
-        if unknown := set(self.long_form) - {"sequential", "chunked"}:
-            raise UserError(f"--long_form {' '.join(sorted(unknown))}: there are sequential and chunked")
-        if self.join_clips is not None and not self.long_form:
-            raise UserError("--join_clips makes recordings for --long_form: give sequential, chunked or both")
-        if self.speculative and self.teacher is None:
-            raise UserError("--speculative needs the --teacher, whose text the student speeds up")
-        if not self.speed_batch_sizes or min(self.speed_batch_sizes) < 1:
+            raise UserError("--no_speech requires --dataset")
+        if unknown := set(self.long_form) - {*LONG_FORM_METHODS}:
             raise UserError(
-                f"--speed_batch_sizes {' '.join(map(str, self.speed_batch_sizes))}: not all are at least 1"
+                f"--long_form must be one or more of {', '.join(LONG_FORM_METHODS)}, got {' '.join(sorted(unknown))}"
             )
+        if self.concatenate_seconds is not None and not self.long_form:
+            raise UserError("--concatenate_seconds requires --long_form sequential, chunked or both")
+        if self.speculative and self.teacher is None:
+            raise UserError("--speculative requires --teacher")
+        if not self.speed_batch_sizes or min(self.speed_batch_sizes) < 1:
+            sizes = " ".join(map(str, self.speed_batch_sizes)) or "none"
+            raise UserError(f"--speed_batch_sizes must be at least 1, got {sizes}")
         super().__post_init__()
-        normalizer_for(self.normalizer, text_language(self.task, self.language), {})  # may not be there, or not for it
+        # raises if the normalizer doesn't support the language or isn't installed
+        normalizer_for(self.normalizer, text_language(self.task, self.language), {})
         if self.output_dir is None:
-            self.output_dir = f"runs/evaluation-{_last_part(self.model)}"
+            self.output_dir = f"runs/evaluation-{_base_name(self.model)}"
 
-    def sets(self) -> list[EvalSet]:
-        """All that is asked for, a set once. Raises `UserError` if two sets would have one name."""
-        sets = [source for name in self.suite for source in suite_sets(name, self.language)]
+    def sets(self) -> list[DatasetSpec]:
+        """Return the sets of `--suite` and `--dataset`, each once. Raises `UserError` if two have the same name."""
+        specs = [spec for name in self.suite for spec in suite_sets(name, self.language)]
         if self.dataset:
-            for split in self.eval_splits or ["train"]:
-                sets.append(self._own_set(split))
-        named: dict[str, EvalSet] = {}
-        for source in sets:
-            if named.setdefault(source.name, source) != source:
-                raise UserError(f"two different sets are called {source.name}: evaluate them with two --output_dir")
+            specs += [self._own_set(split) for split in self.eval_splits or ["train"]]
+        named: dict[str, DatasetSpec] = {}
+        for spec in specs:
+            if named.setdefault(spec.name, spec) != spec:
+                raise UserError(f"two different sets are named {spec.name}: evaluate them with separate --output_dir")
         return list(named.values())
 
-    def _own_set(self, split: str) -> EvalSet:
-        parts = [_last_part(self.dataset), self.dataset_config, None if split == "train" else split]
+    def _own_set(self, split: str) -> DatasetSpec:
+        parts = [_base_name(self.dataset), self.dataset_config, None if split == "train" else split]
         name = "-".join(part for part in parts if part)
-        return EvalSet(
+        return DatasetSpec(
             re.sub(r"[^\w.-]+", "-", name).strip("-"),
             self.dataset,
             self.dataset_config,
@@ -226,9 +252,10 @@ class EvaluationArguments(DecodingArguments):
         )
 
     def decoding(self) -> Decoding:
+        """Return the decoding settings."""
         return Decoding(self.num_beams, self.generation_max_length, self.timestamps, self.batch_size, self.num_workers)
 
 
-def _last_part(name: str) -> str:
-    """What to call a directory, file or Hub id: `.` by the directory's name."""
+def _base_name(name: str) -> str:
+    """Return the last part of a path or Hub id; for `.` the name of the directory."""
     return Path(os.path.abspath(name)).name

@@ -1,8 +1,8 @@
-"""An evaluation as one HTML page that can be opened, mailed and kept: no scripts, no requests, nothing beside it.
+"""An evaluation as one self-contained HTML page, without scripts and requests.
 
-The text and the plots are in `templates/report.html` and `report_parts.html`, the looks in `report.css` beside them;
-here is what they are drawn from. A plot is SVG within the page, its positions in percent and its text in pixels: so it
-is as legible on a phone as on a screen, and takes its colours from the page in light and in dark.
+Text and plots are in `templates/report.html` and `report_parts.html`, styles in `report.css`. This module computes
+their data. Plots are inline SVG: positions are in percent and text is in pixels, so plots scale to any screen width
+and use the colors of the page in light and dark mode.
 """
 
 import bisect
@@ -16,24 +16,38 @@ from typing import Any
 import jinja2
 
 from ..errors import disk_errors
-from .metrics import meaning_of
-from .results import CONFIDENCE, Results, Scores, SetResult, SpeedOfModel
-from .table import BROKEN_WORDS, PLAIN
+from .metrics import describe_normalizers
+from .result_tables import (
+    COMBINING_MARKS_NOTE,
+    HEADINGS,
+    PLAIN_TEXT_NOTE,
+    RTFX_NOTE,
+    interval_note,
+    no_speech_share,
+    relative_difference,
+    size_on_disk,
+    speed_conditions,
+    speedup,
+)
+from .results import CONFIDENCE, ModelSpeed, Results, Scores, SetResult
 from .worst_clips import worst_clips
 
 HARDEST_SPEAKERS = 10
 MINUS = "\N{MINUS SIGN}"
-SHAPES = ("circle", "square", "diamond", "triangle")  # of the models in the plots; the colours follow in report.css
-METHODS = {"short": "short clips", "sequential": "long-form, sequential", "chunked": "long-form, chunked"}
+SHAPES = ("circle", "square", "diamond", "triangle")  # markers of the models; report.css has their colors
+METHODS = {"short_form": "short-form", "sequential": "long-form, sequential", "chunked": "long-form, chunked"}
 
 
 def write_report(results: Results, folder: Path) -> Path:
-    """Write `folder/report.html`: what `results` say, with the worst clips from the manifests in `folder`.
+    """Write `folder/report.html` from `results`, with the worst clips from the manifests in `folder`.
 
-    Sections without a measured value are left out, and so are the worst clips of a set without manifests.
+    Omits sections without measured values, and the worst clips of sets without manifests.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        UserError: if the page can't be written.
+        UserError: the page can't be written.
     """
     page = _environment().get_template("report.html").render(_context(results, folder))
     path = folder / "report.html"
@@ -43,7 +57,7 @@ def write_report(results: Results, folder: Path) -> Path:
 
 
 def _environment() -> jinja2.Environment:
-    """Escapes all text, as transcripts may hold anything; a name that isn't there is an error, not an empty place."""
+    """Return an environment that escapes all text, because transcripts may contain anything; undefined names raise."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("askd_hf.evaluation"),
         autoescape=True,
@@ -51,7 +65,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "signed": _signed, "share": _share, "tick": _tick}
+    environment.filters |= {"number": _number, "signed": _signed, "share": _share, "tick": _tick, "speedup": speedup}
     return environment
 
 
@@ -70,43 +84,50 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "confidence": _tick(100 * CONFIDENCE),
         "headline": headline(results),
         "scored": scored,
-        "compared": [entry for entry in scored if entry.paired],
+        "compared": [entry for entry in scored if entry.comparison],
         "wer_axis": Axis.over(end for entry in scored for s in entry.scores.values() for end in _ends(s)),
         "error_axis": Axis.over(s.wer for entry in scored for s in entry.scores.values() if s.wer is not None),
-        "difference_axis": Axis.over(end for entry in scored if entry.paired for end in entry.paired.interval),
+        "difference_axis": Axis.over(
+            end for entry in scored if entry.comparison for end in entry.comparison.confidence_interval
+        ),
         "seconds_axis": Axis.over(row.encoder.median + row.decoder.median for row in timed),
-        "against_teacher": any(row.times_faster is not None for row in timed),
-        "faster": [row for row in timed if row.role == roles[0] and row.times_faster is not None],
+        "against_teacher": any(row.speedup is not None for row in timed),
+        "faster": [row for row in timed if row.role == roles[0] and row.speedup is not None],
         "trade": speed_against_wer(results),
         "speakers": [by_speaker(entry, roles) for entry in scored if _several_speakers(entry)],
         "worst": [(entry, *found) for entry in results.sets if (found := worst_clips(entry, manifests, roles[0]))],
         "settings": _flat(results.settings),
-        "normalizer_note": meaning_of({entry.normalizer for entry in scored}),
-        "broken": [entry.name for entry in scored if entry.broken_words],
-        "broken_words": BROKEN_WORDS,
-        "plain": PLAIN,
-        "silent": lambda entry: entry.silent_clips if entry.speech else entry.clips,
-        "made_up": _made_up,
+        "normalizer_note": describe_normalizers({entry.normalizer for entry in scored}),
+        "interval_note": interval_note(scored) if scored else None,
+        "combining_marks": [entry.name for entry in scored if entry.has_combining_marks],
+        "combining_marks_note": COMBINING_MARKS_NOTE,
+        "plain_text_note": PLAIN_TEXT_NOTE,
+        "rtfx_note": RTFX_NOTE,
+        "headings": HEADINGS,
+        "no_speech_share": no_speech_share,
+        "relative_difference": relative_difference,
+        "size_on_disk": size_on_disk,
+        "speed_conditions": speed_conditions,
     }
 
 
 def _shapes(models: int) -> list[str]:
-    """The student a circle, the teacher a square, those between a diamond or a triangle."""
-    between = [SHAPES[2 + i % 2] for i in range(models - 2)]
-    return [SHAPES[0], *between, SHAPES[1]][:models]
+    """Return the markers: a circle for the student, a square for the teacher, diamonds and triangles for others."""
+    others = [SHAPES[2 + i % 2] for i in range(models - 2)]
+    return [SHAPES[0], *others, SHAPES[1]][:models]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# scales
+# axes
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale of a plot; `at` says where a value stands on it, in percent of the plot's width.
+    """An axis of a plot.
 
     Attributes:
-        ticks: round values, the ends among them.
-        logarithmic: equal distances are equal ratios.
+        ticks: round values, including both ends.
+        logarithmic: whether the scale is logarithmic.
     """
 
     ticks: tuple[float, ...]
@@ -114,7 +135,7 @@ class Axis:
 
     @classmethod
     def over(cls, values: Iterable[float]) -> "Axis":
-        """A linear scale of about five steps of 1, 2 or 5, times a power of ten, over `values` and 0."""
+        """Return a linear axis over `values` and 0, with about five steps of 1, 2 or 5 times a power of ten."""
         values = [0.0, *values]
         low, high = min(values), max(values)
         aim = (high - low) / 5 or 1.0
@@ -125,15 +146,16 @@ class Axis:
 
     @classmethod
     def over_ratios(cls, values: Iterable[float]) -> "Axis":
-        """A logarithmic scale over positive `values`, with ticks at 1, 2 and 5 times powers of ten."""
+        """Return a logarithmic axis over positive `values`, with ticks at 1, 2 and 5 times powers of ten."""
         values = list(values)
         powers = range(math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 2)
         grid = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-        first = bisect.bisect_left(grid, min(values) / 1.3) - 1  # with room for the labels
+        first = bisect.bisect_left(grid, min(values) / 1.3) - 1  # space for the labels
         last = bisect.bisect_right(grid, max(values) * 1.3)
         return cls(tuple(float(f"{tick:.3g}") for tick in grid[first : last + 1]), logarithmic=True)
 
     def at(self, value: float) -> float:
+        """Return the position of a value in percent of the axis length."""
         low, high = self.ticks[0], self.ticks[-1]
         if self.logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -141,73 +163,73 @@ class Axis:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what the figures say
+# data of the plots
 
 
 def _wer(entry: SetResult) -> dict[str, float]:
-    """The WER by role; empty for a set without speech."""
+    """Return the WER by role; empty for a set without speech."""
     return {role: scores.wer for role, scores in entry.scores.items() if scores.wer is not None}
 
 
 def _ends(scores: Scores) -> list[float]:
-    """What a plot of the WER must have room for."""
-    return [value for value in (scores.wer, *(scores.wer_interval or ())) if value is not None]
-
-
-def _made_up(entry: SetResult, role: str) -> int:
-    """How many clips got text though nobody speaks, of a set without speech or of the clips without a transcript."""
-    scores = entry.scores[role]
-    return scores.silent_with_text if entry.speech else scores.clips_with_text
+    """Return the WER and the ends of its interval, which the axis of a plot must include."""
+    return [value for value in (scores.wer, *(scores.wer_confidence_interval or ())) if value is not None]
 
 
 @dataclass
 class Headline:
-    """The WER of all models over the sets that may stand in one mean.
+    """The WER of all models, averaged over the sets of one method.
 
     Attributes:
-        sets: one, or several of one method, each with all models.
-        wer: by role, percent: the unweighted mean of the sets'.
-        verdicts: over `sets`, of the paired intervals: how many are wholly below 0 (`better`: the student is),
-            wholly above (`worse`), or neither (`undecided`).
+        sets: sets that all models were evaluated on.
+        wer: unweighted mean over the sets by role, in percent.
+        significance: number of sets on which the student is significantly `better` (interval below 0), significantly
+            `worse` (interval above 0), or neither (`no significant difference`).
     """
 
     sets: list[SetResult]
     wer: dict[str, float]
-    verdicts: Counter
+    significance: Counter
 
 
 def headline(results: Results) -> Headline | None:
-    """Of the sets of short clips; of the first long-form method where there are none. None without any WER."""
+    """Return the headline over the short-form sets, else over those of the first long-form method.
+
+    Returns None if there is no WER.
+    """
     complete = [entry for entry in results.sets if _wer(entry).keys() >= results.models.keys()]
     if not complete:
         return None
-    method = "short" if any(entry.method == "short" for entry in complete) else complete[0].method
+    method = "short_form" if any(entry.method == "short_form" for entry in complete) else complete[0].method
     sets = [entry for entry in complete if entry.method == method]
     wer = {role: sum(_wer(entry)[role] for entry in sets) / len(sets) for role in results.models}
-    intervals = [entry.paired.interval for entry in sets if entry.paired]
-    verdicts = Counter("better" if b < 0 else "worse" if a > 0 else "undecided" for a, b in intervals)
-    return Headline(sets, wer, verdicts)
+    intervals = [entry.comparison.confidence_interval for entry in sets if entry.comparison]
+    significance = Counter(
+        "better" if high < 0 else "worse" if low > 0 else "no significant difference" for low, high in intervals
+    )
+    return Headline(sets, wer, significance)
 
 
 @dataclass
-class Trade:
-    """Speed against WER.
+class SpeedAccuracy:
+    """Data of the plot of speed against WER.
 
     Attributes:
-        source: the set of the WER; None if it is the headline's mean, as the speed was measured on another set.
-        wer: by role, percent.
-        rows: by role, by rising speed.
+        source: the set of the WER; None for the mean of the headline, if the speed was measured on another set.
+        wer: by role, in percent.
+        rows: speed by role, in increasing order.
+        speed_axis, wer_axis: the axes.
     """
 
     source: SetResult | None
     wer: dict[str, float]
-    rows: dict[str, list[SpeedOfModel]]
+    rows: dict[str, list[ModelSpeed]]
     speed_axis: Axis
     wer_axis: Axis
 
 
-def speed_against_wer(results: Results) -> Trade | None:
-    """None unless both were measured, and of greedy decoding, as the speed is."""
+def speed_against_wer(results: Results) -> SpeedAccuracy | None:
+    """Return the data of the plot; None unless both were measured with greedy decoding, as the speed always is."""
     if results.speed is None or results.settings.get("num_beams", 1) != 1:
         return None
     source = next((entry for entry in results.sets if entry.name == results.speed.set and _wer(entry)), None)
@@ -218,16 +240,18 @@ def speed_against_wer(results: Results) -> Trade | None:
         return None
     speeds = Axis.over_ratios(row.rtfx for of_role in rows.values() for row in of_role)
     ends = [end for role in wer for end in (_ends(source.scores[role]) if source else [wer[role]])]
-    return Trade(source, wer, rows, speeds, Axis.over(ends))
+    return SpeedAccuracy(source, wer, rows, speeds, Axis.over(ends))
 
 
 @dataclass
 class Speakers:
-    """The speakers of one set.
+    """Data of the section on the speakers of one set.
 
     Attributes:
-        hardest: for the student, at most `HARDEST_SPEAKERS`.
-        whole: whether these are all.
+        entry: the set.
+        axis: axis of the WER.
+        hardest: the speakers with the highest WER of the student, at most `HARDEST_SPEAKERS`.
+        whole: whether these are all speakers.
     """
 
     entry: SetResult
@@ -241,6 +265,7 @@ def _several_speakers(entry: SetResult) -> bool:
 
 
 def by_speaker(entry: SetResult, roles: list[str]) -> Speakers:
+    """Return the data on the speakers of a set."""
     known = {role: entry.scores[role].wer_by_speaker for role in roles if role in entry.scores}
     first = next(rates for rates in known.values() if len(rates) > 1)
     hardest = sorted(first, key=lambda speaker: (-first[speaker], speaker))[:HARDEST_SPEAKERS]
@@ -253,26 +278,26 @@ def by_speaker(entry: SetResult, roles: list[str]) -> Speakers:
 
 
 def _number(value: float | None, digits: int = 0) -> str:
-    """Nothing for what wasn't measured."""
+    """Return a number with thousands separators; "" for None."""
     return "" if value is None else f"{value:,.{digits}f}".replace("-", MINUS)
 
 
 def _signed(value: float, digits: int = 2) -> str:
-    return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", MINUS)  # 0.0 makes +0.00 of -0.001
+    return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", MINUS)  # adding 0.0 turns -0.00 into +0.00
 
 
 def _tick(value: float) -> str:
-    """As few digits as it needs."""
+    """Return a number without trailing zeros."""
     return f"{value:g}".replace("-", MINUS)
 
 
 def _share(value: float) -> str:
-    """A share of 1 in percent."""
+    """Return a fraction in percent."""
     return f"{100 * value:.1f} %"
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """The settings as lines: dictionaries within by names with points, without those that are None."""
+    """Return the settings as text, without None values. Keys of nested dictionaries are joined by points."""
     lines: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, dict):

@@ -1,33 +1,37 @@
-"""What an evaluation found, as plain data: `results.json`, which the table, the report and the model card read.
+"""Evaluation results as plain data: the contents of `results.json`, read by the tables, the report and the model card.
 
-A field without a measured value is None or absent; nothing in here is ever a guess.
+A field without a measured value is None or absent. Nothing is estimated.
 """
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-CONFIDENCE = 0.95  # of all intervals
+CONFIDENCE = 0.95  # level of all confidence intervals
+
+T = TypeVar("T")
 
 
 @dataclass
-class ModelFacts:
-    """One model of the comparison.
+class EvaluatedModel:
+    """One of the compared models.
 
     Attributes:
         name: the directory or Hub id it was loaded from.
-        parameters: of the whole model.
-        megabytes: of its weights' files on disk (10^6 bytes); None if they are no files here.
-        encoder_layers, decoder_layers: how many.
-        stored_dtype: of the floating-point weights in these files, such as `float16`; None if they are no files here.
-        weights: digest of the weights that were evaluated; None where it wasn't noted.
+        parameters: total parameter count.
+        size_mb: size of the weight files in MB (10^6 bytes); None if they aren't stored locally.
+        encoder_layers, decoder_layers: number of layers.
+        stored_dtype: dtype of the floating-point weights in these files, such as `float16`; None if they aren't stored
+            locally.
+        weights: digest of the evaluated weights; None if unknown.
     """
 
     name: str
     parameters: int
-    megabytes: float | None
+    size_mb: float | None
     encoder_layers: int
     decoder_layers: int
     stored_dtype: str | None = None
@@ -36,55 +40,52 @@ class ModelFacts:
 
 @dataclass
 class Scores:
-    """One model on one set, texts normalized unless it says otherwise.
+    """Scores of one model on one set. Texts are normalized unless stated otherwise.
 
     Attributes:
-        wer, cer: percent, corpus level. None for a set without speech.
-        wer_interval, cer_interval: percent, by bootstrap over `SetResult.blocks`; None if there is only one of them.
-        substitutions, deletions, insertions: of words, over the corpus.
-        insertion_rate: insertions over the references' words, percent.
-        repeated_5grams: share of the predictions' word 5-grams that stand earlier in the same prediction, percent; of
-            texts in lower case without punctuation, whatever the normalizer, as a normalizer may delete a loop.
-        clips_with_text: how many clips got any text, in the same form; in a set without speech all of them are
-            hallucinations.
-        wer_by_speaker: percent; empty where speakers aren't known.
-        seconds: spent transcribing, for information: speed is measured apart, see `Speed`.
-        clips_at_limit: how many clips' text was still going on at the limit of tokens; None where it isn't known, as
-            of what the pipeline transcribes.
-        silent_with_text: how many of `SetResult.silent_clips` got any text.
+        wer, cer: corpus-level error rates in percent. None for a set without speech.
+        wer_confidence_interval, cer_confidence_interval: in percent, by bootstrap over `SetResult.bootstrap_unit`;
+            None if there is only one unit.
+        substitutions, deletions, insertions: word counts over the corpus.
+        insertion_rate: insertions per 100 reference words.
+        repeated_5grams: share of the predictions' word 5-grams that occur earlier in the same prediction, in percent.
+            Counted in lower-case text without punctuation, for every normalizer: a normalizer may delete a loop.
+        no_speech_hallucinations: number of `SetResult.no_speech_clips` for which the model wrote any word, in
+            lower-case text without punctuation.
+        wer_by_speaker: WER of each speaker in percent; empty if speakers are unknown.
+        clips_at_limit: number of clips whose text was cut off at the token limit; None if unknown, as for clips
+            transcribed through the pipeline.
     """
 
     wer: float | None
-    wer_interval: tuple[float, float] | None
+    wer_confidence_interval: tuple[float, float] | None
     cer: float | None
-    cer_interval: tuple[float, float] | None
+    cer_confidence_interval: tuple[float, float] | None
     substitutions: int
     deletions: int
     insertions: int
     insertion_rate: float | None
     repeated_5grams: float
-    clips_with_text: int
-    seconds: float
+    no_speech_hallucinations: int = 0
     wer_by_speaker: dict[str, float] = field(default_factory=dict)
     clips_at_limit: int | None = None
-    silent_with_text: int = 0
 
 
 @dataclass
-class Paired:
-    """Two models on the same clips of a set, by paired bootstrap.
+class PairedComparison:
+    """Paired bootstrap of two models on the same clips of a set.
 
     Attributes:
-        first, second: roles, as in `SetResult.scores`.
-        difference: WER of the first less that of the second, points. Below 0 the first is better.
-        interval: of the difference.
-        probability_of_improvement: that the first has the lower WER: share of the resamples (ties count half).
+        system, baseline: roles, as in `SetResult.scores`.
+        wer_difference: WER of the system minus WER of the baseline, in points. Negative if the system is better.
+        confidence_interval: of the difference, in points.
+        probability_of_improvement: share of the resamples in which the system has the lower WER; ties count half.
     """
 
-    first: str
-    second: str
-    difference: float
-    interval: tuple[float, float]
+    system: str
+    baseline: str
+    wer_difference: float
+    confidence_interval: tuple[float, float]
     probability_of_improvement: float
 
 
@@ -93,27 +94,29 @@ class SetResult:
     """All models on one set of clips.
 
     Attributes:
-        name: as reports call it, such as `librispeech-test-other`.
-        dataset, config, split: where it was loaded from.
-        on_hub: whether `dataset` is a Hub id; otherwise it is a path, which nothing that is published may show whole.
-        language: spoken, as a code such as `en`.
-        task: transcribe, or translate, into English.
-        method: `short` (clips up to 30 s, batched), or long-form: `sequential`, `chunked`.
-        normalizer: as `metrics.normalizer_for` names it: english-unified, multilingual, english, basic,
-            open-asr-leaderboard or none; multilingual and basic "by letter" in languages without spaces.
-        clips: scored.
-        dropped: clips that weren't scored, by reason.
-        hours: of audio, of the scored clips.
-        reference_words: after normalization; 0 for a set without speech.
-        speech: False if nobody speaks in any clip (`EvalSet.no_speech`): then only `clips_with_text` says something.
-        blocks: what the bootstrap draws: `speaker` or `clip`.
+        name: name in tables and reports, such as `librispeech-test-other`.
+        dataset, config, split: what was loaded.
+        on_hub: whether `dataset` is a Hub id. Otherwise it is a path, which must not be published.
+        language: language of the speech, as a code such as `en`.
+        task: `transcribe`, or `translate` with English references.
+        method: `short_form` (clips up to 30 s, batched), or a long-form algorithm: `sequential`, `chunked`.
+        normalizer: name from `metrics.normalizer_for`: english-unified, multilingual, english, basic,
+            open-asr-leaderboard or none; "multilingual, by letter" and "basic, by letter" in languages without
+            spaces.
+        clips: number of scored clips.
+        excluded: number of clips that weren't scored, by reason.
+        hours: total duration of the scored clips.
+        reference_words: number of words after normalization; 0 for a set without speech.
+        has_speech: False if no clip has speech (`DatasetSpec.no_speech`); then only `no_speech_hallucinations` is
+            meaningful.
+        bootstrap_unit: what the bootstrap resamples: `speaker` or `clip`.
         scores: by role (`student`, `teacher`, ...).
-        spelling: whether Whisper's English normalizer had a list of British and American words, which comes with a
-            model; None for other normalizers.
-        broken_words: whether words of the references have combining marks, such as the vowel signs of Hindi: the
-            basic normalizer breaks them up there.
-        silent_clips: clips with an empty reference as it stands in the dataset, in a set with speech as well, where
-            they count as dropped.
+        comparison: the first model against the last one; None with one model or one bootstrap unit.
+        spelling_normalizer: whether Whisper's English normalizer had a list of British and American spellings, which
+            is part of a model; None for other normalizers.
+        has_combining_marks: whether the basic normalizer was applied to references with combining marks, such as the
+            vowel signs of Hindi. It removes these marks, which splits words.
+        no_speech_clips: number of clips with an empty reference. In a set with speech they are excluded from the WER.
     """
 
     name: str
@@ -124,30 +127,30 @@ class SetResult:
     method: str
     normalizer: str
     clips: int
-    dropped: dict[str, int]
+    excluded: dict[str, int]
     hours: float
     reference_words: int
-    speech: bool
-    blocks: str
+    has_speech: bool
+    bootstrap_unit: str
     scores: dict[str, Scores]
-    paired: Paired | None = None
+    comparison: PairedComparison | None = None
     on_hub: bool = False
     task: str = "transcribe"
-    spelling: bool | None = None
-    broken_words: bool = False
-    silent_clips: int = 0
+    spelling_normalizer: bool | None = None
+    has_combining_marks: bool = False
+    no_speech_clips: int = 0
 
     @property
     def normalizer_name(self) -> str:
         """The normalizer, and whether it had a spelling list."""
-        if self.spelling is None:
+        if self.spelling_normalizer is None:
             return self.normalizer
-        return f"{self.normalizer}, {'with' if self.spelling else 'no'} spelling list"
+        return f"{self.normalizer}, {'with' if self.spelling_normalizer else 'no'} spelling list"
 
 
 @dataclass
 class Timing:
-    """Seconds for all clips of the measurement: over its interleaved repetitions."""
+    """Seconds for all clips: median, minimum and maximum over the interleaved repetitions."""
 
     median: float
     lowest: float
@@ -155,17 +158,17 @@ class Timing:
 
 
 @dataclass
-class SpeedOfModel:
+class ModelSpeed:
     """One model at one batch size.
 
     Attributes:
-        encoder, decoder, total: seconds for all clips; audio decoding and features are not counted.
-        latency: seconds a batch (a clip at batch size 1), median.
-        rtfx: seconds of audio transcribed in a second.
-        tokens: generated for all clips.
-        peak_memory_mb: 10^6 bytes: the weights, and what the batch with the most tokens takes above them; None where
-            it can't be told.
-        times_faster: than the last model of the comparison (the teacher), by total; median of the repetitions' ratios.
+        encoder, decoder, total: seconds for all clips, without audio decoding and feature extraction.
+        latency: median seconds per batch.
+        rtfx: inverse real-time factor: seconds of audio transcribed per second.
+        tokens: number of tokens generated for all clips.
+        peak_memory_mb: in MB (10^6 bytes): the weights plus what the batch with the most tokens allocates; None if it
+            can't be measured.
+        speedup: time of the last model (the teacher) / time of this one; median over the repetitions.
     """
 
     role: str
@@ -177,12 +180,16 @@ class SpeedOfModel:
     rtfx: float
     tokens: int
     peak_memory_mb: float | None
-    times_faster: float | None
+    speedup: float | None
 
 
 @dataclass
 class Speed:
-    """All models on the same clips in one interleaved run, with greedy decoding."""
+    """Speed of all models on the same clips, measured in one interleaved run with greedy decoding.
+
+    Attributes:
+        audio_seconds: total duration of the clips.
+    """
 
     set: str
     clips: int
@@ -192,24 +199,24 @@ class Speed:
     dtype: str
     threads: int
     attention: str
-    rows: list[SpeedOfModel]
+    rows: list[ModelSpeed]
 
 
 @dataclass
 class Speculative:
-    """The student as `assistant_model` of its teacher, clip by clip.
+    """Speculative decoding with the student as the `assistant_model` of its teacher, one clip at a time.
 
     Attributes:
-        identical: clips with exactly the teacher's tokens.
-        acceptance_rate: share of the student's proposed tokens that the teacher kept.
-        times_faster: than the teacher alone, greedy, batch 1, interleaved; median of the repetitions' ratios.
+        identical: number of clips with exactly the teacher's tokens.
+        acceptance_rate: share of the student's proposed tokens that the teacher accepted.
+        speedup: over the teacher alone, greedy, batch size 1, interleaved; median over the repetitions.
     """
 
     set: str
     clips: int
     identical: int
     acceptance_rate: float
-    times_faster: float
+    speedup: float
     teacher: Timing
     assisted: Timing
 
@@ -219,12 +226,12 @@ class Results:
     """An evaluation.
 
     Attributes:
-        models: by role, the model under test (`student`) first, the `teacher` last.
-        settings: how it was decoded and where: device, dtype, batch size, beams, token limit, versions, date.
+        models: by role, the evaluated model (`student`) first, the `teacher` last.
+        settings: decoding settings and environment: device, dtype, batch size, beams, token limit, versions, date.
         manifests: directory of the manifests, relative to that of `results.json`.
     """
 
-    models: dict[str, ModelFacts]
+    models: dict[str, EvaluatedModel]
     settings: dict[str, Any]
     sets: list[SetResult] = field(default_factory=list)
     speed: Speed | None = None
@@ -232,52 +239,123 @@ class Results:
     manifests: str = "manifests"
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
-        unfinished = path.with_name(f"{path.name}.tmp")
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(path)  # whole or not at all: the next run reads it
+        """Write the results as JSON."""
+        write_json(path, dataclasses.asdict(self))
 
     def keep_measurements(self, earlier: "Results") -> None:
-        """Take over what an earlier run has measured of the same weights, and this one hasn't."""
+        """Copy speed measurements that `self` lacks from an earlier evaluation of the same weights."""
 
-        def same(*roles: str) -> bool:
+        def same_weights(*roles: str) -> bool:
             then, now = ([of.models[role].weights for role in roles if role in of.models] for of in (earlier, self))
             return then == now and len(now) == len(roles) and None not in now
 
-        if self.speed is None and earlier.speed is not None and same(*{row.role for row in earlier.speed.rows}):
+        if self.speed is None and earlier.speed and same_weights(*{row.role for row in earlier.speed.rows}):
             self.speed = earlier.speed
-        if self.speculative is None and earlier.speculative is not None and same("student", "teacher"):
+        if self.speculative is None and earlier.speculative is not None and same_weights("student", "teacher"):
             self.speculative = earlier.speculative
 
     @classmethod
     def load(cls, path: Path) -> "Results":
-        """Read what `save` wrote."""
-        data = json.loads(path.read_text(encoding="utf-8"))
-        data["models"] = {role: ModelFacts(**facts) for role, facts in data["models"].items()}
+        """Read what `save` wrote, in this or an earlier version."""
+        data = _current_keys(json.loads(path.read_text(encoding="utf-8")))
+        data["models"] = {role: EvaluatedModel(**model) for role, model in data["models"].items()}
         data["sets"] = [_set_result(entry) for entry in data["sets"]]
         if data["speed"] is not None:
-            data["speed"] = _speed(data["speed"])
+            rows = [_with_timings(ModelSpeed, row, "encoder", "decoder", "total") for row in data["speed"]["rows"]]
+            data["speed"] = Speed(**{**data["speed"], "rows": rows})
         if data["speculative"] is not None:
             data["speculative"] = _with_timings(Speculative, data["speculative"], "teacher", "assisted")
         return cls(**data)
 
 
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically: a reader finds the old file or the new one, never a part of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
 def _set_result(data: dict[str, Any]) -> SetResult:
     scores = {role: Scores(**_with_intervals(scores)) for role, scores in data["scores"].items()}
-    paired = None if data["paired"] is None else Paired(**_with_intervals(data["paired"]))
-    return SetResult(**{**data, "scores": scores, "paired": paired})
+    comparison = data["comparison"] and PairedComparison(**_with_intervals(data["comparison"]))
+    return SetResult(**{**data, "scores": scores, "comparison": comparison})
 
 
-def _speed(data: dict[str, Any]) -> Speed:
-    rows = [_with_timings(SpeedOfModel, row, "encoder", "decoder", "total") for row in data["rows"]]
-    return Speed(**{**data, "rows": rows})
-
-
-def _with_timings(kind: type, data: dict[str, Any], *names: str) -> Any:
+def _with_timings(kind: type[T], data: dict[str, Any], *names: str) -> T:
     return kind(**{**data, **{name: Timing(**data[name]) for name in names}})
 
 
 def _with_intervals(data: dict[str, Any]) -> dict[str, Any]:
     """JSON has lists where the dataclasses have tuples."""
     return {name: tuple(value) if name.endswith("interval") and value else value for name, value in data.items()}
+
+
+# ---- results.json of earlier versions ----
+
+OLD_ROLES = {"student before": "initial student"}
+OLD_KEYS = {
+    "model": {"megabytes": "size_mb"},
+    "set": {
+        "blocks": "bootstrap_unit",
+        "broken_words": "has_combining_marks",
+        "dropped": "excluded",
+        "paired": "comparison",
+        "silent_clips": "no_speech_clips",
+        "speech": "has_speech",
+        "spelling": "spelling_normalizer",
+    },
+    "scores": {
+        "cer_interval": "cer_confidence_interval",
+        "silent_with_text": "no_speech_hallucinations",
+        "wer_interval": "wer_confidence_interval",
+    },
+    "comparison": {
+        "difference": "wer_difference",
+        "first": "system",
+        "interval": "confidence_interval",
+        "second": "baseline",
+    },
+    "settings": {"resamples": "n_resamples"},
+    "speed": {"times_faster": "speedup"},
+}
+
+
+def rename_keys(data: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return `data` with the keys and the role names of this version; `kind` is a key of `OLD_KEYS`."""
+    new = {OLD_KEYS[kind].get(name, name): value for name, value in data.items()}
+    if "role" in new:
+        new["role"] = current_role(new["role"])
+    return new
+
+
+def current_role(role: str) -> str:
+    """Return the name of a role in this version."""
+    return OLD_ROLES.get(role, role)
+
+
+def _current_keys(data: dict[str, Any]) -> dict[str, Any]:
+    data["models"] = {current_role(role): rename_keys(model, "model") for role, model in data["models"].items()}
+    data["settings"] = rename_keys(data["settings"], "settings")
+    data["sets"] = [_current_set(entry) for entry in data["sets"]]
+    if data["speed"] is not None:
+        data["speed"]["rows"] = [rename_keys(row, "speed") for row in data["speed"]["rows"]]
+    if data["speculative"] is not None:
+        data["speculative"] = rename_keys(data["speculative"], "speed")
+    return data
+
+
+def _current_set(data: dict[str, Any]) -> dict[str, Any]:
+    data = rename_keys(data, "set")
+    data["scores"] = {current_role(role): rename_keys(scores, "scores") for role, scores in data["scores"].items()}
+    if data["comparison"] is not None:
+        data["comparison"] = rename_keys(data["comparison"], "comparison")
+    if data["method"] == "short":
+        data["method"] = "short_form"
+    for scores in data["scores"].values():
+        scores.pop("seconds", None)
+        with_text = scores.pop("clips_with_text", None)
+        if with_text is not None and not data["has_speech"]:
+            data["no_speech_clips"], scores["no_speech_hallucinations"] = data["clips"], with_text
+    return data

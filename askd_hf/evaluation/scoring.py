@@ -1,10 +1,11 @@
-"""Scores from manifests alone: neither model nor audio is needed, so that other normalizers cost seconds."""
+"""Scores computed from manifests alone, without models or audio: another normalizer takes only seconds."""
 
 import dataclasses
 import json
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,50 @@ from tqdm.auto import tqdm
 from ..arguments import Normalizer
 from ..data.languages import UNSPACED
 from ..errors import UserError
-from .bootstrap import RESAMPLES, SEED, blocks_of, interval, probability_of_improvement, resampled_rates
-from .manifest import FOLDER, Manifest, Settings, all_values, check_comparable, read_manifests, role_order
+from .bootstrap import (
+    N_RESAMPLES,
+    SEED,
+    bootstrap_units,
+    confidence_interval,
+    probability_of_improvement,
+    resampled_rates,
+)
+from .manifest import (
+    MANIFESTS_DIR,
+    Manifest,
+    ManifestMetadata,
+    all_values,
+    check_comparable,
+    read_manifests,
+    role_order,
+)
 from .metrics import UNIFIED, characters, normalize_pairs, normalizer_for, text_language
-from .results import Paired, Results, Scores, SetResult
+from .results import PairedComparison, Results, Scores, SetResult
 from .suites import UNTRANSCRIBED, is_untranscribed
 
-SPELLING_FILE = "normalizer.json"  # beside the manifests, as it lies beside OpenAI's models
+SPELLING_FILE = "normalizer.json"  # in the directory of the manifests; OpenAI's models have a file of this name
 NO_REFERENCE = "no transcript"
-EMPTIED = "reference empty after normalization"
-LONGEST_REPEAT = 5
+EMPTY_AFTER_NORMALIZATION = "reference empty after normalization"
+NGRAM_SIZE = 5
 
 
-def save_spelling(folder: Path, spelling: dict[str, str] | None) -> None:
-    """Keep the spelling list of a model that has one in the folder of the manifests; the first one stays."""
+def save_spelling_normalizer(folder: Path, spelling: dict[str, str] | None) -> None:
+    """Save a model's list of spellings in the directory of the manifests, unless there already is one."""
     file = folder / SPELLING_FILE
     if spelling and not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(spelling, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load_spelling(folder: Path) -> dict[str, str]:
-    """The spelling list that was kept; empty if no model had one: then spelling is left alone."""
+def load_spelling_normalizer(folder: Path) -> dict[str, str]:
+    """Return the saved list of spellings; empty if no model had one, which leaves spelling unchanged."""
     file = folder / SPELLING_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 @dataclass
 class Errors:
-    """Of one system, clip by clip, int `(clips,)` each."""
+    """Error counts of one system on each clip, int `(clips,)` each."""
 
     substitutions: np.ndarray
     deletions: np.ndarray
@@ -55,7 +71,7 @@ class Errors:
 
 
 def count_errors(output: jiwer.WordOutput | jiwer.CharacterOutput) -> Errors:
-    """What jiwer has aligned, clip by clip."""
+    """Return the errors of each clip. jiwer 4 itself counts them for the whole corpus only."""
     counts = np.zeros((3, len(output.alignments)), dtype=np.int64)
     kinds = {"substitute": 0, "delete": 1, "insert": 2}
     for clip, chunks in enumerate(output.alignments):
@@ -66,10 +82,10 @@ def count_errors(output: jiwer.WordOutput | jiwer.CharacterOutput) -> Errors:
     return Errors(*counts)
 
 
-def repeated_ngrams(texts: list[str], n: int = LONGEST_REPEAT) -> float:
-    """Share of the texts' word n-grams that stand earlier in the same text, percent; 0 where there are none.
+def repeated_ngrams(texts: list[str], n: int = NGRAM_SIZE) -> float:
+    """Return the share of word n-grams that occur earlier in the same text, in percent; 0 if there are no n-grams.
 
-    A decoder that runs in circles repeats itself: Gandhi et al. 2023, Distil-Whisper, count 5-grams so.
+    Measures repetition loops; the 5-gram count is that of Distil-Whisper (Gandhi et al. 2023).
     """
     repeated, total = 0, 0
     for text in texts:
@@ -81,220 +97,234 @@ def repeated_ngrams(texts: list[str], n: int = LONGEST_REPEAT) -> float:
 
 
 def plain_words(text: str, language: str | None) -> str:
-    """A text in lower case without punctuation: nothing that was said is taken out, as normalizers do with fillers.
+    """Return a text in lower case without punctuation; unlike a normalizer, keeps all words (fillers too).
 
-    In languages without spaces every letter counts as a word.
+    In languages without spaces, each letter counts as a word.
     """
     kept = "".join(" " if unicodedata.category(letter)[0] in "PS" else letter for letter in text.lower())
     return " ".join("".join(kept.split()) if language in UNSPACED else kept.split())
 
 
-def drop_reason(raw: str, reference: str) -> str | None:
-    """Why a clip of a set with speech can't be scored, from its reference before and after normalization."""
+def exclusion_reason(raw: str, reference: str) -> str | None:
+    """Return why a clip of a set with speech can't be scored; None if it can.
+
+    Args:
+        raw: the reference as it is in the dataset.
+        reference: the normalized reference.
+    """
     if is_untranscribed(raw):
         return UNTRANSCRIBED
     if not raw.strip():
         return NO_REFERENCE
-    return None if reference else EMPTIED
+    return None if reference else EMPTY_AFTER_NORMALIZATION
 
 
-def score_directory(directory: Path, normalizer: Normalizer = "auto", resamples: int = RESAMPLES) -> Results:
+def score_directory(directory: Path, normalizer: Normalizer = "auto", n_resamples: int = N_RESAMPLES) -> Results:
     """Score all manifests of an evaluation.
 
     Args:
-        directory: of the evaluation, with `manifests`.
-        normalizer: as in `normalizer_for`.
-        resamples: of the bootstrap.
+        directory: output directory of the evaluation; it contains `manifests`.
+        normalizer: see `normalizer_for`.
+        n_resamples: number of bootstrap resamples.
 
     Raises:
-        UserError: no manifests, incomplete ones, or ones that can't be compared.
+        UserError: there are no manifests, or they are incomplete or not comparable.
     """
-    folder = directory / FOLDER
+    folder = directory / MANIFESTS_DIR
     manifests = read_manifests(folder)
     if not manifests:
-        raise UserError(f"{folder}: no manifests; evaluate a model first, with --output_dir {directory}")
-    sidecars = {name: {role: m.settings() for role, m in roles.items()} for name, roles in manifests.items()}
-    check_comparable(folder, sidecars)
-    spelling = load_spelling(folder)
-    every = [settings for roles in sidecars.values() for settings in roles.values()]
-    models = {settings.role: dataclasses.replace(settings.facts, weights=settings.weights) for settings in every}
+        raise UserError(f"{folder} has no manifests: evaluate a model first, with --output_dir {directory}")
+    metadata = {name: {role: m.metadata() for role, m in roles.items()} for name, roles in manifests.items()}
+    check_comparable(folder, metadata)
+    spelling = load_spelling_normalizer(folder)
+    flat = [one for roles in metadata.values() for one in roles.values()]
+    models = {one.role: dataclasses.replace(one.model, weights=one.weights) for one in flat}
+    scoring = dict(n_resamples=n_resamples, seed=SEED, jiwer=version("jiwer"))
     results = Results(
         models={role: models[role] for role in sorted(models, key=role_order)},
-        settings=_conditions(every) | {"resamples": resamples, "seed": SEED},
-        manifests=FOLDER,
+        settings=_settings(flat) | scoring,
+        manifests=MANIFESTS_DIR,
     )
     for name, roles in tqdm(manifests.items(), desc="Scoring", unit="set", leave=False):
-        results.sets.append(score_set(roles, sidecars[name], normalizer, spelling, resamples))
+        results.sets.append(score_set(roles, metadata[name], normalizer, spelling, n_resamples))
     return results
 
 
-def _conditions(every: list[Settings]) -> dict[str, Any]:
-    """How and where everything was decoded; of what wasn't the same for all, such as the date, all values."""
-    conditions = [settings.decoding | settings.run for settings in every]
-    names = dict.fromkeys(name for of_one in conditions for name in of_one)
-    return {name: all_values(of_one[name] for of_one in conditions if name in of_one) for name in names}
+def _settings(metadata: list[ManifestMetadata]) -> dict[str, Any]:
+    """Return decoding and runtime settings; values that differ between manifests are listed."""
+    settings = [one.decoding | one.runtime for one in metadata]
+    names = dict.fromkeys(name for one in settings for name in one)
+    return {name: all_values(one[name] for one in settings if name in one) for name in names}
 
 
 def score_set(
     manifests: dict[str, Manifest],
-    sidecars: dict[str, Settings],
+    metadata: dict[str, ManifestMetadata],
     normalizer: Normalizer,
     spelling: dict[str, str],
-    resamples: int = RESAMPLES,
+    n_resamples: int = N_RESAMPLES,
 ) -> SetResult:
     """Score all models on one set.
 
     Args:
-        manifests, sidecars: by role, the model under test first, the teacher last; all of the same clips.
+        manifests, metadata: by role, the evaluated model first, the teacher last; all of the same clips.
+        normalizer: see `normalizer_for`.
+        spelling: British to American words, for English.
+        n_resamples: number of bootstrap resamples.
     """
-    settings = next(iter(sidecars.values()))
-    language = text_language(settings.set["task"], settings.set["language"])
+    first = next(iter(metadata.values()))
+    language = text_language(first.set["task"], first.set["language"])
     name, normalize = normalizer_for(normalizer, language, spelling)
     rows = {role: manifest.rows() for role, manifest in manifests.items()}
     some = next(iter(rows.values()))
     raw = [row["reference"] for row in some]
     pairs = {role: normalize_pairs(raw, [row["prediction"] for row in of], normalize) for role, of in rows.items()}
-    references = next(iter(pairs.values()))[0]  # the same with every role
-    dropped = [drop_reason(row["reference"], text) for row, text in zip(some, references, strict=True)]
-    # manifests of older versions don't say: where no reference says anything nobody spoke
-    no_speech = settings.set.get("no_speech")
-    speech = any(reason in (None, EMPTIED) for reason in dropped) if no_speech is None else not no_speech
-    silent = [i for i, reason in enumerate(dropped) if reason == NO_REFERENCE]
-    if not speech:
-        dropped = [reason if reason == UNTRANSCRIBED else None for reason in dropped]
-    kept = [i for i, reason in enumerate(dropped) if reason is None]
-    counts = dict(Counter(reason for reason in dropped if reason is not None))
-    if not kept:
-        raise UserError(f"{settings.set['name']}: no clip is left to score ({counts}); another --normalizer may help")
-    scored = Scored(
-        references=[references[i] for i in kept],
-        predictions={role: [texts[i] for i in kept] for role, (_, texts) in pairs.items()},
-        speakers=[some[i].get("speaker") for i in kept],
-        seconds={role: sum(lines[i]["seconds"] for i in kept) for role, lines in rows.items()},
+    references = next(iter(pairs.values()))[0]  # equal for all roles
+    excluded = [exclusion_reason(row["reference"], text) for row, text in zip(some, references, strict=True)]
+    # manifests of earlier versions don't state it: a set whose references are all empty is without speech
+    no_speech = first.set.get("no_speech")
+    has_speech = any(e in (None, EMPTY_AFTER_NORMALIZATION) for e in excluded) if no_speech is None else not no_speech
+    if not has_speech:
+        excluded = [reason if reason == UNTRANSCRIBED else None for reason in excluded]
+    scored = [i for i, reason in enumerate(excluded) if reason is None]
+    no_speech_clips = [i for i, reason in enumerate(excluded) if reason == NO_REFERENCE] if has_speech else scored
+    counts = dict(Counter(reason for reason in excluded if reason is not None))
+    if not scored:
+        raise UserError(
+            f"{first.set['name']}: all clips are excluded ({counts}). Another --normalizer may keep some of them"
+        )
+    texts = NormalizedTexts(
+        references=[references[i] for i in scored],
+        predictions={role: [texts[i] for i in scored] for role, (_, texts) in pairs.items()},
+        speakers=[some[i].get("speaker") for i in scored],
         by_letter=normalize.by_letter,
     )
-    blocks, scores, paired = _scores(scored, speech, resamples)
-    for role, score in scores.items():
-        _add_plain_counts(score, rows[role], kept, silent, language)
-        score.clips_at_limit = _at_limit([rows[role][i] for i in kept], sidecars[role])
+    word_errors = {
+        role: count_errors(jiwer.process_words(texts.references, predictions))
+        for role, predictions in texts.predictions.items()
+    }
+    unit, units = bootstrap_units(texts.speakers)
+    rates, comparison = _error_rates(texts, word_errors, units, n_resamples) if has_speech else ({}, None)
+    scores = {
+        role: _scores(errors, rates.get(role), rows[role], metadata[role], scored, no_speech_clips, language)
+        for role, errors in word_errors.items()
+    }
     return SetResult(
-        **{key: value for key, value in settings.set.items() if key != "no_speech"},
-        method=settings.method,
+        **{key: value for key, value in first.set.items() if key != "no_speech"},
+        method=first.method,
         normalizer=name,
-        clips=len(kept),
-        dropped=settings.dropped | counts,
-        hours=sum(some[i]["duration"] for i in kept) / 3600,
-        reference_words=sum(len(text.split()) for text in scored.references),
-        speech=speech,
-        blocks=blocks,
+        clips=len(scored),
+        excluded=first.excluded | counts,
+        hours=sum(some[i]["duration"] for i in scored) / 3600,
+        reference_words=sum(len(text.split()) for text in texts.references),
+        has_speech=has_speech,
+        bootstrap_unit=unit,
         scores=scores,
-        paired=paired,
-        spelling=bool(spelling) if name in ("english", UNIFIED) else None,
-        broken_words=name.startswith("basic") and any(_has_marks(some[i]["reference"]) for i in kept),
-        silent_clips=len(silent),
+        comparison=comparison,
+        spelling_normalizer=bool(spelling) if name in ("english", UNIFIED) else None,
+        has_combining_marks=name.startswith("basic") and any(_has_marks(some[i]["reference"]) for i in scored),
+        no_speech_clips=len(no_speech_clips),
     )
 
 
 def _has_marks(text: str) -> bool:
-    """Whether letters have combining marks that aren't one character with them, as vowel signs: basic drops these."""
+    """Return whether a text has combining marks after NFKC, such as vowel signs. `basic` removes these."""
     return any(unicodedata.category(letter)[0] == "M" for letter in unicodedata.normalize("NFKC", text))
 
 
-def _at_limit(lines: list[dict[str, Any]], settings: Settings) -> int | None:
-    """How many texts have as many tokens as there may be; None if nobody knows how many that are."""
-    limit = settings.run.get("token_limit")
-    return sum(line["tokens"] >= limit for line in lines) if isinstance(limit, int) else None
+def _scores(
+    errors: Errors,
+    rates: dict[str, Any] | None,
+    lines: list[dict[str, Any]],
+    metadata: ManifestMetadata,
+    scored: list[int],
+    no_speech_clips: list[int],
+    language: str | None,
+) -> Scores:
+    """Return the scores of one model.
 
-
-def _add_plain_counts(
-    scores: Scores, lines: list[dict[str, Any]], kept: list[int], silent: list[int], language: str | None
-) -> None:
-    """What is counted in texts that no normalizer has touched."""
+    Args:
+        errors: word errors of each scored clip.
+        rates: fields of `Scores` from `_error_rates`; None for a set without speech.
+        lines, metadata: of the model's manifest.
+        scored, no_speech_clips: indices of lines.
+        language: language of the texts.
+    """
+    no_rates = dict(
+        wer=None, wer_confidence_interval=None, cer=None, cer_confidence_interval=None, insertion_rate=None
+    )
     plain = [plain_words(line["prediction"], language) for line in lines]
-    texts = [plain[i] for i in kept]
-    scores.repeated_5grams = repeated_ngrams(texts)
-    scores.clips_with_text = sum(map(bool, texts))
-    scores.silent_with_text = sum(bool(plain[i]) for i in silent)
+    limit = metadata.runtime.get("token_limit")
+    return Scores(
+        **(no_rates if rates is None else rates),
+        substitutions=int(errors.substitutions.sum()),
+        deletions=int(errors.deletions.sum()),
+        insertions=int(errors.insertions.sum()),
+        repeated_5grams=repeated_ngrams([plain[i] for i in scored]),
+        no_speech_hallucinations=sum(bool(plain[i]) for i in no_speech_clips),
+        # several limits, as a string: the manifest was decoded by different versions
+        clips_at_limit=sum(lines[i]["tokens"] >= limit for i in scored) if isinstance(limit, int) else None,
+    )
 
 
 @dataclass
-class Scored:
-    """The clips of a set that are scored, normalized.
+class NormalizedTexts:
+    """Normalized texts of the scored clips of a set.
 
     Attributes:
         predictions: by role.
-        speakers: None where they aren't known.
-        seconds: spent transcribing, by role.
-        by_letter: whether every letter was made a word; the spaces between are no characters then.
+        speakers: speaker of each clip, None if unknown.
+        by_letter: whether each letter is a word; then spaces aren't counted as characters.
     """
 
     references: list[str]
     predictions: dict[str, list[str]]
     speakers: list[str | None]
-    seconds: dict[str, float]
     by_letter: bool
 
     def characters(self, texts: list[str]) -> list[str]:
         return [characters(text, self.by_letter) for text in texts]
 
 
-def _scores(scored: Scored, speech: bool, resamples: int) -> tuple[str, dict[str, Scores], Paired | None]:
-    """What the bootstrap draws, the scores of all roles, and the comparison of the first with the last of them."""
-    words = {
-        role: count_errors(jiwer.process_words(scored.references, texts)) for role, texts in scored.predictions.items()
-    }
-    scores = {
-        role: Scores(
-            wer=None,
-            wer_interval=None,
-            cer=None,
-            cer_interval=None,
-            substitutions=int(counts.substitutions.sum()),
-            deletions=int(counts.deletions.sum()),
-            insertions=int(counts.insertions.sum()),
-            insertion_rate=None,
-            repeated_5grams=0.0,
-            clips_with_text=0,
-            seconds=scored.seconds[role],
-        )
-        for role, counts in words.items()
-    }
-    drawn, blocks = blocks_of(scored.speakers)
-    paired = _rates(scored, words, scores, blocks, resamples) if speech else None
-    return drawn, scores, paired
+def _error_rates(
+    texts: NormalizedTexts, word_errors: dict[str, Errors], units: np.ndarray, n_resamples: int
+) -> tuple[dict[str, dict[str, Any]], PairedComparison | None]:
+    """Return error rates by role, as fields of `Scores`, and the comparison of the first model with the last one.
 
-
-def _rates(
-    scored: Scored, words: dict[str, Errors], scores: dict[str, Scores], blocks: np.ndarray, resamples: int
-) -> Paired | None:
-    """Fill in the error rates of a set with speech."""
-    word_counts = np.array([len(text.split()) for text in scored.references])
-    characters = scored.characters(scored.references)
+    With a single bootstrap unit all resamples are equal: then there are no intervals and no comparison.
+    """
+    word_counts = np.array([len(text.split()) for text in texts.references])
+    characters = texts.characters(texts.references)
     character_counts = np.array([len(text) for text in characters])
-    word_errors = np.stack([counts.total for counts in words.values()])
-    character_errors = np.stack(
+    words = np.stack([errors.total for errors in word_errors.values()])
+    letters = np.stack(
         [
-            count_errors(jiwer.process_characters(characters, scored.characters(texts))).total
-            for texts in scored.predictions.values()
+            count_errors(jiwer.process_characters(characters, texts.characters(predictions))).total
+            for predictions in texts.predictions.values()
         ]
     )
-    wers = resampled_rates(word_errors, word_counts, blocks, resamples)
-    cers = resampled_rates(character_errors, character_counts, blocks, resamples)
-    for i, score in enumerate(scores.values()):
-        score.wer = _percent(word_errors[i], word_counts)
-        score.cer = _percent(character_errors[i], character_counts)
-        if blocks.any():  # of a single block every resample is the same: that says nothing
-            score.wer_interval, score.cer_interval = interval(wers[i]), interval(cers[i])
-        score.insertion_rate = 100 * score.insertions / int(word_counts.sum())
-        score.wer_by_speaker = _by_speaker(word_errors[i], word_counts, scored.speakers)
-    if len(scores) == 1 or not blocks.any():
-        return None
-    roles = list(scores)
-    return Paired(
-        first=roles[0],
-        second=roles[-1],
-        difference=scores[roles[0]].wer - scores[roles[-1]].wer,
-        interval=interval(wers[0] - wers[-1]),
+    wers = resampled_rates(words, word_counts, units, n_resamples)
+    cers = resampled_rates(letters, character_counts, units, n_resamples)
+    several = bool(units.any())
+    rates = {
+        role: dict(
+            wer=_percent(words[i], word_counts),
+            wer_confidence_interval=confidence_interval(wers[i]) if several else None,
+            cer=_percent(letters[i], character_counts),
+            cer_confidence_interval=confidence_interval(cers[i]) if several else None,
+            insertion_rate=_percent(errors.insertions, word_counts),
+            wer_by_speaker=_by_speaker(words[i], word_counts, texts.speakers),
+        )
+        for i, (role, errors) in enumerate(word_errors.items())
+    }
+    if len(rates) == 1 or not several:
+        return rates, None
+    system, *_, baseline = rates
+    return rates, PairedComparison(
+        system=system,
+        baseline=baseline,
+        wer_difference=rates[system]["wer"] - rates[baseline]["wer"],
+        confidence_interval=confidence_interval(wers[0] - wers[-1]),
         probability_of_improvement=probability_of_improvement(wers[0], wers[-1]),
     )
 
@@ -304,7 +334,7 @@ def _percent(errors: np.ndarray, lengths: np.ndarray) -> float:
 
 
 def _by_speaker(errors: np.ndarray, lengths: np.ndarray, speakers: list[str | None]) -> dict[str, float]:
-    """WER in percent of the speakers that are known."""
+    """Return the WER of each known speaker in percent."""
     names = np.array([name or "" for name in speakers])
     known = sorted({name for name in speakers if name is not None})
     return {name: _percent(errors[names == name], lengths[names == name]) for name in known}

@@ -1,6 +1,6 @@
-"""Speculative decoding: the student proposes tokens, its teacher keeps those that it would have written itself.
+"""Speculative decoding: the student proposes tokens, and the teacher accepts those it would have generated itself.
 
-Leviathan et al. 2023 (https://arxiv.org/abs/2211.17192); in transformers it is `generate(assistant_model=student)`.
+Leviathan et al. 2023 (https://arxiv.org/abs/2211.17192); in transformers `generate(assistant_model=student)`.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from transformers.generation import AssistedCandidateGenerator
 from ..errors import UserError
 from ..models.student import pair_differences, same_encoder
 from .results import Speculative
-from .speed import GREEDY, check_alike, clip_features, clip_seconds, now, timing
+from .speed import GREEDY, check_same_setup, clip_durations, clip_features, synchronized_time, timing
 
 
 @torch.inference_mode()
@@ -34,71 +34,71 @@ def measure_speculative(
     repetitions: int = 5,
     max_length: int | None = None,
 ) -> Speculative:
-    """Let the teacher transcribe with and without the student's help, clip by clip, greedily.
+    """Measure the teacher's greedy decoding with and without the student as assistant, one clip at a time.
 
-    The first pass, which isn't timed, compares the tokens and counts the student's proposals. In the timed ones both
-    ways take turns at every clip, and which comes first changes with every repetition. A time is that of the whole
-    `generate`, encoder included; audio decoding and features are not counted.
+    A first untimed pass compares the tokens and counts the proposals. In the timed passes both variants decode each
+    clip in turn; the first one changes with every repetition. Times are of the whole `generate`, encoder included,
+    without audio decoding and feature extraction.
 
-    If the student has its teacher's encoder, its decoder reads the teacher's encoder output; otherwise the student
-    encodes the clip for itself. How many tokens it proposes at once, and how sure it must be, is in its generation
-    config: `num_assistant_tokens`, `assistant_confidence_threshold`.
+    If the student has the teacher's encoder, its decoder takes the teacher's encoder output; otherwise the student
+    encodes the clip itself. The number of proposed tokens and the confidence they require are in the student's
+    generation config: `num_assistant_tokens`, `assistant_confidence_threshold`.
 
     Args:
-        processor: of both.
-        dataset: of `load_speech_dataset`, clips of at most a window (30 s).
-        set_name: for the result.
+        processor: processor of both models.
+        dataset: from `load_speech_dataset`: clips of at most one window (30 s).
+        set_name: name of the set, for the result.
         repetitions: timed passes over all clips.
-        max_length: tokens of a clip, at most. Default: that of the teacher's generation config.
+        max_length: maximum number of tokens per clip. Default: from the teacher's generation config.
 
     Raises:
-        UserError: another vocabulary or other features than the teacher's, nothing proposed, or a clip that is too
+        UserError: vocabulary or features differ from the teacher's, the student proposed no tokens, or a clip is too
             long or can't be decoded.
-        ValueError: the models are on different devices, of different dtypes or attention.
+        ValueError: the models differ in device, dtype or attention implementation.
     """
     check_can_assist(teacher.eval(), student.eval())
-    check_alike({"teacher": teacher, "student": student})
-    clip_seconds(dataset, processor.feature_extractor.chunk_length)
+    check_same_setup({"teacher": teacher, "student": student})
+    clip_durations(dataset, processor.feature_extractor.chunk_length)
     clips = clip_features(teacher, processor, dataset)
     limit = {} if max_length is None else {"max_length": max_length}
     with as_assistant(student, teacher) as assistant, _without_warnings():
-        ways = {"teacher": dict(GREEDY, **limit), "assisted": dict(GREEDY, **limit, assistant_model=assistant)}
+        variants = {"teacher": dict(GREEDY, **limit), "assisted": dict(GREEDY, **limit, assistant_model=assistant)}
 
-        def run(way: str, clip: Tensor) -> Tensor:
-            # Without an attention mask, which Whisper ignores: with one, an assistant that has an encoder loses its
-            # place in its cache (transformers 5.23): it proposes other tokens, and can run over its last position.
-            return teacher.generate(clip[None], **ways[way])
+        def run(variant: str, clip: Tensor) -> Tensor:
+            # No attention mask, which Whisper ignores: with one, an assistant with an encoder loses its position in
+            # the cache (transformers 5.23), proposes other tokens and can exceed its last position.
+            return teacher.generate(clip[None], **variants[variant])
 
-        with counting_proposals() as proposals:
+        with count_proposals() as proposals:
             progress = tqdm(clips, "Speculative decoding", leave=False)
             identical = sum(torch.equal(run("teacher", clip), run("assisted", clip)) for clip in progress)
-        if proposals.made == 0:
-            raise UserError("speculative decoding: the student proposed nothing; raise max_length")
-        seconds = {way: [0.0] * repetitions for way in ways}
+        if proposals.proposed == 0:
+            raise UserError("speculative decoding: the student proposed no tokens; increase --generation_max_length")
+        seconds = {variant: [0.0] * repetitions for variant in variants}
         for repetition in tqdm(range(repetitions), "Speculative decoding, timed", leave=False):
-            order = list(ways) if repetition % 2 == 0 else list(reversed(ways))
+            order = list(variants) if repetition % 2 == 0 else list(reversed(variants))
             for clip in clips:
-                for way in order:
-                    start = now(teacher.device)
-                    run(way, clip)
-                    seconds[way][repetition] += now(teacher.device) - start
-    ratios = [alone / helped for alone, helped in zip(seconds["teacher"], seconds["assisted"], strict=True)]
+                for variant in order:
+                    start = synchronized_time(teacher.device)
+                    run(variant, clip)
+                    seconds[variant][repetition] += synchronized_time(teacher.device) - start
+    ratios = [alone / assisted for alone, assisted in zip(seconds["teacher"], seconds["assisted"], strict=True)]
     return Speculative(
         set=set_name,
         clips=len(clips),
         identical=identical,
-        acceptance_rate=proposals.kept / proposals.made,
-        times_faster=statistics.median(ratios),
+        acceptance_rate=proposals.accepted / proposals.proposed,
+        speedup=statistics.median(ratios),
         teacher=timing(seconds["teacher"]),
         assisted=timing(seconds["assisted"]),
     )
 
 
 def check_can_assist(teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration) -> None:
-    """Raise `UserError` unless the student's tokens and features are its teacher's."""
+    """Raise `UserError` unless student and teacher have the same vocabulary and features."""
     if differences := pair_differences(teacher, student):
         raise UserError(
-            f"no speculative decoding of this teacher with this student: {'; '.join(differences)}. Leave out "
+            f"--speculative is not supported for this teacher and student: {'; '.join(differences)}. Remove "
             "--speculative"
         )
 
@@ -107,32 +107,33 @@ def check_can_assist(teacher: WhisperForConditionalGeneration, student: WhisperF
 def as_assistant(
     student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration
 ) -> Iterator[PreTrainedModel]:
-    """The student as an `assistant_model` of its teacher; afterwards its generation config is what it was.
+    """Yield the student as an `assistant_model` of the teacher, and restore its generation config afterwards.
 
-    With the teacher's encoder it is its decoder alone, to which `generate` gives the teacher's encoder output.
+    If both have the same encoder, yields the student's decoder only: `generate` passes it the teacher's encoder
+    output.
     """
     own = student.generation_config
-    # `generate` leaves force_unique_generate_call in the assistant's, and its later transcripts then have the prompt
+    # `generate` leaves force_unique_generate_call in the assistant's config: later transcripts would have the prompt
     student.generation_config = copy.deepcopy(own)
     try:
-        yield _decoder_alone(student) if same_encoder(teacher, student) else student
+        yield _decoder_only(student) if same_encoder(teacher, student) else student
     finally:
         student.generation_config = own
 
 
-def _decoder_alone(student: WhisperForConditionalGeneration) -> WhisperForCausalLM:
-    """A `WhisperForCausalLM` of the student's very modules."""
+def _decoder_only(student: WhisperForConditionalGeneration) -> WhisperForCausalLM:
+    """Return a `WhisperForCausalLM` that shares the student's modules."""
     with torch.device("meta"):  # no memory for weights that are replaced
-        alone = WhisperForCausalLM(copy.deepcopy(student.config))
-    alone.model.decoder = student.model.decoder
-    alone.proj_out = student.proj_out
-    alone.generation_config = student.generation_config
-    return alone.eval()
+        decoder = WhisperForCausalLM(copy.deepcopy(student.config))
+    decoder.model.decoder = student.model.decoder
+    decoder.proj_out = student.proj_out
+    decoder.generation_config = student.generation_config
+    return decoder.eval()
 
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Assisted `generate` warns at every proposal of limits that it has set itself."""
+    """Suppress warnings of assisted `generate`, which warns at every proposal of limits that it has set itself."""
     log = logging.getLogger("transformers.generation.utils")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -144,40 +145,40 @@ def _without_warnings() -> Iterator[None]:
 
 @dataclass
 class Proposals:
-    """Tokens that the assistant proposed, and how many of them the teacher kept."""
+    """Number of tokens that the assistant proposed, and that the teacher accepted."""
 
-    made: int = 0
-    kept: int = 0
+    proposed: int = 0
+    accepted: int = 0
 
 
 @contextlib.contextmanager
-def counting_proposals() -> Iterator[Proposals]:
-    """Counts over all assisted calls of `generate` inside.
+def count_proposals() -> Iterator[Proposals]:
+    """Count the proposals of all assisted calls of `generate` in the context.
 
-    `generate` tells how many proposals matched, but only the generator of candidates, and it takes an end of text for
-    the teacher's own token when the assistant had proposed it. So the proposals are compared with what was appended.
-    The class's methods are wrapped: it treats its own subclasses differently.
+    `generate` passes the number of matches only to the candidate generator, and counts a proposed end of text as the
+    teacher's own token. So the proposals are compared with the tokens that were appended. The methods of the class are
+    wrapped, because `generate` handles subclasses differently.
     """
     count = Proposals()
     propose, update = AssistedCandidateGenerator.get_candidates, AssistedCandidateGenerator.update_candidate_strategy
 
-    def noted_propose(self, input_ids, **kwargs):
+    def recording_propose(self, input_ids, **kwargs):
         candidates, logits = propose(self, input_ids, **kwargs)
-        self.noted = input_ids.shape[1], candidates[0, input_ids.shape[1] :].tolist()
+        self.recorded = input_ids.shape[1], candidates[0, input_ids.shape[1] :].tolist()
         return candidates, logits
 
-    def noted_update(self, input_ids, scores, num_matches):
-        start, proposed = self.noted
+    def recording_update(self, input_ids, scores, num_matches):
+        start, proposed = self.recorded
         appended = input_ids[0, start:].tolist()
-        count.made += len(proposed)
-        count.kept += next(
-            (i for i, (ours, theirs) in enumerate(zip(proposed, appended, strict=False)) if ours != theirs),
+        count.proposed += len(proposed)
+        count.accepted += next(
+            (i for i, (candidate, token) in enumerate(zip(proposed, appended, strict=False)) if candidate != token),
             min(len(proposed), len(appended)),
         )
         return update(self, input_ids, scores, num_matches)
 
-    AssistedCandidateGenerator.get_candidates = noted_propose
-    AssistedCandidateGenerator.update_candidate_strategy = noted_update
+    AssistedCandidateGenerator.get_candidates = recording_propose
+    AssistedCandidateGenerator.update_candidate_strategy = recording_update
     try:
         yield count
     finally:

@@ -1,4 +1,4 @@
-"""The clips that a model got worst, with all models' words aligned to the reference's."""
+"""The clips with the most word errors, with the words of all models aligned to the reference."""
 
 import itertools
 from collections import defaultdict
@@ -11,25 +11,25 @@ import jiwer
 from .manifest import Manifest
 from .metrics import normalize_pairs, normalizer_for, text_language
 from .results import SetResult
-from .scoring import count_errors, drop_reason, load_spelling
+from .scoring import count_errors, exclusion_reason, load_spelling_normalizer
 from .suites import UNTRANSCRIBED
 
-WORST_CLIPS = 20  # of a set
-NEIGHBOURS = 6  # right words shown on either side of an error; longer runs are cut
-LONGEST_INSERTION = 24  # words of one insertion shown: a decoder in a loop writes hundreds
-MOST_COLUMNS = 240  # of one clip: an hour of speech has 10,000 words
+WORST_CLIPS = 20  # per set
+CONTEXT_WORDS = 6  # correct words shown on either side of an error; longer runs are cut
+MAX_INSERTION = 24  # words shown per insertion: a repetition loop inserts hundreds
+MAX_COLUMNS = 240  # per clip: an hour of speech has 10,000 words
 
 
 @dataclass
 class Column:
-    """One word of the reference, or a place between two, with what each model has there.
+    """A word of the reference, or a position between two words, with the aligned word of each model.
 
     Attributes:
-        reference: "" where a model inserted a word.
-        cells: by role, what it did (`equal`, `substitute`, `delete`, `insert`, or "" for nothing here) and the word:
-            its own, for a deletion that of the reference.
-        skipped: instead of all this, so many words that all models have right, or with `inserted` so many more of an
-            insertion.
+        reference: the word; "" at an insertion.
+        cells: by role, the operation (`equal`, `substitute`, `delete`, `insert`, or "" for none) and the model's word;
+            for a deletion the reference word.
+        skipped: if not 0, the column stands for this many words that all models have right.
+        inserted: the skipped words are of an insertion instead.
     """
 
     reference: str = ""
@@ -40,12 +40,16 @@ class Column:
 
 @dataclass
 class Clip:
-    """A clip with all models' predictions aligned to its reference.
+    """A clip with the predictions of all models aligned to its reference.
 
     Attributes:
-        words: of the reference.
-        edits: by role: substitutions, deletions, insertions.
-        hidden: how many words follow the last column that is shown.
+        name: name of the clip.
+        speaker: None if unknown.
+        duration: in seconds.
+        words: number of reference words.
+        edits: substitutions, deletions and insertions by role.
+        columns: the alignment, at most `MAX_COLUMNS`.
+        hidden: number of words after the last column.
     """
 
     name: str
@@ -58,38 +62,38 @@ class Clip:
 
 
 def worst_clips(entry: SetResult, manifests: Path, student: str) -> tuple[list[Clip], int] | None:
-    """The clips of the set with the most word errors of the student, and how many have any.
+    """Return the clips of the set with the most word errors of the student, and the number of clips with errors.
 
-    None where the student has no manifest or no errors.
+    Returns None if the student has no manifest or no errors.
     """
     rows = {role: Manifest(manifests, role, entry.name).rows() for role in entry.scores}
     if not rows.get(student):
         return None
     language, name = text_language(entry.task, entry.language), entry.normalizer.partition(",")[0]
-    _, normalize = normalizer_for(name, language, load_spelling(manifests))
+    _, normalize = normalizer_for(name, language, load_spelling_normalizer(manifests))
     raw, clips = ([row[name] for row in rows[student]] for name in ("reference", "clip"))
     normalized = {
         role: normalize_pairs(raw[: len(lines)], [row["prediction"] for row in lines[: len(raw)]], normalize)
         for role, lines in rows.items()
     }
-    references, _ = normalized[student]  # the same with every role
+    references, _ = normalized[student]  # equal for all roles
     output = jiwer.process_words(*normalized[student])
     errors, lengths = count_errors(output).total, [len(words) for words in output.references]
     wrong = [i for i, row in enumerate(rows[student]) if errors[i] and _is_scored(entry, row, references[i])]
     if not wrong:
         return None
     worst = sorted(wrong, key=lambda i: (-errors[i], lengths[i], clips[i]))[:WORST_CLIPS]
-    # by their place, which is the same in all manifests of a set: several clips may have one name
-    texts = [{role: heard[i] for role, (_, heard) in normalized.items() if i < len(heard)} for i in worst]
+    # by line number, which is the same in all manifests of a set: clip names may be ambiguous
+    texts = [{role: of_role[i] for role, (_, of_role) in normalized.items() if i < len(of_role)} for i in worst]
     return [_clip(rows[student][i], references[i], of_clip) for i, of_clip in zip(worst, texts, strict=True)], len(
         wrong
     )
 
 
 def _is_scored(entry: SetResult, row: dict[str, Any], reference: str) -> bool:
-    """As `score_set` has it: in a set without speech a reference may be empty."""
-    reason = drop_reason(row["reference"], reference)
-    return reason is None or (reason != UNTRANSCRIBED and not entry.speech)
+    """Return whether `score_set` scores the clip: in a set without speech a reference may be empty."""
+    reason = exclusion_reason(row["reference"], reference)
+    return reason is None or (reason != UNTRANSCRIBED and not entry.has_speech)
 
 
 def _clip(row: dict[str, Any], reference: str, predictions: dict[str, str]) -> Clip:
@@ -105,20 +109,20 @@ def _clip(row: dict[str, Any], reference: str, predictions: dict[str, str]) -> C
         edits={
             role: (int(c.substitutions[0]), int(c.deletions[0]), int(c.insertions[0])) for role, c in counts.items()
         },
-        columns=columns[:MOST_COLUMNS],
-        hidden=sum(column.skipped or 1 for column in columns[MOST_COLUMNS:]),
+        columns=columns[:MAX_COLUMNS],
+        hidden=sum(column.skipped or 1 for column in columns[MAX_COLUMNS:]),
     )
 
 
 def align(reference: list[str], outputs: dict[str, jiwer.WordOutput]) -> list[Column]:
-    """All models' alignments with the same reference as one row of columns.
+    """Merge the alignments of all models with the same reference into one row of columns.
 
     Args:
-        reference: words.
-        outputs: by role, of jiwer for this one clip.
+        reference: the words of the reference.
+        outputs: jiwer's output for this clip, by role.
     """
     columns = [Column(word) for word in reference]
-    inserted: dict[int, dict[str, list[str]]] = defaultdict(dict)  # before which word of the reference, by whom
+    inserted: dict[int, dict[str, list[str]]] = defaultdict(dict)  # by position in the reference and role
     for role, output in outputs.items():
         for chunk in output.alignments[0]:
             words = output.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx]
@@ -128,27 +132,27 @@ def align(reference: list[str], outputs: dict[str, jiwer.WordOutput]) -> list[Co
             span = range(chunk.ref_start_idx, chunk.ref_end_idx)
             for i, word in zip(span, words or reference[span.start : span.stop], strict=True):
                 columns[i].cells[role] = (chunk.type, word)
-    together = []
+    merged = []
     for i in range(len(reference) + 1):
         for j in range(max(map(len, inserted[i].values()), default=0)):
             cells = {role: ("insert", words[j]) for role, words in inserted[i].items() if j < len(words)}
-            together.append(Column(cells={role: cells.get(role, ("", "")) for role in outputs}))
-        together += columns[i : i + 1]
-    return together
+            merged.append(Column(cells={role: cells.get(role, ("", "")) for role in outputs}))
+        merged += columns[i : i + 1]
+    return merged
 
 
 def shorten(columns: list[Column]) -> list[Column]:
-    """Cut runs of words that all models have right to `NEIGHBOURS` beside an error, and insertions' ends."""
+    """Cut runs of correct words to `CONTEXT_WORDS` beside an error, and insertions to `MAX_INSERTION` words."""
     shown: list[Column] = []
     for kind, group in itertools.groupby(columns, key=_kind):
         run = list(group)
-        if kind == "inserted" and len(run) > LONGEST_INSERTION:
-            run = [*run[:LONGEST_INSERTION], Column(skipped=len(run) - LONGEST_INSERTION, inserted=True)]
+        if kind == "inserted" and len(run) > MAX_INSERTION:
+            run = [*run[:MAX_INSERTION], Column(skipped=len(run) - MAX_INSERTION, inserted=True)]
         elif kind == "right":
-            head = NEIGHBOURS if shown else 0
-            tail = NEIGHBOURS if run[-1] is not columns[-1] else 0
+            head = CONTEXT_WORDS if shown else 0
+            tail = CONTEXT_WORDS if run[-1] is not columns[-1] else 0
             skipped = len(run) - head - tail
-            if skipped > 3:  # fewer aren't worth a mark
+            if skipped > 3:  # a mark takes the space of three words
                 run = [*run[:head], Column(skipped=skipped), *run[len(run) - tail :]]
         shown += run
     return shown
@@ -157,4 +161,4 @@ def shorten(columns: list[Column]) -> list[Column]:
 def _kind(column: Column) -> str:
     if not column.reference:
         return "inserted"
-    return "right" if all(what == "equal" for what, _ in column.cells.values()) else "wrong"
+    return "right" if all(kind == "equal" for kind, _ in column.cells.values()) else "wrong"

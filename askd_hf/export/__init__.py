@@ -1,1 +1,1 @@
-"""Other runtimes, one file each."""
+"""Export to other runtimes, one module per runtime."""

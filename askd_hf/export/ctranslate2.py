@@ -1,4 +1,4 @@
-"""A trained Whisper for other runtimes: CTranslate2, which faster-whisper runs."""
+"""Export a Whisper model to CTranslate2, the runtime of faster-whisper, and compare the transcripts."""
 
 import copy
 import json
@@ -18,27 +18,27 @@ from ..errors import UserError, disk_errors
 from ..evaluation.metrics import error_rates
 from ..models.generation_config import existing_heads
 
-FASTER_WHISPER_WINDOW = 30  # seconds; it takes no model with another one
-EXAMPLES = 5  # of differing texts that a report shows
+FASTER_WHISPER_WINDOW = 30  # seconds; faster-whisper supports no other window
+MAX_EXAMPLES = 5  # differing texts shown in a report
 
 
 def check_output_dir(output_dir: str | Path) -> Path:
-    """The directory to write. Raises `UserError` if something is there already: nothing is overwritten."""
+    """Return the path of the output directory. Raises `UserError` if it exists and isn't empty, or isn't writable."""
     path = Path(output_dir)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError(f"--output_dir {output_dir} is there already; name another, or remove it first")
+        raise UserError(f"--output_dir {output_dir} already exists. Use another directory, or remove it first")
     check_writable(path, "--output_dir")
     return path
 
 
 def check_extra() -> None:
-    """Raise `UserError` if what the export needs isn't installed."""
+    """Raise `UserError` if the packages that the export requires aren't installed."""
     try:
         import ctranslate2  # noqa: F401
         import faster_whisper  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"the export needs ctranslate2 and faster-whisper ({error}): install them with "
+            f"the export requires ctranslate2 and faster-whisper ({error}). Install them with "
             "pip install 'askd-hf[export]'"
         ) from error
 
@@ -47,8 +47,8 @@ def check_extra() -> None:
 
 
 def alignment_heads(model: WhisperForConditionalGeneration) -> list[list[int]] | None:
-    """The heads, (layer, head), that word timestamps are read from: those that the model names, if it has them all."""
-    heads = getattr(model.generation_config, "alignment_heads", None)  # a generation config holds what its file held
+    """Return the alignment heads `[layer, head]` for word timestamps; None if there are none, or one doesn't exist."""
+    heads = getattr(model.generation_config, "alignment_heads", None)  # absent unless generation_config.json has it
     return existing_heads(heads, model.config.decoder_layers, model.config.decoder_attention_heads)
 
 
@@ -58,14 +58,17 @@ def export_ctranslate2(
     output_dir: str | Path,
     quantization: str | None = None,
 ) -> None:
-    """Write `model` as a directory for `faster_whisper.WhisperModel`, weights by CTranslate2's own converter.
+    """Write `model` to a directory for `faster_whisper.WhisperModel`, using CTranslate2's converter.
 
-    The alignment heads are those of the model's generation config. Without any, or with some that the model doesn't
-    have, the directory has none: faster-whisper then refuses `word_timestamps=True`, where the converter's guess (all
-    heads of the last layers) would give times of unknown worth, and heads of missing layers would crash it.
+    The alignment heads are those of the model's generation config. If it has none, or one of them doesn't exist, the
+    directory has none, and faster-whisper rejects `word_timestamps=True`. The converter's default (all heads of the
+    last layers) would give timestamps of unknown quality, and heads of missing layers would crash faster-whisper.
 
     Args:
-        quantization: type of the weights, as CTranslate2 names them: "float16", "int8", ...; None keeps the model's.
+        model: the model to convert.
+        processor: its processor.
+        output_dir: directory to write; must be empty or not exist.
+        quantization: CTranslate2's type of the weights: "float16", "int8", ... None for that of the model.
 
     Raises:
         UserError: `output_dir` isn't empty or can't be written.
@@ -73,7 +76,7 @@ def export_ctranslate2(
     from ctranslate2.converters import TransformersConverter
 
     class Loaded(TransformersConverter):
-        """Converts what is loaded already."""
+        """Converts the loaded model."""
 
         def load_model(self, *args: Any, **kwargs: Any) -> WhisperForConditionalGeneration:
             return model
@@ -84,10 +87,10 @@ def export_ctranslate2(
     output_dir = check_output_dir(output_dir)
     with disk_errors(f"--output_dir {output_dir}"):
         output_dir.parent.mkdir(parents=True, exist_ok=True)
-        # an interrupted export leaves nothing that looks like a whole one
+        # a temporary directory, so that an interrupted export leaves no incomplete output directory
         with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
             directory, source = Path(unfinished) / "model", Path(unfinished) / "source"
-            model.config.save_pretrained(source)  # which it reads again
+            model.config.save_pretrained(source)  # read by the converter
             Loaded(str(source)).convert(str(directory), quantization=quantization)
             config_file = directory / "config.json"
             config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -100,22 +103,26 @@ def export_ctranslate2(
             directory.replace(output_dir)
 
 
-# ---- the same clips through both ----
+# ---- transcripts of the same clips ----
 
 
 @torch.inference_mode()
 def transcribe_transformers(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Iterable[np.ndarray]
 ) -> list[str]:
-    """Greedy, without timestamps, one clip at a time; the language and task are those of `set_language`.
+    """Transcribe with transformers: greedy, without timestamps, one clip at a time.
+
+    Language and task are those of `set_language`.
 
     Args:
-        clips: float32 mono at 16 kHz, `(samples,)` each, within the model's window.
+        model: the model before the export.
+        processor: its processor.
+        clips: float32 mono at 16 kHz, `(samples,)` each, at most one window long.
     """
     greedy = copy.deepcopy(model.generation_config)
     greedy.update(num_beams=1, do_sample=False)
     greedy.return_timestamps = False
-    # beside the prompt; CTranslate2 gives a text half of the decoder's positions at most
+    # without the prompt; CTranslate2 limits the text to half of the decoder's positions
     greedy.max_length = model.config.max_target_positions // 2
     texts = []
     for clip in clips:
@@ -129,10 +136,13 @@ def transcribe_transformers(
 def transcribe_ctranslate2(
     directory: str | Path, processor: WhisperProcessor, clips: Iterable[np.ndarray], positions: int
 ) -> list[str]:
-    """The same with the converted model, given the same features: what differs is due to the conversion.
+    """Transcribe as `transcribe_transformers` with CTranslate2. The features are the same: differences are due to it.
 
     Args:
-        positions: of the decoder, `max_target_positions`.
+        directory: the exported model.
+        processor: processor of the model.
+        clips: as for `transcribe_transformers`.
+        positions: `max_target_positions` of the decoder.
     """
     import ctranslate2
 
@@ -149,11 +159,11 @@ def transcribe_ctranslate2(
 def transcribe_faster_whisper(
     directory: str | Path, clips: Iterable[np.ndarray], language: str, task: str
 ) -> list[str]:
-    """The same with the converted model in faster-whisper, which makes features of its own."""
+    """Transcribe as `transcribe_transformers` with faster-whisper, which computes its own features."""
     import faster_whisper
 
     model = faster_whisper.WhisperModel(str(directory), device="cpu")
-    # its second thoughts (other temperatures, no speech after all) aren't the model's
+    # without the temperature fallback and the no-speech check of faster-whisper
     options = dict(beam_size=1, temperature=0.0, without_timestamps=True, condition_on_previous_text=False)
     options |= dict(no_speech_threshold=None, log_prob_threshold=None, compression_ratio_threshold=None)
     texts = []
@@ -164,19 +174,19 @@ def transcribe_faster_whisper(
 
 
 def input_features(processor: WhisperProcessor, clip: np.ndarray) -> torch.Tensor:
-    """`(1, mel bins, frames)`."""
+    """Return the features of a clip, `(1, mel bins, frames)`."""
     return processor.feature_extractor(clip, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
 
 
 @dataclass
 class Agreement:
-    """A runtime's texts beside those of transformers.
+    """Comparison of the texts of a runtime with those of transformers.
 
     Attributes:
-        runtime: what the report calls it.
-        texts: of each clip its name, what transformers heard, what the runtime heard.
-        wer: of the runtime's texts with those of transformers as the references, percent, both normalized. None if
-            transformers heard no word.
+        runtime: name of the runtime.
+        texts: for each clip its name, the text of transformers and the text of the runtime.
+        wer: WER of the runtime with the texts of transformers as references, in percent, both normalized. None if all
+            texts of transformers are empty.
     """
 
     runtime: str
@@ -190,26 +200,33 @@ class Agreement:
     def __str__(self) -> str:
         count, differing = len(self.texts), self.differing
         if not differing:
-            return f"{self.runtime}: the same text as transformers in all {count} clips"
-        lines = [f"{self.runtime}: another text than transformers in {len(differing)} of {count} clips"]
+            return f"{self.runtime}: same text as transformers for all {count} clips"
+        lines = [f"{self.runtime}: different text than transformers for {len(differing)} of {count} clips"]
         if self.wer is not None:
-            lines[0] += f"; WER between the two {self.wer:.2f} %"
+            lines[0] += f"; WER against transformers {self.wer:.2f} %"
         width = max(len("transformers"), len(self.runtime)) + 1
-        for clip, *heard in differing[:EXAMPLES]:
+        for clip, *texts in differing[:MAX_EXAMPLES]:
             lines.append(f"  {clip}")
-            for runtime, text in zip(("transformers", self.runtime), heard, strict=True):
+            for runtime, text in zip(("transformers", self.runtime), texts, strict=True):
                 lines.append(f"    {runtime + ':':<{width}} {text}")
-        if len(differing) > EXAMPLES:
-            lines.append(f"  ... and {len(differing) - EXAMPLES} more")
+        if len(differing) > MAX_EXAMPLES:
+            lines.append(f"  ... and {len(differing) - MAX_EXAMPLES} more")
         return "\n".join(lines)
 
 
 def agreement(
-    runtime: str, names: list[str], expected: list[str], heard: list[str], normalize: Callable[[str], str]
+    runtime: str, names: list[str], expected: list[str], predicted: list[str], normalize: Callable[[str], str]
 ) -> Agreement:
-    """Compare a runtime's texts with those of transformers; blanks at either end of a text don't count."""
-    texts = [(name, ours.strip(), theirs.strip()) for name, ours, theirs in zip(names, expected, heard, strict=True)]
+    """Compare the texts of a runtime with those of transformers, without leading and trailing spaces.
+
+    Args:
+        runtime: name of the runtime.
+        names: names of the clips.
+        expected, predicted: texts of transformers and of the runtime.
+        normalize: text normalizer for the WER.
+    """
+    texts = [(name, one.strip(), other.strip()) for name, one, other in zip(names, expected, predicted, strict=True)]
     wer = None
-    if any(normalize(ours).strip() for _, ours, _ in texts):
-        wer = error_rates([theirs for _, _, theirs in texts], [ours for _, ours, _ in texts], normalize)["wer"]
+    if any(normalize(reference).strip() for _, reference, _ in texts):
+        wer = error_rates([text for _, _, text in texts], [reference for _, reference, _ in texts], normalize)["wer"]
     return Agreement(runtime, texts, wer)

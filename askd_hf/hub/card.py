@@ -1,193 +1,229 @@
-"""The model card, filled in from a run's `training.json` and from evaluation results.
+"""The model card: its metadata, and its template filled from `training.json` and evaluation results.
 
-What wasn't measured is left out. The text is in `templates/model_card.md`, its tables are in `card_text.py`; here are
-the metadata and what is known of the model's limits.
+The text is in `templates/model_card.md`, `card_sections.py` and `card_training.py`. Sections without data are omitted.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..evaluation.results import CONFIDENCE, Results, Scores, SetResult
+from ..evaluation.result_tables import (
+    Table,
+    comparison_table,
+    error_rate_table,
+    error_type_table,
+    excluded_lines,
+    hallucination_table,
+    model_table,
+    speed_table,
+)
+from ..evaluation.results import Results
 from .card_sections import (
-    comparison,
-    descent,
-    dropped,
-    has_negatives,
-    hyperparameter_table,
+    STUDENT,
+    TEACHER,
+    base_model_sentence,
+    had_named_teacher,
     intended_use,
     keeps_adapter,
-    model_table,
-    objective,
-    phase_table,
-    quoted,
-    rates_line,
+    limitations,
+    plural,
     results_line,
-    score_table,
-    set_name,
-    settings_line,
+    settings_table,
     speculative_line,
-    speech_line,
-    speed_conditions,
-    speed_table,
-    symbols,
     title_line,
+    training_data,
     was_distilled,
-    was_taught,
+)
+from .card_training import (
+    final_weights,
+    has_no_speech_clips,
+    hyperparameter_table,
+    objective,
+    objective_symbols,
+    schedule_table,
 )
 from .provenance import LICENSE_FIELDS, Provenance
 from .training_summary import TrainingSummary
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 TASK = "automatic-speech-recognition"
-# Whisper's code of Javanese isn't the one of ISO 639-1, which the Hub asks for
-ISO_CODES = {"jw": "jv"}
-METRIC_NAMES = {"wer": "WER", "cer": "CER", "loss": "loss"}
-STUDENT, TEACHER = "student", "teacher"
+ISO_CODES = {"jw": "jv"}  # the Hub requires ISO 639-1 codes; Whisper's code of Javanese is another
 
 
 def render_card(
-    facts: TrainingSummary, results: Results | None, repo_id: str, figure: bool = False, license: str | None = None
+    summary: TrainingSummary, results: Results | None, repo_id: str, figure: bool = False, license: str | None = None
 ) -> ModelCard:
-    """The card of a run.
+    """Return the card of a run.
 
     Args:
-        facts: of `training.json`.
-        results: of an evaluation in which it is the `student`; None: the card has no results section.
-        repo_id: where the model is published, `you/name`: as the examples in the card load it.
+        summary: the training summary.
+        results: an evaluation of the model as `student`; None for a card without results.
+        repo_id: repository of the model, `you/name`, for the examples in the card.
         figure: whether `run.png` is published beside the card.
-        license: as the Hub calls it; None: that of the model that training started from, if its card states one.
+        license: license id of the Hub. Default: that of the model that training started from, if its card states one.
     """
     title = repo_id.split("/")[-1]
-    data = card_data(facts, results, title, license)
-    tables = {}
     if results is not None:
-        tables = dict(
-            scores=score_table(results) if any(entry.speech for entry in results.sets) else None,
-            rates=rates_line(results),
-            models=model_table(results),
-            comparisons=[comparison(entry) for entry in results.sets if entry.paired],
-            dropped=[dropped(entry) for entry in results.sets if entry.dropped],
-            settings=settings_line(results.settings),
-            blocks=sorted({entry.blocks for entry in results.sets if entry.speech}),
-            speed=results.speed and speed_table(results.speed),
-            conditions=results.speed and speed_conditions(results.speed),
-            speculative=results.speculative and speculative_line(results.speculative),
-        )
+        results = public_results(results)
     return ModelCard.from_template(
-        data,
+        card_data(summary, results, title, license),
         template_path=str(TEMPLATE),
         title=title,
         repo=repo_id,
-        facts=facts,
-        origin=facts.origin,
-        student=facts.student,
-        title_line=title_line(facts),
+        summary=summary,
+        provenance=summary.provenance,
+        student=summary.student,
+        title_line=title_line(summary),
         results_line=None if results is None else results_line(results),
-        descent=descent(facts),
-        assistant=assistant_class(facts),
-        adapter=keeps_adapter(facts),
-        options=pipeline_options(facts),
-        intended_use=intended_use(facts),
-        speech=speech_line(facts),
-        formula=objective(facts.arguments, has_negatives(facts)),
-        symbols=symbols(facts),
-        phases=phase_table(facts),
-        hyperparameters=hyperparameter_table(facts),
-        versions=", ".join(f"{name} {number}" for name, number in facts.versions.items()),
+        base_model=base_model_sentence(summary),
+        assistant=assistant_class(summary),
+        adapter=keeps_adapter(summary),
+        options=pipeline_options(summary),
+        intended_use=intended_use(summary),
+        training_data=training_data(summary),
+        formula=objective(summary.arguments, has_no_speech_clips(summary)),
+        symbols=objective_symbols(summary),
+        phases=schedule_table(summary),
+        final_weights=final_weights(summary),
+        hyperparameters=hyperparameter_table(summary),
+        updates=plural(summary.step, "update"),
+        batch=plural(summary.batch_size, "clip"),
+        versions=", ".join(f"{name} {number}" for name, number in summary.versions.items()),
         figure=figure,
-        evaluation=tables,
-        confidence=f"{100 * CONFIDENCE:g}",
-        limits=limits(facts, results),
+        evaluation=None if results is None else evaluation(results),
+        limitations=limitations(summary, results),
     )
 
 
-def assistant_class(facts: TrainingSummary) -> str | None:
-    """By which transformers loads it as the assistant of its teacher; None if it has none that anyone could load."""
-    if not (was_taught(facts) and facts.origin.teacher.on_hub) or keeps_adapter(facts):
+def public_results(results: Results) -> Results:
+    """Return the results of student and teacher only, without the initial student."""
+    roles = [role for role in results.models if role in (STUDENT, TEACHER)]
+    speed = results.speed
+    return dataclasses.replace(
+        results,
+        models={role: results.models[role] for role in roles},
+        sets=[
+            dataclasses.replace(
+                entry,
+                scores={role: entry.scores[role] for role in roles if role in entry.scores},
+                comparison=entry.comparison if entry.comparison and entry.comparison.baseline in roles else None,
+            )
+            for entry in results.sets
+        ],
+        speed=speed and dataclasses.replace(speed, rows=[row for row in speed.rows if row.role in roles]),
+    )
+
+
+def evaluation(results: Results) -> dict[str, Any]:
+    """Return the tables and sentences of the evaluation section."""
+    speech = [entry for entry in results.sets if entry.has_speech]
+    tables = [error_rate_table(speech), comparison_table(speech), error_type_table(speech)] if speech else []
+    tables += [hallucination_table(results.sets), model_table(results)]
+    if results.speed:
+        tables.append(speed_table(results.speed))
+    return dict(
+        tables=[_section(table) for table in tables if table.rows],
+        excluded=excluded_lines(results.sets),
+        speculative=results.speculative and speculative_line(results.speculative),
+        settings=settings_table(results.settings),
+    )
+
+
+def _section(table: Table) -> str:
+    notes = " ".join(f"{note}." for note in table.notes)
+    return "\n\n".join([f"**{table.title}**", table.markdown(), *([notes] if notes else [])])
+
+
+def assistant_class(summary: TrainingSummary) -> str | None:
+    """Return the class that loads the student as the assistant of its teacher; None if it can't be one.
+
+    The teacher must be on the Hub, with the same vocabulary and mel bins.
+    """
+    if not (had_named_teacher(summary) and summary.provenance.teacher.on_hub) or keeps_adapter(summary):
         return None
-    teacher, student = facts.origin.teacher, facts.student
-    for theirs, its in ((teacher.vocabulary, student.vocabulary), (teacher.mel_bins, student.mel_bins)):
-        if None not in (theirs, its) and theirs != its:  # `generate` gives both the same tokens and the same features
+    teacher, student = summary.provenance.teacher, summary.student
+    for of_teacher, of_student in ((teacher.vocabulary, student.vocabulary), (teacher.mel_bins, student.mel_bins)):
+        if None not in (of_teacher, of_student) and of_teacher != of_student:
             return None
-    # given the output of an encoder like its own it needs none
-    has_its_encoder = facts.arguments["freeze_encoder"] and facts.origin.teachers_encoder
-    return "AutoModelForCausalLM" if has_its_encoder else "AutoModelForSpeechSeq2Seq"
+    # with the teacher's encoder, the student's decoder is sufficient
+    has_teacher_encoder = summary.arguments["freeze_encoder"] and summary.provenance.teachers_encoder
+    return "AutoModelForCausalLM" if has_teacher_encoder else "AutoModelForSpeechSeq2Seq"
 
 
-def pipeline_options(facts: TrainingSummary) -> str:
-    """What `pipeline` must be told of an adapter, as it takes the base's generation config and not the adapter's."""
-    origin = facts.origin
-    if not (keeps_adapter(facts) and facts.student.multilingual and origin.language):
+def pipeline_options(summary: TrainingSummary) -> str:
+    """Return the arguments that `pipeline` needs for an adapter: it reads the generation config of the base model."""
+    provenance = summary.provenance
+    if not (keeps_adapter(summary) and summary.student.multilingual and provenance.language):
         return ""
-    return f', generate_kwargs={{"language": "{origin.language}", "task": "{origin.task}"}}'
+    return f', generate_kwargs={{"language": "{provenance.language}", "task": "{provenance.task}"}}'
 
 
 # ---- metadata ----
 
 
 def card_data(
-    facts: TrainingSummary, results: Results | None, title: str, license: str | None = None
+    summary: TrainingSummary, results: Results | None, title: str, license: str | None = None
 ) -> ModelCardData:
-    """The metadata, of which the Hub makes filters, the model's tree and its leaderboards."""
-    origin = facts.origin
-    on_hub = origin.base is not None and origin.base.on_hub
-    distilled = ["knowledge-distillation"] if was_distilled(facts) else []
+    """Return the metadata, from which the Hub derives filters, the model tree and leaderboards."""
+    provenance = summary.provenance
+    on_hub = provenance.base is not None and provenance.base.on_hub
+    distilled = ["knowledge-distillation"] if was_distilled(summary) else []
     measured = model_index(results) if results is not None else []
-    licensed: dict[str, Any] = inherited_license(origin) if license is None else {"license": license}
+    licensed: dict[str, Any] = inherited_license(provenance) if license is None else {"license": license}
     return ModelCardData(
-        language=_metadata_languages(origin),
+        language=_metadata_languages(provenance),
         **licensed,
-        library_name="peft" if keeps_adapter(facts) else "transformers",
+        library_name="peft" if keeps_adapter(summary) else "transformers",
         pipeline_tag=TASK,
-        base_model=origin.base.name if on_hub else None,
-        # the Hub knows adapter, merge, quantized and finetune: of these a distilled student is a finetune
-        base_model_relation=("adapter" if keeps_adapter(facts) else "finetune") if on_hub else None,
-        datasets=list(dict.fromkeys(speech.dataset for speech in origin.speech if speech.on_hub)) or None,
+        base_model=provenance.base.name if on_hub else None,
+        # the Hub's relations are adapter, merge, quantized and finetune; there is none for distillation
+        base_model_relation=("adapter" if keeps_adapter(summary) else "finetune") if on_hub else None,
+        datasets=list(dict.fromkeys(speech.dataset for speech in provenance.speech if speech.on_hub)) or None,
         metrics=["wer", "cer"] if measured else None,
-        # the leaderboard is of results on datasets of the Hub
+        # the leaderboard lists results on datasets of the Hub
         tags=["whisper", *distilled, "askd_hf", *(["hf-asr-leaderboard"] if measured else [])],
         model_name=title if measured else None,
         eval_results=measured or None,
     )
 
 
-def _metadata_languages(origin: Provenance) -> str | list[str] | None:
-    codes = [ISO_CODES.get(language, language) for language in origin.languages]
+def _metadata_languages(provenance: Provenance) -> str | list[str] | None:
+    codes = [ISO_CODES.get(language, language) for language in provenance.languages]
     return codes if len(codes) > 1 else next(iter(codes), None)
 
 
-def inherited_license(origin: Provenance) -> dict[str, str]:
-    """What the card of the model that training started from states: it was made of that one's weights."""
-    stated = {} if origin.base is None else origin.base.license
+def inherited_license(provenance: Provenance) -> dict[str, str]:
+    """Return the license of the model that training started from, as the student is derived from its weights."""
+    stated = {} if provenance.base is None else provenance.base.license
     return {key: stated[key] for key in LICENSE_FIELDS if key in stated}
 
 
 def model_index(results: Results) -> list[EvalResult]:
-    """The student's WER and CER on each set with speech that it transcribed, of those that are on the Hub.
+    """Return the student's WER and CER on each transcribed set with speech that is on the Hub.
 
-    The Hub takes a result's `dataset_type` for one of its datasets: a directory here is none.
+    Local sets are omitted, because `dataset_type` must be a dataset on the Hub.
     """
-    found, taken = [], set()
+    found, named = [], set()
     for entry in results.sets:
         scores = entry.scores.get(STUDENT)
-        if not (entry.speech and entry.on_hub) or scores is None or entry.task != "transcribe":
+        if not (entry.has_speech and entry.on_hub) or scores is None or entry.task != "transcribe":
             continue
-        # huggingface_hub takes results of one type, configuration and split for the same set's
+        # huggingface_hub merges results of the same type, configuration and split
         dataset, config = entry.dataset, entry.config
-        if (dataset, config, entry.split) in taken:
+        if (dataset, config, entry.split) in named:
             config = entry.name
-        taken.add((dataset, config, entry.split))
+        named.add((dataset, config, entry.split))
         normalizer = "no" if entry.normalizer == "none" else entry.normalizer
         for metric in ("wer", "cer"):
-            value, interval = getattr(scores, metric), getattr(scores, f"{metric}_interval")
+            value, interval = getattr(scores, metric), getattr(scores, f"{metric}_confidence_interval")
             if value is None:
                 continue
             arguments = dict(normalizer=entry.normalizer, clips=entry.clips, hours=round(entry.hours, 2))
             if interval is not None:
                 arguments["interval"] = [round(bound, 2) for bound in interval]
-            method = "" if entry.method == "short" else f", {entry.method} long-form"
+            method = "" if entry.method == "short_form" else f", {entry.method} long-form"
             found.append(
                 EvalResult(
                     task_type=TASK,
@@ -203,75 +239,4 @@ def model_index(results: Results) -> list[EvalResult]:
                     metric_args=arguments,
                 )
             )
-    return found
-
-
-# ---- limits ----
-
-
-def limits(facts: TrainingSummary, results: Results | None) -> list[str]:
-    """What it can't do by its making, and where the evaluation saw it fail."""
-    student, origin = facts.student, facts.origin
-    found = []
-    if facts.step == 0:
-        found.append("It wasn't trained: its weights are as `askd_hf` found them.")
-    elif facts.ended_early:
-        metric = facts.arguments["metric_for_best_model"].removeprefix("eval_")
-        name = METRIC_NAMES.get(metric, f"`{metric}`")
-        found.append(
-            f"Training ended early, at step {facts.step:,} of {facts.total_steps:,}, as the {name} got no better."
-        )
-    elif facts.step < facts.total_steps:
-        found.append(
-            f"This is a checkpoint of step {facts.step:,} of {facts.total_steps:,}: training wasn't finished."
-        )
-    if not student.timestamps:
-        found.append(f"No timestamps, and no audio longer than {student.window:g} s at once.")
-    elif not student.word_timestamps:
-        found.append('No word timestamps (`return_timestamps="word"`): it has no alignment heads.')
-    if student.multilingual and facts.step:
-        trained = f"{quoted(origin.languages)} only" if origin.languages else "a language that its facts don't name"
-        found.append(f"Trained on {trained}: the other languages of its vocabulary may have been unlearnt.")
-    elif origin.language is not None and not student.multilingual:
-        found.append(f"One language only: `{origin.language}`.")
-    if results is None:
-        return [*found, "Its error rates haven't been measured."]
-    for entry in results.sets:
-        if STUDENT in entry.scores:
-            found += failures(entry, entry.scores[STUDENT], entry.scores.get(TEACHER))
-    return found
-
-
-def failures(entry: SetResult, student: Scores, teacher: Scores | None) -> list[str]:
-    """What went wrong on one set."""
-
-    def beside(value: str | None) -> str:
-        return "" if value is None else f" (teacher: {value})"
-
-    name = set_name(entry)
-    if not entry.speech:
-        theirs = beside(f"{teacher.clips_with_text}" if teacher else None)
-        return [
-            f"Text where nobody speaks: {student.clips_with_text} of {entry.clips} clips of {name} got some{theirs}."
-        ]
-    found = []
-    if entry.silent_clips:
-        theirs = beside(f"{teacher.silent_with_text}" if teacher else None)
-        found.append(
-            f"Text where nobody speaks: {student.silent_with_text} of {entry.silent_clips} such clips of {name} got "
-            f"some{theirs}."
-        )
-    if student.insertion_rate:
-        theirs = beside(f"{teacher.insertion_rate:.2f} %" if teacher else None)
-        found.append(f"Words that nobody said on {name}: {student.insertion_rate:.2f} % of the reference's{theirs}.")
-    if student.repeated_5grams:
-        theirs = beside(f"{teacher.repeated_5grams:.2f} %" if teacher else None)
-        found.append(
-            f"Loops on {name}: {student.repeated_5grams:.2f} % of its word 5-grams stood there before{theirs}."
-        )
-    rates = student.wer_by_speaker.values()
-    if len(rates) > 1:
-        found.append(
-            f"Speakers differ on {name}: WER from {min(rates):.1f} to {max(rates):.1f} % over {len(rates)} of them."
-        )
     return found

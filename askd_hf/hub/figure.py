@@ -1,4 +1,4 @@
-"""The picture of a run: the weights of the blend, its losses, and the word error rate where it was evaluated."""
+"""Plot of a run: loss weights, losses, and the WER of evaluations during training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +10,18 @@ LOSSES = {"ce_loss": "labels (cross-entropy)", "teacher_loss": "teacher (T²·D)
 
 
 def write_run_figure(log_history: list[dict[str, Any]], path: Path) -> None:
-    """Draw a run from the `log_history` of its `trainer_state.json` into a picture; its suffix says of which format.
+    """Plot a run and save the figure.
 
-    Without evaluations in the run there is no panel of error rates.
+    Args:
+        log_history: from `trainer_state.json`. Without evaluations there is no plot of the WER.
+        path: file to write; the suffix selects the format.
     """
     from matplotlib.figure import Figure  # takes a second, and few processes draw
 
     training = [row for row in log_history if "teacher_weight" in row]
     names = sorted({key for row in log_history for key in row if key.startswith("eval_") and key.endswith("wer")})
     panels = 3 if names else 2
-    # not by pyplot: checkpoints are drawn within training, which may have no display, and pictures of its own
+    # not pyplot, which has global state that the training process may use itself
     figure = Figure(figsize=(8, 2.5 * panels), layout="constrained")
     axes = figure.subplots(panels, 1, sharex=True)
     _draw_weights(axes[0], training)
@@ -44,7 +46,7 @@ def _draw_losses(axes: "Axes", training: list[dict[str, Any]]) -> None:
         points = [(row["step"], row[name]) for row in training if name in row]
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
-    axes.set(ylabel="loss a token", yscale="log")
+    axes.set(ylabel="loss per token", yscale="log")
     if training:
         axes.legend()
     axes.grid(alpha=0.3, which="both")

@@ -1,4 +1,4 @@
-"""Where a run's models and speech come from, as far as it may be published: names without paths, licenses."""
+"""Models and training data of a run, for publication: names without local paths, and licenses."""
 
 import json
 import logging
@@ -22,19 +22,19 @@ from ..models.student import same_encoder
 logger = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
-PSEUDO_LABELS = "pseudo_labels"  # in the metadata of a dataset's card: the `TrainingData` that a model transcribed
+PSEUDO_LABELS = "pseudo_labels"  # key in the metadata of a dataset card: the `TrainingData` that a model transcribed
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 @dataclass
 class BaseModelInfo:
-    """A model that the student comes from.
+    """The teacher, or the model that training started from.
 
     Attributes:
         name: its Hub id, or the last part of its path.
-        on_hub: whether it is a Hub id.
-        license: what its card states of `LICENSE_FIELDS`.
-        encoder_layers, decoder_layers, parameters, vocabulary, mel_bins: None if it wasn't loaded.
+        on_hub: whether `name` is a Hub id.
+        license: the `LICENSE_FIELDS` of its model card.
+        encoder_layers, decoder_layers, parameters, vocabulary, mel_bins: its size; None if it wasn't loaded.
     """
 
     name: str
@@ -48,24 +48,26 @@ class BaseModelInfo:
 
     @classmethod
     def of(cls, name: str, model: WhisperForConditionalGeneration | None = None) -> "BaseModelInfo":
-        """Of a directory or Hub id, as `from_pretrained` takes it, and the model loaded from there."""
-        ancestor = cls(*public_name(name), license=stated_license(name))
+        """Return the info on a directory or Hub id, with the size of the model that was loaded from it."""
+        info = cls(*public_name(name), license=stated_license(name))
         if model is not None:
-            ancestor.encoder_layers, ancestor.decoder_layers = model.config.encoder_layers, model.config.decoder_layers
-            ancestor.parameters, ancestor.mel_bins = model.num_parameters(), model.config.num_mel_bins
-            ancestor.vocabulary = stored_vocabulary(name) or model.config.vocab_size
-        return ancestor
+            info.encoder_layers, info.decoder_layers = model.config.encoder_layers, model.config.decoder_layers
+            info.parameters, info.mel_bins = model.num_parameters(), model.config.num_mel_bins
+            info.vocabulary = stored_vocabulary(name) or model.config.vocab_size
+        return info
 
 
 @dataclass
 class TrainingData:
-    """A split of a dataset.
+    """A dataset split that was trained on.
 
     Attributes:
-        dataset, on_hub: its name, as in `BaseModelInfo`.
-        config, split: None: it has none.
-        transcribed_by: name of the model that transcribed it; None if the transcripts are those of the dataset.
-        license: what its card states; None: nothing, or it has no card to be had.
+        dataset: Hub id of the dataset, or the last part of its path.
+        on_hub: whether `dataset` is a Hub id.
+        config, split: None if the dataset has none.
+        transcribed_by: the model that transcribed it: its Hub id, or the last part of its path. None if the
+            transcripts are part of the dataset.
+        license: license in its dataset card; None if there is no card, or it states none.
     """
 
     dataset: str
@@ -77,12 +79,12 @@ class TrainingData:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TrainingData":
-        """From the JSON of this or an earlier version."""
+        """Return the data that this or an earlier version saved."""
         return cls(**{"transcribed_by" if name == "labelled_by" else name: value for name, value in data.items()})
 
     @classmethod
     def of(cls, source: SpeechSource) -> "TrainingData":
-        """What is loaded from there; of a result of `askd-hf pseudo-label` what was transcribed for it."""
+        """Return the data of a source; for an output of `askd-hf pseudo-label` the dataset that it transcribed."""
         speech = cls(*public_name(source.dataset), source.config, source.split)
         speech.license = stated_data_license(source.dataset)
         card = Path(source.dataset).expanduser() / "README.md"
@@ -92,23 +94,26 @@ class TrainingData:
             transcribed = DatasetCard.load(card, ignore_metadata_errors=True).data.get(PSEUDO_LABELS)
             return cls.from_dict(transcribed) if transcribed else speech
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-            logger.info("the card %s doesn't say whose transcripts these are: %s", card, error)
+            logger.info(
+                "the dataset card %s can't be read, so it is unknown which model transcribed it: %s", card, error
+            )
             return speech
 
 
 @dataclass
 class Provenance:
-    """Where a run's models and speech come from.
+    """Models and training data of a run.
 
     Attributes:
-        teacher: whose distribution the student learns, and the model that its layers are from; None if there is none.
-        student: what training started from; None: from layers of the teacher, or it isn't known.
-        from_teacher: whether training started from layers of the teacher.
+        teacher: the teacher, and the model whose layers were copied into the student; None if there is none.
+        student: the model that training started from; None if it is unknown, or layers of the teacher were copied.
+        from_teacher: whether layers of the teacher were copied into the student.
         teachers_encoder: whether the student had the teacher's encoder before training.
-        copied_decoder_layers, copied_encoder_layers: the teacher's layers that it started from; None: all, or no such.
-        speech: what was trained on; empty if that isn't known.
-        languages: spoken, as codes such as `en`; empty if they aren't known.
-        tasks: of transcribe and translate.
+        copied_decoder_layers, copied_encoder_layers: teacher layers copied into the student; None if all were, or if
+            it didn't start from the teacher.
+        speech: the training data; empty if unknown.
+        languages: languages of the speech, as codes such as `en`; empty if unknown.
+        tasks: `transcribe`, `translate` or both.
     """
 
     teacher: BaseModelInfo | None = None
@@ -123,11 +128,12 @@ class Provenance:
 
     @property
     def language(self) -> str | None:
-        """The only one, if there is only one."""
+        """The language, if there is exactly one."""
         return self.languages[0] if len(self.languages) == 1 else None
 
     @property
     def task(self) -> str:
+        """`translate` if that is the only task, else `transcribe`."""
         return "translate" if self.tasks == ["translate"] else "transcribe"
 
     @classmethod
@@ -138,49 +144,55 @@ class Provenance:
         teacher: WhisperForConditionalGeneration | None,
         student: WhisperForConditionalGeneration,
     ) -> "Provenance":
-        """From the options of `askd-hf distill`, and its models before training."""
+        """Return the provenance for the options of `askd-hf distill` and its models before training."""
         sources = data.train_sources()
-        origin = cls(
+        provenance = cls(
             speech=[TrainingData.of(source) for source in sources],
             languages=languages_of([source.language for source in sources], student),
             tasks=sorted({source.task or "transcribe" for source in sources}),
         )
         if models.teacher:
-            origin.teacher = BaseModelInfo.of(models.teacher, teacher)
-            origin.teachers_encoder = teacher is not None and same_encoder(teacher, student)
+            provenance.teacher = BaseModelInfo.of(models.teacher, teacher)
+            provenance.teachers_encoder = teacher is not None and same_encoder(teacher, student)
         if models.student:
-            origin.student = BaseModelInfo.of(models.student)
+            provenance.student = BaseModelInfo.of(models.student)
         else:
-            origin.from_teacher = True
-            origin.copied_decoder_layers = copied_decoder_layers(student.config)
-            origin.copied_encoder_layers = copied_encoder_layers(student.config)
-        return origin
+            provenance.from_teacher = True
+            provenance.copied_decoder_layers = copied_decoder_layers(student.config)
+            provenance.copied_encoder_layers = copied_encoder_layers(student.config)
+        return provenance
 
     @classmethod
     def of_models(
         cls, teacher: WhisperForConditionalGeneration | None, student: WhisperForConditionalGeneration
     ) -> "Provenance":
-        """As far as the models tell by themselves."""
-        origin = cls(languages=languages_of([], student))
+        """Return what is known from the models alone."""
+        provenance = cls(languages=languages_of([], student))
         if is_pruned_encoder(student.config):
-            origin.copied_encoder_layers = copied_encoder_layers(student.config)
-        started_from = student.name_or_path  # of a student made by `init_student` it is the teacher's
+            provenance.copied_encoder_layers = copied_encoder_layers(student.config)
+        started_from = student.name_or_path  # for a student of `init_student`, the teacher's
         if teacher is not None and teacher.name_or_path:
-            origin.teacher = BaseModelInfo.of(teacher.name_or_path, teacher)
-            origin.teachers_encoder = same_encoder(teacher, student)
-            origin.from_teacher = started_from == teacher.name_or_path
-        if started_from and not origin.from_teacher:
-            origin.student = BaseModelInfo.of(started_from)
-        return origin
+            provenance.teacher = BaseModelInfo.of(teacher.name_or_path, teacher)
+            provenance.teachers_encoder = same_encoder(teacher, student)
+            provenance.from_teacher = started_from == teacher.name_or_path
+        if started_from and not provenance.from_teacher:
+            provenance.student = BaseModelInfo.of(started_from)
+        return provenance
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Provenance":
+        """Return the provenance that this or an earlier version saved."""
+        models = {name: data[name] and BaseModelInfo(**data[name]) for name in ("teacher", "student")}
+        return cls(**{**data, **models, "speech": [TrainingData.from_dict(speech) for speech in data["speech"]]})
 
     @property
     def base(self) -> BaseModelInfo | None:
-        """The model whose weights training started from, as far as that is known."""
+        """The model whose weights training started from; None if unknown."""
         return self.teacher if self.from_teacher else self.student
 
 
 def public_name(name: str | None) -> tuple[str | None, bool]:
-    """A Hub id as it is, of anything else the last part of its path; and whether it is a Hub id."""
+    """Return a Hub id unchanged, or the last part of a path; and whether it is a Hub id."""
     if name is None:
         return None, False
     try:
@@ -198,23 +210,25 @@ def cached_teacher(dataset: Dataset) -> BaseModelInfo:
 
 
 def languages_of(names: list[str | None], student: WhisperForConditionalGeneration) -> list[str]:
-    """The codes of languages, each once; without any that of the student, if it has only one."""
+    """Return the distinct language codes: `en` for an English-only student; empty if a language is unknown."""
     if not is_multilingual(student):
         return ["en"]
     return [] if None in names else list(dict.fromkeys(map(language_code, names)))
 
 
 def stored_vocabulary(name: str) -> int | None:
-    """Of a model as it is stored: in memory a teacher may have the student's (`vocabulary.with_vocabulary_of`)."""
+    """Return the vocabulary size of the stored model; in memory `vocabulary.with_vocabulary_of` may change it."""
     try:
         return WhisperConfig.from_pretrained(name).vocab_size
     except (OSError, ValueError, httpx.HTTPError) as error:
-        logger.info("no config of %s, so its vocabulary is taken for that in memory: %s", name, error)
+        logger.info(
+            "the config of %s can't be read, so its vocabulary size is that of the loaded model: %s", name, error
+        )
         return None
 
 
 def stated_data_license(name: str) -> str | None:
-    """What the card of a dataset, a directory or Hub id, says of its license; None without a card to be had."""
+    """Return the license in the card of a dataset (a directory or Hub id); None if there is no card or license."""
     path = Path(name).expanduser()
     card = path / "README.md"
     if path.exists() and not card.is_file():
@@ -222,7 +236,7 @@ def stated_data_license(name: str) -> str | None:
     try:
         data = DatasetCard.load(card if path.exists() else name, ignore_metadata_errors=True).data
     except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError) as error:
-        logger.info("no card of the dataset %s, so its license isn't known: %s", name, error)
+        logger.info("the card of the dataset %s can't be read, so its license is unknown: %s", name, error)
         return None
     stated = data.get("license")
     stated = [stated] if isinstance(stated, str) else stated or []
@@ -231,9 +245,9 @@ def stated_data_license(name: str) -> str | None:
 
 
 def stated_license(name: str) -> dict[str, str]:
-    """What the card of a model, a directory or Hub id, says of its license; nothing without a card to be had.
+    """Return the `LICENSE_FIELDS` in the card of a model (a directory or Hub id); empty if there is no card.
 
-    A link into the model's own repository is made whole, or dropped where that isn't on the Hub.
+    A relative link is completed with the model's address on the Hub, or dropped for a local directory.
     """
     card = Path(name).expanduser() / "README.md"
     try:
@@ -244,7 +258,7 @@ def stated_license(name: str) -> dict[str, str]:
         else:
             data = ModelCard.load(name, ignore_metadata_errors=True).data
     except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError) as error:
-        logger.info("no model card of %s, so its license isn't known: %s", name, error)
+        logger.info("the model card of %s can't be read, so its license is unknown: %s", name, error)
         return {}
     stated = {key: data.get(key) for key in LICENSE_FIELDS}
     stated = {key: value for key, value in stated.items() if isinstance(value, str)}

@@ -1,4 +1,4 @@
-"""Push a run's student to the Hub, at its end or at every checkpoint in the background."""
+"""Publish the student of a run on the Hub: at the end, or at every checkpoint in the background."""
 
 import contextlib
 import logging
@@ -30,15 +30,17 @@ from .upload import (
 
 logger = logging.getLogger(__name__)
 
-TRAINER_STATE = "trainer_state.json"  # the figure is drawn from it; it isn't published
-COPY_PREFIX = "_push-"  # of a checkpoint's copy, by its step
+TRAINER_STATE = "trainer_state.json"  # source of the figure; not published
+COPY_PREFIX = "_push-"  # of the directory with the copy of a checkpoint, before its step
 
 
 class HubPublisher:
-    """Publishes the student, its card and its figure, where Trainer would publish all that the directory holds.
+    """Publishes student, card and figure of a run. Trainer itself would publish all files of the directory.
 
     Attributes:
-        repo_id: where to; until `create_repository` has made it, as it was asked for.
+        args: arguments of the trainer.
+        directory: output directory of the run.
+        repo_id: id of the repository; without a namespace until `create_repository`, if none is given.
     """
 
     def __init__(self, args: ASKDConfig):
@@ -47,24 +49,27 @@ class HubPublisher:
         self.repo_id: str = args.hub_model_id or self.directory.absolute().name
 
     def for_repository(self, repo_id: str | None) -> "HubPublisher":
-        """This publisher, which publishes to `repo_id` from now on if that is given."""
+        """Set the repository unless `repo_id` is None, and return this publisher."""
         self.repo_id = repo_id or self.repo_id
         return self
 
     def create_repository(self, token: str | None, private: bool | None) -> str:
-        """Make the repository and return its id. Raises `UserError` if it can't be, or has no `args.hub_revision`."""
-        for leftover in self.directory.glob(f"{COPY_PREFIX}*"):  # of a process that was killed
+        """Create the repository and return its id.
+
+        Raises `UserError` if it can't be created, or the branch `args.hub_revision` doesn't exist.
+        """
+        for leftover in self.directory.glob(f"{COPY_PREFIX}*"):  # of an interrupted process
             shutil.rmtree(leftover, ignore_errors=True)
         self._background = HfApi()
         private = self.args.hub_private_repo if private is None else private
-        with hub_upload("nothing can be pushed: log in with `hf auth login`, or leave out --push_to_hub"):
+        with hub_upload("log in with `hf auth login`, or remove --push_to_hub"):
             self.repo_id = create_repository(
                 self.repo_id, private, token or self.args.hub_token, self.args.hub_revision
             )
         return self.repo_id
 
     def advice(self, directory: str | None = None) -> str:
-        """How to publish a directory, the run's own by default, from the command line."""
+        """Return how to resume publishing a directory from the command line. Default: that of the run."""
         return resume_advice(
             self.directory if directory is None else Path(directory),
             self.repo_id,
@@ -80,7 +85,7 @@ class HubPublisher:
         revision: str | None,
         private: bool | None,
     ) -> str | Future[str]:
-        """Publish the run's directory, as `askd_hf.hub.upload.publish` does."""
+        """Publish the directory of the run; see `askd_hf.hub.upload.publish`. Returns a Future if not `blocking`."""
         options: dict[str, Any] = dict(
             private=self.args.hub_private_repo if private is None else private,
             token=token or self.args.hub_token,
@@ -92,18 +97,18 @@ class HubPublisher:
         return HfApi().run_as_future(publish, self.directory, self.repo_id, **options)
 
     def warn_of_ignored(self, card_arguments: dict[str, Any]) -> None:
-        """Warn of Trainer's arguments for its own model card."""
+        """Log a warning for arguments of Trainer's own model card."""
         if card_arguments:
-            logger.warning("the model card fills itself in: %s ignored", ", ".join(sorted(card_arguments)))
+            logger.warning("the model card is generated: %s ignored", ", ".join(sorted(card_arguments)))
 
     def write_card(self) -> None:
-        """Write the card and the figure into the run's directory."""
+        """Write the card and the figure to the directory of the run."""
         write_card(self.directory, self.repo_id, find_results(self.directory))
 
     def push_checkpoint(self, trainer: Trainer, checkpoint: Path) -> PushInProgress | None:
-        """Publish a checkpoint's student in the background; from a copy, as old checkpoints are deleted meanwhile.
+        """Publish the student of a checkpoint in the background, and return the pushes in progress.
 
-        If the copy can't be made, a warning says why. Returns the pushes in progress.
+        Publishes a copy, because old checkpoints may be deleted during the upload. Logs a warning on failure.
         """
         pending, step = trainer.push_in_progress, trainer.state.global_step
         busy = pending is not None and not pending.is_done()
@@ -127,16 +132,16 @@ class HubPublisher:
 
 @contextlib.contextmanager
 def _continue_on_failure(step: int, copy: Path) -> Iterator[None]:
-    """Turn any failure of a push during training into a warning, and remove the checkpoint's copy."""
+    """Log a warning instead of raising if a push during training fails, and remove the copy of the checkpoint."""
     try:
         yield
     except Exception as error:
         shutil.rmtree(copy, ignore_errors=True)
-        logger.warning("step %d wasn't published, training goes on: %s", step, error)
+        logger.warning("step %d wasn't published, training continues: %s", step, error)
 
 
 def _copy_student(checkpoint: Path, copy: Path) -> None:
-    """Copy what is published of a checkpoint, by hard links if possible. Card and figure are made again."""
+    """Copy the published files of a checkpoint except card and figure, by hard links if possible."""
     copy.mkdir()
     for file in checkpoint.iterdir():
         if file.name == TRAINER_STATE or (published(file.name) and file.name not in (CARD, FIGURE)):

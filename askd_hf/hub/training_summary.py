@@ -1,7 +1,7 @@
-"""What a run leaves for its model card: `training.json`, written while everything is still known.
+"""Summary of a training run for its model card, saved as `training.json` beside the student.
 
-It is published, so it holds no secret and no path of this machine: of the run's arguments only those in `ARGUMENTS`,
-of models and datasets what `Provenance` tells.
+The file is published, so it contains no secrets and no local paths: only the arguments in `ARGUMENTS`, and for models
+and datasets only what `Provenance` holds.
 """
 
 import dataclasses
@@ -27,13 +27,14 @@ from ..data.soft_labels import SETTINGS_COLUMN, has_soft_labels
 from ..errors import UserError
 from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads
 from ..models.lora import ADAPTER_CONFIG, lora_settings
-from .provenance import BaseModelInfo, Provenance, TrainingData, cached_teacher
+from .provenance import Provenance, cached_teacher
 
 SUMMARY_FILE = "training.json"
 FRAMES_PER_SECOND = 100
+OLD_KEYS = {"negatives": "no_speech_clips", "origin": "provenance"}
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate")
 
-# What a run's result depends on. Nothing else is published: neither tokens nor paths are among them.
+# Arguments that change the result of a run. Only these are published; none of them is a token or a path.
 ARGUMENTS = (
     "preset",
     "teacher_weight",
@@ -80,16 +81,17 @@ ARGUMENTS = (
 
 @dataclass
 class ModelInfo:
-    """What the published files themselves say; of an adapter those of its base as well.
+    """The published model, as read from its files; for an adapter also from its base model.
 
     Attributes:
-        parameters: stored weights, the tied ones once; of an adapter those of its base.
-        dtype: of the weights, as in float32.
-        multilingual: whether it takes a language.
-        timestamps, word_timestamps: whether `pipeline` can give them.
-        window: seconds of audio that it hears at once.
-        adapter_parameters: of an adapter that is kept; None: it isn't one.
-        vocabulary, mel_bins: how many tokens, and how many frequencies of the audio.
+        parameters: number of stored weights, tied ones counted once; for an adapter those of its base model.
+        dtype: dtype of the weights, such as float32.
+        encoder_layers, decoder_layers: number of layers.
+        multilingual: whether it supports several languages.
+        timestamps, word_timestamps: whether `pipeline` can return them.
+        window: seconds of audio per window.
+        adapter_parameters: number of weights of the adapter; None for a whole model.
+        vocabulary, mel_bins: number of tokens and of mel bins; None in files of earlier versions.
     """
 
     parameters: int
@@ -106,7 +108,7 @@ class ModelInfo:
 
     @classmethod
     def of(cls, directory: Path) -> "ModelInfo":
-        """Of a directory with a whole model."""
+        """Read a directory with a whole model."""
         parameters = 0
         for file in sorted(directory.glob("model*.safetensors")):
             with safe_open(file, "pt") as weights:
@@ -115,16 +117,16 @@ class ModelInfo:
 
     @classmethod
     def of_adapter(cls, directory: Path, adapter: PeftModel) -> "ModelInfo":
-        """Of a directory with an adapter, which is in memory too."""
-        of_adapter, both = adapter.get_nb_trainable_parameters()
-        student = cls._of(directory, adapter.get_base_model().config.to_dict(), both - of_adapter)
-        student.adapter_parameters = of_adapter
+        """Read a directory with an adapter, which is also in memory."""
+        adapter_parameters, total = adapter.get_nb_trainable_parameters()
+        student = cls._of(directory, adapter.get_base_model().config.to_dict(), total - adapter_parameters)
+        student.adapter_parameters = adapter_parameters
         return student
 
     @classmethod
     def _of(cls, directory: Path, config: dict[str, Any], parameters: int) -> "ModelInfo":
         generation = json.loads((directory / "generation_config.json").read_text())
-        # the timestamp tokens come after <|notimestamps|>, if there are any
+        # timestamp tokens, if any, follow <|notimestamps|>
         last_text_token = generation.get("no_timestamps_token_id", config["vocab_size"])
         timestamps = config["vocab_size"] > last_text_token + 1
         heads = generation.get("alignment_heads")
@@ -145,26 +147,28 @@ class ModelInfo:
 
 @dataclass
 class TrainingSummary:
-    """A run as its card tells it.
+    """A training run, as described by the model card.
 
     Attributes:
-        clips, hours: of speech in the training set, each clip once however often it comes in an epoch; None if that
-            isn't known.
-        negatives: clips in which nobody speaks, likewise; None: there are some, it isn't known how many.
-        step, total_steps, epochs: how far training was; unfinished where `step` is less. Step 0: nothing was trained.
-        ended_early: whether `early_stopping_patience` ended it.
-        batch_size: clips an update, over all processes and accumulation steps.
-        phases: of the schedule, one each: `phase`, `first_step`, `last_step`, `teacher_weight` and `self_weight`, both
-            at the first and the last step. Under an adaptive schedule the teacher's are the least that it may have.
-        weights: on `labels`, `teacher` and `self` in the last update.
-        arguments: those in `ARGUMENTS`.
-        versions: of `askd-hf` and `PACKAGES`.
-        hardware: `device`, `processes`.
-        best_step: whose weights these are, if they were chosen by evaluation (`load_best_model_at_end`).
-        top_k: the teacher's tokens that were known one by one, from `teacher_cache`; None: all.
+        provenance: models and training data.
+        student: the published model.
+        clips, hours: number and total duration of the training clips with speech, each counted once even if it is
+            repeated within an epoch; None if unknown (streaming).
+        step, total_steps, epochs: progress of training. Step 0: not trained; `step < total_steps`: not finished.
+        batch_size: clips per update, over all processes and accumulation steps.
+        phases: one dictionary per phase of the schedule: `phase`, `first_step`, `last_step`, and `teacher_weight` and
+            `self_weight` at its first and last step. With an adaptive schedule, `teacher_weight` is the minimum.
+        weights: weights of `labels`, `teacher` and `self` in the last update.
+        arguments: the arguments in `ARGUMENTS`, by their current names.
+        versions: versions of `askd-hf` and `PACKAGES`.
+        hardware: `device` and the number of `processes`.
+        best_step: step of the saved weights if they were selected by evaluation (`load_best_model_at_end`).
+        top_k: number of cached teacher probabilities per token (`teacher_cache`); None if all were used.
+        no_speech_clips: number of training clips without speech; None if the number is unknown (streaming).
+        ended_early: whether `early_stopping_patience` ended the run.
     """
 
-    origin: Provenance
+    provenance: Provenance
     student: ModelInfo
     clips: int | None
     hours: float | None
@@ -183,37 +187,39 @@ class TrainingSummary:
     ended_early: bool = False
 
     def save(self, directory: Path) -> None:
+        """Write `training.json`."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
         (directory / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path) -> "TrainingSummary":
-        """Read what `save` wrote; what a whole model's files say is read from them, as they may have changed since.
+        """Read `training.json`, but `student` from the files of a whole model, which may have changed since.
 
-        Raises `UserError` if there is none.
+        Raises `UserError` if the file doesn't exist.
         """
         file = directory / SUMMARY_FILE
         if not file.is_file():
-            raise UserError(f"{directory} has no {SUMMARY_FILE}: it isn't the directory of a run of askd-hf distill")
-        facts = cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+            raise UserError(
+                f"{directory} has no {SUMMARY_FILE}. Use the output directory of askd-hf distill, or a checkpoint "
+                "in it"
+            )
+        summary = cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
         if not (directory / ADAPTER_CONFIG).is_file():
-            facts.student = ModelInfo.of(directory)
-        return facts
+            summary.student = ModelInfo.of(directory)
+        return summary
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TrainingSummary":
-        origin = dict(data["origin"])
-        for name in ("teacher", "student"):
-            origin[name] = origin[name] and BaseModelInfo(**origin[name])
-        origin["speech"] = [TrainingData.from_dict(speech) for speech in origin["speech"]]
-        data = {"no_speech_clips" if name == "negatives" else name: value for name, value in data.items()}
+        """Return the summary that this or an earlier version saved."""
+        data = {OLD_KEYS.get(name, name): value for name, value in data.items()}
         data["arguments"] = rename_saved(data["arguments"])
-        return cls(**{**data, "origin": Provenance(**origin), "student": ModelInfo(**data["student"])})
+        data["provenance"] = Provenance.from_dict(data["provenance"])
+        return cls(**{**data, "student": ModelInfo(**data["student"])})
 
 
 def save_training_summary(
     directory: Path,
-    origin: Provenance,
+    provenance: Provenance,
     config: ASKDConfig,
     state: TrainerState,
     blend: AdaptiveBlendCallback,
@@ -222,30 +228,46 @@ def save_training_summary(
     adapter: PeftModel | None = None,
     keeps_adapter: bool = False,
 ) -> None:
-    """Write `training.json` beside a student that was just saved. See `build_training_summary` for the arguments.
+    """Write `training.json` beside a saved student.
 
-    A model saved before any step doesn't overwrite the one of an earlier run.
+    Keeps the file of an earlier run if the model is saved before the first step.
+
+    Args:
+        directory: where the student was saved.
+        adapter: the LoRA adapter of the student, if it has one.
+        keeps_adapter: whether the adapter was saved, not the merged model.
+
+    The other arguments are those of `build_training_summary`.
     """
     if state.global_step == 0 and (directory / SUMMARY_FILE).is_file():
         return
     kept = adapter is not None and keeps_adapter
     student = ModelInfo.of_adapter(directory, adapter) if kept else ModelInfo.of(directory)
-    facts = build_training_summary(student, origin, config, state, blend, train_dataset, in_training)
+    summary = build_training_summary(student, provenance, config, state, blend, train_dataset, in_training)
     if adapter is not None:
-        facts.arguments |= lora_settings(adapter)
-    facts.save(directory)
+        summary.arguments |= lora_settings(adapter)
+    summary.save(directory)
 
 
 def build_training_summary(
     student: ModelInfo,
-    origin: Provenance,
+    provenance: Provenance,
     config: ASKDConfig,
     state: TrainerState,
     blend: AdaptiveBlendCallback,
     train_dataset: Any,
     in_training: bool,
 ) -> TrainingSummary:
-    """Of the run whose student was just saved."""
+    """Return the summary of the run whose student was just saved.
+
+    Args:
+        student: the saved model.
+        provenance: models and training data of the run.
+        config, state: arguments and state of the trainer.
+        blend: the callback that sets the loss weights.
+        train_dataset: the training set.
+        in_training: whether training is still running; then the weights are those of the last step, not the best ones.
+    """
     planned = blend.schedule.phases()
     weights = blend.weights  # of the last update
     phases = [
@@ -262,18 +284,20 @@ def build_training_summary(
     top_k = None
     clips, hours, no_speech_clips = count_clips(train_dataset)
     if isinstance(train_dataset, Dataset):
-        if "language" in train_dataset.column_names and not origin.languages:
-            origin = dataclasses.replace(origin, languages=sorted(filter(None, train_dataset.unique("language"))))
+        if "language" in train_dataset.column_names and not provenance.languages:
+            provenance = dataclasses.replace(
+                provenance, languages=sorted(filter(None, train_dataset.unique("language")))
+            )
         if has_soft_labels(train_dataset) and config.uses_teacher:
             top_k = json.loads(train_dataset[SETTINGS_COLUMN][0])["top_k"]
-            origin = dataclasses.replace(origin, teacher=origin.teacher or cached_teacher(train_dataset))
-    # Trainer loads it when training ends
+            provenance = dataclasses.replace(provenance, teacher=provenance.teacher or cached_teacher(train_dataset))
+    # Trainer loads the best checkpoint at the end of training
     chosen = config.load_best_model_at_end and not in_training and state.best_model_checkpoint is not None
     arguments = config.to_dict()
-    if state.train_batch_size:  # what auto_find_batch_size has found
+    if state.train_batch_size:  # found by auto_find_batch_size
         arguments["per_device_train_batch_size"] = state.train_batch_size
     return TrainingSummary(
-        origin=origin,
+        provenance=provenance,
         student=student,
         clips=clips,
         hours=hours,
@@ -294,10 +318,7 @@ def build_training_summary(
 
 
 def count_clips(train_dataset: Any) -> tuple[int | None, float | None, int | None]:
-    """Clips and hours of speech, and clips without speech, as in `TrainingSummary`.
-
-    A clip counts once, however often a mix by weights has it.
-    """
+    """Return `clips`, `hours` and `no_speech_clips` of `TrainingSummary`. Repeated clips of a mix count once."""
     if isinstance(train_dataset, SpeechStream):
         return None, None, 0 if train_dataset.no_speech_dataset is None else None
     if not isinstance(train_dataset, Dataset):
@@ -307,16 +328,16 @@ def count_clips(train_dataset: Any) -> tuple[int | None, float | None, int | Non
         return train_dataset[name][:] if name in train_dataset.column_names else default
 
     rows = len(train_dataset)
-    keys, silent = column("audio_key", list(range(rows))), column("no_speech", [False] * rows)
-    seconds = dict(zip(keys, column("duration", [0.0] * rows), strict=True))
-    no_speech_clips = {key for key, nobody in zip(keys, silent, strict=True) if nobody}
-    speech = seconds.keys() - no_speech_clips
+    keys, no_speech = column("audio_key", list(range(rows))), column("no_speech", [False] * rows)
+    durations = dict(zip(keys, column("duration", [0.0] * rows), strict=True))
+    no_speech_clips = {key for key, is_no_speech in zip(keys, no_speech, strict=True) if is_no_speech}
+    speech = durations.keys() - no_speech_clips
     known = "duration" in train_dataset.column_names
-    return len(speech), sum(seconds[key] for key in speech) / 3600 if known else None, len(no_speech_clips)
+    return len(speech), sum(durations[key] for key in speech) / 3600 if known else None, len(no_speech_clips)
 
 
 def ended_early(config: ASKDConfig, state: TrainerState) -> bool:
-    """Whether `StopEarlyCallback` ended the run."""
+    """Return whether early stopping ended the run."""
     if config.early_stopping_patience is None or not 0 < state.global_step < state.max_steps:
         return False
     name = f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
@@ -325,6 +346,6 @@ def ended_early(config: ASKDConfig, state: TrainerState) -> bool:
 
 
 def evaluations_since_best(values: list[float], greater_is_better: bool) -> int:
-    """How many values came after the best; of equal ones the first is the best."""
+    """Return the number of values after the best one; the first of equal values is the best."""
     best = max(values) if greater_is_better else min(values)
     return len(values) - 1 - values.index(best)

@@ -1,4 +1,4 @@
-"""A run's directory on the Hub: the student, what it takes to use it, its card. Nothing else, in one commit."""
+"""Publish a run on the Hub in one commit: the student, the files required to use it, and its card."""
 
 import json
 import logging
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 CARD, FIGURE = "README.md", "run.png"
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS)
-CONFIGS = ("config.json", ADAPTER_CONFIG)  # of a whole model, of an adapter
-# Only these leave the machine: by their names, so that nothing that some run may put beside them ever does.
+CONFIGS = ("config.json", ADAPTER_CONFIG)  # of a whole model; of an adapter
+# Allowlist: no other file is uploaded.
 PUBLISHED = (
     *WEIGHTS,
     *CONFIGS,
@@ -39,10 +39,10 @@ PUBLISHED = (
     CARD,
     FIGURE,
 )
-RESULTS = Path("evaluation") / "results.json"  # where askd-hf distill puts them in a run's directory
-PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
+RESULTS = Path("evaluation") / "results.json"  # in the output directory of a run
+RETRY_DELAYS = (1.0, 4.0)  # seconds before the second and the third attempt
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 
 def publish(
@@ -56,21 +56,22 @@ def publish(
     license: str | None = None,
     commit_message: str = "Upload the student",
 ) -> str:
-    """Publish a run with a card made anew, and return the commit's address.
+    """Publish a run with a new card, and return the URL of the commit.
 
     Args:
-        directory: of a run, or of one of its checkpoints.
-        repo_id: `you/name`, or `name` for one of your own; made if it isn't there.
-        results: `results.json` of an evaluation of these weights. None: the run's own (`RESULTS`), if it has one.
-        private: whether a new repository is private; True also refuses one that is public already.
-        token: None: that of `hf auth login` or of HF_TOKEN.
-        revision: a branch that exists; None: the main one.
-        license: as the Hub calls it; None: that of the model that training started from, if its card states one.
+        directory: output directory of a run, or one of its checkpoints.
+        repo_id: `you/name`, or `name` in your own namespace; created if it doesn't exist.
+        results: `results.json` of an evaluation of these weights. Default: that of the run (`RESULTS`), if it exists.
+        private: whether a new repository is private. True raises for an existing public one.
+        token: Default: that of `hf auth login` or HF_TOKEN.
+        revision: an existing branch. Default: the main branch.
+        license: license id of the Hub. Default: that of the model that training started from, if its card states one.
+        commit_message: message of the commit.
 
     Raises:
-        UserError: the directory isn't complete, or has an adapter whose base isn't on the Hub; the results are another
-            model's; or the Hub refused or couldn't be reached, also after several attempts. Then everything is still
-            in the directory, and the message has the command that goes on.
+        UserError: the directory is incomplete, or has an adapter whose base model isn't on the Hub; the results are of
+            another model; the Hub rejected the request, or failed after several attempts. The files are kept, and the
+            message includes the command to resume.
     """
     check_complete(directory)
     check_base(directory)
@@ -92,18 +93,18 @@ def resume_advice(
     revision: str | None = None,
     license: str | None = None,
 ) -> str:
-    """The command that publishes the same, to be pasted; arguments as in `publish`."""
+    """Return a sentence with the command that resumes publishing. See `publish` for the arguments."""
     command = ["askd-hf", "push", "--model", str(directory), "--repo", repo_id]
     for name, value in dict(results=results, revision=revision, license=license).items():
         command += [] if value is None else [f"--{name}", str(value)]
     command += ["--private"] if private else []
-    return f"the model is safe in {directory}; go on with: {shlex.join(command)}"
+    return f"the model is saved in {directory}; resume with: {shlex.join(command)}"
 
 
 def check_complete(directory: Path) -> None:
-    """Raise `UserError` unless `from_pretrained` and the card have what they need."""
+    """Raise `UserError` unless the directory has all files that `from_pretrained` and the card require."""
     if not directory.is_dir():
-        raise UserError(f"no such directory: {str(directory)!r}")
+        raise UserError(f"the directory {str(directory)!r} doesn't exist")
     adapter = (directory / ADAPTER_CONFIG).is_file()
     needed = ["generation_config.json", "tokenizer_config.json", SUMMARY_FILE]
     needed += [ADAPTER_WEIGHTS] if adapter else ["config.json"]
@@ -112,37 +113,37 @@ def check_complete(directory: Path) -> None:
         missing.append("model.safetensors")
     if missing:
         raise UserError(
-            f"{directory} isn't the directory of a finished run of askd-hf distill: it has no {', '.join(missing)}"
+            f"{directory} has no {', '.join(missing)}. Use the output directory of a finished askd-hf distill"
         )
 
 
 def check_base(directory: Path) -> None:
-    """Raise `UserError` if a directory has an adapter of a model that isn't on the Hub: nobody else could load it."""
+    """Raise `UserError` if the directory has an adapter whose base model isn't on the Hub."""
     base = adapter_base(str(directory)) if (directory / ADAPTER_CONFIG).is_file() else None
     if base is not None and not public_name(base)[1]:
         raise UserError(
-            f"{directory} has an adapter of {base}, a directory here, so nobody else could load it. Publish that "
-            f"model first, and put its Hub id into {directory / ADAPTER_CONFIG} as base_model_name_or_path; or train "
-            "without --keep_adapter, which merges the two"
+            f"{directory} has an adapter whose base model is a local directory ({base}). Publish the base model first "
+            f"and set base_model_name_or_path in {directory / ADAPTER_CONFIG} to its Hub id, or train without "
+            "--keep_adapter, which merges both"
         )
 
 
 def write_card(directory: Path, repo_id: str, results: Results | None, license: str | None = None) -> ModelCard:
-    """Write the card and, from `trainer_state.json`, the figure into a run's directory; `license` as in `publish`."""
-    facts = TrainingSummary.load(directory)
+    """Write the card, and the figure of `trainer_state.json`, to a run's directory. See `publish` for `license`."""
+    summary = TrainingSummary.load(directory)
     state = directory / "trainer_state.json"
     with disk_errors(f"the model card in {directory}"):
         if state.is_file():
             write_run_figure(json.loads(state.read_text())["log_history"], directory / FIGURE)
-        card = render_card(facts, results, repo_id, (directory / FIGURE).is_file(), license)
+        card = render_card(summary, results, repo_id, (directory / FIGURE).is_file(), license)
         card.save(directory / CARD)
     return card
 
 
 def find_results(directory: Path, given: Path | None = None) -> Results | None:
-    """The evaluation of a directory's weights: the one given, or the run's own, which is passed over if it isn't.
+    """Return the evaluation of the weights in a directory: the given one, or that of the run.
 
-    Raises `UserError` as `load_results` does, if one is given.
+    Raises `UserError` as `load_results` does if one is given; logs a warning if the one of the run is invalid.
     """
     if given is not None:
         return load_results(given, directory)
@@ -151,21 +152,21 @@ def find_results(directory: Path, given: Path | None = None) -> Results | None:
     try:
         return load_results(directory / RESULTS, directory)
     except UserError as error:
-        logger.warning("the card has no results: %s", error)
+        logger.warning("the card is written without results: %s", error)
         return None
 
 
 def load_results(path: Path, directory: Path) -> Results:
-    """Raises `UserError` if they can't be read, or are of other weights than those in the directory."""
+    """Read results. Raises `UserError` if they can't be read, or aren't of the weights in the directory."""
     try:
         results = Results.load(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} isn't the results.json of askd-hf evaluate: {error}") from error
+        raise UserError(f"{path} isn't a results.json of askd-hf evaluate: {error}") from error
     student = results.models.get(STUDENT)
-    # an evaluation notes them as they were loaded, in float32
+    # the digest is of the weights in float32, as an evaluation loads them
     if student is None or student.weights != weights_digest(load_whisper(str(directory))):
         raise UserError(
-            f"{path} is of another model than the one in {directory}: evaluate that with askd-hf evaluate --model "
+            f"{path} is of another model than {directory}. Evaluate it with: askd-hf evaluate --model "
             f"{shlex.quote(str(directory))}"
         )
     return results
@@ -175,9 +176,9 @@ def load_results(path: Path, directory: Path) -> Results:
 
 
 def create_repository(repo_id: str, private: bool | None, token: str | None, revision: str | None = None) -> str:
-    """Make it, unless it is there, and return its whole id.
+    """Create a repository unless it exists, and return its full id.
 
-    Raises `UserError` with `private` for one that is public, and for a `revision`, a branch, that it doesn't have.
+    Raises `UserError` if `private` is True and it is public, or if the branch `revision` doesn't exist.
     """
     check_token(token)
     api = HfApi()
@@ -188,32 +189,32 @@ def create_repository(repo_id: str, private: bool | None, token: str | None, rev
         info = retried(lambda: api.repo_info(repo_id, revision=revision, token=token))
     except RevisionNotFoundError as error:
         raise UserError(
-            f"{repo_id} has no branch {revision!r}, so nothing was published: make it first, with `hf repos branch "
-            f"create {repo_id} {revision}`"
+            f"nothing was published: {repo_id} has no branch {revision!r}. Create it with `hf repos branch create "
+            f"{repo_id} {revision}`"
         ) from error
     if private and not info.private:
         raise UserError(
-            f"{repo_id} is public already, so nothing was published: make it private in its settings, choose another "
-            "repository, or leave out --private"
+            f"nothing was published: {repo_id} is public. Make it private in its settings, use another repository, or "
+            "remove --private"
         )
     return repo_id
 
 
 def upload(directory: Path, repo_id: str, token: str | None, revision: str | None, commit_message: str) -> str:
-    """Commit the files that `PUBLISHED` names, and return the commit's address.
+    """Commit the files of `PUBLISHED`, and return the URL of the commit.
 
-    Weights of an earlier commit are deleted: transformers would take a whole file there before the shards of this one,
-    and load an adapter on top of a whole model.
+    Deletes other weights and configs in the repository: transformers would prefer a single file to the new shards, and
+    would load an adapter on top of a whole model.
     """
     names = sorted(file.name for file in directory.iterdir() if file.is_file() and published(file.name))
 
     def commit() -> str:
-        # Made anew at every attempt, as they remember what the Hub had before it. Large files that have arrived aren't
-        # sent again, and a commit of which only the answer was lost isn't made twice.
+        # New operations for each attempt, because they store the state of the Hub. Large files that were uploaded
+        # aren't sent again, and a commit whose response was lost isn't repeated.
         changes: list[CommitOperationAdd | CommitOperationDelete]
         changes = [CommitOperationAdd(name, directory / name) for name in names]
-        there = HfApi().list_repo_files(repo_id, revision=revision, token=token)
-        stale = [name for name in there if matches(name, (*WEIGHTS, *CONFIGS)) and name not in names]
+        remote = HfApi().list_repo_files(repo_id, revision=revision, token=token)
+        stale = [name for name in remote if matches(name, (*WEIGHTS, *CONFIGS)) and name not in names]
         changes += [CommitOperationDelete(name) for name in stale]
         done = HfApi().create_commit(repo_id, changes, commit_message=commit_message, token=token, revision=revision)
         return done.commit_url
@@ -222,33 +223,35 @@ def upload(directory: Path, repo_id: str, token: str | None, revision: str | Non
 
 
 def published(name: str) -> bool:
+    """Return whether a file of this name is published."""
     return matches(name, PUBLISHED)
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Return whether a name matches one of the glob patterns."""
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def check_token(token: str | None) -> None:
-    """Raise `UserError` for a token that HTTP can't carry, whose error message would show it."""
+    """Raise `UserError` if the token can't be sent in an HTTP header; the error of the HTTP client would show it."""
     token = token or get_token() or ""
     if not all("!" <= character <= "~" for character in token):
-        raise UserError("the Hub's token has characters that none has: log in again with `hf auth login`")
+        raise UserError("the Hub token contains invalid characters. Log in again with `hf auth login`")
 
 
-def retried(call: Callable[[], Answer]) -> Answer:
-    """Call again, after a pause each, where the Hub is out of order or the connection is cut.
+def retried(call: Callable[[], Response]) -> Response:
+    """Call, and retry after a delay if the Hub fails or the connection is lost.
 
-    huggingface_hub by itself tries five times again to send a large file, whose failure then comes as RuntimeError and
-    is final here too; but it neither makes a repository nor a commit twice.
+    huggingface_hub retries uploads of large files itself (then RuntimeError is final), but not the creation of
+    repositories and commits.
     """
-    for pause in PAUSES:
+    for delay in RETRY_DELAYS:
         try:
             return call()
         except (httpx.TransportError, HfHubHTTPError, json.JSONDecodeError) as error:
-            # an answer in HTML instead of JSON is some gateway's error page
+            # JSONDecodeError: an HTML error page of a gateway
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
-            logger.warning("the Hub is out of order (%s): again in %g s", type(error).__name__, pause)
-            time.sleep(pause)
+            logger.warning("the Hub failed (%s): retrying in %g s", type(error).__name__, delay)
+            time.sleep(delay)
     return call()

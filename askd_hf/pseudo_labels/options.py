@@ -11,7 +11,7 @@ from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
 from ..evaluation.metrics import language_code
 from ..evaluation.options import DecodingArguments
-from ..evaluation.suites import EvalSet
+from ..evaluation.suites import DatasetSpec
 from .filters import Thresholds
 
 
@@ -153,12 +153,12 @@ class PseudoLabelArguments(DecodingArguments):
             dataset, teacher = (Path(os.path.abspath(name)).name for name in (self.dataset, self.teacher))
             self.output_dir = f"runs/{dataset}-by-{teacher}"
 
-    def source(self) -> EvalSet:
+    def source(self) -> DatasetSpec:
         """Return the dataset split to transcribe."""
         # the name is constant, because an output directory belongs to one dataset
         columns = self.text_column_name, self.audio_column_name, self.speaker_column
         where = self.dataset, self.dataset_config, self.split
-        return EvalSet("clips", *where, *columns, language_code(self.language), self.task)
+        return DatasetSpec("clips", *where, *columns, language_code(self.language), self.task)
 
     def thresholds(self) -> Thresholds:
         """Return the thresholds of the filters."""

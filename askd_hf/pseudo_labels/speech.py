@@ -7,12 +7,12 @@ from datasets import Dataset
 from ..data.audiofolder import audio_files, audiofolder_splits, read_audio_files
 from ..data.common_voice import common_voice_splits
 from ..errors import UserError
-from ..evaluation.suites import EvalSet, load_set
+from ..evaluation.suites import DatasetSpec, load_set
 
 DATA_FILES = ("*.parquet", "*.arrow")  # files of a dataset, next to which audio files aren't the data
 
 
-def load_clips(source: EvalSet, limit: int | None = None, num_proc: int | None = None) -> Dataset:
+def load_clips(source: DatasetSpec, limit: int | None = None, num_proc: int | None = None) -> Dataset:
     """Return the first `limit` rows of a dataset, or of a directory that contains only audio files, in order.
 
     Args:

@@ -19,8 +19,9 @@ from ..data.columns import replace_column
 from ..data.labels import TIME_PRECISION
 from ..errors import UserError
 from ..evaluation.long_form import Timestamps
-from ..evaluation.manifest import ELSEWHERE
-from ..evaluation.transcribe import Decoding, Job, PreparedSet, plan_manifests
+from ..evaluation.manifest import OVERWRITE_HINT as EVALUATION_HINT
+from ..evaluation.prepared_sets import PreparedSet
+from ..evaluation.transcribe import Decoding, DecodingJob, plan_jobs
 from ..models.generation_config import no_timestamps
 from .options import PseudoLabelArguments
 
@@ -62,7 +63,7 @@ def plan_transcription(
     teacher: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Dataset,
-) -> Job:
+) -> DecodingJob:
     """Plan the decoding job and validate all settings before anything is decoded.
 
     Args:
@@ -87,9 +88,9 @@ def plan_transcription(
     audio = audio.select(sorted(range(len(clips)), key=lambda row: -durations[row]))
     timestamps: Timestamps = "segment" if args.timestamps else "none"
     try:
-        (job,) = plan_manifests(
+        (job,) = plan_jobs(
             {"teacher": (args.teacher, teacher, processor)},
-            [PreparedSet(args.source(), "short", audio, dropped={})],
+            [PreparedSet(args.source(), "short_form", audio, excluded={})],
             Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
             Path(args.output_dir) / TRANSCRIPTS_DIR,
             device=torch.device(args.device),
@@ -97,11 +98,11 @@ def plan_transcription(
             overwrite=args.overwrite,
         )
     except UserError as error:  # askd-hf distill --unlabeled_dataset has no --overwrite: name the script
-        raise UserError(str(error).replace(ELSEWHERE, OVERWRITE_HINT)) from None
+        raise UserError(str(error).replace(EVALUATION_HINT, OVERWRITE_HINT)) from None
     return job
 
 
-def transcribe(job: Job) -> list[dict[str, Any]]:
+def transcribe(job: DecodingJob) -> list[dict[str, Any]]:
     """Transcribe the clips that are missing in the manifest, and append the results batch by batch.
 
     Args:
@@ -144,7 +145,7 @@ def _with_current_names(line: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _transcribe_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
+def _transcribe_batches(job: DecodingJob, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
     """Yield the manifest lines of each batch."""
     model, processor, decoding = job.model, job.processor, job.decoding
     timestamps = decoding.timestamps != "none"
@@ -168,7 +169,7 @@ def _transcribe_batches(job: Job, clips: Dataset) -> Iterator[list[dict[str, Any
         yield [_line(job, ids, log_prob, row, timestamps) for ids, log_prob, row in clips_of_batch]
 
 
-def _line(job: Job, ids: list[int], log_prob: float, row: dict[str, Any], timestamps: bool) -> dict[str, Any]:
+def _line(job: DecodingJob, ids: list[int], log_prob: float, row: dict[str, Any], timestamps: bool) -> dict[str, Any]:
     """Return the manifest line of a clip from its generated tokens and the sum of their log-probabilities."""
     if not math.isfinite(log_prob):
         raise UserError(

@@ -19,8 +19,8 @@ from askd_hf.data.clip_files import ClipFiles
 from askd_hf.data.columns import replace_column
 from askd_hf.data.metadata import warn_once
 from askd_hf.errors import UserError
-from askd_hf.evaluation.suites import EvalSet
-from askd_hf.evaluation.transcribe import prepare_set
+from askd_hf.evaluation.prepared_sets import prepare_set
+from askd_hf.evaluation.suites import DatasetSpec
 from askd_hf.pseudo_labels.speech import load_clips
 
 STRANGE = "a[1] (x)*?{b}"
@@ -293,7 +293,7 @@ def test_folders_of_sounds_whose_names_are_patterns(tmp_path):
     folder = tmp_path / STRANGE / "UPPER[2]"
     folder.mkdir(parents=True)
     soundfile.write(folder / "0.WAV", tone(), RATE)
-    assert load_clips(EvalSet("x", str(tmp_path / STRANGE), None, "train"))["clip"][:] == ["UPPER[2]/0.WAV"]
+    assert load_clips(DatasetSpec("x", str(tmp_path / STRANGE), None, "train"))["clip"][:] == ["UPPER[2]/0.WAV"]
     pytest.importorskip("audiomentations")
     options = AugmentArguments(augmentations=["noise"], augment_probability=1.0, noise_dir=str(tmp_path / STRANGE))
     assert not np.array_equal(Augmenter(options)(tone(), (0, 1)), tone())
@@ -305,7 +305,8 @@ def test_skipped_clips_cost_no_copy_of_the_audio(tmp_path):
     rows = Dataset.from_dict({"audio": audio, "text": ["a", "b", "", "d"]}).cast_column("audio", Audio(decode=False))
     rows.save_to_disk(tmp_path / "saved")
     files = sorted(tmp_path.rglob("*"))
-    (prepared,) = prepare_set(EvalSet("x", str(tmp_path / "saved"), None, "train"), window=30.0, on_bad_audio="skip")
+    spec = DatasetSpec("x", str(tmp_path / "saved"), None, "train")
+    (prepared,) = prepare_set(spec, window=30.0, on_bad_audio="skip")
     assert sorted(prepared.clips["text"][:]) == ["", "a", "d"]
     assert {row["clip"]: row["text"] for row in prepared.clips} == {"0.wav": "a", "2.wav": "", "3.wav": "d"}
     chosen = load_from_disk(str(tmp_path / "saved")).select([3, 0])

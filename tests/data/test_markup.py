@@ -23,7 +23,7 @@ from askd_hf.data.labels import build_decoder_tokens, text_ids
 from askd_hf.data.languages import with_language
 from askd_hf.data.markup import read_markup
 from askd_hf.errors import UserError
-from askd_hf.evaluation.suites import EvalSet, load_set
+from askd_hf.evaluation.suites import DatasetSpec, load_set
 
 TIMED = "<|0.00|> Hello there.<|1.20|><|1.20|> How are you?<|2.40|>"
 HELLO = {"start": 0.0, "end": 1.2, "text": "Hello there."}
@@ -189,7 +189,7 @@ def test_segments_that_are_there_stay(folder):
 
 
 def test_references_of_an_evaluation_are_text_alone(folder):
-    clips = load_set(EvalSet("mine", str(folder), None, "train", "whisper_transcript", language="en"))
+    clips = load_set(DatasetSpec("mine", str(folder), None, "train", "whisper_transcript", language="en"))
     assert clips["text"][:2] == ["AB C", "D E"] and clips["text"][4] == "G"
     with pytest.raises(UserError, match=r"row 2, 2\.wav: transcript has `<\|fr\|>`"):
         filter_invalid_clips(clips, None, Limits(1.0), on_bad_audio="error")

@@ -1,4 +1,4 @@
-"""Results and manifests for the tests of the HTML report, and its page as a tree."""
+"""Results and manifests for the tests of the HTML report, and a parser of the page."""
 
 import copy
 import json
@@ -8,20 +8,19 @@ from pathlib import Path
 
 from askd_hf.evaluation import report
 from askd_hf.evaluation.results import (
-    ModelFacts,
-    Paired,
+    EvaluatedModel,
+    ModelSpeed,
+    PairedComparison,
     Results,
     Scores,
     SetResult,
     Speculative,
     Speed,
-    SpeedOfModel,
     Timing,
 )
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
-TIMES = "\N{MULTIPLICATION SIGN}"
-MAY_STAND_ALONE = {"circle", "line", "path", "rect", "use"}  # of SVG, closed by themselves
+MAY_STAND_ALONE = {"circle", "line", "path", "rect", "use"}  # self-closing SVG elements
 HOSTILE = '<script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)>{{ 7 * 7 }}'
 
 
@@ -34,7 +33,7 @@ class Element:
         return self.attributes[name]
 
     def all(self, tag: str, cls: str | None = None) -> list["Element"]:
-        """All elements within of that name and class, in the order of the page."""
+        """Return all descendants with this tag and class, in document order."""
         found = []
         for child in self.children:
             if isinstance(child, Element):
@@ -59,7 +58,7 @@ class Element:
 
 
 class Page(HTMLParser):
-    """A tree of elements; asserts that each is closed where it should be."""
+    """Parse a page into a tree; assert that all elements are closed correctly."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -91,16 +90,14 @@ def scores(wer: float | None, **changes) -> Scores:
     spoken = wer is not None
     defaults = dict(
         wer=wer,
-        wer_interval=(wer - 1.5, wer + 2.25) if spoken else None,
+        wer_confidence_interval=(wer - 1.5, wer + 2.25) if spoken else None,
         cer=wer / 3 if spoken else None,
-        cer_interval=(wer / 3 - 0.5, wer / 3 + 0.75) if spoken else None,
+        cer_confidence_interval=(wer / 3 - 0.5, wer / 3 + 0.75) if spoken else None,
         substitutions=61,
         deletions=22,
         insertions=13,
         insertion_rate=1.234 if spoken else None,
         repeated_5grams=0.567,
-        clips_with_text=37,
-        seconds=12.0,
     )
     return Scores(**defaults | changes)
 
@@ -112,19 +109,19 @@ def speech_set(name: str = "librispeech-test-other", **changes) -> SetResult:
         config="other",
         split="test",
         language="en",
-        method="short",
+        method="short_form",
         normalizer="english",
         clips=1234,
-        dropped={"reference empty after normalization": 3, "ignore time segment in scoring": 2},
+        excluded={"reference empty after normalization": 3, "ignore time segment in scoring": 2},
         hours=5.432,
         reference_words=4321,
-        speech=True,
-        blocks="speaker",
+        has_speech=True,
+        bootstrap_unit="speaker",
         scores={
             "student": scores(14.234, wer_by_speaker={"1688": 20.5, "367": 9.25, "2033": 41.75}),
             "teacher": scores(12.012, substitutions=50, wer_by_speaker={"1688": 18.5, "367": 8.0, "2033": 33.0}),
         },
-        paired=Paired("student", "teacher", 2.222, (1.111, 3.333), 0.012),
+        comparison=PairedComparison("student", "teacher", 2.222, (1.111, 3.333), 0.012),
     )
     return SetResult(**defaults | changes)
 
@@ -136,24 +133,28 @@ def silent_set() -> SetResult:
         config=None,
         clips=80,
         reference_words=0,
-        speech=False,
-        dropped={},
-        scores={"student": scores(None, clips_with_text=34), "teacher": scores(None, clips_with_text=20)},
-        paired=None,
+        has_speech=False,
+        no_speech_clips=80,
+        excluded={},
+        scores={
+            "student": scores(None, no_speech_hallucinations=34),
+            "teacher": scores(None, no_speech_hallucinations=20),
+        },
+        comparison=None,
     )
 
 
-def speed_row(role: str, batch_size: int, rtfx: float, times_faster: float | None) -> SpeedOfModel:
+def speed_row(role: str, batch_size: int, rtfx: float, speedup: float | None) -> ModelSpeed:
     encoder, decoder = Timing(4.125, 4.0, 4.25), Timing(3.5 * batch_size, 3.25, 60.0)
     total = Timing(encoder.median + decoder.median, 7.0, 64.0)
-    return SpeedOfModel(role, batch_size, encoder, decoder, total, 0.4321, rtfx, 2345, 987.6, times_faster)
+    return ModelSpeed(role, batch_size, encoder, decoder, total, 0.4321, rtfx, 2345, 987.6, speedup)
 
 
 def results(**changes) -> Results:
     defaults = dict(
         models={
-            "student": ModelFacts("runs/tiny-2-askd", 29_502_720, 118.04, 4, 2),
-            "teacher": ModelFacts("openai/whisper-tiny.en", 37_760_256, None, 4, 4),
+            "student": EvaluatedModel("runs/tiny-2-askd", 29_502_720, 118.04, 4, 2),
+            "teacher": EvaluatedModel("openai/whisper-tiny.en", 37_760_256, None, 4, 4),
         },
         settings={
             "date": "2026-11-23",
@@ -191,10 +192,10 @@ def one_model() -> Results:
     del alone.models["teacher"]
     for entry in alone.sets:
         del entry.scores["teacher"]
-        entry.paired = None
+        entry.comparison = None
     alone.speed.rows = [row for row in alone.speed.rows if row.role == "student"]
     for row in alone.speed.rows:
-        row.times_faster = None
+        row.speedup = None
     return alone
 
 
@@ -203,7 +204,7 @@ def write_manifest(folder: Path, role: str, name: str, rows: list[tuple], speake
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for clip, reference, prediction in rows:
-        row = dict(clip=clip, reference=reference, prediction=prediction, duration=4.2, seconds=0.1)
+        row = dict(clip=clip, reference=reference, prediction=prediction, duration=4.2, transcription_time=0.1)
         lines.append(json.dumps(row | ({"speaker": speaker} if speaker else {}), ensure_ascii=False) + "\n")
     file.write_text("".join(lines), encoding="utf-8")
 

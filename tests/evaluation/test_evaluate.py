@@ -1,4 +1,4 @@
-"""`examples/evaluate.py` as a user runs it: real processes, killed and continued, with and without the models."""
+"""`examples/evaluate.py` end to end: interrupted and resumed runs, scoring without the models."""
 
 import json
 import re
@@ -37,7 +37,7 @@ DEMO = ROOT / "examples" / "demo"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Directories of a tiny teacher and its student."""
+    """Directory with a tiny teacher and its student."""
     directory = tmp_path_factory.mktemp("models")
     processor, teacher = make_processor(), make_whisper(make_processor())
     for name, model in (("teacher", teacher), ("student", init_student(teacher, 2))):
@@ -53,7 +53,7 @@ def speech(tmp_path_factory):
 
 @pytest.fixture
 def evaluate(monkeypatch, capfd):
-    """The script's `main()` in this process."""
+    """Run the script's `main()` in this process."""
     script = load_script(SCRIPT)
 
     def run(*arguments) -> Ended:
@@ -68,7 +68,7 @@ def lines(directory: Path, role: str, name: str) -> list[dict]:
 
 
 def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
-    """With the teacher that comes with the demo, on its spoken digits."""
+    """Uses the demo teacher on spoken digits."""
     run = evaluate(
         *("--model", DEMO / "teacher", "--dataset", DEMO / "data", "--eval_splits", "unseen", "--normalizer", "basic"),
         *("--max_eval_samples", 24, "--batch_size", 5, "--output_dir", tmp_path, "--device", "cpu"),
@@ -79,30 +79,33 @@ def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
         "automatic-speech-recognition", model=str(DEMO / "teacher"), device="cpu", dtype=torch.float32
     )
     waves = [{"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE} for clip in clips]
-    heard = [recognize(wave, generate_kwargs={"num_beams": 1}) for wave in waves]
+    outputs = [recognize(wave, generate_kwargs={"num_beams": 1}) for wave in waves]
     normalize = BasicTextNormalizer()
-    references, predictions = [normalize(text) for text in clips["text"]], [normalize(h["text"]) for h in heard]
+    references, predictions = (
+        [normalize(text) for text in clips["text"]],
+        [normalize(output["text"]) for output in outputs],
+    )
     result = Results.load(tmp_path / "results.json").sets[0]
     wer = 100 * jiwer.wer(references, predictions)
     assert 0 < wer < 100
     assert result.scores["student"].wer == pytest.approx(wer, abs=1e-9)
     assert result.scores["student"].cer == pytest.approx(100 * jiwer.cer(references, predictions), abs=1e-9)
-    assert result.clips == 24 and result.blocks == "clip" and result.name == "data-unseen"
-    assert f"{wer:.2f} (" in run.stdout and "basic" in run.stdout
+    assert result.clips == 24 and result.bootstrap_unit == "clip" and result.name == "data-unseen"
+    assert f"{wer:.2f} [" in run.stdout and "basic" in run.stdout
     assert (tmp_path / "report.html").is_file()
     durations = [line["duration"] for line in lines(tmp_path, "student", "data-unseen")]
     assert durations == sorted(durations, reverse=True)
 
 
 def test_the_wer_in_english_with_a_spelling_list_is_that_of_jiwer_too(evaluate, tmp_path):
-    """A transcript is a word that the model's spelling list makes into what the model has heard there."""
+    """One transcript is a word that the spelling list maps to the model's prediction."""
     clips = load_speech_dataset(str(DEMO / "data"), None, "unseen").select(range(24))
     recognize = pipeline(
         "automatic-speech-recognition", model=str(DEMO / "teacher"), device="cpu", dtype=torch.float32
     )
     waves = [{"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE} for clip in clips]
-    heard = [recognize(wave, generate_kwargs={"num_beams": 1})["text"] for wave in waves]
-    numbers = [EnglishTextNormalizer({})(text).strip() for text in heard]  # "six six" is 66
+    outputs = [recognize(wave, generate_kwargs={"num_beams": 1})["text"] for wave in waves]
+    numbers = [EnglishTextNormalizer({})(text).strip() for text in outputs]  # "six six" is 66
     row = next(row for row, number in enumerate(numbers) if number.isdigit())
     spelling = {"colour": numbers[row]}
     texts = ["Colour!" if i == row else text for i, text in enumerate(clips["text"])]
@@ -118,14 +121,14 @@ def test_the_wer_in_english_with_a_spelling_list_is_that_of_jiwer_too(evaluate, 
 
     def rates(spelling):
         normalize = EnglishTextNormalizer(spelling)
-        references, predictions = ([normalize(text) for text in either] for either in (texts, heard))
+        references, predictions = ([normalize(text) for text in either] for either in (texts, outputs))
         return 100 * jiwer.wer(references, predictions), 100 * jiwer.cer(references, predictions)
 
     result = Results.load(tmp_path / "out" / "results.json").sets[0]
-    assert (result.normalizer, result.spelling, result.clips) == ("english-unified", True, 24)
+    assert (result.normalizer, result.spelling_normalizer, result.clips) == ("english-unified", True, 24)
     assert (result.scores["student"].wer, result.scores["student"].cer) == pytest.approx(rates(spelling), abs=1e-9)
     assert rates(spelling)[0] < rates({})[0]
-    assert f"{rates(spelling)[0]:.2f} (" in run.stdout and "english-unified, with spelling list" in run.stdout
+    assert f"{rates(spelling)[0]:.2f} [" in run.stdout and "english-unified, with spelling list" in run.stdout
 
 
 def test_student_and_teacher_then_scores_without_models_and_speech(evaluate, tmp_path, models, speech):
@@ -142,10 +145,10 @@ def test_student_and_teacher_then_scores_without_models_and_speech(evaluate, tmp
     assert list(results.models) == ["student", "teacher"]
     assert (results.models["student"].decoder_layers, results.models["teacher"].decoder_layers) == (2, 4)
     (result,) = results.sets
-    assert list(result.scores) == ["student", "teacher"] and result.paired.second == "teacher"
+    assert list(result.scores) == ["student", "teacher"] and result.comparison.baseline == "teacher"
     assert len(lines(out, "teacher", "speech")) == 10
     assert set(lines(out, "teacher", "speech")[0]) == {
-        *("clip", "reference", "prediction", "duration", "seconds", "tokens")
+        *("clip", "reference", "prediction", "duration", "transcription_time", "tokens")
     }
 
     shutil.rmtree(own)
@@ -153,7 +156,6 @@ def test_student_and_teacher_then_scores_without_models_and_speech(evaluate, tmp
     assert again.returncode == 0, again.stderr
     rescored = Results.load(out / "results.json")
     assert rescored.sets[0].normalizer == "none"
-    assert rescored.sets[0].scores["student"].seconds == result.scores["student"].seconds
     assert "none" in again.stdout
 
 
@@ -173,14 +175,17 @@ def test_a_killed_run_goes_on(evaluate, tmp_path, models):
     assert 9 <= len(left) < 150
     scoring = evaluate("--score_only", "True", "--output_dir", tmp_path / "killed")
     assert scoring.returncode == 2 and "incomplete" in scoring.stderr
-    manifest.write_bytes(b"".join(left[:10]) + left[1][:30])  # in the middle of a batch, and of a line
+    manifest.write_bytes(b"".join(left[:10]) + left[1][:30])  # a partial batch and a partial line
 
     rest = evaluate(*arguments, "--output_dir", tmp_path / "killed")
     assert rest.returncode == 0, rest.stderr
     continued = manifest.read_bytes().splitlines(keepends=True)
-    assert continued[:9] == left[:9]  # with their `seconds`: these were not decoded again
+    assert continued[:9] == left[:9]  # with their `transcription_time`: these were not decoded again
     timeless = [
-        [{k: v for k, v in line.items() if k != "seconds"} for line in lines(tmp_path / run, "student", "speech")]
+        [
+            {k: v for k, v in line.items() if k != "transcription_time"}
+            for line in lines(tmp_path / run, "student", "speech")
+        ]
         for run in ("whole", "killed")
     ]
     assert timeless[0] == timeless[1]
@@ -207,7 +212,7 @@ def test_other_options_and_other_weights_are_refused(evaluate, tmp_path, models,
 
 
 def test_speech_that_is_too_long_and_a_set_without_any(evaluate, tmp_path, models):
-    """The tiny models hear one second at once."""
+    """The window of the tiny models is one second."""
     write_speech(tmp_path / "speech", clips=4)
     wave = np.sin(np.arange(3 * 16_000) / 20)
     soundfile.write(tmp_path / "speech" / "long.wav", wave, 16_000)
@@ -222,12 +227,12 @@ def test_speech_that_is_too_long_and_a_set_without_any(evaluate, tmp_path, model
     assert evaluate(*shared, "--dataset", tmp_path / "speech").returncode == 0
     run = evaluate(
         *shared, "--dataset", tmp_path / "noise", "--no_speech", "True"
-    )  # joins the other set in the same directory
+    )  # a second set in the same output directory
     assert run.returncode == 0, run.stderr
     noise, speech = Results.load(out / "results.json").sets
-    assert (speech.name, speech.clips, speech.dropped) == ("speech", 4, {"longer than 1 s": 1})
-    assert (noise.speech, noise.clips, noise.scores["student"].wer) == (False, 2, None)
-    assert "without speech" in run.stdout and "speech: 1 clips not scored: longer than 1 s" in run.stdout
+    assert (speech.name, speech.clips, speech.excluded) == ("speech", 4, {"longer than 1 s": 1})
+    assert (noise.has_speech, noise.clips, noise.scores["student"].wer) == (False, 2, None)
+    assert "no-speech clips with text" in run.stdout and "speech: excluded clips: 1 (longer than 1 s)" in run.stdout
 
 
 def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
@@ -246,15 +251,15 @@ def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--dataset x", "--model is missing"),
-        ("--model x", "--suite or --dataset is missing"),
-        ("--model x --suite nothing", "there are librispeech"),
-        ("--model x --dataset y --long_form both", "there are sequential and chunked"),
-        ("--model x --dataset y --join_clips 60", "--long_form"),
+        ("--dataset x", "--model is required"),
+        ("--model x", "--suite or --dataset is required"),
+        ("--model x --suite nothing", "must be one of librispeech"),
+        ("--model x --dataset y --long_form both", "one or more of sequential, chunked, got both"),
+        ("--model x --dataset y --concatenate_seconds 60", "--long_form"),
         ("--model x --dataset y --speculative True", "--teacher"),
-        ("--score_only True", "--output_dir: which"),
+        ("--score_only True", "--score_only requires --output_dir"),
         ("--model x --dataset y --batch_size 0", "must be at least 1, got 0"),
-        ("--model x --dataset y --speed_batch_sizes 4 0", "--speed_batch_sizes 4 0: not all are at least 1"),
+        ("--model x --dataset y --speed_batch_sizes 4 0", "--speed_batch_sizes must be at least 1, got 4 0"),
     ],
 )
 def test_options_that_make_no_evaluation(arguments, message):
@@ -290,12 +295,14 @@ def test_what_cannot_be_timed_is_refused_before_decoding(evaluate, tmp_path, mod
     out = tmp_path / "out"
     shared = "--model", models / "student", "--device", "cpu", "--output_dir", out
     run = evaluate(*shared, "--dataset", tmp_path, "--long_form", "chunked", "--speed", True)
-    assert run.returncode == 2 and "no set has any: leave them out" in run.stderr
+    assert run.returncode == 2 and "Remove these options" in run.stderr
     processor = make_processor(("<|more|>",))
     make_whisper(processor).save_pretrained(tmp_path / "teacher")
     processor.save_pretrained(tmp_path / "teacher")
     run = evaluate(*shared, "--dataset", speech, "--teacher", tmp_path / "teacher", "--speculative", True)
-    assert run.returncode == 2 and re.search(r"32 against 31 tokens in the vocabulary.* Leave out", run.stderr)
+    assert run.returncode == 2 and re.search(
+        r"32 against 31 tokens in the vocabulary.* Remove --speculative", run.stderr
+    )
     assert not list(out.rglob("*.jsonl"))
 
 
@@ -304,16 +311,16 @@ def test_what_was_measured_stays_as_long_as_the_weights_do(evaluate, tmp_path, m
     out = tmp_path / "out"
     shared = "--dataset", speech, "--device", "cpu", "--output_dir", out, "--generation_max_length", 3
     student, teacher = ("--model", models / "student"), ("--teacher", models / "teacher")
-    # the teacher's manifest, then the speed of the student alone, on fewer clips than the largest default batch
+    # the teacher's manifest, then the speed of the student only, on fewer clips than the largest default batch
     assert evaluate(*student, *teacher, *shared).returncode == 0
     assert evaluate(*student, *shared, "--speed", True, "--repetitions", 1).returncode == 0
     alone = Results.load(out / "results.json")
-    assert [(row.role, row.batch_size, row.times_faster) for row in alone.speed.rows] == [
+    assert [(row.role, row.batch_size, row.speedup) for row in alone.speed.rows] == [
         *(("student", 1, None), ("student", 6, None)),
     ]
     page = (out / "report.html").read_text()
     assert list(alone.models) == ["student", "teacher"]
-    assert "each model in turn" not in page and ">times the teacher" not in page
+    assert "speedup" not in page
 
     assert evaluate(*student, *teacher, *shared).returncode == 0
     assert Results.load(out / "results.json").speed == alone.speed
@@ -326,13 +333,13 @@ def test_what_was_measured_stays_as_long_as_the_weights_do(evaluate, tmp_path, m
 
 def test_scores_are_there_before_anything_is_timed(evaluate, tmp_path, models, speech, monkeypatch):
     def fail(*args, **options):
-        raise UserError("the machine is tired")
+        raise UserError("measurement failed")
 
     monkeypatch.setattr("askd_hf.commands.evaluate.measure_speed", fail)
     run = evaluate("--model", models / "student", "--dataset", speech, "--device", "cpu", "--speed", True,
                    "--output_dir", tmp_path)  # fmt: skip
-    assert run.returncode == 2 and "the machine is tired" in run.stderr
-    assert "WER %" in run.stdout and len(Results.load(tmp_path / "results.json").sets) == 1
+    assert run.returncode == 2 and "measurement failed" in run.stderr
+    assert "WER, %" in run.stdout and len(Results.load(tmp_path / "results.json").sets) == 1
 
 
 def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, models):
@@ -340,7 +347,7 @@ def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, mo
     out = tmp_path / "out"
     run = evaluate(
         *("--model", models / "student", "--teacher", models / "teacher", "--dataset", speech, "--output_dir", out),
-        *("--device", "cpu", "--long_form", "chunked", "--join_clips", 2.5, "--generation_max_length", 5),
+        *("--device", "cpu", "--long_form", "chunked", "--concatenate_seconds", 2.5, "--generation_max_length", 5),
         *("--speed", "True", "--speculative", "True", "--speed_clips", 4, "--speed_batch_sizes", 1, 2),
         *("--repetitions", 2),
     )
@@ -348,7 +355,7 @@ def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, mo
     results = Results.load(out / "results.json")
     short, joined = results.sets
     assert (short.name, short.method, joined.name, joined.method) == (
-        *("speech", "short", "speech-joined-chunked", "chunked"),
+        *("speech", "short_form", "speech-joined-chunked", "chunked"),
     )
     assert joined.clips < short.clips and joined.reference_words == short.reference_words == 6
     assert max(line["tokens"] for line in lines(out, "teacher", "speech")) == 5
@@ -356,7 +363,7 @@ def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, mo
         *(("student", 1), ("teacher", 1), ("student", 2), ("teacher", 2)),
     ]
     assert (results.speed.set, results.speed.clips, results.speculative.clips) == ("speech", 4, 4)
-    assert "RTFx" in run.stdout and "speculative decoding" in run.stdout
+    assert "RTFx" in run.stdout and "Speculative decoding" in run.stdout
 
     again = evaluate("--score_only", "True", "--output_dir", out, "--normalizer", "none")
     assert again.returncode == 0, again.stderr

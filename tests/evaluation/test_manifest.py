@@ -1,4 +1,4 @@
-"""Lines that are kept, cut off, refused."""
+"""Manifests: resuming, truncation, and lines of other settings."""
 
 import dataclasses
 import json
@@ -6,34 +6,36 @@ import json
 import pytest
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation.manifest import Manifest, Settings, read_manifests
-from askd_hf.evaluation.results import ModelFacts
+from askd_hf.evaluation.manifest import Manifest, ManifestMetadata, read_manifests
+from askd_hf.evaluation.results import EvaluatedModel
 
-SETTINGS = Settings(
+SETTINGS = ManifestMetadata(
     role="student",
-    facts=ModelFacts("runs/tiny", 1000, 0.5, 2, 2),
+    model=EvaluatedModel("runs/tiny", 1000, 0.5, 2, 2),
     set=dict(
         name="set.1", dataset="speech", config=None, split="test", language="en", task="transcribe", on_hub=False
     ),
-    method="short",
+    method="short_form",
     decoding=dict(num_beams=1, generation_max_length=None, timestamps="none", dtype="float32"),
-    run=dict(batch_size=4, device="cpu"),
+    runtime=dict(batch_size=4, device="cpu"),
     weights="00ff",
     data="abcd",
     rows=10,
-    dropped={},
+    excluded={},
 )
 
 
 def line(i: int) -> dict:
-    return dict(clip=f"{i}.wav", reference="a\u2028b\r é", prediction="a", duration=1.5, seconds=0.1, tokens=2)
+    return dict(
+        clip=f"{i}.wav", reference="a\u2028b\r é", prediction="a", duration=1.5, transcription_time=0.1, tokens=2
+    )
 
 
 @pytest.fixture
 def manifest(tmp_path) -> Manifest:
-    """Two batches of 4, the second unfinished: 3 lines and half a one."""
+    """Two batches of 4; the second one has 3 lines and a partial one."""
     manifest = Manifest(tmp_path, "student", "set.1")
-    assert manifest.begin(SETTINGS, batch_size=4) == 0
+    assert manifest.prepare(SETTINGS, batch_size=4) == 0
     manifest.append([line(i) for i in range(4)])
     manifest.append([line(i) for i in range(4, 7)])
     with manifest.lines_file.open("ab") as file:
@@ -41,30 +43,30 @@ def manifest(tmp_path) -> Manifest:
     return manifest
 
 
-def test_what_a_killed_batch_has_left_is_cut_off(manifest):
+def test_a_partial_batch_is_truncated(manifest):
     before = manifest.lines_file.read_bytes().splitlines(keepends=True)[:4]
     assert len(manifest.rows()) == 7
-    assert manifest.begin(SETTINGS, batch_size=4) == 4
+    assert manifest.prepare(SETTINGS, batch_size=4) == 4
     assert manifest.lines_file.read_bytes() == b"".join(before)
     manifest.append([line(i) for i in range(4, 8)])
     assert manifest.rows() == [line(i) for i in range(8)]
 
 
-def test_zeros_after_a_power_cut_are_no_line(manifest):
+def test_zeros_after_a_power_failure_are_ignored(manifest):
     with manifest.lines_file.open("ab") as file:
         file.write(b"\0" * 50 + b"\n" + json.dumps(line(8)).encode() + b"\n")
     assert len(manifest.rows()) == 7
 
 
 def test_complete_means_all_rows(manifest):
-    manifest.begin(SETTINGS, batch_size=4)
-    assert not manifest.settings().complete
+    manifest.prepare(SETTINGS, batch_size=4)
+    assert not manifest.metadata().complete
     manifest.append([line(i) for i in range(4, 10)])
     manifest.finish()
-    assert manifest.settings() == dataclasses.replace(SETTINGS, complete=True)
-    today = dataclasses.replace(SETTINGS, run=dict(batch_size=8, device="cuda"))
-    assert manifest.begin(today, batch_size=8) == 10  # 10 % 8 lines of the last batch stay
-    assert manifest.settings() == dataclasses.replace(SETTINGS, complete=True)  # decoded as it was then
+    assert manifest.metadata() == dataclasses.replace(SETTINGS, complete=True)
+    today = dataclasses.replace(SETTINGS, runtime=dict(batch_size=8, device="cuda"))
+    assert manifest.prepare(today, batch_size=8) == 10  # the last 10 % 8 lines are kept
+    assert manifest.metadata() == dataclasses.replace(SETTINGS, complete=True)  # with the runtime of the first run
 
 
 @pytest.mark.parametrize(
@@ -73,55 +75,68 @@ def test_complete_means_all_rows(manifest):
         (dict(weights="1111"), r"the model's weights \(of runs/tiny, now runs/tiny\)"),
         (dict(data="1111", rows=11), r"the clips or their transcripts \(10 clips, now 11\)"),
         (dict(data="1111"), "the clips or their transcripts"),
-        (dict(decoding={**SETTINGS.decoding, "num_beams": 5}), r"how it is decoded \(num_beams 1, now 5\)"),
-        (dict(method="chunked"), r"the method \(short, now chunked\)"),
+        (dict(decoding={**SETTINGS.decoding, "num_beams": 5}), r"the decoding settings \(num_beams 1, now 5\)"),
+        (dict(method="chunked"), r"the method \(short_form, now chunked\)"),
         (dict(set={**SETTINGS.set, "language": "fr"}), r"the set \(language en, now fr\)"),
     ],
 )
-def test_other_settings_are_refused_unless_overwritten(manifest, change, message):
+def test_other_settings_raise_unless_overwritten(manifest, change, message):
     before = manifest.lines_file.read_bytes()
     other = dataclasses.replace(SETTINGS, **change)
-    with pytest.raises(UserError, match=rf"set\.1\.jsonl was made otherwise.*{message}.*--output_dir.*--overwrite"):
-        manifest.begin(other, batch_size=4)
+    with pytest.raises(
+        UserError, match=rf"set\.1\.jsonl was created with different settings.*{message}.*--output_dir.*--overwrite"
+    ):
+        manifest.prepare(other, batch_size=4)
     assert manifest.lines_file.read_bytes() == before
-    assert manifest.settings() == SETTINGS
-    assert manifest.begin(other, batch_size=4, overwrite=True) == 0
+    assert manifest.metadata() == SETTINGS
+    assert manifest.prepare(other, batch_size=4, overwrite=True) == 0
     assert manifest.rows() == []
-    assert manifest.settings() == other
+    assert manifest.metadata() == other
 
 
-def test_a_moved_model_another_day_and_batch_size_are_no_difference(manifest):
+def test_name_of_the_model_and_runtime_may_differ(manifest):
     moved = dataclasses.replace(
-        SETTINGS, facts=dataclasses.replace(SETTINGS.facts, name="elsewhere"), run=dict(batch_size=3, device="cuda")
+        SETTINGS,
+        model=dataclasses.replace(SETTINGS.model, name="elsewhere"),
+        runtime=dict(batch_size=3, device="cuda"),
     )
-    assert manifest.begin(moved, batch_size=3) == 6
-    assert manifest.settings().facts.name == "elsewhere"
+    assert manifest.prepare(moved, batch_size=3) == 6
+    assert manifest.metadata().model.name == "elsewhere"
 
 
-def test_another_batch_size_is_noted_beside_the_first(manifest):
-    """The 7 lines there were made 4 at a time; the rest is to be made one at a time, and once more interrupted."""
-    alone = dataclasses.replace(SETTINGS, run=dict(batch_size=1, device="cpu"))
+def test_all_batch_sizes_are_recorded(manifest):
+    """7 lines were decoded with batch size 4. The rest is decoded with batch size 1, and interrupted again."""
+    alone = dataclasses.replace(SETTINGS, runtime=dict(batch_size=1, device="cpu"))
     for _ in range(2):
-        assert manifest.begin(alone, batch_size=1) == 7
-        assert manifest.settings().run == dict(batch_size="4, 1", device="cpu")
+        assert manifest.prepare(alone, batch_size=1) == 7
+        assert manifest.metadata().runtime == dict(batch_size="4, 1", device="cpu")
 
 
-def test_another_place_of_the_dataset_is_no_difference(manifest):
+def test_the_location_of_the_dataset_may_differ(manifest):
     elsewhere = dataclasses.replace(SETTINGS, set={**SETTINGS.set, "dataset": "./speech", "on_hub": True})
-    assert manifest.begin(elsewhere, batch_size=4) == 4
-    assert manifest.settings().set["dataset"] == "./speech"
+    assert manifest.prepare(elsewhere, batch_size=4) == 4
+    assert manifest.metadata().set["dataset"] == "./speech"
 
 
-def test_lines_that_nobody_knows_the_settings_of_are_not_used(manifest):
-    manifest.settings_file.unlink()
-    assert manifest.begin(SETTINGS, batch_size=4) == 0
+def test_metadata_of_earlier_versions_is_read(manifest):
+    old = json.loads(manifest.metadata_file.read_text())
+    old["facts"], old["run"], old["dropped"] = old.pop("model"), old.pop("runtime"), old.pop("excluded")
+    old["facts"]["megabytes"] = old["facts"].pop("size_mb")
+    manifest.metadata_file.write_text(json.dumps(old | {"method": "short"}))
+    assert manifest.metadata() == SETTINGS
+    assert manifest.prepare(SETTINGS, batch_size=4) == 4
+
+
+def test_lines_without_metadata_are_not_used(manifest):
+    manifest.metadata_file.unlink()
+    assert manifest.prepare(SETTINGS, batch_size=4) == 0
     assert manifest.rows() == []
 
 
 def test_manifests_are_found_with_the_student_first_and_the_teacher_last(tmp_path):
     for role in ("teacher", "before", "student"):
         for name in ("b", "a.x"):
-            Manifest(tmp_path, role, name).begin(SETTINGS, batch_size=4)
+            Manifest(tmp_path, role, name).prepare(SETTINGS, batch_size=4)
     (tmp_path / "normalizer.json").write_text("{}")
     found = read_manifests(tmp_path)
     assert {name: list(roles) for name, roles in found.items()} == {

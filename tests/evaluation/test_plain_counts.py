@@ -1,4 +1,4 @@
-"""What normalizers would hide: loops, made-up fillers, clips without a transcript, languages that they break."""
+"""Measures that don't depend on the normalizer, and languages without spaces or with combining marks."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from test_scoring import SPOKEN, write
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Results, save_spelling, score_directory, tables, write_report
+from askd_hf.evaluation import Results, format_results, save_spelling_normalizer, score_directory, write_report
 from askd_hf.evaluation.metrics import BY_LETTER, normalizer_for
 from askd_hf.evaluation.scoring import plain_words
 
@@ -22,14 +22,13 @@ def test_loops_of_fillers_are_counted_whatever_the_normalizer(tmp_path, normaliz
     result = score_directory(tmp_path, normalizer).sets[0]
     # mm hmm mm hmm ..., 10 words: 6 of five, 2 different ones
     assert result.scores["student"].repeated_5grams == pytest.approx(100 * 4 / 6)
-    assert result.scores["student"].clips_with_text == 2
 
 
-def test_fillers_where_nobody_speaks_are_text(tmp_path):
+def test_fillers_are_hallucinations_in_clips_without_speech(tmp_path):
     write(tmp_path, "student", [(None, "", "Uh, hmm."), (None, " ", "..."), (None, "", "[music]")])
     result = score_directory(tmp_path, "english").sets[0]
-    assert (result.speech, result.clips, result.scores["student"].clips_with_text) == (False, 3, 2)
-    assert "text in lower case without punctuation, whatever the normalizer" in tables(score_directory(tmp_path))
+    assert (result.has_speech, result.clips, result.scores["student"].no_speech_hallucinations) == (False, 3, 2)
+    assert "in lower-case text without punctuation, for every normalizer" in format_results(score_directory(tmp_path))
 
 
 def test_letters_are_words_where_there_are_no_spaces():
@@ -40,24 +39,23 @@ def test_letters_are_words_where_there_are_no_spaces():
 def test_a_set_whose_references_are_fillers_has_speech(tmp_path):
     write(tmp_path, "student", [(None, "Hmm.", "yes"), (None, "uh", ""), (None, "seven", "seven")])
     result = score_directory(tmp_path, "english").sets[0]
-    assert (result.speech, result.clips, result.silent_clips) == (True, 1, 0)
-    assert result.dropped == {"reference empty after normalization": 2}
+    assert (result.has_speech, result.clips, result.no_speech_clips) == (True, 1, 0)
+    assert result.excluded == {"reference empty after normalization": 2}
     write(tmp_path, "student", [(None, "Hmm.", "yes"), (None, "uh", "")], name="only")
-    with pytest.raises(UserError, match=r"only: no clip is left .* another --normalizer may help"):
+    with pytest.raises(UserError, match=r"only: all clips are excluded .* Another --normalizer may keep"):
         score_directory(tmp_path, "english")
     assert score_directory(tmp_path, "basic").sets[0].clips == 2
 
 
-def test_what_is_made_up_in_a_set_with_speech_is_shown(tmp_path):
+def test_hallucinations_in_a_set_with_speech_are_shown(tmp_path):
     texts = [(None, "one two", "one"), (None, "", "Thank you."), (None, " ", ""), (None, "hmm", "x"), (None, "", "Uh")]
     write(tmp_path, "student", texts)
     results = score_directory(tmp_path, "english")
     result = results.sets[0]
-    assert (result.speech, result.clips, result.silent_clips) == (True, 1, 3)
-    assert result.dropped == {"no transcript": 3, "reference empty after normalization": 1}
-    assert (result.scores["student"].silent_with_text, result.scores["student"].clips_with_text) == (2, 1)
-    (row,) = [line.split() for line in tables(results).splitlines() if " short " in line]
-    assert row == ["spoken", "student", "short", "3", "2", "66.7"]
+    assert (result.has_speech, result.clips, result.no_speech_clips) == (True, 1, 3)
+    assert result.excluded == {"no transcript": 3, "reference empty after normalization": 1}
+    assert result.scores["student"].no_speech_hallucinations == 2
+    assert "2 of 3 (66.7 %)" in format_results(results)
     page = write_report(results, tmp_path).read_text()
     assert "2 of 3" in page and "66.7 %" in page
     results.save(tmp_path / "results.json")
@@ -66,13 +64,15 @@ def test_what_is_made_up_in_a_set_with_speech_is_shown(tmp_path):
 
 @pytest.mark.parametrize(("limit", "expected"), [(3, 6), (4, 0), (None, None), ("3, 4", None)])
 def test_clips_that_ran_into_the_limit_are_counted(tmp_path, limit, expected):
-    """All lines that `write` makes have 3 tokens."""
-    run = dict(batch_size=4, device="cpu") | ({} if limit is None else {"token_limit": limit})
-    write(tmp_path, "student", [row[:3] for row in SPOKEN], run=run)
+    """All lines of `write` have 3 tokens."""
+    runtime = dict(batch_size=4, device="cpu") | ({} if limit is None else {"token_limit": limit})
+    write(tmp_path, "student", [row[:3] for row in SPOKEN], runtime=runtime)
     results = score_directory(tmp_path, "none")
-    assert results.sets[0].scores["student"].clips_at_limit == (expected and expected - 1)  # one isn't transcribed
-    row = next(line for line in tables(results).splitlines() if line.startswith("spoken") and line.count(".") == 2)
-    assert row.split()[-1] == {None: "?", 6: "5", 0: "0"}[expected]
+    assert results.sets[0].scores["student"].clips_at_limit == (
+        expected and expected - 1
+    )  # one clip isn't transcribed
+    row = format_results(results).partition("Hallucination indicators:")[2].splitlines()[2]
+    assert row.split()[4:] == {None: [], 6: ["5"], 0: ["0"]}[expected]
 
 
 # ---- languages that the basic normalizer wasn't made for ----
@@ -90,9 +90,11 @@ def test_scores_by_letter_count_no_spaces(tmp_path):
     write(tmp_path, "student", [(None, "今天天气很好", "今天天汽好"), (None, "再见。", "再见")], **of_language("zh"))
     results = score_directory(tmp_path)
     result, scores = results.sets[0], results.sets[0].scores["student"]
-    assert (result.normalizer, result.reference_words, result.broken_words) == (BY_LETTER, 8, False)
+    assert (result.normalizer, result.reference_words, result.has_combining_marks) == (BY_LETTER, 8, False)
     assert scores.wer == scores.cer == pytest.approx(100 * 2 / 8)
-    assert "multilingual, by letter" in tables(results) and "by letter: every letter is a word" in tables(results)
+    assert "multilingual, by letter" in format_results(
+        results
+    ) and "by letter: each letter is a word" in format_results(results)
     page = write_report(results, tmp_path).read_text()
     assert (
         "multilingual, by letter normalizer" in page and "<mark>汽</mark>" in page
@@ -102,11 +104,11 @@ def test_scores_by_letter_count_no_spaces(tmp_path):
 def test_words_that_the_basic_normalizer_breaks_are_told(tmp_path):
     write(tmp_path, "student", [(None, "नमस्ते दुनिया", "नमस्ते")], **of_language("hi"))
     write(tmp_path, "student", [(None, "Grüße e\u0301te\u0301", "Grüße")], name="other", **of_language("fr"))
-    assert not any(result.broken_words for result in score_directory(tmp_path).sets)
+    assert not any(result.has_combining_marks for result in score_directory(tmp_path).sets)
     results = score_directory(tmp_path, "basic")
-    assert {result.name: result.broken_words for result in results.sets} == {"spoken": True, "other": False}
-    for text in (tables(results), write_report(results, tmp_path).read_text()):
-        assert text.count("spoken: basic takes out combining marks, such as vowel signs") == 1
+    assert {result.name: result.has_combining_marks for result in results.sets} == {"spoken": True, "other": False}
+    for text in (format_results(results), write_report(results, tmp_path).read_text()):
+        assert text.count("spoken: basic removes combining marks, such as vowel signs") == 1
 
 
 # ---- the spelling list ----
@@ -114,13 +116,13 @@ def test_words_that_the_basic_normalizer_breaks_are_told(tmp_path):
 
 @pytest.mark.parametrize(("spelling", "wer", "name"), [({}, 25.0, "no"), ({"colour": "color"}, 0.0, "with")])
 def test_whether_there_was_a_spelling_list_is_told(tmp_path, spelling, wer, name):
-    save_spelling(tmp_path / "manifests", spelling)
+    save_spelling_normalizer(tmp_path / "manifests", spelling)
     write(tmp_path, "student", [(None, "the colour of it", "the color of it")])
     results = score_directory(tmp_path)
-    assert (results.sets[0].scores["student"].wer, results.sets[0].spelling) == (wer, bool(spelling))
-    assert f"english-unified, {name} spelling list" in tables(results)
+    assert (results.sets[0].scores["student"].wer, results.sets[0].spelling_normalizer) == (wer, bool(spelling))
+    assert f"english-unified, {name} spelling list" in format_results(results)
     assert f"english-unified normalizer, {name} spelling list" in write_report(results, tmp_path).read_text()
-    assert score_directory(tmp_path, "basic").sets[0].spelling is None
+    assert score_directory(tmp_path, "basic").sets[0].spelling_normalizer is None
 
 
 def test_translations_are_normalized_as_english_in_the_worst_clips_too(tmp_path):
@@ -136,5 +138,5 @@ def test_translations_are_normalized_as_english_in_the_worst_clips_too(tmp_path)
 def test_weights_are_noted_even_where_the_sidecar_has_them_apart(tmp_path):
     write(tmp_path, "student", [(None, "a b", "a")])
     file = tmp_path / "manifests" / "student" / "spoken.json"
-    assert json.loads(file.read_text())["facts"]["weights"] is None  # as the sidecars of older runs are
+    assert json.loads(file.read_text())["model"]["weights"] is None  # as in the metadata of earlier versions
     assert score_directory(tmp_path).models["student"].weights == "student"

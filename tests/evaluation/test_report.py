@@ -1,10 +1,9 @@
-"""The HTML report: its figures, plots and sections."""
+"""The HTML report: values, plots and sections."""
 
 import copy
 
 import pytest
 from report_page import (
-    TIMES,
     Element,
     one_model,
     render,
@@ -17,31 +16,33 @@ from report_page import (
 )
 
 from askd_hf.evaluation import report
-from askd_hf.evaluation.results import ModelFacts, Paired, Results
+from askd_hf.evaluation.results import EvaluatedModel, PairedComparison, Results
 
 
-def test_headline_says_what_was_compared_and_the_figures_that_matter(tmp_path):
+def test_headline_has_the_main_results(tmp_path):
     page, _ = render(results(), tmp_path)
-    assert page.all("h1")[0].text == "tiny-2-askd beside whisper-tiny.en"
+    assert page.all("h1")[0].text == "Evaluation: tiny-2-askd vs. whisper-tiny.en"
     top = page.all("header")[0].text
-    assert "2026-11-23" in top and "2 sets, 1,314 clips, 10.86 hours of audio, on cpu in float32" in top
+    assert "2026-11-23" in top and "2 sets, 1,314 clips, 10.86 hours of audio, decoded on cpu in float32" in top
+    assert "[a, b]: 95 % bootstrap confidence interval, resampled over speakers." in top
     wer, speed, size, silent = (tile.text for tile in page.all("div", "tile"))
     assert "14.23 % teacher 12.01 %" in wer
-    assert "+2.22 points, interval +1.11 to +3.33; probability of improvement 1.2 %" in wer
-    assert "librispeech-test-other, english normalizer · short clips, 1,234 clips" in wer
-    assert f"1.88{TIMES} as fast as the teacher at batch 1, 2.12{TIMES} at batch 8" in speed
-    assert "cpu, float32, 2 threads, 20 clips of librispeech-test-other, 5 interleaved repetitions" in speed
+    assert "+2.22 points [+1.11, +3.33], +18.5 % relative; probability of improvement 1.2 %" in wer
+    assert "librispeech-test-other, english normalizer · short-form, 1,234 clips" in wer
+    assert "1.88x over the teacher at batch size 1, 2.12x at batch size 8" in speed
+    assert "5 interleaved repetitions with greedy decoding; 20 clips of librispeech-test-other" in speed
+    assert "cpu, float32, 2 threads" in speed
     assert "29.5 M parameters teacher 37.8 M" in size
     assert "34 of 80 clips teacher 20" in silent
 
 
-def test_headline_of_many_sets_is_their_mean_and_counts_what_the_intervals_say(tmp_path):
+def test_headline_of_several_sets_is_their_mean_with_significance(tmp_path):
     rates = {"a": (10.0, 8.0, (1.0, 3.0)), "b": (20.0, 21.0, (-2.0, -0.5)), "c": (6.0, 6.5, (-1.5, 0.5))}
     sets = [
         speech_set(
             name,
             scores={"student": scores(student), "teacher": scores(teacher)},
-            paired=Paired("student", "teacher", student - teacher, ends, 0.5),
+            comparison=PairedComparison("student", "teacher", student - teacher, ends, 0.5),
         )
         for name, (student, teacher, ends) in rates.items()
     ]
@@ -50,29 +51,31 @@ def test_headline_of_many_sets_is_their_mean_and_counts_what_the_intervals_say(t
     page, _ = render(results(sets=[*sets, long_form]), tmp_path)
     tile = page.all("div", "tile")[0].text
     assert "mean of 3 sets" in tile and "12.00 % teacher 11.83 %" in tile and "+0.17 points" in tile
-    assert "; better on 1, worse on 1, undecided on 1" in tile
-    assert "short clips; normalizer: english" in tile
+    assert "; better on 1, worse on 1, no significant difference on 1" in tile
+    assert "short-form; normalizer: english" in tile
     assert "long-form, chunked" in page.by_id("wer").text
 
 
-def test_every_figure_of_the_tables_is_the_measured_one(tmp_path):
+def test_tables_have_the_measured_values(tmp_path):
     page, _ = render(results(), tmp_path)
     wer = rows_of(page.by_id("wer").all("table")[0])[1:]
     words = "4,321"
     assert wer == [
-        ["librispeech-test-otherenglish normalizer · short clips", "student", "14.23", "12.73 to 16.48", "4.74",
-         "4.24 to 5.49", "61", "22", "13", words],
-        ["teacher", "12.01", "10.51 to 14.26", "4.00", "3.50 to 4.75", "50", "22", "13", words],
+        ["librispeech-test-otherenglish normalizer · short-form", "student", "14.23", "[12.73, 16.48]", "4.74",
+         "[4.24, 5.49]", "61", "22", "13", words],
+        ["teacher", "12.01", "[10.51, 14.26]", "4.00", "[3.50, 4.75]", "50", "22", "13", words],
     ]  # fmt: skip
     speed = rows_of(page.by_id("speed").all("table")[0])[1:]
-    times = ["4.12 4.00 to 4.25", "3.50 3.25 to 60.00"]
-    assert speed[0] == ["student", "1", "1.88", "33.2", "0.432", "7.62 7.00 to 64.00", *times, "2,345", "988",
-                        "29,502,720", "118.0"]  # fmt: skip
-    assert speed[3][:4] == ["teacher", "8", "", "29.0"] and speed[3][-1] == ""
-    assert "20 clips of librispeech-test-other, 187.7 s of audio, transcribed 5 times" in page.by_id("speed").text
+    times = ["4.12 [4.00, 4.25]", "3.50 [3.25, 60.00]"]
+    assert speed[0] == ["student", "1", "1.88x", "33.2", "0.432", "7.62 [7.00, 64.00]", *times, "2,345", "988"]
+    assert speed[3][:4] == ["teacher", "8", "", "29.0"]
+    assert "5 interleaved repetitions with greedy decoding; 20 clips of librispeech-test-other, 188 s of audio" in (
+        page.by_id("speed").text
+    )
+    assert "RTFx: seconds of audio transcribed per second." in page.by_id("speed").text
     assert "cpu, float32, 2 threads, sdpa attention" in page.by_id("speed").text
-    assert [row[1] for row in rows_of(page.by_id("speculative").all("table")[0])[1:]] == [
-        "1.38", "71.2 %", "39 of 40", "20.00 19.00 to 22.00", "15.00 14.00 to 17.00"
+    assert [row[1] for row in rows_of(page.by_id("speculative").all("table")[0])] == [
+        "1.38x", "71.2 %", "39 of 40", "20.00 [19.00, 22.00]", "15.00 [14.00, 17.00]"
     ]  # fmt: skip
     hallucination = rows_of(page.by_id("hallucination").all("table")[0])[1:]
     assert [row[-5:] for row in hallucination] == [
@@ -84,9 +87,9 @@ def test_every_figure_of_the_tables_is_the_measured_one(tmp_path):
     hardest = rows_of(page.by_id("speakers").all("table")[0])[1:]
     assert hardest == [["2033", "41.75", "33.00"], ["1688", "20.50", "18.50"], ["367", "9.25", "8.00"]]
     sets = rows_of(page.by_id("sets").all("table")[0])[1:]
-    dropped = "3 reference empty after normalization, 2 ignore time segment in scoring"
-    assert sets[0] == ["librispeech-test-other", "openslr/librispeech_asr", "other", "test", "en", "short clips",
-                       "english", "1,234", "5.43", words, dropped, "speakers"]  # fmt: skip
+    excluded = "3 (reference empty after normalization), 2 (ignore time segment in scoring)"
+    assert sets[0] == ["librispeech-test-other", "openslr/librispeech_asr", "other", "test", "en", "short-form",
+                       "english", "1,234", "5.43", words, excluded, "speaker"]  # fmt: skip
     assert sets[1][-2:] == ["0", ""]
     settings = dict(rows_of(page.by_id("settings").all("table")[0]))
     assert settings == {
@@ -103,7 +106,7 @@ def percents(element: Element, *names: str) -> list[float]:
 
 
 def scale_of(figure: Element):
-    """The value at a place (percent of the width), from the ticks as they are drawn."""
+    """Return a function from a position (percent of the width) to the value on the axis, from the drawn ticks."""
     ticks = [
         (percents(text, "x")[0], float(text.text.replace(report.MINUS, "-"))) for text in figure.all("text", "tick")
     ]
@@ -125,12 +128,12 @@ def test_marks_stand_at_their_values(tmp_path):
     value, (group,) = scale_of(difference), difference.all("g", "circle")
     drawn = [value(x) for x in (*percents(group.all("use")[0], "x"), *percents(group.all("line")[0], "x1", "x2"))]
     assert drawn == pytest.approx([2.222, 1.111, 3.333], abs=0.01)
-    assert "+1.11 to +3.33" in difference.text and "probability of improvement 1.2 %" in difference.text
+    assert "[+1.11, +3.33]" in difference.text and "probability of improvement 1.2 %" in difference.text
 
     errors = page.by_id("errors").all("figure")[0]
     value = scale_of(errors)
     for role, kind, count in [(0, "substitute", 61), (1, "substitute", 50), (0, "delete", 22), (1, "insert", 13)]:
-        width = percents(errors.all("rect", f"fill-{kind}")[role + 1], "width")[0]  # 0 is the legend
+        width = percents(errors.all("rect", f"fill-{kind}")[role + 1], "width")[0]  # index 0 is the legend
         assert value(width) - value(0) == pytest.approx(100 * count / 4321, abs=0.01)
 
     dots = page.by_id("speakers").all("figure")[0]
@@ -153,12 +156,12 @@ def test_speed_against_wer_is_drawn_to_scale(tmp_path):
     (y0, v0), (y1, v1) = ticks[0], ticks[-1]
     y = percents(marks[0], "y")[0]
     assert v0 + (y - y0) / (y1 - y0) * (v1 - v0) == pytest.approx(14.234, abs=0.01)
-    assert "WER: librispeech-test-other, english normalizer" in page.by_id("speed").text
+    assert "WER of librispeech-test-other, english normalizer" in page.by_id("speed").text
 
     elsewhere = copy.deepcopy(found)
     elsewhere.speed.set = "another set"
     assert report.speed_against_wer(elsewhere).source is None
-    assert "WER: mean of 1 set" in render(elsewhere, tmp_path)[0].by_id("speed").text
+    assert "WER of the mean of 1 set" in render(elsewhere, tmp_path)[0].by_id("speed").text
 
 
 @pytest.mark.parametrize(
@@ -196,10 +199,10 @@ def test_sections_without_a_measured_value_are_left_out(tmp_path):
     assert sections(results()) == whole | {"worst"}
 
 
-def test_one_model_is_compared_with_none(tmp_path):
+def test_a_single_model_has_no_comparison(tmp_path):
     page, _ = render(one_model(), tmp_path)
-    assert page.all("h1")[0].text == "tiny-2-askd" and "teacher" not in page.all("section")[0].text
-    assert "interval 12.73 to 16.48" in page.all("div", "tile")[0].text
+    assert page.all("h1")[0].text == "Evaluation: tiny-2-askd" and "teacher" not in page.all("section")[0].text
+    assert "[12.73, 16.48]" in page.all("div", "tile")[0].text
     assert {use["href"] for use in page.all("use")} == {"#circle"}
     assert len(page.by_id("wer").all("figure")) == 1
 
@@ -208,12 +211,12 @@ def test_twelve_sets_of_three_models_with_long_names(tmp_path):
     found = results()
     found.models = {
         "student": found.models["student"],
-        "student before": ModelFacts("x" * 300, 1, 1.0, 1, 1),
+        "initial student": EvaluatedModel("x" * 300, 1, 1.0, 1, 1),
         "teacher": found.models["teacher"],
     }
     found.sets = [speech_set(f"{'a-very-long-name-of-a-set-' * 6}{i}") for i in range(12)]
     for entry in found.sets:
-        entry.scores = {"student": scores(10), "student before": scores(170), "teacher": scores(5)}
+        entry.scores = {"student": scores(10), "initial student": scores(170), "teacher": scores(5)}
     page, _ = render(found, tmp_path)
     figure = page.by_id("wer").all("figure")[0]
     assert len(figure.all("g", "circle")) == len(figure.all("g", "diamond")) == len(figure.all("g", "square")) == 12

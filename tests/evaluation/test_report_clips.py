@@ -1,4 +1,4 @@
-"""The HTML report: the clips it shows, and what it can't be made to do."""
+"""The HTML report: worst clips, escaping and determinism."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def write_manifests(folder: Path, name: str = "librispeech-test-other", said: li
 
 
 def distance(a: list[str], b: list[str]) -> int:
-    """Edits between two lists of words, by the textbook."""
+    """Return the Levenshtein distance of two lists of words."""
     row = list(range(len(b) + 1))
     for i, word in enumerate(a, start=1):
         above, row = row, [i]
@@ -49,7 +49,7 @@ def distance(a: list[str], b: list[str]) -> int:
 
 
 def lines_of(article: Element) -> list[list[tuple[str, str]]]:
-    """The reference and each model's line as (tag, word); words that were cut count as nothing."""
+    """Return the lines of the reference and the models as (tag, word), without the marks of skipped words."""
     columns = [
         span.children for span in article.all("div", "words")[0].all("span") if span.attributes.get("class") != "cut"
     ]
@@ -63,7 +63,7 @@ def test_worst_clips_come_first_and_unscored_ones_never(tmp_path):
     worst = page.by_id("worst")
     names = [article.all("header")[0].all("span")[0].text for article in worst.all("article")]
     assert names == ["loop, speaker 1688", "worst, speaker 1688", "mixed, speaker 1688"]
-    assert "3 of the 3 clips with errors, of 1,234" in worst.all("summary")[0].text
+    assert "3 of 3 clips with errors, of 1,234 in total" in worst.all("summary")[0].text
     assert "english normalizer" in worst.all("summary")[0].text
 
 
@@ -119,7 +119,7 @@ def test_text_is_escaped_wherever_it_stands(tmp_path, where):
     file.write_text(json.dumps(row) + "\n")
     found = results(sets=[speech_set(normalizer="none")])
     found.models["student"].name = found.sets[0].dataset = found.settings["note"] = HOSTILE
-    found.sets[0].dropped = {HOSTILE: 1}
+    found.sets[0].excluded = {HOSTILE: 1}
     found.sets[0].scores["student"].wer_by_speaker[HOSTILE] = 50.0
     page, html = render(found, tmp_path)
     assert not page.all("script") and not page.all("img")
@@ -140,7 +140,7 @@ def test_the_page_needs_and_asks_for_nothing_else(tmp_path):
     assert {use["href"].removeprefix("#") for use in page.all("use")} <= ids
     policy = [meta for meta in page.all("meta") if meta.attributes.get("http-equiv") == "Content-Security-Policy"]
     assert "default-src 'none'" in policy[0]["content"]
-    assert html == render(results(), tmp_path)[1]  # the same each time
+    assert html == render(results(), tmp_path)[1]  # deterministic
 
 
 def test_right_to_left_and_unspaced_text(tmp_path):
@@ -152,7 +152,7 @@ def test_right_to_left_and_unspaced_text(tmp_path):
     found = results(sets=[speech_set(normalizer="basic", language="ar")])
     page, _ = render(found, tmp_path)
     lines = {article.all("header")[0].all("span")[0].text[:2]: lines_of(article) for article in page.all("article")}
-    # one word of five is gone, and one is another: as good either way round
+    # a substitution and a deletion; both orders are optimal
     assert [tag for tag, _ in lines["ar"][1]] in (["i", "mark", "del", "i"], ["i", "del", "mark", "i"])
     assert lines["zh"][1:] == [[("mark", "今天天汽很好")], [("i", "今天天气很好")]]
     assert {words["dir"] for words in page.all("div", "words")} == {"auto"}
@@ -166,7 +166,7 @@ def test_only_the_worst_of_many_clips_are_shown(tmp_path):
     page, html = render(results(sets=[speech_set(normalizer="none")]), tmp_path)
     articles = page.by_id("worst").all("article")
     assert len(articles) == worst_clips.WORST_CLIPS == 20
-    # all 40 words are missing in every 41st; equally bad ones by name
+    # all 40 words are missing in every 41st clip; ties are sorted by name
     names = [article.all("header")[0].all("span")[0].text for article in articles]
     assert names == [f"clip-{40 + 41 * i:05d}" for i in range(20)]
     assert len(html) < 1_000_000
@@ -178,14 +178,14 @@ def test_long_clips_are_cut_between_errors_and_at_the_end(tmp_path):
     write_manifest(tmp_path, "student", "librispeech-test-other", [("hour", " ".join(reference), " ".join(student))])
     page, _ = render(results(sets=[speech_set(normalizer="none", method="sequential")]), tmp_path)
     (article,) = page.by_id("worst").all("article")
-    near = worst_clips.NEIGHBOURS
+    near = worst_clips.CONTEXT_WORDS
     cuts = [span.text for span in article.all("span", "cut")]
-    assert cuts[:2] == [f"… {100 - near} right …", f"… {5_000 - 101 - 2 * near:,} right …"]
+    assert cuts[:2] == [f"… {100 - near} correct …", f"… {5_000 - 101 - 2 * near:,} correct …"]
     first, line = lines_of(article)
     assert [word for _, word in first][: 2 * near + 1] == reference[100 - near : 101 + near]
     deleted = [tag for tag, _ in line].count("del")
     assert 4_001 == 1 + 4_000 and cuts[2] == f"… {4_000 - deleted:,} more words, not shown"
-    assert len(first) == worst_clips.MOST_COLUMNS - 2
+    assert len(first) == worst_clips.MAX_COLUMNS - 2
 
 
 def test_a_loop_is_cut(tmp_path):
@@ -193,11 +193,11 @@ def test_a_loop_is_cut(tmp_path):
     write_manifest(tmp_path, "teacher", "nonspeech", [("rain", "", "over")])
     page, _ = render(results(), tmp_path)
     (article,) = page.by_id("worst").all("article")
-    longest = worst_clips.LONGEST_INSERTION
+    longest = worst_clips.MAX_INSERTION
     _, student, teacher = lines_of(article)
     assert student == [("ins", word) for word in ("over and out " * 100).split()[:longest]]
     assert teacher == [("ins", "over"), *[("i", "")] * (longest - 1)]
-    assert [span.text for span in article.all("span", "cut")] == [f"… {300 - longest} more too many …"]
+    assert [span.text for span in article.all("span", "cut")] == [f"… {300 - longest} more inserted …"]
     assert "300 errors (0 S, 0 D, 300 I)" in article.text
 
 

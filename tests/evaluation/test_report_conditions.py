@@ -1,4 +1,4 @@
-"""What a figure holds for stands beside it, in the report and in the terminal's table."""
+"""Results are shown with the conditions they were measured under, in the report and the terminal."""
 
 import copy
 
@@ -6,14 +6,14 @@ import pytest
 from report_page import render, results, rows_of, scores, silent_set, speech_set, write_manifest
 from test_report_clips import lines_of
 
-from askd_hf.evaluation import report, tables
+from askd_hf.evaluation import format_results, report
 
 
 def test_speed_is_said_to_be_greedy(tmp_path):
     page, _ = render(results(), tmp_path)
-    assert "times by each model in turn, greedily." in page.by_id("speed").text
-    assert "greedy, cpu, float32" in page.all("div", "tile")[1].text
-    assert "(greedy; median" in tables(results())
+    assert "repetitions with greedy decoding" in page.by_id("speed").text
+    assert "repetitions with greedy decoding" in page.all("div", "tile")[1].text
+    assert "repetitions with greedy decoding" in format_results(results())
 
 
 @pytest.mark.parametrize("num_beams", [4, "4, 1"])
@@ -29,42 +29,41 @@ def test_speed_of_the_student_alone_is_not_compared_where_the_teacher_was_scored
     found = results(speculative=None)
     found.speed.rows = [row for row in found.speed.rows if row.role == "student"]
     for row in found.speed.rows:
-        row.times_faster = None
+        row.speedup = None
     page, _ = render(found, tmp_path)
     section = page.by_id("speed")
-    assert "in turn" not in section.text and "speed of the" not in section.text
+    assert "speedup" not in section.text
     table = rows_of(section.all("table")[0])
-    assert table[0][:3] == ["Model", "batch", "RTFx"] and table[1][:3] == ["student", "1", "33.2"]
+    assert table[0][:3] == ["model", "batch size", "RTFx"] and table[1][:3] == ["student", "1", "33.2"]
     assert not [tile for tile in page.all("div", "tile") if tile.text.startswith("Speed")]
 
 
 def test_the_size_on_disk_has_its_dtype(tmp_path):
     found = results()
     found.models["student"].stored_dtype = "float32"
-    found.models["teacher"].megabytes, found.models["teacher"].stored_dtype = 75.6, "float16"
+    found.models["teacher"].size_mb, found.models["teacher"].stored_dtype = 75.6, "float16"
     page, _ = render(found, tmp_path)
-    sizes = [row[3] for row in rows_of(page.all("table")[0])[1:]]
+    sizes = [row[4] for row in rows_of(page.all("table")[0])[1:]]
     assert sizes == ["118.0 float32", "75.6 float16"]
-    assert rows_of(page.by_id("speed").all("table")[0])[-1][-1] == "75.6 float16"
-    assert "118.0 float32" in tables(found) and "75.6 float16" in tables(found)
+    assert "118.0 float32" in format_results(found) and "75.6 float16" in format_results(found)
 
 
 def test_made_up_text_has_its_conditions(tmp_path):
     found = results()
     page, _ = render(found, tmp_path)
-    words = "any word counts, in lower case without punctuation, whatever the normalizer"
-    assert f"nonspeech, short clips; {words}" in page.all("div", "tile")[-1].text
-    assert "in lower case without punctuation, whatever the normalizer" in page.by_id("hallucination").text
-    (row,) = [line.split() for line in tables(found).splitlines() if line.startswith("nonspeech ")]
-    assert row == ["nonspeech", "student", "short", "80", "34", "42.5", "0.57", "?"]
+    words = "clips with any word, in lower-case text without punctuation, for every normalizer"
+    assert f"nonspeech, short-form; {words}" in page.all("div", "tile")[-1].text
+    assert "in lower-case text without punctuation, for every normalizer" in page.by_id("hallucination").text
+    row, _ = [line.split() for line in format_results(found).splitlines() if line.startswith("nonspeech ")]
+    assert row == ["nonspeech", "student", "0.57", "34", "of", "80", "(42.5", "%)"]
 
 
 def test_clips_without_a_transcript_stand_beside_those_with_speech(tmp_path):
-    both = {"student": scores(14.2, silent_with_text=4), "teacher": scores(12.0, silent_with_text=1)}
-    found = results(sets=[speech_set(silent_clips=5, scores=both), silent_set()])
+    both = {"student": scores(14.2, no_speech_hallucinations=4), "teacher": scores(12.0, no_speech_hallucinations=1)}
+    found = results(sets=[speech_set(no_speech_clips=5, scores=both), silent_set()])
     page, _ = render(found, tmp_path)
     tile = page.all("div", "tile")[3].text
-    assert "4 of 5 clips teacher 1 librispeech-test-other, short clips, clips without a transcript" in tile
+    assert "4 of 5 clips teacher 1 librispeech-test-other, short-form, clips with an empty transcript" in tile
     column = [row[-1] for row in rows_of(page.by_id("hallucination").all("table")[0])[1:]]
     assert column == ["4 of 5 (80.0 %)", "1 of 5 (20.0 %)", "34 of 80 (42.5 %)", "20 of 80 (25.0 %)"]
 
@@ -74,7 +73,7 @@ def test_clips_at_the_limit_of_tokens_are_shown(tmp_path):
     found.sets[0].scores["student"].clips_at_limit = 3
     page, _ = render(found, tmp_path)
     table = rows_of(page.by_id("hallucination").all("table")[0])
-    assert [row[-2] for row in table] == ["clips at the token limit", "3", "", "", ""]
+    assert [row[-2] for row in table] == ["clips at token limit", "3", "", "", ""]
 
 
 def test_clips_of_one_name_keep_their_own_texts(tmp_path):

@@ -1,4 +1,4 @@
-"""Scores from manifests that were written by hand."""
+"""Scores of hand-written manifests."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from test_manifest import SETTINGS
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Results, save_spelling, score_directory, tables, write_report
+from askd_hf.evaluation import Results, format_results, save_spelling_normalizer, score_directory, write_report
 from askd_hf.evaluation.manifest import Manifest
 from askd_hf.evaluation.metrics import UNIFIED, normalizer_for
 from askd_hf.evaluation.scoring import repeated_ngrams
@@ -24,20 +24,22 @@ SPOKEN = [  # speaker, reference, the student's text, the teacher's
     ("ann", "twenty one ships", "21 ships sailed away", "21 ships"),
     ("ben", "won't you come", "will you come", "won't you come"),
     ("cem", "a b c d", "a b c d", "a b c"),
-    ("dee", "uh hmm", "hmm", ""),  # nothing but fillers: dropped by the English normalizer
+    ("dee", "uh hmm", "hmm", ""),  # only fillers: empty after the English normalizer
     ("eve", "ignore_time_segment_in_scoring", "what was said", "what was said"),
 ]
 
 
 def write(directory, role, texts, name="spoken", **changes):
-    """A complete manifest of (speaker, reference, prediction)."""
-    settings = dataclasses.replace(SETTINGS, role=role, weights=role, rows=len(texts), **changes)
-    settings.set = {**SETTINGS.set, "name": name} | changes.get("set", {})
+    """Write a complete manifest; texts are (speaker, reference, prediction)."""
+    metadata = dataclasses.replace(SETTINGS, role=role, weights=role, rows=len(texts), **changes)
+    metadata.set = {**SETTINGS.set, "name": name} | changes.get("set", {})
     manifest = Manifest(directory / "manifests", role, name)
-    manifest.begin(settings, batch_size=4)
+    manifest.prepare(metadata, batch_size=4)
     lines = []
     for i, (speaker, reference, prediction) in enumerate(texts):
-        line = dict(clip=f"{i}.wav", reference=reference, prediction=prediction, duration=3.6, seconds=0.5, tokens=3)
+        line = dict(
+            clip=f"{i}.wav", reference=reference, prediction=prediction, duration=3.6, transcription_time=0.5, tokens=3
+        )
         lines.append(line | ({"speaker": speaker} if speaker else {}))
     manifest.append(lines)
     manifest.finish()
@@ -46,14 +48,14 @@ def write(directory, role, texts, name="spoken", **changes):
 
 @pytest.fixture
 def evaluation(tmp_path):
-    save_spelling(tmp_path / "manifests", {"colour": "color"})
+    save_spelling_normalizer(tmp_path / "manifests", {"colour": "color"})
     write(tmp_path, "student", [row[:3] for row in SPOKEN])
     write(tmp_path, "teacher", [(*row[:2], row[3]) for row in SPOKEN])
     return tmp_path
 
 
 def edits(reference: list, prediction: list) -> int:
-    """Levenshtein's distance, the table filled in row by row."""
+    """Return the Levenshtein distance."""
     row = list(range(len(prediction) + 1))
     for i, left in enumerate(reference, start=1):
         previous, row = row, [i]
@@ -64,11 +66,11 @@ def edits(reference: list, prediction: list) -> int:
 
 def test_counts_by_hand(evaluation):
     result = score_directory(evaluation).sets[0]
-    assert (result.normalizer, result.clips, result.speech, result.blocks) == (UNIFIED, 4, True, "clip")
+    assert (result.normalizer, result.clips, result.has_speech, result.bootstrap_unit) == (UNIFIED, 4, True, "clip")
     # the color of the sea mister smith; 21 ships; will not you come; a b c d
     assert result.reference_words == 7 + 2 + 4 + 4
     assert result.hours == pytest.approx(4 * 3.6 / 3600)
-    assert result.dropped == {"reference empty after normalization": 1, "ignore time segment in scoring": 1}
+    assert result.excluded == {"reference empty after normalization": 1, "ignore time segment in scoring": 1}
     student, teacher = result.scores["student"], result.scores["teacher"]
     # without `the`; with `sailed away`; without `not`
     assert (student.substitutions, student.deletions, student.insertions) == (0, 2, 2)
@@ -76,12 +78,11 @@ def test_counts_by_hand(evaluation):
     assert student.wer == pytest.approx(100 * 4 / 17)
     assert student.insertion_rate == pytest.approx(100 * 2 / 17)
     assert student.wer_by_speaker == pytest.approx({"ann": 100 * 3 / 9, "ben": 25.0, "cem": 0.0})
-    assert student.clips_with_text == 4
-    assert student.seconds == pytest.approx(2.0)
-    assert result.paired.difference == pytest.approx(100 * 3 / 17)
-    assert (result.paired.first, result.paired.second) == ("student", "teacher")
-    assert result.paired.interval[0] <= result.paired.difference <= result.paired.interval[1]
-    assert result.paired.probability_of_improvement < 0.1
+    assert result.comparison.wer_difference == pytest.approx(100 * 3 / 17)
+    assert (result.comparison.system, result.comparison.baseline) == ("student", "teacher")
+    assert result.comparison.confidence_interval[0] <= result.comparison.wer_difference
+    assert result.comparison.wer_difference <= result.comparison.confidence_interval[1]
+    assert result.comparison.probability_of_improvement < 0.1
 
 
 @pytest.mark.parametrize("normalizer", ["english", "basic", "none"])
@@ -98,8 +99,8 @@ def test_rates_are_those_of_an_own_alignment(evaluation, normalizer):
         scores = result.scores[role]
         assert (scores.wer, scores.cer) == pytest.approx((100 * words, 100 * letters))
         assert scores.substitutions + scores.deletions + scores.insertions == round(words * result.reference_words)
-        assert scores.wer_interval[0] <= scores.wer <= scores.wer_interval[1]
-        assert scores.cer_interval[0] <= scores.cer <= scores.cer_interval[1]
+        assert scores.wer_confidence_interval[0] <= scores.wer <= scores.wer_confidence_interval[1]
+        assert scores.cer_confidence_interval[0] <= scores.cer <= scores.cer_confidence_interval[1]
 
 
 def test_normalizers_by_name():
@@ -118,9 +119,9 @@ def test_normalizers_by_name():
 
 def test_whispers_own_are_to_the_letter():
     for text in ("I’m — “here”… (laughs) कि İşik", "ก่า 今天", "wait... Mr. Smith's 20%"):
-        for name, theirs in (("english", EnglishTextNormalizer({})), ("basic", BasicTextNormalizer())):
+        for name, original in (("english", EnglishTextNormalizer({})), ("basic", BasicTextNormalizer())):
             for language in ("en", "hi", "tr"):
-                assert normalizer_for(name, language, {})[1](text) == " ".join(theirs(text).split())
+                assert normalizer_for(name, language, {})[1](text) == " ".join(original(text).split())
         by_letter = BasicTextNormalizer(split_letters=True)(text)
         assert normalizer_for("basic", "th", {})[1](text) == " ".join(by_letter.split())
         assert normalizer_for("basic", "th", {})[0] == "basic, by letter"
@@ -131,18 +132,18 @@ def test_marks_count_in_the_table_and_in_the_worst_clips(tmp_path):
     write(tmp_path, "student", texts, set={"language": "hi"})
     results = score_directory(tmp_path)
     (result,) = results.sets
-    assert (result.normalizer, result.reference_words, result.broken_words) == ("multilingual", 4, False)
+    assert (result.normalizer, result.reference_words, result.has_combining_marks) == ("multilingual", 4, False)
     assert result.scores["student"].wer == 75.0
     page = write_report(results, tmp_path).read_text()
-    for text in (tables(results), page):
-        assert "multilingual: without case, punctuation and variants of spelling, combining marks kept" in text
+    for text in (format_results(results), page):
+        assert "multilingual: removes case, punctuation and spelling variants, keeps combining marks" in text
     assert "3 errors" in page
     ignored = score_directory(tmp_path, "basic").sets[0]
-    assert (ignored.scores["student"].wer, ignored.broken_words) == (0.0, True)
+    assert (ignored.scores["student"].wer, ignored.has_combining_marks) == (0.0, True)
 
 
 def test_optional_vowel_signs_are_judged_by_each_models_text(tmp_path):
-    """And the references are the same for both."""
+    """The normalized references are the same for both models."""
     reference = "كَتَبَ الوَلَدُ"
     for role, said in (("student", "كُتِبَ الولد"), ("teacher", "كتب الولد")):
         write(tmp_path, role, [(None, reference, said)], set={"language": "ar"})
@@ -153,28 +154,28 @@ def test_optional_vowel_signs_are_judged_by_each_models_text(tmp_path):
     assert "كُتِب" in write_report(results, tmp_path).read_text()
 
 
-def test_a_set_without_speech_counts_what_was_made_up(tmp_path):
+def test_a_set_without_speech_counts_hallucinations(tmp_path):
     loop = "thanks for watching this " * 4
     texts = [(None, "", "you"), (None, "", " . "), (None, " ", ""), (None, "", loop)]
     write(tmp_path, "student", texts)
     result = score_directory(tmp_path).sets[0]
-    assert (result.speech, result.clips, result.dropped, result.reference_words) == (False, 4, {}, 0)
+    assert (result.has_speech, result.clips, result.excluded, result.reference_words) == (False, 4, {}, 0)
     scores = result.scores["student"]
-    assert scores.clips_with_text == 2  # a full stop is no text
-    assert (scores.wer, scores.wer_interval, scores.insertion_rate) == (None, None, None)
+    assert (result.no_speech_clips, scores.no_speech_hallucinations) == (4, 2)  # a full stop isn't a word
+    assert (scores.wer, scores.wer_confidence_interval, scores.insertion_rate) == (None, None, None)
     assert (scores.substitutions, scores.deletions, scores.insertions) == (0, 0, 17)
     assert scores.repeated_5grams == pytest.approx(100 * 8 / 12)  # 16 words, 12 of five, 4 different ones
-    assert "without speech" in tables(score_directory(tmp_path))
+    assert "2 of 4 (50.0 %)" in format_results(score_directory(tmp_path))
 
 
-def test_of_one_clip_no_interval_is_claimed(tmp_path):
+def test_one_clip_has_no_interval(tmp_path):
     for role, text in (("student", "a b c"), ("teacher", "a b c d")):
         write(tmp_path, role, [("ann", "a b c d", text)])
     results = score_directory(tmp_path)
     scores = results.sets[0].scores["student"]
-    assert (scores.wer, scores.wer_interval, scores.cer_interval) == (25.0, None, None)
-    assert results.sets[0].paired is None
-    assert "25.00 " in tables(results)
+    assert (scores.wer, scores.wer_confidence_interval, scores.cer_confidence_interval) == (25.0, None, None)
+    assert results.sets[0].comparison is None
+    assert "25.00 " in format_results(results)
     write_report(results, tmp_path)
 
 
@@ -190,26 +191,26 @@ def test_speakers_are_drawn_where_there_are_five(tmp_path):
     texts = [(f"s{i % 5}", "a b c d", " ".join(rng.choice(list("abcd"), size=4))) for i in range(30)]
     write(tmp_path, "student", texts)
     result = score_directory(tmp_path, "basic").sets[0]
-    assert result.blocks == "speaker"
+    assert result.bootstrap_unit == "speaker"
     assert result.scores["student"].wer_by_speaker.keys() == {f"s{i}" for i in range(5)}
-    assert "bootstrap over speakers" in tables(score_directory(tmp_path, "basic"))
+    assert "resampled over speakers" in format_results(score_directory(tmp_path, "basic"))
 
 
-def test_results_survive_the_file_and_tell_what_they_are(evaluation):
+def test_results_are_saved_and_loaded(evaluation):
     results = score_directory(evaluation)
     results.save(evaluation / "results.json")
     assert Results.load(evaluation / "results.json") == results
     assert json.loads((evaluation / "results.json").read_text())["sets"][0]["normalizer"] == UNIFIED
-    text = tables(results)
+    text = format_results(results)
     assert "english" in text
-    assert "spoken: 1 clips not scored: reference empty after normalization" in text
-    assert "23.53 (" in text  # 4 / 17
+    assert "spoken: excluded clips: 1 (reference empty after normalization), 1 (ignore" in text
+    assert "23.53 [" in text  # 4 / 17
 
 
-def test_conditions_that_differ_are_all_told(evaluation):
+def test_settings_that_differ_are_all_listed(evaluation):
     settings = score_directory(evaluation).settings
     assert (settings["num_beams"], settings["batch_size"], settings["device"]) == (1, 4, "cpu")
-    write(evaluation, "student", [row[:3] for row in SPOKEN], name="another", run=dict(batch_size=8, device="cpu"))
+    write(evaluation, "student", [row[:3] for row in SPOKEN], name="another", runtime=dict(batch_size=8, device="cpu"))
     settings = score_directory(evaluation).settings
     assert (settings["num_beams"], settings["batch_size"], settings["device"]) == (1, "8, 4", "cpu")
 
@@ -221,8 +222,8 @@ def test_the_intervals_are_the_same_every_time(evaluation):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(complete=False), r"teacher/spoken\.jsonl is incomplete: .* again"),
-        (dict(data="ffff"), "other clips or transcripts than that of the student"),
+        (dict(complete=False), r"teacher/spoken\.jsonl is incomplete\. .* again"),
+        (dict(data="ffff"), "other clips or transcripts than the manifest of the student"),
         (dict(decoding={"num_beams": 5}), "was decoded with .*'num_beams': 5"),
     ],
 )
@@ -242,8 +243,8 @@ def test_manifests_of_two_models_in_one_role(evaluation):
 
 
 def test_nothing_to_score(tmp_path):
-    with pytest.raises(UserError, match="no manifests"):
+    with pytest.raises(UserError, match="has no manifests"):
         score_directory(tmp_path)
     write(tmp_path, "student", [(None, "IGNORE_TIME_SEGMENT_IN_SCORING", "x")])
-    with pytest.raises(UserError, match="no clip is left"):
+    with pytest.raises(UserError, match="all clips are excluded"):
         score_directory(tmp_path)

@@ -1,4 +1,4 @@
-"""The teacher's exact text, the share of proposals that it kept, and an assistant that is left as it was."""
+"""Speculative decoding: identical tokens, acceptance rate, speedup, and no changes to the assistant."""
 
 import copy
 
@@ -10,7 +10,7 @@ from askd_hf import init_student
 from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation import speculative
-from askd_hf.evaluation.speculative import as_assistant, counting_proposals, measure_speculative
+from askd_hf.evaluation.speculative import as_assistant, count_proposals, measure_speculative
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def test_the_teacher_keeps_its_tokens(kind, teacher, processor, clips, request):
     student = request.getfixturevalue(kind)
     result = measure_speculative(teacher, student, processor, clips, "tones", repetitions=1)
     assert (result.set, result.clips, result.identical) == ("tones", 2, 2)
-    assert 0 <= result.acceptance_rate < 1  # untrained and of fewer layers, it can't be right always
-    assert result.teacher.lowest > 0 and result.assisted.lowest > 0 and result.times_faster > 0
+    assert 0 <= result.acceptance_rate < 1  # an untrained student with fewer layers isn't always right
+    assert result.teacher.lowest > 0 and result.assisted.lowest > 0 and result.speedup > 0
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -50,13 +50,13 @@ def test_a_shared_encoder_runs_once(teacher, same_encoder, other_encoder, proces
     for name, model in {"teacher": teacher, "same": same_encoder, "other": other_encoder}.items():
         model.model.encoder.register_forward_hook(lambda *_, name=name: runs.update({name: runs[name] + 1}))
     measure_speculative(teacher, same_encoder, processor, clips, "tones", repetitions=1)
-    assert runs == {"teacher": 2 * 4, "same": 0, "other": 0}  # 2 clips, alone and helped, untimed and timed
+    assert runs == {"teacher": 2 * 4, "same": 0, "other": 0}  # 2 clips, with and without assistant, untimed and timed
     measure_speculative(teacher, other_encoder, processor, clips, "tones", repetitions=1)
     assert runs == {"teacher": 2 * 2 * 4, "same": 0, "other": 2 * 2}
 
 
 def write_always(model, tokens: list[int]) -> None:
-    """Make a model write these tokens whatever it hears: at every position it is sure of the next one."""
+    """Replace the logits of a model so that it generates these tokens for every input."""
 
     def replace_logits(_, args, kwargs, output):
         new = output.logits.shape[1]
@@ -99,7 +99,7 @@ def test_nothing_right(teacher, other_encoder, processor, clips):
 def test_the_ratio_is_that_of_the_clock(teacher, other_encoder, processor, clips, monkeypatch):
     clock, order = [0.0], []
     generate = teacher.generate
-    # the untimed pass over 2 clips, then 3 passes in which a clip takes so long
+    # seconds per clip: the untimed pass over 2 clips, then 3 timed passes
     takes = {False: iter([9.0] * 2 + [4.0] * 2 + [6.0] * 2 + [5.0] * 2), True: iter([9.0] * 2 + [2.0] * 2 + [1.0] * 4)}
 
     def slow_generate(*args, **kwargs):
@@ -109,16 +109,16 @@ def test_the_ratio_is_that_of_the_clock(teacher, other_encoder, processor, clips
         return generate(*args, **kwargs)
 
     monkeypatch.setattr(teacher, "generate", slow_generate)
-    monkeypatch.setattr(speculative, "now", lambda device: clock[0])
+    monkeypatch.setattr(speculative, "synchronized_time", lambda device: clock[0])
     result = measure_speculative(teacher, other_encoder, processor, clips, "tones", repetitions=3)
     assert (result.teacher.median, result.assisted.median) == (10.0, 2.0)
-    assert result.times_faster == 5.0  # of 8 / 4, 12 / 2, 10 / 2
+    assert result.speedup == 5.0  # of 8 / 4, 12 / 2, 10 / 2
     assert order[4:] == [False, True] * 2 + [True, False] * 2 + [False, True] * 2
 
 
 def test_the_assistant_is_left_as_it_was(teacher, same_encoder, other_encoder, processor, clips):
     for student in (same_encoder, other_encoder):
-        student.generation_config.num_assistant_tokens_schedule = "heuristic"  # which `generate` notes there
+        student.generation_config.num_assistant_tokens_schedule = "heuristic"  # `generate` writes to the config then
         config, before = student.generation_config, student.generation_config.to_dict()
         features = torch.randn(1, 8, 100)
         alone = student.generate(features)
@@ -140,12 +140,12 @@ def test_the_assistant_is_left_as_it_was_after_an_error(teacher, other_encoder):
 
 def test_counting_ends(teacher, other_encoder):
     features = torch.randn(1, 8, 100)
-    with counting_proposals() as count:
+    with count_proposals() as count:
         teacher.generate(features, assistant_model=other_encoder)
-    made = count.made
+    made = count.proposed
     assert made > 0
     teacher.generate(features, assistant_model=other_encoder)
-    assert count.made == made
+    assert count.proposed == made
 
 
 def test_another_vocabulary_is_refused(teacher, clips):
@@ -156,5 +156,5 @@ def test_another_vocabulary_is_refused(teacher, clips):
 
 
 def test_no_room_for_proposals(teacher, other_encoder, processor, clips):
-    with pytest.raises(UserError, match="proposed nothing"):
+    with pytest.raises(UserError, match="proposed no tokens"):
         measure_speculative(teacher, other_encoder, processor, clips, "tones", max_length=1)

@@ -1,4 +1,4 @@
-"""Speed is measured on what `generate` does, and the ratios are those of the seconds that the clock showed."""
+"""Speed measurement: the same tokens as `generate`, and times from a fake clock."""
 
 import itertools
 import json
@@ -15,7 +15,8 @@ from askd_hf import init_student
 from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation import memory, speed
-from askd_hf.evaluation.speed import measure_speed, model_facts, transcribe_in_halves
+from askd_hf.evaluation.model_info import describe_model
+from askd_hf.evaluation.speed import measure_speed, timed_generate
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def clips(tmp_path):
 
 @pytest.fixture
 def pair(processor):
-    """A student and a teacher that write texts of different lengths."""
+    """A student and a teacher that generate texts of different lengths."""
     return {"student": make_whisper(processor, seed=2, decoder_layers=2), "teacher": make_whisper(processor)}
 
 
@@ -44,30 +45,30 @@ def test_the_halves_give_the_tokens_of_plain_generate(processor, pair, clips, ba
     for model in pair.values():
         for batch in features.split(batch_size):
             plain = model.eval().generate(batch, num_beams=1, do_sample=False)
-            for _ in range(2):  # a second time, in case the first has left something behind
-                tokens, encoder, decoder = transcribe_in_halves(model, batch)
+            for _ in range(2):  # twice: the first call must not change the model
+                tokens, encoder, decoder = timed_generate(model, batch)
                 assert torch.equal(tokens, plain)
             assert encoder > 0 and decoder > 0
 
 
 def test_lengths_that_are_known_cost_no_decoding(clips, monkeypatch):
-    seconds = speed.clip_seconds(clips, 1.0)
+    seconds = speed.clip_durations(clips, 1.0)
     assert seconds == [len(soundfile.read(row["audio"]["path"])[0]) / 16_000 for row in clips]
     monkeypatch.setattr(speed, "waveform", None)
     known = clips.add_column("duration", seconds)
-    assert speed.clip_seconds(known, 1.0) == seconds
-    with pytest.raises(UserError, match=r"Speed is measured on clips of at most 0.1 s"):
-        speed.clip_seconds(known, 0.1)
+    assert speed.clip_durations(known, 1.0) == seconds
+    with pytest.raises(UserError, match=r"speed requires clips of at most 0.1 s"):
+        speed.clip_durations(known, 0.1)
 
 
 class FakeTime:
-    """A clock that only stands still and is put forward: the encoder takes 1 s a batch, `generate` what is said."""
+    """A fake clock: the encoder takes 1 s per batch, `generate` the given seconds."""
 
     def __init__(self, monkeypatch, models, decoding):
         self.now = 0.0
         self.order = []
-        self.decoding = decoding  # role -> an endless iterator of seconds
-        monkeypatch.setattr(speed, "now", lambda device: self.now)
+        self.decoding = decoding  # iterator of seconds by role
+        monkeypatch.setattr(speed, "synchronized_time", lambda device: self.now)
         for role, model in models.items():
             self.slow_down(role, model)
 
@@ -93,19 +94,19 @@ def test_times_are_those_of_the_clock(processor, pair, clips, monkeypatch):
     teacher = iter([99.0, *(9.0, 9.0), *(5.0, 5.0), *(4.0, 4.0), 99.0])
     FakeTime(monkeypatch, pair, {"student": student, "teacher": teacher})
     result = measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[3], repetitions=3)
-    ours, theirs = result.rows
-    assert (ours.role, ours.batch_size, theirs.role) == ("student", 3, "teacher")
+    student_row, teacher_row = result.rows
+    assert (student_row.role, student_row.batch_size, teacher_row.role) == ("student", 3, "teacher")
     # totals: student 2+2, 2+4, 2+8; teacher 2+18, 2+10, 2+8
-    assert (ours.total.median, ours.total.lowest, ours.total.highest) == (6.0, 4.0, 10.0)
-    assert (theirs.total.median, theirs.total.lowest, theirs.total.highest) == (12.0, 10.0, 20.0)
-    assert (ours.encoder.median, ours.decoder.median, theirs.decoder.highest) == (2.0, 4.0, 18.0)
-    assert ours.times_faster == statistics.median([20 / 4, 12 / 6, 10 / 10]) == 2.0
-    assert theirs.times_faster == 1.0
-    # only the batches of 3: encoder and decoder of the first in every pass
-    assert ours.latency == statistics.median([1 + 1.5, 1 + 3.5, 1 + 6.5])
+    assert (student_row.total.median, student_row.total.lowest, student_row.total.highest) == (6.0, 4.0, 10.0)
+    assert (teacher_row.total.median, teacher_row.total.lowest, teacher_row.total.highest) == (12.0, 10.0, 20.0)
+    assert (student_row.encoder.median, student_row.decoder.median, teacher_row.decoder.highest) == (2.0, 4.0, 18.0)
+    assert student_row.speedup == statistics.median([20 / 4, 12 / 6, 10 / 10]) == 2.0
+    assert teacher_row.speedup == 1.0
+    # latency is of full batches only: the first batch of each pass
+    assert student_row.latency == statistics.median([1 + 1.5, 1 + 3.5, 1 + 6.5])
     seconds = sum(soundfile.info(row["audio"]["path"]).duration for row in clips)
     assert result.audio_seconds == pytest.approx(seconds)
-    assert ours.rtfx == pytest.approx(seconds / 6)
+    assert student_row.rtfx == pytest.approx(seconds / 6)
     assert (result.set, result.clips, result.repetitions) == ("tones", 5, 3)
 
 
@@ -132,7 +133,7 @@ def test_tokens_are_counted_without_filling_and_end(processor, pair, clips):
         assert [row.tokens for row in result.rows if row.role == role] == [expected, expected]
 
 
-def test_what_fills_a_batch_up_is_not_counted(processor, pair):
+def test_padding_is_not_counted(processor, pair):
     end = processor.tokenizer.eos_token_id
     assert speed.count_tokens(pair["student"], torch.tensor([[5, 6, 7, end], [5, end, end, end], [end] * 4])) == 4
 
@@ -153,10 +154,10 @@ def test_conditions_are_noted(processor, pair, clips):
     assert result.device
 
 
-def test_a_model_alone_is_faster_than_nobody(processor, pair, clips):
+def test_a_single_model_has_no_speedup(processor, pair, clips):
     alone = {"student": pair["student"]}
     result = measure_speed(alone, both(processor, alone), clips, "tones", batch_sizes=[1], repetitions=1)
-    assert [row.times_faster for row in result.rows] == [None]
+    assert [row.speedup for row in result.rows] == [None]
 
 
 def test_different_conditions_are_refused(processor, pair, clips):
@@ -166,13 +167,13 @@ def test_different_conditions_are_refused(processor, pair, clips):
 
 
 def test_too_few_clips_for_a_batch(processor, pair, clips):
-    with pytest.raises(UserError, match="5 clips can't fill a batch of 16"):
+    with pytest.raises(UserError, match=r"batch size 16 requires .* got 5"):
         measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[1, 16])
 
 
 def test_a_clip_longer_than_the_window_is_named(processor, pair, clips, tmp_path):
     soundfile.write(tmp_path / "speech/audio/003.wav", np.zeros(24_000), 16_000)
-    with pytest.raises(UserError, match=r"003\.wav: 1\.5 s"):
+    with pytest.raises(UserError, match=r"003\.wav: .* got 1\.5 s"):
         measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[1])
 
 
@@ -180,8 +181,8 @@ def test_a_clip_longer_than_the_window_is_named(processor, pair, clips, tmp_path
 def test_the_clock_waits_for_any_accelerator(kind, monkeypatch):
     waited = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
-    speed.now(torch.device(kind))
-    speed.now(torch.device("cpu"))
+    speed.synchronized_time(torch.device(kind))
+    speed.synchronized_time(torch.device("cpu"))
     assert waited == [torch.device(kind)]
 
 
@@ -212,7 +213,7 @@ def test_peak_memory_has_the_weights(processor, pair, clips):
     result = measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[1], repetitions=1)
     for row, model in zip(result.rows, pair.values(), strict=True):
         # the projection to the vocabulary is the token embedding: counted once
-        assert memory.weight_bytes(model) == 4 * model.num_parameters()
+        assert model.get_memory_footprint() == 4 * model.num_parameters()
         assert row.peak_memory_mb is None or row.peak_memory_mb >= 4 * model.num_parameters() / 1e6
 
 
@@ -222,21 +223,21 @@ def test_peak_memory_has_the_weights(processor, pair, clips):
 def test_facts_of_a_directory(processor, tmp_path):
     student = init_student(make_whisper(processor), 2)
     student.save_pretrained(tmp_path / "whole")
-    facts = model_facts(str(tmp_path / "whole"), student)
+    facts = describe_model(str(tmp_path / "whole"), student)
     assert (facts.encoder_layers, facts.decoder_layers) == (2, 2)
     assert facts.parameters == sum(p.numel() for p in student.parameters())
-    assert facts.megabytes == (tmp_path / "whole/model.safetensors").stat().st_size / 1e6
+    assert facts.size_mb == (tmp_path / "whole/model.safetensors").stat().st_size / 1e6
     (tmp_path / "whole/model.fp32.safetensors").write_bytes(b"another format of the same weights")
-    assert model_facts(str(tmp_path / "whole"), student) == facts
+    assert describe_model(str(tmp_path / "whole"), student) == facts
 
 
 def test_the_dtype_on_disk_is_said(processor, tmp_path):
     model = make_whisper(processor)
-    assert model_facts("layers of something", model).stored_dtype is None
+    assert describe_model("layers of something", model).stored_dtype is None
     model.save_pretrained(tmp_path / "whole")
-    assert model_facts(str(tmp_path / "whole"), model).stored_dtype == "float32"
+    assert describe_model(str(tmp_path / "whole"), model).stored_dtype == "float32"
     model.half().save_pretrained(tmp_path / "half", max_shard_size="20KB")
-    assert model_facts(str(tmp_path / "half"), model.float()).stored_dtype == "float16"
+    assert describe_model(str(tmp_path / "half"), model.float()).stored_dtype == "float16"
 
 
 def test_size_of_weights_in_several_files(processor, tmp_path):
@@ -244,21 +245,21 @@ def test_size_of_weights_in_several_files(processor, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     shards = list(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert model_facts(str(tmp_path), model).megabytes == sum(f.stat().st_size for f in shards) / 1e6
+    assert describe_model(str(tmp_path), model).size_mb == sum(f.stat().st_size for f in shards) / 1e6
     shards[0].unlink()
-    assert model_facts(str(tmp_path), model).megabytes is None
+    assert describe_model(str(tmp_path), model).size_mb is None
 
 
 def test_size_of_weights_in_the_hub_cache(processor, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model = make_whisper(processor)
-    assert model_facts("someone/whisper", model).megabytes is None
+    assert describe_model("someone/whisper", model).size_mb is None
     snapshot = tmp_path / "models--someone--whisper" / "snapshots" / "abc"
     model.save_pretrained(snapshot)
     (tmp_path / "models--someone--whisper/refs").mkdir()
     (tmp_path / "models--someone--whisper/refs/main").write_text("abc")
     weights = (snapshot / "model.safetensors").stat().st_size
-    assert model_facts("someone/whisper", model).megabytes == weights / 1e6
+    assert describe_model("someone/whisper", model).size_mb == weights / 1e6
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "missing.safetensors"}}))
-    assert model_facts("someone/whisper", model).megabytes is None
+    assert describe_model("someone/whisper", model).size_mb is None

@@ -1,11 +1,12 @@
-"""What is loaded for a suite."""
+"""Named suites, and loading of a set."""
 
 import pytest
 from conftest import write_speech
 from datasets import Audio, Dataset
 
+from askd_hf import evaluation
 from askd_hf.errors import UserError
-from askd_hf.evaluation import EvalSet, EvaluationArguments, suite_sets
+from askd_hf.evaluation import DatasetSpec, EvaluationArguments, suite_sets
 from askd_hf.evaluation.suites import SUITES, load_set, with_speakers
 
 
@@ -37,8 +38,8 @@ def test_sets_by_language(suite, language, dataset, config, code):
     ("name", "language", "message"),
     [
         ("open_asr", None, "did you mean open-asr"),
-        ("fleurs", None, "choose one, as in --language"),
-        ("fleurs", "klingon", "hasn't --language klingon"),
+        ("fleurs", None, "fleurs requires --language"),
+        ("fleurs", "klingon", "got 'klingon'"),
         ("ami", "fr", "is English"),
     ],
 )
@@ -54,7 +55,7 @@ def test_several_suites_and_own_speech_in_one_run():
     names = [source.name for source in args.sets()]
     assert names == ["librispeech-test-clean", "librispeech-test-other", "my-speech-test-5"]
     args.eval_splits = ["test[:5%]", "test[5:]"]
-    with pytest.raises(UserError, match="two different sets are called my-speech-test-5"):
+    with pytest.raises(UserError, match="two different sets are named my-speech-test-5"):
         args.sets()
 
 
@@ -75,7 +76,7 @@ def test_only_what_is_needed_is_kept(tmp_path, speaker_column):
         "text": ["no", "no", "no"],
     }
     Dataset.from_dict(table).cast_column("path", Audio(decode=False)).to_parquet(tmp_path / "test.parquet")
-    source = EvalSet("own", str(tmp_path), None, "test", "sentence", "path", speaker_column)
+    source = DatasetSpec("own", str(tmp_path), None, "test", "sentence", "path", speaker_column)
     loaded = load_set(source, limit=2)
     assert set(loaded.column_names) == {"audio", "text", "clip", "speaker"}
     assert (loaded["text"][:], loaded["speaker"][:]) == (["a", None], ["7", None])
@@ -89,13 +90,20 @@ def test_only_what_is_needed_is_kept(tmp_path, speaker_column):
         (["ann", "", "ben"], ["ann", None, "ben"]),
     ],
 )
-def test_speakers_of_any_kind_are_names_or_nobody(names, expected):
+def test_speakers_are_strings_or_none(names, expected):
     speech = with_speakers(Dataset.from_dict({"clip": ["a", "b", "c"], "speaker": names}))
     assert (speech["speaker"][:] if "speaker" in speech.column_names else None) == expected
 
 
 def test_speakers_that_are_not_there(tmp_path):
     write_speech(tmp_path, clips=2)
-    assert "speaker" not in load_set(EvalSet("own", str(tmp_path), None, "train")).column_names
-    with pytest.raises(UserError, match=r"no column 'who' for the speaker.*--speaker_column"):
-        load_set(EvalSet("own", str(tmp_path), None, "train", speaker_column="who"))
+    assert "speaker" not in load_set(DatasetSpec("own", str(tmp_path), None, "train")).column_names
+    with pytest.raises(UserError, match=r"has no column 'who': --speaker_column must be one of"):
+        load_set(DatasetSpec("own", str(tmp_path), None, "train", speaker_column="who"))
+
+
+def test_old_names_of_the_package_still_work():
+    with pytest.warns(FutureWarning, match="EvalSet is called DatasetSpec now"):
+        assert evaluation.EvalSet is DatasetSpec
+    with pytest.warns(FutureWarning, match="tables is called format_results now"):
+        assert evaluation.tables is evaluation.format_results

@@ -1,4 +1,4 @@
-"""What is decoded: which clips, by which method, and what is refused before."""
+"""Which clips are decoded, by which method, and errors before decoding."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import torch
 from conftest import make_multilingual, make_whisper
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Decoding, EvalSet, complete, plan_manifests, prepare_set, spread_clips
+from askd_hf.evaluation import DatasetSpec, Decoding, plan_jobs, prepare_set, run_job, spread_clips
 from askd_hf.evaluation.transcribe import token_limit
 from askd_hf.models.generation_config import set_language
 
@@ -23,29 +23,29 @@ def source(tmp_path):
         soundfile.write(tmp_path / f"{i}.wav", np.sin(np.arange(int(16_000 * seconds)) / 9), 16_000)
         rows.append(f"{i}.wav,{text}")
     (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
-    return EvalSet("own", str(tmp_path), None, "train")
+    return DatasetSpec("own", str(tmp_path), None, "train")
 
 
 def test_all_joined_recordings_are_decoded(source):
-    short, joined = prepare_set(source, window=1.0, long_form=["chunked"], join_seconds=2.0)
-    assert (short.source.name, len(short.clips), short.dropped) == ("own", 5, {"longer than 1 s": 1})
-    assert (joined.source.name, joined.method) == ("own-joined-chunked", "chunked")
-    # 0.4 + 0.9 s and the pause; 0.5 s, with which 2.2 s doesn't fit; 2.2 s; 0.8 s
+    short, joined = prepare_set(source, window=1.0, long_form=["chunked"], concatenate_seconds=2.0)
+    assert (short.spec.name, len(short.clips), short.excluded) == ("own", 5, {"longer than 1 s": 1})
+    assert (joined.spec.name, joined.method) == ("own-joined-chunked", "chunked")
+    # 0.4 + 0.9 s and the pause; 0.5 s, because 2.2 s doesn't fit; 2.2 s; 0.8 s
     assert dict(zip(joined.clips["text"], joined.clips["duration"], strict=True)) == pytest.approx(
         {"f": 2.2, "a b c": 1.8, "": 0.8, "d e": 0.5}
     )
-    assert joined.dropped == {"ignore time segment in scoring": 1}
+    assert joined.excluded == {"ignore time segment in scoring": 1}
 
 
 def test_recordings_that_would_not_be_long_are_refused(source):
     for seconds in (0.5, 1.0):
-        with pytest.raises(UserError, match=rf"--join_clips {seconds:g}: long recordings are over 1 s"):
-            prepare_set(source, window=1.0, long_form=["chunked"], join_seconds=seconds)
+        with pytest.raises(UserError, match=rf"--concatenate_seconds must be greater than .*\(1 s\), got {seconds:g}"):
+            prepare_set(source, window=1.0, long_form=["chunked"], concatenate_seconds=seconds)
 
 
 def test_it_is_said_when_nothing_is_long(source, caplog):
-    assert [prepared.source.name for prepared in prepare_set(source, window=3.0, long_form=["sequential"])] == ["own"]
-    assert "own: nothing for --long_form" in caplog.text
+    assert [prepared.spec.name for prepared in prepare_set(source, window=3.0, long_form=["sequential"])] == ["own"]
+    assert "own: no clips for --long_form" in caplog.text
     caplog.clear()
     assert len(prepare_set(source, window=2.0, long_form=["sequential"])) == 2
     assert not caplog.records
@@ -56,13 +56,13 @@ def test_clips_to_time_are_spread_over_the_short_ones(source):
     timed, clips = spread_clips(sets[::-1], 2)
     assert (timed.name, clips["duration"][:]) == ("own", [0.9, 0.5])  # the first and the third of five, longest first
     assert len(spread_clips(sets, 32)[1]) == 5
-    with pytest.raises(UserError, match="no set has any: leave them out"):
+    with pytest.raises(UserError, match="Remove these options"):
         spread_clips(sets[1:], 2)
 
 
 @pytest.mark.parametrize("max_length", [None, 5])
 def test_the_limit_of_tokens_is_that_of_generate(processor, max_length):
-    """The models are untrained: they go on until they are stopped."""
+    """The untrained models generate up to the limit."""
     multilingual, its_processor = make_multilingual()
     set_language(multilingual, its_processor, "zh", "transcribe")
     options = {} if max_length is None else {"max_length": max_length}
@@ -72,7 +72,7 @@ def test_the_limit_of_tokens_is_that_of_generate(processor, max_length):
 
 
 def test_labels_are_no_work_where_none_are_needed(source, tmp_path, monkeypatch):
-    """A transcript of any length will do, too: none is made tokens of, but what was generated is counted."""
+    """Transcripts may have any length: they aren't tokenized, but generated tokens are counted."""
     model, processor = make_multilingual()
 
     def refuse(*args, **kwargs):
@@ -85,6 +85,6 @@ def test_labels_are_no_work_where_none_are_needed(source, tmp_path, monkeypatch)
     prepared = prepare_set(source, window=1.0)
     options = dict(device=torch.device("cpu"), dtype=torch.float32)
     models = {"student": ("x", model, processor)}
-    (job,) = plan_manifests(models, prepared, Decoding(batch_size=2), tmp_path / "manifests", **options)
-    complete(job)
+    (job,) = plan_jobs(models, prepared, Decoding(batch_size=2), tmp_path / "manifests", **options)
+    run_job(job)
     assert len(job.manifest.rows()) == 5

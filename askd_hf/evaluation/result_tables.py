@@ -1,0 +1,326 @@
+"""Tables of evaluation results, as plain text for the terminal and as Markdown for the model card.
+
+The HTML report has the same headings.
+"""
+
+import statistics
+from dataclasses import dataclass, field
+
+from .metrics import describe_normalizers
+from .results import CONFIDENCE, EvaluatedModel, Results, Scores, SetResult, Speculative, Speed, Timing
+
+HEADINGS = {
+    "acceptance_rate": "accepted tokens",
+    "cer": "CER, %",
+    "clips": "clips",
+    "clips_at_limit": "clips at token limit",
+    "decoder": "decoder, s",
+    "deletions": "deletions",
+    "encoder": "encoder, s",
+    "hours": "hours",
+    "identical": "clips with identical tokens",
+    "insertion_rate": "insertion rate, %",
+    "insertions": "insertions",
+    "latency": "latency, s per batch",
+    "layers": "encoder / decoder layers",
+    "model": "model",
+    "no_speech_hallucinations": "no-speech clips with text",
+    "normalizer": "normalizer",
+    "parameters": "parameters",
+    "peak_memory_mb": "peak memory, MB",
+    "probability_of_improvement": "probability of improvement",
+    "relative_difference": "relative WER change",
+    "repeated_5grams": "repeated 5-grams, %",
+    "rtfx": "RTFx",
+    "set": "set",
+    "size_mb": "MB on disk",
+    "speedup": "speedup",
+    "substitutions": "substitutions",
+    "total": "total, s",
+    "wer": "WER, %",
+    "wer_difference": "WER difference, points",
+    "words": "words",
+}
+COMBINING_MARKS_NOTE = (
+    "basic removes combining marks, such as vowel signs, which splits words: the error rates are of what is left"
+)
+PLAIN_TEXT_NOTE = "in lower-case text without punctuation, for every normalizer"
+RTFX_NOTE = "RTFx: seconds of audio transcribed per second"
+
+
+@dataclass
+class Table:
+    """A table of text cells.
+
+    Attributes:
+        title: what the table shows.
+        header: one heading per column.
+        rows: one list of cells per row.
+        text_columns: number of leading columns that are aligned to the left; the others are aligned to the right.
+        notes: sentences for below the table.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    text_columns: int = 1
+    notes: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """Return the title, the table with aligned columns, and the notes, one per line."""
+        rows = [self.header, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < self.text_columns else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        return "\n".join([f"{self.title}:", *lines, *(f"{note}." for note in self.notes)])
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, without title and notes."""
+        rules = ["---" if i < self.text_columns else "---:" for i in range(len(self.header))]
+        lines = [self.header, rules, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def format_results(results: Results) -> str:
+    """Return all tables for which there are results, for the terminal."""
+    speech = [result for result in results.sets if result.has_speech]
+    tables = [model_table(results, names=True)]
+    if speech:
+        tables += [
+            error_rate_table(speech),
+            comparison_table(speech),
+            error_type_table(speech),
+            _speaker_table(speech),
+        ]
+    if results.sets:
+        tables.append(hallucination_table(results.sets))
+    if results.speed is not None:
+        tables.append(speed_table(results.speed, ranges=True))
+    if results.speculative is not None:
+        tables.append(speculative_table(results.speculative))
+    parts = [table.text() for table in tables if table.rows]
+    if excluded := excluded_lines(results.sets):
+        parts.append("\n".join(excluded))
+    settings = ", ".join(f"{name} {value}" for name, value in results.settings.items() if value is not None)
+    return "\n\n".join([*parts, f"Settings: {settings}"])
+
+
+# ---- cells ----
+
+
+def with_interval(value: float | None, interval: tuple[float, float] | None, signed: bool = False) -> str:
+    """Return a value with its confidence interval: "6.85 [3.75, 10.27]"; empty for None."""
+    if value is None:
+        return ""
+    sign = "+" if signed else ""
+    if interval is None:
+        return f"{value:{sign}.2f}"
+    return f"{value:{sign}.2f} [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
+
+
+def set_name(result: SetResult) -> str:
+    """Return the name of a set, with its method and task unless they are short-form and transcribe."""
+    details = [result.method] if result.method != "short_form" else []
+    details += [result.task] if result.task != "transcribe" else []
+    return ", ".join([result.name, *details])
+
+
+def size_on_disk(model: EvaluatedModel) -> str:
+    """Return the size of the stored weights in MB with their dtype; "" if they aren't stored locally."""
+    return "" if model.size_mb is None else f"{model.size_mb:,.1f} {model.stored_dtype or ''}".rstrip()
+
+
+def no_speech_share(result: SetResult, scores: Scores) -> str:
+    """Return the no-speech clips with text as "34 of 80 (42.5 %)"; "" for a set without such clips."""
+    if not result.no_speech_clips:
+        return ""
+    share = scores.no_speech_hallucinations / result.no_speech_clips
+    return f"{scores.no_speech_hallucinations:,} of {result.no_speech_clips:,} ({100 * share:.1f} %)"
+
+
+def speedup(value: float | None) -> str:
+    """Return a speedup as "1.52x"; "" for None."""
+    return "" if value is None else f"{value:.2f}x"
+
+
+def _optional(value: float | None, spec: str) -> str:
+    return "" if value is None else f"{value:{spec}}"
+
+
+def _headings(*names: str) -> list[str]:
+    return [HEADINGS[name] for name in names]
+
+
+# ---- tables ----
+
+
+def model_table(results: Results, names: bool = False) -> Table:
+    """Return the sizes of the models; with `names` also where they were loaded from, which may be a local path."""
+    rows = [
+        [role, f"{model.encoder_layers} / {model.decoder_layers}", f"{model.parameters:,}", size_on_disk(model)]
+        for role, model in results.models.items()
+    ]
+    header = _headings("model", "layers", "parameters", "size_mb")
+    if names:
+        header.append("loaded from")
+        rows = [[*row, model.name] for row, model in zip(rows, results.models.values(), strict=True)]
+    return Table("Models", header, rows)
+
+
+def _pairs(results: list[SetResult]) -> list[tuple[SetResult, str, Scores]]:
+    return [(result, role, scores) for result in results for role, scores in result.scores.items()]
+
+
+def error_rate_table(results: list[SetResult]) -> Table:
+    """Return WER and CER of all models on sets with speech."""
+    rows = [
+        [
+            set_name(result),
+            role,
+            with_interval(scores.wer, scores.wer_confidence_interval),
+            with_interval(scores.cer, scores.cer_confidence_interval),
+            f"{result.clips:,}",
+            f"{result.hours:.2f}",
+            f"{result.reference_words:,}",
+            result.normalizer_name,
+        ]
+        for result, role, scores in _pairs(results)
+    ]
+    header = _headings("set", "model", "wer", "cer", "clips", "hours", "words", "normalizer")
+    notes = [interval_note(results), f"Normalizers: {describe_normalizers({result.normalizer for result in results})}"]
+    if marks := [result.name for result in results if result.has_combining_marks]:
+        notes.append(f"{', '.join(marks)}: {COMBINING_MARKS_NOTE}")
+    return Table("Error rates", header, rows, 2, notes)
+
+
+def interval_note(results: list[SetResult]) -> str:
+    """Return what the intervals are."""
+    units = " or ".join(sorted({f"{result.bootstrap_unit}s" for result in results}))
+    return f"[a, b]: {100 * CONFIDENCE:g} % bootstrap confidence interval, resampled over {units}"
+
+
+def comparison_table(results: list[SetResult]) -> Table:
+    """Return the paired comparisons of the first with the last model."""
+    rows = []
+    for result in results:
+        if (paired := result.comparison) is not None:
+            rows.append(
+                [
+                    set_name(result),
+                    f"{paired.system} - {paired.baseline}",
+                    with_interval(paired.wer_difference, paired.confidence_interval, signed=True),
+                    relative_difference(result),
+                    f"{100 * paired.probability_of_improvement:.1f} %",
+                ]
+            )
+    names = ("wer_difference", "relative_difference", "probability_of_improvement")
+    notes = ["Paired bootstrap on the same clips. Negative: the first model is better"]
+    return Table("Comparison", [HEADINGS["set"], "models", *_headings(*names)], rows, 2, notes)
+
+
+def relative_difference(result: SetResult) -> str:
+    """Return the WER difference relative to the baseline, such as "+18.5 %"; "" if the baseline has no errors."""
+    baseline = result.scores[result.comparison.baseline].wer
+    return f"{100 * result.comparison.wer_difference / baseline:+.1f} %" if baseline else ""
+
+
+def error_type_table(results: list[SetResult]) -> Table:
+    """Return the word errors of all models on sets with speech, by type."""
+    rows = [
+        [set_name(result), role, *(f"{n:,}" for n in (scores.substitutions, scores.deletions, scores.insertions))]
+        for result, role, scores in _pairs(results)
+    ]
+    header = _headings("set", "model", "substitutions", "deletions", "insertions")
+    return Table("Error types", header, rows, 2, ["Number of words"])
+
+
+def _speaker_table(results: list[SetResult]) -> Table:
+    """Return the spread of the WER over the speakers; the WER of each is in results.json."""
+    rows = []
+    for result, role, scores in _pairs(results):
+        if len(scores.wer_by_speaker) > 1:
+            ranked = sorted(scores.wer_by_speaker.items(), key=lambda item: item[1])
+            median = statistics.median(scores.wer_by_speaker.values())
+            name, highest = ranked[-1]  # Common Voice has speaker ids of 128 digits
+            spread = [f"{ranked[0][1]:.2f}", f"{median:.2f}", f"{highest:.2f} ({name[:12]})"]
+            rows.append([set_name(result), role, str(len(ranked)), *spread])
+    header = [*_headings("set", "model"), "speakers", "lowest WER, %", "median WER, %", "highest WER, % (speaker)"]
+    return Table("Speakers", header, rows, 2)
+
+
+def hallucination_table(results: list[SetResult]) -> Table:
+    """Return the hallucination indicators of all models on all sets."""
+    rows = [
+        [
+            set_name(result),
+            role,
+            _optional(scores.insertion_rate, ".2f"),
+            f"{scores.repeated_5grams:.2f}",
+            _optional(scores.clips_at_limit, ","),
+            no_speech_share(result, scores),
+        ]
+        for result, role, scores in _pairs(results)
+    ]
+    names = ("set", "model", "insertion_rate", "repeated_5grams", "clips_at_limit", "no_speech_hallucinations")
+    notes = [f"Repeated 5-grams and no-speech clips with text are counted {PLAIN_TEXT_NOTE}"]
+    return Table("Hallucination indicators", _headings(*names), rows, 2, notes)
+
+
+def excluded_lines(results: list[SetResult]) -> list[str]:
+    """Return one line per set with excluded clips, such as "test: excluded clips: 3 (no transcript)"."""
+    lines = []
+    for result in results:
+        if result.excluded:
+            reasons = ", ".join(f"{count:,} ({reason})" for reason, count in result.excluded.items())
+            lines.append(f"{set_name(result)}: excluded clips: {reasons}")
+    return lines
+
+
+def speed_table(speed: Speed, ranges: bool = False) -> Table:
+    """Return the speed of all models; with `ranges` also the range of each time over the repetitions."""
+
+    def seconds(timing: Timing) -> str:
+        return with_interval(timing.median, (timing.lowest, timing.highest) if ranges else None)
+
+    rows = [
+        [
+            row.role,
+            str(row.batch_size),
+            speedup(row.speedup),
+            f"{row.rtfx:.1f}",
+            f"{row.latency:.3f}",
+            *map(seconds, (row.total, row.encoder, row.decoder)),
+            _optional(row.peak_memory_mb, ",.0f"),
+        ]
+        for row in speed.rows
+    ]
+    times = _headings("speedup", "rtfx", "latency", "total", "encoder", "decoder", "peak_memory_mb")
+    notes = [f"Median{' [minimum, maximum]' if ranges else ''} of {speed_conditions(speed)}", RTFX_NOTE]
+    return Table("Speed", [HEADINGS["model"], "batch size", *times], rows, 1, notes)
+
+
+def speed_conditions(speed: Speed) -> str:
+    """Return how the speed was measured."""
+    clips = "1 clip" if speed.clips == 1 else f"{speed.clips} clips"
+    threads = "1 thread" if speed.threads == 1 else f"{speed.threads} threads"
+    machine = f"{speed.device}, {speed.dtype}, {threads}, {speed.attention} attention"
+    return (
+        f"{speed.repetitions} interleaved repetitions with greedy decoding; {clips} of {speed.set}, "
+        f"{speed.audio_seconds:.0f} s of audio; {machine}. Audio decoding and feature extraction are not included"
+    )
+
+
+def speculative_table(result: Speculative) -> Table:
+    """Return the measurement of speculative decoding."""
+    identical = f"{result.identical} of {result.clips}"
+    seconds = [f"{result.teacher.median:.2f}", f"{result.assisted.median:.2f}"]
+    accepted = f"{100 * result.acceptance_rate:.1f} %"
+    header = [HEADINGS["set"], *_headings("speedup", "acceptance_rate", "identical"), "teacher, s", "with student, s"]
+    notes = ["The student proposes tokens, the teacher accepts or rejects them; greedy, batch size 1"]
+    row = [result.set, speedup(result.speedup), accepted, identical, *seconds]
+    return Table("Speculative decoding", header, [row], 1, notes)
