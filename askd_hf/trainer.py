@@ -383,14 +383,14 @@ class ASKDTrainer(Seq2SeqTrainer):
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        return self.publisher.for_repository(self.hub_model_id).publish(
+        return self.publisher.for_repository(self.hub_model_id or self.args.hub_model_id).publish(
             commit_message or "End of training", blocking, token, revision, private
         )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card and the figure into the run's directory. Trainer's arguments are ignored."""
         if self.is_world_process_zero():
-            self.publisher.for_repository(self.hub_model_id).write_card()
+            self.publisher.for_repository(self.hub_model_id or self.args.hub_model_id).write_card()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():

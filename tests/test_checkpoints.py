@@ -137,7 +137,7 @@ def test_other_scripts_take_an_old_checkpoint_too(monkeypatch, capsys, tmp_path,
     commands = {
         "evaluate": f"--model {multilingual} {decoding} --output_dir {tmp_path / 'e'}",
         "pseudo_label": f"--teacher {multilingual} {decoding} --wer_threshold inf --output_dir {tmp_path / 'p'}",
-        "teacher_cache_dir": f"--teacher {multilingual} {both} {labels}",
+        "cache_teacher": f"--teacher {multilingual} {both} {labels}",
     }
     for name, command in commands.items():
         ended = run_here(monkeypatch, capsys, *command.split(), file=ROOT / "examples" / f"{name}.py")

@@ -197,7 +197,7 @@ def test_clips_without_speech_do_not_count(tmp_path, teacher, student):
 
 def test_a_stream_is_measured_as_well(tmp_path, teacher, student, processor, monkeypatch):
     monkeypatch.setattr(held_out, "SHARE", 0.25)
-    monkeypatch.setattr(held_out, "FEWEST_CLIPS", 2)
+    monkeypatch.setattr(held_out, "MIN_CLIPS", 2)
     folder = write_speech(tmp_path / "train", clips=20)
     rows = select_training_columns(to_iterable_dataset(load_speech_dataset(str(folder), None, "train")))
     trainer = ASKDTrainer(
