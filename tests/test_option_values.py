@@ -334,7 +334,7 @@ def test_a_directory_that_can_not_be_written_is_named(tmp_path, unwritable):
         ("distill", "--teacher x --dataset d --output_dir OUT", "--output_dir"),
         ("distill", "--teacher x --dataset d --encoder_cache_dir OUT --output_dir NEW", "--encoder_cache_dir"),
         ("distill", "--teacher x --dataset d --teacher_cache_dir OUT --output_dir NEW", "--teacher_cache_dir"),
-        ("teacher_cache_dir", "--teacher x --dataset d --teacher_cache_dir OUT", "--teacher_cache_dir"),
+        ("cache_teacher", "--teacher x --dataset d --teacher_cache_dir OUT", "--teacher_cache_dir"),
         ("evaluate", "--model x --dataset d --output_dir OUT", "--output_dir"),
         ("pseudo_label", "--teacher x --dataset d --output_dir OUT", "--output_dir"),
     ],

@@ -206,7 +206,7 @@ class ModelRunner:
         terms.hidden = terms.hidden.detach()
         return weighted.sum()
 
-    def run_encoder(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
+    def encode(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
         """Put the student's `encoder_outputs` into the batch, for all models, unless its encoder is trained.
 
         Evaluation does so for a trained encoder as well, unless its hidden states are wanted `with_states`: these come
