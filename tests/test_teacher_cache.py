@@ -393,7 +393,7 @@ def test_labels_that_do_not_belong_to_the_run_are_refused(processor, teacher, co
     with pytest.raises(UserError, match=r"^the audio or label tokens of 2 of 7 rows"):
         check_soft_labels(swapped, collator, TEMPERATURE, None)
     mixed = concatenate_datasets([labeled, label(tmp_path / "other", clips, collator, teacher, temperature=3.0)])
-    with pytest.raises(UserError, match="at temperature 3, the run's is 2"):
+    with pytest.raises(UserError, match="with temperature 3, the run's is 2"):
         check_soft_labels(mixed, collator, TEMPERATURE, None)
 
 
@@ -423,7 +423,7 @@ def test_labels_of_texts_without_the_space_are_refused(teacher, collator, clips,
     ):
         check_soft_labels(load_from_disk(tmp_path / "old"), collator, TEMPERATURE, None)
     odd = replace_column(labeled, "teacher_settings", ["yes"] * len(labeled))
-    with pytest.raises(UserError, match="the column teacher_settings has 'yes'"):
+    with pytest.raises(UserError, match="column teacher_settings contains 'yes'"):
         check_soft_labels(odd, collator, TEMPERATURE, None)
 
 
@@ -438,5 +438,5 @@ def test_other_features_of_the_same_teacher_are_refused(teacher, collator, clips
     with pytest.raises(UserError, match="cache was created with other features"):
         cache_teacher(lambda: teacher, theirs, clips, collator, tmp_path / "cache", **options)
     check_soft_labels(labeled, collator, TEMPERATURE, ours)
-    with pytest.raises(UserError, match=r"from other features \(preprocessor_config\.json\)"):
+    with pytest.raises(UserError, match=r"with other features \(preprocessor_config\.json\)"):
         check_soft_labels(labeled, collator, TEMPERATURE, theirs)
