@@ -179,7 +179,7 @@ def test_a_teacher_that_gives_nan_is_an_error_that_names_the_clip(teacher, colla
         return args, kwargs | {"input_features": features}
 
     teacher.register_forward_pre_hook(spoil, with_kwargs=True)
-    with pytest.raises(UserError, match=r"^the teacher's logits are not finite for audio/001\.wav: look at"):
+    with pytest.raises(UserError, match=r"^the teacher's logits are not finite for audio/001\.wav: check"):
         label(tmp_path / "cache", clips, collator, teacher)
     assert not (tmp_path / "cache").exists()
 
@@ -243,7 +243,7 @@ def test_only_new_and_changed_clips_are_labeled(teacher, collator, folder, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(temperature=3.0), r"temperature 2\.0 \(now 3\.0\)\. Use the same, or name another directory"),
+        (dict(temperature=3.0), r"temperature 2\.0 \(now 3\.0\)\. Use the same settings, or choose another"),
         (dict(top_k=4), r"top_k 5 \(now 4\)"),
         (dict(dtype=torch.bfloat16), r"computed_in float32 \(now bfloat16\)"),
         (dict(top_k=4, name="x", temperature=1.0), r"teacher tiny \(now x\), top_k 5 \(now 4\), temperature 2\.0"),
@@ -385,10 +385,10 @@ def test_labels_that_do_not_belong_to_the_run_are_refused(processor, teacher, co
     ):
         check_soft_labels(edited, collator, TEMPERATURE, None)
     swapped = replace_column(labeled, "audio_key", [*labeled["audio_key"][:5], *labeled["audio_key"][:4:-1]])
-    with pytest.raises(UserError, match=r"^2 of 7 rows"):
+    with pytest.raises(UserError, match=r"^the audio or label tokens of 2 of 7 rows"):
         check_soft_labels(swapped, collator, TEMPERATURE, None)
     mixed = concatenate_datasets([labeled, label(tmp_path / "other", clips, collator, teacher, temperature=3.0)])
-    with pytest.raises(UserError, match="at temperature 3, the run's is 2"):
+    with pytest.raises(UserError, match="with temperature 3, the run's is 2"):
         check_soft_labels(mixed, collator, TEMPERATURE, None)
 
 
@@ -418,7 +418,7 @@ def test_labels_of_texts_without_the_space_are_refused(teacher, collator, clips,
     ):
         check_soft_labels(load_from_disk(tmp_path / "old"), collator, TEMPERATURE, None)
     odd = replace_column(labeled, "teacher_settings", ["yes"] * len(labeled))
-    with pytest.raises(UserError, match="the column teacher_settings has 'yes'"):
+    with pytest.raises(UserError, match="column teacher_settings contains 'yes'"):
         check_soft_labels(odd, collator, TEMPERATURE, None)
 
 
@@ -433,5 +433,5 @@ def test_other_features_of_the_same_teacher_are_refused(teacher, collator, clips
     with pytest.raises(UserError, match="cache was created with other features"):
         cache_teacher(lambda: teacher, theirs, clips, collator, tmp_path / "cache", **options)
     check_soft_labels(labeled, collator, TEMPERATURE, ours)
-    with pytest.raises(UserError, match=r"from other features \(preprocessor_config\.json\)"):
+    with pytest.raises(UserError, match=r"with other features \(preprocessor_config\.json\)"):
         check_soft_labels(labeled, collator, TEMPERATURE, theirs)

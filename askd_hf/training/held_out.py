@@ -142,7 +142,7 @@ class HeldOutClips:
             label_mask = inputs["labels"] != -100
             batch = runner.model_inputs(inputs)
             with accelerator.autocast():
-                runner.run_encoder(student, batch, with_states=False)
+                runner.encode(student, batch, with_states=False)
                 if held_out.choices is None:  # the teacher runs once per clip
                     held_out.choices = first_choices(runner.teacher_target(inputs, batch, label_mask)[0])
                 if "encoder_outputs" in batch:

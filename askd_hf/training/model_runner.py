@@ -166,7 +166,7 @@ class ModelRunner:
         # the student runs last, as its SpecAugment overwrites the input features
         targets, teacher_states = {}, None
         with torch.no_grad(), self.accelerator.autocast():
-            self.run_encoder(model, batch, with_states=pairs is not None)
+            self.encode(model, batch, with_states=pairs is not None)
             if weights.teacher > 0.0:
                 targets["teacher"], teacher_states = self.teacher_target(inputs, batch, label_mask, pairs)
             if weights.self > 0.0:
@@ -214,7 +214,7 @@ class ModelRunner:
         terms.hidden = terms.hidden.detach()
         return weighted.sum()
 
-    def run_encoder(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
+    def encode(self, model: nn.Module, batch: dict[str, Any], with_states: bool) -> None:
         """Add the student's `encoder_outputs` to the batch, for all models, unless its encoder is trained.
 
         In evaluation this includes a trained encoder, unless its hidden states are needed (`with_states`): those come

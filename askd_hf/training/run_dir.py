@@ -49,9 +49,8 @@ def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
                 "--eval_dataset"
             )
         if not config.evaluates_by_default and config.eval_strategy != "no":
-            raise UserError(
-                f"--eval_strategy {IntervalStrategy(config.eval_strategy).value} requires --eval_splits or --eval_dataset"
-            )
+            strategy = IntervalStrategy(config.eval_strategy).value
+            raise UserError(f"--eval_strategy {strategy} requires --eval_splits or --eval_dataset")
         config.eval_strategy = "no"
     metric = config.metric_for_best_model
     if metric and len(splits) > 1 and not any(metric.removeprefix("eval_").startswith(split) for split in splits):
