@@ -32,7 +32,7 @@ demo: $(INSTALLED)  ## distil the small shipped teacher on spoken digits (2 minu
 	$(BIN)/python examples/distill.py --config examples/demo/demo.yaml
 
 test: $(DEVELOPING)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -n auto --maxprocesses 4 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n auto --maxprocesses 4 --dist worksteal --durations=15
 
 test-slow: $(DEVELOPING)  ## the slow tests: the whole demo
 	$(BIN)/python -m pytest -m slow
