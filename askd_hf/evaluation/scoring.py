@@ -306,7 +306,7 @@ def _error_rates(
     wers = resampled_rates(words, word_counts, units, n_resamples)
     cers = resampled_rates(letters, character_counts, units, n_resamples)
     several = bool(units.any())
-    rates = {
+    rates: dict[str, dict[str, Any]] = {
         role: dict(
             wer=_percent(words[i], word_counts),
             wer_confidence_interval=confidence_interval(wers[i]) if several else None,
