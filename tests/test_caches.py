@@ -87,7 +87,7 @@ def test_labels_of_nearly_all_tokens_train_as_the_teacher_itself(
     tmp_path, teacher, student, collator, clips, changes, monkeypatch
 ):
     monkeypatch.setattr("askd_hf.training.held_out.SHARE", 0.25)  # of 8 clips 2 are held out
-    monkeypatch.setattr("askd_hf.training.held_out.FEWEST_CLIPS", 2)
+    monkeypatch.setattr("askd_hf.training.held_out.MIN_CLIPS", 2)
     changes = dict(teacher_schedule="linear") | changes
     temperature = changes.get("temperature", 2.0)
     labelled = label(tmp_path / "cache", clips, collator, teacher, top_k=ALL_BUT_ONE, temperature=temperature)
