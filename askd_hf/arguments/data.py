@@ -66,7 +66,7 @@ class DataArguments:
             "transcribes it before training, as askd-hf pseudo-label does. It is the last training set."
         },
     )
-    labelled: str | None = field(default=None, init=False)
+    pseudo_labeled_dataset: str | None = field(default=None, init=False)
     """The directory of `unlabeled_dataset` with the teacher's transcripts, a saved dataset."""
     dataset_config: list[str] = field(
         default_factory=list, metadata={"help": "Configuration of the dataset on the Hub."}
@@ -179,8 +179,10 @@ class DataArguments:
     def train_sources(self) -> list[SpeechSource]:
         """Return the training splits. Raises `UserError` for options with neither one value nor one per dataset."""
         sources = self._sources(self.dataset, self.dataset_config, self.train_split or ["train"], self.language)
-        if self.labelled:
-            sources.append(SpeechSource(self.labelled, None, "train", self.only_language, self.only_task))
+        if self.pseudo_labeled_dataset:
+            sources.append(
+                SpeechSource(self.pseudo_labeled_dataset, None, "train", self.only_language, self.only_task)
+            )
         return sources
 
     @property

@@ -241,7 +241,7 @@ def load_speech(options: Options, models: Models) -> Speech:
     data_args, config = options.data, options.config
     collator = make_collator(options, models)
     if data_args.unlabeled_dataset:
-        data_args.labelled = str(transcribe_unlabeled(options))
+        data_args.pseudo_labeled_dataset = str(transcribe_unlabeled(options))
     multilingual = is_multilingual(models.student)
     train_dataset = training_speech(data_args, options.mix, config, collator, multilingual)
     if config.uses_teacher and models.teacher is None and not has_soft_labels(train_dataset):
