@@ -45,11 +45,13 @@ OPTIONS = {
     "distill": DISTILL,
     "finetune": DISTILL,
     "cache_teacher": f"{MODELS} {DATA} {CACHES} push_labels_to",
-    "evaluate": f"""{DECODING} model teacher suite dataset no_speech dataset_config eval_splits audio_column text_column
+    "evaluate": f"""{DECODING} model teacher suite dataset no_speech dataset_config eval_splits audio_column
+    text_column
     speaker_column language task max_eval_samples on_bad_audio output_dir overwrite score_only
     normalizer resamples num_beams timestamps long_form join_clips speed speculative speed_clips
     speed_batch_sizes repetitions""",
-    "pseudo_label": f"""{DECODING} teacher dataset dataset_config split audio_column text_column speaker_column language
+    "pseudo_label": f"""{DECODING} teacher dataset dataset_config split audio_column text_column speaker_column
+    language
     task max_samples on_bad_audio output_dir overwrite timestamps text normalizer max_wer min_log_prob
     max_compression_ratio max_repetition pack pack_seconds push_to_hub""",
     "push": "model repo results private revision license",

@@ -270,7 +270,7 @@ def test_options_that_cannot_be_are_refused(options, message):
 @pytest.mark.parametrize("missing", ["audiomentations", "fast_mp3_augment"])
 def test_a_missing_library_is_said_with_the_extra_that_has_it(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=rf"{missing}.*pip install '\.\[augment\]'"):
+    with pytest.raises(UserError, match=rf"{missing}.*pip install 'askd-hf\[augment\]'"):
         augmenter("gain")
 
 
