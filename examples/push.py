@@ -1,6 +1,6 @@
 """Publish a distilled student on the Hub, with a model card: the same as `askd-hf push`.
 
-    python examples/push.py --model runs/my-student --repo you/my-student
+    python examples/push.py --model_dir runs/my-student --repo_id you/my-student
 
 Log in with `hf auth login` first, or set HF_TOKEN. Run the same command again after a failed push.
 """

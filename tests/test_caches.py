@@ -330,7 +330,7 @@ def test_options_that_cannot_be_are_one_message(monkeypatch, capsys, tmp_path, t
         ),
         (dict(teacher=augmented) | encoder, "--encoder_cache_dir requires a model without SpecAugment"),
         (dict(student=student_dir, preset="ce") | labels_5, "--teacher_cache_dir requires --teacher"),
-        (dict(student=student_dir), "has a teacher: give it with --teacher, or choose --preset ps-kd"),
+        (dict(student=student_dir), "requires --teacher; without a teacher choose --preset ps-kd"),
         (
             dict(teacher=teacher_dir) | labels,
             "--teacher_top_k must be between 1 and 30, less than the vocabulary, got 32",

@@ -117,7 +117,7 @@ def test_what_cannot_be_is_said_before_any_work(monkeypatch, capsys, tmp_path, t
         ),
         ([*layers, *labels, "--hidden_weight", 1], "--hidden_weight 1 is not supported with --teacher_cache_dir"),
         (["--hidden_weight", 1], "--hidden_weight 1 requires a trained encoder"),
-        (["--student", teacher_dir, "--layer_selection", "greedy"], "--student has its own"),
+        (["--student", teacher_dir, "--layer_selection", "greedy"], "is not supported with --student"),
         (
             ["--encoder_layers", 5, "--layer_selection", "greedy"],
             "--encoder_layers must be between 1 and 4, the number of the teacher's layers, got 5",

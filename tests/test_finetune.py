@@ -82,8 +82,11 @@ def test_a_killed_run_with_lora_goes_on(models, speech_dir, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--teacher", "teacher"], "--teacher has no use: --preset ps-kd has no teacher phase; choose --preset askd"),
-        (["--preset", "askd"], "preset askd has a teacher: give it with --teacher"),
+        (
+            ["--teacher", "teacher"],
+            "--teacher has no effect: --preset ps-kd has no teacher phase; choose --preset askd",
+        ),
+        (["--preset", "askd"], "--preset askd requires --teacher"),
         (["--lora_r", "0"], "--lora_r must be at least 1, got 0"),
         (["--use_dora"], "--use_dora requires --lora_r"),
         (["--lora_r", "4", "--lora_target_modules", "nothing"], "--lora_target_modules nothing: the student's"),

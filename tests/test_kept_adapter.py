@@ -319,7 +319,7 @@ def visit(tmp_path_factory) -> Iterator[HubVisit]:
         (folder / "load.py").write_text(LOAD)
         visit.run(
             load=("load.py me/adapter", READER),
-            again=(f"{ROOT}/examples/push.py --model run --repo me/another", WRITER),
+            again=(f"{ROOT}/examples/push.py --model_dir run --repo_id me/another", WRITER),
         )
         yield visit
 

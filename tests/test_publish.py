@@ -103,9 +103,9 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
             Failure("POST /api/models/me/unlucky/commit", 503, times=3),
         ]
         visit.run(
-            student=(f"{push} --model alone --repo student --private", WRITER),
-            unlucky=(f"{push} --model unlucky --repo me/unlucky", WRITER),
-            no_token=(f"{push} --model forbidden --repo me/nothing", None),
+            student=(f"{push} --model_dir alone --repo_id student --private", WRITER),
+            unlucky=(f"{push} --model_dir unlucky --repo_id me/unlucky", WRITER),
+            no_token=(f"{push} --model_dir forbidden --repo_id me/nothing", None),
         )
         resume = re.search(r"resume with: askd-hf push (.*)$", visit.error("unlucky"))[1]
         visit.run(
@@ -152,14 +152,16 @@ def test_a_private_one_is_private(visit):
 def test_without_a_token_it_says_so(visit):
     message = visit.error("no_token")
     assert "401 Unauthorized" in message and "log in with `hf auth login`" in message
-    assert "the model is saved in forbidden; resume with: askd-hf push --model forbidden --repo me/no" in message
+    assert (
+        "the model is saved in forbidden; resume with: askd-hf push --model_dir forbidden --repo_id me/no" in message
+    )
     assert not (visit.hub.root / "models" / "me" / "nothing").exists()
 
 
 def test_after_the_last_attempt_the_model_is_there_and_the_command_goes_on(visit):
     message = visit.error("unlucky")
     assert "503" in message
-    assert message.endswith("resume with: askd-hf push --model unlucky --repo me/unlucky")
+    assert message.endswith("resume with: askd-hf push --model_dir unlucky --repo_id me/unlucky")
     assert len(visit.requests("POST /api/models/me/unlucky/commit/main 503")) == 3
     assert visit.ended["resumed"].returncode == 0, visit.ended["resumed"].stderr
     (commit,) = visit.hub.commits["models/me/unlucky"]
@@ -172,7 +174,8 @@ def test_every_checkpoint_is_published_while_training_goes_on(visit):
     done = visit.ended["train"]
     assert done.returncode == 0, done.stderr
     assert (
-        "step 2 wasn't published, training continues" in done.stderr and "checkpoint-2 --repo me/during" in done.stderr
+        "step 2 wasn't published, training continues" in done.stderr
+        and "checkpoint-2 --repo_id me/during" in done.stderr
     )
     # the finished student had been published as a checkpoint, and nothing about it has changed since: no other commit
     (commit,) = visit.hub.commits["models/me/during"]
@@ -235,7 +238,7 @@ def run(visit, tmp_path) -> Path:
 )
 def test_wherever_the_hub_fails_for_good_the_message_is_one_line(hub, run, failure, reason):
     hub.failures.append(failure)
-    with pytest.raises(UserError, match=r"the model is saved in .*; resume with: askd-hf push --model") as error:
+    with pytest.raises(UserError, match=r"the model is saved in .*; resume with: askd-hf push --model_dir") as error:
         publish_run(run, "me/x", token=WRITER)
     assert reason in str(error.value) and "\n" not in str(error.value) and WRITER not in str(error.value)
     assert 99 - failure.times < 20  # attempts

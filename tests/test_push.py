@@ -77,7 +77,7 @@ def test_the_advice_is_the_whole_command():
     command = shlex.split(text.partition("resume with: ")[2])
     assert command[:2] == ["askd-hf", "push"]
     assert command[2:] == shlex.split(
-        "--model 'my run' --repo me/x --results 'a b.json' --revision dev --license mit --private"
+        "--model_dir 'my run' --repo_id me/x --results 'a b.json' --revision dev --license mit --private"
     )
     assert "--private" not in resume_advice(Path("run"), "me/x")
 
@@ -85,7 +85,7 @@ def test_the_advice_is_the_whole_command():
 def test_the_advice_of_a_failed_private_push_makes_a_private_repository(hub, run, monkeypatch, capsys):
     failure = Failure("POST /api/repos/create", 500, times=3)
     hub.failures.append(failure)
-    status, _, err = run_here(monkeypatch, capsys, "--model", run, "--repo", "me/x", "--private", file=PUSH)
+    status, _, err = run_here(monkeypatch, capsys, "--model_dir", run, "--repo_id", "me/x", "--private", file=PUSH)
     assert status == 2 and failure.times == 0
     arguments = shlex.split(re.search(r"resume with: askd-hf push (.*)", err)[1])
     assert "--private" in arguments
@@ -158,7 +158,7 @@ def test_a_license_that_the_hub_does_not_know_is_named_and_can_be_replaced(hub, 
     assert message.startswith('the Hub rejects the metadata of the card: "license" must be one of [apache-2.0, mit')
     assert "give a license of its list with --license" in message and "\n" not in message
     assert not hub.commits
-    arguments = ("--model", run, "--repo", "me/x", "--license", "other")
+    arguments = ("--model_dir", run, "--repo_id", "me/x", "--license", "other")
     status, _, err = run_here(monkeypatch, capsys, *arguments, file=PUSH)
     assert status == 0, err
     assert ModelCard.load(hub.root / "models" / "me" / "x" / "README.md").data.license == "other"
@@ -298,8 +298,8 @@ def test_ctrl_c_after_the_last_step_says_that_nothing_was_published(hub, tmp_pat
     arguments += " --use_cpu --push_to_hub --hub_model_id me/x --hub_private_repo True"
     status, out, _ = run_here(monkeypatch, capsys, *arguments.split())
     assert status == 130 and not hub.commits
-    assert f"it wasn't published: the model is saved in {tmp_path / 'run'}; resume with: askd-hf push" in out
-    assert "--repo me/x --private" in out
+    assert f"not published: the model is saved in {tmp_path / 'run'}; resume with: askd-hf push" in out
+    assert "--repo_id me/x --private" in out
 
 
 def test_the_readme_of_the_demos_teacher_is_a_card_as_well():

@@ -1,4 +1,4 @@
-"""`--push_labels_to` of `examples/cache_teacher.py`, and training on what it pushed, with a Hub on the loopback."""
+"""`--hub_dataset_id` of `examples/cache_teacher.py`, and training on what it pushed, with a Hub on the loopback."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
 
     labeller, trainer = ROOT / "examples" / "cache_teacher.py", ROOT / "examples" / "distill.py"
     label = f"{labeller} --use_cpu --teacher teacher --dataset speech --teacher_cache_dir labelled --teacher_top_k 8 "
-    label += "--push_labels_to"
+    label += "--hub_dataset_id"
     train = f"{trainer} --use_cpu --student student --max_steps 6 --logging_steps 1 --learning_rate 1e-2 "
     train += "--per_device_train_batch_size 4"
     with serve_hub(folder / "hub", {WRITER: "write", READER: "read"}) as hub:

@@ -366,10 +366,10 @@ def test_a_failed_push_leaves_the_student_and_says_how_to_push_it(tmp_path, teac
     trainer = make_trainer(tmp_path, teacher, student, processor=processor)
     trainer.train()
     trainer.save_model()
-    resume = f"askd-hf push --model {tmp_path} --repo {tmp_path.name}"
+    resume = f"askd-hf push --model_dir {tmp_path} --repo_id {tmp_path.name}"
     with pytest.raises(UserError, match=f"is saved in {tmp_path}; resume with: {resume}"):  # with HF_HUB_OFFLINE
         trainer.push_to_hub()
     trainer.args.hub_model_id = "somebody/student"
-    with pytest.raises(UserError, match="--repo somebody/student"):
+    with pytest.raises(UserError, match="--repo_id somebody/student"):
         trainer.push_to_hub()
     assert AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path).config.decoder_layers == 2

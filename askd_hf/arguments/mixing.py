@@ -52,7 +52,7 @@ class MixArguments:
         default=0.0,
         metadata={
             "help": "Probability of training with the previous text as a prompt, 0 to 1. Requires a column `prompt`, "
-            "created by askd-hf pseudo-label --pack."
+            "created by askd-hf pseudo-label --concatenate."
         },
     )
 

@@ -35,6 +35,9 @@ OPTIONS = {
     "pack": "concatenate",
     "pack_seconds": "concatenate_seconds",
     "prompt_probability": "condition_on_prev_probability",
+    "model": "model_dir",
+    "repo": "repo_id",
+    "push_labels_to": "hub_dataset_id",
     "push_to_hub": "hub_dataset_id",  # where it names a dataset: askd-hf pseudo-label
     "resamples": "n_resamples",
     "self_refresh": "snapshot_strategy",

@@ -9,7 +9,7 @@ saves the 100 hours of LibriSpeech with the teacher's 32 most probable tokens at
 
 If the student's vocabulary differs from the teacher's, as openai/whisper-small's does, give the student here too:
 --student. The options of speech, teacher, language and temperature are those of `askd-hf distill` and must be the same
-there: labels that don't fit are refused. With --push_labels_to you/speech-by-large-v3 the result is also pushed to the
+there: labels that don't fit are refused. With --hub_dataset_id you/speech-by-large-v3 the result is also pushed to the
 Hub, audio included. To resume an interrupted run, repeat the command. On several GPUs: accelerate launch -m
 askd_hf.commands.main cache-teacher ...
 """
@@ -43,7 +43,7 @@ class PushLabelsArguments:
 
     _argument_group_name = "hub"
 
-    push_labels_to: str | None = field(
+    hub_dataset_id: str | None = field(
         default=None,
         metadata={
             "help": "Hub id of a dataset to push the labeled speech to. A new dataset is created as a private one; an "
@@ -82,10 +82,11 @@ def check_run(
 ) -> None:
     """Raise `UserError` for every mistake that can be found before a model is loaded."""
     if not (model_args.teacher and cache_args.teacher_cache_dir):
-        raise UserError("--teacher and --teacher_cache_dir are needed: who labels, and the directory for the labels")
+        raise UserError("--teacher and --teacher_cache_dir are required")
     if data_args.unlabeled_dataset:
         raise UserError(
-            "--unlabeled_dataset: transcribe it by `askd-hf pseudo-label`, and give the result as --dataset"
+            "--unlabeled_dataset is not supported: transcribe it with `askd-hf pseudo-label`, and give the result "
+            "as --dataset"
         )
     check_directories(config, cache_args, trains=False)
     data_args.train_sources()  # raises UserError
@@ -133,9 +134,9 @@ def label(
 
 
 def push_labels(labeled: Dataset, cache_args: CacheArguments, push_args: PushLabelsArguments) -> None:
-    """Push the labeled speech to `--push_labels_to`, if that is given."""
-    if push_args.push_labels_to is None:
+    """Push the labeled speech to `--hub_dataset_id`, if that is given."""
+    if push_args.hub_dataset_id is None:
         return
     advice = f"the labels are safe in {cache_args.teacher_cache_dir}: run the same command again, if need be after "
     with hub_upload(advice + "`hf auth login` with a token that may write there"):
-        labeled.push_to_hub(push_args.push_labels_to, private=True)
+        labeled.push_to_hub(push_args.hub_dataset_id, private=True)

@@ -156,9 +156,9 @@ def prepare_run(options: Options) -> str | None:
     """
     model_args, data_args, config = options.model, options.data, options.config
     if not (model_args.teacher or model_args.student):
-        raise UserError("--teacher is missing: a Whisper model to distil, such as openai/whisper-large-v3")
+        raise UserError("--teacher is required: a Whisper model to distill, such as openai/whisper-large-v3")
     if model_args.student and model_args.layer_selection == "greedy":
-        raise UserError("--layer_selection greedy chooses among the teacher's layers: --student has its own")
+        raise UserError("--layer_selection greedy is not supported with --student, which has its own layers")
     set_default_output_dir(config, model_args)
     check_mix(data_args, options.mix, config)
     check_directories(config, options.caches)
@@ -245,10 +245,10 @@ def load_speech(options: Options, models: Models) -> Speech:
     multilingual = is_multilingual(models.student)
     train_dataset = training_speech(data_args, options.mix, config, collator, multilingual)
     if config.uses_teacher and models.teacher is None and not has_soft_labels(train_dataset):
-        raise UserError(f"preset {config.preset} has a teacher: give it with --teacher, or choose --preset ps-kd")
+        raise UserError(f"--preset {config.preset} requires --teacher; without a teacher choose --preset ps-kd")
     if config.uses_teacher and has_soft_labels(train_dataset) and collator.is_random:
         raise UserError(
-            "the dataset has a teacher's answers for its clips as they are: train on it without --augment, "
+            "the dataset has cached soft labels of the unchanged clips: train on it without --augmentations, "
             "--timestamp_probability and --condition_on_prev_probability, or on the speech itself with the teacher"
         )
     splits = evaluation_speech(data_args, config, collator, multilingual)
@@ -276,9 +276,11 @@ def transcribe_unlabeled(options: Options) -> Path:
     """
     model_args, data_args, config = options.model, options.data, options.config
     if not model_args.teacher:
-        raise UserError("--unlabeled_dataset: who is to transcribe it? Give --teacher")
+        raise UserError("--unlabeled_dataset requires --teacher, the model that transcribes it")
     if config.world_size > 1:
-        raise UserError("--unlabeled_dataset is transcribed by one process: run `askd-hf pseudo-label` before")
+        raise UserError(
+            "--unlabeled_dataset is not supported with several processes: run `askd-hf pseudo-label` first"
+        )
     return pseudo_label(
         PseudoLabelArguments(
             teacher=model_args.teacher,
@@ -356,11 +358,11 @@ def train(trainer: ASKDTrainer, checkpoint: str | None) -> None:
             advice = f"with --save_only_model it can't go on; its student is in checkpoint-{trainer.state.global_step}"
         print(f"stopped after step {trainer.state.global_step}; {advice}")
     elif stop.requested:
-        print(f"training was finished already; the student is in {config.output_dir}")
+        print(f"training was already finished; the student is in {config.output_dir}")
         if config.push_to_hub:
-            print(f"it wasn't published: {trainer.publisher.advice()}")
+            print(f"not published: {trainer.publisher.advice()}")
     if stop.requested:
         sys.exit(130)
     if config.load_best_model_at_end and trainer.state.best_model_checkpoint:
         best, value = Path(trainer.state.best_model_checkpoint).name, trainer.state.best_metric
-        print(f"the student is {best}, whose {config.metric_for_best_model} was best: {value:.4g}")
+        print(f"the student is {best}, with the best {config.metric_for_best_model}: {value:.4g}")

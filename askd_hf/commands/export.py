@@ -79,7 +79,7 @@ class ExportArguments:
         if self.output_dir is None:
             self.output_dir = f"{Path(self.model).name}-{self.to}"
         if self.max_samples < 1:
-            raise UserError(f"--max_samples {self.max_samples}: at least one clip is needed to compare")
+            raise UserError(f"--max_samples must be at least 1, got {self.max_samples}")
 
 
 OPTIONS = (ExportArguments,)

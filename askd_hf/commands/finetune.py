@@ -61,7 +61,9 @@ def finetune(
     Raises `UserError` as `distill` does, without a student, and for a teacher that the preset has no use for.
     """
     if not model_args.student:
-        raise UserError("--student is missing: the Whisper model to train further")
+        raise UserError("--student is required: the Whisper model to fine-tune")
     if model_args.teacher and not (config.uses_teacher or data_args.unlabeled_dataset):
-        raise UserError(f"--teacher has no use: --preset {config.preset} has no teacher phase; choose --preset askd")
+        raise UserError(
+            f"--teacher has no effect: --preset {config.preset} has no teacher phase; choose --preset askd"
+        )
     distill(model_args, data_args, mix_args, augment_args, cache_args, lora_args, config)

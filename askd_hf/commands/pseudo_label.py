@@ -9,14 +9,16 @@ loops are dropped, and listed with the reason in runs/my_audio-by-whisper-large-
     askd-hf distill --teacher openai/whisper-large-v3 --language fr \
         --dataset runs/my_audio-by-whisper-large-v3/dataset
 
-If the speech has transcripts, one of the teacher's is kept if its word error rate is at most --max_wer. Here with
+If the speech has transcripts, one of the teacher's is kept if its word error rate is at most
+--wer_threshold. Here with
 timestamps, and with the clips of a speaker joined to 30 s:
 
     askd-hf pseudo-label --teacher openai/whisper-large-v3 --dataset openslr/librispeech_asr \
-        --dataset_config clean --split train.100 --language en --max_wer 5 --timestamps --pack --push_to_hub you/labels
+        --dataset_config clean --split train.100 --language en --wer_threshold 5 --timestamps --concatenate \
+        --hub_dataset_id you/labels
 
-To resume an interrupted run, repeat the command. Other limits, or --pack, filter again without transcribing again.
-Options can also be given in a YAML file: --config labels.yaml.
+To resume an interrupted run, repeat the command. Other thresholds, or --concatenate, filter again without transcribing
+again. Options can also be given in a YAML file: --config labels.yaml.
 """
 
 from pathlib import Path

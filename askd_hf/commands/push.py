@@ -1,6 +1,6 @@
 """Publish a distilled student on the Hub, with a model card.
 
-    askd-hf push --model runs/my-student --repo you/my-student
+    askd-hf push --model_dir runs/my-student --repo_id you/my-student
 
 uploads the weights, the processor, the generation config, the record of the run (training.json), a model card and the
 figure of the run. No other file of the directory is uploaded. The results of an evaluation go into the card and its
@@ -23,8 +23,8 @@ class PushArguments:
 
     _argument_group_name = "push"
 
-    model: str = field(metadata={"help": "Directory of a run of `askd-hf distill`, or of one of its checkpoints."})
-    repo: str = field(
+    model_dir: str = field(metadata={"help": "Directory of a run of `askd-hf distill`, or of one of its checkpoints."})
+    repo_id: str = field(
         metadata={"help": "Hub id to publish as, such as you/my-student. It is created if it doesn't exist."}
     )
     results: str | None = field(
@@ -63,8 +63,8 @@ def push(args: PushArguments) -> str:
     Raises `UserError` if the directory is incomplete or the push fails.
     """
     address = publish(
-        Path(args.model),
-        args.repo,
+        Path(args.model_dir),
+        args.repo_id,
         results=Path(args.results) if args.results else None,
         private=args.private or None,
         revision=args.revision,

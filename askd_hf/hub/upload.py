@@ -94,7 +94,7 @@ def resume_advice(
     license: str | None = None,
 ) -> str:
     """Return a sentence with the command that resumes publishing. See `publish` for the arguments."""
-    command = ["askd-hf", "push", "--model", str(directory), "--repo", repo_id]
+    command = ["askd-hf", "push", "--model_dir", str(directory), "--repo_id", repo_id]
     for name, value in dict(results=results, revision=revision, license=license).items():
         command += [] if value is None else [f"--{name}", str(value)]
     command += ["--private"] if private else []
