@@ -251,7 +251,7 @@ def test_wherever_the_hub_fails_for_good_the_message_is_one_line(hub, run, failu
 
 def test_a_token_that_may_only_read_is_told_apart(hub, run):
     with pytest.raises(
-        UserError, match=r"403 Forbidden: You don.t have the rights .* with a token that may write there"
+        UserError, match=r"403 Forbidden: You don.t have the rights .* with a token that has write access"
     ):
         publish_run(run, "me/x", token=READER)
     assert not (hub.root / "models").exists()
