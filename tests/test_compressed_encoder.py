@@ -42,7 +42,7 @@ def test_the_student_trains_its_own_encoder_and_loads_anywhere(monkeypatch, caps
     assert len(hidden) == 10 and hidden[-1] < hidden[0]
     assert copied_layers(run) == ([3], [0, 3])
     card = (run / "README.md").read_text()
-    assert "the encoder layer 3 and decoder layers 0 and 3 (counted from 0)" in card
+    assert "encoder layer 3 and decoder layers 0 and 3 (counted from 0)" in card
     assert " + a·h·Hᵢ + " in card and "h: 10\n" in card and "| `hidden_weight` | 10 |" in card
     assert "| `freeze_encoder`" not in card  # off, as all that's left out
     tone = {"raw": np.sin(np.arange(8000) / 10).astype(np.float32), "sampling_rate": 16_000}
@@ -79,14 +79,14 @@ def test_probed_layers_are_those_of_the_whole_run_and_of_its_resumption(
                     teacher[f"model.{part}.layers.{old}.{name}"],
                 )
                 assert torch.equal(ours, theirs)
-    rates = re.findall(r"(student|student before) +([\d.]+) \(", out)
+    rates = re.findall(r"(student|initial student) +([\d.]+) \[", out)
     assert rates[0][1] == rates[1][1]  # the same model
     shutil.rmtree(run / "checkpoint-4")
     more += ["--resume_from_checkpoint", "last"]
     status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *more))
     assert status == 0 and "cross-entropy without" not in out, err
     assert copied_layers(run) == (encoder, decoder)
-    assert re.findall(r"(student|student before) +([\d.]+) \(", out) == rates
+    assert re.findall(r"(student|initial student) +([\d.]+) \[", out) == rates
 
 
 def test_of_two_processes_one_probes_for_both(tmp_path, teacher_dir, speech_dir):

@@ -220,7 +220,7 @@ def test_other_settings_other_clips_and_another_teacher_are_refused(label, speec
     other = save_teacher(tmp_path / "other", seed=1)
     for changes, what in (
         (dict(teacher=other), "the model's weights"),
-        (("--timestamps",), "how it is decoded (timestamps none, now segment)"),
+        (("--timestamps",), "the decoding settings (timestamps none, now segment)"),
         (("--max_samples", 5), "(8 clips, now 5)"),
     ):
         done = label(*arguments, **changes) if isinstance(changes, dict) else label(*arguments, *changes)
