@@ -109,15 +109,15 @@ def test_heads_of_layers_or_heads_that_are_not_there_are_none(teacher):
 
 
 def test_a_student_with_some_of_the_heads_has_word_times_in_both(tmp_path, teacher, processor, saved, strings):
-    student = init_student(with_heads(teacher, [[1, 2], *HEADS]), [0, 2, 3]).eval()
-    heads = [[1, 0], [1, 3], [2, 0], [2, 3]]  # the student's layers 1 and 2 were the teacher's 2 and 3
+    student = init_student(with_heads(teacher, [[2, 2], *HEADS]), [0, 1, 3]).eval()
+    heads = [[2, 0], [2, 3]]  # the student's layer 2 was the teacher's 3
     assert student.generation_config.alignment_heads == heads
     export_ctranslate2(student, processor, tmp_path / "student")
     assert json.loads((tmp_path / "student" / "config.json").read_text())["alignment_heads"] == heads
 
     heard = by_faster_whisper(tmp_path / "student", strings, tmp_path)
     found = [error for words, string in zip(heard, strings, strict=True) for error in errors(words, string)]
-    assert len(found) >= 18  # of 36 words
+    assert len(found) >= 30  # of 36 words
     assert np.mean(found) < 0.05
 
     for string in strings[:3]:

@@ -350,4 +350,4 @@ def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp
         "another",
     ]
     ended = run_here(monkeypatch, capsys, "--student", multilingual_dir, *two, file=finetune)
-    assert ended[0] == 2 and "--unlabeled_dataset: which --language is it, of en, zh?" in ended[2]
+    assert ended[0] == 2 and "--unlabeled_dataset requires a single --language, got en, zh" in ended[2]

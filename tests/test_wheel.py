@@ -73,7 +73,7 @@ def test_the_source_distribution_has_its_tests_and_the_demo_with_its_license(bui
         "examples/distill.py",
         "model_cards/demo-student.md",
         "tests/conftest.py",
-        "tests/cards/demo-facts.json",
+        "tests/cards/demo-summary.json",
         "tests/test_wheel.py",
     }
     assert not [name for name in names if "__pycache__" in name]
