@@ -164,7 +164,7 @@ class AdaptiveBlendCallback(TrainerCallback):
             save_file(tensors, directory / SELF_TEACHER_FILE)
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote. `askd_hf.training.checkpoints` has checked that the files are complete."""
+        """Read what `save` wrote. `askd_hf.training.checkpoint_lookup` has checked that the files are complete."""
         self.state = read_blend_state(directory / BLEND_STATE_FILE)
         self.self_teacher = self._loaded_self_teacher = None
         if (directory / SELF_TEACHER_FILE).is_file():

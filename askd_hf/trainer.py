@@ -27,7 +27,8 @@ from .hub.provenance import Provenance
 from .hub.publisher import HubPublisher
 from .models.lora import load_adapter
 from .schedule import BlendWeights
-from .training.checkpoints import recovery_advice
+from .training.checkpoint_lookup import recovery_advice
+from .training.checkpoint_saving import StudentSaver
 from .training.checks import check_batches, check_no_loss_function, check_teacher, is_random
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
@@ -35,11 +36,10 @@ from .training.loss_logging import eval_metrics, new_sums, sums_by_clip, train_m
 from .training.loss_scaling import gradient_scale, mean_over_tokens
 from .training.model_runner import ModelRunner
 from .training.nonfinite import check_finite, check_gradient
-from .training.restart import InitialState, save_or_restore
 from .training.resuming import RunIdentity
-from .training.saving import StudentSaver
 from .training.set_epoch import SetEpochCallback
 from .training.skipped_rows import SkippedRows
+from .training.smaller_batch import InitialState, save_or_restore
 from .training.stopping import StopEarlyCallback, StopGracefullyCallback
 from .training.throughput import ThroughputCallback
 

@@ -17,7 +17,7 @@ from test_invariants import NAMES
 from transformers import TrainerCallback
 
 from askd_hf.trainer import ASKDTrainer
-from askd_hf.training.checkpoints import checkpoint_to_resume
+from askd_hf.training.checkpoint_lookup import checkpoint_to_resume
 from askd_hf.training.run_dir import exit_non_main_processes
 
 faulthandler.dump_traceback_later(200, exit=True)  # a hang shows where it is

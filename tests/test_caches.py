@@ -22,7 +22,7 @@ from askd_hf.errors import UserError
 from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
-from askd_hf.training.checkpoints import checkpoint_to_resume
+from askd_hf.training.checkpoint_lookup import checkpoint_to_resume
 
 LABELLER = ROOT / "examples" / "cache_teacher.py"
 ALL_BUT_ONE = 30  # of the vocabulary's 31 tokens

@@ -38,7 +38,7 @@ from askd_hf.evaluation import Results, comparison
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
-from askd_hf.training.checkpoints import checkpoint_to_resume
+from askd_hf.training.checkpoint_lookup import checkpoint_to_resume
 
 SCRIPT = ROOT / "examples" / "distill.py"
 

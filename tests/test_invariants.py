@@ -9,7 +9,7 @@ import torch
 from conftest import Clips, collate, history, launch_two, make_trainer, options
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from askd_hf.training.checkpoints import checkpoints
+from askd_hf.training.checkpoint_lookup import checkpoints
 
 
 def collate_without_names(rows):

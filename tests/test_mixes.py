@@ -29,7 +29,7 @@ from transformers import WhisperForConditionalGeneration, pipeline
 
 from askd_hf.data import load_speech_dataset
 from askd_hf.evaluation import Results
-from askd_hf.training.checkpoints import checkpoint_to_resume
+from askd_hf.training.checkpoint_lookup import checkpoint_to_resume
 
 SCRIPT = ROOT / "examples" / "distill.py"
 

@@ -237,7 +237,8 @@ def test_cached_labels_say_what_made_them(monkeypatch, capsys, tmp_path, teacher
     assert int8["teacher_log_probs"][0] != full["teacher_log_probs"][0]
     mixed = label("full", "d", "--teacher_dtype", "int8")
     assert (
-        mixed.returncode == 2 and "was created with computed_in float32 (now float32 with int8 weights)" in mixed.stderr
+        mixed.returncode == 2
+        and "was created with computed_in float32 (now float32 with int8 weights)" in mixed.stderr
     )
 
 

@@ -46,7 +46,7 @@ from ..models.vocabulary import with_vocabulary_of
 from ..pseudo_labels import PseudoLabelArguments
 from ..trainer import ASKDTrainer
 from ..training.caches import check_caches, compress_teacher, with_encoder_cache, with_soft_labels
-from ..training.checkpoints import checkpoint_to_resume
+from ..training.checkpoint_lookup import checkpoint_to_resume
 from ..training.datasets import (
     check_mix,
     evaluation_speech,

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from ..errors import UserError
-from .decoding import AudioError, as_float, decode
+from .audio_decoding import AudioError, as_float, decode
 
 SAMPLING_RATE = 16_000
 MAX_BYTES = 4 * 2**30  # largest file: the limit of WAV, six hours of 24-bit stereo at 32 kHz

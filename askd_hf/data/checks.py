@@ -18,7 +18,7 @@ from .audio import AudioError, read_audio, silence
 from .columns import replace_column
 from .labels import timestamp_error
 from .markup import markup_error
-from .pace import speaking_rate_error
+from .speaking_rate import speaking_rate_error
 
 logger = logging.getLogger(__name__)
 

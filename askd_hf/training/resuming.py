@@ -5,7 +5,7 @@ from typing import Any
 
 from ..callbacks import BLEND_STATE_FILE, read_blend_state
 from ..config import ASKDConfig
-from .checkpoints import checkpoint_to_resume
+from .checkpoint_lookup import checkpoint_to_resume
 from .run_settings import (
     best_model_settings,
     check_same_run,
