@@ -341,7 +341,7 @@ def test_options_that_cannot_be_are_one_message(monkeypatch, capsys, tmp_path, t
         assert status == 2 and re.search(rf"^error: .*{re.escape(message)}", err, re.MULTILINE), err
     assert {path.name for path in tmp_path.iterdir()} == {"augmented"}
     status, _, err = run_here(monkeypatch, capsys, "--teacher", teacher_dir, "--use_cpu", file=LABELLER)
-    assert status == 2 and "error: --teacher and --teacher_cache_dir are needed" in err
+    assert status == 2 and "error: --teacher and --teacher_cache_dir are required" in err
     for preset in ("ce", "ps-kd"):
         for_nobody = ["--teacher", teacher_dir, "--dataset", speech_dir, "--teacher_cache_dir", tmp_path / "labels"]
         status, out, err = run_here(monkeypatch, capsys, *for_nobody, "--use_cpu", "--preset", preset, file=LABELLER)

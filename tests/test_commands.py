@@ -73,7 +73,7 @@ def test_a_users_error_is_one_line(capsys):
         main(["distill"])
     assert stop.value.code == 2
     line = capsys.readouterr().err.strip()
-    assert line.startswith("error: --teacher is missing") and "\n" not in line
+    assert line.startswith("error: --teacher is required") and "\n" not in line
 
 
 def test_the_version(capsys):
