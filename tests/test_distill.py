@@ -129,7 +129,7 @@ def test_a_student_of_ones_own_with_and_without_a_teacher(
     if not with_teacher:
         position = arguments.index("--teacher")
         del arguments[position : position + 2]
-        assert "give it with --teacher" in run_here(monkeypatch, capsys, *arguments)[2]
+        assert "requires --teacher" in run_here(monkeypatch, capsys, *arguments)[2]
         arguments += ["--preset", "ps-kd"]
     status, _, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 0, err
