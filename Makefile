@@ -27,7 +27,7 @@ $(DEVELOPING): $(INSTALLED)
 
 # one thread: the model is so small that more get in each other's way; a second core prepares the batches
 demo: export OMP_NUM_THREADS = 1
-demo: $(INSTALLED)  ## distil the small shipped teacher on spoken digits (2 minutes on 2 CPU cores)
+demo: $(INSTALLED)  ## distill the small shipped teacher on spoken digits (a few minutes on 2 CPU cores)
 	rm -rf runs/demo
 	$(BIN)/python examples/distill.py --config examples/demo/demo.yaml
 
@@ -42,7 +42,7 @@ test-gpu: export CUDA_VISIBLE_DEVICES ?= 0
 test-gpu: $(DEVELOPING)  ## the tests that need a CUDA card
 	$(BIN)/python -m pytest -m gpu
 
-cards: $(DEVELOPING)  ## render the golden model cards of model_cards/ anew
+cards: $(DEVELOPING)  ## render the golden model cards of model_cards/ again
 	$(BIN)/python tests/make_cards.py
 
 lint: $(DEVELOPING)  ## ruff: rules and format; import-linter: the order of the packages; mypy: types
@@ -51,7 +51,7 @@ lint: $(DEVELOPING)  ## ruff: rules and format; import-linter: the order of the 
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-format: $(DEVELOPING)  ## ruff: mend what can be mended
+format: $(DEVELOPING)  ## ruff: fix what it can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -51,7 +51,7 @@ def read(results: Path) -> list[dict]:
 
 
 def run(setting: dict, folder: Path, results: Path) -> None:
-    """Distil once, and add to `results` what evaluation said at each of its steps."""
+    """Distill once, and add to `results` what evaluation said at each of its steps."""
     output_dir = folder / f"{setting['schedule']}-{setting['noise']:g}-{setting['seed']}"
     shutil.rmtree(output_dir, ignore_errors=True)  # of a run that was interrupted
     arguments = ["--config", str(DEMO / "demo.yaml"), "--dataset", str(demo_with_noise(setting["noise"], folder))]

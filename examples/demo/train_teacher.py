@@ -198,7 +198,7 @@ def main() -> None:
                 wer, _ = evaluate(model, processor, HERE / "data" / split)
                 print(f"step {step} {split} WER {wer:.2%}", flush=True)
 
-    # A student made from this model's configuration should not inherit how the teacher was regularised.
+    # A student made from this model's configuration should not inherit how the teacher was regularized.
     model.config.update({"apply_spec_augment": False, "dropout": 0.0})
     model.half().save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
