@@ -138,6 +138,13 @@ class DataArguments:
             "training, except with --streaming) or skip. Skipped clips are listed in the output directory."
         },
     )
+    long_clips: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "For clips longer than the student's window: error, as for other invalid clips, or skip. Skipped "
+            "clips are listed in the output directory."
+        },
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Maximum number of training clips per dataset: the first ones are used."}
     )

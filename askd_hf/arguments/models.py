@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .ranges import check_layers
+from .ranges import Window, check_layers, check_vocabulary, parse_window
 from .renamed import accepts_renamed
 
 
@@ -46,6 +46,25 @@ class ModelArguments:
             "take 518 forward passes over the 16 clips."
         },
     )
+    window_seconds: str | None = field(
+        default=None,
+        metadata={
+            "help": "Audio window of a student created from the teacher, in whole seconds, such as 6: the encoder "
+            "keeps its first positions. Clips must fit in it; see --long_clips. A range such as 3-10 makes a student "
+            "with a window of 10 s and gives each training batch a random audio context, from the length of its "
+            "longest clip (at least 3 s) to the window, for runtimes that take shorter inputs. Default: the teacher's "
+            "window, 30 s. The teacher always keeps its own."
+        },
+    )
+    vocabulary: str | None = field(
+        default=None,
+        metadata={
+            "help": "Vocabulary of a student created from the teacher. auto: the tokens of the training transcripts, "
+            "which are then tokenized as before. A number: that many tokens, the most frequent ones of the training "
+            "transcripts first. A text file: as auto, with the tokens of its lines. Special tokens, timestamps of the "
+            "window and all bytes are kept, so that any text can be transcribed. Default: the teacher's vocabulary."
+        },
+    )
     teacher_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = field(
         default="auto",
         metadata={
@@ -68,3 +87,12 @@ class ModelArguments:
     def __post_init__(self):
         for name in ("decoder_layers", "encoder_layers"):
             check_layers(name, getattr(self, name))
+        if self.window_seconds is not None:
+            parse_window(self.window_seconds)
+        if self.vocabulary is not None:
+            check_vocabulary(self.vocabulary)
+
+    @property
+    def window(self) -> Window | None:
+        """The parsed `window_seconds`, None for the teacher's window."""
+        return None if self.window_seconds is None else parse_window(self.window_seconds)

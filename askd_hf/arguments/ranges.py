@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import UserError
 
@@ -95,3 +97,48 @@ def check_layers(option: str, layers: str | None) -> None:
         raise UserError(f"--{option} must be at least 1, got {layers}")
     if min(numbers) < 0 or len(set(numbers)) < len(numbers):
         raise UserError(f"--{option} must be distinct layers, counted from 0, got {layers}")
+
+
+class Window(NamedTuple):
+    """The audio window of a student, in whole seconds.
+
+    Attributes:
+        shortest: shortest audio context of a training batch. Equal to `longest` for a fixed window.
+        longest: what the student takes at a time.
+    """
+
+    shortest: int
+    longest: int
+
+
+LONGEST_WINDOW = 30  # seconds, of Whisper
+
+
+def parse_window(text: str) -> Window:
+    """Return the window of `--window_seconds`, such as "6" or "3-10". Raise `UserError` if it is invalid."""
+    parts = text.strip().split("-")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise UserError(
+            f"--window_seconds must be a whole number of seconds such as 6, or a range such as 3-10, got {text!r}"
+        )
+    window = Window(int(parts[0]), int(parts[-1]))
+    if not 1 <= window.shortest <= window.longest <= LONGEST_WINDOW:
+        raise UserError(
+            f"--window_seconds must be between 1 and {LONGEST_WINDOW}, and a range must be ascending, got {text}"
+        )
+    return window
+
+
+def check_vocabulary(vocabulary: str) -> None:
+    """Raise `UserError` unless `--vocabulary` is `auto`, a number, or a file with text."""
+    if vocabulary == "auto" or vocabulary.isdecimal():
+        return
+    file = Path(vocabulary)
+    if not file.is_file():
+        raise UserError(f"--vocabulary must be auto, a number of tokens, or a text file, got {vocabulary!r}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--vocabulary {vocabulary}: not a text file in UTF-8: {error}") from None
+    if not text.strip():
+        raise UserError(f"--vocabulary {vocabulary}: the file has no text")

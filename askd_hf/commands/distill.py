@@ -38,11 +38,14 @@ from ..hub.provenance import Provenance
 from ..models.from_arguments import load_student, load_teacher
 from ..models.generation_config import allow_silence, is_multilingual, set_languages
 from ..models.layer_selection import choose_layers
+from ..models.layers import is_pruned_encoder
 from ..models.loading import check_max_length, check_processor, load_processor
 from ..models.lora import LoraArguments, loadable_base, with_lora
+from ..models.smaller_vocabulary import with_smaller_vocabulary
 from ..models.student import check_pair, same_encoder
 from ..models.teacher_memory import check_int8
 from ..models.vocabulary import with_vocabulary_of
+from ..models.window import check_student_options, check_window, shortest_context, with_window_of
 from ..pseudo_labels import PseudoLabelArguments
 from ..trainer import ASKDTrainer
 from ..training.caches import check_caches, compress_teacher, with_encoder_cache, with_soft_labels
@@ -63,6 +66,7 @@ from ..training.run_dir import (
     set_default_output_dir,
 )
 from ..training.run_settings import check_options
+from ..training.student_vocabulary import check_vocabulary_size, reduce_student, transcripts
 from .pseudo_label import pseudo_label
 from .report import report
 
@@ -135,7 +139,7 @@ def distill(
     """
     options = Options(model_args, data_args, mix_args, augment_args, cache_args, lora_args, config)
     checkpoint = prepare_run(options)
-    models = load_models(options)
+    models = reduce_vocabulary(options, load_models(options))
     speech = load_speech(options, models)
     options, models = select_layers(options, models, speech, checkpoint)
     origin = Provenance.of(options.model, options.data, models.teacher, models.student)
@@ -157,8 +161,7 @@ def prepare_run(options: Options) -> str | None:
     model_args, data_args, config = options.model, options.data, options.config
     if not (model_args.teacher or model_args.student):
         raise UserError("--teacher is required: a Whisper model to distill, such as openai/whisper-large-v3")
-    if model_args.student and model_args.layer_selection == "greedy":
-        raise UserError("--layer_selection greedy is not supported with --student, which has its own layers")
+    check_student_options(model_args)
     set_default_output_dir(config, model_args)
     check_mix(data_args, options.mix, config)
     check_directories(config, options.caches)
@@ -189,7 +192,10 @@ def load_models(options: Options) -> Models:
     if model_args.teacher and (config.uses_teacher or not model_args.student):
         teacher = load_teacher(model_args)
     student = load_student(model_args, teacher)
+    check_window(model_args, student)
     processor = load_processor(model_args.student or model_args.teacher)
+    if not model_args.student:
+        processor = with_window_of(student, processor)
     check_processor(student, processor)
     check_max_length(student, config.generation_max_length)
     check_optimizer(config, student)
@@ -199,11 +205,28 @@ def load_models(options: Options) -> Models:
         teacher_processor = load_processor(model_args.teacher)
         check_processor(teacher, teacher_processor)
         teacher = with_vocabulary_of(student.config, processor.tokenizer, teacher, teacher_processor.tokenizer)
-        extractor = None if same_encoder(teacher, student) else teacher_processor.feature_extractor
+        shares_features = same_encoder(teacher, student) and shortest_context(model_args) is None
+        extractor = None if shares_features else teacher_processor.feature_extractor
         check_pair(teacher, student, own_features=True)
-    prepare_encoder(config, compressed=not (model_args.student or same_encoder(teacher, student)))
+    prepare_encoder(config, compressed=is_pruned_encoder(student.config))
     check_caches(options.caches, model_args, config, student.config.vocab_size, options.mix, options.augment)
     return Models(teacher, student, processor, extractor)
+
+
+def reduce_vocabulary(options: Options, models: Models) -> Models:
+    """Apply `--vocabulary` to student, teacher and tokenizer. `--unlabeled_dataset` is transcribed before."""
+    if options.model.vocabulary is None:
+        return models
+    vocabulary, streaming, tokenizer = options.model.vocabulary, options.mix.streaming, models.processor.tokenizer
+    check_vocabulary_size(vocabulary, models.student, tokenizer, streaming)
+    transcribe_unlabeled(options)
+    multilingual = is_multilingual(models.student)
+    rows = transcripts(vocabulary, options.data, make_collator(options, models), multilingual, streaming)
+    student, smaller = reduce_student(vocabulary, models.student, tokenizer, rows)
+    teacher = with_smaller_vocabulary(models.teacher, tokenizer, smaller)
+    check_caches(options.caches, options.model, options.config, student.config.vocab_size)
+    processor = WhisperProcessor(models.processor.feature_extractor, smaller)
+    return models._replace(teacher=teacher, student=student, processor=processor)
 
 
 def source_languages(data_args: DataArguments) -> list[tuple[str | None, str | None]]:
@@ -240,13 +263,12 @@ def load_speech(options: Options, models: Models) -> Speech:
     """
     data_args, config = options.data, options.config
     collator = make_collator(options, models)
-    if data_args.unlabeled_dataset:
-        data_args.pseudo_labeled_dataset = str(transcribe_unlabeled(options))
+    transcribe_unlabeled(options)
     multilingual = is_multilingual(models.student)
     train_dataset = training_speech(data_args, options.mix, config, collator, multilingual)
     if config.uses_teacher and models.teacher is None and not has_soft_labels(train_dataset):
         raise UserError(f"--preset {config.preset} requires --teacher; without a teacher choose --preset ps-kd")
-    if config.uses_teacher and has_soft_labels(train_dataset) and collator.is_random:
+    if config.uses_teacher and has_soft_labels(train_dataset) and collator.changes_targets:
         raise UserError(
             "the dataset has cached soft labels of the unchanged clips: train on it without --augmentations, "
             "--timestamp_probability and --condition_on_prev_probability, or on the speech itself with the teacher"
@@ -265,23 +287,26 @@ def make_collator(options: Options, models: Models) -> SpeechCollator:
         models.student.config,
         timestamp_probability=options.mix.timestamp_probability,
         condition_on_prev_probability=options.mix.condition_on_prev_probability,
+        shortest_context=shortest_context(options.model),
         augmenter=Augmenter(augment, extractor.n_samples) if augment.augmentations else None,
     )
 
 
-def transcribe_unlabeled(options: Options) -> Path:
-    """Transcribe `--unlabeled_dataset` with the teacher and return the directory of the dataset.
+def transcribe_unlabeled(options: Options) -> None:
+    """Transcribe `--unlabeled_dataset`, if given, with the teacher, and add the result to the training sets.
 
     Transcripts of an earlier run are used again.
     """
     model_args, data_args, config = options.model, options.data, options.config
+    if not data_args.unlabeled_dataset or data_args.pseudo_labeled_dataset:
+        return
     if not model_args.teacher:
         raise UserError("--unlabeled_dataset requires --teacher, the model that transcribes it")
     if config.world_size > 1:
         raise UserError(
             "--unlabeled_dataset is not supported with several processes: run `askd-hf pseudo-label` first"
         )
-    return pseudo_label(
+    transcribed = pseudo_label(
         PseudoLabelArguments(
             teacher=model_args.teacher,
             dataset=data_args.unlabeled_dataset,
@@ -296,6 +321,7 @@ def transcribe_unlabeled(options: Options) -> Path:
             num_workers=config.dataloader_num_workers,
         )
     )
+    data_args.pseudo_labeled_dataset = str(transcribed)
 
 
 def fill_caches(options: Options, models: Models, speech: Speech) -> tuple[Models, Speech]:

@@ -35,6 +35,7 @@ class Limits:
         min_duration_in_seconds, max_duration_in_seconds, min_label_length, max_label_length: clips outside this range
             are filtered out. Label lengths are tokens, including those of language, task and end of text.
         allow_empty_text: whether an empty transcript is valid, as it is for clips without speech.
+        skip_long: whether longer clips than `chunk_length` are filtered out instead of invalid.
         check_timestamps: whether to validate `segments`.
         check_prompts: whether to validate `prompt`.
     """
@@ -46,12 +47,13 @@ class Limits:
     min_label_length: float = 0
     max_label_length: float = math.inf
     allow_empty_text: bool = False
+    skip_long: bool = False
     check_timestamps: bool = False
     check_prompts: bool = False
 
     def for_no_speech(self) -> "Limits":
         """Return the limits of clips without speech: those of the model, and empty transcripts are valid."""
-        return Limits(self.chunk_length, self.max_target_positions, allow_empty_text=True)
+        return Limits(self.chunk_length, self.max_target_positions, allow_empty_text=True, skip_long=self.skip_long)
 
     def invalid_reason(
         self, audio_error: str, duration: float, row: Mapping[str, Any], label_tokens: int | None, silence: str = ""
@@ -67,7 +69,7 @@ class Limits:
         """
         if audio_error:
             return audio_error
-        if duration > self.chunk_length:
+        if duration > self.chunk_length and not self.skip_long:
             return f"too long: {duration:.2f} s, the limit is {self.chunk_length:g} s"
         if silence and (row["text"] or "").strip():
             return silence
@@ -87,6 +89,8 @@ class Limits:
 
     def filter_reason(self, duration: float, label_tokens: int | None) -> str | None:
         """Return why the user's filters drop a valid clip, as "kind: details", or None if they keep it."""
+        if duration > self.chunk_length:
+            return f"longer than the window of {self.chunk_length:g} s: {duration:.2f} s"
         if duration < self.min_duration_in_seconds:
             return f"under --min_duration_in_seconds: {duration:.2f} s"
         if duration > self.max_duration_in_seconds:

@@ -1,5 +1,6 @@
 """Collate speech rows into batches of features, or cached encoder outputs, and labels."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperProcesso
 from ..arguments.renamed import renamed_keywords
 from ..errors import UserError
 from .audio import SAMPLING_RATE, AudioError, extract_features, read_audio, resample, silence, waveform
+from .audio_context import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from .augment import Augmenter
 from .checks import Limits
 from .encoder_cache import EncoderCache
@@ -20,7 +22,9 @@ from .labels import LABEL_PAD_TOKEN_ID, DecoderTokens, build_decoder_tokens, tok
 
 # the teacher's soft labels, in the order of `objective.TopK`; see `askd_hf.data.soft_labels`
 TEACHER_COLUMNS = ("teacher_token_ids", "teacher_log_probs", "teacher_log_rest", "teacher_label_log_prob")
-TOKEN_STREAM = 1  # appended to `rng_key`: token choices use another random stream than the augmentation
+# appended to `rng_key`: token choices and the audio context use other random streams than the augmentation
+TOKEN_STREAM, CONTEXT_STREAM = 1, 2
+CONTEXT_MARGIN = 0.64  # seconds of audio context behind the longest clip of a batch, at least
 
 
 @dataclass
@@ -44,12 +48,15 @@ class SpeechCollator:
         condition_on_prev_probability: probability of the prompt in the decoder input of a row with `prompt`.
             Default: 0.
         augmenter: waveform augmentation, the same for student and teacher. Default: None.
+        shortest_context: shortest audio context of a training batch in seconds. Each batch gets a random context: at
+            least this, at least `CONTEXT_MARGIN` more than its longest clip, and at most the window. Evaluation uses
+            the whole window. Default: None, for the whole window in training too.
         limits: validate rows here (streaming): invalid or filtered rows are dropped and listed in `batch["skipped"]`.
             Default: None, for rows validated by `filter_invalid_clips`.
 
     Raises:
         UserError: tokenizer and model have different start tokens, the vocabulary has no timestamps, or augmentation
-            is combined with the encoder cache.
+            or `shortest_context` is combined with the encoder cache.
     """
 
     processor: WhisperProcessor
@@ -59,6 +66,7 @@ class SpeechCollator:
     timestamp_probability: float = 0.0
     condition_on_prev_probability: float = 0.0
     augmenter: Augmenter | None = None
+    shortest_context: float | None = None
     limits: Limits | None = None
 
     def __post_init__(self):
@@ -76,10 +84,20 @@ class SpeechCollator:
             raise UserError(
                 "--augmentations can't be combined with --encoder_cache_dir: augmented audio differs in every epoch"
             )
+        if self.shortest_context is not None and self.encoder_cache is not None:
+            raise UserError(
+                "a range of --window_seconds can't be combined with --encoder_cache_dir: the encoder's output depends on "
+                "the audio context"
+            )
 
     @property
     def is_random(self) -> bool:
         """Whether the batch of a clip may differ between epochs."""
+        return self.changes_targets or self.shortest_context is not None
+
+    @property
+    def changes_targets(self) -> bool:
+        """Whether the labels of a clip, or the audio that the teacher takes, may differ between epochs."""
         return (
             self.timestamp_probability > 0.0 or self.condition_on_prev_probability > 0.0 or self.augmenter is not None
         )
@@ -128,6 +146,8 @@ class SpeechCollator:
             batch["encoder_outputs"] = self.encoder_cache.read([row["audio_key"] for row in rows])
         if self.teacher_extractor is not None:
             batch["teacher_input_features"] = self._teacher_features(waves, batch.get("input_features"))
+        if self.shortest_context is not None and "rng_key" in rows[0]:
+            self._shorten_context(batch, rows, max(map(len, waves)) / SAMPLING_RATE)
         tokens = [self._decoder_tokens(row, factor) for row, factor in zip(rows, time_factors, strict=True)]
         batch |= self._pad_tokens(tokens)
         batch["clip"] = [row["clip"] for row in rows]
@@ -168,6 +188,22 @@ class SpeechCollator:
             for wave, row in zip(waves, rows, strict=True)
         ]
         return [wave for wave, _ in augmented], [factor for _, factor in augmented]
+
+    def _shorten_context(self, batch: dict[str, Any], rows: list[Mapping[str, Any]], longest_clip: float) -> None:
+        """Cut the student's features to a random number of frames. See `shortest_context`.
+
+        Args:
+            longest_clip: seconds.
+        """
+        window = batch["input_features"].shape[-1]
+        shortest = math.ceil(max(self.shortest_context or 0.0, longest_clip + CONTEXT_MARGIN) * FRAMES_PER_SECOND)
+        positions = window // FRAMES_PER_POSITION
+        lowest = min(math.ceil(shortest / FRAMES_PER_POSITION), positions)
+        rng = np.random.default_rng([*rows[0]["rng_key"], CONTEXT_STREAM])
+        frames = FRAMES_PER_POSITION * int(rng.integers(lowest, positions, endpoint=True))
+        for name in ("input_features", "attention_mask"):
+            if name in batch:
+                batch[name] = batch[name][..., :frames].contiguous()
 
     def _decoder_tokens(self, row: Mapping[str, Any], time_factor: float) -> DecoderTokens:
         timestamps = prompt = False

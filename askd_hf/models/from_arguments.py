@@ -17,4 +17,7 @@ def load_student(
     """Load `--student`, or make a student of the teacher's layers, which doesn't change the teacher."""
     if model_args.student:
         return load_whisper(model_args.student, attn_implementation=model_args.attn_implementation)
-    return init_student(teacher, model_args.decoder_layers, model_args.encoder_layers)
+    window = model_args.window
+    return init_student(
+        teacher, model_args.decoder_layers, model_args.encoder_layers, None if window is None else window.longest
+    )

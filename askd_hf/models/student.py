@@ -10,6 +10,7 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from ..errors import UserError
 from .layers import COPIED_LAYERS, layers_to_copy
 from .teacher_memory import full_weights
+from .window import crop_window
 
 logger = logging.getLogger(__name__)
 
@@ -18,14 +19,16 @@ def init_student(
     teacher: WhisperForConditionalGeneration,
     decoder_layers: int | list[int] | str = 2,
     encoder_layers: int | list[int] | str | None = None,
+    window_seconds: int | None = None,
 ) -> WhisperForConditionalGeneration:
     """Return a float32 student with copies of some layers of `teacher` and of all other weights.
 
     Args:
         decoder_layers: the number of decoder layers, spread evenly, or their indices in the teacher.
         encoder_layers: the same for the encoder. None for all layers.
+        window_seconds: the student's audio window. None for the teacher's. See `models.window`.
 
-    Raises `UserError` for layers that the teacher doesn't have.
+    Raises `UserError` for layers that the teacher doesn't have, and for a window that is longer than the teacher's.
     """
     config = copy.deepcopy(teacher.config)
     decoder = layers_to_copy(decoder_layers, config.decoder_layers)
@@ -50,6 +53,8 @@ def init_student(
             name = new_index[prefix] + name.removeprefix(prefix)
         weights[name] = weight
     student.load_state_dict(weights)
+    if window_seconds is not None:
+        crop_window(student, window_seconds)
     student.generation_config = _generation_config(teacher, decoder)
     return student.to(teacher.device)
 
@@ -77,14 +82,14 @@ def check_pair(
     """Raise `UserError` if teacher and student can't share a batch, or have different vocabularies.
 
     Args:
-        own_features: True if the batch has separate features for the teacher, so that their mel bins may differ.
+        own_features: True if the batch has separate features for the teacher, so that mel bins and windows may differ.
     """
     differences = pair_differences(teacher, student, own_features)
     if differences:
         raise UserError(
             f"teacher and student don't fit together: {'; '.join(differences)}. For another vocabulary use "
             "askd_hf.models.vocabulary.with_vocabulary_of, for other mel bins "
-            "SpeechCollator(..., teacher_extractor=...), as the scripts do"
+            "or another window SpeechCollator(..., teacher_extractor=...), as the scripts do"
         )
 
 
@@ -94,7 +99,7 @@ def pair_differences(
     """Return the differences that `check_pair` rejects, such as "vocab_size: teacher 51866, student 51865"."""
     differences = []
     for name in ("vocab_size", "num_mel_bins", "max_source_positions", "decoder_start_token_id"):
-        if name == "num_mel_bins" and own_features:
+        if own_features and name in ("num_mel_bins", "max_source_positions"):
             continue
         of_teacher, of_student = getattr(teacher.config, name), getattr(student.config, name)
         if of_teacher != of_student:

@@ -1,4 +1,4 @@
-"""Convert a teacher to the student's vocabulary, by reordering the rows of its embedding.
+"""Convert a model to another vocabulary, by selecting and reordering the rows of its embedding.
 
 Whisper's input embedding and output projection are one matrix with one row per token. With the rows in the order of
 the student's tokens, the teacher takes and predicts the student's token ids. large-v3, for example, has one language
@@ -9,7 +9,8 @@ positions after `<|notimestamps|>` are equal. For tokens without a match:
 
 - A token that only the teacher has can no longer be predicted. Its probability is distributed to all other tokens in
   proportion, as the softmax is over the student's tokens. For large-v3 this is only `<|yue|>`, whose probability is
-  close to 0 in transcripts.
+  close to 0 in transcripts. For a student with a smaller vocabulary (`models.smaller_vocabulary`) these are the text
+  tokens that it doesn't have. The training transcripts contain none of them.
 - A token that only the student has gets the row of `<|startoftranscript|>`, whose probability is always close to 0.
 """
 
@@ -33,10 +34,11 @@ TIMESTAMPS = 1501  # 0 to 30 seconds in steps of 0.02
 def token_partners(teacher: WhisperTokenizer, student: WhisperTokenizer) -> Tensor:
     """Return the teacher's id of every student token, -1 without a match: int64 `(student tokens,)`.
 
-    Raises `UserError` if the tokenizers split text differently, as those of English-only and multilingual Whisper
-    models do.
+    Raises `UserError` unless the student's text tokens and merges are some or all of the teacher's. Those of
+    English-only and multilingual Whisper models aren't.
     """
-    if _pieces(teacher) != _pieces(student):
+    (teacher_tokens, teacher_merges), (student_tokens, student_merges) = _pieces(teacher), _pieces(student)
+    if not (student_tokens <= teacher_tokens and _is_subsequence(student_merges, teacher_merges)):
         raise UserError(
             "teacher and student split text into different tokens (as English-only and multilingual models do): give "
             "two English-only or two multilingual models, or train on the teacher's transcripts "
@@ -68,6 +70,30 @@ def _pieces(tokenizer: WhisperTokenizer) -> tuple[set[str], list]:
     return tokens - added, json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
 
 
+def _is_subsequence(merges: list, of: list) -> bool:
+    """Return whether `merges` is `of` without some of its elements. The order decides how text is split."""
+    rest = iter(of)
+    return all(merge in rest for merge in merges)
+
+
+def token_rows(
+    model_tokenizer: WhisperTokenizer, model_size: int, new_tokenizer: WhisperTokenizer, new_size: int
+) -> Tensor:
+    """Return the model's row of each row of the new vocabulary, -1 without a match: int64 `(new_size,)`.
+
+    Args:
+        model_size, new_size: rows of the embeddings, which may have more rows than the tokenizer has tokens.
+
+    Raises `UserError` as `token_partners` does.
+    """
+    rows = token_partners(model_tokenizer, new_tokenizer)
+    rows = torch.cat([rows, rows.new_full((max(new_size - len(rows), 0),), -1)])[:new_size]
+    model_timestamps = timestamp_ids(model_tokenizer, model_size)
+    for i, row in zip(timestamp_ids(new_tokenizer, new_size), model_timestamps, strict=False):
+        rows[i] = row
+    return rows
+
+
 def with_vocabulary_of(
     student: WhisperConfig,
     student_tokenizer: WhisperTokenizer,
@@ -82,13 +108,8 @@ def with_vocabulary_of(
     Raises `UserError` as `token_partners` does, and if the teacher lacks a token of the student's prefix, such as the
     language.
     """
-    partners = token_partners(teacher_tokenizer, student_tokenizer)
     size = student.vocab_size
-    # rows beyond the tokenizer's tokens have no match
-    partners = torch.cat([partners, partners.new_full((max(size - len(partners), 0),), -1)])[:size]
-    teacher_timestamps = timestamp_ids(teacher_tokenizer, teacher.config.vocab_size)
-    for i, partner in zip(timestamp_ids(student_tokenizer, size), teacher_timestamps, strict=False):
-        partners[i] = partner
+    partners = token_rows(teacher_tokenizer, teacher.config.vocab_size, student_tokenizer, size)
     named = {*student_tokenizer.get_vocab().values(), *teacher_tokenizer.get_vocab().values()}
     if size == teacher.config.vocab_size and all(partners[i] == i for i in named if i < size):
         return teacher
@@ -109,22 +130,27 @@ def with_vocabulary_of(
         len(unknown),
         f" ({shown}), which it predicts with a probability close to 0" if unknown else "",
     )
-    return _with_rows(teacher, partners, student)
-
-
-def _with_rows(
-    teacher: WhisperForConditionalGeneration, partners: Tensor, student: WhisperConfig
-) -> WhisperForConditionalGeneration:
-    # -1 is a token without a match
-    rows = torch.where(partners < 0, teacher.config.decoder_start_token_id, partners)
-    weight = teacher.get_output_embeddings().weight.data[rows.to(teacher.device)]
     config = copy.deepcopy(teacher.config)
-    config.vocab_size = len(rows)
     for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(config, name, getattr(student, name))
+    return with_rows(teacher, partners, config)
+
+
+def with_rows(
+    model: WhisperForConditionalGeneration, rows: Tensor, config: WhisperConfig
+) -> WhisperForConditionalGeneration:
+    """Return a model with the given rows of the embedding. It shares all other weights with `model`.
+
+    Args:
+        rows: int64 `(tokens,)`. -1 for the row of the start token.
+        config: of the result. Its `vocab_size` is set here.
+    """
+    rows = torch.where(rows < 0, model.config.decoder_start_token_id, rows)
+    weight = model.get_output_embeddings().weight.data[rows.to(model.device)]
+    config.vocab_size = len(rows)
     with torch.device("meta"):  # no memory for weights that are replaced
         converted = WhisperForConditionalGeneration(config)
-    weights = teacher.state_dict() | {"model.decoder.embed_tokens.weight": weight, "proj_out.weight": weight}
+    weights = model.state_dict() | {"model.decoder.embed_tokens.weight": weight, "proj_out.weight": weight}
     converted.load_state_dict(weights, assign=True)
     converted.tie_weights()
-    return converted.train(teacher.training)
+    return converted.train(model.training)

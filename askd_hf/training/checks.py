@@ -45,15 +45,16 @@ def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> N
     """Raise `UserError` if the collator changes clips at random and an option doesn't allow that."""
     if not is_random(collator):
         return
-    if teacher_is_cached and args.uses_teacher:
+    if teacher_is_cached and args.uses_teacher and collator.changes_targets:
         raise UserError(
             "the teacher's cached labels are of the unchanged clips: --augment, --timestamp_probability and "
             "--condition_on_prev_probability are not supported with them"
         )
     if args.dataloader_persistent_workers:
         raise UserError(
-            "--dataloader_persistent_workers is not supported with --augmentations, --timestamp_probability and "
-            "--condition_on_prev_probability: the workers would repeat the random numbers of the first epoch"
+            "--dataloader_persistent_workers is not supported with --augmentations, --timestamp_probability, "
+            "--condition_on_prev_probability and a range of --window_seconds: the workers would repeat the random "
+            "numbers of the first epoch"
         )
 
 

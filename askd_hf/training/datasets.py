@@ -97,15 +97,19 @@ def validate_split(
     )
 
 
-def model_limits(collator: SpeechCollator) -> Limits:
+def model_limits(collator: SpeechCollator, data_args: DataArguments) -> Limits:
     """Return the limits of the model: the duration of a clip and the number of label tokens."""
-    return Limits(collator.processor.feature_extractor.chunk_length, collator.config.max_target_positions)
+    return Limits(
+        collator.processor.feature_extractor.chunk_length,
+        collator.config.max_target_positions,
+        skip_long=data_args.long_clips != "error",
+    )
 
 
 def training_limits(collator: SpeechCollator, data_args: DataArguments) -> Limits:
     """Return the limits of the model and of the filters."""
     return replace(
-        model_limits(collator),
+        model_limits(collator, data_args),
         min_duration_in_seconds=data_args.min_duration_in_seconds,
         max_duration_in_seconds=data_args.max_duration_in_seconds,
         min_label_length=data_args.min_label_length,
@@ -149,21 +153,8 @@ def training_speech(
     sources = data_args.train_sources()
     report_to = report_to or config.output_dir
     seed = config.order_seed
-    limit = data_args.max_train_samples
     names = names_of(sources)
-    normalizers = [_label_normalizer(data_args, source, collator) for source in sources]
-    # normalizers return lower case, but not for every language
-    text_case = data_args.text_case if data_args.text_normalizer == "none" else "lower"
-    splits = [
-        clean_texts(
-            load_split(source, limit, data_args, multilingual, mix_args.streaming),
-            text_case,
-            name,
-            normalize,
-            written_in="en" if data_args.text_normalizer == "english" else None,
-        )
-        for source, name, normalize in zip(sources, names, normalizers, strict=True)
-    ]
+    splits = training_splits(data_args, collator, multilingual, mix_args.streaming)
     _check_columns(mix_args, splits)
     if mix_args.streaming:
         # the languages in the rows of a stream aren't known in advance
@@ -188,11 +179,31 @@ def training_speech(
     no_speech_dataset = _negatives(mix_args, data_args, collator, spoken)
     if no_speech_dataset is None:
         return speech
-    limits = model_limits(collator).for_no_speech()
+    limits = model_limits(collator, data_args).for_no_speech()
     no_speech_dataset = validate_split(
         "training", "no_speech", no_speech_dataset, limits, data_args, report_to, collator
     )
     return with_no_speech(speech, no_speech_dataset, mix_args.no_speech_probability, seed)
+
+
+def training_splits(
+    data_args: DataArguments, collator: SpeechCollator, multilingual: bool, streaming: bool = False
+) -> list[Dataset | IterableDataset]:
+    """Load the rows of each training set, with the transcripts that training uses. No audio is decoded."""
+    sources = data_args.train_sources()
+    normalizers = [_label_normalizer(data_args, source, collator) for source in sources]
+    # normalizers return lower case, but not for every language
+    text_case = data_args.text_case if data_args.text_normalizer == "none" else "lower"
+    return [
+        clean_texts(
+            load_split(source, data_args.max_train_samples, data_args, multilingual, streaming),
+            text_case,
+            name,
+            normalize,
+            written_in="en" if data_args.text_normalizer == "english" else None,
+        )
+        for source, name, normalize in zip(sources, names_of(sources), normalizers, strict=True)
+    ]
 
 
 def spoken_in(dataset: Dataset) -> list[tuple[str, str]]:
@@ -282,7 +293,7 @@ def evaluation_speech(
 ) -> dict[str, EvalSplit]:
     """Return the validated evaluation splits by name, each of one language and task."""
     sources = data_args.eval_sources()
-    limits = model_limits(collator)
+    limits = model_limits(collator, data_args)
     found: dict[str, EvalSplit] = {}
     for source, name in zip(sources, names_of(sources), strict=True):
         split = without_soft_labels(load_split(source, data_args.max_eval_samples, data_args, multilingual))

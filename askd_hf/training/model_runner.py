@@ -1,5 +1,6 @@
 """Run the student, the teacher and the self-teacher on a batch: only models whose loss weight is nonzero."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from ..callbacks import AdaptiveBlendCallback
 from ..config import ASKDConfig
 from ..data import TEACHER_COLUMNS, SpeechCollator, run_encoder
+from ..data.audio_context import audio_context
 from ..errors import UserError
 from ..models.layers import LayerPairs, copied_encoder_layers, is_pruned_encoder, matched_layers
 from ..models.student import check_pair, encoder_is_deterministic, same_encoder
@@ -97,7 +99,8 @@ class ModelRunner:
 
         Raises `UserError` if the encoder cache is stale.
         """
-        shares = self.teacher is not None and self.args.freeze_encoder
+        # with a random audio context the teacher still takes its whole window
+        shares = self.teacher is not None and self.args.freeze_encoder and not self._context_varies()
         self.teacher_has_student_encoder = shares and same_encoder(self.teacher, self.student)
         cache = self.collator.encoder_cache if isinstance(self.collator, SpeechCollator) else None
         if cache is not None:
@@ -110,6 +113,9 @@ class ModelRunner:
 
     def _teacher_has_own_features(self) -> bool:
         return isinstance(self.collator, SpeechCollator) and self.collator.teacher_extractor is not None
+
+    def _context_varies(self) -> bool:
+        return isinstance(self.collator, SpeechCollator) and self.collator.shortest_context is not None
 
     def encoder_is_fixed(self) -> bool:
         """Return whether the output of the student's encoder for a clip is the same at every step."""
@@ -165,18 +171,19 @@ class ModelRunner:
         pairs = self.layer_pairs if weights.teacher > 0.0 else None
         # the student runs last, as its SpecAugment overwrites the input features
         targets, teacher_states = {}, None
-        with torch.no_grad(), self.accelerator.autocast():
-            self.encode(model, batch, with_states=pairs is not None)
-            if weights.teacher > 0.0:
-                targets["teacher"], teacher_states = self.teacher_target(inputs, batch, label_mask, pairs)
-            if weights.self > 0.0:
-                targets["self_teacher"] = self._self_teacher_target(student, batch, label_mask, blend.self_teacher)
-        if "encoder_outputs" in batch:
-            batch.pop("input_features", None)
-        if pairs is not None:
-            batch["output_hidden_states"] = pairs.student
-        with capture_lm_head_inputs(student, label_mask, keep_logits) as captured:
-            outputs = model(**batch)
+        with _context_of(student, batch):
+            with torch.no_grad(), self.accelerator.autocast():
+                self.encode(model, batch, with_states=pairs is not None)
+                if weights.teacher > 0.0:
+                    targets["teacher"], teacher_states = self.teacher_target(inputs, batch, label_mask, pairs)
+                if weights.self > 0.0:
+                    targets["self_teacher"] = self._self_teacher_target(student, batch, label_mask, blend.self_teacher)
+            if "encoder_outputs" in batch:
+                batch.pop("input_features", None)
+            if pairs is not None:
+                batch["output_hidden_states"] = pairs.student
+            with capture_lm_head_inputs(student, label_mask, keep_logits) as captured:
+                outputs = model(**batch)
         with self.accelerator.autocast():
             total, terms = chunked_distillation_loss(
                 captured[0],
@@ -193,6 +200,8 @@ class ModelRunner:
             )
             if pairs is not None:
                 states = [outputs.encoder_hidden_states[i] for i in pairs.student]
+                # the teacher's window may be longer
+                teacher_states = [state[:, : states[0].shape[1]] for state in teacher_states]
                 terms.hidden = hidden_state_loss(states, teacher_states).repeat_interleave(label_mask.sum(1))
                 total = total + self._weigh_hidden(terms, weights)
         return total, terms, outputs
@@ -268,6 +277,16 @@ class ModelRunner:
         with capture_lm_head_inputs(student, label_mask) as captured:
             self_teacher(student, batch)
         return captured[0]
+
+
+def _context_of(student: Any, batch: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the encoder takes the batch's features, which may be shorter than its window.
+
+    Cached outputs of the encoder need none.
+    """
+    if "input_features" not in batch:
+        return contextlib.nullcontext()
+    return audio_context(student.model.encoder, batch["input_features"].shape[-1])
 
 
 def _check_precision(student: nn.Module) -> None:

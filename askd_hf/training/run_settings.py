@@ -61,7 +61,7 @@ HARMLESS = {
 }
 # fields of the student's config: random in training, and the shape
 RANDOM = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
-SHAPE = ("d_model", "encoder_layers", "decoder_layers", "vocab_size")
+SHAPE = ("d_model", "encoder_layers", "decoder_layers", "vocab_size", "max_source_positions")
 # columns that labels are made of
 LABEL_COLUMNS = ("text", "language", "task", "segments", "prompt", "no_speech", "label_tokens", "labels")
 DIGEST_NAMES = {"no_speech": "negative"}  # columns under their former names, so that digests in old checkpoints match
@@ -190,6 +190,7 @@ def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict
             collator.timestamp_probability,
             collator.condition_on_prev_probability,
         )
+        values["shortest_context"] = collator.shortest_context
         values["augmentations"] = None
         if collator.augmenter is not None:
             options = asdict(collator.augmenter.options)

@@ -1,0 +1,43 @@
+"""Run a Whisper encoder on less audio than its window.
+
+`WhisperEncoder` accepts only features of its whole window. Its convolutions and layers take any length, and its
+position embeddings are a table with one row per 0.02 s, so a shorter input needs only the first rows.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+FRAMES_PER_SECOND = 100
+FRAMES_PER_POSITION = 2
+
+
+@contextlib.contextmanager
+def audio_context(encoder: Any, frames: int) -> Iterator[None]:
+    """Make `encoder` accept features of `frames` frames, at most those of its window, within the block.
+
+    Args:
+        encoder: a `WhisperEncoder`.
+        frames: even number of frames of 0.01 s.
+
+    Raises `ValueError` if `frames` is odd or exceeds the window.
+    """
+    window = encoder.embed_positions
+    positions = frames // FRAMES_PER_POSITION
+    if frames % FRAMES_PER_POSITION or not 1 <= positions <= window.num_embeddings:
+        raise ValueError(
+            f"frames must be even and at most {FRAMES_PER_POSITION * window.num_embeddings}, got {frames}"
+        )
+    if positions == window.num_embeddings:
+        yield
+        return
+    config = encoder.config  # read by the encoder alone within the block
+    encoder.embed_positions = nn.Embedding.from_pretrained(window.weight[:positions])
+    config.max_source_positions = positions
+    try:
+        yield
+    finally:
+        encoder.embed_positions = window
+        config.max_source_positions = window.num_embeddings
