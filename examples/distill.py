@@ -16,6 +16,7 @@ from askd_hf.commands.distill import (
     load_speech,
     make_trainer,
     prepare_run,
+    reduce_vocabulary,
     select_layers,
     train,
 )
@@ -33,6 +34,9 @@ def main() -> None:
 
     # the teacher, the student made of its encoder and some of its decoder layers, and the processor
     models = load_models(options)
+
+    # with --vocabulary, only the tokens that the training transcripts need
+    models = reduce_vocabulary(options, models)
 
     # training and evaluation speech, every clip checked, and the collator that makes batches of it
     speech = load_speech(options, models)

@@ -14,6 +14,7 @@ from ..evaluation.comparison import EvalSplit, evaluate_models
 from ..models.from_arguments import load_student, load_teacher
 from ..models.generation_config import no_timestamps
 from ..models.loading import load_processor, load_whisper
+from ..models.smaller_vocabulary import with_smaller_vocabulary
 from ..trainer import ASKDTrainer
 
 
@@ -65,12 +66,13 @@ def models_to_compare(
     student = load_whisper(output_dir, attn_implementation=model_args.attn_implementation)
     processor = load_processor(output_dir)
     made_of = model_args.student or f"layers of {model_args.teacher}"
-    models = {
-        "student": (output_dir, student, processor),
-        "initial student": (made_of, load_student(model_args, teacher), processor),
-    }
-    if teacher is not None:
-        models["teacher"] = (model_args.teacher, teacher, load_processor(model_args.teacher))
+    initial = load_student(model_args, teacher)
+    teacher_processor = load_processor(model_args.teacher) if teacher is not None else None
+    if model_args.vocabulary is not None and teacher_processor is not None:
+        initial = with_smaller_vocabulary(initial, teacher_processor.tokenizer, processor.tokenizer)
+    models = {"student": (output_dir, student, processor), "initial student": (made_of, initial, processor)}
+    if teacher_processor is not None:
+        models["teacher"] = (model_args.teacher, teacher, teacher_processor)
     return models
 
 

@@ -86,8 +86,8 @@ class SpeechCollator:
             )
         if self.shortest_context is not None and self.encoder_cache is not None:
             raise UserError(
-                "a range of --window_seconds can't be combined with --encoder_cache_dir: the encoder's output depends on "
-                "the audio context"
+                "a range of --window_seconds can't be combined with --encoder_cache_dir: the encoder's output depends "
+                "on the audio context"
             )
 
     @property
