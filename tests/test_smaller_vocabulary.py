@@ -1,0 +1,318 @@
+"""Students with a smaller vocabulary: the same tokens for the training texts, and bytes for all others."""
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from conftest import make_whisper, run_here, write_speech
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
+
+from askd_hf.arguments import ModelArguments
+from askd_hf.data.labels import text_ids
+from askd_hf.errors import UserError
+from askd_hf.models.generation_config import set_language
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.models.smaller_vocabulary import (
+    choose_tokens,
+    count_tokens,
+    fewest_tokens,
+    smaller_tokenizer,
+    with_smaller_vocabulary,
+)
+from askd_hf.models.vocabulary import token_partners, with_vocabulary_of
+
+SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|fr|>", "<|translate|>", "<|transcribe|>"]
+SPECIAL += ["<|startofprev|>", "<|notimestamps|>"]
+TIMES = 2 * 50 + 1  # a window of 2 s
+WORDS = 91  # tokens of the tokenizer besides the bytes
+TEXTS = ["the cat sat on the mat", "the other cat sees that mat", "a bee", "abba", "fed a bad cab"]
+MORE = ["quick brown foxes jump over lazy dogs", "whichever way the weather goes", "naïve café über straße"]
+CORPUS = [*TEXTS, *MORE] * 9
+
+
+def words_tokenizer(named_times: bool) -> WhisperTokenizer:
+    """A byte-level BPE tokenizer with merges, trained on `CORPUS`, with Whisper's special tokens behind it."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    model = json.loads(trained.to_str())["model"]
+    special = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), "<|endoftext|>")
+    tokenizer = WhisperTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], **special)
+    tokenizer.add_tokens(SPECIAL, special_tokens=True)
+    if named_times:
+        tokenizer.add_tokens([f"<|{0.02 * i:.2f}|>" for i in range(TIMES)])
+    tokenizer.set_prefix_tokens(language="en", task="transcribe")
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["named timestamps", "unnamed timestamps"])
+def tokenizer(request) -> WhisperTokenizer:
+    return words_tokenizer(request.param)
+
+
+def whisper_of(tokenizer: WhisperTokenizer, **changes):
+    """A model with a window of 2 s, configured as OpenAI's multilingual models are."""
+    processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=8, chunk_length=2), tokenizer)
+    ids = tokenizer.get_vocab()
+    size = ids["<|notimestamps|>"] + 1 + TIMES
+    shape = dict(vocab_size=size, max_source_positions=100, max_target_positions=64)
+    settings = dict(suppress_tokens=[ids["!"], ids["the"], ids["Ġbrown"], ids["<|startofprev|>"]])
+    settings |= dict(begin_suppress_tokens=[ids["Ġ"], ids["<|endoftext|>"]])
+    model = make_whisper(processor, **shape | settings | changes).eval()
+    settings |= dict(is_multilingual=True, lang_to_id={name: ids[name] for name in ("<|en|>", "<|fr|>")})
+    settings |= dict(task_to_id={name: ids[f"<|{name}|>"] for name in ("transcribe", "translate")})
+    settings |= dict(prev_sot_token_id=ids["<|startofprev|>"], max_length=64)
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    set_language(model, processor, "en", "transcribe")
+    return model, processor
+
+
+def reduced(tokenizer, texts=TEXTS, number=None, window=2.0):
+    counts = count_tokens(tokenizer, [{"text": text} for text in texts])
+    size = tokenizer.get_vocab()["<|notimestamps|>"] + 1 + TIMES
+    return smaller_tokenizer(tokenizer, size, choose_tokens(tokenizer, counts, number), window)
+
+
+def tokens(tokenizer, text: str) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(text_ids(tokenizer, text))
+
+
+def test_training_texts_are_tokenized_as_before(tokenizer):
+    smaller = reduced(tokenizer)
+    assert len(smaller.get_vocab()) < 0.9 * len(tokenizer.get_vocab())
+    for text in TEXTS:
+        assert tokens(smaller, text) == tokens(tokenizer, text)
+    assert any(len(token) > 2 for token in tokens(smaller, TEXTS[0]))  # merges are at work
+    assert tokens(smaller, "brown foxes") != tokens(tokenizer, "brown foxes")
+
+
+def test_any_text_of_a_subset_is_tokenized_as_before(tokenizer):
+    """Whichever texts are chosen for training, and however they overlap."""
+    rng = random.Random(0)
+    words = sorted({word for text in CORPUS for word in text.split()})
+    for _ in range(20):
+        texts = [" ".join(rng.choices(words, k=rng.randrange(1, 8))) for _ in range(3)]
+        smaller = reduced(tokenizer, texts)
+        for text in texts:
+            assert tokens(smaller, text) == tokens(tokenizer, text), text
+
+
+def test_every_text_is_written_and_read_back(tokenizer):
+    smaller = reduced(tokenizer)
+    rng = random.Random(0)
+    ranges = [(0x20, 0x7F), (0xA0, 0x600), (0x900, 0xDFF), (0x4E00, 0x9FFF), (0x1F300, 0x1FAFF)]
+    for _ in range(300):
+        text = "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randrange(1, 30)))
+        for each in (tokenizer, smaller):
+            ids = each(text, add_special_tokens=False, split_special_tokens=True).input_ids
+            assert each.decode(ids, clean_up_tokenization_spaces=False) == text
+            assert max(ids) < smaller.get_vocab()["<|endoftext|>"] or each is tokenizer
+
+
+@pytest.mark.parametrize("number", [0, 10, 50, WORDS])
+def test_a_number_of_tokens_is_kept_the_most_frequent_first(tokenizer, number):
+    kept = choose_tokens(tokenizer, count_tokens(tokenizer, [{"text": "cat"}] * 3 + [{"text": "mat"}]), number)
+    assert len(kept) == 256 + number
+    if number >= 10:
+        assert {"Ġcat", "Ġmat"} <= kept
+    assert reduced(tokenizer, number=number).get_vocab()["<|endoftext|>"] == 256 + number
+
+
+def test_without_counts_the_first_merges_are_kept(tokenizer):
+    kept = choose_tokens(tokenizer, Counter(), 20)
+    ids = tokenizer.get_vocab()
+    assert kept == {token for token, i in ids.items() if i < 276 and token not in SPECIAL}
+
+
+def test_segments_and_prompts_count(tokenizer):
+    rows = [{"text": "a", "segments": [{"text": "cat"}, None], "prompt": "mat"}, {"text": "", "segments": None}]
+    assert set(count_tokens(tokenizer, rows)) == {"Ġa", "Ġcat", "Ġmat"}
+
+
+def test_timestamps_end_with_the_window(tokenizer):
+    model, _ = whisper_of(tokenizer)
+    half = reduced(tokenizer, window=1.0)
+    small = with_smaller_vocabulary(model, tokenizer, half)
+    first = half.get_vocab()["<|notimestamps|>"] + 1
+    if "<|0.00|>" in tokenizer.get_vocab():
+        assert small.config.vocab_size == first + 51
+        assert "<|1.00|>" in half.get_vocab() and "<|1.02|>" not in half.get_vocab()
+    embedding, full = small.get_output_embeddings().weight, model.get_output_embeddings().weight
+    old = tokenizer.get_vocab()["<|notimestamps|>"] + 1
+    assert torch.equal(embedding[first : first + 51], full[old : old + 51])
+
+
+def test_logits_are_those_of_the_kept_tokens(tokenizer):
+    model, _ = whisper_of(tokenizer)
+    smaller = reduced(tokenizer)
+    small = with_smaller_vocabulary(model, tokenizer, smaller)
+    features = torch.randn(1, 8, 200)
+    names = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>", *tokens(tokenizer, TEXTS[0])]
+    ids, new_ids = (torch.tensor([t.convert_tokens_to_ids(names)]) for t in (tokenizer, smaller))
+    with torch.no_grad():
+        full = model(input_features=features, decoder_input_ids=ids).logits
+        logits = small(input_features=features, decoder_input_ids=new_ids).logits
+    common = [(new, tokenizer.get_vocab()[token]) for token, new in smaller.get_vocab().items()]
+    new, old = (list(part) for part in zip(*common, strict=True))
+    assert len(common) > 256
+    torch.testing.assert_close(logits[..., new], full[..., old])
+    assert small.num_parameters() < model.num_parameters()
+    assert torch.equal(small.proj_out.weight, small.model.decoder.embed_tokens.weight)
+
+
+def test_every_id_of_the_configs_follows(tokenizer):
+    model, _ = whisper_of(tokenizer)
+    smaller = reduced(tokenizer)
+    small = with_smaller_vocabulary(model, tokenizer, smaller)
+    ids = smaller.get_vocab()
+    assert "Ġbrown" not in ids
+    for config in (small.config, small.generation_config):
+        assert config.decoder_start_token_id == ids["<|startoftranscript|>"]
+        assert config.eos_token_id == config.pad_token_id == ids["<|endoftext|>"]
+        assert config.begin_suppress_tokens == [ids["Ġ"], ids["<|endoftext|>"]]
+    suppressed = [ids[token] for token in ("!", "the", "<|startofprev|>") if token in ids]
+    assert small.generation_config.suppress_tokens == suppressed
+    assert small.generation_config.lang_to_id == {name: ids[name] for name in ("<|en|>", "<|fr|>")}
+    assert small.generation_config.task_to_id == {name: ids[f"<|{name}|>"] for name in ("transcribe", "translate")}
+    assert small.generation_config.no_timestamps_token_id == ids["<|notimestamps|>"]
+    assert small.generation_config.prev_sot_token_id == ids["<|startofprev|>"]
+    assert small.config.vocab_size == ids["<|notimestamps|>"] + 1 + TIMES
+    assert model.config.decoder_start_token_id == tokenizer.get_vocab()["<|startoftranscript|>"]  # unchanged
+
+
+def test_a_kept_vocabulary_changes_nothing(tokenizer):
+    model, _ = whisper_of(tokenizer)
+    whole = reduced(tokenizer, number=1000)
+    assert whole.get_vocab() == tokenizer.get_vocab()
+    same = with_smaller_vocabulary(model, tokenizer, whole)
+    assert all(torch.equal(weight, same.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert same.config.to_dict() == model.config.to_dict()
+    assert same.generation_config.to_dict() == model.generation_config.to_dict()
+
+
+def test_a_teacher_is_mapped_to_a_saved_student(tokenizer, tmp_path):
+    """As for a second run with --student: the whole teacher, and the student's files."""
+    model, _ = whisper_of(tokenizer)
+    smaller = reduced(tokenizer)
+    smaller.save_pretrained(tmp_path)
+    loaded = WhisperTokenizer.from_pretrained(tmp_path)
+    assert loaded.get_vocab() == smaller.get_vocab()
+    expected = with_smaller_vocabulary(model, tokenizer, smaller)
+    mapped = with_vocabulary_of(expected.config, loaded, model, tokenizer)
+    assert torch.equal(mapped.get_output_embeddings().weight, expected.get_output_embeddings().weight)
+    with pytest.raises(UserError, match="split text into different tokens"):
+        token_partners(smaller, tokenizer)  # a teacher with fewer tokens than its student
+
+
+def test_the_fewest_tokens_are_bytes_special_tokens_and_timestamps(tokenizer):
+    size = tokenizer.get_vocab()["<|notimestamps|>"] + 1 + TIMES
+    assert fewest_tokens(tokenizer, size, 2.0) == 256 + len(SPECIAL) + TIMES
+    assert fewest_tokens(tokenizer, size, 1.0) == 256 + len(SPECIAL) + 51
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "must be auto, a number of tokens, or a text file"),
+        (b" \n", "the file has no text"),
+        (b"\xff\xfe\x00", "not a text file in UTF-8"),
+    ],
+)
+def test_wrong_vocabularies_are_one_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"--vocabulary .*{message}"):
+        ModelArguments(teacher="there-is-none", vocabulary=str(tmp_path / "words.txt"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabulary")
+    model, processor = whisper_of(words_tokenizer(True))
+    model.save_pretrained(folder / "teacher")
+    processor.save_pretrained(folder / "teacher")
+    speech = write_speech(folder / "speech" / "train", clips=8)
+    rows = (speech / "metadata.csv").read_text().splitlines()
+    texts = [f"{row.split(',')[0]},{TEXTS[number % 5]}" for number, row in enumerate(rows[1:])]
+    (speech / "metadata.csv").write_text("\n".join([rows[0], *texts]) + "\n")
+    (folder / "words.txt").write_text("\n".join(TEXTS))
+    return folder
+
+
+def distill(monkeypatch, capsys, place, out, *more):
+    command = f"--teacher {place / 'teacher'} --dataset {place / 'speech'} --language en --output_dir {out} --use_cpu"
+    command += " --num_train_epochs 1 --per_device_train_batch_size 4 --teacher_top_k 8"
+    return run_here(monkeypatch, capsys, *command.split(), *map(str, more))
+
+
+LOADED = """
+import sys
+import numpy as np
+from transformers import pipeline
+assert "askd_hf" not in sys.modules
+recognize = pipeline("automatic-speech-recognition", model=sys.argv[1])
+wave = np.random.default_rng(0).standard_normal(24_000).astype(np.float32)
+print(repr(recognize({"raw": wave, "sampling_rate": 16_000}, generate_kwargs={"max_new_tokens": 9})["text"]))
+"""
+
+
+def test_a_run_gives_a_student_that_loads_without_us(monkeypatch, capsys, tmp_path, place):
+    out = tmp_path / "run"
+    ended = distill(
+        monkeypatch, capsys, place, out, "--vocabulary", "auto", "--window_seconds", 1,
+        "--teacher_cache_dir", tmp_path / "t", "--eval_splits", "train",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    student, processor = load_whisper(str(out)), load_processor(str(out))
+    teacher_tokenizer = load_processor(str(place / "teacher")).tokenizer
+    assert student.config.vocab_size == len(processor.tokenizer) < 420 and student.config.max_source_positions == 50
+    assert [tokens(processor.tokenizer, text) for text in TEXTS] == [tokens(teacher_tokenizer, text) for text in TEXTS]
+    code = [sys.executable, "-c", LOADED, str(out)]
+    printed = subprocess.run(code, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert printed.returncode == 0, printed.stderr
+    # trained further by its own files and the whole teacher
+    again = distill(
+        monkeypatch, capsys, place, tmp_path / "again", "--student", out, "--preset", "kd", "--max_steps", 1
+    )
+    assert again.returncode == 0, again.stderr
+    assert load_whisper(str(tmp_path / "again")).config.vocab_size == student.config.vocab_size
+
+
+def test_a_file_gives_the_same_vocabulary_as_its_texts(monkeypatch, capsys, tmp_path, place):
+    sizes = []
+    for name, vocabulary in (("a", "auto"), ("b", place / "words.txt"), ("c", 430)):
+        ended = distill(
+            monkeypatch, capsys, place, tmp_path / name, "--vocabulary", vocabulary, "--max_steps", 1,
+            "--preset", "ce", "--compare", "False",
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        sizes.append(load_whisper(str(tmp_path / name)).config.vocab_size)
+    assert sizes[0] == sizes[1] and sizes[2] == 430
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--vocabulary", 300], "--vocabulary must be between 365 (bytes, special tokens and the timestamps"),
+        (["--vocabulary", 9999], "and 456, the teacher's, got 9999"),
+        (["--vocabulary", "auto", "--student", "{teacher}"], "--vocabulary is not supported with --student"),
+        (
+            ["--vocabulary", "auto", "--streaming", "--max_steps", 1],
+            "--vocabulary auto is not supported with --stream",
+        ),
+    ],
+)
+def test_vocabularies_that_do_not_fit_are_refused_before_a_clip_is_read(
+    monkeypatch, capsys, tmp_path, place, given, message
+):
+    monkeypatch.setattr("askd_hf.data.audio.read_audio", lambda _: pytest.fail("a clip was read"))
+    given = [str(option).format(teacher=place / "teacher") for option in given]
+    ended = distill(monkeypatch, capsys, place, tmp_path / "run", *given)
+    assert ended.returncode == 2 and message in ended.stderr.strip().splitlines()[-1], ended.stderr
