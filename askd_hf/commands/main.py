@@ -12,6 +12,7 @@ from .. import __version__
 COMMANDS = {
     "distill": "distill a Whisper model into a smaller one",
     "finetune": "fine-tune a Whisper model, with or without a teacher, whole or with LoRA",
+    "plan": "propose window, vocabulary and layers of a student for a speed or a size",
     "evaluate": "measure error rates and speed, and compare with the teacher",
     "pseudo-label": "transcribe speech with a teacher and keep the good transcripts",
     "cache-teacher": "save the teacher's most probable tokens with the speech",

@@ -10,6 +10,7 @@ import torch
 from tokenizers import AddedToken
 from transformers import (
     AutoConfig,
+    WhisperConfig,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizer,
@@ -48,9 +49,7 @@ def load_whisper(
     if is_adapter(name):
         base = load_whisper(adapter_base(name), attn_implementation=attn_implementation)
         return with_adapter(base, name).to(dtype)  # merged in full precision
-    with loading_errors(name), hub_access("the model", name):
-        config = AutoConfig.from_pretrained(name)
-    check_model_type(name, config.model_type)
+    config = load_config(name)
     with loading_errors(name), hub_access("the model", name), _without_report():
         model, report = WhisperForConditionalGeneration.from_pretrained(
             name,
@@ -70,6 +69,14 @@ def load_whisper(
             complete(model, tokenizer)
     drop_missing_heads(model)
     return model
+
+
+def load_config(name: str) -> WhisperConfig:
+    """Load the config of a Whisper model. Raise `UserError` if there is none, or it is of another model."""
+    with loading_errors(name), hub_access("the model", name):
+        config = AutoConfig.from_pretrained(name)
+    check_model_type(name, config.model_type)
+    return config
 
 
 def check_attention(name: str) -> None:

@@ -87,6 +87,11 @@ class TextTokens:
         return found
 
 
+def text_bytes(tokenizer: WhisperTokenizer) -> set[str]:
+    """Return the tokens of single bytes."""
+    return TextTokens(tokenizer).bytes()
+
+
 def choose_tokens(tokenizer: WhisperTokenizer, counts: Counter[str], number: int | None = None) -> set[str]:
     """Return the text tokens to keep: the bytes, and the counted tokens with their parts.
 

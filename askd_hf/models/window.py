@@ -38,13 +38,17 @@ def crop_window(model: WhisperForConditionalGeneration, seconds: int) -> None:
 
 def with_window_of(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> WhisperProcessor:
     """Return `processor` if its features have the model's window, else a processor with such features."""
-    extractor, frames = processor.feature_extractor, FRAMES_PER_POSITION * model.config.max_source_positions
-    if extractor.nb_max_frames == frames:
+    frames = FRAMES_PER_POSITION * model.config.max_source_positions
+    if processor.feature_extractor.nb_max_frames == frames:
         return processor
+    return WhisperProcessor(features_of(processor.feature_extractor, frames // FRAMES_PER_SECOND), processor.tokenizer)
+
+
+def features_of(extractor: WhisperFeatureExtractor, seconds: int) -> WhisperFeatureExtractor:
+    """Return a feature extractor with the settings of `extractor` and a window of `seconds` seconds."""
     derived = ("n_samples", "nb_max_frames")  # from chunk_length
     settings = {name: value for name, value in extractor.to_dict().items() if name not in derived}
-    settings["chunk_length"] = frames // FRAMES_PER_SECOND
-    return WhisperProcessor(WhisperFeatureExtractor(**settings), processor.tokenizer)
+    return WhisperFeatureExtractor(**settings | {"chunk_length": seconds})
 
 
 def shortest_context(models: ModelArguments) -> float | None:

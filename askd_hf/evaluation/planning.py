@@ -1,0 +1,249 @@
+"""Propose the window, the vocabulary and the layers of a student that is as fast and as small as required.
+
+Speed doesn't depend on the weights, so a model of the teacher's shape with random weights is measured. The parts are
+timed once (features and encoder by window, decoder layers, projection), added up for every candidate, and the proposed
+candidate is measured as a whole.
+"""
+
+import copy
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from ..data.audio import SAMPLING_RATE, extract_features
+from ..data.encoder_cache import run_encoder
+from ..errors import UserError
+from ..models.window import POSITIONS_PER_SECOND, features_of
+from .latency import decode, measure_parts
+
+WINDOWS = (20, 15, 12, 10, 8, 6, 5, 4, 3, 2)  # seconds
+VOCABULARIES = (20_000, 10_000, 6_000, 3_000)  # tokens, if the transcripts are unknown
+DECODER_LAYERS = (2, 1)
+TIMED_TOKENS = 4  # decoder steps per measurement
+SECONDS_PER_PART, REPETITIONS = 1.5, 7
+LOST = 0.01  # share of the clips that may be longer than the window without counting as a loss
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The shape of a student, with its expected cost.
+
+    Attributes:
+        window: seconds.
+        vocabulary: number of tokens.
+        encoder_layers, decoder_layers: numbers of layers.
+        parameters: number of weights.
+        seconds: expected latency of a batch.
+        speedup: latency of the teacher / `seconds`.
+        fitting: share of the clips that fit in the window; 1 if the clips are unknown.
+    """
+
+    window: int
+    vocabulary: int
+    encoder_layers: int
+    decoder_layers: int
+    parameters: int = 0
+    seconds: float = 0.0
+    speedup: float = 0.0
+    fitting: float = 1.0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of the parts of a model, per batch.
+
+    Attributes:
+        features, encoder, stem: by window; the encoder with all layers, and its convolutions alone.
+        decoder: by window: seconds per token of the decoder without layers, and of each layer.
+        projection: seconds per token and per token of the vocabulary.
+        encoder_layers: number of the encoder's layers.
+        tokens: generated tokens per clip.
+    """
+
+    features: dict[int, float]
+    encoder: dict[int, float]
+    stem: dict[int, float]
+    decoder: dict[int, tuple[float, float]]
+    projection: float
+    encoder_layers: int
+    tokens: int
+
+    def of(self, shape: Candidate) -> float:
+        """Return the expected latency of a model in seconds per batch."""
+        stem, (without_layers, layer) = self.stem[shape.window], self.decoder[shape.window]
+        layers = (self.encoder[shape.window] - stem) * shape.encoder_layers / self.encoder_layers
+        step = without_layers + layer * shape.decoder_layers + self.projection * shape.vocabulary
+        return self.features[shape.window] + stem + layers + self.tokens * step
+
+
+def teacher_shape(config: WhisperConfig) -> Candidate:
+    window = config.max_source_positions // POSITIONS_PER_SECOND
+    return Candidate(window, config.vocab_size, config.encoder_layers, config.decoder_layers)
+
+
+def random_model(config: WhisperConfig) -> WhisperForConditionalGeneration:
+    """Return a model of this shape with random weights."""
+    config = copy.deepcopy(config)
+    for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(config, name, 0)  # theirs may be beyond a smaller vocabulary
+    return WhisperForConditionalGeneration(config).eval()
+
+
+@torch.inference_mode()
+def measure_costs(
+    model: WhisperForConditionalGeneration, extractor: WhisperFeatureExtractor, batch_size: int, tokens: int
+) -> Costs:
+    """Measure the parts of a model of the teacher's shape at all windows.
+
+    Args:
+        extractor: of the teacher.
+        tokens: generated tokens per clip.
+    """
+    config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
+    whole = teacher_shape(config).window
+    wave = np.random.default_rng(0).standard_normal(SAMPLING_RATE * 2).astype(np.float32) * 0.1
+    features, full, stem, steps = {}, {}, {}, {}
+    layers = encoder.layers, decoder.layers
+    for window in _windows(whole):
+        short = features_of(extractor, window)
+        features[window] = _seconds(lambda: extract_features(short, [wave] * batch_size))  # noqa: B023
+        inputs = torch.zeros(batch_size, config.num_mel_bins, 2 * window * POSITIONS_PER_SECOND)
+        full[window] = _seconds(lambda: run_encoder(encoder, inputs))  # noqa: B023
+        encoder.layers = layers[0][:0]
+        stem[window] = _seconds(lambda: run_encoder(encoder, inputs))  # noqa: B023
+        encoder.layers = layers[0]
+        hidden = torch.zeros(batch_size, window * POSITIONS_PER_SECOND, config.d_model)
+        one, two = (_decoder_seconds(model, layers[1][:count], hidden) for count in (1, 2))
+        decoder.layers = layers[1]
+        steps[window] = max(2 * one - two, 0.0), max(two - one, 0.0)
+    state = torch.zeros(batch_size, 1, config.d_model)
+    projection = _seconds(lambda: model.proj_out(state)) / config.vocab_size
+    return Costs(features, full, stem, steps, projection, config.encoder_layers, tokens)
+
+
+def _decoder_seconds(model: WhisperForConditionalGeneration, layers: nn.ModuleList, hidden: torch.Tensor) -> float:
+    """Return the seconds per token of a decoder with these layers, the pass over the encoder's outputs included."""
+    model.model.decoder.layers = layers
+    return _seconds(lambda: decode(model, hidden, TIMED_TOKENS)) / TIMED_TOKENS
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    """Return the median time of a call, after one that isn't timed."""
+    function()
+    times: list[float] = []
+    while len(times) < REPETITIONS and sum(times) < SECONDS_PER_PART:
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _windows(whole: int) -> list[int]:
+    return [whole, *(seconds for seconds in WINDOWS if seconds < whole)]
+
+
+def candidates(
+    config: WhisperConfig, costs: Costs, durations: Sequence[float] = (), vocabulary: int | None = None
+) -> list[Candidate]:
+    """Return all students that can be made, with their expected cost.
+
+    Args:
+        config: of the teacher.
+        durations: of the clips in seconds; empty if unknown.
+        vocabulary: the size of `--vocabulary auto`; None if the transcripts are unknown.
+    """
+    whole = teacher_shape(config)
+    sizes = [
+        whole.vocabulary,
+        *(size for size in ((vocabulary,) if vocabulary else VOCABULARIES) if size < whole.vocabulary),
+    ]
+    encoders = range(whole.encoder_layers, max(whole.encoder_layers // 2, 1) - 1, -1)
+    decoders = [layers for layers in DECODER_LAYERS if layers <= whole.decoder_layers]
+    weights, baseline = _Weights.of(config), costs.of(whole)
+    found = []
+    for shape in itertools.starmap(Candidate, itertools.product(_windows(whole.window), sizes, encoders, decoders)):
+        fitting = sum(d <= shape.window for d in durations) / len(durations) if durations else 1.0
+        seconds = costs.of(shape)
+        changes = dict(parameters=weights.count(shape), seconds=seconds, speedup=baseline / seconds, fitting=fitting)
+        found.append(replace(shape, **changes))
+    return found
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Numbers of weights: of one layer, of one token or position, and of everything else."""
+
+    encoder_layer: int
+    decoder_layer: int
+    width: int
+    rest: int
+
+    @classmethod
+    def of(cls, config: WhisperConfig) -> "_Weights":
+        with torch.device("meta"):
+            model = WhisperForConditionalGeneration(config)
+        encoder, decoder = (
+            sum(weight.numel() for weight in layers[0].parameters())
+            for layers in (model.model.encoder.layers, model.model.decoder.layers)
+        )
+        rest = model.num_parameters() - config.encoder_layers * encoder - config.decoder_layers * decoder
+        rest -= config.d_model * (config.vocab_size + config.max_source_positions)
+        return cls(encoder, decoder, config.d_model, rest)
+
+    def count(self, shape: Candidate) -> int:
+        rows = shape.vocabulary + shape.window * POSITIONS_PER_SECOND
+        layers = shape.encoder_layers * self.encoder_layer + shape.decoder_layers * self.decoder_layer
+        return self.rest + layers + rows * self.width
+
+
+def reaching(found: list[Candidate], speedup: float | None, max_parameters: float | None) -> list[Candidate]:
+    """Return the candidates that reach the target, those that lose least first.
+
+    Removed encoder layers cost most accuracy, so candidates with the whole encoder come first; then those that all
+    clips fit in, those with two decoder layers, and those with the longest window and the largest vocabulary.
+
+    Args:
+        speedup: minimum; None for any.
+        max_parameters: maximum, in millions; None for any number.
+
+    Raises `UserError` if there is none.
+    """
+    most = float("inf") if max_parameters is None else 1e6 * max_parameters
+    good = [shape for shape in found if shape.speedup >= (speedup or 0.0) and shape.parameters <= most]
+    if not good:
+        fastest, smallest = max(found, key=lambda s: s.speedup), min(found, key=lambda s: s.parameters)
+        raise UserError(
+            f"no student of this teacher reaches the target: the fastest reaches {fastest.speedup:.1f}x, the smallest "
+            f"has {smallest.parameters / 1e6:.1f} M parameters. Choose a smaller teacher or a lower target"
+        )
+
+    def loss(shape: Candidate) -> tuple[float, ...]:
+        lost = round(max(1.0 - shape.fitting - LOST, 0.0), 2)
+        return -shape.encoder_layers, lost, -shape.decoder_layers, -shape.window, -shape.vocabulary
+
+    return sorted(good, key=loss)
+
+
+def measured_speedup(
+    config: WhisperConfig, extractor: WhisperFeatureExtractor, shape: Candidate, batch_size: int, tokens: int
+) -> float:
+    """Return the latency of the teacher / that of the candidate, measured in turns with random weights."""
+    student = copy.deepcopy(config)
+    student.max_source_positions = shape.window * POSITIONS_PER_SECOND
+    student.vocab_size = shape.vocabulary
+    student.encoder_layers, student.decoder_layers = shape.encoder_layers, shape.decoder_layers
+    wave = np.random.default_rng(0).standard_normal(SAMPLING_RATE * 2).astype(np.float32) * 0.1
+    models = {
+        "teacher": (random_model(config), extractor),
+        "student": (random_model(student), features_of(extractor, shape.window)),
+    }
+    rows = measure_parts(models, [wave], dict.fromkeys(models, tokens), batch_sizes=(batch_size,), repetitions=3)
+    seconds = {row.role: row.total for row in rows}
+    return seconds["teacher"] / seconds["student"]

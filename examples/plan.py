@@ -1,0 +1,32 @@
+r"""Propose a student that is as fast or as small as required: the steps of `askd-hf plan`, to read and to change.
+
+python examples/plan.py --teacher openai/whisper-base --speedup 5 --dataset my_speech
+"""
+
+from askd_hf.arguments.parser import parse_args
+from askd_hf.commands.plan import OPTIONS, command, describe_domain, measure, print_plan
+from askd_hf.errors import exit_on_user_error
+from askd_hf.evaluation.planning import candidates, reaching
+from askd_hf.models.loading import load_config, load_processor
+
+
+def main() -> None:
+    (args,) = parse_args(OPTIONS)
+    config, processor = load_config(args.teacher), load_processor(args.teacher)
+
+    # durations of the clips, the tokens of their transcripts
+    domain = describe_domain(args, config, processor)
+
+    # seconds of features, encoder, decoder layers and projection at each size, with random weights
+    costs = measure(args, config, processor, domain)
+
+    # every student that can be made, and those that reach the target, the ones that lose least first
+    found = candidates(config, costs, domain.durations, domain.vocabulary)
+    good = reaching(found, args.speedup, args.max_parameters)
+    print_plan(args, good, costs)
+    print(command(args, good[0]))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
