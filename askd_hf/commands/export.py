@@ -12,13 +12,14 @@ the model has.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers.hf_argparser import HfArg
 
 from ..arguments.parser import parse_args
 from ..data import SAMPLING_RATE, decode_audio, load_speech_dataset
@@ -43,37 +44,29 @@ from ..models.loading import check_processor, load_processor, load_whisper
 class ExportArguments:
     """The model, the format, and the clips to compare transcripts on."""
 
-    model: str = field(metadata={"help": "Whisper model: a directory or a Hub id."})
-    to: Literal["ctranslate2"] = field(
+    model: str = HfArg(help="Whisper model: a directory or a Hub id.")
+    to: Literal["ctranslate2"] = HfArg(
         default="ctranslate2",
-        metadata={
-            "help": "The runtime. ONNX and ggml are left out: optimum-onnx 0.1 needs transformers 4, the converter of "
-            "onnxruntime-genai 0.18 fails on a decoder that has fewer layers than the encoder, as all students have, "
-            "and whisper.cpp's is in no package."
-        },
+        help="The runtime. ONNX and ggml are left out: optimum-onnx 0.1 needs transformers 4, the converter of "
+        "onnxruntime-genai 0.18 fails on a decoder that has fewer layers than the encoder, as all students have, and "
+        "whisper.cpp's is in no package.",
     )
-    output_dir: str | None = field(
+    output_dir: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Directory to write, which must not exist. Default: MODEL-ctranslate2 in the current directory."
-        },
+        help="Directory to write, which must not exist. Default: MODEL-ctranslate2 in the current directory.",
     )
     quantization: (
         Literal["float32", "float16", "bfloat16", "int16", "int8", "int8_float32", "int8_float16", "int8_bfloat16"]
         | None
-    ) = field(default=None, metadata={"help": "Type of the weights. Default: float32."})
-    dataset: str | None = field(
-        default=None, metadata={"help": "Speech to compare on, as `askd-hf distill` takes it. Default: none."}
+    ) = HfArg(default=None, help="Type of the weights. Default: float32.")
+    dataset: str | None = HfArg(
+        default=None, help="Speech to compare on, as `askd-hf distill` takes it. Default: none."
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    split: str = field(
-        default="train", metadata={"help": "Split of --dataset. A directory without splits is the split train."}
-    )
-    max_samples: int = field(default=20, metadata={"help": "Number of clips to compare on, the first of --dataset."})
-    language: str | None = field(default=None, metadata={"help": "Language of the speech, for a multilingual model."})
-    task: Literal["transcribe", "translate"] = field(
-        default="transcribe", metadata={"help": "Task of a multilingual model."}
-    )
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a Hub dataset.")
+    split: str = HfArg(default="train", help="Split of --dataset. A directory without splits is the split train.")
+    max_samples: int = HfArg(default=20, help="Number of clips to compare on, the first of --dataset.")
+    language: str | None = HfArg(default=None, help="Language of the speech, for a multilingual model.")
+    task: Literal["transcribe", "translate"] = HfArg(default="transcribe", help="Task of a multilingual model.")
 
     def __post_init__(self):
         if self.output_dir is None:

@@ -15,7 +15,9 @@ teacher. A teacher adds its distribution in the first phase. Its vocabulary and 
 The options are those of `askd-hf distill`; two defaults differ: --preset ps-kd, --learning_rate 1e-5.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from transformers.hf_argparser import HfArg
 
 from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
 from ..arguments.parser import parse_args
@@ -31,13 +33,10 @@ from .distill import distill
 class FinetuningConfig(ASKDConfig):
     """`ASKDConfig` with the defaults for a student that already transcribes its language."""
 
-    preset: str = field(
-        default="ps-kd",
-        metadata={"help": "As of `askd-hf distill`: ps-kd (self only), askd (teacher, then self), ce..."},
+    preset: str = HfArg(
+        default="ps-kd", help="As of `askd-hf distill`: ps-kd (self only), askd (teacher, then self), ce..."
     )
-    learning_rate: float = field(
-        default=1e-5, metadata={"help": "The initial learning rate. For an adapter 1e-3 is usual."}
-    )
+    learning_rate: float = HfArg(default=1e-5, help="The initial learning rate. For an adapter 1e-3 is usual.")
 
 
 OPTIONS = (*DISTILL_OPTIONS[:-1], FinetuningConfig)

@@ -8,11 +8,12 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from transformers.hf_argparser import HfArg
 
 from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
@@ -38,24 +39,19 @@ class AugmentArguments:
 
     _argument_group_name = "augmentation"
 
-    augmentations: list[str] = field(
+    augmentations: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": f"Augmentations of training clips: speed ({SPEED[0]} to {SPEED[1]} times, pitch included), noise "
-            f"(SNR {SNR_DB[0]:g} to {SNR_DB[1]:g} dB), gain ({GAIN_DB[0]:g} to {GAIN_DB[1]:g} dB), codec (MP3, "
-            f"{MP3_KBPS[0]} to {MP3_KBPS[1]} kbit/s). Requires pip install 'askd-hf[augment]'. Default: none."
-        },
+        help=f"Augmentations of training clips: speed ({SPEED[0]} to {SPEED[1]} times, pitch included), noise "
+        f"(SNR {SNR_DB[0]:g} to {SNR_DB[1]:g} dB), gain ({GAIN_DB[0]:g} to {GAIN_DB[1]:g} dB), codec (MP3, "
+        f"{MP3_KBPS[0]} to {MP3_KBPS[1]} kbit/s). Requires pip install 'askd-hf[augment]'. Default: none.",
     )
-    augment_probability: float = field(
-        default=0.5,
-        metadata={"help": "Probability of each of --augmentations, for each clip in each epoch."},
+    augment_probability: float = HfArg(
+        default=0.5, help="Probability of each of --augmentations, for each clip in each epoch."
     )
-    noise_dir: str | None = field(
+    noise_dir: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Directory of noise recordings of any length for --augmentations noise, including subdirectories. "
-            "Default: Gaussian noise."
-        },
+        help="Directory of noise recordings of any length for --augmentations noise, including subdirectories. "
+        "Default: Gaussian noise.",
     )
 
     def __post_init__(self):
