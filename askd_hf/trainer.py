@@ -112,7 +112,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         for callback in (self.blend, self.stop, self.throughput):
             self.add_callback(callback)
         if args.early_stopping_patience is not None:
-            self.add_callback(StopEarlyCallback(args.early_stopping_patience))
+            self.add_callback(StopEarlyCallback())
         self._seeded_dataset: SeededDataset | None = None
         # the rows of a stream already carry the collator's random seed
         if is_random(self.data_collator) and not isinstance(train_dataset, SpeechStream):

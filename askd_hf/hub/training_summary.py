@@ -20,7 +20,6 @@ from transformers.trainer_utils import has_length
 
 from .. import __version__
 from ..arguments.renamed import rename_saved
-from ..callbacks import AdaptiveBlendCallback
 from ..config import ASKDConfig
 from ..data import SpeechStream
 from ..data.soft_labels import SETTINGS_COLUMN, has_soft_labels
@@ -186,15 +185,7 @@ class TrainingSummary:
 
 
 def save_training_summary(
-    directory: Path,
-    provenance: Provenance,
-    config: ASKDConfig,
-    state: TrainerState,
-    blend: AdaptiveBlendCallback,
-    train_dataset: Any,
-    in_training: bool,
-    adapter: PeftModel | None = None,
-    keeps_adapter: bool = False,
+    directory: Path, trainer: Any, adapter: PeftModel | None = None, keeps_adapter: bool = False
 ) -> None:
     """Write `training.json` beside a saved student.
 
@@ -202,42 +193,23 @@ def save_training_summary(
 
     Args:
         directory: where the student was saved.
+        trainer: an `ASKDTrainer`.
         adapter: the LoRA adapter of the student, if it has one.
         keeps_adapter: whether the adapter was saved, not the merged model.
-
-    The other arguments are those of `build_training_summary`.
     """
-    if state.global_step == 0 and (directory / SUMMARY_FILE).is_file():
+    if trainer.state.global_step == 0 and (directory / SUMMARY_FILE).is_file():
         return
     kept = adapter is not None and keeps_adapter
-    student = ModelInfo.of_adapter(directory, adapter) if kept else ModelInfo.of(directory)
-    summary = build_training_summary(student, provenance, config, state, blend, train_dataset, in_training)
+    summary = _summary(ModelInfo.of_adapter(directory, adapter) if kept else ModelInfo.of(directory), trainer)
     if adapter is not None:
         summary.arguments |= lora_settings(adapter)
     summary.save(directory)
 
 
-def build_training_summary(
-    student: ModelInfo,
-    provenance: Provenance,
-    config: ASKDConfig,
-    state: TrainerState,
-    blend: AdaptiveBlendCallback,
-    train_dataset: Any,
-    in_training: bool,
-) -> TrainingSummary:
-    """Return the summary of the run whose student was just saved.
-
-    Args:
-        student: the saved model.
-        provenance: models and training data of the run.
-        config, state: arguments and state of the trainer.
-        blend: the callback that sets the loss weights.
-        train_dataset: the training set.
-        in_training: whether training is still running; then the weights are those of the last step, not the best ones.
-    """
-    planned = blend.schedule.phases()
-    weights = blend.weights  # of the last update
+def _summary(student: ModelInfo, trainer: Any) -> TrainingSummary:
+    """Return the summary of the run whose student was just saved."""
+    config, state, train_dataset, provenance = trainer.args, trainer.state, trainer.train_dataset, trainer.origin
+    weights = trainer.blend.weights  # of the last update
     phases = [
         dict(
             phase=phase.name,
@@ -246,7 +218,7 @@ def build_training_summary(
             teacher_weight=[phase.first.teacher, phase.last.teacher],
             self_weight=[phase.first.self, phase.last.self],
         )
-        for phase in planned
+        for phase in trainer.blend.schedule.phases()
     ]
     device = torch.cuda.get_device_name(config.device) if config.device.type == "cuda" else config.device.type
     top_k = None
@@ -260,7 +232,7 @@ def build_training_summary(
             top_k = json.loads(train_dataset[SETTINGS_COLUMN][0])["top_k"]
             provenance = dataclasses.replace(provenance, teacher=provenance.teacher or cached_teacher(train_dataset))
     # Trainer loads the best checkpoint at the end of training
-    chosen = config.load_best_model_at_end and not in_training and state.best_model_checkpoint is not None
+    chosen = config.load_best_model_at_end and not trainer.is_in_train and state.best_model_checkpoint is not None
     arguments = config.to_dict()
     if state.train_batch_size:  # found by auto_find_batch_size
         arguments["per_device_train_batch_size"] = state.train_batch_size
@@ -281,7 +253,7 @@ def build_training_summary(
         best_step=state.best_global_step if chosen else None,
         top_k=top_k,
         no_speech_clips=no_speech_clips,
-        ended_early=ended_early(config, state),
+        ended_early=0 < state.global_step < state.max_steps and has_lost_patience(config, state),
     )
 
 
@@ -304,9 +276,9 @@ def count_clips(train_dataset: Any) -> tuple[int | None, float | None, int | Non
     return len(speech), sum(durations[key] for key in speech) / 3600 if known else None, len(no_speech_clips)
 
 
-def ended_early(config: ASKDConfig, state: TrainerState) -> bool:
-    """Return whether early stopping ended the run."""
-    if config.early_stopping_patience is None or not 0 < state.global_step < state.max_steps:
+def has_lost_patience(config: ASKDConfig, state: TrainerState) -> bool:
+    """Return whether the metric has not improved in the last `early_stopping_patience` evaluations."""
+    if config.early_stopping_patience is None:
         return False
     name = f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
     values = [row[name] for row in state.log_history if name in row]

@@ -101,17 +101,7 @@ class StudentSaver:
             if self.args.should_save:
                 self._finish_student(directory, trained.dtype, processor)
         if self.args.should_save and self.is_student(directory):
-            save_training_summary(
-                directory,
-                trainer.origin,
-                self.args,
-                state,
-                trainer.blend,
-                trainer.train_dataset,
-                in_training=trainer.is_in_train,
-                adapter=self.adapter,
-                keeps_adapter=self.keeps_adapter,
-            )
+            save_training_summary(directory, trainer, self.adapter, self.keeps_adapter)
 
     def is_student(self, directory: Path) -> bool:
         """Return whether a student is saved in `directory`, rather than the checkpoint of an adapter."""

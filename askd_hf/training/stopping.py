@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..config import ASKDConfig
-from ..hub.training_summary import evaluations_since_best
+from ..hub.training_summary import has_lost_patience
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class StopGracefullyCallback(TrainerCallback):
 
 
 class StopEarlyCallback(TrainerCallback):
-    """Stop if `metric_for_best_model` has not improved in the last `patience` evaluations.
+    """Stop if `metric_for_best_model` has not improved in the last `early_stopping_patience` evaluations.
 
     The evaluations are counted in the saved log history. The counter of transformers' `EarlyStoppingCallback` isn't
     exact when a run is resumed, even with `restore_callback_states_from_checkpoint`: it restores the patience of the
@@ -81,14 +81,10 @@ class StopEarlyCallback(TrainerCallback):
     `auto_find_batch_size` restarts training. It also logs a warning at every evaluation split but one.
     """
 
-    def __init__(self, patience: int):
-        self.patience = patience
-
     def on_evaluate(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
-        name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
-        values = [row[name] for row in state.log_history if name in row]
-        if values and evaluations_since_best(values, args.greater_is_better) >= self.patience:
+        if has_lost_patience(args, state):
             logger.warning(
-                "step %d: stopping, as %s has not improved in %d evaluations", state.global_step, name, self.patience
+                "step %d: stopping, as %s has not improved in %d evaluations",
+                *(state.global_step, args.metric_for_best_model, args.early_stopping_patience),
             )
             control.should_training_stop = True
