@@ -14,7 +14,7 @@ import transformers.integrations.integration_utils as integrations
 from conftest import ROOT, make_trainer, run_here, run_there
 from safetensors import SafetensorError
 
-from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, former_options, packages
+from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, packages, renamed
 from askd_hf.arguments.packages import check_optimizer
 from askd_hf.arguments.parser import parse_args
 from askd_hf.arguments.ranges import Range
@@ -266,8 +266,8 @@ def test_no_advice_names_an_option_that_no_script_has():
         PushArguments,
     )
     known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
-    for name, advice in former_options.FORMER.items():
-        assert former_options._instead(name, known) or name in known, name
+    for name, advice in renamed.FORMER.items():
+        assert renamed._instead(name, known) or name in known, name
         named = {word.removeprefix("--") for text in advice for word in text.split() if word.startswith("--")}
         assert {word.strip(",;`") for word in named} <= known | {"revision"}, name
 

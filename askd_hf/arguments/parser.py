@@ -11,8 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..errors import UserError
-from .former_options import unknown_options
-from .renamed import current_name, rename_arguments
+from .renamed import current_name, rename_arguments, unknown_options
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
