@@ -1,9 +1,7 @@
 """`AdaptiveBlendCallback`: the loss weights of a run and its self-teacher."""
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from .arguments.renamed import rename_saved
 from .config import ASKDConfig
+from .json_files import read_json, write_json
 from .schedule import UNKNOWN, BlendSchedule, BlendState, BlendWeights, LabelsJudged
 from .self_teacher import SELF_TEACHERS, SelfTeacher
 
@@ -33,7 +32,7 @@ def data_epoch(args: ASKDConfig, state: TrainerState, train_dataloader: DataLoad
 
 def read_blend_state(file: Path) -> BlendState:
     """Read what `AdaptiveBlendCallback.save` wrote. Raises ValueError or TypeError for other contents."""
-    state = BlendState(**json.loads(file.read_text(encoding="utf-8")))
+    state = BlendState(**read_json(file))
     if not isinstance(state.options, dict):
         raise TypeError(f"{file}: options")
     state.options = rename_saved(state.options)
@@ -157,8 +156,7 @@ class AdaptiveBlendCallback(TrainerCallback):
 
     def save(self, directory: Path) -> None:
         """Write the state and the self-teacher into a checkpoint."""
-        text = json.dumps(asdict(self.state), indent=2, ensure_ascii=False)
-        (directory / BLEND_STATE_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(directory / BLEND_STATE_FILE, self.state)
         if self.self_teacher is not None:
             tensors = {name: tensor.contiguous() for name, tensor in self.self_teacher.parameters.items()}
             save_file(tensors, directory / SELF_TEACHER_FILE)

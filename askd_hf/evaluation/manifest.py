@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, disk_errors
-from .results import EvaluatedModel, rename_keys, write_json
+from ..json_files import from_json, read_json, write_json
+from .results import EvaluatedModel
 
 MANIFESTS_DIR = "manifests"
 # fields that must be equal for lines to belong to one file, with their names in messages
@@ -30,7 +31,6 @@ MUST_MATCH = {
 # keys of `set` that may differ: a dataset may be moved, and `data` identifies its clips
 MAY_DIFFER = {"dataset", "on_hub", "no_speech"}
 OVERWRITE_HINT = "Use another --output_dir, or decode again with --overwrite True"
-OLD_KEYS = {"facts": "model", "dropped": "excluded", "run": "runtime"}
 
 
 @dataclass
@@ -65,14 +65,9 @@ class ManifestMetadata:
     excluded: dict[str, int]
     complete: bool = False
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ManifestMetadata":
-        """Return the metadata that this or an earlier version wrote."""
-        data = {OLD_KEYS.get(name, name): value for name, value in data.items()}
-        data["model"] = EvaluatedModel(**rename_keys(data["model"], "model"))
-        if data["method"] == "short":
-            data["method"] = "short_form"
-        return cls(**data)
+    def __post_init__(self):
+        if self.method == "short":  # in manifests of earlier versions
+            self.method = "short_form"
 
 
 class Manifest:
@@ -150,7 +145,7 @@ class Manifest:
 
     def metadata(self) -> ManifestMetadata:
         """Read the metadata."""
-        return ManifestMetadata.from_dict(json.loads(self.metadata_file.read_text(encoding="utf-8")))
+        return from_json(ManifestMetadata, read_json(self.metadata_file))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the complete lines. In manifests of earlier versions `transcription_time` is called `seconds`."""
@@ -172,7 +167,7 @@ class Manifest:
         return found
 
     def _write_metadata(self, metadata: ManifestMetadata) -> None:
-        write_json(self.metadata_file, dataclasses.asdict(metadata))
+        write_json(self.metadata_file, metadata)
 
 
 def _differences(then: ManifestMetadata, now: ManifestMetadata) -> list[str]:

@@ -3,16 +3,13 @@
 A field without a measured value is None or absent. Nothing is estimated.
 """
 
-import dataclasses
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from ..json_files import OLD_KEYS, from_json, read_json, write_json
 
 CONFIDENCE = 0.95  # level of all confidence intervals
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -182,6 +179,9 @@ class ModelSpeed:
     peak_memory_mb: float | None
     speedup: float | None
 
+    def __post_init__(self):
+        self.role = OLD_KEYS.get(self.role, self.role)
+
 
 @dataclass
 class Speed:
@@ -240,7 +240,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write the results as JSON."""
-        write_json(path, dataclasses.asdict(self))
+        write_json(path, self)
 
     def keep_measurements(self, earlier: "Results") -> None:
         """Copy speed measurements that `self` lacks from an earlier evaluation of the same weights."""
@@ -257,105 +257,18 @@ class Results:
     @classmethod
     def load(cls, path: Path) -> "Results":
         """Read what `save` wrote, in this or an earlier version."""
-        data = _current_keys(json.loads(path.read_text(encoding="utf-8")))
-        data["models"] = {role: EvaluatedModel(**model) for role, model in data["models"].items()}
-        data["sets"] = [_set_result(entry) for entry in data["sets"]]
-        if data["speed"] is not None:
-            rows = [_with_timings(ModelSpeed, row, "encoder", "decoder", "total") for row in data["speed"]["rows"]]
-            data["speed"] = Speed(**{**data["speed"], "rows": rows})
-        if data["speculative"] is not None:
-            data["speculative"] = _with_timings(Speculative, data["speculative"], "teacher", "assisted")
-        return cls(**data)
+        data = read_json(path)
+        for entry in data["sets"]:
+            _upgrade(entry)
+        return from_json(cls, data)
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically: a reader finds the old file or the new one, never a part of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _set_result(data: dict[str, Any]) -> SetResult:
-    scores = {role: Scores(**_with_intervals(scores)) for role, scores in data["scores"].items()}
-    comparison = data["comparison"] and PairedComparison(**_with_intervals(data["comparison"]))
-    return SetResult(**{**data, "scores": scores, "comparison": comparison})
-
-
-def _with_timings(kind: type[T], data: dict[str, Any], *names: str) -> T:
-    return kind(**{**data, **{name: Timing(**data[name]) for name in names}})
-
-
-def _with_intervals(data: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where the dataclasses have tuples."""
-    return {name: tuple(value) if name.endswith("interval") and value else value for name, value in data.items()}
-
-
-# ---- results.json of earlier versions ----
-
-OLD_ROLES = {"student before": "initial student"}
-OLD_KEYS = {
-    "model": {"megabytes": "size_mb"},
-    "set": {
-        "blocks": "bootstrap_unit",
-        "broken_words": "has_combining_marks",
-        "dropped": "excluded",
-        "paired": "comparison",
-        "silent_clips": "no_speech_clips",
-        "speech": "has_speech",
-        "spelling": "spelling_normalizer",
-    },
-    "scores": {
-        "cer_interval": "cer_confidence_interval",
-        "silent_with_text": "no_speech_hallucinations",
-        "wer_interval": "wer_confidence_interval",
-    },
-    "comparison": {
-        "difference": "wer_difference",
-        "first": "system",
-        "interval": "confidence_interval",
-        "second": "baseline",
-    },
-    "settings": {"resamples": "n_resamples"},
-    "speed": {"times_faster": "speedup"},
-}
-
-
-def rename_keys(data: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return `data` with the keys and the role names of this version; `kind` is a key of `OLD_KEYS`."""
-    new = {OLD_KEYS[kind].get(name, name): value for name, value in data.items()}
-    if "role" in new:
-        new["role"] = current_role(new["role"])
-    return new
-
-
-def current_role(role: str) -> str:
-    """Return the name of a role in this version."""
-    return OLD_ROLES.get(role, role)
-
-
-def _current_keys(data: dict[str, Any]) -> dict[str, Any]:
-    data["models"] = {current_role(role): rename_keys(model, "model") for role, model in data["models"].items()}
-    data["settings"] = rename_keys(data["settings"], "settings")
-    data["sets"] = [_current_set(entry) for entry in data["sets"]]
-    if data["speed"] is not None:
-        data["speed"]["rows"] = [rename_keys(row, "speed") for row in data["speed"]["rows"]]
-    if data["speculative"] is not None:
-        data["speculative"] = rename_keys(data["speculative"], "speed")
-    return data
-
-
-def _current_set(data: dict[str, Any]) -> dict[str, Any]:
-    data = rename_keys(data, "set")
-    data["scores"] = {current_role(role): rename_keys(scores, "scores") for role, scores in data["scores"].items()}
-    if data["comparison"] is not None:
-        data["comparison"] = rename_keys(data["comparison"], "comparison")
-    if data["method"] == "short":
-        data["method"] = "short_form"
-    for scores in data["scores"].values():
+def _upgrade(entry: dict[str, Any]) -> None:
+    """Change a set in `results.json` of an earlier version to that of this one, apart from the names of fields."""
+    if entry["method"] == "short":
+        entry["method"] = "short_form"
+    for scores in entry["scores"].values():
         scores.pop("seconds", None)
         with_text = scores.pop("clips_with_text", None)
-        if with_text is not None and not data["has_speech"]:
-            data["no_speech_clips"], scores["no_speech_hallucinations"] = data["clips"], with_text
-    return data
+        if with_text is not None and not entry.get("speech", entry.get("has_speech")):
+            entry["no_speech_clips"], scores["no_speech_hallucinations"] = entry["clips"], with_text

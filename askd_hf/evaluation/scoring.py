@@ -1,7 +1,6 @@
 """Scores computed from manifests alone, without models or audio: another normalizer takes only seconds."""
 
 import dataclasses
-import json
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 from ..arguments import Normalizer
 from ..data.languages import UNSPACED
 from ..errors import UserError
+from ..json_files import read_json, write_json
 from .bootstrap import (
     N_RESAMPLES,
     SEED,
@@ -47,14 +47,13 @@ def save_spelling_normalizer(folder: Path, spelling: dict[str, str] | None) -> N
     """Save a model's list of spellings in the directory of the manifests, unless there already is one."""
     file = folder / SPELLING_FILE
     if spelling and not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(spelling, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(file, spelling)
 
 
 def load_spelling_normalizer(folder: Path) -> dict[str, str]:
     """Return the saved list of spellings; empty if no model had one, which leaves spelling unchanged."""
     file = folder / SPELLING_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 @dataclass

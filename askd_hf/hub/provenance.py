@@ -4,7 +4,6 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 import yaml
 from datasets import Dataset
@@ -15,6 +14,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from ..arguments import DataArguments, ModelArguments, SpeechSource
 from ..data.languages import language_code
 from ..data.soft_labels import SETTINGS_COLUMN
+from ..json_files import from_json
 from ..models.generation_config import is_multilingual
 from ..models.layers import copied_decoder_layers, copied_encoder_layers, is_pruned_encoder
 from ..models.student import same_encoder
@@ -78,11 +78,6 @@ class TrainingData:
     license: str | None = None
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "TrainingData":
-        """Return the data that this or an earlier version saved."""
-        return cls(**{"transcribed_by" if name == "labelled_by" else name: value for name, value in data.items()})
-
-    @classmethod
     def of(cls, source: SpeechSource) -> "TrainingData":
         """Return the data of a source; for an output of `askd-hf pseudo-label` the dataset that it transcribed."""
         speech = cls(*public_name(source.dataset), source.config, source.split)
@@ -92,7 +87,7 @@ class TrainingData:
             return speech
         try:
             transcribed = DatasetCard.load(card, ignore_metadata_errors=True).data.get(PSEUDO_LABELS)
-            return cls.from_dict(transcribed) if transcribed else speech
+            return from_json(cls, transcribed) if transcribed else speech
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
             logger.info(
                 "the dataset card %s can't be read, so it is unknown which model transcribed it: %s", card, error
@@ -178,12 +173,6 @@ class Provenance:
         if started_from and not provenance.from_teacher:
             provenance.student = BaseModelInfo.of(started_from)
         return provenance
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Provenance":
-        """Return the provenance that this or an earlier version saved."""
-        models = {name: data[name] and BaseModelInfo(**data[name]) for name in ("teacher", "student")}
-        return cls(**{**data, **models, "speech": [TrainingData.from_dict(speech) for speech in data["speech"]]})
 
     @property
     def base(self) -> BaseModelInfo | None:

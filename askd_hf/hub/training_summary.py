@@ -24,13 +24,13 @@ from ..config import ASKDConfig
 from ..data import SpeechStream
 from ..data.soft_labels import SETTINGS_COLUMN, has_soft_labels
 from ..errors import UserError
+from ..json_files import from_json, read_json, write_json
 from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads
 from ..models.lora import ADAPTER_CONFIG, lora_settings
 from .provenance import Provenance, cached_teacher
 
 SUMMARY_FILE = "training.json"
 FRAMES_PER_SECOND = 100
-OLD_KEYS = {"negatives": "no_speech_clips", "origin": "provenance"}
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 # Arguments that change the result of a run. Only these are published; none of them is a token or a path.
@@ -80,7 +80,7 @@ class ModelInfo:
         for file in sorted(directory.glob("model*.safetensors")):
             with safe_open(file, "pt") as weights:
                 parameters += sum(torch.Size(weights.get_slice(name).get_shape()).numel() for name in weights.keys())  # noqa: SIM118
-        return cls._of(directory, json.loads((directory / "config.json").read_text()), parameters)
+        return cls._of(directory, read_json(directory / "config.json"), parameters)
 
     @classmethod
     def of_adapter(cls, directory: Path, adapter: PeftModel) -> "ModelInfo":
@@ -92,7 +92,7 @@ class ModelInfo:
 
     @classmethod
     def _of(cls, directory: Path, config: dict[str, Any], parameters: int) -> "ModelInfo":
-        generation = json.loads((directory / "generation_config.json").read_text())
+        generation = read_json(directory / "generation_config.json")
         # timestamp tokens, if any, follow <|notimestamps|>
         last_text_token = generation.get("no_timestamps_token_id", config["vocab_size"])
         timestamps = config["vocab_size"] > last_text_token + 1
@@ -155,8 +155,7 @@ class TrainingSummary:
 
     def save(self, directory: Path) -> None:
         """Write `training.json`."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (directory / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(directory / SUMMARY_FILE, self)
 
     @classmethod
     def load(cls, directory: Path) -> "TrainingSummary":
@@ -170,7 +169,7 @@ class TrainingSummary:
                 f"{directory} has no {SUMMARY_FILE}. Use the output directory of askd-hf distill, or a checkpoint "
                 "in it"
             )
-        summary = cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        summary = cls.from_dict(read_json(file))
         if not (directory / ADAPTER_CONFIG).is_file():
             summary.student = ModelInfo.of(directory)
         return summary
@@ -178,10 +177,9 @@ class TrainingSummary:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TrainingSummary":
         """Return the summary that this or an earlier version saved."""
-        data = {OLD_KEYS.get(name, name): value for name, value in data.items()}
-        data["arguments"] = rename_saved(data["arguments"])
-        data["provenance"] = Provenance.from_dict(data["provenance"])
-        return cls(**{**data, "student": ModelInfo(**data["student"])})
+        summary = from_json(cls, data)
+        summary.arguments = rename_saved(summary.arguments)
+        return summary
 
 
 def save_training_summary(

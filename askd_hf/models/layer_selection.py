@@ -6,7 +6,6 @@ removed under the full decoder, and decoder layers on the outputs of the full en
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..arguments import ModelArguments
 from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream
 from ..errors import UserError
+from ..json_files import read_json, write_json
 from .layers import evenly_spread
 
 LAYERS_FILE = "layers.json"
@@ -74,7 +74,7 @@ def choose_layers(
             "as lists"
         )
     if saved_file is not None:
-        saved = json.loads(saved_file.read_text())
+        saved = read_json(saved_file)
         if saved["asked"] != numbers:
             asked = ", ".join(f"--{name} {number}" for name, number in saved["asked"].items())
             raise UserError(f"the run was started with {asked} and --layer_selection greedy: resume it with the same")
@@ -82,9 +82,7 @@ def choose_layers(
     results: list[dict[str, str] | None] = [None]
     if config.process_index == 0:
         results = [_select(numbers, teacher, speech, collator, config)]
-        file = Path(config.output_dir) / LAYERS_FILE
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"asked": numbers, "found": results[0]}, indent=2) + "\n")
+        write_json(Path(config.output_dir) / LAYERS_FILE, {"asked": numbers, "found": results[0]})
     (found,) = broadcast_object_list(results)
     return replace(models, **found)
 
