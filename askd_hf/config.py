@@ -222,7 +222,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     def _set_default_metric(self) -> None:
         """Choose the best checkpoint by the WER. The objective can't choose it, as its weights change over the run."""
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
-            self.metric_for_best_model: str | None = "wer" if self.predict_with_generate else "ce_loss"
+            self.metric_for_best_model: str | None = "wer" if self.predict_with_generate else "loss"
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better: bool | None = not self.metric_for_best_model.endswith(("wer", "cer", "loss"))
 

@@ -61,8 +61,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         kwargs: the other arguments of `Seq2SeqTrainer`. `data_collator` is a `SpeechCollator`.
 
     Training logs the keys of `training.loss_logging.LOG_NAMES` (means over label tokens), of
-    `AdaptiveBlendCallback.logs` and of `ThroughputCallback.measured`. Evaluation logs `eval_ce_loss` (also as
-    `eval_loss`), with `args.eval_teacher_losses` the other terms, and `compute_metrics` of the generated tokens.
+    `AdaptiveBlendCallback.logs` and of `ThroughputCallback.measured`. Evaluation logs the cross-entropy
+    as `eval_loss`, with `args.eval_teacher_losses` the other terms, and `compute_metrics` of the generated tokens.
 
     Raises:
         UserError: options, models and data don't fit together.

@@ -202,7 +202,6 @@ def test_evaluation_gives_every_term_over_tokens_and_the_error_rates(tmp_path, t
     for name, term in {
         "eval_loss": terms.ce,
         "eval_total_loss": terms.total,
-        "eval_ce_loss": terms.ce,
         "eval_teacher_loss": terms.teacher,
         "eval_top1_agreement": terms.top1_agreement,
     }.items():

@@ -6,11 +6,12 @@ Every field is a command-line option and a key of the YAML file given by `--conf
 from .data import DEFAULT_DATASET, NONE, DataArguments, SpeechSource, names_of, one_each
 from .mixing import CacheArguments, MixArguments
 from .models import ModelArguments
-from .normalizer import NORMALIZER_HELP, Normalizer
+from .normalizer import NORMALIZER_HELP, NORMALIZERS, Normalizer
 
 __all__ = [
     "DEFAULT_DATASET",
     "NONE",
+    "NORMALIZERS",
     "NORMALIZER_HELP",
     "CacheArguments",
     "DataArguments",

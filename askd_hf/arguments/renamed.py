@@ -63,7 +63,11 @@ OPTIONS = {
     "teacher_model_name_or_path": "teacher",
 }
 # current name of an option -> old value -> current value
-VALUES = {"layer_selection": {"probe": "greedy"}, "snapshot_strategy": {"never": "no"}}
+VALUES = {
+    "layer_selection": {"probe": "greedy"},
+    "metric_for_best_model": {"ce_loss": "loss", "eval_ce_loss": "eval_loss"},
+    "snapshot_strategy": {"never": "no"},
+}
 
 # Names of options of other training scripts, and their replacements here: the first whose option the script has is
 # shown. Advice without an option is for all scripts.

@@ -30,7 +30,7 @@ MUST_MATCH = {
 }
 # keys of `set` that may differ: a dataset may be moved, and `data` identifies its clips
 MAY_DIFFER = {"dataset", "on_hub", "no_speech"}
-OVERWRITE_HINT = "Use another --output_dir, or decode again with --overwrite True"
+OVERWRITE_ADVICE = "Use another --output_dir, or decode again with --overwrite True"
 
 
 @dataclass
@@ -76,9 +76,11 @@ class Manifest:
     Args:
         folder: `DIR/manifests`.
         role, name: role of the model and name of the set; they name the files.
+        overwrite_advice: what to do about lines made with other settings, the end of the error message.
     """
 
-    def __init__(self, folder: Path, role: str, name: str):
+    def __init__(self, folder: Path, role: str, name: str, overwrite_advice: str = OVERWRITE_ADVICE):
+        self.overwrite_advice = overwrite_advice
         self.lines_file = folder / role / f"{name}.jsonl"
         self.metadata_file = folder / role / f"{name}.json"
 
@@ -129,7 +131,7 @@ class Manifest:
         differences = _differences(self.metadata(), metadata) if self.metadata_file.exists() else []
         if differences:
             what = "; ".join(differences)
-            raise UserError(f"{self.lines_file} was created with different settings: {what}. {OVERWRITE_HINT}")
+            raise UserError(f"{self.lines_file} was created with different settings: {what}. {self.overwrite_advice}")
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Append lines and flush them to disk."""

@@ -10,7 +10,7 @@ from transformers import EvalPrediction, WhisperProcessor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from ..arguments import Normalizer
+from ..arguments import NORMALIZERS, Normalizer
 from ..data.languages import UNSPACED, language_code
 from ..errors import UserError
 from .evaluate_library import Metric, MetricInfo
@@ -19,15 +19,6 @@ from .normalizers import MultilingualNormalizer, TextNormalizer, agree_on_option
 UNIFIED = "english-unified"
 MULTILINGUAL = "multilingual"
 LEADERBOARD = "open-asr-leaderboard"
-# descriptions for tables and cards
-DESCRIPTIONS = {
-    UNIFIED: "Whisper's English normalizer, after unifying apostrophes, quotes and dots",
-    MULTILINGUAL: "removes case, punctuation and spelling variants, keeps combining marks",
-    "english": "Whisper's English normalizer",
-    "basic": "Whisper's basic normalizer",
-    LEADERBOARD: "English normalizer of the Open ASR Leaderboard, from the installed checkout",
-    "none": "no normalization",
-}
 # languages without spaces between words are scored by letter, as by OpenAI
 BY_LETTER = f"{MULTILINGUAL}, by letter"
 BASIC_BY_LETTER = "basic, by letter"
@@ -101,7 +92,7 @@ def text_language(task: str, language: str | None) -> str | None:
 def describe_normalizers(names: Iterable[str]) -> str:
     """Describe normalizers, by the names that `normalizer_for` returns, in a note below a table."""
     kinds = {name.partition(",")[0] for name in names}
-    described = [f"{name}: {description}" for name, description in DESCRIPTIONS.items() if name in kinds]
+    described = [f"{name}: {description}" for name, description in NORMALIZERS.items() if name in kinds]
     by_letter = ["by letter: each letter is a word"] if {BY_LETTER, BASIC_BY_LETTER} & set(names) else []
     return "; ".join(described + by_letter)
 

@@ -22,7 +22,7 @@ from ..data.encoder_cache import weights_digest
 from ..hub_access import local_or_hub
 from ..models.generation_config import no_timestamps, set_language
 from .long_form import Timestamps, check_can_transcribe, transcribe_long
-from .manifest import Manifest, ManifestMetadata, check_comparable, read_manifests
+from .manifest import OVERWRITE_ADVICE, Manifest, ManifestMetadata, check_comparable, read_manifests
 from .model_info import describe_model
 from .prepared_sets import PreparedSet
 from .results import EvaluatedModel
@@ -77,6 +77,7 @@ def plan_jobs(
     device: torch.device,
     dtype: torch.dtype,
     overwrite: bool = False,
+    overwrite_advice: str = OVERWRITE_ADVICE,
 ) -> list[DecodingJob]:
     """Plan the decoding jobs and validate all settings before anything is decoded.
 
@@ -88,6 +89,7 @@ def plan_jobs(
         folder: directory of the manifests, `DIR/manifests`.
         device, dtype: for decoding.
         overwrite: delete lines that other settings made of these sets instead of raising.
+        overwrite_advice: see `Manifest`.
 
     Raises:
         UserError: there are manifests of other settings, or ones that the new ones aren't comparable with; a
@@ -104,7 +106,7 @@ def plan_jobs(
             metadata = _metadata(role, described, model, weights, prepared, decoding)
             if not _through_pipeline(prepared, decoding):  # the pipeline doesn't return generated tokens
                 metadata.runtime["token_limit"] = token_limit(model, processor, decoding.generation_max_length)
-            manifest = Manifest(folder, role, prepared.spec.name)
+            manifest = Manifest(folder, role, prepared.spec.name, overwrite_advice)
             jobs.append(DecodingJob(role, model, processor, prepared, decoding, manifest, metadata))
     _check_plan(folder, jobs, overwrite)
     for job in jobs:

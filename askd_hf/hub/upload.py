@@ -17,7 +17,7 @@ from ..data.encoder_cache import weights_digest
 from ..errors import UserError, disk_errors
 from ..evaluation.results import Results
 from ..hub_access import hub_upload
-from ..models.checkpoint_files import BESIDE_THE_MODEL
+from ..models.checkpoint_files import PROCESSOR_FILES
 from ..models.loading import load_whisper
 from ..models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_base
 from .card import STUDENT, render_card
@@ -34,7 +34,7 @@ CONFIGS = ("config.json", ADAPTER_CONFIG)  # of a whole model; of an adapter
 PUBLISHED = (
     *WEIGHTS,
     *CONFIGS,
-    *BESIDE_THE_MODEL,
+    *PROCESSOR_FILES,
     SUMMARY_FILE,
     CARD,
     FIGURE,

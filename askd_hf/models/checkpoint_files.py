@@ -21,7 +21,7 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # of generation and the processor, as current and older versions of `save_pretrained` write them
-BESIDE_THE_MODEL = (
+PROCESSOR_FILES = (
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -33,7 +33,7 @@ BESIDE_THE_MODEL = (
     "merges.txt",
     "normalizer.json",
 )
-SMALL_FILES = (CONFIG, *BESIDE_THE_MODEL, ADAPTER[0])
+SMALL_FILES = (CONFIG, *PROCESSOR_FILES, ADAPTER[0])
 OTHER_WEIGHTS = {
     "tf_model.h5": "TensorFlow's",
     "flax_model.msgpack": "Flax's",

@@ -19,14 +19,14 @@ from ..data.columns import replace_column
 from ..data.labels import TIME_PRECISION
 from ..errors import UserError
 from ..evaluation.long_form import Timestamps
-from ..evaluation.manifest import OVERWRITE_HINT as EVALUATION_HINT
 from ..evaluation.prepared_sets import PreparedSet
 from ..evaluation.transcribe import Decoding, DecodingJob, plan_jobs
 from ..models.generation_config import no_timestamps
 from .options import PseudoLabelArguments
 
 TRANSCRIPTS_DIR = "transcripts"  # not the directory of evaluations, whose manifests have other fields
-OVERWRITE_HINT = "Transcribe again or use another directory: askd-hf pseudo-label --overwrite True, or --output_dir"
+# with the name of the command, because askd-hf distill --unlabeled_dataset has no --overwrite
+OVERWRITE_ADVICE = "Transcribe again or use another directory: askd-hf pseudo-label --overwrite True, or --output_dir"
 
 
 class GreedyLogProbs(LogitsProcessor):
@@ -87,18 +87,16 @@ def plan_transcription(
     durations = clips["duration"][:]
     audio = audio.select(sorted(range(len(clips)), key=lambda row: -durations[row]))
     timestamps: Timestamps = "segment" if args.timestamps else "none"
-    try:
-        (job,) = plan_jobs(
-            {"teacher": (args.teacher, teacher, processor)},
-            [PreparedSet(args.source(), "short_form", audio, excluded={})],
-            Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
-            Path(args.output_dir) / TRANSCRIPTS_DIR,
-            device=torch.device(args.device),
-            dtype=args.torch_dtype(),
-            overwrite=args.overwrite,
-        )
-    except UserError as error:  # askd-hf distill --unlabeled_dataset has no --overwrite: name the script
-        raise UserError(str(error).replace(EVALUATION_HINT, OVERWRITE_HINT)) from None
+    (job,) = plan_jobs(
+        {"teacher": (args.teacher, teacher, processor)},
+        [PreparedSet(args.source(), "short_form", audio, excluded={})],
+        Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
+        Path(args.output_dir) / TRANSCRIPTS_DIR,
+        device=torch.device(args.device),
+        dtype=args.torch_dtype(),
+        overwrite=args.overwrite,
+        overwrite_advice=OVERWRITE_ADVICE,
+    )
     return job
 
 

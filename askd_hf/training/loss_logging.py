@@ -66,14 +66,11 @@ def train_metrics(summed: Tensor) -> dict[str, float]:
 def eval_metrics(summed: Tensor, prefix: str, all_terms: bool) -> dict[str, float]:
     """Return the means of an evaluation over its label tokens, by their keys in the log; empty without label tokens.
 
-    The `loss` is the cross-entropy, because the weights of the objective change from step to step.
+    The cross-entropy is the `loss`, because the weights of the objective change from step to step.
 
     Args:
         prefix: of the keys, such as eval.
         all_terms: False for the cross-entropy alone.
     """
-    terms = _means(summed)
-    if not terms:
-        return {}
-    terms = terms if all_terms else {"ce_loss": terms["ce_loss"]}
-    return {f"{prefix}_{name}": value for name, value in {"loss": terms["ce_loss"], **terms}.items()}
+    terms = {"loss" if name == "ce_loss" else name: value for name, value in _means(summed).items()}
+    return {f"{prefix}_{name}": value for name, value in terms.items() if all_terms or name == "loss"}
