@@ -44,12 +44,10 @@ class AdaptiveBlendCallback(TrainerCallback):
 
     Args:
         judge_labels: measures the labels of held-out clips, for an adaptive schedule.
-        held_out_clips: the number of clips that are held out of training.
 
     Attributes:
         weights: of the current update. Before training all weight is on the labels.
         options: the settings of the run (`askd_hf.training.run_settings`), saved in checkpoints. Set by the trainer.
-        state: the state of the schedule besides the step.
         self_teacher: None while its weight is 0.
     """
 

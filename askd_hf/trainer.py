@@ -50,7 +50,6 @@ class ASKDTrainer(Seq2SeqTrainer):
     Args:
         model: the student, or a PEFT adapter on it (`askd_hf.models.lora`); then only the adapter is trained. The
             encoder is frozen if `args.freeze_encoder` is True, or if it is None and no encoder layer was pruned.
-        args: the options of training, the objective and the schedule.
         teacher_model: a Whisper model with the student's vocabulary (see `askd_hf.models.vocabulary`). The trainer
             freezes it, puts it in evaluation mode, never saves it, and frees it once its weight stays 0. Not needed if
             its weight is always 0, or if `train_dataset` has its cached soft labels (`askd_hf.data.teacher_cache`).

@@ -34,10 +34,6 @@ def parse_args(
     The command line overrides the file, and the file the defaults. A value of the wrong type ends the process with one
     line and status 2. Unlike `HfArgumentParser.parse_yaml_file`, the command line can override the file.
 
-    Args:
-        prog: name of the command in `--help`. Default: the script's name.
-        description: text above the options in `--help`.
-
     Raises:
         UserError: options that none of `types` has, all of them in one message, or invalid values.
     """

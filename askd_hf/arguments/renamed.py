@@ -170,12 +170,7 @@ T = TypeVar("T")
 
 
 def unknown_options(names: list[str], known: Collection[str]) -> str:
-    """Return a message that names every unknown option and its replacement.
-
-    Args:
-        names: the options that don't exist, without `--`.
-        known: the options of the script, without `--`.
-    """
+    """Return a message that names every unknown option and its replacement."""
     return "no option " + ", ".join(f"--{name}{_instead(name, known)}" for name in dict.fromkeys(names))
 
 
@@ -199,7 +194,6 @@ def rename_arguments(argv: list[str], known: Collection[str]) -> list[str]:
 
     Args:
         argv: arguments such as `--name value`, `--name=value` or `--no_name`, with `_` or `-`.
-        known: the current names of the options.
     """
     renamed, option = [], ""
     for word in argv:

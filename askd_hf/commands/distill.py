@@ -103,7 +103,6 @@ class Speech(NamedTuple):
     Attributes:
         train: rows with `audio`, `text` and `clip`.
         splits: evaluation splits by name, each of one language and task.
-        collator: makes batches of the rows.
     """
 
     train: Dataset | SpeechStream

@@ -281,8 +281,6 @@ def _check_frames(av, track, header: bytes, packets: int, first: bytes, last: by
 
     Args:
         header: the bytes before the first frame. They may contain the number of frames (Xing or Info frame).
-        packets: number of frames.
-        first, last: bytes of the first and the last frame.
     """
     match = re.search(rb"(?:Xing|Info)\0\0\0[\x01\x03\x05\x07\x09\x0b\x0d\x0f](.{4})", header[-4096:], re.DOTALL)
     stated = int.from_bytes(match[1], "big") if match else 0

@@ -28,7 +28,6 @@ class FolderSplit:
     """A split of a directory.
 
     Attributes:
-        metadata: the metadata file.
         rows: `read_metadata(metadata)` if it was read already, else None.
         chosen: indices of the rows that belong to the split; None if all do.
     """
@@ -104,7 +103,6 @@ def read_audiofolder(split: FolderSplit, root: Path, downloaded: str | None = No
     """Return the rows of a split.
 
     Args:
-        split: one of `audiofolder_splits`.
         root: the dataset's directory; clips are named relative to it.
         downloaded: name of the dataset if it was downloaded to `root`, else None.
 

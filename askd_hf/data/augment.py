@@ -71,7 +71,6 @@ class Augmenter:
     on the number of workers.
 
     Args:
-        options: with at least one augmentation.
         max_samples: longest result, samples. A clip that would become longer keeps its speed. Default: 30 s.
 
     Raises:

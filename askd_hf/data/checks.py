@@ -59,7 +59,6 @@ class Limits:
         """Return why a clip is invalid, as "kind: details", or None if it is valid.
 
         Args:
-            audio_error: why its audio can't be decoded, or "".
             duration: in seconds.
             row: with `text`, optionally `segments` and `prompt`.
             label_tokens: number of label tokens; None if the transcript isn't used, and any is valid.
@@ -116,13 +115,11 @@ def filter_invalid_clips(
 
     Args:
         dataset: the result of `load_speech_dataset`.
-        limits: what is valid, and the filters.
         tokenize: returns the label ids of a row without audio (`SpeechCollator.label_ids`); None if transcripts aren't
             used, and any is valid.
         on_bad_audio: "error" to raise if a row is invalid, "skip" to drop invalid rows with a warning.
         num_proc: number of decoding processes; None for the current process.
         report_file: CSV file (row, clip, reason) for the dropped rows; written only if there are any.
-        split: name of the split in messages.
 
     Returns:
         The remaining rows with the added columns `duration` (seconds, float), `audio_key` (the result of `audio_key`)

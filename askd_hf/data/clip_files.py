@@ -19,7 +19,6 @@ class ClipFiles:
     """Resolves the audio paths in the rows of a dataset.
 
     Attributes:
-        name: of the dataset in messages.
         folders: where relative paths are searched, in order. The working directory is searched last.
         root: directory of a downloaded dataset, which no path may leave; None for local data.
         downloaded: whether the dataset was downloaded. If so and `root` is None, no file is opened.

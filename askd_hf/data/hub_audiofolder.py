@@ -23,12 +23,6 @@ MAX_PATTERNS = 100  # directories of a split that are downloaded by name
 def load_hub_audiofolder(name: str, builder: DatasetBuilder, split: str, urls: Mapping[str, list[str]]) -> Dataset:
     """Return the rows of a split: those of the nearest metadata file above its audio, without rows of other splits.
 
-    Args:
-        name: Hub id.
-        builder: the result of `load_dataset_builder`.
-        split: name of the split.
-        urls: the files of each split.
-
     Raises `UserError` if there is no metadata file, or several, and as `read_audiofolder`.
     """
     splits = {key: [PurePosixPath(url.removeprefix(f"{builder.base_path}/")) for url in urls[key]] for key in urls}

@@ -40,10 +40,8 @@ def mix(datasets: list[Dataset], probabilities: list[float], seed: int) -> Datas
     """Mix datasets returned by `filter_invalid_clips`.
 
     Args:
-        datasets: at least one.
         probabilities: sampling probability of each dataset, normalized to a sum of 1. Clips are repeated until all
             clips of all datasets are included (`stopping_strategy="all_exhausted"`). Empty to concatenate them.
-        seed: of the sampling.
     """
     if len(datasets) == 1:
         return datasets[0]

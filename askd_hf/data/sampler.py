@@ -19,7 +19,6 @@ class ResumableLengthGroupedSampler(Sampler[int]):
     epoch would train on some clips twice and skip others.
 
     Args:
-        sampler: Trainer's sampler.
         seed: the order is that of `seed + epoch()`.
         epoch: returns the current epoch. `set_epoch` can't be used, because accelerate's batch sampler for several
             processes doesn't forward it.
@@ -57,8 +56,6 @@ def stream_sampler(stream: SpeechStream, args: TrainingArguments, train_batch_si
     """Return the sampler for a run of `args.max_steps` steps.
 
     Args:
-        stream: the training data.
-        args: gives the number of steps, gradient accumulation steps and processes.
         train_batch_size: clips per device and micro-batch.
     """
     rows_per_step = train_batch_size * args.gradient_accumulation_steps * args.world_size

@@ -39,7 +39,6 @@ class EvalSplit(NamedTuple):
     """Clips of one language and task to evaluate on.
 
     Attributes:
-        source: where the split was loaded from.
         clips: the valid clips.
         skipped: number of invalid clips of the split.
     """
@@ -65,7 +64,6 @@ def evaluate_models(
             processor.
         splits: from `evaluation_speech`.
         normalizer: see `normalizer_for`.
-        config: of the run.
     """
     folder = Path(config.output_dir) / EVALUATION
     sets = [_prepared_set(name, split) for name, split in splits.items()]

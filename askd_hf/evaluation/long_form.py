@@ -32,7 +32,6 @@ class LongFormTranscript:
     """Transcript of one recording.
 
     Attributes:
-        text: the text as generated.
         chunks: (start, end, text) of each segment or word, seconds from the start of the recording; None unless
             requested. A missing end is replaced by the end of the recording, a missing start by the previous end.
         duration: length of the recording in seconds.
@@ -72,7 +71,6 @@ def transcribe_long(
 
     Args:
         clips: rows of `load_speech_dataset` or `concatenate_clips`; `audio` and `clip` are read.
-        method: "short_form", "sequential" or "chunked".
         batch_size: windows or clips per batch; "sequential" has none.
         timestamps: what to put into `LongFormTranscript.chunks`. "word" requires alignment heads in the model's
             generation config.

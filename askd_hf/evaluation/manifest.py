@@ -39,10 +39,8 @@ class ManifestMetadata:
 
     Attributes:
         role: `student`, `teacher`, ...
-        model: the model, with the name it was loaded by.
         set: name, dataset, config, split, language, task and `no_speech` of the set, and whether its dataset is on the
             Hub.
-        method: `short_form`, `sequential` or `chunked`.
         decoding: settings that change the texts: beams, token limit, dtype, timestamps.
         runtime: settings that change the texts by rounding only: batch size, device, versions, date; if a run was
             resumed with other values, all of them. Also `token_limit` per clip, if known.
@@ -50,7 +48,6 @@ class ManifestMetadata:
         data: digest of audio and transcripts of the clips, in the order of the manifest.
         rows: number of lines of a complete manifest.
         excluded: number of clips that were never decoded, by reason.
-        complete: whether all lines are written.
     """
 
     role: str
@@ -91,8 +88,6 @@ class Manifest:
         uninterrupted one and gives the same texts bit by bit. If the batch size has changed, the metadata lists both.
 
         Args:
-            metadata: of this run.
-            batch_size: clips per batch.
             overwrite: delete lines made with other settings instead of raising.
 
         Returns:
@@ -207,7 +202,6 @@ def check_comparable(folder: Path, metadata: dict[str, dict[str, ManifestMetadat
     """Raise `UserError` unless all manifests are complete, with one model per role and the same clips per set.
 
     Args:
-        folder: directory of the manifests, for the messages.
         metadata: by set and role.
     """
     first_of_role: dict[str, ManifestMetadata] = {}

@@ -166,7 +166,6 @@ def compute_metrics_for(
     Its inputs are generated tokens and labels, `(clips, tokens)` each, padded with -100 or the padding token.
 
     Args:
-        processor: decodes the tokens.
         name: name of the normalizer, see `normalizer_for`.
         language: language of labels without a language token, as those of an English-only model.
     """

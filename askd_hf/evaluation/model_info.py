@@ -17,7 +17,6 @@ def describe_model(name: str, model: WhisperForConditionalGeneration) -> Evaluat
 
     Args:
         name: the directory or Hub id it was loaded from, or a description of a model that isn't stored.
-        model: the loaded model.
     """
     files = _weight_files(name)
     return EvaluatedModel(

@@ -60,7 +60,6 @@ def prepare_set(
     without a transcript (None) is excluded.
 
     Args:
-        spec: the set.
         window: seconds of audio that the model takes at a time. Longer clips are excluded and counted.
         long_form: methods for the longer clips, each a set of its own: `NAME-sequential`, `NAME-chunked`.
         concatenate_seconds: evaluate these methods on recordings of up to this many seconds, made of consecutive

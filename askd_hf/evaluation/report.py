@@ -127,7 +127,6 @@ class Axis:
 
     Attributes:
         ticks: round values, including both ends.
-        logarithmic: whether the scale is logarithmic.
     """
 
     ticks: tuple[float, ...]
@@ -218,7 +217,6 @@ class SpeedAccuracy:
         source: the set of the WER; None for the mean of the headline, if the speed was measured on another set.
         wer: by role, in percent.
         rows: speed by role, in increasing order.
-        speed_axis, wer_axis: the axes.
     """
 
     source: SetResult | None
@@ -248,8 +246,6 @@ class Speakers:
     """Data of the section on the speakers of one set.
 
     Attributes:
-        entry: the set.
-        axis: axis of the WER.
         hardest: the speakers with the highest WER of the student, at most `HARDEST_SPEAKERS`.
         whole: whether these are all speakers.
     """

@@ -53,9 +53,6 @@ class Table:
     """A table of text cells.
 
     Attributes:
-        title: what the table shows.
-        header: one heading per column.
-        rows: one list of cells per row.
         text_columns: number of leading columns that are aligned to the left; the others are aligned to the right.
         notes: sentences for below the table.
     """

@@ -18,9 +18,7 @@ class EvaluatedModel:
 
     Attributes:
         name: the directory or Hub id it was loaded from.
-        parameters: total parameter count.
         size_mb: size of the weight files in MB (10^6 bytes); None if they aren't stored locally.
-        encoder_layers, decoder_layers: number of layers.
         stored_dtype: dtype of the floating-point weights in these files, such as `float16`; None if they aren't stored
             locally.
         weights: digest of the evaluated weights; None if unknown.
@@ -92,7 +90,6 @@ class SetResult:
 
     Attributes:
         name: name in tables and reports, such as `librispeech-test-other`.
-        dataset, config, split: what was loaded.
         on_hub: whether `dataset` is a Hub id. Otherwise it is a path, which must not be published.
         language: language of the speech, as a code such as `en`.
         task: `transcribe`, or `translate` with English references.

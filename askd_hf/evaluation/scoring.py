@@ -124,7 +124,6 @@ def score_directory(directory: Path, normalizer: Normalizer = "auto", n_resample
     Args:
         directory: output directory of the evaluation; it contains `manifests`.
         normalizer: see `normalizer_for`.
-        n_resamples: number of bootstrap resamples.
 
     Raises:
         UserError: there are no manifests, or they are incomplete or not comparable.
@@ -169,7 +168,6 @@ def score_set(
         manifests, metadata: by role, the evaluated model first, the teacher last; all of the same clips.
         normalizer: see `normalizer_for`.
         spelling: British to American words, for English.
-        n_resamples: number of bootstrap resamples.
     """
     first = next(iter(metadata.values()))
     language = text_language(first.set["task"], first.set["language"])
@@ -245,9 +243,7 @@ def _scores(
     Args:
         errors: word errors of each scored clip.
         rates: fields of `Scores` from `_error_rates`; None for a set without speech.
-        lines, metadata: of the model's manifest.
         scored, no_speech_clips: indices of lines.
-        language: language of the texts.
     """
     no_rates = dict(
         wer=None, wer_confidence_interval=None, cer=None, cer_confidence_interval=None, insertion_rate=None

@@ -41,7 +41,6 @@ class DatasetSpec:
 
     Attributes:
         name: name of the set in reports and of its manifest files.
-        dataset, config, split: arguments of `load_speech_dataset`.
         text_column_name, audio_column_name: None to find the column by name.
         speaker_column: None for the first of `SPEAKER_COLUMNS` that exists.
         language: language of the speech, as a code such as `en`; None if unspecified.
@@ -86,7 +85,6 @@ def suite_sets(name: str, language: str | None = None) -> list[DatasetSpec]:
     """Return the sets of a suite.
 
     Args:
-        name: one of `SUITE_NAMES`.
         language: for `common-voice` and `fleurs`, such as `fr` or `french`. The others are English.
 
     Raises:

@@ -38,7 +38,6 @@ class Decoding:
         generation_max_length: maximum number of tokens per clip, or per window of a long recording. None for the limit
             of the model's generation config.
         timestamps: "segment" or "word" timestamps are written to the manifest as `chunks`.
-        batch_size: clips per batch.
         num_workers: processes that decode audio and compute features; 0 for the main process.
     """
 
@@ -54,7 +53,6 @@ class DecodingJob:
     """A manifest to complete.
 
     Attributes:
-        metadata: metadata of the manifest.
         done: number of lines that it already has.
     """
 
@@ -84,10 +82,7 @@ def plan_jobs(
     Args:
         models: by role, `student` first, `teacher` last: the name it was loaded by, the model in float32 as loaded,
             and its processor. Moves the models to `device` and `dtype`.
-        sets: the sets to decode.
-        decoding: decoding settings.
         folder: directory of the manifests, `DIR/manifests`.
-        device, dtype: for decoding.
         overwrite: delete lines that other settings made of these sets instead of raising.
         overwrite_advice: see `Manifest`.
 

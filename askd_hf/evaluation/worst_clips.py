@@ -43,7 +43,6 @@ class Clip:
     """A clip with the predictions of all models aligned to its reference.
 
     Attributes:
-        name: name of the clip.
         speaker: None if unknown.
         duration: in seconds.
         words: number of reference words.
@@ -118,7 +117,6 @@ def align(reference: list[str], outputs: dict[str, jiwer.WordOutput]) -> list[Co
     """Merge the alignments of all models with the same reference into one row of columns.
 
     Args:
-        reference: the words of the reference.
         outputs: jiwer's output for this clip, by role.
     """
     columns = [Column(word) for word in reference]

@@ -58,7 +58,6 @@ def render_card(
     """Return the card of a run.
 
     Args:
-        summary: the training summary.
         results: an evaluation of the model as `student`; None for a card without results.
         repo_id: repository of the model, `you/name`, for the examples in the card.
         figure: whether `run.png` is published beside the card.

@@ -27,7 +27,6 @@ def objective(arguments: dict[str, Any], no_speech_clips: bool = False) -> str:
     """Return the formula of the objective, with the terms that the run used.
 
     Args:
-        arguments: arguments of the run.
         no_speech_clips: whether the training set includes clips without speech, which the teacher doesn't label.
     """
     teacher, self_teacher = uses(arguments)

@@ -52,8 +52,6 @@ class ModelInfo:
 
     Attributes:
         parameters: number of stored weights, tied ones counted once; for an adapter those of its base model.
-        dtype: dtype of the weights, such as float32.
-        encoder_layers, decoder_layers: number of layers.
         multilingual: whether it supports several languages.
         timestamps, word_timestamps: whether `pipeline` can return them.
         window: seconds of audio per window.
@@ -117,8 +115,6 @@ class TrainingSummary:
     """A training run, as described by the model card.
 
     Attributes:
-        provenance: models and training data.
-        student: the published model.
         clips, hours: number and total duration of the training clips with speech, each counted once even if it is
             repeated within an epoch; None if unknown (streaming).
         step, total_steps, epochs: progress of training. Step 0: not trained; `step < total_steps`: not finished.
@@ -190,9 +186,7 @@ def save_training_summary(
     Keeps the file of an earlier run if the model is saved before the first step.
 
     Args:
-        directory: where the student was saved.
         trainer: an `ASKDTrainer`.
-        adapter: the LoRA adapter of the student, if it has one.
         keeps_adapter: whether the adapter was saved, not the merged model.
     """
     if trainer.state.global_step == 0 and (directory / SUMMARY_FILE).is_file():

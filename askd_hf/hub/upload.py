@@ -66,7 +66,6 @@ def publish(
         token: Default: that of `hf auth login` or HF_TOKEN.
         revision: an existing branch. Default: the main branch.
         license: license id of the Hub. Default: that of the model that training started from, if its card states one.
-        commit_message: message of the commit.
 
     Raises:
         UserError: the directory is incomplete, or has an adapter whose base model isn't on the Hub; the results are of

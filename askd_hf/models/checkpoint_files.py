@@ -51,11 +51,7 @@ def check_model_type(name: str, model_type: str | None) -> None:
 
 
 def check_files(name: str) -> None:
-    """Raise `UserError` if files in a local directory are missing or incomplete. A Hub id passes.
-
-    Args:
-        name: of a model or an adapter.
-    """
+    """Raise `UserError` if files in a local directory are missing or incomplete. A Hub id passes."""
     directory = Path(name).expanduser()
     if directory.is_file():
         raise UserError(f"{name} is a file: {EXPECTED}")

@@ -41,8 +41,6 @@ class PseudoLabel:
     """The teacher's transcript of a clip and its scores.
 
     Attributes:
-        clip: name of the clip.
-        text: the teacher's transcript.
         reference: the dataset's transcript, or None.
         label: the text to train on: `text` or `reference`.
         segments: the teacher's segments, None without timestamps; see `transcribe`.
@@ -181,8 +179,6 @@ def filter_transcripts(transcripts: list[PseudoLabel], limits: Thresholds, file:
     """Return the indices of the transcripts to keep. Print the numbers of dropped ones by reason, and list them.
 
     Args:
-        transcripts: the result of `score_transcripts`.
-        limits: the thresholds.
         file: CSV file for the dropped transcripts: `clip`, `reason`, `value` (which violates the threshold), the
             teacher's `text`, and `reference`.
 

@@ -34,10 +34,7 @@ def build_dataset(
 
     Args:
         clips: the result of `filter_invalid_clips`.
-        transcripts: one per clip.
-        kept: indices of the clips to keep.
         language: code for the column `language`; None, for an English-only teacher, to omit `language` and `task`.
-        task: for the column `task`.
 
     Returns:
         audio, duration, speaker: as in `clips`; `speaker` only if known.
@@ -98,8 +95,6 @@ def dataset_card(args: PseudoLabelArguments, dataset: Dataset, clips: int, kept:
     """Return the dataset card: who transcribed which data, and how the transcripts were filtered.
 
     Args:
-        args: the options.
-        dataset: the result.
         clips: number of transcribed clips.
         kept: number of transcripts that passed the filters.
     """

@@ -16,8 +16,6 @@ def load_clips(source: DatasetSpec, limit: int | None = None, num_proc: int | No
     """Return the first `limit` rows of a dataset, or of a directory that contains only audio files, in order.
 
     Args:
-        source: the dataset split.
-        limit: number of rows; None for all.
         num_proc: number of processes that prepare a Hub dataset; None for the current process.
 
     Returns:

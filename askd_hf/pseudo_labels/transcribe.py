@@ -36,9 +36,6 @@ class GreedyLogProbs(LogitsProcessor):
     end of text is included. This must be the last processor. It replaces `compute_transition_scores`, which needs the
     logits of all steps in memory.
 
-    Args:
-        eos_token_id: end of text.
-
     Attributes:
         total: float32 `(batch,)`.
         prompt_length: number of tokens before the first generated one.
@@ -67,9 +64,7 @@ def plan_transcription(
     """Plan the decoding job and validate all settings before anything is decoded.
 
     Args:
-        args: the options.
         teacher: as loaded, in float32. Its device, dtype and language are set as in `args`.
-        processor: the teacher's.
         clips: the result of `filter_invalid_clips`.
 
     Returns:
@@ -102,9 +97,6 @@ def plan_transcription(
 
 def transcribe(job: DecodingJob) -> list[dict[str, Any]]:
     """Transcribe the clips that are missing in the manifest, and append the results batch by batch.
-
-    Args:
-        job: the result of `plan_transcription`.
 
     Returns:
         For each clip, in the order of the dataset:
@@ -209,7 +201,6 @@ def segments_of(
         first_timestamp: the token of 0 s.
         end: the token of end of text. Ids between it and the timestamps are other special tokens, which are ignored.
         duration: of the clip, seconds.
-        decode: converts the tokens of a segment to text.
     """
     last = math.floor(duration / TIME_PRECISION + 1e-6)  # in steps of TIME_PRECISION
     segments: list[dict[str, Any]] = []

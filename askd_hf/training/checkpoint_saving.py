@@ -25,7 +25,6 @@ class StudentSaver:
     """Write the student's files. If an adapter is trained, checkpoints contain the adapter only.
 
     Args:
-        model: the student, or an adapter on it.
         peft_config: puts an adapter on `model`.
         keep_adapter: True to save the adapter alone at the end, without merging it into the student.
 

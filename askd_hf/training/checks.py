@@ -27,7 +27,6 @@ def check_teacher(
 
     Args:
         soft_labels: the training set if it has cached soft labels, else None.
-        vocabulary: the size of the student's vocabulary.
     """
     if soft_labels is not None and args.uses_teacher:
         check_settings(soft_labels, args.temperature, vocabulary)

@@ -45,9 +45,6 @@ def load_split(
     """Load the first `limit` rows of a split, with language and task columns for a multilingual model.
 
     Raises `UserError` as `load_speech_dataset` does, and if the language for a multilingual model is unknown.
-
-    Args:
-        limit: None for all rows.
     """
     speech = load_speech_dataset(
         source.dataset,

@@ -32,7 +32,6 @@ def sums_by_clip(terms: LossTerms, labels: Tensor) -> Tensor:
     Both are 0 for a term that wasn't computed.
 
     Args:
-        terms: of the label tokens.
         labels: `(batch, tokens)`, -100 where there is no label.
 
     Returns:

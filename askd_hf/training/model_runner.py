@@ -39,7 +39,6 @@ class ModelRunner:
         teacher: frozen and put in evaluation mode here. Dropped if neither training nor evaluation runs it.
         teacher_is_cached: True if the batches contain the teacher's soft labels.
         collator: defines whether the teacher has separate features and whether encoder outputs are cached.
-        accelerator: of the trainer.
 
     Attributes:
         teacher: None if it isn't run or was freed.
@@ -149,7 +148,6 @@ class ModelRunner:
 
         Args:
             model: the student, as the trainer has wrapped it.
-            weights: the loss weights.
             blend: owns the self-teacher.
             keep_logits: True for outputs with the student's logits, `(batch, tokens, vocabulary)`.
             gradient_scale: the factor of the gradient in the backward pass.

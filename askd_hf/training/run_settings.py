@@ -117,7 +117,6 @@ def model_settings(
     """Return the settings of the models, as JSON values.
 
     Args:
-        config: of the student.
         teacher: `models_digest` of the teacher, None if training doesn't run it.
     """
     values = {name: getattr(config, name) for name in SHAPE + RANDOM}

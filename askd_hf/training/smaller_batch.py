@@ -26,7 +26,6 @@ class InitialState:
 
     Attributes:
         weights: the trained weights, `{name: tensor}`.
-        random_states: of Python, NumPy and torch.
         checkpoints: the directories that existed.
         teacher: kept here because the trainer may free it.
         own_optimizer: whether the trainer was given an optimizer.
