@@ -17,7 +17,7 @@ from transformers import Trainer, WhisperForConditionalGeneration
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
-from .loss_logging import new_sums
+from .losses import new_sums
 
 
 @dataclass
