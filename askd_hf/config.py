@@ -26,35 +26,25 @@ TEACHER_METRICS = ("total_loss", "teacher_loss", "self_loss", "teacher_ce", "top
 RENAMED_METRICS = {"blend_loss": "total_loss", "agreement": "top1_agreement"}
 
 # Seq2SeqTrainingArguments accepts other values too, and fails or misbehaves later
-RANGES = dict(
-    learning_rate=POSITIVE,
-    weight_decay=NOT_NEGATIVE,
-    adam_beta1=Range(low=0, below=1),
-    adam_beta2=Range(low=0, below=1),
-    adam_epsilon=POSITIVE,
-    max_grad_norm=NOT_NEGATIVE,
-    num_train_epochs=POSITIVE,
-    warmup_steps=NOT_NEGATIVE,
-    per_device_train_batch_size=COUNT,
-    per_device_eval_batch_size=COUNT,
-    gradient_accumulation_steps=COUNT,
-    eval_accumulation_steps=COUNT,
-    eval_delay=NOT_NEGATIVE,
-    logging_steps=POSITIVE,
-    eval_steps=POSITIVE,
-    save_steps=POSITIVE,
-    save_total_limit=NOT_NEGATIVE,
-    seed=SEED,
-    data_seed=SEED,
-    dataloader_num_workers=NOT_NEGATIVE,
-    dataloader_prefetch_factor=COUNT,
-    generation_max_length=COUNT,
-    generation_num_beams=COUNT,
-    neftune_noise_alpha=POSITIVE,
-    ddp_timeout=COUNT,
-    ddp_bucket_cap_mb=COUNT,
-    torch_empty_cache_steps=COUNT,
-)
+RANGES = {
+    **dict.fromkeys(("learning_rate", "adam_epsilon", "num_train_epochs", "neftune_noise_alpha"), POSITIVE),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "eval_delay", "save_total_limit"), NOT_NEGATIVE),
+    **dict.fromkeys(("dataloader_num_workers",), NOT_NEGATIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(low=0, below=1)),
+    **dict.fromkeys(("seed", "data_seed"), SEED),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), COUNT),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "dataloader_prefetch_factor"), COUNT),
+    **dict.fromkeys(("generation_max_length", "generation_num_beams", "torch_empty_cache_steps"), COUNT),
+    **dict.fromkeys(("ddp_timeout", "ddp_bucket_cap_mb"), COUNT),
+}
+# options of Trainer that are not supported -> reason and advice
+UNSUPPORTED = {
+    "enable_jit_checkpoint": ", as both would handle SIGTERM. Leave it out: on SIGTERM a run finishes its current "
+    "update and saves a checkpoint",
+    "ddp_static_graph": ": the loss is computed outside of the model's forward pass, and DDP would miss gradients",
+    "use_liger_kernel": ": Liger has no kernels for Whisper",
+}
 
 
 @accepts_renamed
@@ -285,23 +275,14 @@ class ASKDConfig(Seq2SeqTrainingArguments):
                 "and optimizer fit on one GPU for every size of Whisper. Use plain DDP: `accelerate launch "
                 "--multi_gpu` (or torchrun), with --bf16 and --gradient_accumulation_steps to save memory"
             )
-        if self.enable_jit_checkpoint:
-            raise UserError(
-                "--enable_jit_checkpoint is not supported, as both would handle SIGTERM. Leave it out: on SIGTERM a "
-                "run finishes its current update and saves a checkpoint"
-            )
-        if self.ddp_static_graph:
-            raise UserError(
-                "--ddp_static_graph is not supported: the loss is computed outside of the model's forward pass, and "
-                "DDP would miss gradients"
-            )
+        for name, reason in UNSUPPORTED.items():
+            if getattr(self, name):
+                raise UserError(f"--{name} is not supported{reason}")
         if self.label_smoothing_factor:
             raise UserError(
                 f"--label_smoothing_factor must be 0, got {self.label_smoothing_factor:g}: the objective has soft "
                 "targets instead"
             )
-        if self.use_liger_kernel:
-            raise UserError("--use_liger_kernel is not supported: Liger has no kernels for Whisper")
         if self.remove_unused_columns:
             raise UserError("--remove_unused_columns must be False: the collator needs the audio and text columns")
 

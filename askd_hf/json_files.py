@@ -47,8 +47,9 @@ def write_json(path: Path, data: Any) -> None:
         data: JSON values, or a dataclass of them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = dataclasses.asdict(data) if dataclasses.is_dataclass(data) else data
-    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    if dataclasses.is_dataclass(data) and not isinstance(data, type):
+        data = dataclasses.asdict(data)
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     unfinished = path.with_name(f"{path.name}.tmp")
     unfinished.write_text(text + "\n", encoding="utf-8")
     os.replace(unfinished, path)
@@ -66,7 +67,7 @@ def from_json(kind: Any, data: Any) -> Any:
     items = [argument for argument in get_args(kind) if argument is not NoneType]
     if data is None:
         return None
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         types, old = get_type_hints(kind), OLD_FIELDS.get(kind.__name__, {})
         named = {old.get(name, name): value for name, value in data.items()}
         return kind(**{name: from_json(types.get(name), value) for name, value in named.items()})

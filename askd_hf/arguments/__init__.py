@@ -7,18 +7,3 @@ from .data import DEFAULT_DATASET, NONE, DataArguments, SpeechSource, names_of, 
 from .mixing import CacheArguments, MixArguments
 from .models import ModelArguments
 from .normalizer import NORMALIZER_HELP, NORMALIZERS, Normalizer
-
-__all__ = [
-    "DEFAULT_DATASET",
-    "NONE",
-    "NORMALIZERS",
-    "NORMALIZER_HELP",
-    "CacheArguments",
-    "DataArguments",
-    "MixArguments",
-    "ModelArguments",
-    "Normalizer",
-    "SpeechSource",
-    "names_of",
-    "one_each",
-]
