@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import ASKDConfig
-from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, stream_sampler
+from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, StreamSampler
 from .data.soft_labels import has_soft_labels
 from .errors import UserError, memory_errors, saving_errors
 from .hub.provenance import Provenance
@@ -31,7 +31,7 @@ from .training import losses
 from .training.callbacks import SetEpochCallback, StopEarlyCallback, StopGracefullyCallback, ThroughputCallback
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
-from .training.checks import check_batches, check_no_loss_function, check_teacher, is_random
+from .training.checks import check_batches, check_teacher, is_random
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.model_runner import ModelRunner
@@ -79,7 +79,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         keep_adapter: bool = False,
         **kwargs: Any,
     ):
-        check_no_loss_function(**kwargs)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for a custom loss")
         train_dataset = kwargs.get("train_dataset")
         is_cached = isinstance(train_dataset, Dataset) and has_soft_labels(train_dataset)
         check_teacher(args, teacher_model, train_dataset if is_cached else None, model.config.vocab_size)
@@ -232,7 +233,8 @@ class ASKDTrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if isinstance(self.train_dataset, SpeechStream):
-            return stream_sampler(self.train_dataset, self.args, self._train_batch_size)
+            rows_per_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return StreamSampler(self.train_dataset, self.args.max_steps * rows_per_step)
         sampler = super()._get_train_sampler(self.train_dataset)  # not the `SeededDataset`, which has no columns
         if isinstance(sampler, LengthGroupedSampler):
             return ResumableLengthGroupedSampler(sampler, self.args.order_seed, self._data_epoch)

@@ -6,5 +6,5 @@ from .collator import TEACHER_COLUMNS, SpeechCollator
 from .encoder_cache import EncoderCache, cache_encoder, encoder_fingerprint, run_encoder
 from .loading import load_speech_dataset, to_iterable_dataset
 from .mix import SpeechStream, mix, select_training_columns, with_no_speech
-from .sampler import ResumableLengthGroupedSampler, SeededDataset, StreamSampler, stream_sampler
+from .sampler import ResumableLengthGroupedSampler, SeededDataset, StreamSampler
 from .text import clean_texts

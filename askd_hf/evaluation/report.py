@@ -175,26 +175,13 @@ def _ends(scores: Scores) -> list[float]:
     return [value for value in (scores.wer, *(scores.wer_confidence_interval or ())) if value is not None]
 
 
-@dataclass
-class Headline:
-    """The WER of all models, averaged over the sets of one method.
+def headline(results: Results) -> dict[str, Any] | None:
+    """Return the WER of all models, averaged over the short-form sets, else over those of the first long-form method.
 
-    Attributes:
-        sets: sets that all models were evaluated on.
-        wer: unweighted mean over the sets by role, in percent.
-        significance: number of sets on which the student is significantly `better` (interval below 0), significantly
-            `worse` (interval above 0), or neither (`no significant difference`).
-    """
-
-    sets: list[SetResult]
-    wer: dict[str, float]
-    significance: Counter
-
-
-def headline(results: Results) -> Headline | None:
-    """Return the headline over the short-form sets, else over those of the first long-form method.
-
-    Returns None if there is no WER.
+    Returns:
+        None if there is no WER, else `sets`, those that all models were evaluated on; `wer` by role, in percent; and
+        `significance`, the number of sets on which the student is significantly `better` (interval below 0), `worse`
+        (interval above 0), or neither.
     """
     complete = [entry for entry in results.sets if _wer(entry).keys() >= results.models.keys()]
     if not complete:
@@ -206,7 +193,7 @@ def headline(results: Results) -> Headline | None:
     significance = Counter(
         "better" if high < 0 else "worse" if low > 0 else "no significant difference" for low, high in intervals
     )
-    return Headline(sets, wer, significance)
+    return dict(sets=sets, wer=wer, significance=significance)
 
 
 @dataclass
@@ -232,7 +219,7 @@ def speed_against_wer(results: Results) -> SpeedAccuracy | None:
         return None
     source = next((entry for entry in results.sets if entry.name == results.speed.set and _wer(entry)), None)
     summary = headline(results)
-    wer = _wer(source) if source else summary.wer if summary else {}
+    wer = _wer(source) if source else summary["wer"] if summary else {}
     rows = {role: sorted((r for r in results.speed.rows if r.role == role), key=lambda r: r.rtfx) for role in wer}
     if not any(rows.values()):
         return None
@@ -241,32 +228,17 @@ def speed_against_wer(results: Results) -> SpeedAccuracy | None:
     return SpeedAccuracy(source, wer, rows, speeds, Axis.over(ends))
 
 
-@dataclass
-class Speakers:
-    """Data of the section on the speakers of one set.
-
-    Attributes:
-        hardest: the speakers with the highest WER of the student, at most `HARDEST_SPEAKERS`.
-        whole: whether these are all speakers.
-    """
-
-    entry: SetResult
-    axis: Axis
-    hardest: list[str]
-    whole: bool
-
-
 def _several_speakers(entry: SetResult) -> bool:
     return any(len(scores.wer_by_speaker) > 1 for scores in entry.scores.values())
 
 
-def by_speaker(entry: SetResult, roles: list[str]) -> Speakers:
-    """Return the data on the speakers of a set."""
+def by_speaker(entry: SetResult, roles: list[str]) -> dict[str, Any]:
+    """Return the set, the `axis` of the WER, the `hardest` speakers for the student, and whether these are all."""
     known = {role: entry.scores[role].wer_by_speaker for role in roles if role in entry.scores}
     first = next(rates for rates in known.values() if len(rates) > 1)
     hardest = sorted(first, key=lambda speaker: (-first[speaker], speaker))[:HARDEST_SPEAKERS]
     axis = Axis.over(rate for rates in known.values() for rate in rates.values())
-    return Speakers(entry, axis, hardest, whole=len(hardest) == len(first))
+    return dict(entry=entry, axis=axis, hardest=hardest, whole=len(hardest) == len(first))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import yaml
 from datasets import Dataset
@@ -82,16 +83,13 @@ class TrainingData:
         """Return the data of a source; for an output of `askd-hf pseudo-label` the dataset that it transcribed."""
         speech = cls(*public_name(source.dataset), source.config, source.split)
         speech.license = stated_data_license(source.dataset)
-        card = Path(source.dataset).expanduser() / "README.md"
-        if not card.is_file():
+        if not Path(source.dataset).expanduser().exists():
             return speech
         try:
-            transcribed = DatasetCard.load(card, ignore_metadata_errors=True).data.get(PSEUDO_LABELS)
-            return from_json(cls, transcribed) if transcribed else speech
-        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-            logger.info(
-                "the dataset card %s can't be read, so it is unknown which model transcribed it: %s", card, error
-            )
+            transcribed = _card(DatasetCard, source.dataset).get(PSEUDO_LABELS)
+            return from_json(cls, transcribed) or speech
+        except (TypeError, AttributeError) as error:
+            logger.info("the card of %s doesn't say which model transcribed it: %s", source.dataset, error)
             return speech
 
 
@@ -216,20 +214,25 @@ def stored_vocabulary(name: str) -> int | None:
         return None
 
 
-def stated_data_license(name: str) -> str | None:
-    """Return the license in the card of a dataset (a directory or Hub id); None if there is no card or license."""
+def _card(kind: type[ModelCard] | type[DatasetCard], name: str) -> dict[str, Any]:
+    """Return the metadata in the card of a directory or Hub id; empty if there is no card, or it can't be read."""
     path = Path(name).expanduser()
     card = path / "README.md"
     if path.exists() and not card.is_file():
-        return None
+        return {}
     try:
-        data = DatasetCard.load(card if path.exists() else name, ignore_metadata_errors=True).data
+        return kind.load(card if path.exists() else name, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError) as error:
-        logger.info("the card of the dataset %s can't be read, so its license is unknown: %s", name, error)
-        return None
-    stated = data.get("license")
+        logger.info("the card of %s can't be read, so its license is unknown: %s", name, error)
+        return {}
+
+
+def stated_data_license(name: str) -> str | None:
+    """Return the license in the card of a dataset (a directory or Hub id); None if there is no card or license."""
+    card = _card(DatasetCard, name)
+    stated = card.get("license")
     stated = [stated] if isinstance(stated, str) else stated or []
-    stated = [data.get("license_name") or each if each == "other" else each for each in stated]
+    stated = [card.get("license_name") or each if each == "other" else each for each in stated]
     return ", ".join(str(each) for each in stated) or None
 
 
@@ -238,19 +241,8 @@ def stated_license(name: str) -> dict[str, str]:
 
     A relative link is completed with the model's address on the Hub, or dropped for a local directory.
     """
-    card = Path(name).expanduser() / "README.md"
-    try:
-        if Path(name).expanduser().exists():
-            if not card.is_file():
-                return {}
-            data = ModelCard.load(card, ignore_metadata_errors=True).data
-        else:
-            data = ModelCard.load(name, ignore_metadata_errors=True).data
-    except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError) as error:
-        logger.info("the model card of %s can't be read, so its license is unknown: %s", name, error)
-        return {}
-    stated = {key: data.get(key) for key in LICENSE_FIELDS}
-    stated = {key: value for key, value in stated.items() if isinstance(value, str)}
+    card = _card(ModelCard, name)
+    stated = {key: card[key] for key in LICENSE_FIELDS if isinstance(card.get(key), str)}
     link = stated.get("license_link")
     if link is not None and "://" not in link:
         del stated["license_link"]

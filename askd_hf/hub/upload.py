@@ -31,14 +31,7 @@ CARD, FIGURE = "README.md", "run.png"
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS)
 CONFIGS = ("config.json", ADAPTER_CONFIG)  # of a whole model; of an adapter
 # Allowlist: no other file is uploaded.
-PUBLISHED = (
-    *WEIGHTS,
-    *CONFIGS,
-    *PROCESSOR_FILES,
-    SUMMARY_FILE,
-    CARD,
-    FIGURE,
-)
+PUBLISHED = (*WEIGHTS, *CONFIGS, *PROCESSOR_FILES, SUMMARY_FILE, CARD, FIGURE)
 RESULTS = Path("evaluation") / "results.json"  # in the output directory of a run
 RETRY_DELAYS = (1.0, 4.0)  # seconds before the second and the third attempt
 

@@ -22,16 +22,9 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # of generation and the processor, as current and older versions of `save_pretrained` write them
 PROCESSOR_FILES = (
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "normalizer.json",
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "normalizer.json"),
 )
 SMALL_FILES = (CONFIG, *PROCESSOR_FILES, ADAPTER[0])
 OTHER_WEIGHTS = {
