@@ -26,13 +26,10 @@ PREFIX_MARKS = [{f"<|{code}|>" for code in LANGUAGES}, {f"<|{task}|>" for task i
 
 
 class ParsedText(NamedTuple):
-    """A text without its markup.
-
-    Attributes:
-        segments: as in the column `segments`, or None without timestamps. The last `end` is None if it is missing.
-    """
+    """A text without its markup."""
 
     text: str
+    # as in the column `segments`, or None without timestamps. The last `end` is None if it is missing.
     segments: list[dict[str, Any]] | None
 
 

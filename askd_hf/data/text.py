@@ -113,15 +113,10 @@ def written_language(row: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Case:
-    """Which transcripts are lower-cased.
+    """Which transcripts are lower-cased."""
 
-    Attributes:
-        lowered: language of the text -> whether it is lower-cased.
-        others: whether other languages are lower-cased.
-    """
-
-    lowered: dict[str | None, bool]
-    others: bool
+    lowered: dict[str | None, bool]  # language of the text -> whether it is lower-cased
+    others: bool  # whether other languages are lower-cased
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> "Case":

@@ -36,16 +36,11 @@ REPETITIONS = 3
 
 
 class EvalSplit(NamedTuple):
-    """Clips of one language and task to evaluate on.
-
-    Attributes:
-        clips: the valid clips.
-        skipped: number of invalid clips of the split.
-    """
+    """Clips of one language and task to evaluate on."""
 
     source: SpeechSource
-    clips: Dataset
-    skipped: int
+    clips: Dataset  # the valid clips
+    skipped: int  # number of invalid clips of the split
 
 
 def evaluate_models(

@@ -29,21 +29,16 @@ Timestamps = Literal["none", "segment", "word"]
 
 @dataclass
 class LongFormTranscript:
-    """Transcript of one recording.
-
-    Attributes:
-        chunks: (start, end, text) of each segment or word, seconds from the start of the recording; None unless
-            requested. A missing end is replaced by the end of the recording, a missing start by the previous end.
-        duration: length of the recording in seconds.
-        transcription_time: seconds spent on the recording, feature extraction included; a batch is divided equally.
-        tokens: length of the text in tokens. The pipeline doesn't return how many were generated.
-    """
+    """Transcript of one recording."""
 
     text: str
+    # (start, end, text) of each segment or word, seconds from the start of the recording; None unless requested. A
+    # missing end is replaced by the end of the recording, a missing start by the previous end.
     chunks: list[tuple[float, float, str]] | None
-    duration: float
+    duration: float  # length of the recording in seconds
+    # seconds spent on the recording, feature extraction included; a batch is divided equally
     transcription_time: float
-    tokens: int
+    tokens: int  # length of the text in tokens. The pipeline doesn't return how many were generated.
 
 
 def transcribe_long(

@@ -35,31 +35,21 @@ OVERWRITE_ADVICE = "Use another --output_dir, or decode again with --overwrite T
 
 @dataclass
 class ManifestMetadata:
-    """What the lines of a manifest depend on, and how many there are.
+    """What the lines of a manifest depend on, and how many there are."""
 
-    Attributes:
-        role: `student`, `teacher`, ...
-        set: name, dataset, config, split, language, task and `no_speech` of the set, and whether its dataset is on the
-            Hub.
-        decoding: settings that change the texts: beams, token limit, dtype, timestamps.
-        runtime: settings that change the texts by rounding only: batch size, device, versions, date; if a run was
-            resumed with other values, all of them. Also `token_limit` per clip, if known.
-        weights: digest of the weights as they were loaded.
-        data: digest of audio and transcripts of the clips, in the order of the manifest.
-        rows: number of lines of a complete manifest.
-        excluded: number of clips that were never decoded, by reason.
-    """
-
-    role: str
+    role: str  # `student`, `teacher`, ..
     model: EvaluatedModel
+    # name, dataset, config, split, language, task and `no_speech` of the set, and whether its dataset is on the Hub
     set: dict[str, Any]
     method: str
-    decoding: dict[str, Any]
+    decoding: dict[str, Any]  # settings that change the texts: beams, token limit, dtype, timestamps
+    # settings that change the texts by rounding only: batch size, device, versions, date; if a run was resumed with
+    # other values, all of them. Also `token_limit` per clip, if known.
     runtime: dict[str, Any]
-    weights: str
-    data: str
-    rows: int
-    excluded: dict[str, int]
+    weights: str  # digest of the weights as they were loaded
+    data: str  # digest of audio and transcripts of the clips, in the order of the manifest
+    rows: int  # number of lines of a complete manifest
+    excluded: dict[str, int]  # number of clips that were never decoded, by reason
     complete: bool = False
 
     def __post_init__(self):

@@ -22,18 +22,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PreparedSet:
-    """The clips of a set that one method decodes, longest first, so that a shortage of memory shows immediately.
+    """The clips of a set that one method decodes, longest first, so that a shortage of memory shows immediately."""
 
-    Attributes:
-        spec: what was loaded; its name is used in the results and for the manifest files.
-        clips: columns `audio`, `text` (never None), `clip`, `duration`, `audio_key` and, if known, `speaker`.
-        excluded: number of clips that aren't decoded, by reason.
-    """
-
-    spec: DatasetSpec
+    spec: DatasetSpec  # what was loaded; its name is used in the results and for the manifest files
     method: Method
-    clips: Dataset
-    excluded: dict[str, int]
+    clips: Dataset  # columns `audio`, `text` (never None), `clip`, `duration`, `audio_key` and, if known, `speaker`
+    excluded: dict[str, int]  # number of clips that aren't decoded, by reason
 
     def digest(self) -> str:
         """Return a digest of audio, transcripts and speakers in order: 32 hexadecimal digits."""

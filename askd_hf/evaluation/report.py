@@ -123,13 +123,9 @@ def _shapes(models: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of a plot.
+    """An axis of a plot."""
 
-    Attributes:
-        ticks: round values, including both ends.
-    """
-
-    ticks: tuple[float, ...]
+    ticks: tuple[float, ...]  # round values, including both ends
     logarithmic: bool = False
 
     @classmethod
@@ -198,17 +194,12 @@ def headline(results: Results) -> dict[str, Any] | None:
 
 @dataclass
 class SpeedAccuracy:
-    """Data of the plot of speed against WER.
+    """Data of the plot of speed against WER."""
 
-    Attributes:
-        source: the set of the WER; None for the mean of the headline, if the speed was measured on another set.
-        wer: by role, in percent.
-        rows: speed by role, in increasing order.
-    """
-
+    # the set of the WER; None for the mean of the headline, if the speed was measured on another set
     source: SetResult | None
-    wer: dict[str, float]
-    rows: dict[str, list[ModelSpeed]]
+    wer: dict[str, float]  # by role, in percent
+    rows: dict[str, list[ModelSpeed]]  # speed by role, in increasing order
     speed_axis: Axis
     wer_axis: Axis
 

@@ -50,18 +50,14 @@ RTFX_NOTE = "RTFx: seconds of audio transcribed per second"
 
 @dataclass
 class Table:
-    """A table of text cells.
-
-    Attributes:
-        text_columns: number of leading columns that are aligned to the left; the others are aligned to the right.
-        notes: sentences for below the table.
-    """
+    """A table of text cells."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
+    # number of leading columns that are aligned to the left; the others are aligned to the right
     text_columns: int = 1
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # sentences for below the table
 
     def text(self) -> str:
         """Return the title, the table with aligned columns, and the notes, one per line."""

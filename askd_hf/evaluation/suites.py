@@ -37,27 +37,19 @@ COMMON_VOICE = {"zh": "zh-CN", "sv": "sv-SE", "pa": "pa-IN", "ne": "ne-NP", "hy"
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One split of one dataset, and how to read it.
+    """One split of one dataset, and how to read it."""
 
-    Attributes:
-        name: name of the set in reports and of its manifest files.
-        text_column_name, audio_column_name: None to find the column by name.
-        speaker_column: None for the first of `SPEAKER_COLUMNS` that exists.
-        language: language of the speech, as a code such as `en`; None if unspecified.
-        task: `transcribe`, or `translate` with English references.
-        no_speech: whether no clip has speech: transcripts are empty or missing.
-    """
-
-    name: str
+    name: str  # name of the set in reports and of its manifest files
     dataset: str
     config: str | None
     split: str
+    # text_column_name, audio_column_name: None to find the column by name
     text_column_name: str | None = None
     audio_column_name: str | None = None
-    speaker_column: str | None = None
-    language: str | None = None
-    task: str = "transcribe"
-    no_speech: bool = False
+    speaker_column: str | None = None  # None for the first of `SPEAKER_COLUMNS` that exists
+    language: str | None = None  # language of the speech, as a code such as `en`; None if unspecified
+    task: str = "transcribe"  # `transcribe`, or `translate` with English references
+    no_speech: bool = False  # whether no clip has speech: transcripts are empty or missing
 
 
 LIBRISPEECH_CLEAN = DatasetSpec(

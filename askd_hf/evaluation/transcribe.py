@@ -31,30 +31,20 @@ from .speed import attention_mask
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding settings.
+    """Decoding settings."""
 
-    Attributes:
-        num_beams: 1 is greedy.
-        generation_max_length: maximum number of tokens per clip, or per window of a long recording. None for the limit
-            of the model's generation config.
-        timestamps: "segment" or "word" timestamps are written to the manifest as `chunks`.
-        num_workers: processes that decode audio and compute features; 0 for the main process.
-    """
-
-    num_beams: int = 1
+    num_beams: int = 1  # 1 is greedy
+    # maximum number of tokens per clip, or per window of a long recording. None for the limit of the model's
+    # generation config.
     generation_max_length: int | None = None
-    timestamps: Timestamps = "none"
+    timestamps: Timestamps = "none"  # "segment" or "word" timestamps are written to the manifest as `chunks`
     batch_size: int = 16
-    num_workers: int = 0
+    num_workers: int = 0  # processes that decode audio and compute features; 0 for the main process
 
 
 @dataclass
 class DecodingJob:
-    """A manifest to complete.
-
-    Attributes:
-        done: number of lines that it already has.
-    """
+    """A manifest to complete."""
 
     role: str
     model: WhisperForConditionalGeneration
@@ -63,7 +53,7 @@ class DecodingJob:
     decoding: Decoding
     manifest: Manifest
     metadata: ManifestMetadata
-    done: int = 0
+    done: int = 0  # number of lines that it already has
 
 
 def plan_jobs(

@@ -29,18 +29,12 @@ LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 @dataclass
 class BaseModelInfo:
-    """The teacher, or the model that training started from.
+    """The teacher, or the model that training started from."""
 
-    Attributes:
-        name: its Hub id, or the last part of its path.
-        on_hub: whether `name` is a Hub id.
-        license: the `LICENSE_FIELDS` of its model card.
-        encoder_layers, decoder_layers, parameters, vocabulary, mel_bins: its size; None if it wasn't loaded.
-    """
-
-    name: str
-    on_hub: bool
-    license: dict[str, str] = field(default_factory=dict)
+    name: str  # its Hub id, or the last part of its path
+    on_hub: bool  # whether `name` is a Hub id
+    license: dict[str, str] = field(default_factory=dict)  # the `LICENSE_FIELDS` of its model card
+    # encoder_layers, decoder_layers, parameters, vocabulary, mel_bins: its size; None if it wasn't loaded
     encoder_layers: int | None = None
     decoder_layers: int | None = None
     parameters: int | None = None
@@ -60,23 +54,17 @@ class BaseModelInfo:
 
 @dataclass
 class TrainingData:
-    """A dataset split that was trained on.
+    """A dataset split that was trained on."""
 
-    Attributes:
-        dataset: Hub id of the dataset, or the last part of its path.
-        on_hub: whether `dataset` is a Hub id.
-        config, split: None if the dataset has none.
-        transcribed_by: the model that transcribed it: its Hub id, or the last part of its path. None if the
-            transcripts are part of the dataset.
-        license: license in its dataset card; None if there is no card, or it states none.
-    """
-
-    dataset: str
-    on_hub: bool
+    dataset: str  # Hub id of the dataset, or the last part of its path
+    on_hub: bool  # whether `dataset` is a Hub id
+    # config, split: None if the dataset has none
     config: str | None
     split: str | None
+    # the model that transcribed it: its Hub id, or the last part of its path. None if the transcripts are part of the
+    # dataset.
     transcribed_by: str | None = None
-    license: str | None = None
+    license: str | None = None  # license in its dataset card; None if there is no card, or it states none
 
     @classmethod
     def of(cls, source: SpeechSource) -> "TrainingData":
@@ -95,29 +83,22 @@ class TrainingData:
 
 @dataclass
 class Provenance:
-    """Models and training data of a run.
+    """Models and training data of a run."""
 
-    Attributes:
-        teacher: the teacher, and the model whose layers were copied into the student; None if there is none.
-        student: the model that training started from; None if it is unknown, or layers of the teacher were copied.
-        from_teacher: whether layers of the teacher were copied into the student.
-        teachers_encoder: whether the student had the teacher's encoder before training.
-        copied_decoder_layers, copied_encoder_layers: teacher layers copied into the student; None if all were, or if
-            it didn't start from the teacher.
-        speech: the training data; empty if unknown.
-        languages: languages of the speech, as codes such as `en`; empty if unknown.
-        tasks: `transcribe`, `translate` or both.
-    """
-
+    # the teacher, and the model whose layers were copied into the student; None if there is none
     teacher: BaseModelInfo | None = None
+    # the model that training started from; None if it is unknown, or layers of the teacher were copied
     student: BaseModelInfo | None = None
-    from_teacher: bool = False
-    teachers_encoder: bool = False
+    from_teacher: bool = False  # whether layers of the teacher were copied into the student
+    teachers_encoder: bool = False  # whether the student had the teacher's encoder before training
+    # copied_decoder_layers, copied_encoder_layers: teacher layers copied into the student; None if all were, or if it
+    # didn't start from the teacher
     copied_decoder_layers: list[int] | None = None
     copied_encoder_layers: list[int] | None = None
-    speech: list[TrainingData] = field(default_factory=list)
+    speech: list[TrainingData] = field(default_factory=list)  # the training data; empty if unknown
+    # languages of the speech, as codes such as `en`; empty if unknown
     languages: list[str] = field(default_factory=list)
-    tasks: list[str] = field(default_factory=lambda: ["transcribe"])
+    tasks: list[str] = field(default_factory=lambda: ["transcribe"])  # `transcribe`, `translate` or both
 
     @property
     def language(self) -> str | None:

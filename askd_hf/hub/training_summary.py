@@ -48,26 +48,19 @@ ARGUMENTS = (
 
 @dataclass
 class ModelInfo:
-    """The published model, as read from its files; for an adapter also from its base model.
+    """The published model, as read from its files; for an adapter also from its base model."""
 
-    Attributes:
-        parameters: number of stored weights, tied ones counted once; for an adapter those of its base model.
-        multilingual: whether it supports several languages.
-        timestamps, word_timestamps: whether `pipeline` can return them.
-        window: seconds of audio per window.
-        adapter_parameters: number of weights of the adapter; None for a whole model.
-        vocabulary, mel_bins: number of tokens and of mel bins; None in files of earlier versions.
-    """
-
-    parameters: int
+    parameters: int  # number of stored weights, tied ones counted once; for an adapter those of its base model
     dtype: str
     encoder_layers: int
     decoder_layers: int
-    multilingual: bool
+    multilingual: bool  # whether it supports several languages
+    # timestamps, word_timestamps: whether `pipeline` can return them
     timestamps: bool
     word_timestamps: bool
-    window: float
-    adapter_parameters: int | None = None
+    window: float  # seconds of audio per window
+    adapter_parameters: int | None = None  # number of weights of the adapter; None for a whole model
+    # vocabulary, mel_bins: number of tokens and of mel bins; None in files of earlier versions
     vocabulary: int | None = None
     mel_bins: int | None = None
 
@@ -112,42 +105,33 @@ class ModelInfo:
 
 @dataclass
 class TrainingSummary:
-    """A training run, as described by the model card.
-
-    Attributes:
-        clips, hours: number and total duration of the training clips with speech, each counted once even if it is
-            repeated within an epoch; None if unknown (streaming).
-        step, total_steps, epochs: progress of training. Step 0: not trained; `step < total_steps`: not finished.
-        batch_size: clips per update, over all processes and accumulation steps.
-        phases: one dictionary per phase of the schedule: `phase`, `first_step`, `last_step`, and `teacher_weight` and
-            `self_weight` at its first and last step. With an adaptive schedule, `teacher_weight` is the minimum.
-        weights: weights of `labels`, `teacher` and `self` in the last update.
-        arguments: the arguments in `ARGUMENTS`, by their current names.
-        versions: versions of `askd-hf` and `PACKAGES`.
-        hardware: `device` and the number of `processes`.
-        best_step: step of the saved weights if they were selected by evaluation (`load_best_model_at_end`).
-        top_k: number of cached teacher probabilities per token (`teacher_cache`); None if all were used.
-        no_speech_clips: number of training clips without speech; None if the number is unknown (streaming).
-        ended_early: whether `early_stopping_patience` ended the run.
-    """
+    """A training run, as described by the model card."""
 
     provenance: Provenance
     student: ModelInfo
+    # clips, hours: number and total duration of the training clips with speech, each counted once even if it is
+    # repeated within an epoch; None if unknown (streaming)
     clips: int | None
     hours: float | None
+    # step, total_steps, epochs: progress of training. Step 0: not trained; `step < total_steps`: not finished.
     step: int
     total_steps: int
     epochs: float
-    batch_size: int
+    batch_size: int  # clips per update, over all processes and accumulation steps
+    # one dictionary per phase of the schedule: `phase`, `first_step`, `last_step`, and `teacher_weight` and
+    # `self_weight` at its first and last step. With an adaptive schedule, `teacher_weight` is the minimum.
     phases: list[dict[str, Any]]
-    weights: dict[str, float]
-    arguments: dict[str, Any]
-    versions: dict[str, str]
-    hardware: dict[str, Any]
+    weights: dict[str, float]  # weights of `labels`, `teacher` and `self` in the last update
+    arguments: dict[str, Any]  # the arguments in `ARGUMENTS`, by their current names
+    versions: dict[str, str]  # versions of `askd-hf` and `PACKAGES`
+    hardware: dict[str, Any]  # `device` and the number of `processes`
+    # step of the saved weights if they were selected by evaluation (`load_best_model_at_end`)
     best_step: int | None = None
+    # number of cached teacher probabilities per token (`teacher_cache`); None if all were used
     top_k: int | None = None
+    # number of training clips without speech; None if the number is unknown (streaming)
     no_speech_clips: int | None = 0
-    ended_early: bool = False
+    ended_early: bool = False  # whether `early_stopping_patience` ended the run
 
     def save(self, directory: Path) -> None:
         """Write `training.json`."""

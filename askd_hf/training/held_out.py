@@ -90,13 +90,10 @@ def _speech(dataset: Any) -> tuple[Sequence[Any], dict[Any, int]]:
 
 @dataclass
 class HeldOutBatch:
-    """A batch of the collator.
-
-    Attributes:
-        choices: the teacher's most probable token at each label token. None before the first measurement.
-    """
+    """A batch of the collator."""
 
     inputs: dict[str, Any]
+    # the teacher's most probable token at each label token. None before the first measurement.
     choices: Tensor | None = None
 
     def keep_encoded(self, encoded: Tensor) -> None:
