@@ -59,8 +59,7 @@ class ASKDTrainer(Seq2SeqTrainer):
     `AdaptiveBlendCallback.logs` and of `ThroughputCallback.measured`. Evaluation logs the cross-entropy
     as `eval_loss`, with `args.eval_teacher_losses` the other terms, and `compute_metrics` of the generated tokens.
 
-    Raises:
-        UserError: options, models and data don't fit together.
+    Raises `UserError` if options, models and data don't fit together.
     """
 
     # compute_loss itself divides by the number of label tokens of the whole update
@@ -369,8 +368,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         Returns:
             The commit's URL, or its future if `blocking` is False. None in all processes but the main one.
 
-        Raises:
-            UserError: the upload failed. The student is saved, and the message says how to push it.
+        Raises `UserError` if the upload failed. The student is saved, and the message says how to push it.
         """
         self.publisher.warn_of_ignored(kwargs)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)

@@ -49,8 +49,7 @@ class AudioError(ValueError):
 def decode(content: bytes) -> tuple[np.ndarray, int]:
     """Decode an audio file. Return float32 `(samples,)` or `(samples, channels)`, and the sampling rate in Hz.
 
-    Raises:
-        AudioError: the content is not audio, corrupt, truncated, empty, or has several tracks or files.
+    Raises `AudioError` if the content is not audio, corrupt, truncated, empty, or has several tracks or files.
     """
     try:
         _check_single(content)
@@ -190,8 +189,7 @@ def _ogg_links(content: bytes) -> list[bytes]:
 
     The list is empty if a link has several multiplexed streams, as in a video.
 
-    Raises:
-        AudioError: a page is missing.
+    Raises `AudioError` if a page is missing.
     """
     starts, at, before = [], 0, 4
     pages: dict[bytes, int] = {}  # sequence number of the last page of each stream

@@ -73,8 +73,7 @@ class Augmenter:
     Args:
         max_samples: longest result, samples. A clip that would become longer keeps its speed. Default: 30 s.
 
-    Raises:
-        UserError: `audiomentations` isn't installed, or `noise_dir` has no audio files or an unreadable one.
+    Raises `UserError` if `audiomentations` isn't installed, or `noise_dir` has no audio files or an unreadable one.
     """
 
     def __init__(self, options: AugmentArguments, max_samples: int = 30 * SAMPLING_RATE):

@@ -102,7 +102,6 @@ def has_soft_labels(dataset: Dataset | SpeechStream) -> bool:
 
 
 def without_soft_labels(dataset: Dataset) -> Dataset:
-    """Return the dataset without `SOFT_LABEL_COLUMNS`."""
     return dataset.remove_columns([name for name in SOFT_LABEL_COLUMNS if name in dataset.column_names])
 
 

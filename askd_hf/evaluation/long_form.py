@@ -211,8 +211,7 @@ def concatenate_clips(dataset: Dataset, max_duration: float, pause_duration: flo
         A dataset with `audio` (WAV files in memory, 16 kHz, float32), `text` (joined by spaces), `clip` (name of the
         first clip and number of the others), and `speaker` if the dataset has it.
 
-    Raises:
-        UserError: a clip can't be decoded.
+    Raises `UserError` if a clip can't be decoded.
     """
     has_speaker = "speaker" in dataset.column_names
     recordings: list[dict[str, Any]] = []

@@ -37,7 +37,7 @@ OVERWRITE_ADVICE = "Use another --output_dir, or decode again with --overwrite T
 class ManifestMetadata:
     """What the lines of a manifest depend on, and how many there are."""
 
-    role: str  # `student`, `teacher`, ..
+    role: str  # such as `student`
     model: EvaluatedModel
     # name, dataset, config, split, language, task and `no_speech` of the set, and whether its dataset is on the Hub
     set: dict[str, Any]
@@ -83,8 +83,7 @@ class Manifest:
         Returns:
             The number of lines that are kept.
 
-        Raises:
-            UserError: the existing lines were made with other settings, or the disk can't be written.
+        Raises `UserError` if the existing lines were made with other settings, or the disk can't be written.
         """
         with disk_errors(f"manifest {self.lines_file}"):
             self.lines_file.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +130,6 @@ class Manifest:
         self._write_metadata(dataclasses.replace(self.metadata(), complete=True))
 
     def metadata(self) -> ManifestMetadata:
-        """Read the metadata."""
         return from_json(ManifestMetadata, read_json(self.metadata_file))
 
     def rows(self) -> list[dict[str, Any]]:

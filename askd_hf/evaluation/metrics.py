@@ -64,8 +64,7 @@ def normalizer_for(name: str, language: str | None, spelling: dict[str, str]) ->
         language: language of the texts, a code or a name; None (an English-only model) counts as English.
         spelling: British to American words, from a model's `normalizer.json`.
 
-    Raises:
-        UserError: `open-asr-leaderboard` is requested for another language, or isn't installed.
+    Raises `UserError` if `open-asr-leaderboard` is requested for another language, or isn't installed.
     """
     code = language_code(language) or "en"
     if name == "auto":

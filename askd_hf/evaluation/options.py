@@ -212,7 +212,6 @@ class EvaluationArguments(DecodingArguments):
         )
 
     def decoding(self) -> Decoding:
-        """Return the decoding settings."""
         return Decoding(self.num_beams, self.generation_max_length, self.timestamps, self.batch_size, self.num_workers)
 
 

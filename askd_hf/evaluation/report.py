@@ -46,8 +46,7 @@ def write_report(results: Results, folder: Path) -> Path:
     Returns:
         The path of the page.
 
-    Raises:
-        UserError: the page can't be written.
+    Raises `UserError` if the page can't be written.
     """
     page = _environment().get_template("report.html").render(_context(results, folder))
     path = folder / "report.html"

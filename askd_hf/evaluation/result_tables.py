@@ -309,7 +309,6 @@ def speed_conditions(speed: Speed) -> str:
 
 
 def speculative_table(result: Speculative) -> Table:
-    """Return the measurement of speculative decoding."""
     identical = f"{result.identical} of {result.clips}"
     seconds = [f"{result.teacher.median:.2f}", f"{result.assisted.median:.2f}"]
     accepted = f"{100 * result.acceptance_rate:.1f} %"

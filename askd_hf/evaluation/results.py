@@ -179,7 +179,6 @@ class Results:
     manifests: str = "manifests"  # directory of the manifests, relative to that of `results.json`
 
     def save(self, path: Path) -> None:
-        """Write the results as JSON."""
         write_json(path, self)
 
     def keep_measurements(self, earlier: "Results") -> None:

@@ -125,8 +125,7 @@ def score_directory(directory: Path, normalizer: Normalizer = "auto", n_resample
         directory: output directory of the evaluation; it contains `manifests`.
         normalizer: see `normalizer_for`.
 
-    Raises:
-        UserError: there are no manifests, or they are incomplete or not comparable.
+    Raises `UserError` if there are no manifests, or they are incomplete or not comparable.
     """
     folder = directory / MANIFESTS_DIR
     manifests = read_manifests(folder)

@@ -79,8 +79,7 @@ def suite_sets(name: str, language: str | None = None) -> list[DatasetSpec]:
     Args:
         language: for `common-voice` and `fleurs`, such as `fr` or `french`. The others are English.
 
-    Raises:
-        UserError: the suite is unknown, or requires a language, or lacks this one.
+    Raises `UserError` if the suite is unknown, or requires a language, or lacks this one.
     """
     if name not in SUITE_NAMES:
         close = difflib.get_close_matches(name, SUITE_NAMES, n=1)

@@ -68,8 +68,7 @@ def export_ctranslate2(
         output_dir: directory to write; must be empty or not exist.
         quantization: CTranslate2's type of the weights: "float16", "int8", ... None for that of the model.
 
-    Raises:
-        UserError: `output_dir` isn't empty or can't be written.
+    Raises `UserError` if `output_dir` isn't empty or can't be written.
     """
     from ctranslate2.converters import TransformersConverter
 

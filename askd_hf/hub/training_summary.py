@@ -134,7 +134,6 @@ class TrainingSummary:
     ended_early: bool = False  # whether `early_stopping_patience` ended the run
 
     def save(self, directory: Path) -> None:
-        """Write `training.json`."""
         write_json(directory / SUMMARY_FILE, self)
 
     @classmethod

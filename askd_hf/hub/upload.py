@@ -215,7 +215,6 @@ def upload(directory: Path, repo_id: str, token: str | None, revision: str | Non
 
 
 def published(name: str) -> bool:
-    """Return whether a file of this name is published."""
     return matches(name, PUBLISHED)
 
 

@@ -50,8 +50,7 @@ def choose_layers(
         speech: the training set, from which 16 clips are taken.
         resume_from: the directory of a checkpoint, None for a new run.
 
-    Raises:
-        UserError: the options don't fit together, or differ from those of the resumed run.
+    Raises `UserError` if the options don't fit together, or differ from those of the resumed run.
     """
     saved_file = None if resume_from is None else Path(resume_from).parent / LAYERS_FILE
     if saved_file is not None and saved_file.is_file() != (models.layer_selection == "greedy"):

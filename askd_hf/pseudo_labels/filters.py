@@ -167,8 +167,7 @@ def filter_transcripts(transcripts: list[PseudoLabel], limits: Thresholds, file:
         file: CSV file for the dropped transcripts: `clip`, `reason`, `value` (which violates the threshold), the
             teacher's `text`, and `reference`.
 
-    Raises:
-        UserError: no transcript passed the filters.
+    Raises `UserError` if no transcript passed the filters.
     """
     found = [reason_to_drop(transcript, limits) for transcript in transcripts]
     dropped = {i: reason for i, reason in enumerate(found) if reason is not None}

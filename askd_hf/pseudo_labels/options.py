@@ -129,7 +129,6 @@ class PseudoLabelArguments(DecodingArguments):
         return DatasetSpec("clips", *where, *columns, language_code(self.language), self.task)
 
     def thresholds(self) -> Thresholds:
-        """Return the thresholds of the filters."""
         return Thresholds(
             self.wer_threshold,
             self.logprob_threshold,

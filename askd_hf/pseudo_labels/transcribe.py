@@ -109,8 +109,7 @@ def transcribe(job: DecodingJob) -> list[dict[str, Any]]:
         ended: whether end of text was generated before the token limit.
         segments: list of `start` and `end` (seconds) and `text`; only with timestamps.
 
-    Raises:
-        UserError: a clip can no longer be decoded, the teacher's logits aren't finite, or the disk is full.
+    Raises `UserError` if a clip can no longer be decoded, the teacher's logits aren't finite, or the disk is full.
     """
     clips, total, done = job.prepared.clips, len(job.prepared.clips), job.done
     if done < total:

@@ -32,8 +32,7 @@ class StudentSaver:
         student: the Whisper model, without the adapter around it.
         adapter: None if the whole student is trained.
 
-    Raises:
-        UserError: the adapter is to be kept or pushed, and its base can't be loaded by others.
+    Raises `UserError` if the adapter is to be kept or pushed, and its base can't be loaded by others.
     """
 
     def __init__(

@@ -140,8 +140,7 @@ def training_speech(
     Args:
         report_to: the directory for the lists of skipped rows. Default: `config.output_dir`.
 
-    Raises:
-        UserError: the data is invalid, or options don't fit together.
+    Raises `UserError` if the data is invalid, or options don't fit together.
     """
     sources = data_args.train_sources()
     report_to = report_to or config.output_dir

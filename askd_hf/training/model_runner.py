@@ -45,8 +45,7 @@ class ModelRunner:
         teacher_digest: `models_digest` of the teacher, None if it isn't run.
         layer_pairs: the encoder layers that the hidden-state loss compares. None without that loss.
 
-    Raises:
-        UserError: models, options and cached outputs don't fit together.
+    Raises `UserError` if models, options and cached outputs don't fit together.
     """
 
     def __init__(
