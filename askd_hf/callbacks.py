@@ -74,36 +74,20 @@ class AdaptiveBlendCallback(TrainerCallback):
 
     # ---- the training loop's events ----
 
-    def on_train_begin(
-        self,
-        args: ASKDConfig,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        train_dataloader: DataLoader,
-        **kwargs,
-    ):
+    def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self.schedule = self._schedule(state.max_steps)
         if state.global_step == 0:  # also after a restart with a smaller batch (auto_find_batch_size)
             self.state, self.self_teacher = BlendState(), None
             if self._held_out_clips:
                 self.state.labels_upheld = UNKNOWN
         self.state.options = self.options
-        self._begin_step(args, state, model, train_dataloader)
+        self._begin_step(args, state, kwargs["model"], kwargs["train_dataloader"])
         if state.is_world_process_zero:
             print(self.schedule.table(), flush=True)
 
-    def on_step_begin(
-        self,
-        args: ASKDConfig,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        train_dataloader: DataLoader,
-        **kwargs,
-    ):
+    def on_step_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self._measure_labels(state.global_step)
-        self._begin_step(args, state, model, train_dataloader)
+        self._begin_step(args, state, kwargs["model"], kwargs["train_dataloader"])
 
     def _measure_labels(self, step: int) -> None:
         """Measure the held-out labels if due. After its phase, drop the teacher if the labels have full credit."""

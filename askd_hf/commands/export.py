@@ -14,7 +14,7 @@ the model has.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -78,13 +78,6 @@ class ExportArguments:
 OPTIONS = (ExportArguments,)
 
 
-class Clips(NamedTuple):
-    """Names and waveforms (16 kHz, float32) of the clips to compare on."""
-
-    names: list[str]
-    waves: list[np.ndarray]
-
-
 def main(argv: list[str] | None = None) -> None:
     export(*parse_args(OPTIONS, argv, "askd-hf export", __doc__))
 
@@ -114,22 +107,21 @@ def load_model(args: ExportArguments) -> tuple[WhisperForConditionalGeneration, 
     return model, processor
 
 
-def load_clips(args: ExportArguments, processor: WhisperProcessor) -> Clips | None:
-    """Load the clips to compare on, without those longer than the model's window. Return None without `--dataset`."""
+def load_clips(args: ExportArguments, processor: WhisperProcessor) -> list[tuple[str, np.ndarray]] | None:
+    """Return name and waveform (16 kHz, float32) of the clips to compare on. None without `--dataset`.
+
+    Clips longer than the model's window are left out.
+    """
     if args.dataset is None:
         return None
     window = processor.feature_extractor.chunk_length
     speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
     number = min(args.max_samples, len(speech))
-    clips = Clips([], [])
-    for row in speech.select(range(number)):
-        wave = decode_audio(row["audio"])
-        if len(wave) <= window * SAMPLING_RATE:
-            clips.names.append(row["clip"])
-            clips.waves.append(wave)
-    if len(clips.names) < number:
-        print(f"{number - len(clips.names)} clips longer than {window} s are left out")
-    if not clips.names:
+    clips = [(row["clip"], decode_audio(row["audio"])) for row in speech.select(range(number))]
+    clips = [(name, wave) for name, wave in clips if len(wave) <= window * SAMPLING_RATE]
+    if len(clips) < number:
+        print(f"{number - len(clips)} clips longer than {window} s are left out")
+    if not clips:
         raise UserError(f"--dataset {args.dataset}: none of its first {args.max_samples} clips fits {window} s")
     return clips
 
@@ -143,13 +135,16 @@ def convert(args: ExportArguments, model: WhisperForConditionalGeneration, proce
 
 
 def compare(
-    args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Clips
+    args: ExportArguments,
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[tuple[str, np.ndarray]],
 ) -> None:
     """Transcribe the clips with transformers and with the converted model, and print the texts that differ."""
     # a multilingual model's language is a code by now; the others are English-only
     language = getattr(model.generation_config, "language", None) or "en"
     normalize: Callable[[str], str] = text_normalizer(processor, None if args.task == "translate" else language)
-    names, waves = clips
+    names, waves = map(list, zip(*clips, strict=True))
     expected = transcribe_transformers(model, processor, tqdm(waves, desc="transformers", leave=False))
     progress = tqdm(waves, desc="ctranslate2", leave=False)
     texts = transcribe_ctranslate2(args.output_dir, processor, progress, model.config.max_target_positions)

@@ -35,7 +35,7 @@ def load_hub_audiofolder(name: str, builder: DatasetBuilder, split: str, urls: M
         found = {file for file in map(PurePosixPath, files) if file.name in METADATA_FILES}
     nearest = {_nearest(file, found) for file in own if file.suffix.lower() in AUDIO_SUFFIXES} - {None}
     if builder.repo_id is None or not nearest:
-        deeper = f" ({min(found)} is too deep; use {name}/{_grandparent(min(found))})" if found else ""
+        deeper = f" ({min(found)} is too deep; use {name}/{min(found).parent.parent.as_posix()})" if found else ""
         raise UserError(f"{name}: no {', '.join(METADATA_FILES)} found for the audio files{deeper}")
     if len(nearest) > 1:
         raise UserError(f"{name}: split {split!r} has several metadata files, {', '.join(map(str, sorted(nearest)))}")
@@ -60,10 +60,6 @@ def _nearest(file: PurePosixPath, metadata: set[PurePosixPath]) -> PurePosixPath
     """Return the metadata file in the directory of a file, or in the nearest directory above."""
     candidates = (parent / name for parent in file.parents for name in METADATA_FILES)
     return next((candidate for candidate in candidates if candidate in metadata), None)
-
-
-def _grandparent(file: PurePosixPath) -> str:
-    return file.parent.parent.as_posix()
 
 
 def _download(name: str, builder: DatasetBuilder, patterns: list[str]) -> Path:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..callbacks import data_epoch
@@ -148,12 +147,5 @@ class SetEpochCallback(TrainerCallback):
     def __init__(self, dataset: SeededDataset):
         self.dataset = dataset
 
-    def on_epoch_begin(
-        self,
-        args: ASKDConfig,
-        state: TrainerState,
-        control: TrainerControl,
-        train_dataloader: DataLoader,
-        **kwargs,
-    ):
-        self.dataset.epoch = data_epoch(args, state, train_dataloader)
+    def on_epoch_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        self.dataset.epoch = data_epoch(args, state, kwargs["train_dataloader"])
