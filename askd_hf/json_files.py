@@ -41,11 +41,7 @@ OLD_KEYS = {"student before": "initial student", "resamples": "n_resamples"}
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically: a reader finds the old file or the new one, never a part of one.
-
-    Args:
-        data: JSON values, or a dataclass of them.
-    """
+    """Write JSON values, or a dataclass of them, atomically: a reader finds the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         data = dataclasses.asdict(data)

@@ -9,9 +9,26 @@ from typing import Literal, NamedTuple, get_origin, get_type_hints
 from transformers.hf_argparser import HfArg
 
 from ..errors import UserError
-from .normalizer import NORMALIZER_HELP, Normalizer
 from .ranges import COUNT, NOT_NEGATIVE, Range, check_order, check_ranges
 from .renamed import accepts_renamed
+
+Normalizer = Literal["auto", "english-unified", "multilingual", "english", "basic", "open-asr-leaderboard", "none"]
+
+# descriptions for --help, tables and cards
+NORMALIZERS = {
+    "english-unified": "Whisper's English normalizer, applied after apostrophes, quotes, dashes and dots are unified",
+    "multilingual": "removes case, punctuation and spelling variants, and keeps combining marks",
+    "english": "Whisper's English normalizer",
+    "basic": "Whisper's basic normalizer",
+    "open-asr-leaderboard": "the Open ASR Leaderboard's English normalizer, from its checkout on the PYTHONPATH",
+    "none": "no normalization",
+}
+NORMALIZER_HELP = (
+    "auto: english-unified for English, multilingual for other languages. "
+    + "".join(f"{name}: {description}. " for name, description in NORMALIZERS.items())
+    + "multilingual and basic make each letter a word in languages without spaces; basic splits words at combining "
+    "marks."
+)
 
 NONE = "-"  # no value for a dataset, in a list with one value per dataset
 

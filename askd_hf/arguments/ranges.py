@@ -51,11 +51,7 @@ SEED = Range(low=0, high=2**32 - 1)  # the seeds of NumPy
 
 
 def check_ranges(options: object, advice: str = "", /, **ranges: Range) -> None:
-    """Raise `UserError` if an option, or one number of a list, isn't in its range. None always passes.
-
-    Args:
-        advice: the end of the message.
-    """
+    """Raise `UserError` if an option, or one number of a list, isn't in its range. None always passes."""
     for name, allowed in ranges.items():
         value = getattr(options, name)
         for number in value if isinstance(value, list) else [value]:

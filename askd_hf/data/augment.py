@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 from transformers.hf_argparser import HfArg
 
+from ..arguments.ranges import Range, check_ranges
 from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
 from .audio import SAMPLING_RATE
@@ -58,8 +59,7 @@ class AugmentArguments:
         for name in self.augmentations:
             if name not in AUGMENTATIONS:
                 raise UserError(f"--augmentations must be among {', '.join(AUGMENTATIONS)}, got {name!r}")
-        if not 0.0 < self.augment_probability <= 1.0:
-            raise UserError(f"--augment_probability must be in (0, 1], got {self.augment_probability}")
+        check_ranges(self, augment_probability=Range(above=0, high=1))
         if self.noise_dir is not None and "noise" not in self.augmentations:
             raise UserError("--noise_dir requires --augmentations noise")
 

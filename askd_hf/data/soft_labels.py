@@ -79,11 +79,7 @@ def teacher_settings(
 
 
 def label_keys(dataset: Dataset, collator: SpeechCollator) -> list[str]:
-    """Return for each row a hash of its audio and label tokens.
-
-    Args:
-        dataset: with `audio_key` and the columns that labels are made of.
-    """
+    """Return for each row a hash of its audio and label tokens."""
     keys = []
     for row in dataset.remove_columns("audio"):
         labels = " ".join(map(str, collator.label_ids(row)))

@@ -37,9 +37,6 @@ def pick(name: str, split: str, splits: Mapping[str, T]) -> T:
 
     `train` also matches the only split with a training keyword in its name, such as `train-clean-100`.
 
-    Args:
-        splits: values by the names of the existing splits.
-
     Raises `UserError` if no split or several splits match.
     """
     if split in splits:

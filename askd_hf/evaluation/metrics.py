@@ -50,17 +50,9 @@ def normalizer_for(name: str, language: str | None, spelling: dict[str, str]) ->
     """Return a text normalizer and its name in tables, cards and results.
 
     Args:
-        name: one of
-
-            - `english`: Whisper's English normalizer. Expands contractions, removes fillers, writes numbers in digits
-              and British spellings as American ones.
-            - `english-unified`: the same after `unify_punctuation`.
-            - `basic`: Whisper's normalizer for other languages. Lower case, no punctuation, no combining marks; each
-              letter is a word in the languages of `UNSPACED` (`BASIC_BY_LETTER`).
-            - `multilingual`: `MultilingualNormalizer` (`BY_LETTER` in the languages of `UNSPACED`).
-            - `open-asr-leaderboard`: see `leaderboard_normalizer`.
-            - `none`: only collapses white space.
-            - `auto`: `english-unified` for English, `multilingual` for other languages.
+        name: one of `NORMALIZERS`, or `auto`: `english-unified` for English, `multilingual` for other languages.
+            `basic` and `multilingual` make each letter a word in the languages of `UNSPACED`, and are then called
+            `BASIC_BY_LETTER` and `BY_LETTER`. `none` only collapses white space.
         language: language of the texts, a code or a name; None (an English-only model) counts as English.
         spelling: British to American words, from a model's `normalizer.json`.
 

@@ -116,8 +116,7 @@ def _shapes(models: int) -> list[str]:
     return [SHAPES[0], *others, SHAPES[1]][:models]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# axes
+# ---- axes ----
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,7 @@ class Axis:
         return round(100 * (value - low) / (high - low), 2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# data of the plots
+# ---- data of the plots ----
 
 
 def _wer(entry: SetResult) -> dict[str, float]:
@@ -231,8 +229,7 @@ def by_speaker(entry: SetResult, roles: list[str]) -> dict[str, Any]:
     return dict(entry=entry, axis=axis, hardest=hardest, whole=len(hardest) == len(first))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# text
+# ---- text ----
 
 
 def _number(value: float | None, digits: int = 0) -> str:

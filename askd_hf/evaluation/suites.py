@@ -138,11 +138,7 @@ def load_set(
 
 
 def with_speakers(speech: Dataset, column: str | None = None) -> Dataset:
-    """Return `speech` with a column `speaker` of strings, None if unknown; without the column if all are unknown.
-
-    Args:
-        column: column with the speakers. Default: the first of `SPEAKER_COLUMNS` that exists.
-    """
+    """Return `speech` with a column `speaker` of strings, None if unknown; without the column if all are unknown."""
     column = column or next((name for name in SPEAKER_COLUMNS if name in speech.column_names), None)
     if column is None:
         return speech

@@ -99,11 +99,7 @@ def _clip(row: dict[str, Any], reference: str, predictions: dict[str, str]) -> C
 
 
 def align(reference: list[str], outputs: dict[str, jiwer.WordOutput]) -> list[Column]:
-    """Merge the alignments of all models with the same reference into one row of columns.
-
-    Args:
-        outputs: jiwer's output for this clip, by role.
-    """
+    """Merge the alignments of all models with the same reference into one row of columns."""
     columns = [Column(word) for word in reference]
     inserted: dict[int, dict[str, list[str]]] = defaultdict(dict)  # by position in the reference and role
     for role, output in outputs.items():

@@ -174,9 +174,10 @@ def card_data(
     on_hub = provenance.base is not None and provenance.base.on_hub
     distilled = ["knowledge-distillation"] if was_distilled(summary) else []
     measured = model_index(results) if results is not None else []
+    codes = [ISO_CODES.get(language, language) for language in provenance.languages]
     licensed: dict[str, Any] = inherited_license(provenance) if license is None else {"license": license}
     return ModelCardData(
-        language=_metadata_languages(provenance),
+        language=codes if len(codes) > 1 else next(iter(codes), None),
         **licensed,
         library_name="peft" if keeps_adapter(summary) else "transformers",
         pipeline_tag=TASK,
@@ -190,11 +191,6 @@ def card_data(
         model_name=title if measured else None,
         eval_results=measured or None,
     )
-
-
-def _metadata_languages(provenance: Provenance) -> str | list[str] | None:
-    codes = [ISO_CODES.get(language, language) for language in provenance.languages]
-    return codes if len(codes) > 1 else next(iter(codes), None)
 
 
 def inherited_license(provenance: Provenance) -> dict[str, str]:

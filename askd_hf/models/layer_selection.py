@@ -93,11 +93,7 @@ def _select(
     collator: SpeechCollator,
     config: ASKDConfig,
 ) -> dict[str, str]:
-    """Return the selected layers as option values, {option: "0,3"}.
-
-    Args:
-        numbers: {option: number of layers}.
-    """
+    """Return the selected layers as option values, {option: "0,3"}."""
     teacher.to(config.device).eval()
     clips = min(CLIPS, len(speech))
     rows = [speech[i * len(speech) // clips] for i in range(clips)]  # from all datasets of a mix

@@ -151,12 +151,12 @@ def reason_to_drop(transcript: PseudoLabel, limits: Thresholds) -> DropReason | 
         return None
     if transcript.avg_logprob < limits.logprob_threshold:
         return DropReason(f"average log-probability under {limits.logprob_threshold:g}", transcript.avg_logprob)
-    if transcript.compression_ratio > limits.compression_ratio_threshold:
-        ratio = limits.compression_ratio_threshold
-        return DropReason(f"compression ratio over {ratio:g}", transcript.compression_ratio)
-    if transcript.repeated_5gram_rate > limits.repeated_5gram_threshold:
-        rate = limits.repeated_5gram_threshold
-        return DropReason(f"repeated 5-grams over {rate:g} %", transcript.repeated_5gram_rate)
+    for value, limit, reason in (
+        (transcript.compression_ratio, limits.compression_ratio_threshold, "compression ratio over {:g}"),
+        (transcript.repeated_5gram_rate, limits.repeated_5gram_threshold, "repeated 5-grams over {:g} %"),
+    ):
+        if value > limit:
+            return DropReason(reason.format(limit), value)
     return None
 
 

@@ -124,11 +124,7 @@ class HeldOutClips:
     def judge_labels(
         self, runner: ModelRunner, model: nn.Module, collator: Callable[[list[Any]], dict[str, Any]]
     ) -> LabelsJudged:
-        """Measure the labels of all held-out clips with the current student. Returns the sums over all processes.
-
-        Args:
-            model: the student, wrapped or not.
-        """
+        """Measure the labels of all held-out clips with the current student. Returns the sums over all processes."""
         args, accelerator = runner.args, runner.accelerator
         student = accelerator.unwrap_model(model, keep_torch_compile=False)
         training = student.training

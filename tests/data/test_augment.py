@@ -252,11 +252,11 @@ def test_whisper_takes_the_result():
         (dict(augmentations=["reverb"]), "--augmentations must be among speed, noise, gain, codec, got 'reverb'"),
         (
             dict(augmentations=["gain"], augment_probability=0.0),
-            r"--augment_probability must be in \(0, 1\], got 0\.0",
+            r"--augment_probability must be above 0 and at most 1, got 0\.0",
         ),
         (
             dict(augmentations=["gain"], augment_probability=1.5),
-            r"--augment_probability must be in \(0, 1\], got 1\.5",
+            r"--augment_probability must be above 0 and at most 1, got 1\.5",
         ),
         (dict(augmentations=["gain"], noise_dir="rain"), "--noise_dir requires --augmentations noise"),
     ],
