@@ -44,7 +44,7 @@ class ManifestMetadata:
     method: str
     decoding: dict[str, Any]  # settings that change the texts: beams, token limit, dtype, timestamps
     # settings that change the texts by rounding only: batch size, device, versions, date; if a run was resumed with
-    # other values, all of them. Also `token_limit` per clip, if known.
+    # other values, all of them. Also the command, and `token_limit` per clip, if known.
     runtime: dict[str, Any]
     weights: str  # digest of the weights as they were loaded
     data: str  # digest of audio and transcripts of the clips, in the order of the manifest

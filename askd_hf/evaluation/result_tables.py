@@ -99,7 +99,9 @@ def format_results(results: Results) -> str:
     parts = [table.text() for table in tables if table.rows]
     if excluded := excluded_lines(results.sets):
         parts.append("\n".join(excluded))
-    settings = ", ".join(f"{name} {value}" for name, value in results.settings.items() if value is not None)
+    settings = ", ".join(
+        f"{name} {value}" for name, value in results.settings.items() if value is not None and name != "command"
+    )
     return "\n\n".join([*parts, f"Settings: {settings}"])
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import datetime
 import functools
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -147,6 +149,7 @@ def _metadata(
             transformers=transformers.__version__,
             askd_hf=__version__,
             date=datetime.date.today().isoformat(),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         ),
         weights=weights,
         data=prepared.digest(),

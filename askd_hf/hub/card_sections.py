@@ -188,8 +188,8 @@ def observed_errors(entry: SetResult) -> list[str]:
 
 
 def settings_table(settings: dict[str, Any]) -> str:
-    """Return the evaluation settings that have a single value, except paths."""
-    plain = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
+    """Return the evaluation settings that have a single value, except paths and the command, which may have some."""
+    plain = {n: value for n, value in settings.items() if isinstance(value, str | int | float) and n != "command"}
     shown = {name: value for name, value in plain.items() if not (isinstance(value, str) and set(value) & {"/", "\\"})}
     return Table(
         "Settings", ["setting", "value"], [[f"`{name}`", str(value)] for name, value in shown.items()], 2
