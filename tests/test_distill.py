@@ -431,6 +431,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, speech_dir):
     """As users start them."""
     done = accelerate_launch(
