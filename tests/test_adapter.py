@@ -58,6 +58,7 @@ def test_the_finished_student_has_the_adapters_logits_and_is_a_plain_whisper(
     assert any("lora" in name for name, _ in trainer.model.named_parameters())
 
 
+@pytest.mark.slow
 def test_the_student_loads_where_there_is_no_peft(tmp_path, teacher, student, processor):
     make_trainer(tmp_path, teacher, student, processor, max_steps=1).save_model()
     code = "import sys; sys.modules['peft'] = None\n"

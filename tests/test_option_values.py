@@ -434,6 +434,7 @@ def test_more_tokens_than_the_decoder_has_positions_are_refused(student):
 # ---- what is printed before our own first line ----
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_when_a_worker_imports_us(tmp_path):
     script = tmp_path / "script.py"
     code = "import askd_hf, torch.utils.data as d\n"
@@ -442,6 +443,7 @@ def test_nothing_is_printed_when_a_worker_imports_us(tmp_path):
     assert run_there(script) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_help_of_a_script_has_an_empty_stderr():
     """This one is named like a library, which Python must not mistake it for."""
     script = [sys.executable, str(ROOT / "examples" / "evaluate.py"), "--help"]

@@ -6,6 +6,7 @@ and use the colors of the page in light and dark mode.
 """
 
 import bisect
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -55,6 +56,7 @@ def write_report(results: Results, folder: Path) -> Path:
     return path
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     """Return an environment that escapes all text, because transcripts may contain anything; undefined names raise."""
     environment = jinja2.Environment(

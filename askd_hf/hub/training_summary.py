@@ -5,9 +5,10 @@ and datasets only what `Provenance` holds.
 """
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .provenance import Provenance, cached_teacher
 
 SUMMARY_FILE = "training.json"
 FRAMES_PER_SECOND = 100
+version = functools.cache(installed_version)  # reading the metadata takes 5 ms per package
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 # Arguments that change the result of a run. Only these are published; none of them is a token or a path.

@@ -72,7 +72,7 @@ def test_one_that_was_pickled_gives_the_same(noises):
         np.testing.assert_array_equal(copy(tone(), rng_key)[0], wave)
 
 
-@pytest.mark.parametrize(("start_method", "workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(("start_method", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
 def test_worker_processes_give_the_same(noises, start_method, workers):
     waves = Waves(augmenter(*AUGMENTATIONS, p=0.5, noise_dir=str(noises)))
     loader = DataLoader(
