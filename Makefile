@@ -34,8 +34,8 @@ demo: $(INSTALLED)  ## distill the small shipped teacher on spoken digits (a few
 test: $(DEVELOPING)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m 'not slow and not gpu' -n auto --maxprocesses 4 --dist worksteal --durations=15
 
-test-slow: $(DEVELOPING)  ## the slow tests: the whole demo
-	$(BIN)/python -m pytest -m slow
+test-slow: $(DEVELOPING)  ## the slow tests: the whole demo, the wheel, compiled models, fresh interpreters
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
 
 # one card, as a trainer in one process takes no more
 test-gpu: export CUDA_VISIBLE_DEVICES ?= 0

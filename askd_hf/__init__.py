@@ -9,33 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from .models import torchao_warnings  # noqa: F401  # isort: skip  (before anything imports torchao)
+from .models import torchao_warnings  # isort: skip  (before anything imports torchao)
 
 if TYPE_CHECKING:
-    from .callbacks import AdaptiveBlendCallback
-    from .config import ASKDConfig
-    from .data import SpeechCollator, filter_invalid_clips, load_speech_dataset
-    from .errors import UserError
-    from .models.loading import load_processor, load_whisper
-    from .models.student import init_student
-    from .objective import distillation_loss
-    from .schedule import BlendSchedule
-    from .trainer import ASKDTrainer
-
-__all__ = [
-    "ASKDConfig",
-    "ASKDTrainer",
-    "AdaptiveBlendCallback",
-    "BlendSchedule",
-    "SpeechCollator",
-    "UserError",
-    "distillation_loss",
-    "filter_invalid_clips",
-    "init_student",
-    "load_processor",
-    "load_speech_dataset",
-    "load_whisper",
-]
+    from .callbacks import AdaptiveBlendCallback as AdaptiveBlendCallback
+    from .config import ASKDConfig as ASKDConfig
+    from .data import SpeechCollator as SpeechCollator
+    from .data import filter_invalid_clips as filter_invalid_clips
+    from .data import load_speech_dataset as load_speech_dataset
+    from .errors import UserError as UserError
+    from .models.loading import load_processor as load_processor
+    from .models.loading import load_whisper as load_whisper
+    from .models.student import init_student as init_student
+    from .objective import distillation_loss as distillation_loss
+    from .schedule import BlendSchedule as BlendSchedule
+    from .trainer import ASKDTrainer as ASKDTrainer
 
 # public name -> its module
 _MODULES = {
@@ -52,6 +40,8 @@ _MODULES = {
     "load_speech_dataset": "data",
     "load_whisper": "models.loading",
 }
+
+__all__ = list(_MODULES)
 
 # old name -> current name
 _RENAMED = {

@@ -1,9 +1,7 @@
 """`AdaptiveBlendCallback`: the loss weights of a run and its self-teacher."""
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from .arguments.renamed import rename_saved
 from .config import ASKDConfig
+from .json_files import read_json, write_json
 from .schedule import UNKNOWN, BlendSchedule, BlendState, BlendWeights, LabelsJudged
 from .self_teacher import SELF_TEACHERS, SelfTeacher
 
@@ -33,7 +32,7 @@ def data_epoch(args: ASKDConfig, state: TrainerState, train_dataloader: DataLoad
 
 def read_blend_state(file: Path) -> BlendState:
     """Read what `AdaptiveBlendCallback.save` wrote. Raises ValueError or TypeError for other contents."""
-    state = BlendState(**json.loads(file.read_text(encoding="utf-8")))
+    state = BlendState(**read_json(file))
     if not isinstance(state.options, dict):
         raise TypeError(f"{file}: options")
     state.options = rename_saved(state.options)
@@ -45,12 +44,10 @@ class AdaptiveBlendCallback(TrainerCallback):
 
     Args:
         judge_labels: measures the labels of held-out clips, for an adaptive schedule.
-        held_out_clips: the number of clips that are held out of training.
 
     Attributes:
         weights: of the current update. Before training all weight is on the labels.
         options: the settings of the run (`askd_hf.training.run_settings`), saved in checkpoints. Set by the trainer.
-        state: the state of the schedule besides the step.
         self_teacher: None while its weight is 0.
     """
 
@@ -77,36 +74,20 @@ class AdaptiveBlendCallback(TrainerCallback):
 
     # ---- the training loop's events ----
 
-    def on_train_begin(
-        self,
-        args: ASKDConfig,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        train_dataloader: DataLoader,
-        **kwargs,
-    ):
+    def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self.schedule = self._schedule(state.max_steps)
         if state.global_step == 0:  # also after a restart with a smaller batch (auto_find_batch_size)
             self.state, self.self_teacher = BlendState(), None
             if self._held_out_clips:
                 self.state.labels_upheld = UNKNOWN
         self.state.options = self.options
-        self._begin_step(args, state, model, train_dataloader)
+        self._begin_step(args, state, kwargs["model"], kwargs["train_dataloader"])
         if state.is_world_process_zero:
             print(self.schedule.table(), flush=True)
 
-    def on_step_begin(
-        self,
-        args: ASKDConfig,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        train_dataloader: DataLoader,
-        **kwargs,
-    ):
+    def on_step_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self._measure_labels(state.global_step)
-        self._begin_step(args, state, model, train_dataloader)
+        self._begin_step(args, state, kwargs["model"], kwargs["train_dataloader"])
 
     def _measure_labels(self, step: int) -> None:
         """Measure the held-out labels if due. After its phase, drop the teacher if the labels have full credit."""
@@ -157,8 +138,7 @@ class AdaptiveBlendCallback(TrainerCallback):
 
     def save(self, directory: Path) -> None:
         """Write the state and the self-teacher into a checkpoint."""
-        text = json.dumps(asdict(self.state), indent=2, ensure_ascii=False)
-        (directory / BLEND_STATE_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(directory / BLEND_STATE_FILE, self.state)
         if self.self_teacher is not None:
             tensors = {name: tensor.contiguous() for name, tensor in self.self_teacher.parameters.items()}
             save_file(tensors, directory / SELF_TEACHER_FILE)

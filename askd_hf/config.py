@@ -3,12 +3,13 @@
 Every field is a command-line option and a key of the YAML file given by `--config`. Its help is its documentation.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import Seq2SeqTrainingArguments
+from transformers.hf_argparser import HfArg
 
 from .arguments.packages import check_reporting
 from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, check_choice, check_ranges
@@ -25,35 +26,25 @@ TEACHER_METRICS = ("total_loss", "teacher_loss", "self_loss", "teacher_ce", "top
 RENAMED_METRICS = {"blend_loss": "total_loss", "agreement": "top1_agreement"}
 
 # Seq2SeqTrainingArguments accepts other values too, and fails or misbehaves later
-RANGES = dict(
-    learning_rate=POSITIVE,
-    weight_decay=NOT_NEGATIVE,
-    adam_beta1=Range(low=0, below=1),
-    adam_beta2=Range(low=0, below=1),
-    adam_epsilon=POSITIVE,
-    max_grad_norm=NOT_NEGATIVE,
-    num_train_epochs=POSITIVE,
-    warmup_steps=NOT_NEGATIVE,
-    per_device_train_batch_size=COUNT,
-    per_device_eval_batch_size=COUNT,
-    gradient_accumulation_steps=COUNT,
-    eval_accumulation_steps=COUNT,
-    eval_delay=NOT_NEGATIVE,
-    logging_steps=POSITIVE,
-    eval_steps=POSITIVE,
-    save_steps=POSITIVE,
-    save_total_limit=NOT_NEGATIVE,
-    seed=SEED,
-    data_seed=SEED,
-    dataloader_num_workers=NOT_NEGATIVE,
-    dataloader_prefetch_factor=COUNT,
-    generation_max_length=COUNT,
-    generation_num_beams=COUNT,
-    neftune_noise_alpha=POSITIVE,
-    ddp_timeout=COUNT,
-    ddp_bucket_cap_mb=COUNT,
-    torch_empty_cache_steps=COUNT,
-)
+RANGES = {
+    **dict.fromkeys(("learning_rate", "adam_epsilon", "num_train_epochs", "neftune_noise_alpha"), POSITIVE),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "eval_delay", "save_total_limit"), NOT_NEGATIVE),
+    **dict.fromkeys(("dataloader_num_workers",), NOT_NEGATIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(low=0, below=1)),
+    **dict.fromkeys(("seed", "data_seed"), SEED),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), COUNT),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "dataloader_prefetch_factor"), COUNT),
+    **dict.fromkeys(("generation_max_length", "generation_num_beams", "torch_empty_cache_steps"), COUNT),
+    **dict.fromkeys(("ddp_timeout", "ddp_bucket_cap_mb"), COUNT),
+}
+# options of Trainer that are not supported -> reason and advice
+UNSUPPORTED = {
+    "enable_jit_checkpoint": ", as both would handle SIGTERM. Leave it out: on SIGTERM a run finishes its current "
+    "update and saves a checkpoint",
+    "ddp_static_graph": ": the loss is computed outside of the model's forward pass, and DDP would miss gradients",
+    "use_liger_kernel": ": Liger has no kernels for Whisper",
+}
 
 
 @accepts_renamed
@@ -66,154 +57,120 @@ class ASKDConfig(Seq2SeqTrainingArguments):
 
     _argument_group_name = "training"
 
-    preset: str = field(
+    preset: str = HfArg(
         default="askd",
-        metadata={
-            "help": "Defaults of the options below: askd (teacher, then self-teacher), kd (constant weights, those of "
-            "distil-whisper), annealing (from teacher to labels), ps-kd (self-teacher only), ce (labels only)."
-        },
+        help="Defaults of the options below: askd (teacher, then self-teacher), kd (constant weights, those of "
+        "distil-whisper), annealing (from teacher to labels), ps-kd (self-teacher only), ce (labels only).",
     )
-    teacher_weight: float | None = field(
-        default=None, metadata={"help": "Teacher weight at the first step, 0 to 1. Default: set by --preset."}
+    teacher_weight: float | None = HfArg(
+        default=None, help="Teacher weight at the first step, 0 to 1. Default: set by --preset."
     )
-    teacher_weight_end: float | None = field(
+    teacher_weight_end: float | None = HfArg(
+        default=None, help="Teacher weight at the end of the teacher phase, 0 to 1. Default: set by --preset."
+    )
+    teacher_phase_ratio: float | None = HfArg(
         default=None,
-        metadata={"help": "Teacher weight at the end of the teacher phase, 0 to 1. Default: set by --preset."},
+        help="Length of the teacher phase as a fraction of the run, 0 to 1. The rest is the self phase. Default: set "
+        "by --preset.",
     )
-    teacher_phase_ratio: float | None = field(
+    teacher_schedule: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Length of the teacher phase as a fraction of the run, 0 to 1. The rest is the self phase. "
-            "Default: set by --preset."
-        },
+        help=f"Decay of the teacher weight: {', '.join(TEACHER_SCHEDULES)}. adaptive: linear if the labels are "
+        "reliable; with unreliable ones, such as wrong transcripts, the teacher keeps more weight, and keeps it "
+        "after its phase. The reliability is measured 40 times per run, on 5 %% of the training clips (at most "
+        "128) that are held out of training; with fewer than 160 clips the decay is linear. Default: set by "
+        "--preset.",
     )
-    teacher_schedule: str | None = field(
+    adaptive_window: int = HfArg(
+        default=50, help="Number of updates over which the adaptive schedule averages its measurements."
+    )
+    self_weight: float | None = HfArg(
+        default=None, help="Self-teacher weight at the end of the self phase, 0 to 1. Default: set by --preset."
+    )
+    self_schedule: str | None = HfArg(
+        default=None, help=f"Growth of the self-teacher weight: {', '.join(SELF_SCHEDULES)}. Default: set by --preset."
+    )
+    self_teacher: str | None = HfArg(
         default=None,
-        metadata={
-            "help": f"Decay of the teacher weight: {', '.join(TEACHER_SCHEDULES)}. adaptive: linear if the labels are "
-            "reliable; with unreliable ones, such as wrong transcripts, the teacher keeps more weight, and keeps it "
-            "after its phase. The reliability is measured 40 times per run, on 5 %% of the training clips (at most "
-            "128) that are held out of training; with fewer than 160 clips the decay is linear. Default: set by "
-            "--preset."
-        },
+        help="Self-teacher: ema (moving average of the weights), snapshot (copy made when the self phase starts), "
+        "none. Default: set by --preset.",
     )
-    adaptive_window: int = field(
-        default=50, metadata={"help": "Number of updates over which the adaptive schedule averages its measurements."}
+    self_ema_decay: float = HfArg(
+        default=0.99, help="Decay of the moving average per update, with --self_teacher ema."
     )
-    self_weight: float | None = field(
+    snapshot_strategy: str | None = HfArg(
+        default=None, help="When to copy the student into the snapshot again: no, epoch. Default: set by --preset."
+    )
+    temperature: float | None = HfArg(
+        default=None, help="Softmax temperature of the targets and the student. Default: set by --preset."
+    )
+    divergence: str = HfArg(default="forward_kl", help=f"Divergence from the soft targets: {', '.join(DIVERGENCES)}.")
+    divergence_beta: float = HfArg(
+        default=0.5, help="beta of jensen_shannon, alpha of skewed_kl: the weight of the target in the mixture."
+    )
+    weight_teacher_by_label_prob: bool = HfArg(
+        default=False, help="Multiply the teacher weight at each token by the teacher's probability of the label."
+    )
+    early_stopping_patience: int | None = HfArg(
         default=None,
-        metadata={"help": "Self-teacher weight at the end of the self phase, 0 to 1. Default: set by --preset."},
+        help="Stop after this many evaluations without an improvement of --metric_for_best_model (default: the WER). "
+        "Requires --load_best_model_at_end.",
     )
-    self_schedule: str | None = field(
+    freeze_encoder: bool | None = HfArg(
+        default=None, help="Train the decoder only. Default: True, unless --encoder_layers removes encoder layers."
+    )
+    hidden_weight: float | None = HfArg(
         default=None,
-        metadata={
-            "help": f"Growth of the self-teacher weight: {', '.join(SELF_SCHEDULES)}. Default: set by --preset."
-        },
+        help="Weight of the loss between the hidden states of the student's encoder and the teacher's. It is "
+        "multiplied by the teacher weight. Default: 10 with --encoder_layers, else 0.",
     )
-    self_teacher: str | None = field(
-        default=None,
-        metadata={
-            "help": "Self-teacher: ema (moving average of the weights), snapshot (copy made when the self phase "
-            "starts), none. Default: set by --preset."
-        },
-    )
-    self_ema_decay: float = field(
-        default=0.99, metadata={"help": "Decay of the moving average per update, with --self_teacher ema."}
-    )
-    snapshot_strategy: str | None = field(
-        default=None,
-        metadata={"help": "When to copy the student into the snapshot again: no, epoch. Default: set by --preset."},
-    )
-    temperature: float | None = field(
-        default=None,
-        metadata={"help": "Softmax temperature of the targets and the student. Default: set by --preset."},
-    )
-    divergence: str = field(
-        default="forward_kl", metadata={"help": f"Divergence from the soft targets: {', '.join(DIVERGENCES)}."}
-    )
-    divergence_beta: float = field(
-        default=0.5,
-        metadata={"help": "beta of jensen_shannon, alpha of skewed_kl: the weight of the target in the mixture."},
-    )
-    weight_teacher_by_label_prob: bool = field(
+    eval_teacher_losses: bool = HfArg(
         default=False,
-        metadata={"help": "Multiply the teacher weight at each token by the teacher's probability of the label."},
+        help="Also run teacher and self-teacher in evaluation, and log eval_teacher_loss, eval_teacher_ce, "
+        "eval_self_loss, eval_hidden_loss, eval_total_loss and eval_top1_agreement.",
     )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={
-            "help": "Stop after this many evaluations without an improvement of --metric_for_best_model (default: the "
-            "WER). Requires --load_best_model_at_end."
-        },
-    )
-    freeze_encoder: bool | None = field(
-        default=None,
-        metadata={"help": "Train the decoder only. Default: True, unless --encoder_layers removes encoder layers."},
-    )
-    hidden_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the loss between the hidden states of the student's encoder and the teacher's. It is "
-            "multiplied by the teacher weight. Default: 10 with --encoder_layers, else 0."
-        },
-    )
-    eval_teacher_losses: bool = field(
-        default=False,
-        metadata={
-            "help": "Also run teacher and self-teacher in evaluation, and log eval_teacher_loss, eval_teacher_ce, "
-            "eval_self_loss, eval_hidden_loss, eval_total_loss and eval_top1_agreement."
-        },
-    )
-    save_dtype: Literal["float32", "float16", "bfloat16"] = field(
-        default="float32", metadata={"help": "Dtype of the finished student on disk. Checkpoints are float32."}
+    save_dtype: Literal["float32", "float16", "bfloat16"] = HfArg(
+        default="float32", help="Dtype of the finished student on disk. Checkpoints are float32."
     )
 
     # options of Seq2SeqTrainingArguments with other defaults
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Directory of checkpoints and student. Default: runs/ and the models' names."}
+    output_dir: str | None = HfArg(
+        default=None, help="Directory of checkpoints and student. Default: runs/ and the models' names."
     )
-    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate."})
-    warmup_steps: float = field(
-        default=0.05, metadata={"help": "Number of steps of the linear warm-up; below 1 a fraction of the run."}
+    learning_rate: float = HfArg(default=1e-4, help="The initial learning rate.")
+    warmup_steps: float = HfArg(
+        default=0.05, help="Number of steps of the linear warm-up; below 1 a fraction of the run."
     )
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Training batch size per device."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Evaluation batch size per device."})
+    per_device_train_batch_size: int = HfArg(default=16, help="Training batch size per device.")
+    per_device_eval_batch_size: int = HfArg(default=16, help="Evaluation batch size per device.")
     # Defaults that depend on the machine are set in __post_init__. Queried at import, CUDA would be initialized, and
     # unusable in processes forked later
-    bf16: bool | None = field(
+    bf16: bool | None = HfArg(
         default=None,
-        metadata={
-            "help": "Autocast to bfloat16. Default: True on a GPU that supports it without emulation (unlike a T4). "
-            "On a CPU it also requires --use_cpu."
-        },
+        help="Autocast to bfloat16. Default: True on a GPU that supports it without emulation (unlike a T4). On a CPU "
+        "it also requires --use_cpu.",
     )
-    dataloader_num_workers: int | None = field(
-        default=None,
-        metadata={"help": "Worker processes that decode audio and compute features. Default: 4 with a GPU, else 0."},
+    dataloader_num_workers: int | None = HfArg(
+        default=None, help="Worker processes that decode audio and compute features. Default: 4 with a GPU, else 0."
     )
-    eval_strategy: str | None = field(
-        default=None,
-        metadata={"help": "When to evaluate: no, steps, epoch. Default: epoch if there are evaluation splits."},
+    eval_strategy: str | None = HfArg(
+        default=None, help="When to evaluate: no, steps, epoch. Default: epoch if there are evaluation splits."
     )
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save checkpoints: no, steps, epoch, best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Maximum number of checkpoints to keep."})
-    logging_steps: float = field(
-        default=25, metadata={"help": "Log every this many steps; below 1 a fraction of the run."}
+    save_strategy: str = HfArg(default="epoch", help="When to save checkpoints: no, steps, epoch, best.")
+    save_total_limit: int | None = HfArg(default=2, help="Maximum number of checkpoints to keep.")
+    logging_steps: float = HfArg(default=25, help="Log every this many steps; below 1 a fraction of the run.")
+    hub_strategy: str = HfArg(
+        default="end", help="When --push_to_hub publishes: end, or every_save (also the student of every checkpoint)."
     )
-    hub_strategy: str = field(
-        default="end",
-        metadata={"help": "When --push_to_hub publishes: end, or every_save (also the student of every checkpoint)."},
+    predict_with_generate: bool = HfArg(default=True, help="Generate in evaluation, for WER and CER.")
+    dataloader_pin_memory: bool | None = HfArg(
+        default=None, help="Put batches into pinned memory. Default: True with a GPU."
     )
-    predict_with_generate: bool = field(default=True, metadata={"help": "Generate in evaluation, for WER and CER."})
-    dataloader_pin_memory: bool | None = field(
-        default=None, metadata={"help": "Put batches into pinned memory. Default: True with a GPU."}
+    length_column_name: str = HfArg(
+        default="label_tokens", help="Column with the lengths, for --train_sampling_strategy group_by_length."
     )
-    length_column_name: str = field(
-        default="label_tokens",
-        metadata={"help": "Column with the lengths, for --train_sampling_strategy group_by_length."},
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must be False: the collator needs the audio and text columns."}
+    remove_unused_columns: bool = HfArg(
+        default=False, help="Must be False: the collator needs the audio and text columns."
     )
 
     def __post_init__(self):
@@ -255,7 +212,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     def _set_default_metric(self) -> None:
         """Choose the best checkpoint by the WER. The objective can't choose it, as its weights change over the run."""
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
-            self.metric_for_best_model: str | None = "wer" if self.predict_with_generate else "ce_loss"
+            self.metric_for_best_model: str | None = "wer" if self.predict_with_generate else "loss"
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better: bool | None = not self.metric_for_best_model.endswith(("wer", "cer", "loss"))
 
@@ -318,23 +275,14 @@ class ASKDConfig(Seq2SeqTrainingArguments):
                 "and optimizer fit on one GPU for every size of Whisper. Use plain DDP: `accelerate launch "
                 "--multi_gpu` (or torchrun), with --bf16 and --gradient_accumulation_steps to save memory"
             )
-        if self.enable_jit_checkpoint:
-            raise UserError(
-                "--enable_jit_checkpoint is not supported, as both would handle SIGTERM. Leave it out: on SIGTERM a "
-                "run finishes its current update and saves a checkpoint"
-            )
-        if self.ddp_static_graph:
-            raise UserError(
-                "--ddp_static_graph is not supported: the loss is computed outside of the model's forward pass, and "
-                "DDP would miss gradients"
-            )
+        for name, reason in UNSUPPORTED.items():
+            if getattr(self, name):
+                raise UserError(f"--{name} is not supported{reason}")
         if self.label_smoothing_factor:
             raise UserError(
                 f"--label_smoothing_factor must be 0, got {self.label_smoothing_factor:g}: the objective has soft "
                 "targets instead"
             )
-        if self.use_liger_kernel:
-            raise UserError("--use_liger_kernel is not supported: Liger has no kernels for Whisper")
         if self.remove_unused_columns:
             raise UserError("--remove_unused_columns must be False: the collator needs the audio and text columns")
 

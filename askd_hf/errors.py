@@ -46,7 +46,6 @@ def saving_errors(directory: Path, kept: Callable[[], str]) -> Iterator[None]:
     torch and safetensors raise other exceptions than `OSError`.
 
     Args:
-        directory: that is written, for the message.
         kept: returns the end of the message: what is complete on the disk, and how to resume.
     """
     try:

@@ -191,8 +191,7 @@ def distillation_loss(
             of the teacher weight is added to the label's, so that a hallucination of the teacher isn't learned.
         teacher_mask: `(tokens,)` bool, False on clips without speech. `g_i` is multiplied by it. Default: all True.
 
-    Raises:
-        ValueError: a weight isn't 0, and its target is None.
+    Raises `ValueError` if a weight isn't 0, and its target is None.
     """
     for name, weight, target in (("teacher", teacher_weight, teacher), ("self", self_weight, self_teacher)):
         if weight and target is None:

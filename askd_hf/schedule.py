@@ -183,69 +183,34 @@ class BlendSchedule:
         return "\n".join(rows)
 
 
+# Labels only: plain fine-tuning.
+LABELS_ONLY: dict[str, Any] = dict(
+    teacher_weight=0.0,
+    teacher_weight_end=0.0,
+    teacher_phase_ratio=0.0,
+    teacher_schedule="constant",
+    self_weight=0.0,
+    self_schedule="constant",
+    self_teacher="none",
+    snapshot_strategy="no",
+    temperature=1.0,
+)
 # preset -> {option: value}. A given option overrides that of the preset.
 PRESETS: dict[str, dict[str, Any]] = {
     # Our choices: the values of the ASKD paper are not public. On a small training set a teacher weight that starts at
     # 1.0 and lasts for 0.8 of the run gave a lower cross-entropy on held-out speech than 0.8 for 0.6 of the run. An
     # adaptive schedule was as good as a linear one with clean labels and better with noisy labels
     # (examples/benchmarks/schedules.py).
-    "askd": dict(
-        teacher_weight=1.0,
-        teacher_weight_end=0.0,
-        teacher_phase_ratio=0.8,
-        teacher_schedule="adaptive",
-        self_weight=0.3,
-        self_schedule="linear",
-        self_teacher="ema",
-        snapshot_strategy="no",
-        temperature=2.0,
-    ),
+    "askd": LABELS_ONLY
+    | dict(teacher_weight=1.0, teacher_phase_ratio=0.8, teacher_schedule="adaptive", temperature=2.0)
+    | dict(self_weight=0.3, self_schedule="linear", self_teacher="ema"),
     # distil-whisper: 0.8*CE + 1.0*T^2*KL at T=2, divided by 1.8 so that the weights add up to 1.
-    "kd": dict(
-        teacher_weight=1.0 / 1.8,
-        teacher_weight_end=1.0 / 1.8,
-        teacher_phase_ratio=1.0,
-        teacher_schedule="constant",
-        self_weight=0.0,
-        self_schedule="constant",
-        self_teacher="none",
-        snapshot_strategy="no",
-        temperature=2.0,
-    ),
+    "kd": LABELS_ONLY
+    | dict(teacher_weight=1.0 / 1.8, teacher_weight_end=1.0 / 1.8, teacher_phase_ratio=1.0, temperature=2.0),
     # Teacher annealing (BAM, Clark et al. 2019, section 3): from the teacher alone to the labels alone.
-    "annealing": dict(
-        teacher_weight=1.0,
-        teacher_weight_end=0.0,
-        teacher_phase_ratio=1.0,
-        teacher_schedule="linear",
-        self_weight=0.0,
-        self_schedule="constant",
-        self_teacher="none",
-        snapshot_strategy="no",
-        temperature=1.0,
-    ),
+    "annealing": LABELS_ONLY | dict(teacher_weight=1.0, teacher_phase_ratio=1.0, teacher_schedule="linear"),
     # PS-KD (Kim et al. 2021): the student of the previous epoch, with a weight that increases to 0.8.
-    "ps-kd": dict(
-        teacher_weight=0.0,
-        teacher_weight_end=0.0,
-        teacher_phase_ratio=0.0,
-        teacher_schedule="constant",
-        self_weight=0.8,
-        self_schedule="linear",
-        self_teacher="snapshot",
-        snapshot_strategy="epoch",
-        temperature=1.0,
-    ),
-    # Labels only: plain fine-tuning.
-    "ce": dict(
-        teacher_weight=0.0,
-        teacher_weight_end=0.0,
-        teacher_phase_ratio=0.0,
-        teacher_schedule="constant",
-        self_weight=0.0,
-        self_schedule="constant",
-        self_teacher="none",
-        snapshot_strategy="no",
-        temperature=1.0,
-    ),
+    "ps-kd": LABELS_ONLY
+    | dict(self_weight=0.8, self_schedule="linear", self_teacher="snapshot", snapshot_strategy="epoch"),
+    "ce": LABELS_ONLY,
 }

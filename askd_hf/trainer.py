@@ -20,28 +20,24 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import ASKDConfig
-from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, stream_sampler
+from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, StreamSampler
 from .data.soft_labels import has_soft_labels
 from .errors import UserError, memory_errors, saving_errors
 from .hub.provenance import Provenance
 from .hub.publisher import HubPublisher
 from .models.lora import load_adapter
 from .schedule import BlendWeights
+from .training import losses
+from .training.callbacks import SetEpochCallback, StopEarlyCallback, StopGracefullyCallback, ThroughputCallback
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
-from .training.checks import check_batches, check_no_loss_function, check_teacher, is_random
+from .training.checks import check_batches, check_teacher, is_random
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
-from .training.loss_logging import eval_metrics, new_sums, sums_by_clip, train_metrics
-from .training.loss_scaling import gradient_scale, mean_over_tokens
 from .training.model_runner import ModelRunner
-from .training.nonfinite import check_finite, check_gradient
 from .training.resuming import RunIdentity
-from .training.set_epoch import SetEpochCallback
 from .training.skipped_rows import SkippedRows
 from .training.smaller_batch import InitialState, save_or_restore
-from .training.stopping import StopEarlyCallback, StopGracefullyCallback
-from .training.throughput import ThroughputCallback
 
 
 class ASKDTrainer(Seq2SeqTrainer):
@@ -50,7 +46,6 @@ class ASKDTrainer(Seq2SeqTrainer):
     Args:
         model: the student, or a PEFT adapter on it (`askd_hf.models.lora`); then only the adapter is trained. The
             encoder is frozen if `args.freeze_encoder` is True, or if it is None and no encoder layer was pruned.
-        args: the options of training, the objective and the schedule.
         teacher_model: a Whisper model with the student's vocabulary (see `askd_hf.models.vocabulary`). The trainer
             freezes it, puts it in evaluation mode, never saves it, and frees it once its weight stays 0. Not needed if
             its weight is always 0, or if `train_dataset` has its cached soft labels (`askd_hf.data.teacher_cache`).
@@ -60,12 +55,11 @@ class ASKDTrainer(Seq2SeqTrainer):
         keep_adapter: True to save the adapter alone at the end, without merging it into the student.
         kwargs: the other arguments of `Seq2SeqTrainer`. `data_collator` is a `SpeechCollator`.
 
-    Training logs the keys of `training.loss_logging.LOG_NAMES` (means over label tokens), of
-    `AdaptiveBlendCallback.logs` and of `ThroughputCallback.measured`. Evaluation logs `eval_ce_loss` (also as
-    `eval_loss`), with `args.eval_teacher_losses` the other terms, and `compute_metrics` of the generated tokens.
+    Training logs the keys of `training.losses.LOG_NAMES` (means over label tokens), of
+    `AdaptiveBlendCallback.logs` and of `ThroughputCallback.measured`. Evaluation logs the cross-entropy
+    as `eval_loss`, with `args.eval_teacher_losses` the other terms, and `compute_metrics` of the generated tokens.
 
-    Raises:
-        UserError: options, models and data don't fit together.
+    Raises `UserError` if options, models and data don't fit together.
     """
 
     # compute_loss itself divides by the number of label tokens of the whole update
@@ -84,7 +78,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         keep_adapter: bool = False,
         **kwargs: Any,
     ):
-        check_no_loss_function(**kwargs)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for a custom loss")
         train_dataset = kwargs.get("train_dataset")
         is_cached = isinstance(train_dataset, Dataset) and has_soft_labels(train_dataset)
         check_teacher(args, teacher_model, train_dataset if is_cached else None, model.config.vocab_size)
@@ -112,7 +107,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         for callback in (self.blend, self.stop, self.throughput):
             self.add_callback(callback)
         if args.early_stopping_patience is not None:
-            self.add_callback(StopEarlyCallback(args.early_stopping_patience))
+            self.add_callback(StopEarlyCallback())
         self._seeded_dataset: SeededDataset | None = None
         # the rows of a stream already carry the collator's random seed
         if is_random(self.data_collator) and not isinstance(train_dataset, SpeechStream):
@@ -121,8 +116,8 @@ class ASKDTrainer(Seq2SeqTrainer):
 
         self.skipped = SkippedRows.of_run(args, train_dataset)
         self._clips: list[str] = []
-        self.train_sums = new_sums(args.device)
-        self.eval_sums = new_sums(args.device)
+        self.train_sums = losses.new_sums(args.device)
+        self.eval_sums = losses.new_sums(args.device)
 
     @property
     def teacher(self) -> WhisperForConditionalGeneration | None:
@@ -214,30 +209,31 @@ class ASKDTrainer(Seq2SeqTrainer):
         """
         if model.training and self.teacher is not None and not self.blend.needs_teacher(self.state.global_step):
             self.runner.release_teacher(self.state.global_step)
-        scale = gradient_scale(self.accelerator, num_items_in_batch)
+        scale = losses.gradient_scale(self.accelerator, num_items_in_batch)
         total, terms, outputs = self.runner.run(
             model, inputs, self.blend.weights, self.blend, keep_logits=return_outputs, gradient_scale=scale
         )
         if model.training:
-            check_finite(terms, inputs["labels"], self._clips, self.state.global_step)
-            self.train_sums += sums_by_clip(terms, inputs["labels"]).sum(0)
+            losses.check_finite(terms, inputs["labels"], self._clips, self.state.global_step)
+            self.train_sums += losses.sums_by_clip(terms, inputs["labels"]).sum(0)
         across = self.args.average_tokens_across_devices
         processes = self.accelerator.num_processes // self.get_tp_size() if across else 1
-        loss = mean_over_tokens(total, len(terms.total), num_items_in_batch, processes)
+        loss = losses.mean_over_tokens(total, len(terms.total), num_items_in_batch, processes)
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # Check before the optimizer step, so that no checkpoint contains NaNs. The scaler of fp16 skips such steps
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.accelerator.scaler is None:
-            check_gradient(grad_norm, self._clips, self.state.global_step)
+            losses.check_gradient(grad_norm, self._clips, self.state.global_step)
         return grad_norm
 
     # ---- batches ----
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if isinstance(self.train_dataset, SpeechStream):
-            return stream_sampler(self.train_dataset, self.args, self._train_batch_size)
+            rows_per_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return StreamSampler(self.train_dataset, self.args.max_steps * rows_per_step)
         sampler = super()._get_train_sampler(self.train_dataset)  # not the `SeededDataset`, which has no columns
         if isinstance(sampler, LengthGroupedSampler):
             return ResumableLengthGroupedSampler(sampler, self.args.order_seed, self._data_epoch)
@@ -272,7 +268,7 @@ class ASKDTrainer(Seq2SeqTrainer):
             weights = self.blend.weights if self.args.eval_teacher_losses else BlendWeights()
             _, terms, outputs = self.runner.run(model, inputs, weights, self.blend)
         # one row per clip, so that gathering can drop the clips that pad the last batch under DDP
-        by_clip = self.accelerator.gather_for_metrics(sums_by_clip(terms, labels))
+        by_clip = self.accelerator.gather_for_metrics(losses.sums_by_clip(terms, labels))
         self.eval_sums += by_clip.sum(0)
         loss = terms.ce.mean()
         if prediction_loss_only or not self.args.predict_with_generate:
@@ -284,9 +280,9 @@ class ASKDTrainer(Seq2SeqTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         # Seq2SeqTrainer sets plain `gather`, which keeps the clips that pad the last batch under DDP
         self.gather_function = self.accelerator.gather_for_metrics
-        self.eval_sums = new_sums(self.args.device)
+        self.eval_sums = losses.new_sums(self.args.device)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update(eval_metrics(self.eval_sums, metric_key_prefix, self.args.eval_teacher_losses))
+        output.metrics.update(losses.eval_metrics(self.eval_sums, metric_key_prefix, self.args.eval_teacher_losses))
         return output
 
     # ---- logging ----
@@ -294,13 +290,13 @@ class ASKDTrainer(Seq2SeqTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms, the weights and the speed to the logs of training steps."""
         if "loss" in logs and "learning_rate" in logs:
-            terms = train_metrics(self.accelerator.reduce(self.train_sums, reduction="sum"))
+            terms = losses.train_metrics(self.accelerator.reduce(self.train_sums, reduction="sum"))
             if not terms:
                 self.skipped.raise_all_skipped(self.state.global_step)
             logs |= terms | self.throughput.measured(self.args, self.state) | self.blend.logs()
             if isinstance(self.train_dataset, SpeechStream):
                 logs["skipped_rows"] = sum(self.skipped.counts(self.accelerator))
-            self.train_sums = new_sums(self.args.device)
+            self.train_sums = losses.new_sums(self.args.device)
         super().log(logs, start_time)
 
     # ---- saving ----
@@ -372,8 +368,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         Returns:
             The commit's URL, or its future if `blocking` is False. None in all processes but the main one.
 
-        Raises:
-            UserError: the upload failed. The student is saved, and the message says how to push it.
+        Raises `UserError` if the upload failed. The student is saved, and the message says how to push it.
         """
         self.publisher.warn_of_ignored(kwargs)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)

@@ -108,6 +108,7 @@ def test_heads_of_layers_or_heads_that_are_not_there_are_none(teacher):
         assert alignment_heads(with_heads(teacher, wrong)) is None
 
 
+@pytest.mark.slow
 def test_a_student_with_some_of_the_heads_has_word_times_in_both(tmp_path, teacher, processor, saved, strings):
     student = init_student(with_heads(teacher, [[2, 2], *HEADS]), [0, 1, 3]).eval()
     heads = [[2, 0], [2, 3]]  # the student's layer 2 was the teacher's 3

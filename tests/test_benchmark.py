@@ -60,6 +60,7 @@ def test_held_memory_is_that_of_what_is_needed(comparison):
     assert held["e"] == held["b"] == held["g"]  # no teacher, and no copy of the student
 
 
+@pytest.mark.slow
 def test_the_other_measurements(model_dir, tmp_path):
     more = "--sweep clips --sweep_values 4 8 --loss_memory --trainer_overhead 3"
     report = benchmark(model_dir, tmp_path / "report.json", *more.split())

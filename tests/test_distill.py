@@ -13,11 +13,11 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import pytest
+import quick_report
 import soundfile
 import torch
 from conftest import (
     ROOT,
-    SPEED,
     accelerate_launch,
     make_multilingual,
     make_processor,
@@ -34,7 +34,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from askd_hf.data import SpeechCollator
 from askd_hf.errors import UserError
-from askd_hf.evaluation import Results, comparison
+from askd_hf.evaluation import Results
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
@@ -60,8 +60,7 @@ def options(teacher, dataset, output_dir, *more):
 def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
     monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
 ):
-    for name, value in zip(("SPEED_CLIPS", "REPETITIONS"), SPEED, strict=True):
-        monkeypatch.setattr(comparison, name, value)
+    quick_report.restore(monkeypatch)
     status, out, err = run_here(
         monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation")
     )
@@ -432,6 +431,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, speech_dir):
     """As users start them."""
     done = accelerate_launch(

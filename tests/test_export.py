@@ -181,6 +181,7 @@ def test_the_script_converts_compares_and_overwrites_nothing(tmp_path, saved_lon
     assert (tmp_path / "out" / "model.bin").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_exported_and_one_with_other_windows_compared_in_ctranslate2_alone(tmp_path, exported):
     model = tmp_path / "hub" / "models" / "me" / "student"
     model.parent.mkdir(parents=True)

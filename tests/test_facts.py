@@ -162,7 +162,7 @@ def test_what_comes_more_than_once_in_an_epoch_is_counted_once():
 
 def test_a_run_that_was_ended_early_says_so(tmp_path, teacher, student, processor):
     changes = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=None)
-    changes |= dict(load_best_model_at_end=True, metric_for_best_model="ce_loss", early_stopping_patience=2)
+    changes |= dict(load_best_model_at_end=True, metric_for_best_model="loss", early_stopping_patience=2)
     changes |= dict(predict_with_generate=False, preset="ce", max_steps=30)
     evaluation = Clips(student.config, seed=2)  # random labels: the loss increases after a few steps
     trainer = make_trainer(tmp_path, None, student, evaluation, processor=processor, **changes)

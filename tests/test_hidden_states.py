@@ -235,7 +235,11 @@ def test_two_processes_give_the_trajectory_of_one(tmp_path, teacher, student):
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(activation_checkpointing=True), dict(bf16=True), dict(torch_compile=True, torch_compile_backend="eager")],
+    [
+        dict(activation_checkpointing=True),
+        dict(bf16=True),
+        pytest.param(dict(torch_compile=True, torch_compile_backend="eager"), marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_other_ways_to_compute_follow_the_plain_trajectory(tmp_path, deep_teacher, compressed, changes):

@@ -324,6 +324,7 @@ def visit(tmp_path_factory) -> Iterator[HubVisit]:
         yield visit
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_hub_model_is_pushed_and_loaded_by_its_id(visit):
     for ended in visit.ended.values():
         assert ended.returncode == 0, ended.stderr
@@ -342,6 +343,7 @@ def test_an_adapter_of_a_hub_model_is_pushed_and_loaded_by_its_id(visit):
     assert set(again.written) == ADAPTER | BESIDE
 
 
+@pytest.mark.slow
 def test_the_adapter_that_is_downloaded_is_the_one_that_was_trained(visit):
     heard, weights = json.loads(visit.ended["load"].stdout.splitlines()[-1])
     base = WhisperForConditionalGeneration.from_pretrained(visit.hub.root / "models" / "me" / "base")
@@ -350,6 +352,7 @@ def test_the_adapter_that_is_downloaded_is_the_one_that_was_trained(visit):
     assert isinstance(heard, str)
 
 
+@pytest.mark.slow
 def test_the_cards_own_example_gives_the_student(visit, monkeypatch):
     """It is run with the base's directory in place of its id."""
     there = visit.hub.root / "models" / "me"
@@ -363,6 +366,7 @@ def test_the_cards_own_example_gives_the_student(visit, monkeypatch):
     assert scope["student"].generation_config.max_length == 32
 
 
+@pytest.mark.slow
 def test_of_adapter_and_student_only_the_last_that_was_pushed_is_there(visit, tmp_path, student_dir, monkeypatch):
     """Or transformers would load the adapter on top of the student."""
     trainer = trainer_of(tmp_path / "whole", load_whisper(str(student_dir)), keep_adapter=False)

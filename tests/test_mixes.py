@@ -273,6 +273,7 @@ def test_a_column_says_what_is_spoken(monkeypatch, capsys, tmp_path, multilingua
 # ---- timestamps ----
 
 
+@pytest.mark.slow
 def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_path, two):
     """Before training it is random; it learns one clip by heart, with its times and without."""
     processor = make_processor(("<|startofprev|>",))

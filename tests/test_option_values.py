@@ -14,7 +14,7 @@ import transformers.integrations.integration_utils as integrations
 from conftest import ROOT, make_trainer, run_here, run_there
 from safetensors import SafetensorError
 
-from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, former_options, packages
+from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, packages, renamed
 from askd_hf.arguments.packages import check_optimizer
 from askd_hf.arguments.parser import parse_args
 from askd_hf.arguments.ranges import Range
@@ -266,8 +266,8 @@ def test_no_advice_names_an_option_that_no_script_has():
         PushArguments,
     )
     known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
-    for name, advice in former_options.FORMER.items():
-        assert former_options._instead(name, known) or name in known, name
+    for name, advice in renamed.FORMER.items():
+        assert renamed._instead(name, known) or name in known, name
         named = {word.removeprefix("--") for text in advice for word in text.split() if word.startswith("--")}
         assert {word.strip(",;`") for word in named} <= known | {"revision"}, name
 
@@ -434,6 +434,7 @@ def test_more_tokens_than_the_decoder_has_positions_are_refused(student):
 # ---- what is printed before our own first line ----
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_when_a_worker_imports_us(tmp_path):
     script = tmp_path / "script.py"
     code = "import askd_hf, torch.utils.data as d\n"
@@ -442,6 +443,7 @@ def test_nothing_is_printed_when_a_worker_imports_us(tmp_path):
     assert run_there(script) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_help_of_a_script_has_an_empty_stderr():
     """This one is named like a library, which Python must not mistake it for."""
     script = [sys.executable, str(ROOT / "examples" / "evaluate.py"), "--help"]

@@ -42,7 +42,7 @@ def test_evaluations_since_the_best(values, greater, since):
 
 def stopping(output_dir, teacher, student, **changes):
     options = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=30)
-    options |= dict(load_best_model_at_end=True, metric_for_best_model="ce_loss", early_stopping_patience=3)
+    options |= dict(load_best_model_at_end=True, metric_for_best_model="loss", early_stopping_patience=3)
     options |= dict(predict_with_generate=False, preset="ce", save_total_limit=None)
     evaluation = Clips(student.config, seed=2)  # of random labels: what fits the training set is soon worse there
     return make_trainer(output_dir, None, student, evaluation, **(options | changes))
@@ -52,7 +52,7 @@ def test_a_run_that_gets_no_better_stops_and_so_does_a_resumed_one(tmp_path, tea
     trainer = stopping(tmp_path / "a", teacher, student)
     trainer.train()
     stopped = trainer.state.global_step
-    losses = [row["eval_ce_loss"] for row in trainer.state.log_history if "eval_ce_loss" in row]
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
     best = losses.index(min(losses)) + 1
     assert stopped == best + 3 < 30
     assert trainer.state.best_global_step == best

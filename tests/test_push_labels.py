@@ -15,6 +15,8 @@ from fake_hub import serve_hub
 from askd_hf.data.soft_labels import SOFT_LABEL_COLUMNS
 from askd_hf.models.student import init_student
 
+pytestmark = pytest.mark.slow  # each process imports the libraries of the Hub
+
 WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
 PARQUET = "data/train-00000-of-00001.parquet"
 CLIPS = 16

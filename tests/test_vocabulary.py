@@ -295,7 +295,9 @@ def shaped(tmp_path_factory) -> tuple[Path, WhisperTokenizer, WhisperTokenizer]:
 CACHES = "--encoder_cache_dir encoder --teacher_cache_dir labels --teacher_top_k 51864"
 
 
-@pytest.mark.parametrize("teacher", ["live", "cached", "absent"])
+@pytest.mark.parametrize(
+    "teacher", ["live", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cached", "absent"))]
+)
 def test_a_teacher_like_large_v3_distils_into_a_student_like_small(tmp_path, shaped, teacher):
     folder, theirs, ours = shaped
     speech_dir = folder / "speech"

@@ -3,21 +3,6 @@
 Every field is a command-line option and a key of the YAML file given by `--config`. Its help is its documentation.
 """
 
-from .data import DEFAULT_DATASET, NONE, DataArguments, SpeechSource, names_of, one_each
+from .data import NONE, NORMALIZER_HELP, NORMALIZERS, DataArguments, Normalizer, SpeechSource, names_of
 from .mixing import CacheArguments, MixArguments
 from .models import ModelArguments
-from .normalizer import NORMALIZER_HELP, Normalizer
-
-__all__ = [
-    "DEFAULT_DATASET",
-    "NONE",
-    "NORMALIZER_HELP",
-    "CacheArguments",
-    "DataArguments",
-    "MixArguments",
-    "ModelArguments",
-    "Normalizer",
-    "SpeechSource",
-    "names_of",
-    "one_each",
-]

@@ -6,10 +6,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_origin, get_type_hints
 
+from transformers.hf_argparser import HfArg
+
 from ..errors import UserError
-from .normalizer import NORMALIZER_HELP, Normalizer
 from .ranges import COUNT, NOT_NEGATIVE, Range, check_order, check_ranges
 from .renamed import accepts_renamed
+
+Normalizer = Literal["auto", "english-unified", "multilingual", "english", "basic", "open-asr-leaderboard", "none"]
+
+# descriptions for --help, tables and cards
+NORMALIZERS = {
+    "english-unified": "Whisper's English normalizer, applied after apostrophes, quotes, dashes and dots are unified",
+    "multilingual": "removes case, punctuation and spelling variants, and keeps combining marks",
+    "english": "Whisper's English normalizer",
+    "basic": "Whisper's basic normalizer",
+    "open-asr-leaderboard": "the Open ASR Leaderboard's English normalizer, from its checkout on the PYTHONPATH",
+    "none": "no normalization",
+}
+NORMALIZER_HELP = (
+    "auto: english-unified for English, multilingual for other languages. "
+    + "".join(f"{name}: {description}. " for name, description in NORMALIZERS.items())
+    + "multilingual and basic make each letter a word in languages without spaces; basic splits words at combining "
+    "marks."
+)
 
 NONE = "-"  # no value for a dataset, in a list with one value per dataset
 
@@ -51,112 +70,81 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    dataset: list[str] = field(
+    dataset: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Training sets with transcripts: directories with metadata.csv (audiofolder), saved `datasets` "
-            "datasets, parquet files, or Hub ids. Several are mixed. The options below take one value for all of them "
-            "or one per dataset ('-' for none). Default: openslr/librispeech_asr, 100 hours."
-        },
+        help="Training sets with transcripts: directories with metadata.csv (audiofolder), saved `datasets` datasets, "
+        "parquet files, or Hub ids. Several are mixed. The options below take one value for all of them or one per "
+        "dataset ('-' for none). Default: openslr/librispeech_asr, 100 hours.",
     )
-    unlabeled_dataset: str | None = field(
+    unlabeled_dataset: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "A dataset without transcripts: a directory of audio files, or as --dataset. The teacher "
-            "transcribes it before training, as askd-hf pseudo-label does. It is the last training set."
-        },
+        help="A dataset without transcripts: a directory of audio files, or as --dataset. The teacher transcribes it "
+        "before training, as askd-hf pseudo-label does. It is the last training set.",
     )
     pseudo_labeled_dataset: str | None = field(default=None, init=False)
     """The directory of `unlabeled_dataset` with the teacher's transcripts, a saved dataset."""
-    dataset_config: list[str] = field(
-        default_factory=list, metadata={"help": "Configuration of the dataset on the Hub."}
+    dataset_config: list[str] = HfArg(default_factory=list, help="Configuration of the dataset on the Hub.")
+    train_split: list[str] = HfArg(default_factory=list, help="Training split. Default: train.")
+    eval_dataset: list[str] = HfArg(
+        default_factory=list, help="Datasets with the evaluation splits. Default: the training sets."
     )
-    train_split: list[str] = field(default_factory=list, metadata={"help": "Training split. Default: train."})
-    eval_dataset: list[str] = field(
-        default_factory=list, metadata={"help": "Datasets with the evaluation splits. Default: the training sets."}
-    )
-    eval_dataset_config: list[str] = field(
-        default_factory=list, metadata={"help": "Configuration of --eval_dataset on the Hub."}
-    )
-    eval_splits: list[str] = field(
+    eval_dataset_config: list[str] = HfArg(default_factory=list, help="Configuration of --eval_dataset on the Hub.")
+    eval_splits: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Evaluation splits, each evaluated separately. Default: none, or with --eval_dataset its split "
-            "`train` (that of a directory without splits)."
-        },
+        help="Evaluation splits, each evaluated separately. Default: none, or with --eval_dataset its split `train` "
+        "(that of a directory without splits).",
     )
-    audio_column_name: list[str] = field(
-        default_factory=list, metadata={"help": "Column with the audio. Default: detected by name."}
+    audio_column_name: list[str] = HfArg(
+        default_factory=list, help="Column with the audio. Default: detected by name."
     )
-    text_column_name: list[str] = field(
+    text_column_name: list[str] = HfArg(
+        default_factory=list, help="Column with the transcript. Default: detected by name (text, transcription, ...)."
+    )
+    language: list[str] = HfArg(
         default_factory=list,
-        metadata={"help": "Column with the transcript. Default: detected by name (text, transcription, ...)."},
+        help="Language, such as english or fr. Required for a multilingual model, unless the dataset has a column "
+        "`language`.",
     )
-    language: list[str] = field(
+    task: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Language, such as english or fr. Required for a multilingual model, unless the dataset has a "
-            "column `language`."
-        },
+        help="Task of a multilingual model: transcribe, or translate (into English). Default: the column `task`, else "
+        "transcribe.",
     )
-    task: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Task of a multilingual model: transcribe, or translate (into English). Default: the column "
-            "`task`, else transcribe."
-        },
+    eval_language: list[str] = HfArg(default_factory=list, help="Language of --eval_dataset. Default: --language.")
+    text_case: Literal["auto", "keep", "lower"] = HfArg(
+        default="auto", help="auto: lower-case transcripts that are entirely upper-case. keep: never. lower: always."
     )
-    eval_language: list[str] = field(
-        default_factory=list, metadata={"help": "Language of --eval_dataset. Default: --language."}
+    text_normalizer: Literal["none", "basic", "english"] = HfArg(
+        default="none", help="Normalize training transcripts with Whisper's basic or English normalizer."
     )
-    text_case: Literal["auto", "keep", "lower"] = field(
-        default="auto",
-        metadata={"help": "auto: lower-case transcripts that are entirely upper-case. keep: never. lower: always."},
+    min_duration_in_seconds: float = HfArg(default=0.0, help="Drop training clips shorter than this, in seconds.")
+    max_duration_in_seconds: float = HfArg(default=math.inf, help="Drop training clips longer than this, in seconds.")
+    min_label_length: int = HfArg(
+        default=0, help="Drop training clips with fewer label tokens, special tokens included."
     )
-    text_normalizer: Literal["none", "basic", "english"] = field(
-        default="none",
-        metadata={"help": "Normalize training transcripts with Whisper's basic or English normalizer."},
-    )
-    min_duration_in_seconds: float = field(
-        default=0.0, metadata={"help": "Drop training clips shorter than this, in seconds."}
-    )
-    max_duration_in_seconds: float = field(
-        default=math.inf, metadata={"help": "Drop training clips longer than this, in seconds."}
-    )
-    min_label_length: int = field(
-        default=0, metadata={"help": "Drop training clips with fewer label tokens, special tokens included."}
-    )
-    max_label_length: float = field(default=math.inf, metadata={"help": "Drop training clips with more label tokens."})
-    normalizer: Normalizer = field(
-        default="auto",
-        metadata={"help": f"Text normalizer of WER and CER. {NORMALIZER_HELP}"},
-    )
-    on_bad_audio: Literal["error", "skip"] = field(
+    max_label_length: float = HfArg(default=math.inf, help="Drop training clips with more label tokens.")
+    normalizer: Normalizer = HfArg(default="auto", help=f"Text normalizer of WER and CER. {NORMALIZER_HELP}")
+    on_bad_audio: Literal["error", "skip"] = HfArg(
         default="error",
-        metadata={
-            "help": "For invalid clips (missing, corrupt, empty, too long, no transcript, ...): error (before "
-            "training, except with --streaming) or skip. Skipped clips are listed in the output directory."
-        },
+        help="For invalid clips (missing, corrupt, empty, too long, no transcript, ...): error (before training, "
+        "except with --streaming) or skip. Skipped clips are listed in the output directory.",
     )
-    long_clips: Literal["error", "skip"] = field(
+    long_clips: Literal["error", "skip"] = HfArg(
         default="error",
-        metadata={
-            "help": "For clips longer than the student's window: error, as for other invalid clips, or skip. Skipped "
-            "clips are listed in the output directory."
-        },
+        help="For clips longer than the student's window: error, as for other invalid clips, or skip. Skipped clips "
+        "are listed in the output directory.",
     )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of training clips per dataset: the first ones are used."}
+    max_train_samples: int | None = HfArg(
+        default=None, help="Maximum number of training clips per dataset: the first ones are used."
     )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of evaluation clips per split: the first ones are used."}
+    max_eval_samples: int | None = HfArg(
+        default=None, help="Maximum number of evaluation clips per split: the first ones are used."
     )
-    preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Number of processes that validate the clips. Default: the main process."}
+    preprocessing_num_workers: int | None = HfArg(
+        default=None, help="Number of processes that validate the clips. Default: the main process."
     )
-    compare: bool = field(
-        default=True,
-        metadata={"help": "After training, evaluate teacher, initial student and trained student on the same splits."},
+    compare: bool = HfArg(
+        default=True, help="After training, evaluate teacher, initial student and trained student on the same splits."
     )
 
     def __post_init__(self):

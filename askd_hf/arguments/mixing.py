@@ -1,6 +1,8 @@
 """Options of dataset mixing and of the caches on disk."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from transformers.hf_argparser import HfArg
 
 from .ranges import COUNT, POSITIVE, SHARE, Range, check_ranges
 from .renamed import accepts_renamed
@@ -13,47 +15,36 @@ class MixArguments:
 
     _argument_group_name = "dataset mixing"
 
-    dataset_probabilities: list[float] = field(
+    dataset_probabilities: list[float] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Sampling probabilities of the training sets, as in `datasets.interleave_datasets` with the "
-            "stopping strategy all_exhausted; normalized to 1. Default: every clip once per epoch."
-        },
+        help="Sampling probabilities of the training sets, as in `datasets.interleave_datasets` with the stopping "
+        "strategy all_exhausted; normalized to 1. Default: every clip once per epoch.",
     )
-    streaming: bool = field(
+    streaming: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Stream the training sets without downloading or validating them first. Requires --max_steps."
-        },
+        help="Stream the training sets without downloading or validating them first. Requires --max_steps.",
     )
-    shuffle_buffer_size: int = field(
-        default=1000,
-        metadata={"help": "Size of the shuffle buffer per dataset, in clips, with --streaming."},
+    shuffle_buffer_size: int = HfArg(
+        default=1000, help="Size of the shuffle buffer per dataset, in clips, with --streaming."
     )
-    no_speech_dataset: str | None = field(
+    no_speech_dataset: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Clips without speech and with empty labels, against hallucinations: a dataset, whose transcripts "
-            "are ignored, or `synthetic` for silence, noise and hum."
-        },
+        help="Clips without speech and with empty labels, against hallucinations: a dataset, whose transcripts are "
+        "ignored, or `synthetic` for silence, noise and hum.",
     )
-    no_speech_probability: float = field(
-        default=0.05, metadata={"help": "Sampling probability of --no_speech_dataset, strictly between 0 and 1."}
+    no_speech_probability: float = HfArg(
+        default=0.05, help="Sampling probability of --no_speech_dataset, strictly between 0 and 1."
     )
-    timestamp_probability: float = field(
+    timestamp_probability: float = HfArg(
         default=0.0,
-        metadata={
-            "help": "Probability of labels with timestamps, 0 to 1. Requires a column `segments`, created by "
-            "askd-hf pseudo-label --timestamps. With 0 the student unlearns timestamps. With 1 it unlearns "
-            "generation without them, which may then not end."
-        },
+        help="Probability of labels with timestamps, 0 to 1. Requires a column `segments`, created by askd-hf "
+        "pseudo-label --timestamps. With 0 the student unlearns timestamps. With 1 it unlearns generation without "
+        "them, which may then not end.",
     )
-    condition_on_prev_probability: float = field(
+    condition_on_prev_probability: float = HfArg(
         default=0.0,
-        metadata={
-            "help": "Probability of training with the previous text as a prompt, 0 to 1. Requires a column `prompt`, "
-            "created by askd-hf pseudo-label --concatenate."
-        },
+        help="Probability of training with the previous text as a prompt, 0 to 1. Requires a column `prompt`, created "
+        "by askd-hf pseudo-label --concatenate.",
     )
 
     def __post_init__(self):
@@ -69,28 +60,21 @@ class CacheArguments:
 
     _argument_group_name = "caches"
 
-    encoder_cache_dir: str | None = field(
+    encoder_cache_dir: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Directory of the cache of the frozen encoder's outputs, which are computed before training: "
-            "float16, 2 * 1500 * d_model bytes per clip (1.2 MB for tiny, 3.8 MB for large). Outdated outputs are "
-            "computed again."
-        },
+        help="Directory of the cache of the frozen encoder's outputs, which are computed before training: float16, 2 "
+        "* 1500 * d_model bytes per clip (1.2 MB for tiny, 3.8 MB for large). Outdated outputs are computed again.",
     )
-    teacher_cache_dir: str | None = field(
+    teacher_cache_dir: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Directory of a copy of the training set, audio included, with the teacher's --teacher_top_k "
-            "log-probabilities as columns (a few KB per clip), computed before training. A later run with it as "
-            "--dataset needs no teacher."
-        },
+        help="Directory of a copy of the training set, audio included, with the teacher's --teacher_top_k "
+        "log-probabilities as columns (a few KB per clip), computed before training. A later run with it as --dataset "
+        "needs no teacher.",
     )
-    teacher_top_k: int = field(
+    teacher_top_k: int = HfArg(
         default=32,
-        metadata={
-            "help": "Number of tokens whose log-probabilities --teacher_cache_dir stores. All other tokens count as "
-            "one, so that the divergence is a lower bound; it is close at --temperature 1 if the teacher is confident."
-        },
+        help="Number of tokens whose log-probabilities --teacher_cache_dir stores. All other tokens count as one, so "
+        "that the divergence is a lower bound; it is close at --temperature 1 if the teacher is confident.",
     )
 
     def __post_init__(self):

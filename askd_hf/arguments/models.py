@@ -1,7 +1,9 @@
 """Options of the models."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from transformers.hf_argparser import HfArg
 
 from .ranges import Window, check_layers, check_vocabulary, parse_window
 from .renamed import accepts_renamed
@@ -14,74 +16,58 @@ class ModelArguments:
 
     _argument_group_name = "models"
 
-    teacher: str | None = field(
+    teacher: str | None = HfArg(
         default=None,
-        metadata={"help": "Whisper model to distill: a Hub id such as openai/whisper-large-v3, or a local directory."},
+        help="Whisper model to distill: a Hub id such as openai/whisper-large-v3, or a local directory.",
     )
-    student: str | None = field(
+    student: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Student to train: a Hub id or a local directory. Default: created from the teacher's layers."
-        },
+        help="Student to train: a Hub id or a local directory. Default: created from the teacher's layers.",
     )
-    decoder_layers: str = field(
+    decoder_layers: str = HfArg(
         default="2",
-        metadata={
-            "help": "Decoder layers of a student created from the teacher: a number (spread evenly, with first and "
-            "last layer), or the indices of the teacher's layers, such as 0,1,31 (a single one with a comma: 31,)."
-        },
+        help="Decoder layers of a student created from the teacher: a number (spread evenly, with first and "
+        "last layer), or the indices of the teacher's layers, such as 0,1,31 (a single one with a comma: 31,).",
     )
-    encoder_layers: str | None = field(
+    encoder_layers: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Encoder layers, as --decoder_layers. The encoder is then trained, also with a hidden-state loss "
-            "(see --hidden_weight). Default: all of the teacher's layers, frozen."
-        },
+        help="Encoder layers, as --decoder_layers. The encoder is then trained, also with a hidden-state loss "
+        "(see --hidden_weight). Default: all of the teacher's layers, frozen.",
     )
-    layer_selection: Literal["spread", "greedy"] = field(
+    layer_selection: Literal["spread", "greedy"] = HfArg(
         default="spread",
-        metadata={
-            "help": "Layers for a number. spread: evenly spread. greedy: repeatedly remove the layer whose removal "
-            "increases the teacher's cross-entropy on 16 training clips least. For large-v3, 32 to 4 encoder layers "
-            "take 518 forward passes over the 16 clips."
-        },
+        help="Layers for a number. spread: evenly spread. greedy: repeatedly remove the layer whose removal "
+        "increases the teacher's cross-entropy on 16 training clips least. For large-v3, 32 to 4 encoder layers "
+        "take 518 forward passes over the 16 clips.",
     )
-    window_seconds: str | None = field(
+    window_seconds: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Audio window of a student created from the teacher, in whole seconds, such as 6: the encoder "
-            "keeps its first positions. Clips must fit in it; see --long_clips. A range such as 3-10 makes a student "
-            "with a window of 10 s and gives each training batch a random audio context, from the length of its "
-            "longest clip (at least 3 s) to the window, for runtimes that take shorter inputs. Default: the teacher's "
-            "window, 30 s. The teacher always keeps its own."
-        },
+        help="Audio window of a student created from the teacher, in whole seconds, such as 6: the encoder "
+        "keeps its first positions. Clips must fit in it; see --long_clips. A range such as 3-10 makes a student "
+        "with a window of 10 s and gives each training batch a random audio context, from the length of its "
+        "longest clip (at least 3 s) to the window, for runtimes that take shorter inputs. Default: the teacher's "
+        "window, 30 s. The teacher always keeps its own.",
     )
-    vocabulary: str | None = field(
+    vocabulary: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Vocabulary of a student created from the teacher. auto: the tokens of the training transcripts, "
-            "which are then tokenized as before. A number: that many tokens, the most frequent ones of the training "
-            "transcripts first. A text file: as auto, with the tokens of its lines. Special tokens, timestamps of the "
-            "window and all bytes are kept, so that any text can be transcribed. Default: the teacher's vocabulary."
-        },
+        help="Vocabulary of a student created from the teacher. auto: the tokens of the training transcripts, "
+        "which are then tokenized as before. A number: that many tokens, the most frequent ones of the training "
+        "transcripts first. A text file: as auto, with the tokens of its lines. Special tokens, timestamps of the "
+        "window and all bytes are kept, so that any text can be transcribed. Default: the teacher's vocabulary.",
     )
-    teacher_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = field(
+    teacher_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = HfArg(
         default="auto",
-        metadata={
-            "help": "Dtype of the teacher in memory. auto: bfloat16 with --bf16, float16 with --fp16, else float32. "
-            "int8: 8-bit weights in the decoder layers, the others as auto; requires pip install 'askd-hf[int8]'."
-        },
+        help="Dtype of the teacher in memory. auto: bfloat16 with --bf16, float16 with --fp16, else float32. "
+        "int8: 8-bit weights in the decoder layers, the others as auto; requires pip install 'askd-hf[int8]'.",
     )
-    teacher_offload: bool = field(
+    teacher_offload: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Keep the teacher's layers in CPU memory and copy each to the GPU while it runs. It saves GPU "
-            "memory and is much slower; with --teacher_cache_dir the teacher runs only once."
-        },
+        help="Keep the teacher's layers in CPU memory and copy each to the GPU while it runs. It saves GPU "
+        "memory and is much slower; with --teacher_cache_dir the teacher runs only once.",
     )
-    attn_implementation: str = field(
+    attn_implementation: str = HfArg(
         default="sdpa",
-        metadata={"help": "Attention implementation of teacher and student: sdpa, eager, flash_attention_2."},
+        help="Attention implementation of teacher and student: sdpa, eager, flash_attention_2.",
     )
 
     def __post_init__(self):

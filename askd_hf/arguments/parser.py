@@ -11,8 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..errors import UserError
-from .former_options import unknown_options
-from .renamed import current_name, rename_arguments
+from .renamed import current_name, rename_arguments, unknown_options
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -34,10 +33,6 @@ def parse_args(
 
     The command line overrides the file, and the file the defaults. A value of the wrong type ends the process with one
     line and status 2. Unlike `HfArgumentParser.parse_yaml_file`, the command line can override the file.
-
-    Args:
-        prog: name of the command in `--help`. Default: the script's name.
-        description: text above the options in `--help`.
 
     Raises:
         UserError: options that none of `types` has, all of them in one message, or invalid values.

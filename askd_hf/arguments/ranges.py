@@ -53,13 +53,7 @@ SEED = Range(low=0, high=2**32 - 1)  # the seeds of NumPy
 
 
 def check_ranges(options: object, advice: str = "", /, **ranges: Range) -> None:
-    """Raise `UserError` if an option, or one number of a list, isn't in its range. None always passes.
-
-    Args:
-        options: a dataclass whose fields are the options.
-        advice: the end of the message.
-        ranges: {option: range}.
-    """
+    """Raise `UserError` if an option, or one number of a list, isn't in its range. None always passes."""
     for name, allowed in ranges.items():
         value = getattr(options, name)
         for number in value if isinstance(value, list) else [value]:
@@ -82,11 +76,7 @@ def check_order(options: object, lower: str, upper: str) -> None:
 
 
 def check_layers(option: str, layers: str | None) -> None:
-    """Raise `UserError` unless `layers` is a number of layers or a list of distinct layers, such as `0,1,31`.
-
-    Args:
-        option: its name, without `--`.
-    """
+    """Raise `UserError` unless `layers` is a number of layers or a list of distinct layers, such as `0,1,31`."""
     if layers is None:
         return
     try:

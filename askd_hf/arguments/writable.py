@@ -12,10 +12,7 @@ PROBE_SIZE = 2**20  # bytes; a full disk may still accept a few
 def check_writable(directory: str | Path, option: str) -> None:
     """Raise `UserError` if files can't be written to `directory`, or if it can't be created.
 
-    A file of 1 MiB is written there, or in the nearest existing parent, and removed.
-
-    Args:
-        option: the start of the message, such as `--output_dir`.
+    A file of 1 MiB is written there, or in the nearest existing parent, and removed. The message starts with `option`.
     """
     path = Path(directory).expanduser()
     nearest = path

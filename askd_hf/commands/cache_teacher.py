@@ -14,12 +14,13 @@ Hub, audio included. To resume an interrupted run, repeat the command. On severa
 askd_hf.commands.main cache-teacher ...
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers.hf_argparser import HfArg
 
 from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
 from ..arguments.parser import parse_args
@@ -43,12 +44,10 @@ class PushLabelsArguments:
 
     _argument_group_name = "hub"
 
-    hub_dataset_id: str | None = field(
+    hub_dataset_id: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Hub id of a dataset to push the labeled speech to. A new dataset is created as a private one; an "
-            "existing one stays as public or private as it is."
-        },
+        help="Hub id of a dataset to push the labeled speech to. A new dataset is created as a private one; an "
+        "existing one stays as public or private as it is.",
     )
 
 

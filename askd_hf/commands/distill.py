@@ -86,32 +86,19 @@ class Options(NamedTuple):
 
 
 class Models(NamedTuple):
-    """The models of a run.
+    """The models of a run."""
 
-    Attributes:
-        teacher: None if the run doesn't need one.
-        student: before training.
-        processor: of the student.
-        teacher_extractor: None if the teacher takes the student's features.
-    """
-
-    teacher: WhisperForConditionalGeneration | None
-    student: WhisperForConditionalGeneration
-    processor: WhisperProcessor
-    teacher_extractor: WhisperFeatureExtractor | None
+    teacher: WhisperForConditionalGeneration | None  # None if the run doesn't need one
+    student: WhisperForConditionalGeneration  # before training
+    processor: WhisperProcessor  # of the student
+    teacher_extractor: WhisperFeatureExtractor | None  # None if the teacher takes the student's features
 
 
 class Speech(NamedTuple):
-    """The speech of a run.
+    """The speech of a run."""
 
-    Attributes:
-        train: rows with `audio`, `text` and `clip`.
-        splits: evaluation splits by name, each of one language and task.
-        collator: makes batches of the rows.
-    """
-
-    train: Dataset | SpeechStream
-    splits: dict[str, EvalSplit]
+    train: Dataset | SpeechStream  # rows with `audio`, `text` and `clip`
+    splits: dict[str, EvalSplit]  # evaluation splits by name, each of one language and task
     collator: SpeechCollator
 
     @property

@@ -12,13 +12,14 @@ the model has.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers.hf_argparser import HfArg
 
 from ..arguments.parser import parse_args
 from ..data import SAMPLING_RATE, decode_audio, load_speech_dataset
@@ -43,37 +44,29 @@ from ..models.loading import check_processor, load_processor, load_whisper
 class ExportArguments:
     """The model, the format, and the clips to compare transcripts on."""
 
-    model: str = field(metadata={"help": "Whisper model: a directory or a Hub id."})
-    to: Literal["ctranslate2"] = field(
+    model: str = HfArg(help="Whisper model: a directory or a Hub id.")
+    to: Literal["ctranslate2"] = HfArg(
         default="ctranslate2",
-        metadata={
-            "help": "The runtime. ONNX and ggml are left out: optimum-onnx 0.1 needs transformers 4, the converter of "
-            "onnxruntime-genai 0.18 fails on a decoder that has fewer layers than the encoder, as all students have, "
-            "and whisper.cpp's is in no package."
-        },
+        help="The runtime. ONNX and ggml are left out: optimum-onnx 0.1 needs transformers 4, the converter of "
+        "onnxruntime-genai 0.18 fails on a decoder that has fewer layers than the encoder, as all students have, and "
+        "whisper.cpp's is in no package.",
     )
-    output_dir: str | None = field(
+    output_dir: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Directory to write, which must not exist. Default: MODEL-ctranslate2 in the current directory."
-        },
+        help="Directory to write, which must not exist. Default: MODEL-ctranslate2 in the current directory.",
     )
     quantization: (
         Literal["float32", "float16", "bfloat16", "int16", "int8", "int8_float32", "int8_float16", "int8_bfloat16"]
         | None
-    ) = field(default=None, metadata={"help": "Type of the weights. Default: float32."})
-    dataset: str | None = field(
-        default=None, metadata={"help": "Speech to compare on, as `askd-hf distill` takes it. Default: none."}
+    ) = HfArg(default=None, help="Type of the weights. Default: float32.")
+    dataset: str | None = HfArg(
+        default=None, help="Speech to compare on, as `askd-hf distill` takes it. Default: none."
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    split: str = field(
-        default="train", metadata={"help": "Split of --dataset. A directory without splits is the split train."}
-    )
-    max_samples: int = field(default=20, metadata={"help": "Number of clips to compare on, the first of --dataset."})
-    language: str | None = field(default=None, metadata={"help": "Language of the speech, for a multilingual model."})
-    task: Literal["transcribe", "translate"] = field(
-        default="transcribe", metadata={"help": "Task of a multilingual model."}
-    )
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a Hub dataset.")
+    split: str = HfArg(default="train", help="Split of --dataset. A directory without splits is the split train.")
+    max_samples: int = HfArg(default=20, help="Number of clips to compare on, the first of --dataset.")
+    language: str | None = HfArg(default=None, help="Language of the speech, for a multilingual model.")
+    task: Literal["transcribe", "translate"] = HfArg(default="transcribe", help="Task of a multilingual model.")
 
     def __post_init__(self):
         if self.output_dir is None:
@@ -83,13 +76,6 @@ class ExportArguments:
 
 
 OPTIONS = (ExportArguments,)
-
-
-class Clips(NamedTuple):
-    """Names and waveforms (16 kHz, float32) of the clips to compare on."""
-
-    names: list[str]
-    waves: list[np.ndarray]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -121,22 +107,21 @@ def load_model(args: ExportArguments) -> tuple[WhisperForConditionalGeneration, 
     return model, processor
 
 
-def load_clips(args: ExportArguments, processor: WhisperProcessor) -> Clips | None:
-    """Load the clips to compare on, without those longer than the model's window. Return None without `--dataset`."""
+def load_clips(args: ExportArguments, processor: WhisperProcessor) -> list[tuple[str, np.ndarray]] | None:
+    """Return name and waveform (16 kHz, float32) of the clips to compare on. None without `--dataset`.
+
+    Clips longer than the model's window are left out.
+    """
     if args.dataset is None:
         return None
     window = processor.feature_extractor.chunk_length
     speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
     number = min(args.max_samples, len(speech))
-    clips = Clips([], [])
-    for row in speech.select(range(number)):
-        wave = decode_audio(row["audio"])
-        if len(wave) <= window * SAMPLING_RATE:
-            clips.names.append(row["clip"])
-            clips.waves.append(wave)
-    if len(clips.names) < number:
-        print(f"{number - len(clips.names)} clips longer than {window} s are left out")
-    if not clips.names:
+    clips = [(row["clip"], decode_audio(row["audio"])) for row in speech.select(range(number))]
+    clips = [(name, wave) for name, wave in clips if len(wave) <= window * SAMPLING_RATE]
+    if len(clips) < number:
+        print(f"{number - len(clips)} clips longer than {window} s are left out")
+    if not clips:
         raise UserError(f"--dataset {args.dataset}: none of its first {args.max_samples} clips fits {window} s")
     return clips
 
@@ -150,13 +135,16 @@ def convert(args: ExportArguments, model: WhisperForConditionalGeneration, proce
 
 
 def compare(
-    args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Clips
+    args: ExportArguments,
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[tuple[str, np.ndarray]],
 ) -> None:
     """Transcribe the clips with transformers and with the converted model, and print the texts that differ."""
     # a multilingual model's language is a code by now; the others are English-only
     language = getattr(model.generation_config, "language", None) or "en"
     normalize: Callable[[str], str] = text_normalizer(processor, None if args.task == "translate" else language)
-    names, waves = clips
+    names, waves = map(list, zip(*clips, strict=True))
     expected = transcribe_transformers(model, processor, tqdm(waves, desc="transformers", leave=False))
     progress = tqdm(waves, desc="ctranslate2", leave=False)
     texts = transcribe_ctranslate2(args.output_dir, processor, progress, model.config.max_target_positions)

@@ -15,14 +15,14 @@ teacher. A teacher adds its distribution in the first phase. Its vocabulary and 
 The options are those of `askd-hf distill`; two defaults differ: --preset ps-kd, --learning_rate 1e-5.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
+from transformers.hf_argparser import HfArg
+
 from ..arguments.parser import parse_args
 from ..config import ASKDConfig
-from ..data.augment import AugmentArguments
 from ..errors import UserError
-from ..models.lora import LoraArguments
 from .distill import OPTIONS as DISTILL_OPTIONS
 from .distill import distill
 
@@ -31,13 +31,10 @@ from .distill import distill
 class FinetuningConfig(ASKDConfig):
     """`ASKDConfig` with the defaults for a student that already transcribes its language."""
 
-    preset: str = field(
-        default="ps-kd",
-        metadata={"help": "As of `askd-hf distill`: ps-kd (self only), askd (teacher, then self), ce..."},
+    preset: str = HfArg(
+        default="ps-kd", help="As of `askd-hf distill`: ps-kd (self only), askd (teacher, then self), ce..."
     )
-    learning_rate: float = field(
-        default=1e-5, metadata={"help": "The initial learning rate. For an adapter 1e-3 is usual."}
-    )
+    learning_rate: float = HfArg(default=1e-5, help="The initial learning rate. For an adapter 1e-3 is usual.")
 
 
 OPTIONS = (*DISTILL_OPTIONS[:-1], FinetuningConfig)
@@ -47,23 +44,19 @@ def main(argv: list[str] | None = None) -> None:
     finetune(*parse_args(OPTIONS, argv, "askd-hf finetune", __doc__))
 
 
-def finetune(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    mix_args: MixArguments,
-    augment_args: AugmentArguments,
-    cache_args: CacheArguments,
-    lora_args: LoraArguments,
-    config: FinetuningConfig,
-) -> None:
+def finetune(*options: Any) -> None:
     """Fine-tune a model and report on it.
 
     Raises `UserError` as `distill` does, without a student, and for a teacher that the preset has no use for.
+
+    Args:
+        options: instances of the classes in `OPTIONS`.
     """
+    model_args, data_args, *_, config = options
     if not model_args.student:
         raise UserError("--student is required: the Whisper model to fine-tune")
     if model_args.teacher and not (config.uses_teacher or data_args.unlabeled_dataset):
         raise UserError(
             f"--teacher has no effect: --preset {config.preset} has no teacher phase; choose --preset askd"
         )
-    distill(model_args, data_args, mix_args, augment_args, cache_args, lora_args, config)
+    distill(*options)

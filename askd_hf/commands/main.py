@@ -60,7 +60,6 @@ def run(name: str, options: list[str]) -> None:
 
 
 def help_text() -> str:
-    """Return the help of `askd-hf`, one line per command."""
     width = max(map(len, COMMANDS)) + 2
     return HELP.format(commands="\n".join(f"  {name:{width}}{summary}" for name, summary in COMMANDS.items()))
 

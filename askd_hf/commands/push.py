@@ -10,8 +10,10 @@ directory is overwritten.
 Log in with `hf auth login` first, or set HF_TOKEN. Run the same command again after a failed push.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from transformers.hf_argparser import HfArg
 
 from ..arguments.parser import parse_args
 from ..hub.upload import publish
@@ -23,30 +25,21 @@ class PushArguments:
 
     _argument_group_name = "push"
 
-    model_dir: str = field(metadata={"help": "Directory of a run of `askd-hf distill`, or of one of its checkpoints."})
-    repo_id: str = field(
-        metadata={"help": "Hub id to publish as, such as you/my-student. It is created if it doesn't exist."}
-    )
-    results: str | None = field(
+    model_dir: str = HfArg(help="Directory of a run of `askd-hf distill`, or of one of its checkpoints.")
+    repo_id: str = HfArg(help="Hub id to publish as, such as you/my-student. It is created if it doesn't exist.")
+    results: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "results.json of an evaluation of this model. Default: evaluation/results.json in its directory, "
-            "if it exists; without results the card has no evaluation."
-        },
+        help="results.json of an evaluation of this model. Default: evaluation/results.json in its directory, if it "
+        "exists; without results the card has no evaluation.",
     )
-    private: bool = field(
-        default=False,
-        metadata={"help": "Create the repository as a private one. A repository that is public is refused."},
+    private: bool = HfArg(
+        default=False, help="Create the repository as a private one. A repository that is public is refused."
     )
-    revision: str | None = field(
-        default=None, metadata={"help": "Branch to commit to, which must exist. Default: the main branch."}
-    )
-    license: str | None = field(
+    revision: str | None = HfArg(default=None, help="Branch to commit to, which must exist. Default: the main branch.")
+    license: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "License of the student, as the Hub calls it, such as mit. Default: that of the model that "
-            "training started from, if its card states one."
-        },
+        help="License of the student, as the Hub calls it, such as mit. Default: that of the model that training "
+        "started from, if its card states one.",
     )
 
 

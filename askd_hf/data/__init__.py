@@ -6,30 +6,5 @@ from .collator import TEACHER_COLUMNS, SpeechCollator
 from .encoder_cache import EncoderCache, cache_encoder, encoder_fingerprint, run_encoder
 from .loading import load_speech_dataset, to_iterable_dataset
 from .mix import SpeechStream, mix, select_training_columns, with_no_speech
-from .sampler import ResumableLengthGroupedSampler, SeededDataset, StreamSampler, stream_sampler
+from .sampler import ResumableLengthGroupedSampler, SeededDataset, StreamSampler
 from .text import clean_texts
-
-__all__ = [
-    "SAMPLING_RATE",
-    "TEACHER_COLUMNS",
-    "AudioError",
-    "EncoderCache",
-    "Limits",
-    "ResumableLengthGroupedSampler",
-    "SeededDataset",
-    "SpeechCollator",
-    "SpeechStream",
-    "StreamSampler",
-    "cache_encoder",
-    "clean_texts",
-    "decode_audio",
-    "encoder_fingerprint",
-    "filter_invalid_clips",
-    "load_speech_dataset",
-    "mix",
-    "run_encoder",
-    "select_training_columns",
-    "stream_sampler",
-    "to_iterable_dataset",
-    "with_no_speech",
-]

@@ -49,8 +49,7 @@ class AudioError(ValueError):
 def decode(content: bytes) -> tuple[np.ndarray, int]:
     """Decode an audio file. Return float32 `(samples,)` or `(samples, channels)`, and the sampling rate in Hz.
 
-    Raises:
-        AudioError: the content is not audio, corrupt, truncated, empty, or has several tracks or files.
+    Raises `AudioError` if the content is not audio, corrupt, truncated, empty, or has several tracks or files.
     """
     try:
         _check_single(content)
@@ -190,8 +189,7 @@ def _ogg_links(content: bytes) -> list[bytes]:
 
     The list is empty if a link has several multiplexed streams, as in a video.
 
-    Raises:
-        AudioError: a page is missing.
+    Raises `AudioError` if a page is missing.
     """
     starts, at, before = [], 0, 4
     pages: dict[bytes, int] = {}  # sequence number of the last page of each stream
@@ -281,8 +279,6 @@ def _check_frames(av, track, header: bytes, packets: int, first: bytes, last: by
 
     Args:
         header: the bytes before the first frame. They may contain the number of frames (Xing or Info frame).
-        packets: number of frames.
-        first, last: bytes of the first and the last frame.
     """
     match = re.search(rb"(?:Xing|Info)\0\0\0[\x01\x03\x05\x07\x09\x0b\x0d\x0f](.{4})", header[-4096:], re.DOTALL)
     stated = int.from_bytes(match[1], "big") if match else 0

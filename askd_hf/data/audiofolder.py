@@ -25,17 +25,11 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """A split of a directory.
-
-    Attributes:
-        metadata: the metadata file.
-        rows: `read_metadata(metadata)` if it was read already, else None.
-        chosen: indices of the rows that belong to the split; None if all do.
-    """
+    """A split of a directory."""
 
     metadata: Path
-    rows: Dataset | None = None
-    chosen: list[int] | None = None
+    rows: Dataset | None = None  # `read_metadata(metadata)` if it was read already, else None
+    chosen: list[int] | None = None  # indices of the rows that belong to the split; None if all do
 
 
 def _metadata_file(folder: Path) -> Path | None:
@@ -104,7 +98,6 @@ def read_audiofolder(split: FolderSplit, root: Path, downloaded: str | None = No
     """Return the rows of a split.
 
     Args:
-        split: one of `audiofolder_splits`.
         root: the dataset's directory; clips are named relative to it.
         downloaded: name of the dataset if it was downloaded to `root`, else None.
 

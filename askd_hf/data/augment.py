@@ -8,12 +8,14 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from transformers.hf_argparser import HfArg
 
+from ..arguments.ranges import Range, check_ranges
 from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
 from .audio import SAMPLING_RATE
@@ -38,32 +40,26 @@ class AugmentArguments:
 
     _argument_group_name = "augmentation"
 
-    augmentations: list[str] = field(
+    augmentations: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": f"Augmentations of training clips: speed ({SPEED[0]} to {SPEED[1]} times, pitch included), noise "
-            f"(SNR {SNR_DB[0]:g} to {SNR_DB[1]:g} dB), gain ({GAIN_DB[0]:g} to {GAIN_DB[1]:g} dB), codec (MP3, "
-            f"{MP3_KBPS[0]} to {MP3_KBPS[1]} kbit/s). Requires pip install 'askd-hf[augment]'. Default: none."
-        },
+        help=f"Augmentations of training clips: speed ({SPEED[0]} to {SPEED[1]} times, pitch included), noise "
+        f"(SNR {SNR_DB[0]:g} to {SNR_DB[1]:g} dB), gain ({GAIN_DB[0]:g} to {GAIN_DB[1]:g} dB), codec (MP3, "
+        f"{MP3_KBPS[0]} to {MP3_KBPS[1]} kbit/s). Requires pip install 'askd-hf[augment]'. Default: none.",
     )
-    augment_probability: float = field(
-        default=0.5,
-        metadata={"help": "Probability of each of --augmentations, for each clip in each epoch."},
+    augment_probability: float = HfArg(
+        default=0.5, help="Probability of each of --augmentations, for each clip in each epoch."
     )
-    noise_dir: str | None = field(
+    noise_dir: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Directory of noise recordings of any length for --augmentations noise, including subdirectories. "
-            "Default: Gaussian noise."
-        },
+        help="Directory of noise recordings of any length for --augmentations noise, including subdirectories. "
+        "Default: Gaussian noise.",
     )
 
     def __post_init__(self):
         for name in self.augmentations:
             if name not in AUGMENTATIONS:
                 raise UserError(f"--augmentations must be among {', '.join(AUGMENTATIONS)}, got {name!r}")
-        if not 0.0 < self.augment_probability <= 1.0:
-            raise UserError(f"--augment_probability must be in (0, 1], got {self.augment_probability}")
+        check_ranges(self, augment_probability=Range(above=0, high=1))
         if self.noise_dir is not None and "noise" not in self.augmentations:
             raise UserError("--noise_dir requires --augmentations noise")
 
@@ -75,11 +71,9 @@ class Augmenter:
     on the number of workers.
 
     Args:
-        options: with at least one augmentation.
         max_samples: longest result, samples. A clip that would become longer keeps its speed. Default: 30 s.
 
-    Raises:
-        UserError: `audiomentations` isn't installed, or `noise_dir` has no audio files or an unreadable one.
+    Raises `UserError` if `audiomentations` isn't installed, or `noise_dir` has no audio files or an unreadable one.
     """
 
     def __init__(self, options: AugmentArguments, max_samples: int = 30 * SAMPLING_RATE):

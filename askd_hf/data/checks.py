@@ -27,29 +27,21 @@ MAX_LISTED = 10  # invalid clips in a message
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the model, beyond which a clip is invalid, and of the user's filters.
+    """Limits of the model, beyond which a clip is invalid, and of the user's filters."""
 
-    Attributes:
-        chunk_length: longest clip that the model takes, seconds (`WhisperFeatureExtractor.chunk_length`).
-        max_target_positions: label tokens that the decoder takes (`WhisperConfig.max_target_positions`).
-        min_duration_in_seconds, max_duration_in_seconds, min_label_length, max_label_length: clips outside this range
-            are filtered out. Label lengths are tokens, including those of language, task and end of text.
-        allow_empty_text: whether an empty transcript is valid, as it is for clips without speech.
-        skip_long: whether longer clips than `chunk_length` are filtered out instead of invalid.
-        check_timestamps: whether to validate `segments`.
-        check_prompts: whether to validate `prompt`.
-    """
-
-    chunk_length: float
+    chunk_length: float  # longest clip that the model takes, seconds (`WhisperFeatureExtractor.chunk_length`)
+    # label tokens that the decoder takes (`WhisperConfig.max_target_positions`)
     max_target_positions: float = math.inf
+    # min_duration_in_seconds, max_duration_in_seconds, min_label_length, max_label_length: clips outside this range
+    # are filtered out. Label lengths are tokens, including those of language, task and end of text.
     min_duration_in_seconds: float = 0.0
     max_duration_in_seconds: float = math.inf
     min_label_length: float = 0
     max_label_length: float = math.inf
-    allow_empty_text: bool = False
-    skip_long: bool = False
-    check_timestamps: bool = False
-    check_prompts: bool = False
+    allow_empty_text: bool = False  # whether an empty transcript is valid, as it is for clips without speech
+    skip_long: bool = False  # whether clips longer than `chunk_length` are filtered out instead of invalid
+    check_timestamps: bool = False  # whether to validate `segments`
+    check_prompts: bool = False  # whether to validate `prompt`
 
     def for_no_speech(self) -> "Limits":
         """Return the limits of clips without speech: those of the model, and empty transcripts are valid."""
@@ -61,7 +53,6 @@ class Limits:
         """Return why a clip is invalid, as "kind: details", or None if it is valid.
 
         Args:
-            audio_error: why its audio can't be decoded, or "".
             duration: in seconds.
             row: with `text`, optionally `segments` and `prompt`.
             label_tokens: number of label tokens; None if the transcript isn't used, and any is valid.
@@ -120,20 +111,17 @@ def filter_invalid_clips(
 
     Args:
         dataset: the result of `load_speech_dataset`.
-        limits: what is valid, and the filters.
         tokenize: returns the label ids of a row without audio (`SpeechCollator.label_ids`); None if transcripts aren't
             used, and any is valid.
         on_bad_audio: "error" to raise if a row is invalid, "skip" to drop invalid rows with a warning.
         num_proc: number of decoding processes; None for the current process.
         report_file: CSV file (row, clip, reason) for the dropped rows; written only if there are any.
-        split: name of the split in messages.
 
     Returns:
         The remaining rows with the added columns `duration` (seconds, float), `audio_key` (the result of `audio_key`)
         and, with `tokenize`, `label_tokens` (number of label tokens, int).
 
-    Raises:
-        UserError: there are invalid rows and `on_bad_audio` is "error", or no row is left.
+    Raises `UserError` if there are invalid rows and `on_bad_audio` is "error", or no row is left.
     """
     # In memory, since the cache of `datasets` would return old results for files that changed. Workers get only the
     # audio: in forked processes, the threads of tokenizers and torch can deadlock.

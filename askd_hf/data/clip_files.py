@@ -16,19 +16,13 @@ from .metadata import warn_once
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """Resolves the audio paths in the rows of a dataset.
-
-    Attributes:
-        name: of the dataset in messages.
-        folders: where relative paths are searched, in order. The working directory is searched last.
-        root: directory of a downloaded dataset, which no path may leave; None for local data.
-        downloaded: whether the dataset was downloaded. If so and `root` is None, no file is opened.
-    """
+    """Resolves the audio paths in the rows of a dataset."""
 
     name: str
+    # where relative paths are searched, in order. The working directory is searched last.
     folders: tuple[Path, ...] = ()
-    root: Path | None = None
-    downloaded: bool = False
+    root: Path | None = None  # directory of a downloaded dataset, which no path may leave; None for local data
+    downloaded: bool = False  # whether the dataset was downloaded. If so and `root` is None, no file is opened.
 
     def locate(self, path: str) -> str | None:
         """Return the file of a path in a row, whether it exists or not, or None if it may not be opened.

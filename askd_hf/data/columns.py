@@ -57,8 +57,6 @@ def require_audio_files(feature: FeatureType, name: str, action: str) -> None:
     """Raise `UserError` unless the audio is stored as files.
 
     Args:
-        feature: type of the column `audio`.
-        name: name of the dataset or its first clip, for the message.
         action: what requires audio files, such as "stream".
     """
     if not isinstance(feature, Audio):

@@ -23,12 +23,6 @@ MAX_PATTERNS = 100  # directories of a split that are downloaded by name
 def load_hub_audiofolder(name: str, builder: DatasetBuilder, split: str, urls: Mapping[str, list[str]]) -> Dataset:
     """Return the rows of a split: those of the nearest metadata file above its audio, without rows of other splits.
 
-    Args:
-        name: Hub id.
-        builder: the result of `load_dataset_builder`.
-        split: name of the split.
-        urls: the files of each split.
-
     Raises `UserError` if there is no metadata file, or several, and as `read_audiofolder`.
     """
     splits = {key: [PurePosixPath(url.removeprefix(f"{builder.base_path}/")) for url in urls[key]] for key in urls}
@@ -41,7 +35,7 @@ def load_hub_audiofolder(name: str, builder: DatasetBuilder, split: str, urls: M
         found = {file for file in map(PurePosixPath, files) if file.name in METADATA_FILES}
     nearest = {_nearest(file, found) for file in own if file.suffix.lower() in AUDIO_SUFFIXES} - {None}
     if builder.repo_id is None or not nearest:
-        deeper = f" ({min(found)} is too deep; use {name}/{_grandparent(min(found))})" if found else ""
+        deeper = f" ({min(found)} is too deep; use {name}/{min(found).parent.parent.as_posix()})" if found else ""
         raise UserError(f"{name}: no {', '.join(METADATA_FILES)} found for the audio files{deeper}")
     if len(nearest) > 1:
         raise UserError(f"{name}: split {split!r} has several metadata files, {', '.join(map(str, sorted(nearest)))}")
@@ -66,10 +60,6 @@ def _nearest(file: PurePosixPath, metadata: set[PurePosixPath]) -> PurePosixPath
     """Return the metadata file in the directory of a file, or in the nearest directory above."""
     candidates = (parent / name for parent in file.parents for name in METADATA_FILES)
     return next((candidate for candidate in candidates if candidate in metadata), None)
-
-
-def _grandparent(file: PurePosixPath) -> str:
-    return file.parent.parent.as_posix()
 
 
 def _download(name: str, builder: DatasetBuilder, patterns: list[str]) -> Path:

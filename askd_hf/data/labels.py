@@ -151,7 +151,6 @@ def prompt_ids(
     Unlike `tokenizer.get_prompt_ids` it accepts text with special tokens, and languages without spaces get none.
 
     Args:
-        prompt: the text before the clip.
         max_length: tokens, `<|startofprev|>` included.
         language, task: as in `text_ids`.
     """

@@ -30,7 +30,6 @@ def lower_case(text: str, language: str | None) -> str:
     `İ` becomes `i` in every language. `str.lower` would add a combining dot, which Whisper doesn't produce.
 
     Args:
-        text: any text.
         language: of the text, a code or a name; None for English.
     """
     text = text.replace("I\u0307", "İ").replace("İ", "i")
@@ -57,7 +56,6 @@ def with_language(
             class labels.
         language: of all rows; None to use the column `language`.
         task: of all rows; None to use the column `task`, or else "transcribe".
-        name: of the dataset in messages.
 
     Raises `UserError` if the column `language` is empty in all rows, or `task` is invalid in all rows.
     """

@@ -85,8 +85,7 @@ def load_speech_dataset(
         Also dropped with a warning: a column `text` or `audio` that isn't the chosen one, `TRAINING_COLUMNS`, and
         `VALIDATION_COLUMNS` of another type.
 
-    Raises:
-        UserError: the dataset, configuration, split or column doesn't exist, or the Hub can't be reached.
+    Raises `UserError` if the dataset, configuration, split or column doesn't exist, or the Hub can't be reached.
     """
     parts = []
     for part in split.split("+"):

@@ -26,14 +26,10 @@ PREFIX_MARKS = [{f"<|{code}|>" for code in LANGUAGES}, {f"<|{task}|>" for task i
 
 
 class ParsedText(NamedTuple):
-    """A text without its markup.
-
-    Attributes:
-        text: the transcript.
-        segments: as in the column `segments`, or None without timestamps. The last `end` is None if it is missing.
-    """
+    """A text without its markup."""
 
     text: str
+    # as in the column `segments`, or None without timestamps. The last `end` is None if it is missing.
     segments: list[dict[str, Any]] | None
 
 
@@ -48,7 +44,6 @@ def read_markup(text: str, language: str | None = None, task: str | None = None)
     A prefix that starts with `<|startoftranscript|>`, and `<|endoftext|>` at the end, are removed.
 
     Args:
-        text: the transcript.
         language, task: of the row, as a code; None or `UNKNOWN` to accept any.
 
     Raises `UserError` for other special tokens, a prefix with another language or task, and timestamps that aren't in

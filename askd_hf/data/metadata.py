@@ -101,8 +101,7 @@ def csv_rows(file: Path, delimiter: str = ",", quotes: bool = True) -> Iterator[
 
     Not `pyarrow.csv`, which accepts an unclosed quote.
 
-    Raises:
-        UserError: two columns have the same name, a row has another length, or a quote isn't closed.
+    Raises `UserError` if two columns have the same name, a row has another length, or a quote isn't closed.
     """
     # utf-8-sig: spreadsheet programs write a byte order mark before the first column's name
     with file.open(newline="", encoding="utf-8-sig") as stream:

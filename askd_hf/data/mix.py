@@ -40,10 +40,8 @@ def mix(datasets: list[Dataset], probabilities: list[float], seed: int) -> Datas
     """Mix datasets returned by `filter_invalid_clips`.
 
     Args:
-        datasets: at least one.
         probabilities: sampling probability of each dataset, normalized to a sum of 1. Clips are repeated until all
             clips of all datasets are included (`stopping_strategy="all_exhausted"`). Empty to concatenate them.
-        seed: of the sampling.
     """
     if len(datasets) == 1:
         return datasets[0]
@@ -70,27 +68,19 @@ class SpeechStream:
     """Infinite stream of rows of several datasets. The order depends only on the seed.
 
     Invalid rows keep their place in the order, so a resumed run skips the rows it has trained on without decoding.
-
-    Attributes:
-        datasets: results of `select_training_columns`.
-        probabilities: sampling probability of each dataset, normalized to a sum of 1. Clips are repeated until all
-            clips of all datasets have occurred in the epoch. Empty to alternate between the datasets, each clip once.
-        seed: of shuffling, sampling and augmentation.
-        buffer_size: rows per dataset in the shuffle buffer. Default: 1000.
-        no_speech_dataset: clips without speech, repeated as needed; None for no such clips.
-        no_speech_probability: their share of the rows.
-        on_bad_audio: "error" if an invalid row ends the run, "skip" if it is skipped.
-        held_out: names of clips that are excluded.
     """
 
-    datasets: list[IterableDataset]
+    datasets: list[IterableDataset]  # results of `select_training_columns`
+    # sampling probability of each dataset, normalized to a sum of 1. Clips are repeated until all clips of all
+    # datasets have occurred in the epoch. Empty to alternate between the datasets, each clip once.
     probabilities: list[float] = field(default_factory=list)
-    seed: int = 0
-    buffer_size: int = 1000
+    seed: int = 0  # of shuffling, sampling and augmentation
+    buffer_size: int = 1000  # rows per dataset in the shuffle buffer. Default: 1000.
+    # clips without speech, repeated as needed; None for no such clips
     no_speech_dataset: IterableDataset | None = None
-    no_speech_probability: float = 0.0
-    on_bad_audio: str = "error"
-    held_out: frozenset[str] = frozenset()
+    no_speech_probability: float = 0.0  # their share of the rows
+    on_bad_audio: str = "error"  # "error" if an invalid row ends the run, "skip" if it is skipped
+    held_out: frozenset[str] = frozenset()  # names of clips that are excluded
 
     def __getitem__(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return `row`: `StreamSampler` yields rows instead of indices, and the data loader looks them up here."""

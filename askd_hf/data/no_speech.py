@@ -22,7 +22,6 @@ def synthetic_no_speech(num_clips: int = 64, seed: int = 0, max_duration_in_seco
     Levels are uniform between -70 and -20 dBFS, durations between a thirtieth of the maximum and the maximum.
 
     Args:
-        num_clips: number of clips. Default: 64.
         seed: a clip depends only on the seed and its index.
         max_duration_in_seconds: longest clip. Default: 30 s.
 

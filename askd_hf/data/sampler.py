@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
-from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .mix import SpeechStream
@@ -19,7 +18,6 @@ class ResumableLengthGroupedSampler(Sampler[int]):
     epoch would train on some clips twice and skip others.
 
     Args:
-        sampler: Trainer's sampler.
         seed: the order is that of `seed + epoch()`.
         epoch: returns the current epoch. `set_epoch` can't be used, because accelerate's batch sampler for several
             processes doesn't forward it.
@@ -51,18 +49,6 @@ class StreamSampler(Sampler[Mapping[str, Any]]):
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return itertools.islice(self.stream.rows(), self.num_rows)
-
-
-def stream_sampler(stream: SpeechStream, args: TrainingArguments, train_batch_size: int) -> StreamSampler:
-    """Return the sampler for a run of `args.max_steps` steps.
-
-    Args:
-        stream: the training data.
-        args: gives the number of steps, gradient accumulation steps and processes.
-        train_batch_size: clips per device and micro-batch.
-    """
-    rows_per_step = train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return StreamSampler(stream, args.max_steps * rows_per_step)
 
 
 class SeededDataset(Dataset):

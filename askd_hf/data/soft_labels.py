@@ -61,10 +61,7 @@ def teacher_settings(
     Args:
         teacher: with its full weights, before any cast.
         name: path or Hub id of the teacher.
-        top_k: number of tokens per label token.
-        temperature: of the teacher's distribution.
         dtype: compute dtype: that of autocast, or else of the weights.
-        int8: whether the teacher will run with 8-bit weights. Default: False.
         extractor: the teacher's feature extractor. Default: Whisper's with the teacher's number of mel bins.
     """
     extractor = extractor or WhisperFeatureExtractor(feature_size=teacher.config.num_mel_bins)
@@ -82,12 +79,7 @@ def teacher_settings(
 
 
 def label_keys(dataset: Dataset, collator: SpeechCollator) -> list[str]:
-    """Return for each row a hash of its audio and label tokens.
-
-    Args:
-        dataset: with `audio_key` and the columns that labels are made of.
-        collator: makes the labels.
-    """
+    """Return for each row a hash of its audio and label tokens."""
     keys = []
     for row in dataset.remove_columns("audio"):
         labels = " ".join(map(str, collator.label_ids(row)))
@@ -106,7 +98,6 @@ def has_soft_labels(dataset: Dataset | SpeechStream) -> bool:
 
 
 def without_soft_labels(dataset: Dataset) -> Dataset:
-    """Return the dataset without `SOFT_LABEL_COLUMNS`."""
     return dataset.remove_columns([name for name in SOFT_LABEL_COLUMNS if name in dataset.column_names])
 
 
@@ -115,8 +106,6 @@ def check_settings(dataset: Dataset, temperature: float, vocabulary: int, run_se
 
     Args:
         dataset: with `SOFT_LABEL_COLUMNS`.
-        temperature: of the run's objective.
-        vocabulary: of the student.
         run_settings: `teacher_settings` of the run's teacher; None if it has no teacher.
     """
     run = None if run_settings is None else json.loads(run_settings)
@@ -146,9 +135,6 @@ def check_soft_labels(
 
     Args:
         dataset: the result of `filter_invalid_clips`, with `SOFT_LABEL_COLUMNS`.
-        collator: makes the labels of the run.
-        temperature: of the run's objective.
-        run_settings: `teacher_settings` of the run's teacher; None if it has no teacher.
     """
     check_settings(dataset, temperature, collator.config.vocab_size, run_settings)
     keys = zip(dataset[KEY_COLUMN][:], label_keys(dataset, collator), strict=True)
@@ -167,7 +153,6 @@ def check_same_settings(dataset: Dataset, settings: str, directory: str) -> None
     Args:
         dataset: with `SOFT_LABEL_COLUMNS`.
         settings: `teacher_settings` of the run.
-        directory: of the cache, for the message.
     """
     run = json.loads(settings)
     for cached in read_settings(dataset, directory):
@@ -190,10 +175,6 @@ def check_same_settings(dataset: Dataset, settings: str, directory: str) -> None
 
 def read_settings(dataset: Dataset, name: str) -> list[dict[str, Any]]:
     """Return the distinct `teacher_settings` in a dataset; a setting that is missing is None.
-
-    Args:
-        dataset: with `SETTINGS_COLUMN`.
-        name: of the dataset in the message.
 
     Raises `UserError` if a value isn't the JSON of `teacher_settings`.
     """
@@ -221,8 +202,6 @@ def compute_soft_labels(
     Args:
         teacher: on its device, in its dtype.
         batch: of `SpeechCollator`.
-        top_k: number of tokens per label token.
-        temperature: of the teacher's distribution.
         autocast: compute dtype; None for the teacher's.
     """
     device = teacher.device

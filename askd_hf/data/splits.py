@@ -37,11 +37,6 @@ def pick(name: str, split: str, splits: Mapping[str, T]) -> T:
 
     `train` also matches the only split with a training keyword in its name, such as `train-clean-100`.
 
-    Args:
-        name: of the dataset in the message.
-        split: name of the split.
-        splits: values by the names of the existing splits.
-
     Raises `UserError` if no split or several splits match.
     """
     if split in splits:

@@ -57,7 +57,6 @@ def cache_teacher(
         settings: the result of `teacher_settings`.
         dataset: the result of `filter_invalid_clips`.
         collator: makes the batches. Its `encoder_cache`, if any, must be that of the teacher's encoder.
-        directory: of the cache.
         batch_size: clips per forward pass.
         autocast: compute dtype; None for the teacher's.
         num_workers: number of processes that decode audio; 0 for the current one.

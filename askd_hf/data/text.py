@@ -42,7 +42,6 @@ def clean_texts(
             `language` (codes) and `task` for a multilingual model.
         text_case: "keep"; "lower"; or "auto" to lower-case the transcripts of a language if all of them are entirely
             upper-case. In a stream the first `SAMPLE_SIZE` rows determine this.
-        name: of the dataset in log messages.
         normalize: text normalizer, applied after lower-casing; None for none.
         written_in: the only language code that `normalize` supports; None if it supports any.
 
@@ -81,7 +80,6 @@ def without_times(dataset: Dataset, language: str | None, task: str | None = Non
     """Remove Whisper's timestamps from the transcripts. Invalid markup is kept.
 
     Args:
-        dataset: with `text`.
         language: of the dataset, a code; None for English.
         task: "transcribe" or "translate"; None for "transcribe".
     """
@@ -115,15 +113,10 @@ def written_language(row: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Case:
-    """Which transcripts are lower-cased.
+    """Which transcripts are lower-cased."""
 
-    Attributes:
-        lowered: language of the text -> whether it is lower-cased.
-        others: whether other languages are lower-cased.
-    """
-
-    lowered: dict[str | None, bool]
-    others: bool
+    lowered: dict[str | None, bool]  # language of the text -> whether it is lower-cased
+    others: bool  # whether other languages are lower-cased
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> "Case":

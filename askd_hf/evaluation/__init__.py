@@ -16,31 +16,6 @@ from .speed import measure_speed
 from .suites import DatasetSpec, suite_sets
 from .transcribe import Decoding, DecodingJob, plan_jobs, run_job
 
-__all__ = [
-    "MANIFESTS_DIR",
-    "DatasetSpec",
-    "Decoding",
-    "DecodingJob",
-    "EvaluationArguments",
-    "Manifest",
-    "PreparedSet",
-    "Results",
-    "check_can_assist",
-    "concatenate_clips",
-    "format_results",
-    "measure_speculative",
-    "measure_speed",
-    "plan_jobs",
-    "prepare_set",
-    "run_job",
-    "save_spelling_normalizer",
-    "score_directory",
-    "spread_clips",
-    "suite_sets",
-    "transcribe_long",
-    "write_report",
-]
-
 # old name -> current name
 _RENAMED = {
     "EvalSet": "DatasetSpec",

@@ -36,17 +36,11 @@ REPETITIONS = 3
 
 
 class EvalSplit(NamedTuple):
-    """Clips of one language and task to evaluate on.
-
-    Attributes:
-        source: where the split was loaded from.
-        clips: the valid clips.
-        skipped: number of invalid clips of the split.
-    """
+    """Clips of one language and task to evaluate on."""
 
     source: SpeechSource
-    clips: Dataset
-    skipped: int
+    clips: Dataset  # the valid clips
+    skipped: int  # number of invalid clips of the split
 
 
 def evaluate_models(
@@ -65,7 +59,6 @@ def evaluate_models(
             processor.
         splits: from `evaluation_speech`.
         normalizer: see `normalizer_for`.
-        config: of the run.
     """
     folder = Path(config.output_dir) / EVALUATION
     sets = [_prepared_set(name, split) for name, split in splits.items()]

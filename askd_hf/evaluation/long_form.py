@@ -29,22 +29,16 @@ Timestamps = Literal["none", "segment", "word"]
 
 @dataclass
 class LongFormTranscript:
-    """Transcript of one recording.
-
-    Attributes:
-        text: the text as generated.
-        chunks: (start, end, text) of each segment or word, seconds from the start of the recording; None unless
-            requested. A missing end is replaced by the end of the recording, a missing start by the previous end.
-        duration: length of the recording in seconds.
-        transcription_time: seconds spent on the recording, feature extraction included; a batch is divided equally.
-        tokens: length of the text in tokens. The pipeline doesn't return how many were generated.
-    """
+    """Transcript of one recording."""
 
     text: str
+    # (start, end, text) of each segment or word, seconds from the start of the recording; None unless requested. A
+    # missing end is replaced by the end of the recording, a missing start by the previous end.
     chunks: list[tuple[float, float, str]] | None
-    duration: float
+    duration: float  # length of the recording in seconds
+    # seconds spent on the recording, feature extraction included; a batch is divided equally
     transcription_time: float
-    tokens: int
+    tokens: int  # length of the text in tokens. The pipeline doesn't return how many were generated.
 
 
 def transcribe_long(
@@ -72,7 +66,6 @@ def transcribe_long(
 
     Args:
         clips: rows of `load_speech_dataset` or `concatenate_clips`; `audio` and `clip` are read.
-        method: "short_form", "sequential" or "chunked".
         batch_size: windows or clips per batch; "sequential" has none.
         timestamps: what to put into `LongFormTranscript.chunks`. "word" requires alignment heads in the model's
             generation config.
@@ -218,8 +211,7 @@ def concatenate_clips(dataset: Dataset, max_duration: float, pause_duration: flo
         A dataset with `audio` (WAV files in memory, 16 kHz, float32), `text` (joined by spaces), `clip` (name of the
         first clip and number of the others), and `speaker` if the dataset has it.
 
-    Raises:
-        UserError: a clip can't be decoded.
+    Raises `UserError` if a clip can't be decoded.
     """
     has_speaker = "speaker" in dataset.column_names
     recordings: list[dict[str, Any]] = []

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, disk_errors
-from .results import EvaluatedModel, rename_keys, write_json
+from ..json_files import from_json, read_json, write_json
+from .results import EvaluatedModel
 
 MANIFESTS_DIR = "manifests"
 # fields that must be equal for lines to belong to one file, with their names in messages
@@ -29,50 +30,31 @@ MUST_MATCH = {
 }
 # keys of `set` that may differ: a dataset may be moved, and `data` identifies its clips
 MAY_DIFFER = {"dataset", "on_hub", "no_speech"}
-OVERWRITE_HINT = "Use another --output_dir, or decode again with --overwrite True"
-OLD_KEYS = {"facts": "model", "dropped": "excluded", "run": "runtime"}
+OVERWRITE_ADVICE = "Use another --output_dir, or decode again with --overwrite True"
 
 
 @dataclass
 class ManifestMetadata:
-    """What the lines of a manifest depend on, and how many there are.
+    """What the lines of a manifest depend on, and how many there are."""
 
-    Attributes:
-        role: `student`, `teacher`, ...
-        model: the model, with the name it was loaded by.
-        set: name, dataset, config, split, language, task and `no_speech` of the set, and whether its dataset is on the
-            Hub.
-        method: `short_form`, `sequential` or `chunked`.
-        decoding: settings that change the texts: beams, token limit, dtype, timestamps.
-        runtime: settings that change the texts by rounding only: batch size, device, versions, date; if a run was
-            resumed with other values, all of them. Also `token_limit` per clip, if known.
-        weights: digest of the weights as they were loaded.
-        data: digest of audio and transcripts of the clips, in the order of the manifest.
-        rows: number of lines of a complete manifest.
-        excluded: number of clips that were never decoded, by reason.
-        complete: whether all lines are written.
-    """
-
-    role: str
+    role: str  # such as `student`
     model: EvaluatedModel
+    # name, dataset, config, split, language, task and `no_speech` of the set, and whether its dataset is on the Hub
     set: dict[str, Any]
     method: str
-    decoding: dict[str, Any]
+    decoding: dict[str, Any]  # settings that change the texts: beams, token limit, dtype, timestamps
+    # settings that change the texts by rounding only: batch size, device, versions, date; if a run was resumed with
+    # other values, all of them. Also the command, and `token_limit` per clip, if known.
     runtime: dict[str, Any]
-    weights: str
-    data: str
-    rows: int
-    excluded: dict[str, int]
+    weights: str  # digest of the weights as they were loaded
+    data: str  # digest of audio and transcripts of the clips, in the order of the manifest
+    rows: int  # number of lines of a complete manifest
+    excluded: dict[str, int]  # number of clips that were never decoded, by reason
     complete: bool = False
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ManifestMetadata":
-        """Return the metadata that this or an earlier version wrote."""
-        data = {OLD_KEYS.get(name, name): value for name, value in data.items()}
-        data["model"] = EvaluatedModel(**rename_keys(data["model"], "model"))
-        if data["method"] == "short":
-            data["method"] = "short_form"
-        return cls(**data)
+    def __post_init__(self):
+        if self.method == "short":  # in manifests of earlier versions
+            self.method = "short_form"
 
 
 class Manifest:
@@ -81,9 +63,11 @@ class Manifest:
     Args:
         folder: `DIR/manifests`.
         role, name: role of the model and name of the set; they name the files.
+        overwrite_advice: what to do about lines made with other settings, the end of the error message.
     """
 
-    def __init__(self, folder: Path, role: str, name: str):
+    def __init__(self, folder: Path, role: str, name: str, overwrite_advice: str = OVERWRITE_ADVICE):
+        self.overwrite_advice = overwrite_advice
         self.lines_file = folder / role / f"{name}.jsonl"
         self.metadata_file = folder / role / f"{name}.json"
 
@@ -94,15 +78,12 @@ class Manifest:
         uninterrupted one and gives the same texts bit by bit. If the batch size has changed, the metadata lists both.
 
         Args:
-            metadata: of this run.
-            batch_size: clips per batch.
             overwrite: delete lines made with other settings instead of raising.
 
         Returns:
             The number of lines that are kept.
 
-        Raises:
-            UserError: the existing lines were made with other settings, or the disk can't be written.
+        Raises `UserError` if the existing lines were made with other settings, or the disk can't be written.
         """
         with disk_errors(f"manifest {self.lines_file}"):
             self.lines_file.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +115,7 @@ class Manifest:
         differences = _differences(self.metadata(), metadata) if self.metadata_file.exists() else []
         if differences:
             what = "; ".join(differences)
-            raise UserError(f"{self.lines_file} was created with different settings: {what}. {OVERWRITE_HINT}")
+            raise UserError(f"{self.lines_file} was created with different settings: {what}. {self.overwrite_advice}")
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Append lines and flush them to disk."""
@@ -149,8 +130,7 @@ class Manifest:
         self._write_metadata(dataclasses.replace(self.metadata(), complete=True))
 
     def metadata(self) -> ManifestMetadata:
-        """Read the metadata."""
-        return ManifestMetadata.from_dict(json.loads(self.metadata_file.read_text(encoding="utf-8")))
+        return from_json(ManifestMetadata, read_json(self.metadata_file))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the complete lines. In manifests of earlier versions `transcription_time` is called `seconds`."""
@@ -172,7 +152,7 @@ class Manifest:
         return found
 
     def _write_metadata(self, metadata: ManifestMetadata) -> None:
-        write_json(self.metadata_file, dataclasses.asdict(metadata))
+        write_json(self.metadata_file, metadata)
 
 
 def _differences(then: ManifestMetadata, now: ManifestMetadata) -> list[str]:
@@ -210,7 +190,6 @@ def check_comparable(folder: Path, metadata: dict[str, dict[str, ManifestMetadat
     """Raise `UserError` unless all manifests are complete, with one model per role and the same clips per set.
 
     Args:
-        folder: directory of the manifests, for the messages.
         metadata: by set and role.
     """
     first_of_role: dict[str, ManifestMetadata] = {}

@@ -10,7 +10,7 @@ from transformers import EvalPrediction, WhisperProcessor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from ..arguments import Normalizer
+from ..arguments import NORMALIZERS, Normalizer
 from ..data.languages import UNSPACED, language_code
 from ..errors import UserError
 from .evaluate_library import Metric, MetricInfo
@@ -19,15 +19,6 @@ from .normalizers import MultilingualNormalizer, TextNormalizer, agree_on_option
 UNIFIED = "english-unified"
 MULTILINGUAL = "multilingual"
 LEADERBOARD = "open-asr-leaderboard"
-# descriptions for tables and cards
-DESCRIPTIONS = {
-    UNIFIED: "Whisper's English normalizer, after unifying apostrophes, quotes and dots",
-    MULTILINGUAL: "removes case, punctuation and spelling variants, keeps combining marks",
-    "english": "Whisper's English normalizer",
-    "basic": "Whisper's basic normalizer",
-    LEADERBOARD: "English normalizer of the Open ASR Leaderboard, from the installed checkout",
-    "none": "no normalization",
-}
 # languages without spaces between words are scored by letter, as by OpenAI
 BY_LETTER = f"{MULTILINGUAL}, by letter"
 BASIC_BY_LETTER = "basic, by letter"
@@ -59,22 +50,13 @@ def normalizer_for(name: str, language: str | None, spelling: dict[str, str]) ->
     """Return a text normalizer and its name in tables, cards and results.
 
     Args:
-        name: one of
-
-            - `english`: Whisper's English normalizer. Expands contractions, removes fillers, writes numbers in digits
-              and British spellings as American ones.
-            - `english-unified`: the same after `unify_punctuation`.
-            - `basic`: Whisper's normalizer for other languages. Lower case, no punctuation, no combining marks; each
-              letter is a word in the languages of `UNSPACED` (`BASIC_BY_LETTER`).
-            - `multilingual`: `MultilingualNormalizer` (`BY_LETTER` in the languages of `UNSPACED`).
-            - `open-asr-leaderboard`: see `leaderboard_normalizer`.
-            - `none`: only collapses white space.
-            - `auto`: `english-unified` for English, `multilingual` for other languages.
+        name: one of `NORMALIZERS`, or `auto`: `english-unified` for English, `multilingual` for other languages.
+            `basic` and `multilingual` make each letter a word in the languages of `UNSPACED`, and are then called
+            `BASIC_BY_LETTER` and `BY_LETTER`. `none` only collapses white space.
         language: language of the texts, a code or a name; None (an English-only model) counts as English.
         spelling: British to American words, from a model's `normalizer.json`.
 
-    Raises:
-        UserError: `open-asr-leaderboard` is requested for another language, or isn't installed.
+    Raises `UserError` if `open-asr-leaderboard` is requested for another language, or isn't installed.
     """
     code = language_code(language) or "en"
     if name == "auto":
@@ -101,7 +83,7 @@ def text_language(task: str, language: str | None) -> str | None:
 def describe_normalizers(names: Iterable[str]) -> str:
     """Describe normalizers, by the names that `normalizer_for` returns, in a note below a table."""
     kinds = {name.partition(",")[0] for name in names}
-    described = [f"{name}: {description}" for name, description in DESCRIPTIONS.items() if name in kinds]
+    described = [f"{name}: {description}" for name, description in NORMALIZERS.items() if name in kinds]
     by_letter = ["by letter: each letter is a word"] if {BY_LETTER, BASIC_BY_LETTER} & set(names) else []
     return "; ".join(described + by_letter)
 
@@ -175,7 +157,6 @@ def compute_metrics_for(
     Its inputs are generated tokens and labels, `(clips, tokens)` each, padded with -100 or the padding token.
 
     Args:
-        processor: decodes the tokens.
         name: name of the normalizer, see `normalizer_for`.
         language: language of labels without a language token, as those of an English-only model.
     """

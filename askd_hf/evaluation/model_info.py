@@ -13,12 +13,7 @@ STORED_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "
 
 
 def describe_model(name: str, model: WhisperForConditionalGeneration) -> EvaluatedModel:
-    """Return the size of a model.
-
-    Args:
-        name: the directory or Hub id it was loaded from, or a description of a model that isn't stored.
-        model: the loaded model.
-    """
+    """Return the size of a model."""
     files = _weight_files(name)
     return EvaluatedModel(
         name=name,

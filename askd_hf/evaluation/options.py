@@ -2,11 +2,12 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from transformers.hf_argparser import HfArg
 
 from ..arguments import NORMALIZER_HELP, Normalizer
 from ..arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
@@ -27,23 +28,17 @@ class DecodingArguments:
 
     _argument_group_name = "decoding"
 
-    device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, cuda:1, ... Default: a GPU if available, else the CPU."}
+    device: str | None = HfArg(default=None, help="cpu, cuda, cuda:1, ... Default: a GPU if available, else the CPU.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = HfArg(
+        default="auto", help="Dtype of the weights. auto: float16 on a GPU, float32 on a CPU."
     )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = field(
-        default="auto", metadata={"help": "Dtype of the weights. auto: float16 on a GPU, float32 on a CPU."}
+    attn_implementation: str = HfArg(default="sdpa", help="Attention implementation: sdpa, eager, flash_attention_2.")
+    batch_size: int = HfArg(default=16, help="Clips per batch.")
+    generation_max_length: int | None = HfArg(
+        default=None, help="Maximum number of tokens per clip. Default: from the model's generation config."
     )
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "Attention implementation: sdpa, eager, flash_attention_2."}
-    )
-    batch_size: int = field(default=16, metadata={"help": "Clips per batch."})
-    generation_max_length: int | None = field(
-        default=None,
-        metadata={"help": "Maximum number of tokens per clip. Default: from the model's generation config."},
-    )
-    num_workers: int | None = field(
-        default=None,
-        metadata={"help": "Processes that decode audio and compute features. Default: 4 with a GPU, else 0."},
+    num_workers: int | None = HfArg(
+        default=None, help="Processes that decode audio and compute features. Default: 4 with a GPU, else 0."
     )
 
     def __post_init__(self):
@@ -77,121 +72,86 @@ class EvaluationArguments(DecodingArguments):
 
     _argument_group_name = "evaluation"
 
-    model: str | None = field(
-        default=None, metadata={"help": "Whisper model to evaluate (the student): a local directory or a Hub id."}
+    model: str | None = HfArg(
+        default=None, help="Whisper model to evaluate (the student): a local directory or a Hub id."
     )
-    teacher: str | None = field(
-        default=None,
-        metadata={"help": "Model to compare it with, usually its teacher: a local directory or a Hub id."},
+    teacher: str | None = HfArg(
+        default=None, help="Model to compare it with, usually its teacher: a local directory or a Hub id."
     )
-    suite: list[str] = field(
+    suite: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": f"One or more named sets: {', '.join(SUITE_NAMES)}. open-asr: LibriSpeech, AMI, Earnings-22 and "
-            "TED-LIUM. common-voice and fleurs require --language."
-        },
+        help=f"One or more named sets: {', '.join(SUITE_NAMES)}. open-asr: LibriSpeech, AMI, Earnings-22 and "
+        "TED-LIUM. common-voice and fleurs require --language.",
     )
-    dataset: str | None = field(
+    dataset: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Your own speech, in addition to --suite or instead of it: a directory with metadata.csv, a saved "
-            "dataset, Parquet files, or a Hub id. An empty transcript means that the clip has no speech; a clip "
-            "without a transcript (null) is excluded."
-        },
+        help="Your own speech, in addition to --suite or instead of it: a directory with metadata.csv, a saved "
+        "dataset, Parquet files, or a Hub id. An empty transcript means that the clip has no speech; a clip without a "
+        "transcript (null) is excluded.",
     )
-    no_speech: bool = field(
+    no_speech: bool = HfArg(
         default=False,
-        metadata={
-            "help": "No clip of --dataset has speech (noise, music): any text counts as a hallucination. Transcripts "
-            "are not required."
-        },
+        help="No clip of --dataset has speech (noise, music): any text counts as a hallucination. Transcripts are not "
+        "required.",
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of --dataset, if it is on the Hub."}
+    dataset_config: str | None = HfArg(default=None, help="Configuration of --dataset, if it is on the Hub.")
+    eval_splits: list[str] = HfArg(
+        default_factory=list, help="Splits of --dataset; each is a set of its own. Default: train."
     )
-    eval_splits: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Splits of --dataset; each is a set of its own. Default: train."},
+    audio_column_name: str | None = HfArg(default=None, help="Audio column of --dataset. Default: found by its name.")
+    text_column_name: str | None = HfArg(
+        default=None, help="Transcript column of --dataset. Default: found by its name."
     )
-    audio_column_name: str | None = field(
-        default=None, metadata={"help": "Audio column of --dataset. Default: found by its name."}
+    speaker_column: str | None = HfArg(default=None, help="Speaker column of --dataset. Default: found by its name.")
+    language: str | None = HfArg(
+        default=None, help="Language of the speech, such as english or fr. Required for multilingual models."
     )
-    text_column_name: str | None = field(
-        default=None, metadata={"help": "Transcript column of --dataset. Default: found by its name."}
+    task: Literal["transcribe", "translate"] = HfArg(
+        default="transcribe", help="Task of multilingual models on --dataset. translate: into English."
     )
-    speaker_column: str | None = field(
-        default=None, metadata={"help": "Speaker column of --dataset. Default: found by its name."}
-    )
-    language: str | None = field(
-        default=None,
-        metadata={"help": "Language of the speech, such as english or fr. Required for multilingual models."},
-    )
-    task: Literal["transcribe", "translate"] = field(
-        default="transcribe",
-        metadata={"help": "Task of multilingual models on --dataset. translate: into English."},
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate only the first N clips of each set."}
-    )
-    on_bad_audio: Literal["error", "skip"] = field(
+    max_eval_samples: int | None = HfArg(default=None, help="Evaluate only the first N clips of each set.")
+    on_bad_audio: Literal["error", "skip"] = HfArg(
         default="error",
-        metadata={"help": "Clips that can't be decoded. error: stop before the evaluation; skip: exclude and count."},
+        help="Clips that can't be decoded. error: stop before the evaluation; skip: exclude and count.",
     )
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Directory for manifests, results and report. Default: runs/evaluation-NAME."},
+    output_dir: str | None = HfArg(
+        default=None, help="Directory for manifests, results and report. Default: runs/evaluation-NAME."
     )
-    overwrite: bool = field(
-        default=False,
-        metadata={"help": "Decode again what was decoded with other settings in --output_dir, instead of stopping."},
+    overwrite: bool = HfArg(
+        default=False, help="Decode again what was decoded with other settings in --output_dir, instead of stopping."
     )
-    score_only: bool = field(
-        default=False,
-        metadata={"help": "Only score the manifests in --output_dir again, for example with another --normalizer."},
+    score_only: bool = HfArg(
+        default=False, help="Only score the manifests in --output_dir again, for example with another --normalizer."
     )
-    normalizer: Normalizer = field(
-        default="auto", metadata={"help": f"Text normalizer, applied before scoring. {NORMALIZER_HELP}"}
-    )
-    n_resamples: int = field(
-        default=N_RESAMPLES, metadata={"help": "Number of bootstrap resamples for the confidence intervals."}
-    )
-    num_beams: int = field(default=1, metadata={"help": "Number of beams; 1 is greedy decoding."})
-    timestamps: Literal["none", "segment", "word"] = field(
+    normalizer: Normalizer = HfArg(default="auto", help=f"Text normalizer, applied before scoring. {NORMALIZER_HELP}")
+    n_resamples: int = HfArg(default=N_RESAMPLES, help="Number of bootstrap resamples for the confidence intervals.")
+    num_beams: int = HfArg(default=1, help="Number of beams; 1 is greedy decoding.")
+    timestamps: Literal["none", "segment", "word"] = HfArg(
         default="none",
-        metadata={
-            "help": "Also write timestamps of segments or words to the manifests (chunks). The texts may differ "
-            "slightly from those without timestamps."
-        },
+        help="Also write timestamps of segments or words to the manifests (chunks). The texts may differ slightly "
+        "from those without timestamps.",
     )
-    long_form: list[str] = field(
+    long_form: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Also evaluate clips longer than the model's window (30 s): sequential, chunked or both. Without "
-            "this option they are excluded and counted."
-        },
+        help="Also evaluate clips longer than the model's window (30 s): sequential, chunked or both. Without this "
+        "option they are excluded and counted.",
     )
-    concatenate_seconds: float | None = field(
+    concatenate_seconds: float | None = HfArg(
         default=None,
-        metadata={
-            "help": "Evaluate --long_form on recordings of up to this length, made of consecutive clips of a speaker. "
-            "Must be greater than the window (30 s)."
-        },
+        help="Evaluate --long_form on recordings of up to this length, made of consecutive clips of a speaker. Must "
+        "be greater than the window (30 s).",
     )
-    speed: bool = field(
-        default=False, metadata={"help": "Measure speed and memory of all models, interleaved on the same clips."}
+    speed: bool = HfArg(default=False, help="Measure speed and memory of all models, interleaved on the same clips.")
+    speculative: bool = HfArg(
+        default=False, help="Measure the teacher's speculative decoding with the student as assistant."
     )
-    speculative: bool = field(
-        default=False, metadata={"help": "Measure the teacher's speculative decoding with the student as assistant."}
+    speed_clips: int = HfArg(
+        default=32, help="Number of clips for --speed and --speculative, taken at equal distances in the first set."
     )
-    speed_clips: int = field(
-        default=32,
-        metadata={"help": "Number of clips for --speed and --speculative, taken at equal distances in the first set."},
+    speed_batch_sizes: list[int] = HfArg(
+        default_factory=lambda: [1, 16], help="Batch sizes of --speed; reduced to --speed_clips if larger."
     )
-    speed_batch_sizes: list[int] = field(
-        default_factory=lambda: [1, 16],
-        metadata={"help": "Batch sizes of --speed; reduced to --speed_clips if larger."},
-    )
-    repetitions: int = field(default=5, metadata={"help": "Timed passes of --speed and --speculative."})
+    repetitions: int = HfArg(default=5, help="Timed passes of --speed and --speculative.")
 
     def __post_init__(self):
         check_ranges(self, num_beams=COUNT, n_resamples=COUNT, speed_clips=COUNT, repetitions=COUNT)
@@ -252,7 +212,6 @@ class EvaluationArguments(DecodingArguments):
         )
 
     def decoding(self) -> Decoding:
-        """Return the decoding settings."""
         return Decoding(self.num_beams, self.generation_max_length, self.timestamps, self.batch_size, self.num_workers)
 
 

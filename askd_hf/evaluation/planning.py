@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,7 +172,7 @@ def candidates(
     for shape in itertools.starmap(Candidate, itertools.product(_windows(whole.window), sizes, encoders, decoders)):
         fitting = sum(d <= shape.window for d in durations) / len(durations) if durations else 1.0
         seconds = costs.of(shape)
-        changes = dict(parameters=weights.count(shape), seconds=seconds, speedup=baseline / seconds, fitting=fitting)
+        changes: dict[str, Any] = dict(parameters=weights.count(shape), seconds=seconds, speedup=baseline / seconds, fitting=fitting)
         found.append(replace(shape, **changes))
     return found
 

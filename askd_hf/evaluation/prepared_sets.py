@@ -22,18 +22,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PreparedSet:
-    """The clips of a set that one method decodes, longest first, so that a shortage of memory shows immediately.
+    """The clips of a set that one method decodes, longest first, so that a shortage of memory shows immediately."""
 
-    Attributes:
-        spec: what was loaded; its name is used in the results and for the manifest files.
-        clips: columns `audio`, `text` (never None), `clip`, `duration`, `audio_key` and, if known, `speaker`.
-        excluded: number of clips that aren't decoded, by reason.
-    """
-
-    spec: DatasetSpec
+    spec: DatasetSpec  # what was loaded; its name is used in the results and for the manifest files
     method: Method
-    clips: Dataset
-    excluded: dict[str, int]
+    clips: Dataset  # columns `audio`, `text` (never None), `clip`, `duration`, `audio_key` and, if known, `speaker`
+    excluded: dict[str, int]  # number of clips that aren't decoded, by reason
 
     def digest(self) -> str:
         """Return a digest of audio, transcripts and speakers in order: 32 hexadecimal digits."""
@@ -60,7 +54,6 @@ def prepare_set(
     without a transcript (None) is excluded.
 
     Args:
-        spec: the set.
         window: seconds of audio that the model takes at a time. Longer clips are excluded and counted.
         long_form: methods for the longer clips, each a set of its own: `NAME-sequential`, `NAME-chunked`.
         concatenate_seconds: evaluate these methods on recordings of up to this many seconds, made of consecutive

@@ -6,6 +6,7 @@ and use the colors of the page in light and dark mode.
 """
 
 import bisect
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -46,8 +47,7 @@ def write_report(results: Results, folder: Path) -> Path:
     Returns:
         The path of the page.
 
-    Raises:
-        UserError: the page can't be written.
+    Raises `UserError` if the page can't be written.
     """
     page = _environment().get_template("report.html").render(_context(results, folder))
     path = folder / "report.html"
@@ -56,6 +56,7 @@ def write_report(results: Results, folder: Path) -> Path:
     return path
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     """Return an environment that escapes all text, because transcripts may contain anything; undefined names raise."""
     environment = jinja2.Environment(
@@ -117,20 +118,14 @@ def _shapes(models: int) -> list[str]:
     return [SHAPES[0], *others, SHAPES[1]][:models]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# axes
+# ---- axes ----
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of a plot.
+    """An axis of a plot."""
 
-    Attributes:
-        ticks: round values, including both ends.
-        logarithmic: whether the scale is logarithmic.
-    """
-
-    ticks: tuple[float, ...]
+    ticks: tuple[float, ...]  # round values, including both ends
     logarithmic: bool = False
 
     @classmethod
@@ -162,8 +157,7 @@ class Axis:
         return round(100 * (value - low) / (high - low), 2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# data of the plots
+# ---- data of the plots ----
 
 
 def _wer(entry: SetResult) -> dict[str, float]:
@@ -176,26 +170,13 @@ def _ends(scores: Scores) -> list[float]:
     return [value for value in (scores.wer, *(scores.wer_confidence_interval or ())) if value is not None]
 
 
-@dataclass
-class Headline:
-    """The WER of all models, averaged over the sets of one method.
+def headline(results: Results) -> dict[str, Any] | None:
+    """Return the WER of all models, averaged over the short-form sets, else over those of the first long-form method.
 
-    Attributes:
-        sets: sets that all models were evaluated on.
-        wer: unweighted mean over the sets by role, in percent.
-        significance: number of sets on which the student is significantly `better` (interval below 0), significantly
-            `worse` (interval above 0), or neither (`no significant difference`).
-    """
-
-    sets: list[SetResult]
-    wer: dict[str, float]
-    significance: Counter
-
-
-def headline(results: Results) -> Headline | None:
-    """Return the headline over the short-form sets, else over those of the first long-form method.
-
-    Returns None if there is no WER.
+    Returns:
+        None if there is no WER, else `sets`, those that all models were evaluated on; `wer` by role, in percent; and
+        `significance`, the number of sets on which the student is significantly `better` (interval below 0), `worse`
+        (interval above 0), or neither.
     """
     complete = [entry for entry in results.sets if _wer(entry).keys() >= results.models.keys()]
     if not complete:
@@ -207,23 +188,17 @@ def headline(results: Results) -> Headline | None:
     significance = Counter(
         "better" if high < 0 else "worse" if low > 0 else "no significant difference" for low, high in intervals
     )
-    return Headline(sets, wer, significance)
+    return dict(sets=sets, wer=wer, significance=significance)
 
 
 @dataclass
 class SpeedAccuracy:
-    """Data of the plot of speed against WER.
+    """Data of the plot of speed against WER."""
 
-    Attributes:
-        source: the set of the WER; None for the mean of the headline, if the speed was measured on another set.
-        wer: by role, in percent.
-        rows: speed by role, in increasing order.
-        speed_axis, wer_axis: the axes.
-    """
-
+    # the set of the WER; None for the mean of the headline, if the speed was measured on another set
     source: SetResult | None
-    wer: dict[str, float]
-    rows: dict[str, list[ModelSpeed]]
+    wer: dict[str, float]  # by role, in percent
+    rows: dict[str, list[ModelSpeed]]  # speed by role, in increasing order
     speed_axis: Axis
     wer_axis: Axis
 
@@ -234,7 +209,7 @@ def speed_against_wer(results: Results) -> SpeedAccuracy | None:
         return None
     source = next((entry for entry in results.sets if entry.name == results.speed.set and _wer(entry)), None)
     summary = headline(results)
-    wer = _wer(source) if source else summary.wer if summary else {}
+    wer = _wer(source) if source else summary["wer"] if summary else {}
     rows = {role: sorted((r for r in results.speed.rows if r.role == role), key=lambda r: r.rtfx) for role in wer}
     if not any(rows.values()):
         return None
@@ -243,38 +218,20 @@ def speed_against_wer(results: Results) -> SpeedAccuracy | None:
     return SpeedAccuracy(source, wer, rows, speeds, Axis.over(ends))
 
 
-@dataclass
-class Speakers:
-    """Data of the section on the speakers of one set.
-
-    Attributes:
-        entry: the set.
-        axis: axis of the WER.
-        hardest: the speakers with the highest WER of the student, at most `HARDEST_SPEAKERS`.
-        whole: whether these are all speakers.
-    """
-
-    entry: SetResult
-    axis: Axis
-    hardest: list[str]
-    whole: bool
-
-
 def _several_speakers(entry: SetResult) -> bool:
     return any(len(scores.wer_by_speaker) > 1 for scores in entry.scores.values())
 
 
-def by_speaker(entry: SetResult, roles: list[str]) -> Speakers:
-    """Return the data on the speakers of a set."""
+def by_speaker(entry: SetResult, roles: list[str]) -> dict[str, Any]:
+    """Return the set, the `axis` of the WER, the `hardest` speakers for the student, and whether these are all."""
     known = {role: entry.scores[role].wer_by_speaker for role in roles if role in entry.scores}
     first = next(rates for rates in known.values() if len(rates) > 1)
     hardest = sorted(first, key=lambda speaker: (-first[speaker], speaker))[:HARDEST_SPEAKERS]
     axis = Axis.over(rate for rates in known.values() for rate in rates.values())
-    return Speakers(entry, axis, hardest, whole=len(hardest) == len(first))
+    return dict(entry=entry, axis=axis, hardest=hardest, whole=len(hardest) == len(first))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# text
+# ---- text ----
 
 
 def _number(value: float | None, digits: int = 0) -> str:

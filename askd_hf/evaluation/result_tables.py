@@ -50,21 +50,14 @@ RTFX_NOTE = "RTFx: seconds of audio transcribed per second"
 
 @dataclass
 class Table:
-    """A table of text cells.
-
-    Attributes:
-        title: what the table shows.
-        header: one heading per column.
-        rows: one list of cells per row.
-        text_columns: number of leading columns that are aligned to the left; the others are aligned to the right.
-        notes: sentences for below the table.
-    """
+    """A table of text cells."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
+    # number of leading columns that are aligned to the left; the others are aligned to the right
     text_columns: int = 1
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # sentences for below the table
 
     def text(self) -> str:
         """Return the title, the table with aligned columns, and the notes, one per line."""
@@ -106,7 +99,9 @@ def format_results(results: Results) -> str:
     parts = [table.text() for table in tables if table.rows]
     if excluded := excluded_lines(results.sets):
         parts.append("\n".join(excluded))
-    settings = ", ".join(f"{name} {value}" for name, value in results.settings.items() if value is not None)
+    settings = ", ".join(
+        f"{name} {value}" for name, value in results.settings.items() if value is not None and name != "command"
+    )
     return "\n\n".join([*parts, f"Settings: {settings}"])
 
 
@@ -316,7 +311,6 @@ def speed_conditions(speed: Speed) -> str:
 
 
 def speculative_table(result: Speculative) -> Table:
-    """Return the measurement of speculative decoding."""
     identical = f"{result.identical} of {result.clips}"
     seconds = [f"{result.teacher.median:.2f}", f"{result.assisted.median:.2f}"]
     accepted = f"{100 * result.acceptance_rate:.1f} %"

@@ -3,141 +3,101 @@
 A field without a measured value is None or absent. Nothing is estimated.
 """
 
-import dataclasses
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from ..json_files import OLD_KEYS, from_json, read_json, write_json
 
 CONFIDENCE = 0.95  # level of all confidence intervals
-
-T = TypeVar("T")
 
 
 @dataclass
 class EvaluatedModel:
-    """One of the compared models.
+    """One of the compared models."""
 
-    Attributes:
-        name: the directory or Hub id it was loaded from.
-        parameters: total parameter count.
-        size_mb: size of the weight files in MB (10^6 bytes); None if they aren't stored locally.
-        encoder_layers, decoder_layers: number of layers.
-        stored_dtype: dtype of the floating-point weights in these files, such as `float16`; None if they aren't stored
-            locally.
-        weights: digest of the evaluated weights; None if unknown.
-    """
-
-    name: str
+    name: str  # the directory or Hub id it was loaded from
     parameters: int
-    size_mb: float | None
+    size_mb: float | None  # size of the weight files in MB (10^6 bytes); None if they aren't stored locally
     encoder_layers: int
     decoder_layers: int
+    # dtype of the floating-point weights in these files, such as `float16`; None if they aren't stored locally
     stored_dtype: str | None = None
-    weights: str | None = None
+    weights: str | None = None  # digest of the evaluated weights; None if unknown
 
 
 @dataclass
 class Scores:
-    """Scores of one model on one set. Texts are normalized unless stated otherwise.
+    """Scores of one model on one set. Texts are normalized unless stated otherwise."""
 
-    Attributes:
-        wer, cer: corpus-level error rates in percent. None for a set without speech.
-        wer_confidence_interval, cer_confidence_interval: in percent, by bootstrap over `SetResult.bootstrap_unit`;
-            None if there is only one unit.
-        substitutions, deletions, insertions: word counts over the corpus.
-        insertion_rate: insertions per 100 reference words.
-        repeated_5grams: share of the predictions' word 5-grams that occur earlier in the same prediction, in percent.
-            Counted in lower-case text without punctuation, for every normalizer: a normalizer may delete a loop.
-        no_speech_hallucinations: number of `SetResult.no_speech_clips` for which the model wrote any word, in
-            lower-case text without punctuation.
-        wer_by_speaker: WER of each speaker in percent; empty if speakers are unknown.
-        clips_at_limit: number of clips whose text was cut off at the token limit; None if unknown, as for clips
-            transcribed through the pipeline.
-    """
-
+    # wer, cer: corpus-level error rates in percent. None for a set without speech.
     wer: float | None
+    # wer_confidence_interval, cer_confidence_interval: in percent, by bootstrap over `SetResult.bootstrap_unit`; None
+    # if there is only one unit
     wer_confidence_interval: tuple[float, float] | None
     cer: float | None
     cer_confidence_interval: tuple[float, float] | None
+    # substitutions, deletions, insertions: word counts over the corpus
     substitutions: int
     deletions: int
     insertions: int
-    insertion_rate: float | None
+    insertion_rate: float | None  # insertions per 100 reference words
+    # share of the predictions' word 5-grams that occur earlier in the same prediction, in percent. Counted in
+    # lower-case text without punctuation, for every normalizer: a normalizer may delete a loop.
     repeated_5grams: float
+    # number of `SetResult.no_speech_clips` for which the model wrote any word, in lower-case text without punctuation
     no_speech_hallucinations: int = 0
+    # WER of each speaker in percent; empty if speakers are unknown
     wer_by_speaker: dict[str, float] = field(default_factory=dict)
+    # number of clips whose text was cut off at the token limit; None if unknown, as for clips transcribed through the
+    # pipeline
     clips_at_limit: int | None = None
 
 
 @dataclass
 class PairedComparison:
-    """Paired bootstrap of two models on the same clips of a set.
+    """Paired bootstrap of two models on the same clips of a set."""
 
-    Attributes:
-        system, baseline: roles, as in `SetResult.scores`.
-        wer_difference: WER of the system minus WER of the baseline, in points. Negative if the system is better.
-        confidence_interval: of the difference, in points.
-        probability_of_improvement: share of the resamples in which the system has the lower WER; ties count half.
-    """
-
+    # system, baseline: roles, as in `SetResult.scores`
     system: str
     baseline: str
-    wer_difference: float
-    confidence_interval: tuple[float, float]
-    probability_of_improvement: float
+    wer_difference: float  # WER of the system minus WER of the baseline, in points. Negative if the system is better.
+    confidence_interval: tuple[float, float]  # of the difference, in points
+    probability_of_improvement: float  # share of the resamples in which the system has the lower WER; ties count half
 
 
 @dataclass
 class SetResult:
-    """All models on one set of clips.
+    """All models on one set of clips."""
 
-    Attributes:
-        name: name in tables and reports, such as `librispeech-test-other`.
-        dataset, config, split: what was loaded.
-        on_hub: whether `dataset` is a Hub id. Otherwise it is a path, which must not be published.
-        language: language of the speech, as a code such as `en`.
-        task: `transcribe`, or `translate` with English references.
-        method: `short_form` (clips up to 30 s, batched), or a long-form algorithm: `sequential`, `chunked`.
-        normalizer: name from `metrics.normalizer_for`: english-unified, multilingual, english, basic,
-            open-asr-leaderboard or none; "multilingual, by letter" and "basic, by letter" in languages without
-            spaces.
-        clips: number of scored clips.
-        excluded: number of clips that weren't scored, by reason.
-        hours: total duration of the scored clips.
-        reference_words: number of words after normalization; 0 for a set without speech.
-        has_speech: False if no clip has speech (`DatasetSpec.no_speech`); then only `no_speech_hallucinations` is
-            meaningful.
-        bootstrap_unit: what the bootstrap resamples: `speaker` or `clip`.
-        scores: by role (`student`, `teacher`, ...).
-        comparison: the first model against the last one; None with one model or one bootstrap unit.
-        spelling_normalizer: whether Whisper's English normalizer had a list of British and American spellings, which
-            is part of a model; None for other normalizers.
-        has_combining_marks: whether the basic normalizer was applied to references with combining marks, such as the
-            vowel signs of Hindi. It removes these marks, which splits words.
-        no_speech_clips: number of clips with an empty reference. In a set with speech they are excluded from the WER.
-    """
-
-    name: str
+    name: str  # name in tables and reports, such as `librispeech-test-other`
     dataset: str
     config: str | None
     split: str
-    language: str | None
-    method: str
+    language: str | None  # language of the speech, as a code such as `en`
+    method: str  # `short_form` (clips up to 30 s, batched), or a long-form algorithm: `sequential`, `chunked`
+    # name from `metrics.normalizer_for`: english-unified, multilingual, english, basic, open-asr-leaderboard or none;
+    # "multilingual, by letter" and "basic, by letter" in languages without spaces
     normalizer: str
-    clips: int
-    excluded: dict[str, int]
-    hours: float
-    reference_words: int
+    clips: int  # number of scored clips
+    excluded: dict[str, int]  # number of clips that weren't scored, by reason
+    hours: float  # total duration of the scored clips
+    reference_words: int  # number of words after normalization; 0 for a set without speech
+    # False if no clip has speech (`DatasetSpec.no_speech`); then only `no_speech_hallucinations` is meaningful
     has_speech: bool
-    bootstrap_unit: str
-    scores: dict[str, Scores]
+    bootstrap_unit: str  # what the bootstrap resamples: `speaker` or `clip`
+    scores: dict[str, Scores]  # by role (`student`, `teacher`, ...)
+    # the first model against the last one; None with one model or one bootstrap unit
     comparison: PairedComparison | None = None
-    on_hub: bool = False
-    task: str = "transcribe"
+    on_hub: bool = False  # whether `dataset` is a Hub id. Otherwise it is a path, which must not be published.
+    task: str = "transcribe"  # `transcribe`, or `translate` with English references
+    # whether Whisper's English normalizer had a list of British and American spellings, which is part of a model; None
+    # for other normalizers
     spelling_normalizer: bool | None = None
+    # whether the basic normalizer was applied to references with combining marks, such as the vowel signs of Hindi. It
+    # removes these marks, which splits words.
     has_combining_marks: bool = False
+    # number of clips with an empty reference. In a set with speech they are excluded from the WER.
     no_speech_clips: int = 0
 
     @property
@@ -159,41 +119,32 @@ class Timing:
 
 @dataclass
 class ModelSpeed:
-    """One model at one batch size.
-
-    Attributes:
-        encoder, decoder, total: seconds for all clips, without audio decoding and feature extraction.
-        latency: median seconds per batch.
-        rtfx: inverse real-time factor: seconds of audio transcribed per second.
-        tokens: number of tokens generated for all clips.
-        peak_memory_mb: in MB (10^6 bytes): the weights plus what the batch with the most tokens allocates; None if it
-            can't be measured.
-        speedup: time of the last model (the teacher) / time of this one; median over the repetitions.
-    """
+    """One model at one batch size."""
 
     role: str
     batch_size: int
+    # encoder, decoder, total: seconds for all clips, without audio decoding and feature extraction
     encoder: Timing
     decoder: Timing
     total: Timing
-    latency: float
-    rtfx: float
-    tokens: int
+    latency: float  # median seconds per batch
+    rtfx: float  # inverse real-time factor: seconds of audio transcribed per second
+    tokens: int  # number of tokens generated for all clips
+    # in MB (10^6 bytes): the weights plus what the batch with the most tokens allocates; None if it can't be measured
     peak_memory_mb: float | None
-    speedup: float | None
+    speedup: float | None  # time of the last model (the teacher) / time of this one; median over the repetitions
+
+    def __post_init__(self):
+        self.role = OLD_KEYS.get(self.role, self.role)
 
 
 @dataclass
 class Speed:
-    """Speed of all models on the same clips, measured in one interleaved run with greedy decoding.
-
-    Attributes:
-        audio_seconds: total duration of the clips.
-    """
+    """Speed of all models on the same clips, measured in one interleaved run with greedy decoding."""
 
     set: str
     clips: int
-    audio_seconds: float
+    audio_seconds: float  # total duration of the clips
     repetitions: int
     device: str
     dtype: str
@@ -204,43 +155,31 @@ class Speed:
 
 @dataclass
 class Speculative:
-    """Speculative decoding with the student as the `assistant_model` of its teacher, one clip at a time.
-
-    Attributes:
-        identical: number of clips with exactly the teacher's tokens.
-        acceptance_rate: share of the student's proposed tokens that the teacher accepted.
-        speedup: over the teacher alone, greedy, batch size 1, interleaved; median over the repetitions.
-    """
+    """Speculative decoding with the student as the `assistant_model` of its teacher, one clip at a time."""
 
     set: str
     clips: int
-    identical: int
-    acceptance_rate: float
-    speedup: float
+    identical: int  # number of clips with exactly the teacher's tokens
+    acceptance_rate: float  # share of the student's proposed tokens that the teacher accepted
+    speedup: float  # over the teacher alone, greedy, batch size 1, interleaved; median over the repetitions
     teacher: Timing
     assisted: Timing
 
 
 @dataclass
 class Results:
-    """An evaluation.
+    """An evaluation."""
 
-    Attributes:
-        models: by role, the evaluated model (`student`) first, the `teacher` last.
-        settings: decoding settings and environment: device, dtype, batch size, beams, token limit, versions, date.
-        manifests: directory of the manifests, relative to that of `results.json`.
-    """
-
-    models: dict[str, EvaluatedModel]
+    models: dict[str, EvaluatedModel]  # by role, the evaluated model (`student`) first, the `teacher` last
+    # decoding settings and environment: device, dtype, batch size, beams, token limit, versions, date
     settings: dict[str, Any]
     sets: list[SetResult] = field(default_factory=list)
     speed: Speed | None = None
     speculative: Speculative | None = None
-    manifests: str = "manifests"
+    manifests: str = "manifests"  # directory of the manifests, relative to that of `results.json`
 
     def save(self, path: Path) -> None:
-        """Write the results as JSON."""
-        write_json(path, dataclasses.asdict(self))
+        write_json(path, self)
 
     def keep_measurements(self, earlier: "Results") -> None:
         """Copy speed measurements that `self` lacks from an earlier evaluation of the same weights."""
@@ -257,105 +196,18 @@ class Results:
     @classmethod
     def load(cls, path: Path) -> "Results":
         """Read what `save` wrote, in this or an earlier version."""
-        data = _current_keys(json.loads(path.read_text(encoding="utf-8")))
-        data["models"] = {role: EvaluatedModel(**model) for role, model in data["models"].items()}
-        data["sets"] = [_set_result(entry) for entry in data["sets"]]
-        if data["speed"] is not None:
-            rows = [_with_timings(ModelSpeed, row, "encoder", "decoder", "total") for row in data["speed"]["rows"]]
-            data["speed"] = Speed(**{**data["speed"], "rows": rows})
-        if data["speculative"] is not None:
-            data["speculative"] = _with_timings(Speculative, data["speculative"], "teacher", "assisted")
-        return cls(**data)
+        data = read_json(path)
+        for entry in data["sets"]:
+            _upgrade(entry)
+        return from_json(cls, data)
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically: a reader finds the old file or the new one, never a part of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _set_result(data: dict[str, Any]) -> SetResult:
-    scores = {role: Scores(**_with_intervals(scores)) for role, scores in data["scores"].items()}
-    comparison = data["comparison"] and PairedComparison(**_with_intervals(data["comparison"]))
-    return SetResult(**{**data, "scores": scores, "comparison": comparison})
-
-
-def _with_timings(kind: type[T], data: dict[str, Any], *names: str) -> T:
-    return kind(**{**data, **{name: Timing(**data[name]) for name in names}})
-
-
-def _with_intervals(data: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where the dataclasses have tuples."""
-    return {name: tuple(value) if name.endswith("interval") and value else value for name, value in data.items()}
-
-
-# ---- results.json of earlier versions ----
-
-OLD_ROLES = {"student before": "initial student"}
-OLD_KEYS = {
-    "model": {"megabytes": "size_mb"},
-    "set": {
-        "blocks": "bootstrap_unit",
-        "broken_words": "has_combining_marks",
-        "dropped": "excluded",
-        "paired": "comparison",
-        "silent_clips": "no_speech_clips",
-        "speech": "has_speech",
-        "spelling": "spelling_normalizer",
-    },
-    "scores": {
-        "cer_interval": "cer_confidence_interval",
-        "silent_with_text": "no_speech_hallucinations",
-        "wer_interval": "wer_confidence_interval",
-    },
-    "comparison": {
-        "difference": "wer_difference",
-        "first": "system",
-        "interval": "confidence_interval",
-        "second": "baseline",
-    },
-    "settings": {"resamples": "n_resamples"},
-    "speed": {"times_faster": "speedup"},
-}
-
-
-def rename_keys(data: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return `data` with the keys and the role names of this version; `kind` is a key of `OLD_KEYS`."""
-    new = {OLD_KEYS[kind].get(name, name): value for name, value in data.items()}
-    if "role" in new:
-        new["role"] = current_role(new["role"])
-    return new
-
-
-def current_role(role: str) -> str:
-    """Return the name of a role in this version."""
-    return OLD_ROLES.get(role, role)
-
-
-def _current_keys(data: dict[str, Any]) -> dict[str, Any]:
-    data["models"] = {current_role(role): rename_keys(model, "model") for role, model in data["models"].items()}
-    data["settings"] = rename_keys(data["settings"], "settings")
-    data["sets"] = [_current_set(entry) for entry in data["sets"]]
-    if data["speed"] is not None:
-        data["speed"]["rows"] = [rename_keys(row, "speed") for row in data["speed"]["rows"]]
-    if data["speculative"] is not None:
-        data["speculative"] = rename_keys(data["speculative"], "speed")
-    return data
-
-
-def _current_set(data: dict[str, Any]) -> dict[str, Any]:
-    data = rename_keys(data, "set")
-    data["scores"] = {current_role(role): rename_keys(scores, "scores") for role, scores in data["scores"].items()}
-    if data["comparison"] is not None:
-        data["comparison"] = rename_keys(data["comparison"], "comparison")
-    if data["method"] == "short":
-        data["method"] = "short_form"
-    for scores in data["scores"].values():
+def _upgrade(entry: dict[str, Any]) -> None:
+    """Change a set in `results.json` of an earlier version to that of this one, apart from the names of fields."""
+    if entry["method"] == "short":
+        entry["method"] = "short_form"
+    for scores in entry["scores"].values():
         scores.pop("seconds", None)
         with_text = scores.pop("clips_with_text", None)
-        if with_text is not None and not data["has_speech"]:
-            data["no_speech_clips"], scores["no_speech_hallucinations"] = data["clips"], with_text
-    return data
+        if with_text is not None and not entry.get("speech", entry.get("has_speech")):
+            entry["no_speech_clips"], scores["no_speech_hallucinations"] = entry["clips"], with_text

@@ -1,7 +1,6 @@
 """Scores computed from manifests alone, without models or audio: another normalizer takes only seconds."""
 
 import dataclasses
-import json
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 from ..arguments import Normalizer
 from ..data.languages import UNSPACED
 from ..errors import UserError
+from ..json_files import read_json, write_json
 from .bootstrap import (
     N_RESAMPLES,
     SEED,
@@ -47,14 +47,13 @@ def save_spelling_normalizer(folder: Path, spelling: dict[str, str] | None) -> N
     """Save a model's list of spellings in the directory of the manifests, unless there already is one."""
     file = folder / SPELLING_FILE
     if spelling and not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(spelling, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(file, spelling)
 
 
 def load_spelling_normalizer(folder: Path) -> dict[str, str]:
     """Return the saved list of spellings; empty if no model had one, which leaves spelling unchanged."""
     file = folder / SPELLING_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 @dataclass
@@ -125,10 +124,8 @@ def score_directory(directory: Path, normalizer: Normalizer = "auto", n_resample
     Args:
         directory: output directory of the evaluation; it contains `manifests`.
         normalizer: see `normalizer_for`.
-        n_resamples: number of bootstrap resamples.
 
-    Raises:
-        UserError: there are no manifests, or they are incomplete or not comparable.
+    Raises `UserError` if there are no manifests, or they are incomplete or not comparable.
     """
     folder = directory / MANIFESTS_DIR
     manifests = read_manifests(folder)
@@ -170,7 +167,6 @@ def score_set(
         manifests, metadata: by role, the evaluated model first, the teacher last; all of the same clips.
         normalizer: see `normalizer_for`.
         spelling: British to American words, for English.
-        n_resamples: number of bootstrap resamples.
     """
     first = next(iter(metadata.values()))
     language = text_language(first.set["task"], first.set["language"])
@@ -193,18 +189,17 @@ def score_set(
         raise UserError(
             f"{first.set['name']}: all clips are excluded ({counts}). Another --normalizer may keep some of them"
         )
-    texts = NormalizedTexts(
-        references=[references[i] for i in scored],
-        predictions={role: [texts[i] for i in scored] for role, (_, texts) in pairs.items()},
-        speakers=[some[i].get("speaker") for i in scored],
-        by_letter=normalize.by_letter,
-    )
-    word_errors = {
-        role: count_errors(jiwer.process_words(texts.references, predictions))
-        for role, predictions in texts.predictions.items()
-    }
-    unit, units = bootstrap_units(texts.speakers)
-    rates, comparison = _error_rates(texts, word_errors, units, n_resamples) if has_speech else ({}, None)
+    references = [references[i] for i in scored]
+    predictions = {role: [texts[i] for i in scored] for role, (_, texts) in pairs.items()}
+    speakers = [some[i].get("speaker") for i in scored]
+    word_errors = {role: count_errors(jiwer.process_words(references, texts)) for role, texts in predictions.items()}
+    unit, units = bootstrap_units(speakers)
+    rates: dict[str, dict[str, Any]] = {}
+    comparison = None
+    if has_speech:
+        rates, comparison = _error_rates(
+            references, predictions, normalize.by_letter, speakers, word_errors, units, n_resamples
+        )
     scores = {
         role: _scores(errors, rates.get(role), rows[role], metadata[role], scored, no_speech_clips, language)
         for role, errors in word_errors.items()
@@ -216,7 +211,7 @@ def score_set(
         clips=len(scored),
         excluded=first.excluded | counts,
         hours=sum(some[i]["duration"] for i in scored) / 3600,
-        reference_words=sum(len(text.split()) for text in texts.references),
+        reference_words=sum(len(text.split()) for text in references),
         has_speech=has_speech,
         bootstrap_unit=unit,
         scores=scores,
@@ -246,9 +241,7 @@ def _scores(
     Args:
         errors: word errors of each scored clip.
         rates: fields of `Scores` from `_error_rates`; None for a set without speech.
-        lines, metadata: of the model's manifest.
         scored, no_speech_clips: indices of lines.
-        language: language of the texts.
     """
     no_rates = dict(
         wer=None, wer_confidence_interval=None, cer=None, cer_confidence_interval=None, insertion_rate=None
@@ -267,41 +260,26 @@ def _scores(
     )
 
 
-@dataclass
-class NormalizedTexts:
-    """Normalized texts of the scored clips of a set.
-
-    Attributes:
-        predictions: by role.
-        speakers: speaker of each clip, None if unknown.
-        by_letter: whether each letter is a word; then spaces aren't counted as characters.
-    """
-
-    references: list[str]
-    predictions: dict[str, list[str]]
-    speakers: list[str | None]
-    by_letter: bool
-
-    def characters(self, texts: list[str]) -> list[str]:
-        return [characters(text, self.by_letter) for text in texts]
-
-
 def _error_rates(
-    texts: NormalizedTexts, word_errors: dict[str, Errors], units: np.ndarray, n_resamples: int
+    references: list[str],
+    predictions: dict[str, list[str]],
+    by_letter: bool,
+    speakers: list[str | None],
+    word_errors: dict[str, Errors],
+    units: np.ndarray,
+    n_resamples: int,
 ) -> tuple[dict[str, dict[str, Any]], PairedComparison | None]:
     """Return error rates by role, as fields of `Scores`, and the comparison of the first model with the last one.
 
     With a single bootstrap unit all resamples are equal: then there are no intervals and no comparison.
     """
-    word_counts = np.array([len(text.split()) for text in texts.references])
-    characters = texts.characters(texts.references)
-    character_counts = np.array([len(text) for text in characters])
+    word_counts = np.array([len(text.split()) for text in references])
+    letters_of = {role: [characters(text, by_letter) for text in texts] for role, texts in predictions.items()}
+    reference_letters = [characters(text, by_letter) for text in references]
+    character_counts = np.array([len(text) for text in reference_letters])
     words = np.stack([errors.total for errors in word_errors.values()])
     letters = np.stack(
-        [
-            count_errors(jiwer.process_characters(characters, texts.characters(predictions))).total
-            for predictions in texts.predictions.values()
-        ]
+        [count_errors(jiwer.process_characters(reference_letters, texts)).total for texts in letters_of.values()]
     )
     wers = resampled_rates(words, word_counts, units, n_resamples)
     cers = resampled_rates(letters, character_counts, units, n_resamples)
@@ -313,7 +291,7 @@ def _error_rates(
             cer=_percent(letters[i], character_counts),
             cer_confidence_interval=confidence_interval(cers[i]) if several else None,
             insertion_rate=_percent(errors.insertions, word_counts),
-            wer_by_speaker=_by_speaker(words[i], word_counts, texts.speakers),
+            wer_by_speaker=_by_speaker(words[i], word_counts, speakers),
         )
         for i, (role, errors) in enumerate(word_errors.items())
     }

@@ -47,7 +47,6 @@ def measure_speculative(
     Args:
         processor: processor of both models.
         dataset: from `load_speech_dataset`: clips of at most one window (30 s).
-        set_name: name of the set, for the result.
         repetitions: timed passes over all clips.
         max_length: maximum number of tokens per clip. Default: from the teacher's generation config.
 

@@ -63,9 +63,7 @@ def measure_speed(
     Args:
         models: by role; the speedup of each is relative to the last one (the teacher). All must have the same device,
             dtype and attention implementation.
-        processors: by the same roles.
         dataset: from `load_speech_dataset`: clips of at most one window (30 s), at least as many as the largest batch.
-        set_name: name of the set, for the result.
         batch_sizes: clips per batch; all models are measured at each size.
         repetitions: timed passes over all clips.
         max_length: maximum number of tokens per clip. Default: from each model's generation config.

@@ -37,28 +37,19 @@ COMMON_VOICE = {"zh": "zh-CN", "sv": "sv-SE", "pa": "pa-IN", "ne": "ne-NP", "hy"
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One split of one dataset, and how to read it.
+    """One split of one dataset, and how to read it."""
 
-    Attributes:
-        name: name of the set in reports and of its manifest files.
-        dataset, config, split: arguments of `load_speech_dataset`.
-        text_column_name, audio_column_name: None to find the column by name.
-        speaker_column: None for the first of `SPEAKER_COLUMNS` that exists.
-        language: language of the speech, as a code such as `en`; None if unspecified.
-        task: `transcribe`, or `translate` with English references.
-        no_speech: whether no clip has speech: transcripts are empty or missing.
-    """
-
-    name: str
+    name: str  # name of the set in reports and of its manifest files
     dataset: str
     config: str | None
     split: str
+    # text_column_name, audio_column_name: None to find the column by name
     text_column_name: str | None = None
     audio_column_name: str | None = None
-    speaker_column: str | None = None
-    language: str | None = None
-    task: str = "transcribe"
-    no_speech: bool = False
+    speaker_column: str | None = None  # None for the first of `SPEAKER_COLUMNS` that exists
+    language: str | None = None  # language of the speech, as a code such as `en`; None if unspecified
+    task: str = "transcribe"  # `transcribe`, or `translate` with English references
+    no_speech: bool = False  # whether no clip has speech: transcripts are empty or missing
 
 
 LIBRISPEECH_CLEAN = DatasetSpec(
@@ -86,11 +77,9 @@ def suite_sets(name: str, language: str | None = None) -> list[DatasetSpec]:
     """Return the sets of a suite.
 
     Args:
-        name: one of `SUITE_NAMES`.
         language: for `common-voice` and `fleurs`, such as `fr` or `french`. The others are English.
 
-    Raises:
-        UserError: the suite is unknown, or requires a language, or lacks this one.
+    Raises `UserError` if the suite is unknown, or requires a language, or lacks this one.
     """
     if name not in SUITE_NAMES:
         close = difflib.get_close_matches(name, SUITE_NAMES, n=1)
@@ -149,11 +138,7 @@ def load_set(
 
 
 def with_speakers(speech: Dataset, column: str | None = None) -> Dataset:
-    """Return `speech` with a column `speaker` of strings, None if unknown; without the column if all are unknown.
-
-    Args:
-        column: column with the speakers. Default: the first of `SPEAKER_COLUMNS` that exists.
-    """
+    """Return `speech` with a column `speaker` of strings, None if unknown; without the column if all are unknown."""
     column = column or next((name for name in SPEAKER_COLUMNS if name in speech.column_names), None)
     if column is None:
         return speech

@@ -3,6 +3,8 @@
 import dataclasses
 import datetime
 import functools
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from ..data.encoder_cache import weights_digest
 from ..hub_access import local_or_hub
 from ..models.generation_config import no_timestamps, set_language
 from .long_form import Timestamps, check_can_transcribe, transcribe_long
-from .manifest import Manifest, ManifestMetadata, check_comparable, read_manifests
+from .manifest import OVERWRITE_ADVICE, Manifest, ManifestMetadata, check_comparable, read_manifests
 from .model_info import describe_model
 from .prepared_sets import PreparedSet
 from .results import EvaluatedModel
@@ -31,32 +33,20 @@ from .speed import attention_mask
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding settings.
+    """Decoding settings."""
 
-    Attributes:
-        num_beams: 1 is greedy.
-        generation_max_length: maximum number of tokens per clip, or per window of a long recording. None for the limit
-            of the model's generation config.
-        timestamps: "segment" or "word" timestamps are written to the manifest as `chunks`.
-        batch_size: clips per batch.
-        num_workers: processes that decode audio and compute features; 0 for the main process.
-    """
-
-    num_beams: int = 1
+    num_beams: int = 1  # 1 is greedy
+    # maximum number of tokens per clip, or per window of a long recording. None for the limit of the model's
+    # generation config.
     generation_max_length: int | None = None
-    timestamps: Timestamps = "none"
+    timestamps: Timestamps = "none"  # "segment" or "word" timestamps are written to the manifest as `chunks`
     batch_size: int = 16
-    num_workers: int = 0
+    num_workers: int = 0  # processes that decode audio and compute features; 0 for the main process
 
 
 @dataclass
 class DecodingJob:
-    """A manifest to complete.
-
-    Attributes:
-        metadata: metadata of the manifest.
-        done: number of lines that it already has.
-    """
+    """A manifest to complete."""
 
     role: str
     model: WhisperForConditionalGeneration
@@ -65,7 +55,7 @@ class DecodingJob:
     decoding: Decoding
     manifest: Manifest
     metadata: ManifestMetadata
-    done: int = 0
+    done: int = 0  # number of lines that it already has
 
 
 def plan_jobs(
@@ -77,17 +67,16 @@ def plan_jobs(
     device: torch.device,
     dtype: torch.dtype,
     overwrite: bool = False,
+    overwrite_advice: str = OVERWRITE_ADVICE,
 ) -> list[DecodingJob]:
     """Plan the decoding jobs and validate all settings before anything is decoded.
 
     Args:
         models: by role, `student` first, `teacher` last: the name it was loaded by, the model in float32 as loaded,
             and its processor. Moves the models to `device` and `dtype`.
-        sets: the sets to decode.
-        decoding: decoding settings.
         folder: directory of the manifests, `DIR/manifests`.
-        device, dtype: for decoding.
         overwrite: delete lines that other settings made of these sets instead of raising.
+        overwrite_advice: see `Manifest`.
 
     Raises:
         UserError: there are manifests of other settings, or ones that the new ones aren't comparable with; a
@@ -104,7 +93,7 @@ def plan_jobs(
             metadata = _metadata(role, described, model, weights, prepared, decoding)
             if not _through_pipeline(prepared, decoding):  # the pipeline doesn't return generated tokens
                 metadata.runtime["token_limit"] = token_limit(model, processor, decoding.generation_max_length)
-            manifest = Manifest(folder, role, prepared.spec.name)
+            manifest = Manifest(folder, role, prepared.spec.name, overwrite_advice)
             jobs.append(DecodingJob(role, model, processor, prepared, decoding, manifest, metadata))
     _check_plan(folder, jobs, overwrite)
     for job in jobs:
@@ -160,6 +149,7 @@ def _metadata(
             transformers=transformers.__version__,
             askd_hf=__version__,
             date=datetime.date.today().isoformat(),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         ),
         weights=weights,
         data=prepared.digest(),

@@ -22,43 +22,27 @@ MAX_COLUMNS = 240  # per clip: an hour of speech has 10,000 words
 
 @dataclass
 class Column:
-    """A word of the reference, or a position between two words, with the aligned word of each model.
+    """A word of the reference, or a position between two words, with the aligned word of each model."""
 
-    Attributes:
-        reference: the word; "" at an insertion.
-        cells: by role, the operation (`equal`, `substitute`, `delete`, `insert`, or "" for none) and the model's word;
-            for a deletion the reference word.
-        skipped: if not 0, the column stands for this many words that all models have right.
-        inserted: the skipped words are of an insertion instead.
-    """
-
-    reference: str = ""
+    reference: str = ""  # the word; "" at an insertion
+    # by role, the operation (`equal`, `substitute`, `delete`, `insert`, or "" for none) and the model's word; for a
+    # deletion the reference word
     cells: dict[str, tuple[str, str]] = field(default_factory=dict)
-    skipped: int = 0
-    inserted: bool = False
+    skipped: int = 0  # if not 0, the column stands for this many words that all models have right
+    inserted: bool = False  # the skipped words are of an insertion instead
 
 
 @dataclass
 class Clip:
-    """A clip with the predictions of all models aligned to its reference.
-
-    Attributes:
-        name: name of the clip.
-        speaker: None if unknown.
-        duration: in seconds.
-        words: number of reference words.
-        edits: substitutions, deletions and insertions by role.
-        columns: the alignment, at most `MAX_COLUMNS`.
-        hidden: number of words after the last column.
-    """
+    """A clip with the predictions of all models aligned to its reference."""
 
     name: str
-    speaker: str | None
-    duration: float
-    words: int
-    edits: dict[str, tuple[int, int, int]]
-    columns: list[Column]
-    hidden: int
+    speaker: str | None  # None if unknown
+    duration: float  # in seconds
+    words: int  # number of reference words
+    edits: dict[str, tuple[int, int, int]]  # substitutions, deletions and insertions by role
+    columns: list[Column]  # the alignment, at most `MAX_COLUMNS`
+    hidden: int  # number of words after the last column
 
 
 def worst_clips(entry: SetResult, manifests: Path, student: str) -> tuple[list[Clip], int] | None:
@@ -115,12 +99,7 @@ def _clip(row: dict[str, Any], reference: str, predictions: dict[str, str]) -> C
 
 
 def align(reference: list[str], outputs: dict[str, jiwer.WordOutput]) -> list[Column]:
-    """Merge the alignments of all models with the same reference into one row of columns.
-
-    Args:
-        reference: the words of the reference.
-        outputs: jiwer's output for this clip, by role.
-    """
+    """Merge the alignments of all models with the same reference into one row of columns."""
     columns = [Column(word) for word in reference]
     inserted: dict[int, dict[str, list[str]]] = defaultdict(dict)  # by position in the reference and role
     for role, output in outputs.items():

@@ -65,13 +65,10 @@ def export_ctranslate2(
     last layers) would give timestamps of unknown quality, and heads of missing layers would crash faster-whisper.
 
     Args:
-        model: the model to convert.
-        processor: its processor.
         output_dir: directory to write; must be empty or not exist.
         quantization: CTranslate2's type of the weights: "float16", "int8", ... None for that of the model.
 
-    Raises:
-        UserError: `output_dir` isn't empty or can't be written.
+    Raises `UserError` if `output_dir` isn't empty or can't be written.
     """
     from ctranslate2.converters import TransformersConverter
 
@@ -115,8 +112,6 @@ def transcribe_transformers(
     Language and task are those of `set_language`.
 
     Args:
-        model: the model before the export.
-        processor: its processor.
         clips: float32 mono at 16 kHz, `(samples,)` each, at most one window long.
     """
     greedy = copy.deepcopy(model.generation_config)
@@ -139,8 +134,6 @@ def transcribe_ctranslate2(
     """Transcribe as `transcribe_transformers` with CTranslate2. The features are the same: differences are due to it.
 
     Args:
-        directory: the exported model.
-        processor: processor of the model.
         clips: as for `transcribe_transformers`.
         positions: `max_target_positions` of the decoder.
     """
@@ -183,7 +176,6 @@ class Agreement:
     """Comparison of the texts of a runtime with those of transformers.
 
     Attributes:
-        runtime: name of the runtime.
         texts: for each clip its name, the text of transformers and the text of the runtime.
         wer: WER of the runtime with the texts of transformers as references, in percent, both normalized. None if all
             texts of transformers are empty.
@@ -220,8 +212,6 @@ def agreement(
     """Compare the texts of a runtime with those of transformers, without leading and trailing spaces.
 
     Args:
-        runtime: name of the runtime.
-        names: names of the clips.
         expected, predicted: texts of transformers and of the runtime.
         normalize: text normalizer for the WER.
     """

@@ -18,31 +18,31 @@ from ..evaluation.result_tables import (
     hallucination_table,
     model_table,
     speed_table,
+    speedup,
 )
 from ..evaluation.results import Results
+from ..objective import DIVERGENCES_WITH_MIX
 from .card_sections import (
     STUDENT,
     TEACHER,
     base_model_sentence,
     had_named_teacher,
-    intended_use,
+    join_code,
     keeps_adapter,
-    limitations,
+    observed_errors,
     plural,
     results_line,
     settings_table,
-    speculative_line,
     title_line,
     training_data,
     was_distilled,
 )
 from .card_training import (
-    final_weights,
     has_no_speech_clips,
     hyperparameter_table,
     objective,
-    objective_symbols,
     schedule_table,
+    uses,
 )
 from .provenance import LICENSE_FIELDS, Provenance
 from .training_summary import TrainingSummary
@@ -58,7 +58,6 @@ def render_card(
     """Return the card of a run.
 
     Args:
-        summary: the training summary.
         results: an evaluation of the model as `student`; None for a card without results.
         repo_id: repository of the model, `you/name`, for the examples in the card.
         figure: whether `run.png` is published beside the card.
@@ -67,6 +66,7 @@ def render_card(
     title = repo_id.split("/")[-1]
     if results is not None:
         results = public_results(results)
+    uses_teacher, uses_self = uses(summary.arguments)
     return ModelCard.from_template(
         card_data(summary, results, title, license),
         template_path=str(TEMPLATE),
@@ -75,25 +75,27 @@ def render_card(
         summary=summary,
         provenance=summary.provenance,
         student=summary.student,
+        arguments=summary.arguments,
+        uses_teacher=uses_teacher,
+        uses_self=uses_self,
+        has_no_speech_clips=has_no_speech_clips(summary),
+        divergences_with_mix=DIVERGENCES_WITH_MIX,
         title_line=title_line(summary),
         results_line=None if results is None else results_line(results),
         base_model=base_model_sentence(summary),
         assistant=assistant_class(summary),
         adapter=keeps_adapter(summary),
         options=pipeline_options(summary),
-        intended_use=intended_use(summary),
         training_data=training_data(summary),
         formula=objective(summary.arguments, has_no_speech_clips(summary)),
-        symbols=objective_symbols(summary),
         phases=schedule_table(summary),
-        final_weights=final_weights(summary),
         hyperparameters=hyperparameter_table(summary),
-        updates=plural(summary.step, "update"),
-        batch=plural(summary.batch_size, "clip"),
         versions=", ".join(f"{name} {number}" for name, number in summary.versions.items()),
         figure=figure,
         evaluation=None if results is None else evaluation(results),
-        limitations=limitations(summary, results),
+        code=join_code,
+        plural=plural,
+        speedup=speedup,
     )
 
 
@@ -126,8 +128,9 @@ def evaluation(results: Results) -> dict[str, Any]:
     return dict(
         tables=[_section(table) for table in tables if table.rows],
         excluded=excluded_lines(results.sets),
-        speculative=results.speculative and speculative_line(results.speculative),
+        speculative=results.speculative,
         settings=settings_table(results.settings),
+        observed=[line for entry in results.sets for line in observed_errors(entry)],
     )
 
 
@@ -171,9 +174,10 @@ def card_data(
     on_hub = provenance.base is not None and provenance.base.on_hub
     distilled = ["knowledge-distillation"] if was_distilled(summary) else []
     measured = model_index(results) if results is not None else []
+    codes = [ISO_CODES.get(language, language) for language in provenance.languages]
     licensed: dict[str, Any] = inherited_license(provenance) if license is None else {"license": license}
     return ModelCardData(
-        language=_metadata_languages(provenance),
+        language=codes if len(codes) > 1 else next(iter(codes), None),
         **licensed,
         library_name="peft" if keeps_adapter(summary) else "transformers",
         pipeline_tag=TASK,
@@ -187,11 +191,6 @@ def card_data(
         model_name=title if measured else None,
         eval_results=measured or None,
     )
-
-
-def _metadata_languages(provenance: Provenance) -> str | list[str] | None:
-    codes = [ISO_CODES.get(language, language) for language in provenance.languages]
-    return codes if len(codes) > 1 else next(iter(codes), None)
 
 
 def inherited_license(provenance: Provenance) -> dict[str, str]:

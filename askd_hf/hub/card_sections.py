@@ -6,13 +6,12 @@
 from typing import Any
 
 from ..evaluation.result_tables import Table, set_name, speedup
-from ..evaluation.results import Results, Scores, SetResult, Speculative
+from ..evaluation.results import Results, SetResult
 from .card_training import has_no_speech_clips, uses
 from .provenance import HUB, BaseModelInfo, TrainingData
 from .training_summary import ModelInfo, TrainingSummary
 
 STUDENT, TEACHER = "student", "teacher"
-METRIC_NAMES = {"wer": "WER", "cer": "CER", "loss": "loss"}
 
 
 # ---- helpers ----
@@ -126,15 +125,6 @@ def results_line(results: Results) -> str | None:
     )
 
 
-def intended_use(summary: TrainingSummary) -> str:
-    """Return what the model is intended for."""
-    provenance = summary.provenance
-    task = "Translating speech" if provenance.task == "translate" else "Transcribing speech"
-    languages = f" in {join_code(provenance.languages)}" if provenance.languages else ""
-    into = " into English" if provenance.task == "translate" else ""
-    return f"{task}{languages}{into}, in recordings similar to the training data."
-
-
 def training_data(summary: TrainingSummary) -> list[str]:
     """Return one line per dataset, and one on the amount of speech, languages and tasks."""
     provenance = summary.provenance
@@ -164,43 +154,14 @@ def _noun(noun: str, items: list[Any]) -> str:
     return f"{noun}{'s' if len(items) > 1 else ''}"
 
 
-# ---- limitations ----
+# ---- evaluation ----
 
 
-def limitations(summary: TrainingSummary, results: Results | None) -> list[str]:
-    """Return known limitations: of the training and the architecture, and observed in the evaluation."""
-    student, provenance = summary.student, summary.provenance
-    found = []
-    if summary.step == 0:
-        found.append("The model was not trained: its weights are those of the initialization.")
-    elif summary.ended_early:
-        metric = summary.arguments["metric_for_best_model"].removeprefix("eval_")
-        name = METRIC_NAMES.get(metric, f"`{metric}`")
-        found.append(
-            f"Training was stopped early, at step {summary.step:,} of {summary.total_steps:,}, because the {name} "
-            "stopped improving."
-        )
-    elif summary.step < summary.total_steps:
-        found.append(f"Checkpoint of an unfinished training: step {summary.step:,} of {summary.total_steps:,}.")
-    if not student.timestamps:
-        found.append(f"No timestamps. Audio must not be longer than {student.window:g} s.")
-    elif not student.word_timestamps:
-        found.append('No word timestamps (`return_timestamps="word"`): the model has no alignment heads.')
-    if student.multilingual and summary.step:
-        languages = join_code(provenance.languages) if provenance.languages else "unknown languages"
-        found.append(f"Trained on {languages} only: other languages may have degraded.")
-    elif provenance.language is not None and not student.multilingual:
-        found.append(f"Supports one language only: `{provenance.language}`.")
-    if results is None:
-        return [*found, "Error rates have not been measured."]
-    for entry in results.sets:
-        if STUDENT in entry.scores:
-            found += observed_errors(entry, entry.scores[STUDENT], entry.scores.get(TEACHER))
-    return found
-
-
-def observed_errors(entry: SetResult, student: Scores, teacher: Scores | None) -> list[str]:
+def observed_errors(entry: SetResult) -> list[str]:
     """Return the hallucination indicators of the student on one set, and the spread of its WER over speakers."""
+    student, teacher = entry.scores.get(STUDENT), entry.scores.get(TEACHER)
+    if student is None:
+        return []
 
     def compared(value: str | None) -> str:
         return "" if value is None else f" (teacher: {value})"
@@ -226,22 +187,10 @@ def observed_errors(entry: SetResult, student: Scores, teacher: Scores | None) -
     return found
 
 
-# ---- evaluation ----
-
-
 def settings_table(settings: dict[str, Any]) -> str:
-    """Return the evaluation settings that have a single value, except paths."""
-    plain = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
+    """Return the evaluation settings that have a single value, except paths and the command, which may have some."""
+    plain = {n: value for n, value in settings.items() if isinstance(value, str | int | float) and n != "command"}
     shown = {name: value for name, value in plain.items() if not (isinstance(value, str) and set(value) & {"/", "\\"})}
     return Table(
         "Settings", ["setting", "value"], [[f"`{name}`", str(value)] for name, value in shown.items()], 2
     ).markdown()
-
-
-def speculative_line(found: Speculative) -> str:
-    """Return the measurement of speculative decoding in one sentence."""
-    return (
-        f"Speculative decoding with the student as assistant of its teacher ({found.clips} clips of {found.set}, "
-        f"greedy, batch size 1): speedup {speedup(found.speedup)} over the teacher alone, accepted tokens "
-        f"{100 * found.acceptance_rate:.1f} %, identical tokens for {found.identical} of {found.clips} clips."
-    )

@@ -27,7 +27,6 @@ def objective(arguments: dict[str, Any], no_speech_clips: bool = False) -> str:
     """Return the formula of the objective, with the terms that the run used.
 
     Args:
-        arguments: arguments of the run.
         no_speech_clips: whether the training set includes clips without speech, which the teacher doesn't label.
     """
     teacher, self_teacher = uses(arguments)
@@ -56,45 +55,6 @@ def divergence(target: str, arguments: dict[str, Any]) -> str:
     return formula if temperature == "1" else f"{temperature}²·{formula}"
 
 
-def objective_symbols(summary: TrainingSummary) -> list[str]:
-    """Return the definitions of the symbols in `objective`, with their values in the run."""
-    arguments = summary.arguments
-    teacher, self_teacher = uses(arguments)
-    lines = ["CEᵢ: cross-entropy of the student at label token i; N: number of label tokens of an update"]
-    if teacher:
-        lines.append(f"a: teacher weight, schedule `{arguments['teacher_schedule']}`")
-        if arguments["teacher_schedule"] == "adaptive":
-            lines[-1] += (
-                ": at least the weight of `linear`; higher and for longer if held-out clips contradict the labels"
-            )
-    if teacher and has_no_speech_clips(summary):
-        otherwise = "the teacher's probability of the label" if arguments["weight_teacher_by_label_prob"] else "1"
-        lines.append(f"gᵢ: 0 in clips without speech, otherwise {otherwise}")
-    elif teacher and arguments["weight_teacher_by_label_prob"]:
-        lines.append("gᵢ: the teacher's probability of the label")
-    if teacher and arguments.get("hidden_weight"):
-        lines.append(
-            "Hᵢ: mean of |student - teacher|² / |teacher|² over the hidden states of matched encoder layers, for the "
-            f"clip of token i; h: {arguments['hidden_weight']:g}"
-        )
-    if teacher and summary.top_k is not None:
-        lines.append(
-            f"teacherᵢ: the {summary.top_k} most probable tokens, and all others as one; the divergence is a lower "
-            "bound of the divergence over the whole vocabulary"
-        )
-    if self_teacher:
-        ema = arguments["self_teacher"] == "ema"
-        kind = f"moving average of the weights, decay {arguments['self_ema_decay']:g}" if ema else "snapshot"
-        if arguments["snapshot_strategy"] == "epoch":
-            kind = "snapshot, updated every epoch"
-        lines.append(f"b: self-teacher weight, schedule `{arguments['self_schedule']}`; self-teacher: {kind}")
-    if (teacher or self_teacher) and arguments["temperature"] != 1:
-        lines.append(f"temperature of all distributions in the divergence: {arguments['temperature']:g}")
-    if (teacher or self_teacher) and arguments["divergence"] in DIVERGENCES_WITH_MIX:
-        lines.append(f"weight of the target distribution in the mixture: {arguments['divergence_beta']:g}")
-    return lines
-
-
 def schedule_table(summary: TrainingSummary) -> str:
     """Return the loss weights at the first and the last step of each phase."""
     adaptive = summary.arguments["teacher_schedule"] == "adaptive"
@@ -120,15 +80,6 @@ def schedule_table(summary: TrainingSummary) -> str:
 
 def _change(first: float, last: float) -> str:
     return f"{first:.3g}" if first == last else f"{first:.3g} → {last:.3g}"
-
-
-def final_weights(summary: TrainingSummary) -> str:
-    """Return the loss weights of the last update in one sentence."""
-    weights = summary.weights
-    return (
-        f"Final loss weights: labels {weights['labels']:.3g}, teacher {weights['teacher']:.3g}, "
-        f"self-teacher {weights['self']:.3g}."
-    )
 
 
 def hyperparameter_table(summary: TrainingSummary) -> str:

@@ -15,6 +15,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from ..arguments import DataArguments, ModelArguments, SpeechSource
 from ..data.languages import language_code
 from ..data.soft_labels import SETTINGS_COLUMN
+from ..json_files import from_json
 from ..models.generation_config import is_multilingual
 from ..models.layers import copied_decoder_layers, copied_encoder_layers, is_pruned_encoder
 from ..models.student import same_encoder
@@ -28,18 +29,12 @@ LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 @dataclass
 class BaseModelInfo:
-    """The teacher, or the model that training started from.
+    """The teacher, or the model that training started from."""
 
-    Attributes:
-        name: its Hub id, or the last part of its path.
-        on_hub: whether `name` is a Hub id.
-        license: the `LICENSE_FIELDS` of its model card.
-        encoder_layers, decoder_layers, parameters, vocabulary, mel_bins: its size; None if it wasn't loaded.
-    """
-
-    name: str
-    on_hub: bool
-    license: dict[str, str] = field(default_factory=dict)
+    name: str  # its Hub id, or the last part of its path
+    on_hub: bool  # whether `name` is a Hub id
+    license: dict[str, str] = field(default_factory=dict)  # the `LICENSE_FIELDS` of its model card
+    # encoder_layers, decoder_layers, parameters, vocabulary, mel_bins: its size; None if it wasn't loaded
     encoder_layers: int | None = None
     decoder_layers: int | None = None
     parameters: int | None = None
@@ -59,72 +54,51 @@ class BaseModelInfo:
 
 @dataclass
 class TrainingData:
-    """A dataset split that was trained on.
+    """A dataset split that was trained on."""
 
-    Attributes:
-        dataset: Hub id of the dataset, or the last part of its path.
-        on_hub: whether `dataset` is a Hub id.
-        config, split: None if the dataset has none.
-        transcribed_by: the model that transcribed it: its Hub id, or the last part of its path. None if the
-            transcripts are part of the dataset.
-        license: license in its dataset card; None if there is no card, or it states none.
-    """
-
-    dataset: str
-    on_hub: bool
+    dataset: str  # Hub id of the dataset, or the last part of its path
+    on_hub: bool  # whether `dataset` is a Hub id
+    # config, split: None if the dataset has none
     config: str | None
     split: str | None
+    # the model that transcribed it: its Hub id, or the last part of its path. None if the transcripts are part of the
+    # dataset.
     transcribed_by: str | None = None
-    license: str | None = None
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "TrainingData":
-        """Return the data that this or an earlier version saved."""
-        return cls(**{"transcribed_by" if name == "labelled_by" else name: value for name, value in data.items()})
+    license: str | None = None  # license in its dataset card; None if there is no card, or it states none
 
     @classmethod
     def of(cls, source: SpeechSource) -> "TrainingData":
         """Return the data of a source; for an output of `askd-hf pseudo-label` the dataset that it transcribed."""
         speech = cls(*public_name(source.dataset), source.config, source.split)
         speech.license = stated_data_license(source.dataset)
-        card = Path(source.dataset).expanduser() / "README.md"
-        if not card.is_file():
+        if not Path(source.dataset).expanduser().exists():
             return speech
         try:
-            transcribed = DatasetCard.load(card, ignore_metadata_errors=True).data.get(PSEUDO_LABELS)
-            return cls.from_dict(transcribed) if transcribed else speech
-        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-            logger.info(
-                "the dataset card %s can't be read, so it is unknown which model transcribed it: %s", card, error
-            )
+            transcribed = _card(DatasetCard, source.dataset).get(PSEUDO_LABELS)
+            return from_json(cls, transcribed) or speech
+        except (TypeError, AttributeError) as error:
+            logger.info("the card of %s doesn't say which model transcribed it: %s", source.dataset, error)
             return speech
 
 
 @dataclass
 class Provenance:
-    """Models and training data of a run.
+    """Models and training data of a run."""
 
-    Attributes:
-        teacher: the teacher, and the model whose layers were copied into the student; None if there is none.
-        student: the model that training started from; None if it is unknown, or layers of the teacher were copied.
-        from_teacher: whether layers of the teacher were copied into the student.
-        teachers_encoder: whether the student had the teacher's encoder before training.
-        copied_decoder_layers, copied_encoder_layers: teacher layers copied into the student; None if all were, or if
-            it didn't start from the teacher.
-        speech: the training data; empty if unknown.
-        languages: languages of the speech, as codes such as `en`; empty if unknown.
-        tasks: `transcribe`, `translate` or both.
-    """
-
+    # the teacher, and the model whose layers were copied into the student; None if there is none
     teacher: BaseModelInfo | None = None
+    # the model that training started from; None if it is unknown, or layers of the teacher were copied
     student: BaseModelInfo | None = None
-    from_teacher: bool = False
-    teachers_encoder: bool = False
+    from_teacher: bool = False  # whether layers of the teacher were copied into the student
+    teachers_encoder: bool = False  # whether the student had the teacher's encoder before training
+    # copied_decoder_layers, copied_encoder_layers: teacher layers copied into the student; None if all were, or if it
+    # didn't start from the teacher
     copied_decoder_layers: list[int] | None = None
     copied_encoder_layers: list[int] | None = None
-    speech: list[TrainingData] = field(default_factory=list)
+    speech: list[TrainingData] = field(default_factory=list)  # the training data; empty if unknown
+    # languages of the speech, as codes such as `en`; empty if unknown
     languages: list[str] = field(default_factory=list)
-    tasks: list[str] = field(default_factory=lambda: ["transcribe"])
+    tasks: list[str] = field(default_factory=lambda: ["transcribe"])  # `transcribe`, `translate` or both
 
     @property
     def language(self) -> str | None:
@@ -179,12 +153,6 @@ class Provenance:
             provenance.student = BaseModelInfo.of(started_from)
         return provenance
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Provenance":
-        """Return the provenance that this or an earlier version saved."""
-        models = {name: data[name] and BaseModelInfo(**data[name]) for name in ("teacher", "student")}
-        return cls(**{**data, **models, "speech": [TrainingData.from_dict(speech) for speech in data["speech"]]})
-
     @property
     def base(self) -> BaseModelInfo | None:
         """The model whose weights training started from; None if unknown."""
@@ -227,20 +195,25 @@ def stored_vocabulary(name: str) -> int | None:
         return None
 
 
-def stated_data_license(name: str) -> str | None:
-    """Return the license in the card of a dataset (a directory or Hub id); None if there is no card or license."""
+def _card(kind: type[ModelCard] | type[DatasetCard], name: str) -> dict[str, Any]:
+    """Return the metadata in the card of a directory or Hub id; empty if there is no card, or it can't be read."""
     path = Path(name).expanduser()
     card = path / "README.md"
     if path.exists() and not card.is_file():
-        return None
+        return {}
     try:
-        data = DatasetCard.load(card if path.exists() else name, ignore_metadata_errors=True).data
+        return kind.load(card if path.exists() else name, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError) as error:
-        logger.info("the card of the dataset %s can't be read, so its license is unknown: %s", name, error)
-        return None
-    stated = data.get("license")
+        logger.info("the card of %s can't be read, so its license is unknown: %s", name, error)
+        return {}
+
+
+def stated_data_license(name: str) -> str | None:
+    """Return the license in the card of a dataset (a directory or Hub id); None if there is no card or license."""
+    card = _card(DatasetCard, name)
+    stated = card.get("license")
     stated = [stated] if isinstance(stated, str) else stated or []
-    stated = [data.get("license_name") or each if each == "other" else each for each in stated]
+    stated = [card.get("license_name") or each if each == "other" else each for each in stated]
     return ", ".join(str(each) for each in stated) or None
 
 
@@ -249,19 +222,8 @@ def stated_license(name: str) -> dict[str, str]:
 
     A relative link is completed with the model's address on the Hub, or dropped for a local directory.
     """
-    card = Path(name).expanduser() / "README.md"
-    try:
-        if Path(name).expanduser().exists():
-            if not card.is_file():
-                return {}
-            data = ModelCard.load(card, ignore_metadata_errors=True).data
-        else:
-            data = ModelCard.load(name, ignore_metadata_errors=True).data
-    except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError) as error:
-        logger.info("the model card of %s can't be read, so its license is unknown: %s", name, error)
-        return {}
-    stated = {key: data.get(key) for key in LICENSE_FIELDS}
-    stated = {key: value for key, value in stated.items() if isinstance(value, str)}
+    card = _card(ModelCard, name)
+    stated = {key: card[key] for key in LICENSE_FIELDS if isinstance(card.get(key), str)}
     link = stated.get("license_link")
     if link is not None and "://" not in link:
         del stated["license_link"]

@@ -38,8 +38,6 @@ class HubPublisher:
     """Publishes student, card and figure of a run. Trainer itself would publish all files of the directory.
 
     Attributes:
-        args: arguments of the trainer.
-        directory: output directory of the run.
         repo_id: id of the repository; without a namespace until `create_repository`, if none is given.
     """
 

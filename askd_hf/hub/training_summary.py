@@ -5,9 +5,10 @@ and datasets only what `Provenance` holds.
 """
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -20,89 +21,48 @@ from transformers.trainer_utils import has_length
 
 from .. import __version__
 from ..arguments.renamed import rename_saved
-from ..callbacks import AdaptiveBlendCallback
 from ..config import ASKDConfig
 from ..data import SpeechStream
 from ..data.soft_labels import SETTINGS_COLUMN, has_soft_labels
 from ..errors import UserError
+from ..json_files import from_json, read_json, write_json
 from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads
 from ..models.lora import ADAPTER_CONFIG, lora_settings
 from .provenance import Provenance, cached_teacher
 
 SUMMARY_FILE = "training.json"
 FRAMES_PER_SECOND = 100
-OLD_KEYS = {"negatives": "no_speech_clips", "origin": "provenance"}
+version = functools.cache(installed_version)  # reading the metadata takes 5 ms per package
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 # Arguments that change the result of a run. Only these are published; none of them is a token or a path.
 ARGUMENTS = (
-    "preset",
-    "teacher_weight",
-    "teacher_weight_end",
-    "teacher_phase_ratio",
-    "teacher_schedule",
-    "adaptive_window",
-    "self_weight",
-    "self_schedule",
-    "self_teacher",
-    "self_ema_decay",
-    "snapshot_strategy",
-    "temperature",
-    "divergence",
-    "divergence_beta",
-    "weight_teacher_by_label_prob",
-    "freeze_encoder",
-    "hidden_weight",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "train_sampling_strategy",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
-    "tf32",
-    "load_best_model_at_end",
-    "early_stopping_patience",
-    "metric_for_best_model",
-    "save_dtype",
+    *("preset", "teacher_weight", "teacher_weight_end", "teacher_phase_ratio", "teacher_schedule", "adaptive_window"),
+    *("self_weight", "self_schedule", "self_teacher", "self_ema_decay", "snapshot_strategy"),
+    *("temperature", "divergence", "divergence_beta", "weight_teacher_by_label_prob"),
+    *("freeze_encoder", "hidden_weight", "learning_rate", "lr_scheduler_type", "warmup_steps"),
+    *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps"),
+    *("train_sampling_strategy", "seed", "data_seed", "bf16", "fp16", "tf32"),
+    *("load_best_model_at_end", "early_stopping_patience", "metric_for_best_model", "save_dtype"),
 )
 
 
 @dataclass
 class ModelInfo:
-    """The published model, as read from its files; for an adapter also from its base model.
+    """The published model, as read from its files; for an adapter also from its base model."""
 
-    Attributes:
-        parameters: number of stored weights, tied ones counted once; for an adapter those of its base model.
-        dtype: dtype of the weights, such as float32.
-        encoder_layers, decoder_layers: number of layers.
-        multilingual: whether it supports several languages.
-        timestamps, word_timestamps: whether `pipeline` can return them.
-        window: seconds of audio per window.
-        adapter_parameters: number of weights of the adapter; None for a whole model.
-        vocabulary, mel_bins: number of tokens and of mel bins; None in files of earlier versions.
-    """
-
-    parameters: int
+    parameters: int  # number of stored weights, tied ones counted once; for an adapter those of its base model
     dtype: str
     encoder_layers: int
     decoder_layers: int
-    multilingual: bool
+    multilingual: bool  # whether it supports several languages
+    # timestamps, word_timestamps: whether `pipeline` can return them
     timestamps: bool
     word_timestamps: bool
-    window: float
-    adapter_parameters: int | None = None
+    window: float  # seconds of audio per window
+    adapter_parameters: int | None = None  # number of weights of the adapter; None for a whole model
+    # vocabulary, mel_bins: number of tokens and of mel bins; None in files of earlier versions
     vocabulary: int | None = None
     mel_bins: int | None = None
 
@@ -113,7 +73,7 @@ class ModelInfo:
         for file in sorted(directory.glob("model*.safetensors")):
             with safe_open(file, "pt") as weights:
                 parameters += sum(torch.Size(weights.get_slice(name).get_shape()).numel() for name in weights.keys())  # noqa: SIM118
-        return cls._of(directory, json.loads((directory / "config.json").read_text()), parameters)
+        return cls._of(directory, read_json(directory / "config.json"), parameters)
 
     @classmethod
     def of_adapter(cls, directory: Path, adapter: PeftModel) -> "ModelInfo":
@@ -125,7 +85,7 @@ class ModelInfo:
 
     @classmethod
     def _of(cls, directory: Path, config: dict[str, Any], parameters: int) -> "ModelInfo":
-        generation = json.loads((directory / "generation_config.json").read_text())
+        generation = read_json(directory / "generation_config.json")
         # timestamp tokens, if any, follow <|notimestamps|>
         last_text_token = generation.get("no_timestamps_token_id", config["vocab_size"])
         timestamps = config["vocab_size"] > last_text_token + 1
@@ -147,49 +107,36 @@ class ModelInfo:
 
 @dataclass
 class TrainingSummary:
-    """A training run, as described by the model card.
-
-    Attributes:
-        provenance: models and training data.
-        student: the published model.
-        clips, hours: number and total duration of the training clips with speech, each counted once even if it is
-            repeated within an epoch; None if unknown (streaming).
-        step, total_steps, epochs: progress of training. Step 0: not trained; `step < total_steps`: not finished.
-        batch_size: clips per update, over all processes and accumulation steps.
-        phases: one dictionary per phase of the schedule: `phase`, `first_step`, `last_step`, and `teacher_weight` and
-            `self_weight` at its first and last step. With an adaptive schedule, `teacher_weight` is the minimum.
-        weights: weights of `labels`, `teacher` and `self` in the last update.
-        arguments: the arguments in `ARGUMENTS`, by their current names.
-        versions: versions of `askd-hf` and `PACKAGES`.
-        hardware: `device` and the number of `processes`.
-        best_step: step of the saved weights if they were selected by evaluation (`load_best_model_at_end`).
-        top_k: number of cached teacher probabilities per token (`teacher_cache`); None if all were used.
-        no_speech_clips: number of training clips without speech; None if the number is unknown (streaming).
-        ended_early: whether `early_stopping_patience` ended the run.
-    """
+    """A training run, as described by the model card."""
 
     provenance: Provenance
     student: ModelInfo
+    # clips, hours: number and total duration of the training clips with speech, each counted once even if it is
+    # repeated within an epoch; None if unknown (streaming)
     clips: int | None
     hours: float | None
+    # step, total_steps, epochs: progress of training. Step 0: not trained; `step < total_steps`: not finished.
     step: int
     total_steps: int
     epochs: float
-    batch_size: int
+    batch_size: int  # clips per update, over all processes and accumulation steps
+    # one dictionary per phase of the schedule: `phase`, `first_step`, `last_step`, and `teacher_weight` and
+    # `self_weight` at its first and last step. With an adaptive schedule, `teacher_weight` is the minimum.
     phases: list[dict[str, Any]]
-    weights: dict[str, float]
-    arguments: dict[str, Any]
-    versions: dict[str, str]
-    hardware: dict[str, Any]
+    weights: dict[str, float]  # weights of `labels`, `teacher` and `self` in the last update
+    arguments: dict[str, Any]  # the arguments in `ARGUMENTS`, by their current names
+    versions: dict[str, str]  # versions of `askd-hf` and `PACKAGES`
+    hardware: dict[str, Any]  # `device` and the number of `processes`
+    # step of the saved weights if they were selected by evaluation (`load_best_model_at_end`)
     best_step: int | None = None
+    # number of cached teacher probabilities per token (`teacher_cache`); None if all were used
     top_k: int | None = None
+    # number of training clips without speech; None if the number is unknown (streaming)
     no_speech_clips: int | None = 0
-    ended_early: bool = False
+    ended_early: bool = False  # whether `early_stopping_patience` ended the run
 
     def save(self, directory: Path) -> None:
-        """Write `training.json`."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (directory / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(directory / SUMMARY_FILE, self)
 
     @classmethod
     def load(cls, directory: Path) -> "TrainingSummary":
@@ -203,7 +150,7 @@ class TrainingSummary:
                 f"{directory} has no {SUMMARY_FILE}. Use the output directory of askd-hf distill, or a checkpoint "
                 "in it"
             )
-        summary = cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        summary = cls.from_dict(read_json(file))
         if not (directory / ADAPTER_CONFIG).is_file():
             summary.student = ModelInfo.of(directory)
         return summary
@@ -211,65 +158,35 @@ class TrainingSummary:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TrainingSummary":
         """Return the summary that this or an earlier version saved."""
-        data = {OLD_KEYS.get(name, name): value for name, value in data.items()}
-        data["arguments"] = rename_saved(data["arguments"])
-        data["provenance"] = Provenance.from_dict(data["provenance"])
-        return cls(**{**data, "student": ModelInfo(**data["student"])})
+        summary = from_json(cls, data)
+        summary.arguments = rename_saved(summary.arguments)
+        return summary
 
 
 def save_training_summary(
-    directory: Path,
-    provenance: Provenance,
-    config: ASKDConfig,
-    state: TrainerState,
-    blend: AdaptiveBlendCallback,
-    train_dataset: Any,
-    in_training: bool,
-    adapter: PeftModel | None = None,
-    keeps_adapter: bool = False,
+    directory: Path, trainer: Any, adapter: PeftModel | None = None, keeps_adapter: bool = False
 ) -> None:
     """Write `training.json` beside a saved student.
 
     Keeps the file of an earlier run if the model is saved before the first step.
 
     Args:
-        directory: where the student was saved.
-        adapter: the LoRA adapter of the student, if it has one.
+        trainer: an `ASKDTrainer`.
         keeps_adapter: whether the adapter was saved, not the merged model.
-
-    The other arguments are those of `build_training_summary`.
     """
-    if state.global_step == 0 and (directory / SUMMARY_FILE).is_file():
+    if trainer.state.global_step == 0 and (directory / SUMMARY_FILE).is_file():
         return
     kept = adapter is not None and keeps_adapter
-    student = ModelInfo.of_adapter(directory, adapter) if kept else ModelInfo.of(directory)
-    summary = build_training_summary(student, provenance, config, state, blend, train_dataset, in_training)
+    summary = _summary(ModelInfo.of_adapter(directory, adapter) if kept else ModelInfo.of(directory), trainer)
     if adapter is not None:
         summary.arguments |= lora_settings(adapter)
     summary.save(directory)
 
 
-def build_training_summary(
-    student: ModelInfo,
-    provenance: Provenance,
-    config: ASKDConfig,
-    state: TrainerState,
-    blend: AdaptiveBlendCallback,
-    train_dataset: Any,
-    in_training: bool,
-) -> TrainingSummary:
-    """Return the summary of the run whose student was just saved.
-
-    Args:
-        student: the saved model.
-        provenance: models and training data of the run.
-        config, state: arguments and state of the trainer.
-        blend: the callback that sets the loss weights.
-        train_dataset: the training set.
-        in_training: whether training is still running; then the weights are those of the last step, not the best ones.
-    """
-    planned = blend.schedule.phases()
-    weights = blend.weights  # of the last update
+def _summary(student: ModelInfo, trainer: Any) -> TrainingSummary:
+    """Return the summary of the run whose student was just saved."""
+    config, state, train_dataset, provenance = trainer.args, trainer.state, trainer.train_dataset, trainer.origin
+    weights = trainer.blend.weights  # of the last update
     phases = [
         dict(
             phase=phase.name,
@@ -278,7 +195,7 @@ def build_training_summary(
             teacher_weight=[phase.first.teacher, phase.last.teacher],
             self_weight=[phase.first.self, phase.last.self],
         )
-        for phase in planned
+        for phase in trainer.blend.schedule.phases()
     ]
     device = torch.cuda.get_device_name(config.device) if config.device.type == "cuda" else config.device.type
     top_k = None
@@ -292,7 +209,7 @@ def build_training_summary(
             top_k = json.loads(train_dataset[SETTINGS_COLUMN][0])["top_k"]
             provenance = dataclasses.replace(provenance, teacher=provenance.teacher or cached_teacher(train_dataset))
     # Trainer loads the best checkpoint at the end of training
-    chosen = config.load_best_model_at_end and not in_training and state.best_model_checkpoint is not None
+    chosen = config.load_best_model_at_end and not trainer.is_in_train and state.best_model_checkpoint is not None
     arguments = config.to_dict()
     if state.train_batch_size:  # found by auto_find_batch_size
         arguments["per_device_train_batch_size"] = state.train_batch_size
@@ -313,7 +230,7 @@ def build_training_summary(
         best_step=state.best_global_step if chosen else None,
         top_k=top_k,
         no_speech_clips=no_speech_clips,
-        ended_early=ended_early(config, state),
+        ended_early=0 < state.global_step < state.max_steps and has_lost_patience(config, state),
     )
 
 
@@ -336,9 +253,9 @@ def count_clips(train_dataset: Any) -> tuple[int | None, float | None, int | Non
     return len(speech), sum(durations[key] for key in speech) / 3600 if known else None, len(no_speech_clips)
 
 
-def ended_early(config: ASKDConfig, state: TrainerState) -> bool:
-    """Return whether early stopping ended the run."""
-    if config.early_stopping_patience is None or not 0 < state.global_step < state.max_steps:
+def has_lost_patience(config: ASKDConfig, state: TrainerState) -> bool:
+    """Return whether the metric has not improved in the last `early_stopping_patience` evaluations."""
+    if config.early_stopping_patience is None:
         return False
     name = f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
     values = [row[name] for row in state.log_history if name in row]

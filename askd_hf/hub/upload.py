@@ -17,7 +17,7 @@ from ..data.encoder_cache import weights_digest
 from ..errors import UserError, disk_errors
 from ..evaluation.results import Results
 from ..hub_access import hub_upload
-from ..models.checkpoint_files import BESIDE_THE_MODEL
+from ..models.checkpoint_files import PROCESSOR_FILES
 from ..models.loading import load_whisper
 from ..models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_base
 from .card import STUDENT, render_card
@@ -31,14 +31,7 @@ CARD, FIGURE = "README.md", "run.png"
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS)
 CONFIGS = ("config.json", ADAPTER_CONFIG)  # of a whole model; of an adapter
 # Allowlist: no other file is uploaded.
-PUBLISHED = (
-    *WEIGHTS,
-    *CONFIGS,
-    *BESIDE_THE_MODEL,
-    SUMMARY_FILE,
-    CARD,
-    FIGURE,
-)
+PUBLISHED = (*WEIGHTS, *CONFIGS, *PROCESSOR_FILES, SUMMARY_FILE, CARD, FIGURE)
 RESULTS = Path("evaluation") / "results.json"  # in the output directory of a run
 RETRY_DELAYS = (1.0, 4.0)  # seconds before the second and the third attempt
 
@@ -66,7 +59,6 @@ def publish(
         token: Default: that of `hf auth login` or HF_TOKEN.
         revision: an existing branch. Default: the main branch.
         license: license id of the Hub. Default: that of the model that training started from, if its card states one.
-        commit_message: message of the commit.
 
     Raises:
         UserError: the directory is incomplete, or has an adapter whose base model isn't on the Hub; the results are of
@@ -223,7 +215,6 @@ def upload(directory: Path, repo_id: str, token: str | None, revision: str | Non
 
 
 def published(name: str) -> bool:
-    """Return whether a file of this name is published."""
     return matches(name, PUBLISHED)
 
 

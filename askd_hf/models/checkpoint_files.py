@@ -21,19 +21,12 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # of generation and the processor, as current and older versions of `save_pretrained` write them
-BESIDE_THE_MODEL = (
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "normalizer.json",
+PROCESSOR_FILES = (
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "normalizer.json"),
 )
-SMALL_FILES = (CONFIG, *BESIDE_THE_MODEL, ADAPTER[0])
+SMALL_FILES = (CONFIG, *PROCESSOR_FILES, ADAPTER[0])
 OTHER_WEIGHTS = {
     "tf_model.h5": "TensorFlow's",
     "flax_model.msgpack": "Flax's",
@@ -51,11 +44,7 @@ def check_model_type(name: str, model_type: str | None) -> None:
 
 
 def check_files(name: str) -> None:
-    """Raise `UserError` if files in a local directory are missing or incomplete. A Hub id passes.
-
-    Args:
-        name: of a model or an adapter.
-    """
+    """Raise `UserError` if files in a local directory are missing or incomplete. A Hub id passes."""
     directory = Path(name).expanduser()
     if directory.is_file():
         raise UserError(f"{name} is a file: {EXPECTED}")

@@ -6,7 +6,6 @@ removed under the full decoder, and decoder layers on the outputs of the full en
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..arguments import ModelArguments
 from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream
 from ..errors import UserError
+from ..json_files import read_json, write_json
 from .layers import evenly_spread
 
 LAYERS_FILE = "layers.json"
@@ -50,8 +50,7 @@ def choose_layers(
         speech: the training set, from which 16 clips are taken.
         resume_from: the directory of a checkpoint, None for a new run.
 
-    Raises:
-        UserError: the options don't fit together, or differ from those of the resumed run.
+    Raises `UserError` if the options don't fit together, or differ from those of the resumed run.
     """
     saved_file = None if resume_from is None else Path(resume_from).parent / LAYERS_FILE
     if saved_file is not None and saved_file.is_file() != (models.layer_selection == "greedy"):
@@ -74,7 +73,7 @@ def choose_layers(
             "as lists"
         )
     if saved_file is not None:
-        saved = json.loads(saved_file.read_text())
+        saved = read_json(saved_file)
         if saved["asked"] != numbers:
             asked = ", ".join(f"--{name} {number}" for name, number in saved["asked"].items())
             raise UserError(f"the run was started with {asked} and --layer_selection greedy: resume it with the same")
@@ -82,9 +81,7 @@ def choose_layers(
     results: list[dict[str, str] | None] = [None]
     if config.process_index == 0:
         results = [_select(numbers, teacher, speech, collator, config)]
-        file = Path(config.output_dir) / LAYERS_FILE
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"asked": numbers, "found": results[0]}, indent=2) + "\n")
+        write_json(Path(config.output_dir) / LAYERS_FILE, {"asked": numbers, "found": results[0]})
     (found,) = broadcast_object_list(results)
     return replace(models, **found)
 
@@ -96,11 +93,7 @@ def _select(
     collator: SpeechCollator,
     config: ASKDConfig,
 ) -> dict[str, str]:
-    """Return the selected layers as option values, {option: "0,3"}.
-
-    Args:
-        numbers: {option: number of layers}.
-    """
+    """Return the selected layers as option values, {option: "0,3"}."""
     teacher.to(config.device).eval()
     clips = min(CLIPS, len(speech))
     rows = [speech[i * len(speech) // clips] for i in range(clips)]  # from all datasets of a mix

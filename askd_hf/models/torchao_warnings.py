@@ -14,17 +14,11 @@ DROPPED = {
 }
 
 
-class _Without(logging.Filter):
-    """Drop messages that contain all of `parts`."""
-
-    def __init__(self, parts: tuple[str, ...]):
-        super().__init__()
-        self.parts = parts
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage().replace("\\", "/")
-        return not all(part in message for part in self.parts)
+def _is_kept(record: logging.LogRecord) -> bool:
+    """Return whether the message lacks one of the parts."""
+    message = record.getMessage().replace("\\", "/")
+    return not all(part in message for part in DROPPED[record.name])
 
 
-for _logger, _parts in DROPPED.items():
-    logging.getLogger(_logger).addFilter(_Without(_parts))
+for _logger in DROPPED:
+    logging.getLogger(_logger).addFilter(_is_kept)

@@ -6,20 +6,3 @@ from .options import PseudoLabelArguments
 from .result import DATASET, build_dataset, dataset_card, push_dataset, save_dataset
 from .speech import load_clips
 from .transcribe import plan_transcription, transcribe
-
-__all__ = [
-    "DATASET",
-    "PseudoLabelArguments",
-    "build_dataset",
-    "check_can_concatenate",
-    "concatenate_clips",
-    "dataset_card",
-    "filter_transcripts",
-    "known_references",
-    "load_clips",
-    "plan_transcription",
-    "push_dataset",
-    "save_dataset",
-    "score_transcripts",
-    "transcribe",
-]

@@ -103,8 +103,7 @@ def concatenate_clips(
         reference: joined like `text`; None if a clip has none.
         avg_logprob, compression_ratio, repeated_5gram_rate, wer: the worst of the clips.
 
-    Raises:
-        UserError: a clip can no longer be decoded.
+    Raises `UserError` if a clip can no longer be decoded.
     """
     folder = directory / TEMPORARY_DIR
     shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed

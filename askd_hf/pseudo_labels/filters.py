@@ -19,50 +19,33 @@ from ..evaluation.suites import is_untranscribed
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Thresholds of the filters. The WER applies to transcripts with a reference, the others to those without.
+    """Thresholds of the filters. The WER applies to transcripts with a reference, the others to those without."""
 
-    Attributes:
-        wer_threshold: highest word error rate, percent.
-        logprob_threshold: lowest average log-probability per token. OpenAI Whisper's is -1 (Radford et al. 2022,
-            section 4.5).
-        compression_ratio_threshold: highest ratio of the text's size in bytes to its zlib-compressed size. OpenAI
-            Whisper's is 2.4. `generate` of Transformers computes its ratio on token bytes instead.
-        repeated_5gram_threshold: highest share of word 5-grams that occur earlier in the same text, percent.
-    """
-
-    wer_threshold: float
+    wer_threshold: float  # highest word error rate, percent
+    # lowest average log-probability per token. OpenAI Whisper's is -1 (Radford et al. 2022, section 4.5).
     logprob_threshold: float
+    # highest ratio of the text's size in bytes to its zlib-compressed size. OpenAI Whisper's is 2.4. `generate` of
+    # Transformers computes its ratio on token bytes instead.
     compression_ratio_threshold: float
-    repeated_5gram_threshold: float
+    repeated_5gram_threshold: float  # highest share of word 5-grams that occur earlier in the same text, percent
 
 
 @dataclass
 class PseudoLabel:
-    """The teacher's transcript of a clip and its scores.
-
-    Attributes:
-        clip: name of the clip.
-        text: the teacher's transcript.
-        reference: the dataset's transcript, or None.
-        label: the text to train on: `text` or `reference`.
-        segments: the teacher's segments, None without timestamps; see `transcribe`.
-        tokens: number of generated tokens, without end of text.
-        ended: whether the teacher generated end of text before the token limit.
-        avg_logprob, compression_ratio, repeated_5gram_rate: of `text`, as described in `Thresholds`.
-        wer: percent; None without a reference, infinite if the reference is empty and the text isn't.
-    """
+    """The teacher's transcript of a clip and its scores."""
 
     clip: str
     text: str
-    reference: str | None
-    label: str | None
-    segments: list[dict[str, Any]] | None
-    tokens: int
-    ended: bool
+    reference: str | None  # the dataset's transcript, or None
+    label: str | None  # the text to train on: `text` or `reference`
+    segments: list[dict[str, Any]] | None  # the teacher's segments, None without timestamps; see `transcribe`
+    tokens: int  # number of generated tokens, without end of text
+    ended: bool  # whether the teacher generated end of text before the token limit
+    # avg_logprob, compression_ratio, repeated_5gram_rate: of `text`, as described in `Thresholds`
     avg_logprob: float
     compression_ratio: float
     repeated_5gram_rate: float
-    wer: float | None
+    wer: float | None  # percent; None without a reference, infinite if the reference is empty and the text isn't
 
 
 @dataclass
@@ -168,12 +151,12 @@ def reason_to_drop(transcript: PseudoLabel, limits: Thresholds) -> DropReason | 
         return None
     if transcript.avg_logprob < limits.logprob_threshold:
         return DropReason(f"average log-probability under {limits.logprob_threshold:g}", transcript.avg_logprob)
-    if transcript.compression_ratio > limits.compression_ratio_threshold:
-        ratio = limits.compression_ratio_threshold
-        return DropReason(f"compression ratio over {ratio:g}", transcript.compression_ratio)
-    if transcript.repeated_5gram_rate > limits.repeated_5gram_threshold:
-        rate = limits.repeated_5gram_threshold
-        return DropReason(f"repeated 5-grams over {rate:g} %", transcript.repeated_5gram_rate)
+    for value, limit, reason in (
+        (transcript.compression_ratio, limits.compression_ratio_threshold, "compression ratio over {:g}"),
+        (transcript.repeated_5gram_rate, limits.repeated_5gram_threshold, "repeated 5-grams over {:g} %"),
+    ):
+        if value > limit:
+            return DropReason(reason.format(limit), value)
     return None
 
 
@@ -181,13 +164,10 @@ def filter_transcripts(transcripts: list[PseudoLabel], limits: Thresholds, file:
     """Return the indices of the transcripts to keep. Print the numbers of dropped ones by reason, and list them.
 
     Args:
-        transcripts: the result of `score_transcripts`.
-        limits: the thresholds.
         file: CSV file for the dropped transcripts: `clip`, `reason`, `value` (which violates the threshold), the
             teacher's `text`, and `reference`.
 
-    Raises:
-        UserError: no transcript passed the filters.
+    Raises `UserError` if no transcript passed the filters.
     """
     found = [reason_to_drop(transcript, limits) for transcript in transcripts]
     dropped = {i: reason for i, reason in enumerate(found) if reason is not None}

@@ -1,9 +1,11 @@
 """The options of `askd-hf pseudo-label`."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from transformers.hf_argparser import HfArg
 
 from ..arguments import NORMALIZER_HELP, Normalizer
 from ..arguments.ranges import COUNT, Range, check_ranges
@@ -22,112 +24,78 @@ class PseudoLabelArguments(DecodingArguments):
 
     _argument_group_name = "pseudo-labels"
 
-    teacher: str | None = field(
-        default=None, metadata={"help": "Whisper model that transcribes: a local directory or a Hub id."}
-    )
-    dataset: str | None = field(
+    teacher: str | None = HfArg(default=None, help="Whisper model that transcribes: a local directory or a Hub id.")
+    dataset: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Speech with or without transcripts: a directory with metadata.csv, a directory of audio files, a "
-            "saved dataset, parquet, or a Hub id."
-        },
+        help="Speech with or without transcripts: a directory with metadata.csv, a directory of audio files, a saved "
+        "dataset, parquet, or a Hub id.",
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of --dataset on the Hub."})
-    split: str = field(default="train", metadata={"help": "Split of --dataset, such as train or train[:10%%]."})
-    audio_column_name: str | None = field(
-        default=None, metadata={"help": "Audio column. Default: detected by name or type."}
+    dataset_config: str | None = HfArg(default=None, help="Configuration of --dataset on the Hub.")
+    split: str = HfArg(default="train", help="Split of --dataset, such as train or train[:10%%].")
+    audio_column_name: str | None = HfArg(default=None, help="Audio column. Default: detected by name or type.")
+    text_column_name: str | None = HfArg(
+        default=None, help="Column with reference transcripts. Default: detected by name; there may be none."
     )
-    text_column_name: str | None = field(
-        default=None,
-        metadata={"help": "Column with reference transcripts. Default: detected by name; there may be none."},
+    speaker_column: str | None = HfArg(default=None, help="Speaker column. Default: detected by name.")
+    language: str | None = HfArg(
+        default=None, help="Language of the speech, such as english or fr. Required for a multilingual teacher."
     )
-    speaker_column: str | None = field(default=None, metadata={"help": "Speaker column. Default: detected by name."})
-    language: str | None = field(
-        default=None,
-        metadata={"help": "Language of the speech, such as english or fr. Required for a multilingual teacher."},
+    task: Literal["transcribe", "translate"] = HfArg(
+        default="transcribe", help="Task of a multilingual teacher: transcribe, or translate into English."
     )
-    task: Literal["transcribe", "translate"] = field(
-        default="transcribe",
-        metadata={"help": "Task of a multilingual teacher: transcribe, or translate into English."},
-    )
-    max_samples: int | None = field(
-        default=None, metadata={"help": "Transcribe only the first max_samples clips. Default: all."}
-    )
-    on_bad_audio: Literal["error", "skip"] = field(
+    max_samples: int | None = HfArg(default=None, help="Transcribe only the first max_samples clips. Default: all.")
+    on_bad_audio: Literal["error", "skip"] = HfArg(
         default="error",
-        metadata={
-            "help": "On invalid clips (missing, corrupt, empty, too long): stop before transcribing, or skip them. "
-            "Skipped clips are counted and listed in --output_dir."
-        },
+        help="On invalid clips (missing, corrupt, empty, too long): stop before transcribing, or skip them. Skipped "
+        "clips are counted and listed in --output_dir.",
     )
-    output_dir: str | None = field(
+    output_dir: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Directory for the transcripts, the list of dropped clips and the dataset. Default: "
-            "runs/DATASET-by-TEACHER."
-        },
+        help="Directory for the transcripts, the list of dropped clips and the dataset. Default: "
+        "runs/DATASET-by-TEACHER.",
     )
-    overwrite: bool = field(
-        default=False,
-        metadata={"help": "Transcribe again if --output_dir has transcripts that were made with other settings."},
+    overwrite: bool = HfArg(
+        default=False, help="Transcribe again if --output_dir has transcripts that were made with other settings."
     )
-    timestamps: bool = field(
-        default=False, metadata={"help": "Transcribe with timestamps, which become the column segments."}
-    )
-    label_source: Literal["teacher", "reference"] = field(
+    timestamps: bool = HfArg(default=False, help="Transcribe with timestamps, which become the column segments.")
+    label_source: Literal["teacher", "reference"] = HfArg(
         default="teacher",
-        metadata={
-            "help": "Labels of the dataset: the teacher's transcripts, with case and punctuation, or the references. "
-            "Where there are references, only clips within --wer_threshold are kept."
-        },
+        help="Labels of the dataset: the teacher's transcripts, with case and punctuation, or the references. Where "
+        "there are references, only clips within --wer_threshold are kept.",
     )
-    normalizer: Normalizer = field(
+    normalizer: Normalizer = HfArg(
         default="auto",
-        metadata={
-            "help": "Text normalizer for --wer_threshold, so that case and punctuation don't count as errors. "
-            f"{NORMALIZER_HELP}"
-        },
+        help="Text normalizer for --wer_threshold, so that case and punctuation don't count as errors. "
+        f"{NORMALIZER_HELP}",
     )
-    wer_threshold: float = field(
-        default=10.0,
-        metadata={"help": "With a reference: drop transcripts whose word error rate, in percent, exceeds this."},
+    wer_threshold: float = HfArg(
+        default=10.0, help="With a reference: drop transcripts whose word error rate, in percent, exceeds this."
     )
-    logprob_threshold: float = field(
+    logprob_threshold: float = HfArg(
         default=-1.0,
-        metadata={
-            "help": "Without a reference: drop transcripts whose average log-probability per token is below this. "
-            "Default: OpenAI Whisper's, -1."
-        },
+        help="Without a reference: drop transcripts whose average log-probability per token is below this. Default: "
+        "OpenAI Whisper's, -1.",
     )
-    compression_ratio_threshold: float = field(
+    compression_ratio_threshold: float = HfArg(
         default=2.4,
-        metadata={
-            "help": "Without a reference: drop transcripts whose compression ratio (text bytes / zlib bytes) exceeds "
-            "this. Default: OpenAI Whisper's, 2.4. (The threshold of generate in Transformers, 1.35, is for token "
-            "bytes.)"
-        },
+        help="Without a reference: drop transcripts whose compression ratio (text bytes / zlib bytes) exceeds this. "
+        "Default: OpenAI Whisper's, 2.4. (The threshold of generate in Transformers, 1.35, is for token bytes.)",
     )
-    repeated_5gram_threshold: float = field(
+    repeated_5gram_threshold: float = HfArg(
         default=20.0,
-        metadata={
-            "help": "Without a reference: drop transcripts with a higher percentage of word 5-grams that occur "
-            "earlier in the same transcript."
-        },
+        help="Without a reference: drop transcripts with a higher percentage of word 5-grams that occur earlier in "
+        "the same transcript.",
     )
-    concatenate: bool = field(
-        default=False,
-        metadata={"help": "Concatenate consecutive clips of a speaker after filtering, up to --concatenate_seconds."},
+    concatenate: bool = HfArg(
+        default=False, help="Concatenate consecutive clips of a speaker after filtering, up to --concatenate_seconds."
     )
-    concatenate_seconds: float | None = field(
+    concatenate_seconds: float | None = HfArg(
+        default=None, help="With --concatenate: longest result in seconds. Default: the teacher's window, 30 s."
+    )
+    hub_dataset_id: str | None = HfArg(
         default=None,
-        metadata={"help": "With --concatenate: longest result in seconds. Default: the teacher's window, 30 s."},
-    )
-    hub_dataset_id: str | None = field(
-        default=None,
-        metadata={
-            "help": "Hub id of a dataset to push the result to. A new dataset is private; the visibility of an "
-            "existing one isn't changed."
-        },
+        help="Hub id of a dataset to push the result to. A new dataset is private; the visibility of an existing one "
+        "isn't changed.",
     )
 
     def __post_init__(self):
@@ -161,7 +129,6 @@ class PseudoLabelArguments(DecodingArguments):
         return DatasetSpec("clips", *where, *columns, language_code(self.language), self.task)
 
     def thresholds(self) -> Thresholds:
-        """Return the thresholds of the filters."""
         return Thresholds(
             self.wer_threshold,
             self.logprob_threshold,

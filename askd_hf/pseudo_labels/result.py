@@ -6,7 +6,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, List, Value
 from datasets.features.features import get_nested_type
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
@@ -34,10 +34,7 @@ def build_dataset(
 
     Args:
         clips: the result of `filter_invalid_clips`.
-        transcripts: one per clip.
-        kept: indices of the clips to keep.
         language: code for the column `language`; None, for an English-only teacher, to omit `language` and `task`.
-        task: for the column `task`.
 
     Returns:
         audio, duration, speaker: as in `clips`; `speaker` only if known.
@@ -48,26 +45,21 @@ def build_dataset(
         avg_logprob, compression_ratio, repeated_5gram_rate, wer: scores, as in `PseudoLabel`.
         reference: only if some clip has one.
     """
-    columns: dict[str, list[Any]] = {
-        "text": [transcript.label for transcript in transcripts],
-        "segments": [transcript.segments for transcript in transcripts],
-        "prompt": [None] * len(transcripts),
+    text, number, rows = Value("string"), Value("float64"), len(transcripts)
+    columns: dict[str, tuple[Any, list[Any]]] = {
+        "text": (text, [transcript.label for transcript in transcripts]),
+        "segments": (SEGMENTS, [transcript.segments for transcript in transcripts]),
+        "prompt": (text, [None] * rows),
     }
-    features = Features(text=Value("string"), segments=SEGMENTS, prompt=Value("string"))
     if language is not None:
-        columns |= {"language": [language] * len(transcripts), "task": [task] * len(transcripts)}
-        features |= {"language": Value("string"), "task": Value("string")}
-    for name in SCORES:
-        columns[name] = [getattr(transcript, name) for transcript in transcripts]
-        features[name] = Value("float64")
+        columns |= {"language": (text, [language] * rows), "task": (text, [task] * rows)}
+    columns |= {name: (number, [getattr(transcript, name) for transcript in transcripts]) for name in SCORES}
     if any(transcript.reference is not None for transcript in transcripts):
-        columns["reference"] = [transcript.reference for transcript in transcripts]
-        features["reference"] = Value("string")
-    columns["clip"] = [without_path(name) for name in clips["clip"][:]]
-    features["clip"] = Value("string")
+        columns["reference"] = (text, [transcript.reference for transcript in transcripts])
+    columns["clip"] = (text, [without_path(name) for name in clips["clip"][:]])
     dataset = clips.select_columns([name for name in ("audio", "speaker", "duration") if name in clips.column_names])
-    for name, values in columns.items():
-        dataset = replace_column(dataset, name, pa.array(values, get_nested_type(features[name])))
+    for name, (feature, values) in columns.items():
+        dataset = replace_column(dataset, name, pa.array(values, get_nested_type(feature)))
     return dataset.select(kept)
 
 
@@ -98,8 +90,6 @@ def dataset_card(args: PseudoLabelArguments, dataset: Dataset, clips: int, kept:
     """Return the dataset card: who transcribed which data, and how the transcripts were filtered.
 
     Args:
-        args: the options.
-        dataset: the result.
         clips: number of transcribed clips.
         kept: number of transcripts that passed the filters.
     """

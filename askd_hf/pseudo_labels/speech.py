@@ -15,11 +15,6 @@ DATA_FILES = ("*.parquet", "*.arrow")  # files of a dataset, next to which audio
 def load_clips(source: DatasetSpec, limit: int | None = None, num_proc: int | None = None) -> Dataset:
     """Return the first `limit` rows of a dataset, or of a directory that contains only audio files, in order.
 
-    Args:
-        source: the dataset split.
-        limit: number of rows; None for all.
-        num_proc: number of processes that prepare a Hub dataset; None for the current process.
-
     Returns:
         `audio`, `clip`, `text` (the reference, or None) and, where known, `speaker`.
 

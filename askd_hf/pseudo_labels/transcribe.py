@@ -19,14 +19,14 @@ from ..data.columns import replace_column
 from ..data.labels import TIME_PRECISION
 from ..errors import UserError
 from ..evaluation.long_form import Timestamps
-from ..evaluation.manifest import OVERWRITE_HINT as EVALUATION_HINT
 from ..evaluation.prepared_sets import PreparedSet
 from ..evaluation.transcribe import Decoding, DecodingJob, plan_jobs
 from ..models.generation_config import no_timestamps
 from .options import PseudoLabelArguments
 
 TRANSCRIPTS_DIR = "transcripts"  # not the directory of evaluations, whose manifests have other fields
-OVERWRITE_HINT = "Transcribe again or use another directory: askd-hf pseudo-label --overwrite True, or --output_dir"
+# with the name of the command, because askd-hf distill --unlabeled_dataset has no --overwrite
+OVERWRITE_ADVICE = "Transcribe again or use another directory: askd-hf pseudo-label --overwrite True, or --output_dir"
 
 
 class GreedyLogProbs(LogitsProcessor):
@@ -35,9 +35,6 @@ class GreedyLogProbs(LogitsProcessor):
     As in whisper/decoding.py of OpenAI, the distribution is the one after suppressed tokens and timestamp rules, and
     end of text is included. This must be the last processor. It replaces `compute_transition_scores`, which needs the
     logits of all steps in memory.
-
-    Args:
-        eos_token_id: end of text.
 
     Attributes:
         total: float32 `(batch,)`.
@@ -67,9 +64,7 @@ def plan_transcription(
     """Plan the decoding job and validate all settings before anything is decoded.
 
     Args:
-        args: the options.
         teacher: as loaded, in float32. Its device, dtype and language are set as in `args`.
-        processor: the teacher's.
         clips: the result of `filter_invalid_clips`.
 
     Returns:
@@ -87,26 +82,21 @@ def plan_transcription(
     durations = clips["duration"][:]
     audio = audio.select(sorted(range(len(clips)), key=lambda row: -durations[row]))
     timestamps: Timestamps = "segment" if args.timestamps else "none"
-    try:
-        (job,) = plan_jobs(
-            {"teacher": (args.teacher, teacher, processor)},
-            [PreparedSet(args.source(), "short_form", audio, excluded={})],
-            Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
-            Path(args.output_dir) / TRANSCRIPTS_DIR,
-            device=torch.device(args.device),
-            dtype=args.torch_dtype(),
-            overwrite=args.overwrite,
-        )
-    except UserError as error:  # askd-hf distill --unlabeled_dataset has no --overwrite: name the script
-        raise UserError(str(error).replace(EVALUATION_HINT, OVERWRITE_HINT)) from None
+    (job,) = plan_jobs(
+        {"teacher": (args.teacher, teacher, processor)},
+        [PreparedSet(args.source(), "short_form", audio, excluded={})],
+        Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
+        Path(args.output_dir) / TRANSCRIPTS_DIR,
+        device=torch.device(args.device),
+        dtype=args.torch_dtype(),
+        overwrite=args.overwrite,
+        overwrite_advice=OVERWRITE_ADVICE,
+    )
     return job
 
 
 def transcribe(job: DecodingJob) -> list[dict[str, Any]]:
     """Transcribe the clips that are missing in the manifest, and append the results batch by batch.
-
-    Args:
-        job: the result of `plan_transcription`.
 
     Returns:
         For each clip, in the order of the dataset:
@@ -119,8 +109,7 @@ def transcribe(job: DecodingJob) -> list[dict[str, Any]]:
         ended: whether end of text was generated before the token limit.
         segments: list of `start` and `end` (seconds) and `text`; only with timestamps.
 
-    Raises:
-        UserError: a clip can no longer be decoded, the teacher's logits aren't finite, or the disk is full.
+    Raises `UserError` if a clip can no longer be decoded, the teacher's logits aren't finite, or the disk is full.
     """
     clips, total, done = job.prepared.clips, len(job.prepared.clips), job.done
     if done < total:
@@ -211,7 +200,6 @@ def segments_of(
         first_timestamp: the token of 0 s.
         end: the token of end of text. Ids between it and the timestamps are other special tokens, which are ignored.
         duration: of the clip, seconds.
-        decode: converts the tokens of a segment to text.
     """
     last = math.floor(duration / TIME_PRECISION + 1e-6)  # in steps of TIME_PRECISION
     segments: list[dict[str, Any]] = []

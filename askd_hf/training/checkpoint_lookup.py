@@ -1,6 +1,5 @@
 """Check that a checkpoint is complete, so that a run can be resumed from it exactly."""
 
-import json
 import logging
 import zipfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..callbacks import BLEND_STATE_FILE, SELF_TEACHER_FILE, read_blend_state
 from ..errors import UserError
+from ..json_files import read_json
 from ..models.lora import ADAPTER_WEIGHTS
 from ..schedule import BlendState
 from .skipped_rows import SKIPPED_FILE
@@ -60,7 +60,7 @@ def problems(directory: Path) -> list[str]:
     if state is not None and state.snapshot_epoch is not None:
         check(SELF_TEACHER_FILE, _open_tensors)
     if (directory / SKIPPED_FILE).is_file():
-        check(SKIPPED_FILE, _read_json)
+        check(SKIPPED_FILE, read_json)
     return found
 
 
@@ -107,7 +107,7 @@ def _weights(directory: Path) -> list[str]:
     """Return the required files of the student or the adapter."""
     if (directory / SAFE_WEIGHTS_INDEX_NAME).is_file():
         try:
-            return sorted(set(_read_json(directory / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
+            return sorted(set(read_json(directory / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
         except (ValueError, TypeError, KeyError, AttributeError):
             return [SAFE_WEIGHTS_NAME]
     return [ADAPTER_WEIGHTS if (directory / ADAPTER_WEIGHTS).is_file() else SAFE_WEIGHTS_NAME]
@@ -129,10 +129,6 @@ def _training_files(directory: Path, state: BlendState | None) -> list[str]:
 def random_state_files(processes: int) -> list[str]:
     """Return Trainer's names of these files, one per process."""
     return ["rng_state.pth"] if processes == 1 else [f"rng_state_{process}.pth" for process in range(processes)]
-
-
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _open_archive(file: Path) -> None:

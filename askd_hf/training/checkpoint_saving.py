@@ -25,7 +25,6 @@ class StudentSaver:
     """Write the student's files. If an adapter is trained, checkpoints contain the adapter only.
 
     Args:
-        model: the student, or an adapter on it.
         peft_config: puts an adapter on `model`.
         keep_adapter: True to save the adapter alone at the end, without merging it into the student.
 
@@ -33,8 +32,7 @@ class StudentSaver:
         student: the Whisper model, without the adapter around it.
         adapter: None if the whole student is trained.
 
-    Raises:
-        UserError: the adapter is to be kept or pushed, and its base can't be loaded by others.
+    Raises `UserError` if the adapter is to be kept or pushed, and its base can't be loaded by others.
     """
 
     def __init__(
@@ -101,17 +99,7 @@ class StudentSaver:
             if self.args.should_save:
                 self._finish_student(directory, trained.dtype, processor)
         if self.args.should_save and self.is_student(directory):
-            save_training_summary(
-                directory,
-                trainer.origin,
-                self.args,
-                state,
-                trainer.blend,
-                trainer.train_dataset,
-                in_training=trainer.is_in_train,
-                adapter=self.adapter,
-                keeps_adapter=self.keeps_adapter,
-            )
+            save_training_summary(directory, trainer, self.adapter, self.keeps_adapter)
 
     def is_student(self, directory: Path) -> bool:
         """Return whether a student is saved in `directory`, rather than the checkpoint of an adapter."""

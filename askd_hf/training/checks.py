@@ -11,12 +11,6 @@ from ..data.soft_labels import check_settings
 from ..errors import UserError
 
 
-def check_no_loss_function(compute_loss_func: Any = None, **kwargs: Any) -> None:
-    """Raise ValueError if the trainer is given a `compute_loss_func`. The other arguments are ignored."""
-    if compute_loss_func is not None:
-        raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for a custom loss")
-
-
 def check_teacher(
     args: ASKDConfig,
     teacher: WhisperForConditionalGeneration | None,
@@ -27,7 +21,6 @@ def check_teacher(
 
     Args:
         soft_labels: the training set if it has cached soft labels, else None.
-        vocabulary: the size of the student's vocabulary.
     """
     if soft_labels is not None and args.uses_teacher:
         check_settings(soft_labels, args.temperature, vocabulary)

@@ -45,9 +45,6 @@ def load_split(
     """Load the first `limit` rows of a split, with language and task columns for a multilingual model.
 
     Raises `UserError` as `load_speech_dataset` does, and if the language for a multilingual model is unknown.
-
-    Args:
-        limit: None for all rows.
     """
     speech = load_speech_dataset(
         source.dataset,
@@ -147,8 +144,7 @@ def training_speech(
     Args:
         report_to: the directory for the lists of skipped rows. Default: `config.output_dir`.
 
-    Raises:
-        UserError: the data is invalid, or options don't fit together.
+    Raises `UserError` if the data is invalid, or options don't fit together.
     """
     sources = data_args.train_sources()
     report_to = report_to or config.output_dir

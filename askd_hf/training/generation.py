@@ -15,6 +15,9 @@ def generation_inputs(
 ) -> dict[str, Any]:
     """Return the arguments of `generate` for a batch, with the language and task of each clip's labels.
 
+    The decoder's prompt is taken from the labels. There is none if the labels don't have `<|notimestamps|>` before the
+    text, as those of `SpeechCollator` do.
+
     Args:
         encoder_outputs: `(batch, positions, d_model)`.
         labels: `(batch, tokens)`.
@@ -22,22 +25,14 @@ def generation_inputs(
     encoder_outputs = encoder_outputs.to(model.dtype)
     # all ones, as Whisper also attends to the silence of the padding; without a mask `generate` logs a warning
     frames = 2 * encoder_outputs.shape[1]
-    return {
+    inputs = {
         "encoder_outputs": BaseModelOutput(last_hidden_state=encoder_outputs),
         "attention_mask": torch.ones(len(labels), frames, dtype=torch.long, device=encoder_outputs.device),
-        **decoder_prompts(model, labels),
         **no_timestamps(model),
     }
-
-
-def decoder_prompts(model: WhisperForConditionalGeneration, labels: Tensor) -> dict[str, Tensor]:
-    """Return the decoder prompt of each clip (language and task tokens), taken from the labels: `(batch, tokens)`.
-
-    Empty if the labels don't have `<|notimestamps|>` before the text, as those of `SpeechCollator` do.
-    """
     token = getattr(model.generation_config, "no_timestamps_token_id", None)
     before_text = [] if token is None else (labels[0] == token).nonzero().flatten()
-    if not len(before_text):
-        return {}
-    start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
-    return {"decoder_input_ids": torch.cat([start, labels[:, : before_text[0] + 1]], dim=1)}
+    if len(before_text):
+        start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
+        inputs["decoder_input_ids"] = torch.cat([start, labels[:, : before_text[0] + 1]], dim=1)
+    return inputs

@@ -90,13 +90,10 @@ def _speech(dataset: Any) -> tuple[Sequence[Any], dict[Any, int]]:
 
 @dataclass
 class HeldOutBatch:
-    """A batch of the collator.
-
-    Attributes:
-        choices: the teacher's most probable token at each label token. None before the first measurement.
-    """
+    """A batch of the collator."""
 
     inputs: dict[str, Any]
+    # the teacher's most probable token at each label token. None before the first measurement.
     choices: Tensor | None = None
 
     def keep_encoded(self, encoded: Tensor) -> None:
@@ -127,11 +124,7 @@ class HeldOutClips:
     def judge_labels(
         self, runner: ModelRunner, model: nn.Module, collator: Callable[[list[Any]], dict[str, Any]]
     ) -> LabelsJudged:
-        """Measure the labels of all held-out clips with the current student. Returns the sums over all processes.
-
-        Args:
-            model: the student, wrapped or not.
-        """
+        """Measure the labels of all held-out clips with the current student. Returns the sums over all processes."""
         args, accelerator = runner.args, runner.accelerator
         student = accelerator.unwrap_model(model, keep_torch_compile=False)
         training = student.training

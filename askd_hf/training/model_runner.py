@@ -41,15 +41,13 @@ class ModelRunner:
         teacher: frozen and put in evaluation mode here. Dropped if neither training nor evaluation runs it.
         teacher_is_cached: True if the batches contain the teacher's soft labels.
         collator: defines whether the teacher has separate features and whether encoder outputs are cached.
-        accelerator: of the trainer.
 
     Attributes:
         teacher: None if it isn't run or was freed.
         teacher_digest: `models_digest` of the teacher, None if it isn't run.
         layer_pairs: the encoder layers that the hidden-state loss compares. None without that loss.
 
-    Raises:
-        UserError: models, options and cached outputs don't fit together.
+    Raises `UserError` if models, options and cached outputs don't fit together.
     """
 
     def __init__(
@@ -155,7 +153,6 @@ class ModelRunner:
 
         Args:
             model: the student, as the trainer has wrapped it.
-            weights: the loss weights.
             blend: owns the self-teacher.
             keep_logits: True for outputs with the student's logits, `(batch, tokens, vocabulary)`.
             gradient_scale: the factor of the gradient in the backward pass.

@@ -70,7 +70,6 @@ class RunIdentity:
 
         Args:
             saved: the settings that the checkpoint contains. None if the run isn't resumed.
-            checkpoint: its directory.
         """
         settings = self._settings | config_settings(self.args, train_batch_size) | {"total_steps": total_steps}
         if saved is None:

@@ -33,18 +33,9 @@ logger = logging.getLogger(__name__)
 
 # Fields of `ASKDConfig` that may change when a run is resumed, or that another setting covers: prefixes, then names
 HARMLESS_PREFIXES: tuple[str, ...] = (
-    "logging_",
-    "log_",
-    "eval_",
-    "save_",
-    "hub_",
-    "trackio_",
-    "ddp_",
-    "generation_",
-    "do_",
-    "fsdp",
+    *("logging_", "log_", "eval_", "save_", "hub_", "trackio_", "ddp_", "generation_", "do_", "fsdp"),
+    *("gradient_checkpointing", "activation_checkpointing", "torch_compile", "liger_"),
 )
-HARMLESS_PREFIXES += ("gradient_checkpointing", "activation_checkpointing", "torch_compile", "liger_")
 HARMLESS = {
     *("output_dir", "resume_from_checkpoint", "run_name", "project", "report_to", "disable_tqdm", "push_to_hub"),
     *("per_device_eval_batch_size", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"),
@@ -117,7 +108,6 @@ def model_settings(
     """Return the settings of the models, as JSON values.
 
     Args:
-        config: of the student.
         teacher: `models_digest` of the teacher, None if training doesn't run it.
     """
     values = {name: getattr(config, name) for name in SHAPE + RANDOM}

@@ -49,7 +49,6 @@ class SkippedRows:
 
         Args:
             rows: clip, reason, and True if the row is invalid, False if a filter excludes it.
-            step: the number of updates so far.
         """
         for clip, reason, invalid in rows:
             if invalid and self.on_bad_audio == "error":

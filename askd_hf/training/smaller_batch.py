@@ -6,48 +6,28 @@ its optimizer, and would have no teacher if that had been freed.
 
 import random
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import Trainer, WhisperForConditionalGeneration
+from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
-from .loss_logging import new_sums
+from .losses import new_sums
 
 
-@dataclass
 class InitialState:
-    """The state before the first update, in CPU memory.
+    """The state before the first update, in CPU memory."""
 
-    Attributes:
-        weights: the trained weights, `{name: tensor}`.
-        random_states: of Python, NumPy and torch.
-        checkpoints: the directories that existed.
-        teacher: kept here because the trainer may free it.
-        own_optimizer: whether the trainer was given an optimizer.
-    """
-
-    weights: dict[str, Tensor]
-    random_states: tuple[Any, ...]
-    checkpoints: set[Path]
-    teacher: WhisperForConditionalGeneration | None
-    own_optimizer: bool
-
-    @classmethod
-    def of(cls, trainer: Trainer, teacher: WhisperForConditionalGeneration | None) -> "InitialState":
+    def __init__(self, trainer: Any):
         trained = ((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
-        return cls(
-            weights={name: parameter.detach().to("cpu", copy=True) for name, parameter in trained},
-            random_states=_random_states(),
-            checkpoints=_checkpoints(trainer),
-            teacher=teacher,
-            own_optimizer=trainer.optimizer is not None,
-        )
+        self.weights = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained}
+        self.random_states = _random_states()
+        self.checkpoints = _checkpoints(trainer)
+        self.teacher = trainer.teacher  # the trainer may free it
+        self.had_optimizer = trainer.optimizer is not None
 
     @torch.no_grad()
     def restore(self, trainer: Trainer, resume_from_checkpoint: str | None) -> None:
@@ -64,7 +44,7 @@ class InitialState:
             if name in self.weights:
                 parameter.copy_(self.weights[name])
         _set_random_states(self.random_states)
-        if not self.own_optimizer:
+        if not self.had_optimizer:
             trainer.optimizer = None  # Trainer creates another
         if trainer.args.should_save:  # a resumed run would take them for its last ones
             for directory in _checkpoints(trainer) - self.checkpoints:
@@ -97,7 +77,7 @@ def save_or_restore(trainer: Any, initial: InitialState | None, resume_from_chec
         initial: None at the first attempt.
     """
     if initial is None:
-        return InitialState.of(trainer, trainer.teacher)
+        return InitialState(trainer)
     trainer.identity.restarted = True
     initial.restore(trainer, resume_from_checkpoint)
     trainer.skipped.count = 0

@@ -47,7 +47,8 @@ def main() -> None:
 
 
 def read(results: Path) -> list[dict]:
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
+    lines = results.read_text().splitlines() if results.is_file() else []
+    return [json.loads(line.replace('_ce_loss":', '_loss":')) for line in lines]  # its name in earlier versions
 
 
 def run(setting: dict, folder: Path, results: Path) -> None:
@@ -59,7 +60,7 @@ def run(setting: dict, folder: Path, results: Path) -> None:
     arguments += ["--teacher_schedule", setting["schedule"], "--seed", str(setting["seed"]), *setting["options"]]
     distill(*parse_args(OPTIONS, arguments))
     log = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    names = [f"eval_{split}_{metric}" for split in SPLITS for metric in ("ce_loss", "wer")]
+    names = [f"eval_{split}_{metric}" for split in SPLITS for metric in ("loss", "wer")]
     measured = {name.removeprefix("eval_"): [row[name] for row in log if name in row] for name in names}
     weights = [row["teacher_weight"] for row in log if "teacher_weight" in row]
     with results.open("a") as file:
@@ -99,7 +100,7 @@ def table(results: list[dict]) -> str:
         runs = [result for result, setting in zip(results, settings, strict=True) if setting == (noise, schedule)]
         cells = []
         for split in SPLITS:
-            for metric, digits in (("ce_loss", 3), ("wer", 1)):
+            for metric, digits in (("loss", 3), ("wer", 1)):
                 for at in (min, lambda values: values[-1]):
                     values = [at(one[f"{split}_{metric}"]) for one in runs]
                     spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})"

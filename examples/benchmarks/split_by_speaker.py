@@ -2,8 +2,8 @@
 
     python examples/benchmarks/split_by_speaker.py --source my_speech --target my_speech_split
 
-Every fifth speaker (0, 5, 10, ... in sorted order) goes to `test`, and every twentieth (1, 21, ...) to `validation`, so
-no speaker is in two sets. The result is an audiofolder with the directories train, validation and test.
+Every fifth speaker (0, 5, 10, ... in sorted order) goes to `test`, and every twentieth (1, 21, ...) to `validation`,
+so no speaker is in two sets. The result is an audiofolder with the directories train, validation and test.
 """
 
 import csv

@@ -394,6 +394,7 @@ def test_batches_from_the_cache_need_no_audio(model, processor, clips, tmp_path)
         assert got["clip"] == expected["clip"]
 
 
+@pytest.mark.slow
 def test_spawned_data_workers_open_the_files_themselves(model, processor, clips, tmp_path):
     cache = cached(model, processor, [clips], tmp_path)
     expected = cache.read(clips["audio_key"][:])

@@ -136,7 +136,7 @@ def test_marks_count_in_the_table_and_in_the_worst_clips(tmp_path):
     assert result.scores["student"].wer == 75.0
     page = write_report(results, tmp_path).read_text()
     for text in (format_results(results), page):
-        assert "multilingual: removes case, punctuation and spelling variants, keeps combining marks" in text
+        assert "multilingual: removes case, punctuation and spelling variants, and keeps combining marks" in text
     assert "3 errors" in page
     ignored = score_directory(tmp_path, "basic").sets[0]
     assert (ignored.scores["student"].wer, ignored.has_combining_marks) == (0.0, True)

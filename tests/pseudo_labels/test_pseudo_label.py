@@ -308,6 +308,7 @@ def test_what_cannot_be_done_is_refused_before_decoding(label, speech, tmp_path,
     assert done.returncode == 2 and message in done.stderr
 
 
+@pytest.mark.slow
 def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_path):
     """In processes of their own, because the libraries read the endpoint when they are imported."""
     student = init_student(load_whisper(str(teacher_dir)), decoder_layers=2)

@@ -4,11 +4,13 @@ import runpy
 import sys
 from pathlib import Path
 
-from askd_hf.evaluation import comparison  # first: it keeps torchao quiet
+import quick_report
+
+import askd_hf.evaluation  # noqa: F401  first: it keeps torchao quiet
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-comparison.SPEED_CLIPS, comparison.REPETITIONS = 2, 1  # as conftest.py has it
+quick_report.install()  # as in conftest.py
 
 paths = list(sys.path)
 sys.path.append(str(EXAMPLES))  # they import one another

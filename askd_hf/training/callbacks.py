@@ -1,8 +1,11 @@
-"""Callbacks that stop a run before its last step, with a checkpoint."""
+"""The callbacks of a run besides `AdaptiveBlendCallback`: stopping, the speed, the epoch of the training set."""
 
+import contextlib
 import logging
 import os
 import signal
+import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -10,8 +13,10 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from ..callbacks import data_epoch
 from ..config import ASKDConfig
-from ..hub.training_summary import evaluations_since_best
+from ..data import SeededDataset
+from ..hub.training_summary import has_lost_patience
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +78,7 @@ class StopGracefullyCallback(TrainerCallback):
 
 
 class StopEarlyCallback(TrainerCallback):
-    """Stop if `metric_for_best_model` has not improved in the last `patience` evaluations.
+    """Stop if `metric_for_best_model` has not improved in the last `early_stopping_patience` evaluations.
 
     The evaluations are counted in the saved log history. The counter of transformers' `EarlyStoppingCallback` isn't
     exact when a run is resumed, even with `restore_callback_states_from_checkpoint`: it restores the patience of the
@@ -81,14 +86,66 @@ class StopEarlyCallback(TrainerCallback):
     `auto_find_batch_size` restarts training. It also logs a warning at every evaluation split but one.
     """
 
-    def __init__(self, patience: int):
-        self.patience = patience
-
     def on_evaluate(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
-        name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
-        values = [row[name] for row in state.log_history if name in row]
-        if values and evaluations_since_best(values, args.greater_is_better) >= self.patience:
+        if has_lost_patience(args, state):
             logger.warning(
-                "step %d: stopping, as %s has not improved in %d evaluations", state.global_step, name, self.patience
+                "step %d: stopping, as %s has not improved in %d evaluations",
+                *(state.global_step, args.metric_for_best_model, args.early_stopping_patience),
             )
             control.should_training_stop = True
+
+
+class ThroughputCallback(TrainerCallback):
+    """Measure the time of the steps, and the part of it that is spent waiting for batches.
+
+    Under DDP that includes waiting for the batches of other processes. Evaluation, logging and saving aren't counted.
+    """
+
+    def __init__(self):
+        self._step_start: float | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all measurements."""
+        self._waited = self._stepped = 0.0
+        self._steps = 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Measure the time of fetching an update's batches, which starts its step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - start
+            self._step_start = start
+
+    def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        self._stepped += time.perf_counter() - self._step_start
+        self._steps += 1
+
+    def measured(self, args: ASKDConfig, state: TrainerState) -> dict[str, float]:
+        """Return the measurements since the last call, and forget them; empty without a step.
+
+        `data_time_ratio` is the share of the time spent waiting for batches, 0 to 1. `samples_per_second` counts the
+        clips of all processes.
+        """
+        if not self._stepped:
+            return {}
+        clips = self._steps * state.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        values = dict(data_time_ratio=self._waited / self._stepped, samples_per_second=clips / self._stepped)
+        self.reset()
+        return values
+
+
+class SetEpochCallback(TrainerCallback):
+    """Set the dataset's epoch before the workers start.
+
+    Not by `dataset.set_epoch`: under DDP accelerate calls that of the sampler only.
+    """
+
+    def __init__(self, dataset: SeededDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        self.dataset.epoch = data_epoch(args, state, kwargs["train_dataloader"])

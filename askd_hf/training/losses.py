@@ -1,0 +1,144 @@
+"""From the terms of the objective to the loss of the backward pass and the log, and the check that they are finite."""
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..errors import UserError
+from ..objective import LossTerms
+
+# field of `LossTerms` -> key in the log. Each has two columns in the sums: its sum over label tokens, and the number
+# of tokens in that sum.
+LOG_NAMES = {
+    "total": "total_loss",
+    "ce": "ce_loss",
+    "teacher": "teacher_loss",
+    "self": "self_loss",
+    "teacher_ce": "teacher_ce",
+    "top1_agreement": "top1_agreement",
+    "hidden": "hidden_loss",
+}
+SHOWN = 8  # clips that a message names
+
+
+def gradient_scale(accelerator: Accelerator, num_items_in_batch: Tensor | int | None) -> float:
+    """Return the factor of the gradient in the backward pass; not 1 in float16 only, which has a gradient scaler."""
+    if accelerator.scaler is None:
+        return 1.0
+    return float(accelerator.scaler.get_scale() / (num_items_in_batch or 1))
+
+
+def mean_over_tokens(
+    total: Tensor, tokens: int, num_items_in_batch: Tensor | int | None, processes: int = 1
+) -> Tensor:
+    """Return `total`, the sum over the label tokens of a batch, divided by the label tokens of the whole update.
+
+    A batch of a stream may have no label tokens, if all its rows were skipped. The loss is 0 then, not NaN.
+
+    Args:
+        tokens: the number of label tokens of the batch.
+        num_items_in_batch: the number of label tokens of the whole update. None for `tokens`.
+        processes: the factor that undoes DDP's mean over processes, where each has divided by the tokens of all.
+    """
+    if num_items_in_batch is None:
+        return total / max(tokens, 1)
+    return total / torch.as_tensor(num_items_in_batch).clamp(min=1) * processes
+
+
+# ---- logging ----
+
+
+def new_sums(device: torch.device) -> Tensor:
+    """Return zeros, `(2 * terms,)`."""
+    # float64, so that the logged means are exact to the digits shown; MPS has no float64
+    return torch.zeros(
+        2 * len(LOG_NAMES), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
+    )
+
+
+def sums_by_clip(terms: LossTerms, labels: Tensor) -> Tensor:
+    """Return the sum of each term over the label tokens of each clip, then the number of tokens in each sum.
+
+    Both are 0 for a term that wasn't computed.
+
+    Args:
+        labels: `(batch, tokens)`, -100 where there is no label.
+
+    Returns:
+        `(batch, 2 * terms)`.
+    """
+    measured = terms.measured()
+    label_mask = labels != -100
+    columns = []
+    for term in LOG_NAMES:
+        column = terms.total.new_zeros(labels.shape)
+        if term in measured:
+            column[label_mask] = measured[term]
+        columns.append(column.sum(1))
+    columns += [label_mask.sum(1).to(columns[0].dtype) * (term in measured) for term in LOG_NAMES]
+    return torch.stack(columns, dim=1)
+
+
+def _means(summed: Tensor) -> dict[str, float]:
+    values, counts = summed.view(2, -1).tolist()
+    return {name: v / n for name, v, n in zip(LOG_NAMES.values(), values, counts, strict=True) if n}
+
+
+def train_metrics(summed: Tensor) -> dict[str, float]:
+    """Return the mean of each computed term over label tokens, by its key in the log; empty without label tokens.
+
+    Without the total, which is Trainer's `loss`.
+    """
+    return {name: value for name, value in _means(summed).items() if name != "total_loss"}
+
+
+def eval_metrics(summed: Tensor, prefix: str, all_terms: bool) -> dict[str, float]:
+    """Return the means of an evaluation over its label tokens, by their keys in the log; empty without label tokens.
+
+    The cross-entropy is the `loss`, because the weights of the objective change from step to step.
+
+    Args:
+        prefix: of the keys, such as eval.
+        all_terms: False for the cross-entropy alone.
+    """
+    terms = {"loss" if name == "ce_loss" else name: value for name, value in _means(summed).items()}
+    return {f"{prefix}_{name}": value for name, value in terms.items() if all_terms or name == "loss"}
+
+
+# ---- NaN and infinity ----
+
+
+class NonFiniteLossError(UserError):
+    """The loss or the gradient is NaN or infinite. The weights are those of the last update and still finite."""
+
+
+def check_finite(terms: LossTerms, labels: Tensor, clips: list[str], step: int) -> None:
+    """Raise `NonFiniteLossError`, which names the clips, if the objective isn't finite at every label token.
+
+    Args:
+        terms: of the label tokens.
+        labels: `(batch, tokens)`, -100 where there is no label.
+        clips: the names of the batch's clips; may be empty.
+        step: the number of updates so far.
+    """
+    if torch.isfinite(terms.total.sum()):
+        return
+    rows = (labels != -100).nonzero()[:, 0][~torch.isfinite(terms.total)].unique().tolist()
+    names = [clips[row] if row < len(clips) else f"row {row} of the batch" for row in rows]
+    raise NonFiniteLossError(
+        f"the loss is not finite at step {step}, in {len(names)} of {len(labels)} clips: "
+        f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}. Lower the learning rate or check these "
+        "clips. All checkpoints are from before this step"
+    )
+
+
+def check_gradient(grad_norm: Any, clips: list[str], step: int) -> None:
+    """Raise `NonFiniteLossError` if the norm of the gradient is NaN or infinite. None passes."""
+    if grad_norm is not None and not math.isfinite(grad_norm):
+        raise NonFiniteLossError(
+            f"the gradient is not finite at step {step}, last clips: {', '.join(clips[:SHOWN])}. Lower the learning "
+            "rate. All checkpoints are from before this step"
+        )
