@@ -172,8 +172,8 @@ def candidates(
     for shape in itertools.starmap(Candidate, itertools.product(_windows(whole.window), sizes, encoders, decoders)):
         fitting = sum(d <= shape.window for d in durations) / len(durations) if durations else 1.0
         seconds = costs.of(shape)
-        changes: dict[str, Any] = dict(parameters=weights.count(shape), seconds=seconds, speedup=baseline / seconds, fitting=fitting)
-        found.append(replace(shape, **changes))
+        changes: dict[str, Any] = dict(parameters=weights.count(shape), seconds=seconds, fitting=fitting)
+        found.append(replace(shape, speedup=baseline / seconds, **changes))
     return found
 
 
