@@ -30,7 +30,7 @@ def test_help_lists_the_commands_without_waiting_for_torch():
         done = subprocess.run(run, capture_output=True, text=True, timeout=300)
         assert (done.returncode, done.stderr) == (0, "")
         listed = re.findall(r"^  ([\w-]+)  +\S", done.stdout, re.MULTILINE)
-        assert listed == list(COMMANDS) and len(listed) == 7
+        assert listed == list(COMMANDS) and len(listed) == 8
 
 
 def test_the_package_has_the_entry_point():

@@ -26,12 +26,12 @@ from ..data import SAMPLING_RATE, decode_audio, load_speech_dataset
 from ..errors import UserError
 from ..evaluation.metrics import text_normalizer
 from ..export.ctranslate2 import (
-    FASTER_WHISPER_WINDOW,
     agreement,
     alignment_heads,
     check_extra,
     check_output_dir,
     export_ctranslate2,
+    faster_whisper_obstacle,
     transcribe_ctranslate2,
     transcribe_faster_whisper,
     transcribe_transformers,
@@ -129,7 +129,12 @@ def load_clips(args: ExportArguments, processor: WhisperProcessor) -> list[tuple
 def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
     """Write the converted model to `--output_dir`."""
     export_ctranslate2(model, processor, args.output_dir, args.quantization)
-    print(f"{args.output_dir}: faster_whisper.WhisperModel({args.output_dir!r})")
+    obstacle = faster_whisper_obstacle(model, processor)
+    if obstacle is None:
+        print(f"{args.output_dir}: faster_whisper.WhisperModel({args.output_dir!r})")
+    else:
+        print(f"{args.output_dir}: ctranslate2.models.Whisper({args.output_dir!r})")
+        print(f"faster-whisper can't run this model: {obstacle}")
     if alignment_heads(model) is None:
         print("No word timestamps: the model's generation config names no alignment heads that its decoder has")
 
@@ -149,9 +154,7 @@ def compare(
     progress = tqdm(waves, desc="ctranslate2", leave=False)
     texts = transcribe_ctranslate2(args.output_dir, processor, progress, model.config.max_target_positions)
     print(agreement("ctranslate2", names, expected, texts, normalize))
-    window = processor.feature_extractor.chunk_length
-    if window != FASTER_WHISPER_WINDOW:
-        print(f"faster-whisper: can't run this model, whose window is {window} s and not {FASTER_WHISPER_WINDOW} s")
+    if faster_whisper_obstacle(model, processor) is not None:
         return
     progress = tqdm(waves, desc="faster-whisper", leave=False)
     texts = transcribe_faster_whisper(args.output_dir, progress, language, args.task)

@@ -5,9 +5,9 @@ product with the output projection, whose cost is proportional to the vocabulary
 """
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,36 +15,7 @@ from torch import Tensor
 from transformers import EncoderDecoderCache, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from ..data.audio import extract_features
-from .speed import synchronized_time
-
-
-@dataclass
-class PartLatency:
-    """Median latency of the parts of one model, seconds per batch.
-
-    Attributes:
-        role: of the model.
-        batch_size: clips per batch.
-        threads: of PyTorch.
-        tokens: generated tokens per clip.
-        features: log-mel features, computed clip by clip on the CPU.
-        encoder: one pass over the window.
-        decoder: the decoder layers, for all tokens.
-        projection: the output projection, for all tokens.
-    """
-
-    role: str
-    batch_size: int
-    threads: int
-    tokens: int
-    features: float
-    encoder: float
-    decoder: float
-    projection: float
-
-    @property
-    def total(self) -> float:
-        return self.features + self.encoder + self.decoder + self.projection
+from .results import PartLatency
 
 
 @torch.inference_mode()
@@ -82,6 +53,13 @@ def measure_parts(
                     medians = (statistics.median(part) for part in zip(*measured, strict=True))
                     rows.append(PartLatency(role, size, number, tokens[role], *medians))
     return rows
+
+
+def synchronized_time(device: torch.device) -> float:
+    """Return a time stamp in seconds, after all operations queued on the device have finished."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 @contextmanager

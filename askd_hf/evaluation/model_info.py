@@ -7,6 +7,7 @@ from safetensors import safe_open
 from transformers import WhisperForConditionalGeneration
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from ..models.window import window_seconds
 from .results import EvaluatedModel
 
 STORED_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
@@ -22,6 +23,8 @@ def describe_model(name: str, model: WhisperForConditionalGeneration) -> Evaluat
         encoder_layers=model.config.encoder_layers,
         decoder_layers=model.config.decoder_layers,
         stored_dtype=_stored_dtype(files),
+        window=window_seconds(model),
+        vocabulary=model.config.vocab_size,
     )
 
 

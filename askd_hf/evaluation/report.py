@@ -25,6 +25,7 @@ from .result_tables import (
     RTFX_NOTE,
     interval_note,
     no_speech_share,
+    part_table,
     relative_difference,
     size_on_disk,
     speed_conditions,
@@ -109,6 +110,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "relative_difference": relative_difference,
         "size_on_disk": size_on_disk,
         "speed_conditions": speed_conditions,
+        "parts": None if results.speed is None else part_table(results.speed),
     }
 
 

@@ -45,6 +45,7 @@ COMBINING_MARKS_NOTE = (
     "basic removes combining marks, such as vowel signs, which splits words: the error rates are of what is left"
 )
 PLAIN_TEXT_NOTE = "in lower-case text without punctuation, for every normalizer"
+PARTS_NOTE = "Median of 3 interleaved repetitions. Without beam search, fallback and text decoding"
 RTFX_NOTE = "RTFx: seconds of audio transcribed per second"
 
 
@@ -93,7 +94,7 @@ def format_results(results: Results) -> str:
     if results.sets:
         tables.append(hallucination_table(results.sets))
     if results.speed is not None:
-        tables.append(speed_table(results.speed, ranges=True))
+        tables += [speed_table(results.speed, ranges=True), part_table(results.speed)]
     if results.speculative is not None:
         tables.append(speculative_table(results.speculative))
     parts = [table.text() for table in tables if table.rows]
@@ -308,6 +309,18 @@ def speed_conditions(speed: Speed) -> str:
         f"{speed.repetitions} interleaved repetitions with greedy decoding; {clips} of {speed.set}, "
         f"{speed.audio_seconds:.0f} s of audio; {machine}. Audio decoding and feature extraction are not included"
     )
+
+
+def part_table(speed: Speed) -> Table:
+    """Return the latency of the parts of all models."""
+    rows = [
+        [row.role, *map(str, (row.batch_size, row.threads, row.tokens))]
+        + [f"{1000 * part:.1f}" for part in (row.features, row.encoder, row.decoder, row.projection, row.total)]
+        for row in speed.parts
+    ]
+    header = [HEADINGS["model"], "batch size", "threads", "tokens per clip", "features", "encoder", "decoder layers"]
+    notes = [PARTS_NOTE]
+    return Table("Latency by part, ms per batch", [*header, "output projection", "sum"], rows, 1, notes)
 
 
 def speculative_table(result: Speculative) -> Table:

@@ -24,6 +24,8 @@ class EvaluatedModel:
     # dtype of the floating-point weights in these files, such as `float16`; None if they aren't stored locally
     stored_dtype: str | None = None
     weights: str | None = None  # digest of the evaluated weights; None if unknown
+    window: float | None = None  # audio window in seconds; None in results of earlier versions
+    vocabulary: int | None = None  # number of tokens; None in results of earlier versions
 
 
 @dataclass
@@ -139,6 +141,24 @@ class ModelSpeed:
 
 
 @dataclass
+class PartLatency:
+    """Median latency of the parts of one model, seconds per batch."""
+
+    role: str
+    batch_size: int
+    threads: int
+    tokens: int  # generated tokens per clip
+    features: float  # log-mel features, computed clip by clip on the CPU
+    encoder: float  # one pass over the window
+    decoder: float  # the decoder layers, for all tokens
+    projection: float  # the output projection, for all tokens
+
+    @property
+    def total(self) -> float:
+        return self.features + self.encoder + self.decoder + self.projection
+
+
+@dataclass
 class Speed:
     """Speed of all models on the same clips, measured in one interleaved run with greedy decoding."""
 
@@ -151,6 +171,7 @@ class Speed:
     threads: int
     attention: str
     rows: list[ModelSpeed]
+    parts: list[PartLatency] = field(default_factory=list)  # empty in results of earlier versions
 
 
 @dataclass

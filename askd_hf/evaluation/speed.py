@@ -6,7 +6,6 @@ the copy to the device are done before: they are the same work for every model.
 
 import platform
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from ..data.audio import SAMPLING_RATE, extract_features, waveform
 from ..errors import UserError
 from ..models.generation_config import no_timestamps
+from .latency import measure_parts, synchronized_time
 from .memory import peak_bytes
-from .results import ModelSpeed, Speed, Timing
+from .results import ModelSpeed, PartLatency, Speed, Timing
 
 GREEDY: dict[str, Any] = dict(num_beams=1, do_sample=False)
 
@@ -94,7 +94,27 @@ def measure_speed(
         threads=torch.get_num_threads(),
         attention=last.config._attn_implementation,
         rows=rows,
+        parts=_parts(models, processors, dataset, rows),
     )
+
+
+def _parts(
+    models: Mapping[str, WhisperForConditionalGeneration],
+    processors: Mapping[str, WhisperProcessor],
+    dataset: Dataset,
+    rows: Sequence[ModelSpeed],
+) -> list[PartLatency]:
+    """Return the latency of each part, for the mean number of tokens that each model generated."""
+    waves = [waveform(row) for row in dataset.select_columns(["audio", "clip"])]
+    tokens = {row.role: max(round(row.tokens / len(dataset)), 1) for row in rows}
+    sizes = sorted({row.batch_size for row in rows})
+    pairs = {role: (model, processors[role].feature_extractor) for role, model in models.items()}
+    threads = (
+        [torch.get_num_threads()]
+        if next(iter(models.values())).device.type != "cpu"
+        else sorted({1, torch.get_num_threads()})
+    )
+    return measure_parts(pairs, waves, tokens, batch_sizes=sizes, threads=threads)
 
 
 def check_same_setup(models: Mapping[str, WhisperForConditionalGeneration]) -> None:
@@ -128,13 +148,6 @@ def clip_features(
     rows = dataset.select_columns(["audio", "clip"])
     clips = (extract_features(processor.feature_extractor, [waveform(row)])["input_features"][0] for row in rows)
     return [clip.to(model.device, model.dtype) for clip in tqdm(clips, "Features", len(dataset), leave=False)]
-
-
-def synchronized_time(device: torch.device) -> float:
-    """Return a time stamp in seconds, after all operations queued on the device have finished."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
 
 
 def attention_mask(features: Tensor) -> Tensor:

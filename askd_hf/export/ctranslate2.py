@@ -16,7 +16,7 @@ from ..arguments.writable import check_writable
 from ..data import SAMPLING_RATE
 from ..errors import UserError, disk_errors
 from ..evaluation.metrics import error_rates
-from ..models.generation_config import existing_heads
+from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads, is_multilingual
 
 FASTER_WHISPER_WINDOW = 30  # seconds; faster-whisper supports no other window
 MAX_EXAMPLES = 5  # differing texts shown in a report
@@ -41,6 +41,19 @@ def check_extra() -> None:
             f"the export requires ctranslate2 and faster-whisper ({error}). Install them with "
             "pip install 'askd-hf[export]'"
         ) from error
+
+
+def faster_whisper_obstacle(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> str | None:
+    """Return why faster-whisper can't run a model; None if it can. CTranslate2 itself can."""
+    window = processor.feature_extractor.chunk_length
+    if window != FASTER_WHISPER_WINDOW:
+        return f"it pads all audio to {FASTER_WHISPER_WINDOW} s, and the model's window is {window} s"
+    if is_multilingual(model) and model.config.vocab_size < MULTILINGUAL_VOCABULARY:
+        return (
+            f"it takes a model with fewer than {MULTILINGUAL_VOCABULARY:,} tokens for an English-only one, and this "
+            f"multilingual model has {model.config.vocab_size:,}"
+        )
+    return None
 
 
 # ---- to CTranslate2 ----

@@ -17,6 +17,7 @@ from ..evaluation.result_tables import (
     excluded_lines,
     hallucination_table,
     model_table,
+    part_table,
     speed_table,
     speedup,
 )
@@ -114,7 +115,12 @@ def public_results(results: Results) -> Results:
             )
             for entry in results.sets
         ],
-        speed=speed and dataclasses.replace(speed, rows=[row for row in speed.rows if row.role in roles]),
+        speed=speed
+        and dataclasses.replace(
+            speed,
+            rows=[row for row in speed.rows if row.role in roles],
+            parts=[part for part in speed.parts if part.role in roles],
+        ),
     )
 
 
@@ -124,7 +130,7 @@ def evaluation(results: Results) -> dict[str, Any]:
     tables = [error_rate_table(speech), comparison_table(speech), error_type_table(speech)] if speech else []
     tables += [hallucination_table(results.sets), model_table(results)]
     if results.speed:
-        tables.append(speed_table(results.speed))
+        tables += [speed_table(results.speed), part_table(results.speed)]
     return dict(
         tables=[_section(table) for table in tables if table.rows],
         excluded=excluded_lines(results.sets),

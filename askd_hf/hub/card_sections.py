@@ -120,9 +120,30 @@ def results_line(results: Results) -> str | None:
         for row in rows
         if row.role == STUDENT and row.speedup is not None
     ]
-    return f"Word error rate: {join_words(rates)}." + (
-        f" Speedup over the teacher: {join_words(speedups)}." if speedups else ""
-    )
+    line = f"Word error rate: {join_words(rates)}."
+    if speedups:
+        line += f" Speedup over the teacher: {join_words(speedups)}.{shape_sentence(results)}"
+    return line
+
+
+def shape_sentence(results: Results) -> str:
+    """Return what the student has less of than the teacher, in one sentence with a space before; "" if nothing.
+
+    Seconds are those of the audio window.
+    """
+    student, teacher = results.models[STUDENT], results.models[TEACHER]
+    sizes = [
+        (student.encoder_layers, teacher.encoder_layers, "encoder layer"),
+        (student.decoder_layers, teacher.decoder_layers, "decoder layer"),
+        (student.window, teacher.window, "audio second"),
+        (student.vocabulary, teacher.vocabulary, "token"),
+    ]
+    less = [
+        f"{plural(round(own), name)} (teacher: {round(other):,})"
+        for own, other, name in sizes
+        if own and other and own < other
+    ]
+    return f" It has {join_words(less)}." if less else ""
 
 
 def training_data(summary: TrainingSummary) -> list[str]:
