@@ -8,10 +8,10 @@ import re
 import jinja2
 import pytest
 import yaml
-from conftest import ROOT
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from make_cards import CARDS, GOLDEN, INPUTS, read_results, read_summary, render
+from scripts import ROOT
 
 from askd_hf.arguments import SpeechSource
 from askd_hf.data import decode_audio

@@ -7,9 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import launch_two, make_processor, make_whisper
+from models import make_processor, make_whisper
+from processes import launch_two
 from safetensors.torch import load_file
-from test_distill import SCRIPT, options, run_here
+from scripts import DISTILL as SCRIPT
+from scripts import distill_options as options
+from scripts import run_here
 from transformers import pipeline
 
 

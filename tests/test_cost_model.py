@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, make_processor, make_whisper
+from models import make_processor, make_whisper
+from scripts import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 

@@ -15,20 +15,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import (
-    ROOT,
-    SPEED,
-    accelerate_launch,
-    make_multilingual,
-    make_processor,
-    make_whisper,
-    run_here,
-    run_there,
-    write_speech,
-)
 from huggingface_hub import ModelCard
-from processes import killed_when
+from models import make_multilingual, make_processor, make_whisper
+from processes import killed_when, run_there
 from safetensors.torch import load_file
+from scripts import ROOT, SPEED, accelerate_launch, run_here
+from scripts import distill_options as options
+from speech import write_speech
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
@@ -50,11 +43,6 @@ def teacher_dir(tmp_path_factory):
     make_whisper(processor).save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
-
-
-def options(teacher, dataset, output_dir, *more):
-    command = f"--teacher {teacher} --dataset {dataset} --output_dir {output_dir} --use_cpu --num_train_epochs 3"
-    return [*command.split(), "--per_device_train_batch_size", "4", "--learning_rate", "1e-2", *map(str, more)]
 
 
 def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(

@@ -9,8 +9,11 @@ import jiwer
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, hub_environment, make_multilingual, run_there
 from fake_hub import serve_hub
+from hub import hub_environment
+from models import make_multilingual
+from processes import run_there
+from scripts import ROOT
 from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
 from askd_hf.data import decode_audio, load_speech_dataset

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clips, collate, make_multilingual, make_processor, make_trainer, make_whisper, options
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from models import make_multilingual, make_processor, make_whisper
 from safetensors.torch import load_file
+from training import Clips, collate, make_trainer, options
 
 import askd_hf
 from askd_hf.config import ASKDConfig

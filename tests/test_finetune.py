@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Ended, make_processor, make_whisper, run_there
+from models import make_processor, make_whisper
+from processes import Ended, run_there
 from safetensors.torch import load_file
+from scripts import ROOT
 from transformers import pipeline
 
 from askd_hf.data import decode_audio, load_speech_dataset

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import Clips, collate, history, make_trainer, options, write_speech
 from datasets import Dataset
+from speech import write_speech
+from training import Clips, collate, history, make_trainer, options
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError
 from askd_hf.data import SpeechStream, load_speech_dataset, select_training_columns, to_iterable_dataset

@@ -8,22 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    ROOT,
-    Clips,
-    HubVisit,
-    collate,
-    make_multilingual,
-    make_processor,
-    make_whisper,
-    options,
-    run_here,
-    write_speech,
-)
 from fake_hub import hub_of_this_process, serve_hub
+from hub import HubVisit
 from huggingface_hub import ModelCard
+from models import make_multilingual, make_processor, make_whisper
 from peft import PeftModel
 from safetensors.torch import load_file
+from scripts import ROOT, run_here
+from speech import write_speech
+from training import Clips, collate, options
 from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, pipeline
 
 from askd_hf import ASKDConfig, ASKDTrainer, UserError, load_whisper

@@ -10,21 +10,13 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import (
-    ROOT,
-    launch_two,
-    learn_by_heart,
-    make_multilingual,
-    make_processor,
-    make_whisper,
-    run_here,
-    run_there,
-    start,
-    write_speech,
-)
 from datasets import load_from_disk
-from processes import killed_when
+from models import make_multilingual, make_processor, make_whisper
+from processes import killed_when, launch_two, run_there, start
 from safetensors.torch import load_file
+from scripts import ROOT, run_here
+from speech import write_speech
+from training import learn_by_heart
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from askd_hf.data import load_speech_dataset

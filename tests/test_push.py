@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, make_processor, make_trainer, make_whisper, run_here, write_speech
 from fake_hub import Failure, FakeHub, hub_of_this_process
 from huggingface_hub import HfApi, ModelCard
+from models import make_processor, make_whisper
+from scripts import ROOT, run_here
+from speech import write_speech
+from training import make_trainer
 from transformers import Seq2SeqTrainer, WhisperForConditionalGeneration
 
 from askd_hf.data.encoder_cache import weights_digest

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import ROOT, learn_by_heart, make_processor, make_whisper, run_there, write_speech
+from models import make_processor, make_whisper
+from processes import run_there
+from scripts import ROOT
+from speech import write_speech
+from training import learn_by_heart
 from transformers import WhisperForConditionalGeneration, pipeline
 
 GUIDE = (ROOT / "examples" / "guides" / "recipes.md").read_text(encoding="utf-8")

@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import run_there
 from datasets import Dataset
 from fake_hub import fake_hub
-from speech_files import END, NO_TIMESTAMPS, START, audiofolder, encoded, tiny_processor, tone, write_csv
+from models import END, NO_TIMESTAMPS, START, tiny_processor
+from processes import run_there
+from speech import audiofolder, encoded, tone, write_csv
 
 from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import MULTILINGUAL, make_processor, make_whisper
-from speech_files import RATE, tone, write_csv
+from models import MULTILINGUAL, make_processor, make_whisper
+from speech import RATE, tone, write_csv
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from askd_hf.data import SpeechCollator, load_speech_dataset

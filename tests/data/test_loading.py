@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Audio, DatasetDict
-from speech_files import audiofolder, tone, write_csv
+from speech import audiofolder, tone, write_csv
 
 from askd_hf.data import clean_texts, decode_audio, load_speech_dataset
 from askd_hf.errors import UserError

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import make_whisper, write_speech
+from models import make_whisper
+from speech import write_speech
 from transformers import PreTrainedModel
 
 from askd_hf import init_student

@@ -4,14 +4,16 @@ import csv
 import json
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Ended, hub_environment, load_script, make_multilingual, run_here, run_there
 from datasets import Audio, Dataset, load_from_disk
-from processes import killed_when
+from fake_hub import serve_hub
+from hub import hub_environment
+from models import make_multilingual
+from processes import Ended, killed_when, run_there
+from scripts import ROOT, load_script, run_here
 from tiny_teacher import incline_to_end, save_teacher, tone, write_clips
 from transformers import WhisperForConditionalGeneration
 
@@ -20,9 +22,6 @@ from askd_hf.data import decode_audio
 from askd_hf.hub.provenance import TrainingData
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.student import init_student
-
-sys.path.append(str(ROOT / "tests" / "data"))
-from fake_hub import serve_hub
 
 SCRIPT = ROOT / "examples" / "pseudo_label.py"
 # of a random teacher everything is good enough

@@ -8,7 +8,7 @@ from askd_hf.evaluation import comparison  # first: it keeps torchao quiet
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-comparison.SPEED_CLIPS, comparison.REPETITIONS = 2, 1  # as conftest.py has it
+comparison.SPEED_CLIPS, comparison.REPETITIONS = 2, 1  # as scripts.py has it
 
 paths = list(sys.path)
 sys.path.append(str(EXAMPLES))  # they import one another

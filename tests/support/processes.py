@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 SERVER = Path(__file__).with_name("fork_server.py")
-TESTS = Path(__file__).parents[1]
 # torch and what takes long besides; none of them imports huggingface_hub
 BEFORE_HUB = ["torch._dynamo", "torch.distributed.tensor", "librosa", "matplotlib.figure", "pandas", "pyarrow"]
 BEFORE_HUB += ["scipy.stats", "sklearn.metrics", "numba"]
@@ -44,8 +43,8 @@ class Server:
         self.count = 0
         log = (self.folder / "log").open("w")
         command = [sys.executable, str(SERVER), str(self.folder), *modules]
-        # scripts may import from the tests
-        paths = [str(TESTS), str(TESTS / "data"), os.environ.get("PYTHONPATH", "")]
+        # scripts may import what is here
+        paths = [str(SERVER.parent), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
         self.process = subprocess.Popen(command, env=environment, **pipes)
