@@ -1,7 +1,10 @@
 """Tiny Whisper models and processors, all made offline."""
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import (
     WhisperConfig,
@@ -9,7 +12,10 @@ from transformers import (
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizer,
+    pipeline,
 )
+
+from askd_hf.models.loading import load_processor, load_whisper
 
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
 MULTILINGUAL = ("<|en|>", "<|zh|>", "<|translate|>")  # languages in the order of Whisper's own list
@@ -25,11 +31,14 @@ TINY_SPECIAL = [
 END, START, ENGLISH, TRANSCRIBE, NO_TIMESTAMPS = 4, 5, 6, 8, 9
 
 
-def make_tokenizer(letters: Iterable[str], added: Iterable[str]) -> WhisperTokenizer:
-    """A vocabulary of letters, and behind them the special tokens `added`."""
+def make_tokenizer(
+    letters: Iterable[str], added: Iterable[str], merges: Iterable[tuple[str, str]] = ()
+) -> WhisperTokenizer:
+    """A vocabulary of letters and what is merged of them, and behind them the special tokens `added`."""
+    pieces = [*letters, *("".join(pair) for pair in merges)]
     tokenizer = WhisperTokenizer(
-        vocab={letter: i for i, letter in enumerate(letters)},
-        merges=[],
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        merges=list(merges),
         unk_token="<|endoftext|>",
         bos_token="<|endoftext|>",
         eos_token="<|endoftext|>",
@@ -103,3 +112,23 @@ def tiny_processor() -> WhisperProcessor:
     tokenizer.pad_token = "<|endoftext|>"
     tokenizer.set_prefix_tokens()  # those of before, when there was no start token, would stay otherwise
     return WhisperProcessor(WhisperFeatureExtractor(feature_size=8, chunk_length=1), tokenizer)
+
+
+def by_pipeline(directory: Path, wave: np.ndarray, **options) -> str:
+    """The text of a saved model as anyone gets it, from Transformers alone."""
+    transcribe = pipeline("automatic-speech-recognition", model=str(directory))
+    options |= dict(num_beams=1)
+    return spoken(transcribe({"raw": wave, "sampling_rate": 16_000}, generate_kwargs=options)["text"])
+
+
+def spoken(text: str) -> str:
+    """Without the special tokens that a random model gives anywhere: pipelines know only those in their places."""
+    return re.sub(r"<\|[^|]*\|>", "", text).strip()
+
+
+def by_generate(directory: Path, wave: np.ndarray, **options) -> str:
+    """The text of a saved model as `load_whisper` loads it."""
+    model, processor = load_whisper(str(directory)).eval(), load_processor(str(directory))
+    features = processor.feature_extractor(wave, sampling_rate=16_000, return_tensors="pt").input_features
+    tokens = model.generate(features, num_beams=1, **options)
+    return spoken(processor.tokenizer.decode(tokens[0]))
