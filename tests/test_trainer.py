@@ -246,6 +246,18 @@ def test_a_last_batch_that_training_drops_is_evaluated(tmp_path, teacher, studen
     assert runs[1][2] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_the_order_of_the_clips_follows_the_data_seed(tmp_path, student):
+    def order(**seeds) -> list[str]:
+        trainer, seen = make_trainer(tmp_path, None, student, preset="ce", **seeds), []
+        trainer.data_collator = lambda rows: seen.extend(row["clip"] for row in rows) or collate(rows)
+        trainer.train()
+        return seen
+
+    followed = order(seed=1, data_seed=9)
+    assert followed == order(seed=2, data_seed=9) == order(seed=9) != order(seed=1)
+    assert followed[:16] != followed[16:]  # another order in the second epoch
+
+
 def test_tensorboard_gets_terms_and_weights(tmp_path, teacher, student):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -148,8 +148,11 @@ def killed_when(
     return process.ended()
 
 
-def launch_two(script: Path, *arguments) -> Ended:
-    """A script in two processes on the CPU that know of each other, as `accelerate launch` would start them."""
+def launch_two(script: Path, *arguments, until: Callable[[], object] = lambda: False) -> Ended:
+    """A script in two processes on the CPU that know of each other, as `accelerate launch` would start them.
+
+    Both are killed as soon as `until` holds, or one of them fails.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -159,7 +162,7 @@ def launch_two(script: Path, *arguments) -> Ended:
         start(script, *arguments, environment=shared | dict(RANK=str(rank), LOCAL_RANK=str(rank))) for rank in (0, 1)
     ]
     while any(process.poll() is None for process in started):
-        if any(process.poll() for process in started):  # the other would wait for it
+        if until() or any(process.poll() for process in started):  # the other would wait for it
             for process in started:
                 process.kill()
         time.sleep(0.01)
