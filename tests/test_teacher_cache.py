@@ -303,6 +303,20 @@ def test_parts_of_another_teacher_are_not_taken(processor, teacher, collator, fo
         label(tmp_path / "cache", clips, collator, teacher)
 
 
+def test_a_second_run_on_a_directory_in_use_is_refused(teacher, collator, clips, tmp_path):
+    """It starts when the first one has begun and asks for its teacher."""
+
+    def load_teacher():
+        message = r"cache\.unfinished is in use by another run: wait until it finishes, or stop it"
+        with pytest.raises(UserError, match=message):
+            label(tmp_path / "cache", clips, collator, teacher)
+        return teacher
+
+    first = cache_teacher(load_teacher, settings(teacher), clips, collator, tmp_path / "cache", batch_size=BATCH)
+    assert_plain(first, teacher, collator)
+    assert rows(label(tmp_path / "cache", clips, collator, teacher)) == rows(first)
+
+
 def test_two_processes_label_half_each(teacher, collator, folder, clips, tmp_path, small_parts):
     label(tmp_path / "one", clips, collator, teacher)
     label(tmp_path / "two", clips.select(range(1)), collator, teacher)  # so that each has two batches
