@@ -169,7 +169,8 @@ def test_the_script_converts_compares_and_overwrites_nothing(tmp_path, saved_lon
     done = run_there(SCRIPT, *arguments, directory=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "ctranslate2: same text as transformers for all 6 clips" in done.stdout
-    assert re.search(r"^faster-whisper: (different|same) text (than|as) transformers for ", done.stdout, re.MULTILINE)
+    # how many agree is another test's; here all six have been compared
+    assert re.search(r"^faster-whisper: .* text .* transformers for (all|\d of) 6 clips", done.stdout, re.MULTILINE)
     assert "No word timestamps: " in done.stdout
     assert {file.name for file in tmp_path.iterdir()} == {"out"}  # no temporary directory is left
     written = {file.name for file in (tmp_path / "out").iterdir()}
