@@ -43,7 +43,7 @@ test-gpu: $(DEVELOPING)  ## the tests that need a CUDA card
 	$(BIN)/python -m pytest -m gpu
 
 cards: $(DEVELOPING)  ## render the golden model cards of model_cards/ again
-	$(BIN)/python tests/make_cards.py
+	$(BIN)/python tests/support/make_cards.py
 
 lint: $(DEVELOPING)  ## ruff: rules and format; import-linter: the order of the packages; mypy: types
 	$(BIN)/ruff check .

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from conftest import Clips, collate, history, options
 from peft import PeftModel
 from safetensors.torch import load_file
+from training import Clips, collate, history, options
 from transformers import WhisperForConditionalGeneration
 
 from askd_hf import ASKDConfig, ASKDTrainer, UserError

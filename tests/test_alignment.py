@@ -7,13 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from spoken_digits import SpokenString, long_teacher, save_long_teacher, spoken_strings
 
 from askd_hf.export.ctranslate2 import alignment_heads, export_ctranslate2
 from askd_hf.models.student import init_student
-
-sys.path.append(str(ROOT / "tests" / "data"))
-from spoken_digits import SpokenString, long_teacher, save_long_teacher, spoken_strings
 
 HEADS = [[2, 0], [2, 3], [3, 0], [3, 3]]  # of the demo's teacher, which follow the speech well
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import Clips, history, make_processor, make_trainer, make_whisper
+from models import make_processor, make_whisper
+from training import Clips, history, make_trainer
 
 from askd_hf import ASKDTrainer, UserError
 from askd_hf.hub.training_summary import TrainingSummary

@@ -4,7 +4,9 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT, make_processor, make_whisper, run_there
+from models import make_processor, make_whisper
+from processes import run_there
+from scripts import ROOT
 
 VARIANTS = ["a", "a448", "b", "c", "d", "e", "f-ema", "f-snapshot", "g"]
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, make_processor, make_whisper, options, run_here, write_speech
 from datasets import load_from_disk
+from models import make_processor, make_whisper
 from processes import killed_when
 from safetensors.torch import load_file
-from test_distill import SCRIPT
-from test_teacher_cache import label, speech
+from scripts import DISTILL as SCRIPT
+from scripts import ROOT, run_here
+from soft_labels import label, speech
+from speech import write_speech
+from training import options
 
 from askd_hf.config import ASKDConfig
 from askd_hf.data import TEACHER_COLUMNS, SpeechCollator, cache_encoder

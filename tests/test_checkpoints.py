@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, make_multilingual, make_processor, make_whisper, run_here, write_speech
+from models import make_multilingual, make_processor, make_whisper
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from scripts import ROOT, run_here
+from speech import write_speech
 from transformers import T5Config, Wav2Vec2Config, WhisperForConditionalGeneration, pipeline
 
 from askd_hf.errors import UserError

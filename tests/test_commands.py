@@ -7,7 +7,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import ROOT, load_script
+from scripts import ROOT, load_script
 
 from askd_hf.commands import main as askd_hf_command
 from askd_hf.commands.main import ALIASES, COMMANDS, main

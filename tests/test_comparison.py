@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from conftest import make_processor, make_whisper, run_here
+from models import make_processor, make_whisper
+from scripts import run_here
 
 from askd_hf.evaluation import Results
 

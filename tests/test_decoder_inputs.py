@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
-from conftest import make_processor, make_whisper, options, write_speech
+from models import make_processor, make_whisper
+from speech import write_speech
 from torch.utils.data import DataLoader
+from training import options
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator
 from askd_hf.data import Limits, filter_invalid_clips, load_speech_dataset

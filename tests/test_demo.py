@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from scripts import ROOT
 from transformers import pipeline
 
 from askd_hf.data import SAMPLING_RATE, decode_audio

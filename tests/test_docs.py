@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_processor, make_whisper, write_speech
+from models import make_processor, make_whisper
+from scripts import ROOT
+from speech import write_speech
 from transformers import HfArgumentParser, WhisperForConditionalGeneration
 
 from askd_hf import ASKDConfig

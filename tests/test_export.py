@@ -9,8 +9,11 @@ import jiwer
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, hub_environment, make_multilingual, run_there
 from fake_hub import serve_hub
+from hub import hub_environment
+from models import make_multilingual
+from processes import run_there
+from scripts import ROOT
 from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
 from askd_hf.data import decode_audio, load_speech_dataset
@@ -166,7 +169,8 @@ def test_the_script_converts_compares_and_overwrites_nothing(tmp_path, saved_lon
     done = run_there(SCRIPT, *arguments, directory=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "ctranslate2: same text as transformers for all 6 clips" in done.stdout
-    assert re.search(r"^faster-whisper: (different|same) text (than|as) transformers for ", done.stdout, re.MULTILINE)
+    # how many agree is another test's; here all six have been compared
+    assert re.search(r"^faster-whisper: .* text .* transformers for (all|\d of) 6 clips", done.stdout, re.MULTILINE)
     assert "No word timestamps: " in done.stdout
     assert {file.name for file in tmp_path.iterdir()} == {"out"}  # no temporary directory is left
     written = {file.name for file in (tmp_path / "out").iterdir()}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clips, collate, make_multilingual, make_processor, make_trainer, make_whisper, options
 from datasets import Dataset
-from huggingface_hub import ModelCard
+from models import make_multilingual, make_processor, make_whisper
 from safetensors.torch import load_file
+from training import Clips, collate, make_trainer, options
 
 import askd_hf
 from askd_hf.config import ASKDConfig
@@ -113,12 +113,6 @@ def test_what_a_card_states_of_its_licence(tmp_path):
     card.write_text("---\nlicense: [mit\ntags: }\n---\n# x\n")
     assert stated_license(str(tmp_path)) == {}
     assert stated_license(str(tmp_path / "none")) == {} and stated_license("somebody/unreachable") == {}
-
-
-def test_a_link_to_a_license_on_the_hub_is_made_whole(monkeypatch):
-    card = ModelCard("---\nlicense: other\nlicense_link: LICENSE.md\n---\n# x\n")
-    monkeypatch.setattr(ModelCard, "load", lambda *args, **kwargs: card)
-    assert stated_license("a/b")["license_link"] == "https://huggingface.co/a/b/blob/main/LICENSE.md"
 
 
 class Stream(torch.utils.data.IterableDataset):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import history, make_trainer, options
+from training import history, make_trainer, options
 
 from askd_hf.config import ASKDConfig
 from askd_hf.projection import LMHeadInputs, chunked_distillation_loss

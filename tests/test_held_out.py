@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import Clips, collate, history, make_trainer, options, write_speech
 from datasets import Dataset
+from speech import write_speech
+from training import Clips, collate, history, make_trainer, options
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError
 from askd_hf.data import SpeechStream, load_speech_dataset, select_training_columns, to_iterable_dataset
@@ -126,7 +127,9 @@ def a_style(length, generator):
     return torch.full((length,), 7)
 
 
-def test_a_teacher_is_kept_where_labels_are_noise_and_let_go_where_they_can_be_learnt(tmp_path, teacher, student):
+def test_a_teacher_is_kept_where_labels_are_noise_and_let_go_where_they_can_be_learnt(
+    tmp_path, teacher, student, caplog
+):
     noisy = train(tmp_path / "noisy", teacher, student, at_random)
     learnt = train(tmp_path / "learnt", teacher, student, a_style)
     plan = noisy.blend.schedule
@@ -139,6 +142,16 @@ def test_a_teacher_is_kept_where_labels_are_noise_and_let_go_where_they_can_be_l
     assert advantage[-1] < 0.25 and weights[30:].max() == 0.0 and learnt.teacher is None
     assert learnt.blend.self_teacher is not None and learnt.blend.weights.self == pytest.approx(0.3)
     assert plan.planned_end == 20
+    # the labels have full credit when nine tenths of the disputed ones are upheld: from then on there is no teacher
+    released = next(step for step in range(20, 40) if advantage[step] <= 0.1 + 1e-6)
+    assert released > 20 and f"step {released}: freed the teacher" in caplog.text
+    rows = [row for row in learnt.state.log_history if "loss" in row]
+    assert ["teacher_loss" in row for row in rows] == [step < released for step in range(40)]
+    assert ["self_loss" in row for row in rows] == [step >= 20 for step in range(40)]
+    for step, row in enumerate(rows[20:], start=20):
+        held = 1.0 - min(1.0, max(0.1, (1.0 - row["teacher_advantage"]) / 0.9)) if step < released else 0.0
+        assert row["teacher_weight"] == pytest.approx(held, abs=1e-6)
+        assert row["self_weight"] == pytest.approx(0.3 * (step - 19) / 20 * (1.0 - held), abs=1e-6)
 
 
 def test_the_teacher_hears_the_held_out_clips_once_and_nothing_when_it_has_no_weight(tmp_path, teacher, student):

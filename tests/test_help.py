@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from conftest import ROOT, load_script
+from scripts import ROOT, load_script
 
 SCRIPTS = [
     file for file in sorted((ROOT / "examples").rglob("*.py")) if "def main(" in file.read_text(encoding="utf-8")

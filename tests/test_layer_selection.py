@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import Clips, collate, make_whisper
+from models import make_whisper
+from training import Clips, collate
 
 from askd_hf.arguments import ModelArguments
 from askd_hf.config import ASKDConfig

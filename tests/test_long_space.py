@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT
 from datasets import Dataset
-from speech_files import RATE
+from scripts import ROOT
+from speech import RATE
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
     WhisperConfig,

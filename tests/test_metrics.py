@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import make_tokenizer
+from models import make_tokenizer
 from transformers import EvalPrediction, WhisperFeatureExtractor, WhisperProcessor
 
 from askd_hf.arguments import DataArguments

@@ -1,6 +1,7 @@
 """`examples/distill.py` on several datasets, streams, two languages, timestamps and prompts."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -10,26 +11,21 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import (
-    ROOT,
-    launch_two,
-    learn_by_heart,
-    make_multilingual,
-    make_processor,
-    make_whisper,
-    run_here,
-    run_there,
-    start,
-    write_speech,
-)
 from datasets import load_from_disk
-from processes import killed_when
+from models import by_generate, by_pipeline, make_multilingual, make_processor, make_whisper
+from processes import killed_when, launch_two, start
 from safetensors.torch import load_file
+from scripts import ROOT, run_here
+from speech import write_speech
+from training import learn_by_heart
 from transformers import WhisperForConditionalGeneration, pipeline
 
-from askd_hf.data import load_speech_dataset
+from askd_hf.arguments import DataArguments, MixArguments
+from askd_hf.config import ASKDConfig
+from askd_hf.data import SpeechCollator, load_speech_dataset
 from askd_hf.evaluation import Results
 from askd_hf.training.checkpoint_lookup import checkpoint_to_resume
+from askd_hf.training.datasets import training_speech
 
 SCRIPT = ROOT / "examples" / "distill.py"
 
@@ -130,16 +126,22 @@ def test_a_clip_of_a_stream_that_cannot_be_used_ends_the_run_by_name(monkeypatch
     assert re.search(r"step \d, files/audio/004.wav: not an audio file.*--on_bad_audio skip", ended[2])
 
 
-def test_two_processes_share_a_stream(tmp_path, teacher_dir, two):
-    """Each takes half of the batches that one process would take, and the weights are the same."""
-    common = (
-        "--streaming True --max_steps 4 --dataset_probabilities 0.6 0.4 --compare False --save_strategy no --optim sgd"
-    )
-    one = run_there(SCRIPT, *options(teacher_dir, two, tmp_path / "one", *common.split()))
+def test_two_processes_share_a_stream_also_killed_and_resumed(monkeypatch, capsys, tmp_path, teacher_dir, two):
+    """Each takes half of the batches that one process would take, and weights and skipped rows are the same."""
+    common = "--streaming True --max_steps 9 --dataset_probabilities 0.6 0.4 --compare False --optim sgd"
+    common += " --save_strategy steps --save_steps 1 --max_duration_in_seconds 0.8"
+    one = run_here(monkeypatch, capsys, *options(teacher_dir, two, tmp_path / "one", *common.split()))
     assert one.returncode == 0, one.stderr
     halved = options(teacher_dir, two, tmp_path / "both", *common.split(), "--per_device_train_batch_size", "2")
-    ended = launch_two(SCRIPT, *halved)
+    killed = launch_two(SCRIPT, *halved, until=(tmp_path / "both" / "checkpoint-3" / "trainer_state.json").exists)
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "both" / "model.safetensors").exists()
+    steps_done = int(checkpoint_to_resume(str(tmp_path / "both"), "last").rpartition("-")[2])
+    ended = launch_two(SCRIPT, *halved, "--resume_from_checkpoint", "last")
     assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("'loss'") == 9 - steps_done
+    files = (tmp_path / "one" / "skipped-stream.csv", *sorted((tmp_path / "both").glob("skipped-stream*.csv")))
+    of_one, *of_both = ([tuple(row) for row in csv.reader(file.open())][1:] for file in files)
+    assert len(of_both) == 2 and all(of_both) and sorted(of_both[0] + of_both[1]) == sorted(of_one)
     one, both = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "both"))
     for name, tensor in one.items():
         torch.testing.assert_close(both[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
@@ -210,6 +212,21 @@ def test_a_teachers_answers_are_for_clips_as_they_are(monkeypatch, capsys, tmp_p
         assert ended[0] == 2 and "the dataset has cached soft labels of the unchanged clips" in ended[2]
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_mixes_and_streams_follow_the_data_seed(tmp_path, processor, two, streaming):
+    collator = SpeechCollator(processor, make_whisper(processor).config)
+    data = DataArguments(dataset=[str(two[0])] * 2, text_column_name="transcription")
+    mixing = MixArguments(streaming=streaming, dataset_probabilities=[0.5, 0.5])
+
+    def order(**seeds) -> list[str]:
+        config = ASKDConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, **seeds)
+        speech = training_speech(data, mixing, config, collator, multilingual=False)
+        return [row["clip"] for row in itertools.islice(speech.rows() if streaming else speech, 14)]
+
+    followed = order(seed=1, data_seed=9)
+    assert followed == order(seed=2, data_seed=9) == order(seed=9) != order(seed=1)
+
+
 # ---- languages ----
 
 
@@ -235,10 +252,10 @@ def test_two_languages_in_one_run(monkeypatch, capsys, tmp_path, multilingual_di
     assert sets["zh"].normalizer == "multilingual, by letter" and sets["en"].normalizer.startswith("english")
     student = WhisperForConditionalGeneration.from_pretrained(tmp_path / "run")
     assert student.generation_config.language is None  # found out clip by clip
-    tone = {"raw": soundfile.read(chinese / "validation" / "audio" / "000.wav")[0], "sampling_rate": 16_000}
-    transcribe = pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))
-    for language in ("en", "zh"):
-        assert isinstance(transcribe(dict(tone), generate_kwargs={"language": language})["text"], str)
+    tone = soundfile.read(chinese / "validation" / "audio" / "000.wav")[0]
+    heard = [by_pipeline(tmp_path / "run", tone, language=language) for language in ("en", "zh")]
+    assert heard == [by_generate(tmp_path / "run", tone, language=language) for language in ("en", "zh")]
+    assert heard[0] != heard[1]
     card = (tmp_path / "run" / "README.md").read_text()
     assert "languages `en` and `zh`" in card and re.search(r"^language:\n- en\n- zh$", card, re.MULTILINE)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import collate, history, make_trainer
+from training import collate, history, make_trainer
 
 from askd_hf.objective import distillation_loss
 

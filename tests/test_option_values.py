@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import transformers.integrations.integration_utils as integrations
-from conftest import ROOT, make_trainer, run_here, run_there
+from processes import run_there
 from safetensors import SafetensorError
+from scripts import ROOT, run_here
+from training import make_trainer
 
 from askd_hf.arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, packages, renamed
 from askd_hf.arguments.packages import check_optimizer

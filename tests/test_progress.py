@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Clips, history, make_trainer
+from training import Clips, history, make_trainer
 from transformers import Trainer
 
 from askd_hf import ASKDConfig, UserError

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import Clips, collate, make_whisper
+from models import make_whisper
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from training import Clips, collate
 
 from askd_hf import projection
 from askd_hf.objective import DIVERGENCES, TopK, distillation_loss

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, HubVisit, make_processor, make_whisper, write_speech
 from fake_hub import Failure, FakeHub, hub_of_this_process, serve_hub
+from hub import HubVisit
 from huggingface_hub import ModelCard
+from models import make_processor, make_whisper
 from safetensors.torch import load_file, save_file
+from scripts import ROOT
+from speech import write_speech
 
 from askd_hf.errors import UserError
 from askd_hf.hub.upload import PUBLISHED, published

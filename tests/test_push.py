@@ -7,14 +7,18 @@ import os
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, make_processor, make_trainer, make_whisper, run_here, write_speech
 from fake_hub import Failure, FakeHub, hub_of_this_process
 from huggingface_hub import HfApi, ModelCard
+from models import make_processor, make_whisper
+from scripts import ROOT, run_here
+from speech import write_speech
+from training import make_trainer
 from transformers import Seq2SeqTrainer, WhisperForConditionalGeneration
 
 from askd_hf.data.encoder_cache import weights_digest
@@ -289,9 +293,11 @@ def test_ctrl_c_after_the_last_step_says_that_nothing_was_published(hub, tmp_pat
     processor.save_pretrained(tmp_path / "teacher")
     speech = write_speech(tmp_path / "speech", 4)
 
-    def interrupted(callback, args, state, control, **kwargs):
-        callback.requested = True
-        callback.restore()
+    end = StopGracefullyCallback.on_train_end
+
+    def interrupted(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        end(*args, **kwargs)
 
     monkeypatch.setattr(StopGracefullyCallback, "on_train_end", interrupted)
     arguments = f"--teacher {tmp_path / 'teacher'} --dataset {speech} --output_dir {tmp_path / 'run'} --max_steps 2"

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from conftest import ROOT, HubVisit, make_processor, make_whisper, write_speech
 from datasets import Dataset, load_from_disk
 from fake_hub import serve_hub
+from hub import HubVisit
+from models import make_processor, make_whisper
+from scripts import ROOT
+from speech import write_speech
 
 from askd_hf.data.soft_labels import SOFT_LABEL_COLUMNS
 from askd_hf.models.student import init_student

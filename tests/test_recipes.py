@@ -1,5 +1,6 @@
 """The recipes of the guide, each as it is printed there, on tiny models of the same names."""
 
+import json
 import os
 import re
 import shlex
@@ -10,11 +11,23 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import ROOT, learn_by_heart, make_processor, make_whisper, run_there, write_speech
-from transformers import WhisperForConditionalGeneration, pipeline
+from models import by_generate, by_pipeline, make_processor, make_whisper
+from processes import run_there
+from scripts import ROOT
+from speech import write_speech
+from training import learn_by_heart
 
 GUIDE = (ROOT / "examples" / "guides" / "recipes.md").read_text(encoding="utf-8")
-RECIPES = ("Your own student", "LoRA", "Unlabeled audio", "Two languages", "A smaller encoder")
+# title: what training.json says of its run, and of no other's
+RECIPES = {
+    "Your own student": lambda facts: facts["provenance"]["student"] and facts["arguments"]["preset"] == "askd",
+    "LoRA": lambda facts: facts["arguments"].get("lora_r") == 32 and facts["arguments"]["preset"] == "ps-kd",
+    "Unlabeled audio": lambda facts: (
+        [speech["transcribed_by"] for speech in facts["provenance"]["speech"]] == [None, "whisper-large-v3"]
+    ),
+    "Two languages": lambda facts: facts["provenance"]["languages"] == ["fr", "de"],
+    "A smaller encoder": lambda facts: facts["student"]["encoder_layers"] == 8,
+}
 # the command that is installed with the package, as the script of the same name
 COMMAND = 'askd-hf() { "$PYTHON" "examples/${1//-/_}.py" "${@:2}"; }\n'
 # in the order of Whisper's own list, up to French
@@ -68,7 +81,7 @@ def test_a_recipe_runs_as_it_is_printed(place, title):
     command = recipe(title)
     assert len(re.findall(r"^askd-hf ", command, re.MULTILINE)) == 1  # one command
     shutil.rmtree(place / "runs", ignore_errors=True)  # two recipes may name their runs alike
-    if title == RECIPES[0]:  # one by a shell and Python themselves
+    if title == "LoRA":  # one by a shell and Python themselves
         environment = os.environ | {"PYTHON": sys.executable}
         shell = ["bash", "-c", COMMAND + command]
         ended = subprocess.run(shell, cwd=place, env=environment, capture_output=True, text=True, timeout=400)
@@ -79,6 +92,8 @@ def test_a_recipe_runs_as_it_is_printed(place, title):
         ended = run_there(script, *arguments, directory=place)
     assert ended.returncode == 0, ended.stderr
     (run,) = (file.parent for file in (place / "runs").glob("*/training.json"))
-    WhisperForConditionalGeneration.from_pretrained(run)
-    tone = {"raw": soundfile.read(place / "my_speech" / "train" / "audio" / "000.wav")[0], "sampling_rate": 16_000}
-    assert isinstance(pipeline("automatic-speech-recognition", model=str(run))(tone)["text"], str)
+    facts = json.loads((run / "training.json").read_text())
+    assert [name for name, holds in RECIPES.items() if holds(facts)] == [title]
+    tone = soundfile.read(place / "my_speech" / "train" / "audio" / "000.wav")[0]
+    language = {} if facts["provenance"]["languages"] == ["fr"] else {"language": "de"}
+    assert by_pipeline(run, tone, **language) == by_generate(run, tone, **language)

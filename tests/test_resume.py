@@ -13,10 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Clips, collate, history, make_processor, make_trainer, make_whisper, options
 from datasets import Dataset
+from models import make_processor, make_whisper
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
+from training import Clips, collate, history, make_trainer, options
 from transformers import TrainerCallback, TrainerState
 
 from askd_hf import ASKDConfig, ASKDTrainer
@@ -30,8 +31,9 @@ from askd_hf.training.run_settings import check_options, is_harmless
 
 STEPS = 10  # 4 steps an epoch
 
+HIDDEN_STATES = "hidden states of a compressed encoder"
 RUNS = {
-    "ema": dict(preset="askd"),  # the self phase begins at step 6
+    "ema, order by a seed of its own": dict(preset="askd", data_seed=9),  # the self phase begins at step 6
     "snapshot": dict(preset="askd", self_teacher="snapshot"),
     "snapshot renewed at step 8": dict(preset="askd", self_teacher="snapshot", snapshot_strategy="epoch"),
     "ps-kd": dict(preset="ps-kd"),  # renewed at steps 4 and 8
@@ -39,11 +41,14 @@ RUNS = {
     "accumulation, trained encoder": dict(
         preset="askd", per_device_train_batch_size=2, gradient_accumulation_steps=2, freeze_encoder=False
     ),
+    HIDDEN_STATES: dict(preset="askd", hidden_weight=2.0),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_resuming_anywhere_is_bit_exact(tmp_path, teacher, student, name):
+def test_resuming_anywhere_is_bit_exact(tmp_path, teacher, student, deep_teacher, compressed, name):
+    if name == HIDDEN_STATES:
+        teacher, student = deep_teacher, compressed
     changes = dict(max_steps=STEPS, save_strategy="steps", save_steps=1, save_total_limit=None) | RUNS[name]
     student.config.apply_spec_augment, student.config.mask_time_prob, student.config.mask_time_length = True, 0.1, 4
     whole = make_trainer(tmp_path / "whole", teacher, student, **changes)

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import Clips, make_trainer, make_whisper, write_speech
+from models import make_whisper
+from speech import write_speech
+from training import Clips, make_trainer
 
 from askd_hf.data import Limits, SpeechCollator, filter_invalid_clips, load_speech_dataset
 from askd_hf.data.soft_labels import teacher_settings

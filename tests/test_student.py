@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_whisper
+from models import make_whisper
 
 from askd_hf.errors import UserError
 from askd_hf.models.generation_config import set_language

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import launch_two, make_processor, make_whisper, run_there, write_speech
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
+from models import make_whisper
+from processes import launch_two, run_there
+from scripts import ROOT
+from soft_labels import BATCH, CLIPS, PART_CLIPS, TEMPERATURE, TOP_K, label, settings, speech, transcribed_by
+from speech import write_speech
 from transformers import WhisperFeatureExtractor
 
 from askd_hf.data import (
@@ -26,23 +30,6 @@ from askd_hf.data.columns import replace_column
 from askd_hf.data.soft_labels import SOFT_LABEL_COLUMNS, SOFT_LABEL_FEATURES, check_soft_labels, teacher_settings
 from askd_hf.data.teacher_cache import cache_teacher
 from askd_hf.errors import UserError
-
-CLIPS, TOP_K, TEMPERATURE, BATCH, PART_CLIPS = 7, 5, 2.0, 2, 2
-
-
-def speech(folder: Path) -> Dataset:
-    collator = SpeechCollator(processor := make_processor(), make_whisper(processor).config)
-    dataset = load_speech_dataset(str(folder), None, "train")
-    return filter_invalid_clips(dataset, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
-
-
-def settings(teacher, name="tiny", top_k=TOP_K, temperature=TEMPERATURE, dtype=torch.float32) -> str:
-    return teacher_settings(teacher, name, top_k, temperature, dtype)
-
-
-def label(directory, dataset, collator, teacher, batch_size=BATCH, autocast=None, num_workers=0, **changes) -> Dataset:
-    options = dict(batch_size=batch_size, autocast=autocast, num_workers=num_workers)
-    return cache_teacher(lambda: teacher, settings(teacher, **changes), dataset, collator, directory, **options)
 
 
 @pytest.fixture
@@ -63,18 +50,6 @@ def collator(processor, teacher) -> SpeechCollator:
 @pytest.fixture
 def small_parts(monkeypatch):
     monkeypatch.setattr(teacher_cache, "PART_CLIPS", PART_CLIPS)
-
-
-def transcribed_by(teacher) -> list[int]:
-    """The sizes of the batches that the teacher has labeled since, as a list that grows."""
-    sizes = []
-
-    def note(module, args, kwargs):
-        if "labels" not in kwargs:  # of the comparison in `assert_plain`
-            sizes.append(len(kwargs["decoder_input_ids"]))
-
-    teacher.register_forward_pre_hook(note, with_kwargs=True)
-    return sizes
 
 
 def rows(dataset: Dataset, names=SOFT_LABEL_COLUMNS) -> dict[str, dict]:
@@ -284,7 +259,7 @@ def test_directories_with_something_else_are_refused(teacher, collator, clips, t
 # ---- interrupted passes ----
 
 
-RUN = Path(__file__).with_name("teacher_cache_run.py")
+RUN = ROOT / "tests" / "support" / "teacher_cache_run.py"
 
 
 def test_a_pass_that_was_killed_goes_on(teacher, collator, folder, clips, tmp_path, small_parts):
@@ -326,6 +301,20 @@ def test_parts_of_another_teacher_are_not_taken(processor, teacher, collator, fo
     (tmp_path / "other").rename(tmp_path / "cache.unfinished" / "part-000-00000")
     with pytest.raises(UserError, match=r"cache\.unfinished was created with weights"):
         label(tmp_path / "cache", clips, collator, teacher)
+
+
+def test_a_second_run_on_a_directory_in_use_is_refused(teacher, collator, clips, tmp_path):
+    """It starts when the first one has begun and asks for its teacher."""
+
+    def load_teacher():
+        message = r"cache\.unfinished is in use by another run: wait until it finishes, or stop it"
+        with pytest.raises(UserError, match=message):
+            label(tmp_path / "cache", clips, collator, teacher)
+        return teacher
+
+    first = cache_teacher(load_teacher, settings(teacher), clips, collator, tmp_path / "cache", batch_size=BATCH)
+    assert_plain(first, teacher, collator)
+    assert rows(label(tmp_path / "cache", clips, collator, teacher)) == rows(first)
 
 
 def test_two_processes_label_half_each(teacher, collator, folder, clips, tmp_path, small_parts):

@@ -5,10 +5,12 @@ import json
 
 import pytest
 import torch
-from conftest import Clips, collate, history, make_processor, make_trainer, make_whisper, run_here
 from datasets import load_from_disk
+from models import make_processor, make_whisper
 from safetensors.torch import load_file
+from scripts import run_here
 from torch import nn
+from training import Clips, collate, history, make_trainer
 
 from askd_hf.data.encoder_cache import weights_digest
 from askd_hf.data.soft_labels import SETTINGS_COLUMN

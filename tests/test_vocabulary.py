@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    MULTILINGUAL,
-    ROOT,
-    SPECIAL,
-    Clips,
-    make_processor,
-    make_tokenizer,
-    make_trainer,
-    make_whisper,
-    run_there,
-    write_speech,
-)
+from models import MULTILINGUAL, SPECIAL, make_processor, make_tokenizer, make_whisper
+from processes import run_there
+from scripts import ROOT
+from speech import write_speech
+from training import Clips, make_trainer
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES

@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import ROOT
+from scripts import ROOT
 
 import askd_hf
 
@@ -19,11 +19,10 @@ from pathlib import Path
 
 import askd_hf
 
-installed, tests = Path(sys.argv[1]), sys.argv[2]
+installed = Path(sys.argv[1])
 assert Path(askd_hf.__file__).parent == installed / "askd_hf", askd_hf.__file__
 assert version("askd-hf") == askd_hf.__version__
 
-sys.path.append(tests)
 import make_cards
 from askd_hf.evaluation import write_report
 
@@ -93,4 +92,5 @@ def test_the_wheel_works_alone(built, tmp_path):
     empty.mkdir()
     pip = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--target", installed]
     run(*pip, wheel, cwd=empty, PIP_DISABLE_PIP_VERSION_CHECK="1")
-    run("-c", CHILD, installed, ROOT / "tests", cwd=empty, PYTHONPATH=str(installed))
+    paths = os.pathsep.join(map(str, (installed, ROOT / "tests" / "support")))
+    run("-c", CHILD, installed, cwd=empty, PYTHONPATH=paths)

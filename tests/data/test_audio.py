@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
-from speech_files import RATE, encoded, noise, tone
+from speech import RATE, encoded, noise, tone
 
 from askd_hf.data import AudioError, decode_audio
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from speech_files import RATE, encoded, noise, tone
+from speech import RATE, encoded, noise, tone
 from torch.utils.data import DataLoader, Dataset
 from transformers import WhisperFeatureExtractor
 

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 import soundfile
-from speech_files import RATE, encoded, noise, tone, write_csv
+from speech import RATE, encoded, noise, tone, write_csv
 
 from askd_hf.data import Limits, filter_invalid_clips, load_speech_dataset
 from askd_hf.errors import UserError

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from datasets import Audio, ClassLabel, Dataset, Features, Value, load_from_disk
-from speech_files import RATE, audiofolder, encoded, tone, write_csv
+from speech import RATE, audiofolder, encoded, tone, write_csv
 
 from askd_hf.data import Limits, decode_audio, filter_invalid_clips, load_speech_dataset
 from askd_hf.data.audio import MAX_BYTES, AudioError

@@ -4,18 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from speech_files import (
-    END,
-    ENGLISH,
-    NO_TIMESTAMPS,
-    RATE,
-    START,
-    TRANSCRIBE,
-    audiofolder,
-    encoded,
-    tiny_processor,
-    tone,
-)
+from models import END, ENGLISH, NO_TIMESTAMPS, START, TRANSCRIBE, tiny_processor
+from speech import RATE, audiofolder, encoded, tone
 from torch.utils.data import DataLoader
 from transformers import WhisperConfig, WhisperProcessor
 from transformers.models.whisper.modeling_whisper import shift_tokens_right

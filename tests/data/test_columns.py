@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import make_processor, make_whisper
 from datasets import Audio, Dataset
-from speech_files import RATE, audiofolder, tone, write_csv
+from models import make_processor, make_whisper
+from speech import RATE, audiofolder, tone, write_csv
 
 from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
 from askd_hf.data.columns import COLUMNS

@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT
-from speech_files import RATE, encoded, noise, tone
+from scripts import ROOT
+from speech import RATE, encoded, noise, tone
 
 from askd_hf.data import AudioError, decode_audio, load_speech_dataset
 from askd_hf.data.audiofolder import audio_files

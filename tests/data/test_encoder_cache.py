@@ -4,36 +4,28 @@ import json
 import pickle
 import shutil
 import signal
-import time
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
-from conftest import make_processor, make_whisper, start, write_speech
 from datasets import Dataset
-from processes import killed_when
-from speech_files import RATE, tone
+from encoder_cache_run import cached, speech
+from models import make_processor, make_whisper
+from processes import killed_when, start
+from scripts import ROOT
+from speech import RATE, tone, write_speech
 from torch.utils.data import DataLoader
 
 from askd_hf.data import (
     EncoderCache,
-    Limits,
     SpeechCollator,
-    cache_encoder,
     encoder_fingerprint,
-    filter_invalid_clips,
-    load_speech_dataset,
 )
 from askd_hf.errors import UserError
 
 ROW_BYTES = 2 * 50 * 16
-
-
-def speech(folder: Path) -> Dataset:
-    dataset = load_speech_dataset(str(folder), None, "train")
-    return filter_invalid_clips(dataset, lambda row: list(row["text"]), Limits(1.0, 20), on_bad_audio="error")
 
 
 @pytest.fixture
@@ -44,11 +36,6 @@ def clips(tmp_path) -> Dataset:
 @pytest.fixture
 def model(processor):
     return make_whisper(processor).eval()
-
-
-def cached(model, processor, datasets, directory, **changes) -> EncoderCache:
-    options = dict(batch_size=4, device=torch.device("cpu"), dtype=torch.float32)
-    return cache_encoder(model, processor, datasets, directory, **(options | changes))
 
 
 def plain(model, processor, dataset: Dataset) -> torch.Tensor:
@@ -203,16 +190,7 @@ def test_a_changed_encoder_or_feature_is_computed_anew(model, processor, clips, 
     assert settings["computed_in"] == "float32"
 
 
-def fill_slowly(folder: Path, directory: Path, process_index: int = 0, num_processes: int = 1) -> None:
-    """Runs in a process of its own."""
-    processor = make_processor()
-    model = make_whisper(processor)
-    model.model.encoder.register_forward_pre_hook(lambda *_: time.sleep(0.1))
-    shares = dict(process_index=process_index, num_processes=num_processes)
-    cached(model, processor, [speech(folder)], directory, batch_size=1, **shares)
-
-
-RUN = Path(__file__).with_name("encoder_cache_run.py")
+RUN = ROOT / "tests" / "support" / "encoder_cache_run.py"
 
 
 def test_a_killed_pass_is_resumed(model, processor, tmp_path):

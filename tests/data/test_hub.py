@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import run_there
 from datasets import Dataset
 from fake_hub import fake_hub
-from speech_files import END, NO_TIMESTAMPS, START, audiofolder, encoded, tiny_processor, tone, write_csv
+from models import END, NO_TIMESTAMPS, START, tiny_processor
+from processes import run_there
+from speech import audiofolder, encoded, tone, write_csv
 
 from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
@@ -20,6 +21,7 @@ import json, sys
 from transformers import WhisperProcessor
 from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
+from askd_hf.hub.provenance import stated_license
 from askd_hf.hub_access import hub_access
 
 def model(name, revision):
@@ -30,9 +32,10 @@ def dataset(name, config, split, streaming=False):
     loaded = list(load_speech_dataset(name, config, split, streaming=streaming))
     return [[row["text"] for row in loaded], [row["clip"] for row in loaded]]
 
+calls = {"model": model, "dataset": dataset, "license": stated_license}
 for kind, *arguments in json.loads(sys.argv[1]):
     try:
-        print(json.dumps({"model": model, "dataset": dataset}[kind](*arguments)), flush=True)
+        print(json.dumps(calls[kind](*arguments)), flush=True)
     except UserError as error:
         print(json.dumps(f"error: {error}"), flush=True)
 """
@@ -41,6 +44,7 @@ GOOD_CALLS = {
     "one split": ("dataset", "a/speech", "clean", "train.100[:1]"),
     "audiofolder": ("dataset", "a/folder", None, "train"),
     "metadata at the top": ("dataset", "a/top", None, "train"),
+    "license": ("license", "a/tiny"),
 }
 BAD_CALLS = {
     "no such dataset on the Hub, and no such local directory": ("dataset", "a/none", None, "train"),
@@ -51,6 +55,7 @@ BAD_CALLS = {
     "0.wav' is outside the dataset. Since the dataset was downloaded": ("dataset", "a/absolute", None, "train"),
     "a/paths: the audio path": ("dataset", "a/paths", None, "train"),
     "other local files can't be read": ("dataset", "a/paths", None, "train", True),
+    "a/folder: --streaming doesn't support audio files": ("dataset", "a/folder", None, "test", True),
     "no such model on the Hub": ("model", "a/none", None),
     "no such revision": ("model", "a/tiny", "v9"),
 }
@@ -75,6 +80,8 @@ def run(calls: dict[str, tuple], home: Path, endpoint: str, offline: bool = Fals
 def fill(root: Path, scratch: Path) -> None:
     """A model; a dataset in splits laid out as openslr/librispeech_asr is; a gated one; and audio files in folders."""
     tiny_processor().save_pretrained(root / "models" / "a" / "tiny")
+    card = "---\nlicense: other\nlicense_name: tiny\nlicense_link: LICENSE.md\n---\n# tiny\n"
+    (root / "models" / "a" / "tiny" / "README.md").write_text(card)
     dataset = root / "datasets" / "a" / "speech"
     rows = load_speech_dataset(str(audiofolder(scratch, ["ab", "cd"])), None, "train")
     rows = rows.map(lambda row: {"audio": {"path": row["clip"][6:], "bytes": Path(row["audio"]["path"]).read_bytes()}})
@@ -118,6 +125,12 @@ def test_model_from_a_hub_and_then_from_its_cache(visit):
     assert online["model"] == offline["model"] == [START, NO_TIMESTAMPS, 0, 1, END]
 
 
+def test_a_license_on_the_hub_has_its_link_made_whole(visit):
+    online, _, offline = visit
+    link = "https://huggingface.co/a/tiny/blob/main/LICENSE.md"
+    assert online["license"] == offline["license"] == dict(license="other", license_name="tiny", license_link=link)
+
+
 def test_only_the_split_is_downloaded(visit):
     online, served, offline = visit
     assert online["one split"] == [["ab"], ["0.wav"]]
@@ -128,7 +141,7 @@ def test_only_the_split_is_downloaded(visit):
 def test_audiofolder_on_a_hub(visit):
     online, served, _ = visit
     assert online["audiofolder"] == [["null", "x"], ["train/audio/0.wav", "train/audio/1.wav"]]
-    assert not any(name.startswith("test/") for name in served)
+    assert not any(name.startswith("test/") for name in served)  # nor for the stream that is refused
     assert online["metadata at the top"] == [["a"], ["train/0.wav"]]
 
 

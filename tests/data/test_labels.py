@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import MULTILINGUAL, make_processor, make_whisper
-from speech_files import RATE, tone, write_csv
+from models import MULTILINGUAL, make_processor, make_tokenizer, make_whisper
+from speech import RATE, tone, write_csv
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from askd_hf.data import SpeechCollator, load_speech_dataset
@@ -90,6 +90,30 @@ def test_timestamps_stand_around_every_segment(english, multilingual):
     slower = tokens(english, row, timestamps=True, time_factor=2.0)[1]
     assert slower == "0.00 Ġ a b 0.60 0.68 Ġ c 1.00 endoftext"
     assert tokens(english, row, timestamps=True, max_tokens=9)[1] == "notimestamps Ġ a b Ġ c endoftext"  # no room
+
+
+# The first merges of GPT-2, which are those of Whisper's English vocabulary
+MERGES = "Ġ t,Ġ a,h e,i n,r e,o n,Ġt he,e r,Ġ s,a t,Ġ w,Ġ o,e n,Ġ c,i t,i s,a n,o r,e s,Ġ b,e d,Ġ f,in g,Ġ p,o u,Ġa n"
+MERGES += ",a l,a r,Ġt o,Ġ m,Ġo f,Ġ in,Ġ d,Ġ h,Ġan d"
+
+
+def test_labels_are_the_word_initial_tokens_that_whisper_writes():
+    """Merged by hand. Whisper's text begins with a space, as every window of a long recording and every segment."""
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|startofprev|>", "<|transcribe|>", "<|notimestamps|>"]
+    merges = [tuple(pair.split()) for pair in MERGES.split(",")]
+    bpe = make_tokenizer("abcdefghijklmnopqrstuvwxyzĠ", special, merges)
+    plain = tokens(bpe, {"text": "the hand of a man"})[1]
+    assert plain == "notimestamps Ġthe Ġh an d Ġof Ġa Ġm an endoftext"
+    assert bpe.decode(build_decoder_tokens(bpe, {"text": "the hand of a man"}).labels[1:-1]) == " the hand of a man"
+    segments = [{"start": 0.0, "end": 0.3, "text": "the hand"}, {"start": 0.34, "end": 0.5, "text": "of a man"}]
+    row = {"text": "the hand of a man", "segments": segments, "prompt": "in the sand"}
+    given, learned = tokens(bpe, row, timestamps=True, prompt=True)
+    assert given.startswith("startofprev Ġin Ġthe Ġs an d startoftranscript 0.00 Ġthe ")
+    assert learned.endswith("0.00 Ġthe Ġh an d 0.30 0.34 Ġof Ġa Ġm an 0.50 endoftext")
+    # the tokens of a text are those of its parts: none is another one for being first
+    parts = [build_decoder_tokens(bpe, {"text": text}).labels[1:-1] for text in ("the hand", "of a man")]
+    assert parts[0] + parts[1] == build_decoder_tokens(bpe, {"text": "the hand of a man"}).labels[1:-1]
+    assert [bpe.convert_ids_to_tokens(i) for i in bpe("the", add_special_tokens=False).input_ids] == ["t", "he"]
 
 
 def test_a_prompt_is_read_and_never_learned(english):

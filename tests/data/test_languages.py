@@ -2,7 +2,7 @@
 
 import pytest
 from datasets import ClassLabel
-from speech_files import audiofolder
+from speech import audiofolder
 
 from askd_hf.data import load_speech_dataset, to_iterable_dataset
 from askd_hf.data.languages import lower_case, with_language, without_language

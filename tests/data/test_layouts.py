@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from datasets import Dataset
-from speech_files import RATE, audiofolder, tone, write_csv
+from speech import RATE, audiofolder, tone, write_csv
 
 from askd_hf.data import load_speech_dataset
 from askd_hf.data.languages import with_language

@@ -3,11 +3,10 @@
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from datasets import Audio, DatasetDict
-from speech_files import audiofolder, tone, write_csv
+from speech import audiofolder, tone, write_csv
 
 from askd_hf.data import clean_texts, decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
@@ -324,19 +323,6 @@ def test_clips_of_streams_have_names_of_their_own_whatever_the_order(folder, tmp
     shuffled = [row for epoch in range(3) for row in stream.shuffle(seed=epoch, buffer_size=2)]
     assert [row["text"] for row in shuffled] != TRAPS * 3
     assert all(row["clip"] == names[row["text"]] for row in shuffled)
-
-
-def test_an_audiofolder_on_the_hub_is_not_streamed(monkeypatch):
-    built = SimpleNamespace(
-        name="audiofolder",
-        repo_id="a/speech",
-        base_path="hf://datasets/a/speech@main",
-        config=SimpleNamespace(data_files={"train": ["hf://datasets/a/speech@main/train/metadata.csv"]}),
-    )
-    monkeypatch.setattr("askd_hf.data.sources.load_dataset_builder", lambda *_: built)
-    monkeypatch.setattr("askd_hf.data.hub_audiofolder.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
-    with pytest.raises(UserError, match=r"a/speech: --streaming doesn't support audio files .*; remove --streaming"):
-        load_speech_dataset("a/speech", None, "train", streaming=True)
 
 
 def test_directories_without_speech(tmp_path):

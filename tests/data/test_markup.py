@@ -6,8 +6,9 @@ import re
 
 import pytest
 import soundfile
-from conftest import MULTILINGUAL, ROOT, make_processor, make_whisper
-from speech_files import RATE, tone, write_csv
+from models import MULTILINGUAL, make_processor, make_whisper
+from scripts import ROOT
+from speech import RATE, tone, write_csv
 from transformers import WhisperTokenizer
 
 from askd_hf.data import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Audio, Dataset
-from speech_files import audiofolder
+from speech import audiofolder
 
 from askd_hf.data import (
     Limits,

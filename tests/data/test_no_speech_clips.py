@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 from datasets import Audio, concatenate_datasets
-from speech_files import END, NO_TIMESTAMPS, RATE, START, audiofolder, tiny_processor
+from models import END, NO_TIMESTAMPS, START, tiny_processor
+from speech import RATE, audiofolder
 from transformers import WhisperConfig
 
 from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset

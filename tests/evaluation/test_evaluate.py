@@ -11,17 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import (
-    ROOT,
-    Ended,
-    load_script,
-    make_multilingual,
-    make_processor,
-    make_whisper,
-    run_here,
-    write_speech,
-)
-from processes import killed_when
+from models import make_multilingual, make_processor, make_whisper
+from processes import Ended, killed_when
+from scripts import ROOT, load_script, run_here
+from speech import write_speech
 from transformers import pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 

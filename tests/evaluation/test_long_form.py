@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import MULTILINGUAL, ROOT, make_processor, make_whisper, write_speech
+from models import MULTILINGUAL, make_processor, make_whisper
+from scripts import ROOT
+from speech import write_speech
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from askd_hf.data import decode_audio, load_speech_dataset

@@ -4,25 +4,10 @@ import dataclasses
 import json
 
 import pytest
+from manifests import SETTINGS
 
 from askd_hf.errors import UserError
-from askd_hf.evaluation.manifest import Manifest, ManifestMetadata, read_manifests
-from askd_hf.evaluation.results import EvaluatedModel
-
-SETTINGS = ManifestMetadata(
-    role="student",
-    model=EvaluatedModel("runs/tiny", 1000, 0.5, 2, 2),
-    set=dict(
-        name="set.1", dataset="speech", config=None, split="test", language="en", task="transcribe", on_hub=False
-    ),
-    method="short_form",
-    decoding=dict(num_beams=1, generation_max_length=None, timestamps="none", dtype="float32"),
-    runtime=dict(batch_size=4, device="cpu"),
-    weights="00ff",
-    data="abcd",
-    rows=10,
-    excluded={},
-)
+from askd_hf.evaluation.manifest import Manifest, read_manifests
 
 
 def line(i: int) -> dict:

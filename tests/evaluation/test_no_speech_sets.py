@@ -5,9 +5,10 @@ import json
 
 import pytest
 import soundfile
-from conftest import ROOT, load_script, make_processor, make_whisper, run_here
+from manifests import write
+from models import make_processor, make_whisper
 from numpy.random import default_rng
-from test_scoring import write
+from scripts import ROOT, load_script, run_here
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import DatasetSpec, EvaluationArguments, Results, format_results, prepare_set, score_directory

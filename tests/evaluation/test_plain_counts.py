@@ -4,7 +4,7 @@ import json
 
 import jiwer
 import pytest
-from test_scoring import SPOKEN, write
+from manifests import SPOKEN, write
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results, format_results, save_spelling_normalizer, score_directory, write_report

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from report_page import HOSTILE, Element, render, results, speech_set, write_manifest
+from report_page import HOSTILE, lines_of, render, results, speech_set, write_manifest
 
 from askd_hf.evaluation import report, worst_clips
 
@@ -46,15 +46,6 @@ def distance(a: list[str], b: list[str]) -> int:
         for j, other in enumerate(b, start=1):
             row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (word != other)))
     return row[-1]
-
-
-def lines_of(article: Element) -> list[list[tuple[str, str]]]:
-    """Return the lines of the reference and the models as (tag, word), without the marks of skipped words."""
-    columns = [
-        span.children for span in article.all("div", "words")[0].all("span") if span.attributes.get("class") != "cut"
-    ]
-    columns = [[child for child in column if isinstance(child, Element)] for column in columns]
-    return [[(cell.tag, cell.text) for cell in line] for line in zip(*columns, strict=True)]
 
 
 def test_worst_clips_come_first_and_unscored_ones_never(tmp_path):

@@ -3,8 +3,7 @@
 import copy
 
 import pytest
-from report_page import render, results, rows_of, scores, silent_set, speech_set, write_manifest
-from test_report_clips import lines_of
+from report_page import lines_of, render, results, rows_of, scores, silent_set, speech_set, write_manifest
 
 from askd_hf.evaluation import format_results, report
 

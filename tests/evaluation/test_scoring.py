@@ -1,49 +1,16 @@
 """Scores of hand-written manifests."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
-from test_manifest import SETTINGS
+from manifests import SPOKEN, write
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results, format_results, save_spelling_normalizer, score_directory, write_report
-from askd_hf.evaluation.manifest import Manifest
 from askd_hf.evaluation.metrics import UNIFIED, normalizer_for
 from askd_hf.evaluation.scoring import repeated_ngrams
-
-SPOKEN = [  # speaker, reference, the student's text, the teacher's
-    (
-        "ann",
-        "The colour of the sea, Mr. Smith!",
-        "the color of sea mister smith",
-        "The color of the sea, Mr Smith.",
-    ),
-    ("ann", "twenty one ships", "21 ships sailed away", "21 ships"),
-    ("ben", "won't you come", "will you come", "won't you come"),
-    ("cem", "a b c d", "a b c d", "a b c"),
-    ("dee", "uh hmm", "hmm", ""),  # only fillers: empty after the English normalizer
-    ("eve", "ignore_time_segment_in_scoring", "what was said", "what was said"),
-]
-
-
-def write(directory, role, texts, name="spoken", **changes):
-    """Write a complete manifest; texts are (speaker, reference, prediction)."""
-    metadata = dataclasses.replace(SETTINGS, role=role, weights=role, rows=len(texts), **changes)
-    metadata.set = {**SETTINGS.set, "name": name} | changes.get("set", {})
-    manifest = Manifest(directory / "manifests", role, name)
-    manifest.prepare(metadata, batch_size=4)
-    lines = []
-    for i, (speaker, reference, prediction) in enumerate(texts):
-        line = dict(
-            clip=f"{i}.wav", reference=reference, prediction=prediction, duration=3.6, transcription_time=0.5, tokens=3
-        )
-        lines.append(line | ({"speaker": speaker} if speaker else {}))
-    manifest.append(lines)
-    manifest.finish()
-    return manifest
 
 
 @pytest.fixture

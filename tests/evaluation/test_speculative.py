@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from conftest import make_processor, make_whisper, write_speech
+from models import make_processor, make_whisper
+from speech import write_speech
 
 from askd_hf import init_student
 from askd_hf.data import load_speech_dataset

@@ -1,8 +1,8 @@
 """Named suites, and loading of a set."""
 
 import pytest
-from conftest import write_speech
 from datasets import Audio, Dataset
+from speech import write_speech
 
 from askd_hf import evaluation
 from askd_hf.errors import UserError

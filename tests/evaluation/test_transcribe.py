@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import make_multilingual, make_whisper
+from models import make_multilingual, make_whisper
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import DatasetSpec, Decoding, plan_jobs, prepare_set, run_job, spread_clips

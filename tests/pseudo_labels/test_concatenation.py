@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 import soundfile
-from conftest import make_processor
 from datasets import Audio, Dataset, Features, Value
+from models import make_processor
 from tiny_teacher import RATE, tone
 
 from askd_hf.data import decode_audio

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 SERVER = Path(__file__).with_name("fork_server.py")
-TESTS = Path(__file__).parents[1]
 # torch and what takes long besides; none of them imports huggingface_hub
 BEFORE_HUB = ["torch._dynamo", "torch.distributed.tensor", "librosa", "matplotlib.figure", "pandas", "pyarrow"]
 BEFORE_HUB += ["scipy.stats", "sklearn.metrics", "numba"]
@@ -44,8 +43,8 @@ class Server:
         self.count = 0
         log = (self.folder / "log").open("w")
         command = [sys.executable, str(SERVER), str(self.folder), *modules]
-        # scripts may import from the tests
-        paths = [str(TESTS), str(TESTS / "data"), os.environ.get("PYTHONPATH", "")]
+        # scripts may import what is here
+        paths = [str(SERVER.parent), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
         self.process = subprocess.Popen(command, env=environment, **pipes)
@@ -149,8 +148,11 @@ def killed_when(
     return process.ended()
 
 
-def launch_two(script: Path, *arguments) -> Ended:
-    """A script in two processes on the CPU that know of each other, as `accelerate launch` would start them."""
+def launch_two(script: Path, *arguments, until: Callable[[], object] = lambda: False) -> Ended:
+    """A script in two processes on the CPU that know of each other, as `accelerate launch` would start them.
+
+    Both are killed as soon as `until` holds, or one of them fails.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -160,7 +162,7 @@ def launch_two(script: Path, *arguments) -> Ended:
         start(script, *arguments, environment=shared | dict(RANK=str(rank), LOCAL_RANK=str(rank))) for rank in (0, 1)
     ]
     while any(process.poll() is None for process in started):
-        if any(process.poll() for process in started):  # the other would wait for it
+        if until() or any(process.poll() for process in started):  # the other would wait for it
             for process in started:
                 process.kill()
         time.sleep(0.01)

@@ -218,3 +218,12 @@ def render(found: Results, folder: Path) -> tuple[Element, str]:
 
 def rows_of(table: Element) -> list[list[str]]:
     return [[cell.text for cell in row.children if isinstance(cell, Element)] for row in table.all("tr")]
+
+
+def lines_of(article: Element) -> list[list[tuple[str, str]]]:
+    """Return the lines of the reference and the models as (tag, word), without the marks of skipped words."""
+    columns = [
+        span.children for span in article.all("div", "words")[0].all("span") if span.attributes.get("class") != "cut"
+    ]
+    columns = [[child for child in column if isinstance(child, Element)] for column in columns]
+    return [[(cell.tag, cell.text) for cell in line] for line in zip(*columns, strict=True)]

@@ -6,21 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
 RATE = 16_000
-# The ids of `tiny_processor`: a 0, b 1, c 2, space 3, then
-SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
-END, START, ENGLISH, TRANSCRIBE, NO_TIMESTAMPS = 4, 5, 6, 8, 9
-
-
-def tiny_processor() -> WhisperProcessor:
-    """Windows of one second, 8 mel bins, a vocabulary of three letters."""
-    tokenizer = WhisperTokenizer(vocab={"a": 0, "b": 1, "c": 2, "Ġ": 3}, merges=[])
-    tokenizer.add_tokens(SPECIAL, special_tokens=True)
-    tokenizer.pad_token = "<|endoftext|>"
-    tokenizer.set_prefix_tokens()  # those of before, when there was no start token, would stay otherwise
-    return WhisperProcessor(WhisperFeatureExtractor(feature_size=8, chunk_length=1), tokenizer)
 
 
 def tone(hertz: float = 440.0, seconds: float = 0.5, rate: int = RATE) -> np.ndarray:
@@ -53,4 +40,20 @@ def audiofolder(folder: Path, texts: list[str], column: str = "transcription") -
     (folder / "audio").mkdir(exist_ok=True)
     for i in range(len(texts)):
         soundfile.write(folder / "audio" / f"{i}.wav", tone(200 + 100 * i), RATE)
+    return folder
+
+
+def write_speech(folder, clips: int = 16, seed: int = 0):
+    """An audiofolder of tones: `folder/metadata.csv` and one wav a clip, 0.3 to 1 s, longer texts higher."""
+    rng = np.random.default_rng(seed)
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    rows = ["file_name,transcription"]
+    for i in range(clips):
+        text = "".join(rng.choice(list("abcdef"), size=rng.integers(2, 9)))
+        seconds = rng.uniform(0.3, 1.0)
+        time = np.arange(int(16_000 * seconds)) / 16_000
+        wave = 0.3 * np.sin(2 * np.pi * (200 + 100 * len(text)) * time) + 0.01 * rng.standard_normal(len(time))
+        soundfile.write(folder / "audio" / f"{i:03d}.wav", wave, 16_000)
+        rows.append(f"audio/{i:03d}.wav,{text}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
     return folder

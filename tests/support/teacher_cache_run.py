@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from accelerate import PartialState
-from conftest import make_processor, make_whisper
-from test_teacher_cache import PART_CLIPS, label, speech, transcribed_by
+from models import make_processor, make_whisper
+from soft_labels import PART_CLIPS, label, speech, transcribed_by
 
 from askd_hf.data import SpeechCollator, teacher_cache
 from askd_hf.training.run_dir import exit_non_main_processes

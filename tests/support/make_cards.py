@@ -9,8 +9,9 @@ from askd_hf.evaluation.results import Results
 from askd_hf.hub.card import render_card
 from askd_hf.hub.training_summary import TrainingSummary
 
-INPUTS = Path(__file__).parent / "cards"
-GOLDEN = Path(__file__).parents[1] / "model_cards"
+ROOT = Path(__file__).parents[2]
+INPUTS = ROOT / "tests" / "cards"
+GOLDEN = ROOT / "model_cards"
 # card -> summary, results, repository, whether it has the figure
 CARDS = {
     GOLDEN / "demo-student.md": ("demo-summary", "demo-results", "you/demo-student", True),

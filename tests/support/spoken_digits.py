@@ -7,7 +7,7 @@ from pathlib import Path
 import librosa
 import numpy as np
 import soundfile
-from conftest import ROOT
+from scripts import ROOT
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.modeling_whisper import sinusoids
 

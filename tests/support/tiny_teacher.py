@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from conftest import make_processor, make_whisper
+from models import make_processor, make_whisper
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 RATE = 16_000

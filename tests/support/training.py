@@ -1,0 +1,105 @@
+"""Short training runs of tiny models."""
+
+import copy
+from pathlib import Path
+
+import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+
+from askd_hf.config import ASKDConfig
+from askd_hf.data import SpeechCollator, load_speech_dataset
+from askd_hf.trainer import ASKDTrainer
+
+NAMES = ["loss", "grad_norm", "ce_loss", "teacher_weight", "self_weight"]  # of a trajectory
+
+
+def learn_by_heart(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> None:
+    """Train a model until it knows what is said in a few clips, in the language that the tokenizer is set to."""
+    batch = SpeechCollator(processor, model.config)(list(load_speech_dataset(str(folder), None, "train")))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model(**{name: batch[name] for name in ("input_features", "labels")}).loss.backward()
+        optimizer.step()
+
+
+class Clips(torch.utils.data.Dataset):
+    """Random features and labels of different lengths, for tests of the trainer alone."""
+
+    def __init__(self, config: WhisperConfig, clips: int = 16, seed: int = 1):
+        generator = torch.Generator().manual_seed(seed)
+        self.rows = []
+        for i in range(clips):
+            length = int(torch.randint(2, 12, (1,), generator=generator))
+            frames = 2 * config.max_source_positions
+            self.rows.append(
+                {
+                    "input_features": torch.randn(config.num_mel_bins, frames, generator=generator),
+                    "labels": torch.randint(0, 26, (length,), generator=generator),
+                    "clip": f"clip-{i}",
+                }
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict:
+        return self.rows[i]
+
+
+def collate(rows: list[dict]) -> dict:
+    labels = torch.nn.utils.rnn.pad_sequence([r["labels"] for r in rows], batch_first=True, padding_value=-100)
+    return {
+        "input_features": torch.stack([r["input_features"] for r in rows]),
+        "labels": labels,
+        "clip": [r["clip"] for r in rows],
+    }
+
+
+def options(output_dir, **changes) -> dict:
+    """Training arguments of a short run on `Clips`."""
+    defaults = dict(
+        output_dir=str(output_dir),
+        max_steps=8,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        logging_steps=1,
+        eval_strategy="no",
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=3,
+    )
+    return defaults | changes
+
+
+def make_trainer(
+    output_dir, teacher, student, eval_dataset=None, compute_metrics=None, processor=None, clips=16, **changes
+):
+    """An `ASKDTrainer` on copies of the models; of 10 steps of the preset askd 6 are teacher phase, from 0.8 on."""
+    if changes.get("preset", "askd") == "askd":
+        changes = dict(teacher_weight=0.8, teacher_phase_ratio=0.6) | changes
+    return ASKDTrainer(
+        model=copy.deepcopy(student),
+        args=ASKDConfig(**options(output_dir, **changes)),
+        teacher_model=copy.deepcopy(teacher),
+        train_dataset=Clips(student.config, clips),
+        eval_dataset=eval_dataset,
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+        processing_class=processor,
+    )
+
+
+def history(trainer, *names: str) -> torch.Tensor:
+    """The named values of every training step, `(steps, names)`."""
+    return torch.tensor([[row[name] for name in names] for row in trainer.state.log_history if "loss" in row])
+
+
+def answer_right(trainer: ASKDTrainer, clips: int) -> None:
+    """Let the student be right about the first evaluation clips: their labels become what it generates."""
+    special = set(trainer.processing_class.tokenizer.all_special_ids)
+    for row in trainer.eval_dataset.rows[:clips]:
+        tokens = trainer.model.eval().generate(row["input_features"][None], num_beams=1)[0]
+        row["labels"] = torch.tensor([token for token in tokens.tolist() if token not in special])

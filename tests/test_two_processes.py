@@ -1,0 +1,102 @@
+"""What a run in two processes has in common with one in a single process, and how it is interrupted and resumed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from models import make_processor
+from processes import launch_two
+from scripts import ROOT
+from training import NAMES, Clips, answer_right, collate, history, make_trainer
+
+from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.training.checkpoint_lookup import checkpoints
+
+HALVED = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2)
+ADAPTIVE = dict(preset="askd", teacher_schedule="adaptive", adaptive_window=2, clips=180)  # 9 are held out
+HIDDEN = dict(
+    preset="kd", freeze_encoder=False, hidden_weight=2.0, eval_teacher_losses=True, predict_with_generate=False
+)
+OWN_MEANS = dict(preset="ce", average_tokens_across_devices=False, max_steps=1, predict_with_generate=False)
+RUNS = {
+    "adaptive": ADAPTIVE | HALVED,
+    "hidden": HIDDEN | HALVED,
+    "own_means": OWN_MEANS,
+    "interrupted": ADAPTIVE | dict(interrupt_second_process_at=4),
+}
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> Path:
+    """The directory of all runs in two processes: one launch, of which imports are the longest part."""
+    directory = tmp_path_factory.mktemp("two")
+    done = launch_two(ROOT / "tests" / "support" / "distributed_run.py", directory, json.dumps(RUNS))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directory
+
+
+@pytest.fixture(scope="module")
+def seen(launched) -> Callable[[str], list[dict]]:
+    """What the two processes saw of a run."""
+    return lambda name: [json.loads((launched / name / f"{process}.json").read_text()) for process in (0, 1)]
+
+
+def in_one(tmp_path, teacher, student, **changes):
+    processor = make_processor()
+    evaluation, metrics = Clips(student.config, clips=7, seed=2), compute_metrics_for(processor, "none")
+    changes |= dict(per_device_train_batch_size=8)
+    trainer = make_trainer(tmp_path, teacher, student, evaluation, metrics, processor, **changes)
+    trainer.train()
+    return trainer
+
+
+def test_two_processes_give_the_trajectory_and_the_evaluation_of_one(tmp_path, teacher, student, seen):
+    one, (two, _) = in_one(tmp_path, teacher, student, **ADAPTIVE), seen("adaptive")
+    torch.testing.assert_close(torch.tensor(two["history"]), history(one, *NAMES), rtol=1e-4, atol=1e-6)
+    # 7 clips over two processes: the 8th, which evens them out, must not count. Three of the seven are right
+    answer_right(one, clips=3)
+    metrics = one.evaluate()
+    for name in ("eval_loss", "eval_ce_loss", "eval_wer", "eval_cer"):
+        assert two["metrics"][name] == pytest.approx(metrics[name], rel=1e-5), name
+    assert metrics["eval_wer"] > 0.0 and metrics["eval_cer"] > 0.0
+
+
+def test_two_processes_have_the_hidden_state_loss_of_one(tmp_path, teacher, student, seen):
+    one, (two, _) = in_one(tmp_path, teacher, student, **HIDDEN), seen("hidden")
+    torch.testing.assert_close(torch.tensor(two["history"]), history(one, *NAMES), rtol=1e-4, atol=1e-6)
+    answer_right(one, clips=3)
+    assert two["metrics"]["eval_hidden_loss"] == pytest.approx(one.evaluate()["eval_hidden_loss"], rel=1e-4)
+
+
+def test_without_averaging_over_devices_each_process_has_the_mean_of_its_own_tokens(student, seen):
+    rows = {row["clip"]: row for row in Clips(student.config)}
+    losses, tokens = [], []
+    for process in seen("own_means"):
+        batch = collate([rows[clip] for clip in process["clips"]])
+        with torch.no_grad():
+            losses.append(student(input_features=batch["input_features"], labels=batch["labels"]).loss.item())
+        tokens.append((batch["labels"] != -100).sum().item())
+    logged = seen("own_means")[0]["history"][0][0]
+    of_all = (losses[0] * tokens[0] + losses[1] * tokens[1]) / sum(tokens)
+    assert logged == pytest.approx(sum(losses) / 2, rel=1e-5)
+    assert abs(of_all - logged) > 1e-4 * logged
+
+
+def test_an_interrupt_of_one_process_stops_both_and_both_resume_from_there(launched, seen):
+    """In step with each other, each with random numbers of its own."""
+    for process in seen("interrupted"):
+        assert (process["step"], process["stopped"]) == (5, True)
+        assert process["equal"] and process["masked_then"] == process["masked"][5:]
+        assert process["upheld"] not in (0.5, 1.0)  # it has measured
+    first, second = (process["masked"] for process in seen("interrupted"))
+    assert all(a != b for a, b in zip(first, second, strict=True))
+    checkpoint = launched / "interrupted" / "checkpoint-5"
+    assert checkpoints(checkpoint.parent)[-1] == checkpoint
+    # a process killed while it saved its random state, here a second long, leaves a checkpoint that isn't whole
+    saved = [checkpoint / name for name in ("rng_state_1.pth", "trainer_state.json")]
+    assert saved[0].stat().st_mtime_ns < saved[1].stat().st_mtime_ns
+    saved[0].rename(checkpoint / "aside")
+    assert checkpoints(checkpoint.parent) == []
+    (checkpoint / "aside").rename(saved[0])
