@@ -8,8 +8,11 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import make_whisper, run_here, write_speech
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from models import make_whisper
+from scripts import run_here
+from speech import write_speech
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
 from askd_hf.arguments import ModelArguments
@@ -37,7 +40,7 @@ CORPUS = [*TEXTS, *MORE] * 9
 
 def words_tokenizer(named_times: bool) -> WhisperTokenizer:
     """A byte-level BPE tokenizer with merges, trained on `CORPUS`, with Whisper's special tokens behind it."""
-    trained = Tokenizer(models.BPE())
+    trained = Tokenizer(BPE())
     trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))

@@ -7,8 +7,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import history, make_processor, make_whisper, options, run_here, write_speech
+from models import make_processor, make_whisper
 from safetensors.torch import load_file
+from scripts import run_here
+from speech import write_speech
+from training import history, options
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, pipeline
 
 from askd_hf import ASKDConfig, ASKDTrainer
