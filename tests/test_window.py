@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 
 import numpy as np
@@ -9,17 +10,19 @@ import pytest
 import torch
 from models import make_processor, make_whisper
 from safetensors.torch import load_file
-from scripts import run_here
+from scripts import ROOT, run_here
 from speech import write_speech
 from training import history, options
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, pipeline
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from askd_hf import ASKDConfig, ASKDTrainer
 from askd_hf.arguments import ModelArguments
 from askd_hf.arguments.ranges import parse_window
-from askd_hf.data import SpeechCollator, load_speech_dataset, run_encoder
-from askd_hf.data.collator import CONTEXT_MARGIN
+from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset, run_encoder
+from askd_hf.data.audio_context import CONTEXT_MARGIN
 from askd_hf.errors import UserError
+from askd_hf.evaluation.results import CLIP_CONTEXT, Results
 from askd_hf.models.loading import load_processor
 from askd_hf.models.student import init_student
 from askd_hf.models.window import with_window_of
@@ -307,3 +310,28 @@ def test_a_trained_encoder_is_compared_on_the_positions_that_both_have(tmp_path,
     )
     trainer.train()
     assert history(trainer, "hidden_loss").item() == pytest.approx(by_hand.item(), rel=1e-3)
+
+
+def test_evaluation_at_the_context_of_the_clips(monkeypatch, capsys, tmp_path, wide_dir):
+    """A model that has learned its clips at any context gives the same texts, and its encoder takes less audio."""
+    speech = write_speech(tmp_path / "speech", clips=4)
+    lengths = {"window": [], "clips": []}
+    encode = WhisperEncoder.forward
+
+    def watched(self, input_features, *args, **kwargs):
+        lengths["window" if input_features.shape[-1] == 400 else "clips"].append(input_features.shape[-1])
+        return encode(self, input_features, *args, **kwargs)
+
+    monkeypatch.setattr(WhisperEncoder, "forward", watched)
+    command = f"--model {wide_dir} --clip_context True --dataset {speech} --output_dir {tmp_path / 'out'} --device cpu"
+    command += " --batch_size 1 --speed True --speed_clips 2 --speed_batch_sizes 1 --repetitions 1"
+    ended = run_here(monkeypatch, capsys, *command.split(), file=ROOT / "examples" / "evaluate.py")
+    assert ended.returncode == 0, ended.stderr
+    results = Results.load(tmp_path / "out" / "results.json")
+    assert list(results.models) == ["student", CLIP_CONTEXT]
+    durations = load_speech_dataset(str(speech), None, "train")
+    seconds = sorted(len(decode_audio(row["audio"])) / 16_000 for row in durations)
+    expected = {2 * math.ceil((length + CONTEXT_MARGIN) * 50) for length in seconds}
+    assert set(lengths["clips"]) == expected and lengths["window"]
+    encoder = {row.role: row.encoder for row in results.speed.parts}
+    assert encoder.keys() == {"student", CLIP_CONTEXT}

@@ -45,6 +45,7 @@ from ..evaluation import (
     write_report,
 )
 from ..evaluation.long_form import Method
+from ..evaluation.results import CLIP_CONTEXT
 from ..models.generation_config import set_language
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
 
@@ -91,7 +92,11 @@ def evaluate(args: EvaluationArguments) -> None:
 def load_models(args: EvaluationArguments) -> Models:
     """Load student and teacher with their processors."""
     args.sets()  # raises UserError for sets that don't fit together
-    names = {"student": args.model} | ({"teacher": args.teacher} if args.teacher else {})
+    names = {"student": args.model}
+    if args.clip_context:
+        names[CLIP_CONTEXT] = args.model
+    if args.teacher:
+        names["teacher"] = args.teacher
     processors = {role: load_processor(name) for role, name in names.items()}
     models = {role: load_whisper(name, attn_implementation=args.attn_implementation) for role, name in names.items()}
     for role, model in models.items():

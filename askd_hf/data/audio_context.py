@@ -5,6 +5,7 @@ position embeddings are a table with one row per 0.02 s, so a shorter input need
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 FRAMES_PER_SECOND = 100
 FRAMES_PER_POSITION = 2
+CONTEXT_MARGIN = 0.64  # seconds of audio context behind the end of the longest clip, in training at least
 
 
 @contextlib.contextmanager
@@ -41,3 +43,13 @@ def audio_context(encoder: Any, frames: int) -> Iterator[None]:
     finally:
         encoder.embed_positions = window
         config.max_source_positions = window.num_embeddings
+
+
+def context_frames(seconds: float, window: int) -> int:
+    """Return the frames of an audio context for clips of up to `seconds` seconds: with the margin, even.
+
+    Args:
+        window: frames of the model's window, the maximum.
+    """
+    positions = math.ceil((seconds + CONTEXT_MARGIN) * FRAMES_PER_SECOND / FRAMES_PER_POSITION)
+    return min(FRAMES_PER_POSITION * positions, window)

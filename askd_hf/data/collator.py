@@ -1,6 +1,5 @@
 """Collate speech rows into batches of features, or cached encoder outputs, and labels."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperProcesso
 from ..arguments.renamed import renamed_keywords
 from ..errors import UserError
 from .audio import SAMPLING_RATE, AudioError, extract_features, read_audio, resample, silence, waveform
-from .audio_context import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from .audio_context import FRAMES_PER_POSITION, FRAMES_PER_SECOND, context_frames
 from .augment import Augmenter
 from .checks import Limits
 from .encoder_cache import EncoderCache
@@ -24,7 +23,6 @@ from .labels import LABEL_PAD_TOKEN_ID, DecoderTokens, build_decoder_tokens, tok
 TEACHER_COLUMNS = ("teacher_token_ids", "teacher_log_probs", "teacher_log_rest", "teacher_label_log_prob")
 # appended to `rng_key`: token choices and the audio context use other random streams than the augmentation
 TOKEN_STREAM, CONTEXT_STREAM = 1, 2
-CONTEXT_MARGIN = 0.64  # seconds of audio context behind the longest clip of a batch, at least
 
 
 @dataclass
@@ -196,11 +194,10 @@ class SpeechCollator:
             longest_clip: seconds.
         """
         window = batch["input_features"].shape[-1]
-        shortest = math.ceil(max(self.shortest_context or 0.0, longest_clip + CONTEXT_MARGIN) * FRAMES_PER_SECOND)
-        positions = window // FRAMES_PER_POSITION
-        lowest = min(math.ceil(shortest / FRAMES_PER_POSITION), positions)
+        shortest = max(context_frames(longest_clip, window), round((self.shortest_context or 0.0) * FRAMES_PER_SECOND))
+        lowest, highest = (frames // FRAMES_PER_POSITION for frames in (min(shortest, window), window))
         rng = np.random.default_rng([*rows[0]["rng_key"], CONTEXT_STREAM])
-        frames = FRAMES_PER_POSITION * int(rng.integers(lowest, positions, endpoint=True))
+        frames = FRAMES_PER_POSITION * int(rng.integers(lowest, highest, endpoint=True))
         for name in ("input_features", "attention_mask"):
             if name in batch:
                 batch[name] = batch[name][..., :frames].contiguous()

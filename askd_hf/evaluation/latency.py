@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import EncoderDecoderCache, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from ..data.audio import extract_features
-from .results import PartLatency
+from ..data.audio import SAMPLING_RATE, extract_features
+from ..data.audio_context import audio_context, context_frames
+from .results import CLIP_CONTEXT, PartLatency
 
 
 @torch.inference_mode()
@@ -46,7 +47,7 @@ def measure_parts(
                 timed: dict[str, list[tuple[float, ...]]] = {role: [] for role in models}
                 for repetition in range(repetitions + 1):
                     for role, (model, extractor) in models.items():
-                        seconds = _parts(model, extractor, clips, tokens[role])
+                        seconds = _parts(model, extractor, clips, tokens[role], role == CLIP_CONTEXT)
                         if repetition:
                             timed[role].append(seconds)
                 for role, measured in timed.items():
@@ -73,12 +74,19 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _parts(
-    model: WhisperForConditionalGeneration, extractor: WhisperFeatureExtractor, clips: list[np.ndarray], tokens: int
+    model: WhisperForConditionalGeneration,
+    extractor: WhisperFeatureExtractor,
+    clips: list[np.ndarray],
+    tokens: int,
+    clip_context: bool,
 ) -> tuple[float, float, float, float]:
     """Return the seconds of features, encoder, decoder layers and projection for one batch."""
     features, feature_seconds = _timed(model, lambda: extract_features(extractor, clips)["input_features"])
     inputs = features.to(model.device, model.dtype)
-    hidden, encoder_seconds = _timed(model, lambda: model.model.encoder(inputs).last_hidden_state)
+    if clip_context:
+        inputs = inputs[..., : context_frames(max(map(len, clips)) / SAMPLING_RATE, inputs.shape[-1])]
+    with audio_context(model.model.encoder, inputs.shape[-1]):
+        hidden, encoder_seconds = _timed(model, lambda: model.model.encoder(inputs).last_hidden_state)
     states, decoder_seconds = _timed(model, lambda: decode(model, hidden, tokens))
     _, projection_seconds = _timed(model, lambda: [model.proj_out(state) for state in states])
     return feature_seconds, encoder_seconds, decoder_seconds, projection_seconds

@@ -78,6 +78,11 @@ class EvaluationArguments(DecodingArguments):
     teacher: str | None = HfArg(
         default=None, help="Model to compare it with, usually its teacher: a local directory or a Hub id."
     )
+    clip_context: bool = HfArg(
+        default=False,
+        help="Also evaluate the student at the audio context of each batch: its longest clip and 0.64 s. For a model "
+        "trained with a range of --window_seconds.",
+    )
     suite: list[str] = HfArg(
         default_factory=list,
         help=f"One or more named sets: {', '.join(SUITE_NAMES)}. open-asr: LibriSpeech, AMI, Earnings-22 and "

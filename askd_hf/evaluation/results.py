@@ -12,6 +12,10 @@ from ..json_files import OLD_KEYS, from_json, read_json, write_json
 CONFIDENCE = 0.95  # level of all confidence intervals
 
 
+# role of the student that takes each batch at the audio context of its longest clip, not at its whole window
+CLIP_CONTEXT = "student at clip context"
+
+
 @dataclass
 class EvaluatedModel:
     """One of the compared models."""

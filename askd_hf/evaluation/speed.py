@@ -19,11 +19,12 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.audio import SAMPLING_RATE, extract_features, waveform
+from ..data.audio_context import audio_context, context_frames
 from ..errors import UserError
 from ..models.generation_config import no_timestamps
 from .latency import measure_parts, synchronized_time
 from .memory import peak_bytes
-from .results import ModelSpeed, PartLatency, Speed, Timing
+from .results import CLIP_CONTEXT, ModelSpeed, PartLatency, Speed, Timing
 
 GREEDY: dict[str, Any] = dict(num_beams=1, do_sample=False)
 
@@ -78,6 +79,9 @@ def measure_speed(
         raise UserError(f"speed: batch size {max(batch_sizes)} requires at least as many clips, got {len(dataset)}")
     durations = clip_durations(dataset, min(p.feature_extractor.chunk_length for p in processors.values()))
     features = {role: clip_features(models[role].eval(), processors[role], dataset) for role in models}
+    if CLIP_CONTEXT in features:
+        clips = zip(features[CLIP_CONTEXT], durations, strict=True)
+        features[CLIP_CONTEXT] = [clip[:, : context_frames(seconds, clip.shape[-1])] for clip, seconds in clips]
     limit = {} if max_length is None else {"max_length": max_length}
     rows = []
     for batch_size in batch_sizes:
@@ -160,7 +164,8 @@ def timed_generate(
 ) -> tuple[Tensor, float, float]:
     """Return the tokens of greedy `generate`, `(clips, tokens)`, and the seconds of the encoder and of the decoder."""
     start = synchronized_time(model.device)
-    encoded = model.model.encoder(features).last_hidden_state
+    with audio_context(model.model.encoder, features.shape[-1]):
+        encoded = model.model.encoder(features).last_hidden_state
     between = synchronized_time(model.device)
     # a new BaseModelOutput for each call, because `generate` writes into it
     outputs = BaseModelOutput(last_hidden_state=encoded)
@@ -190,7 +195,9 @@ def _time_interleaved(
     measured = {role: _Measurements() for role in roles}
 
     def run(role: str, start: int) -> tuple[Tensor, float, float]:
-        batch = torch.stack(features[role][start : start + batch_size])
+        clips = features[role][start : start + batch_size]
+        longest = max(clip.shape[-1] for clip in clips)
+        batch = torch.stack([_pad(clip, longest) for clip in clips])
         return timed_generate(models[role], batch, **limit)
 
     for role in roles:
@@ -219,6 +226,11 @@ def _time_interleaved(
         above = peak_bytes(lambda: run(role, longest), model.device)  # noqa: B023
         measured[role].peak = None if above is None else above + model.get_memory_footprint()
     return measured
+
+
+def _pad(features: Tensor, frames: int) -> Tensor:
+    """Return the features of a clip with the value of silence up to `frames`."""
+    return torch.nn.functional.pad(features, (0, frames - features.shape[-1]), value=float(features.min()))
 
 
 def _rows(

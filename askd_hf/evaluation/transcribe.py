@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from .. import __version__
-from ..data.audio import extract_features, waveform
+from ..data.audio import SAMPLING_RATE, extract_features, waveform
+from ..data.audio_context import audio_context, context_frames
 from ..data.encoder_cache import weights_digest
 from ..hub_access import local_or_hub
 from ..models.generation_config import no_timestamps, set_language
@@ -27,7 +28,7 @@ from .long_form import Timestamps, check_can_transcribe, transcribe_long
 from .manifest import OVERWRITE_ADVICE, Manifest, ManifestMetadata, check_comparable, read_manifests
 from .model_info import describe_model
 from .prepared_sets import PreparedSet
-from .results import EvaluatedModel
+from .results import CLIP_CONTEXT, EvaluatedModel
 from .speed import attention_mask
 
 
@@ -169,7 +170,7 @@ def run_job(job: DecodingJob) -> None:
     if _through_pipeline(job.prepared, job.decoding):
         batches = _pipeline_batches(job, rest)
     else:
-        batches = _generate_batches(job.model, job.processor, rest, job.decoding)
+        batches = _generate_batches(job.model, job.processor, rest, job.decoding, job.role == CLIP_CONTEXT)
     rows = iter(rest.remove_columns("audio"))
     with tqdm(total=total, initial=job.done, desc=title, unit="clip") as progress:
         for transcripts in batches:
@@ -196,19 +197,28 @@ def _line(row: dict[str, Any], transcript: dict[str, Any]) -> dict[str, Any]:
 
 
 def _generate_batches(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Dataset, decoding: Decoding
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Dataset,
+    decoding: Decoding,
+    clip_context: bool,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the transcripts of each batch: `text`, `tokens`, and `transcription_time` of `generate` in seconds."""
+    """Yield the transcripts of each batch: `text`, `tokens`, and `transcription_time` of `generate` in seconds.
+
+    Args:
+        clip_context: whether the audio context is that of the longest clip in the batch, in place of the window.
+    """
     options = dict(num_beams=decoding.num_beams, do_sample=False, return_timestamps=False, **no_timestamps(model))
     if decoding.generation_max_length is not None:
         options["max_length"] = decoding.generation_max_length
     not_text = {model.generation_config.pad_token_id, processor.tokenizer.eos_token_id}
-    collate = functools.partial(_features, processor.feature_extractor)
+    collate = functools.partial(_features, processor.feature_extractor, clip_context)
     audio = clips.select_columns(["audio", "clip"])
     for batch in DataLoader(audio, decoding.batch_size, collate_fn=collate, num_workers=decoding.num_workers):
         features = batch.to(model.device, model.dtype)
         start = time.perf_counter()
-        tokens = model.generate(features, attention_mask=attention_mask(features), **options).tolist()
+        with audio_context(model.model.encoder, features.shape[-1]):
+            tokens = model.generate(features, attention_mask=attention_mask(features), **options).tolist()
         transcription_time = (time.perf_counter() - start) / len(tokens)
         texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         counts = [sum(token not in not_text for token in ids) for ids in tokens]
@@ -218,9 +228,17 @@ def _generate_batches(
         ]
 
 
-def _features(extractor: WhisperFeatureExtractor, rows: list[dict[str, Any]]) -> torch.Tensor:
-    """Return features, `(clips, mel bins, frames)`. `SpeechCollator` would also tokenize the transcripts."""
-    return extract_features(extractor, [waveform(row) for row in rows])["input_features"]
+def _features(extractor: WhisperFeatureExtractor, clip_context: bool, rows: list[dict[str, Any]]) -> torch.Tensor:
+    """Return features, `(clips, mel bins, frames)`. `SpeechCollator` would also tokenize the transcripts.
+
+    Args:
+        clip_context: True to cut them behind the longest clip.
+    """
+    waves = [waveform(row) for row in rows]
+    features = extract_features(extractor, waves)["input_features"]
+    if not clip_context:
+        return features
+    return features[..., : context_frames(max(map(len, waves)) / SAMPLING_RATE, features.shape[-1])]
 
 
 def token_limit(
