@@ -34,7 +34,7 @@ demo: $(INSTALLED)  ## distill the small shipped teacher on spoken digits (a few
 test: $(DEVELOPING)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m 'not slow and not gpu' -n auto --maxprocesses 4 --dist worksteal --durations=15
 
-test-slow: $(DEVELOPING)  ## the slow tests: the whole demo
+test-slow: $(DEVELOPING)  ## the slow tests: the whole demo, and how its speech and teacher are made
 	$(BIN)/python -m pytest -m slow
 
 # one card, as a trainer in one process takes no more
