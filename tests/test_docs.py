@@ -1,42 +1,32 @@
-"""README and guides: commands parse, Python compiles, links and messages exist. test_recipes.py runs the recipes."""
+"""README and guides: commands parse, Python compiles, links and messages exist. test_guides.py runs the commands."""
 
 import argparse
 import ast
 import re
 import runpy
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
-from models import make_processor, make_whisper
-from scripts import ROOT
-from speech import write_speech
-from transformers import HfArgumentParser, WhisperForConditionalGeneration
+from documents import DOCUMENTS, GUIDES, ROOT, blocks, commands_in
+from transformers import HfArgumentParser
 
 from askd_hf import ASKDConfig
 from askd_hf.arguments import ModelArguments
 from askd_hf.arguments.parser import parse_args
+from askd_hf.config import RENAMED_METRICS
 from askd_hf.training.run_dir import set_default_output_dir
 
-GUIDES = ROOT / "examples" / "guides"
-DOCS = [ROOT / "README.md", ROOT / "examples" / "README.md", ROOT / "examples" / "demo" / "README.md"]
-DOCS += sorted(GUIDES.glob("*.md"))
-WITH_LINKS = [*DOCS, ROOT / "CONTRIBUTING.md"]
+WITH_LINKS = [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]
 REPOSITORY = r"https://(?:github\.com/askd-hf/askd-hf/(?:blob|tree)|raw\.githubusercontent\.com/askd-hf/askd-hf)/main/"
 MODULE = "askd_hf.commands.main"  # of `askd-hf`
 STARTS = ("python examples/", "askd-hf ", "accelerate launch ")
 
 
-def blocks(document: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-
-
 def commands(document: Path) -> list[list[str]]:
     """The words of each command of ours in the bash blocks of a document."""
-    lines = "\n".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
-    parts = [part.strip() for line in lines for part in line.split("&&")]
-    return [shlex.split(part, comments=True) for part in parts if part.startswith(STARTS)]
+    found = [words for block in blocks(document, "bash") for words in commands_in(block)]
+    return [words for words in found if " ".join(words).startswith(STARTS)]
 
 
 def script_and_arguments(words: list[str]) -> tuple[Path, list[str]]:
@@ -50,12 +40,12 @@ def script_and_arguments(words: list[str]) -> tuple[Path, list[str]]:
 
 
 def all_words() -> list[list[str]]:
-    return [words for document in DOCS for words in commands(document)]
+    return [words for document in DOCUMENTS for words in commands(document)]
 
 
 ALL_COMMANDS = [
     pytest.param(words, id=f"{document.stem}-{number}-{script_and_arguments(words)[0].stem}")
-    for document in DOCS
+    for document in DOCUMENTS
     for number, words in enumerate(commands(document))
 ]
 
@@ -125,7 +115,7 @@ def test_options_in_the_text_are_options_of_a_script(parse):
     for script, arguments in dict(map(script_and_arguments, all_words())).items():
         if script.stem != "plot_run":
             options |= parse(script, arguments)[2]
-    for document in DOCS:
+    for document in DOCUMENTS:
         text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         code = " ".join(re.findall("`([^`]+)`", text))
         assert set(re.findall(r"--\w+", code)) <= options, document
@@ -138,23 +128,15 @@ def test_the_readme_loads_the_student_that_its_command_trains():
     assert f'model="{config.output_dir}"' in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("document", DOCS, ids=lambda document: document.parent.name + "-" + document.stem)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.parent.name + "-" + document.stem)
 def test_python_in_a_document_compiles(document):
     for code in blocks(document, "python"):
         compile(code, document.name, "exec")
 
 
-def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch):
+def test_the_python_example_of_the_readme_is_short():
     (example,) = (code for code in blocks(ROOT / "README.md", "python") if "ASKDTrainer(" in code)
     assert len(example.splitlines()) <= 20
-    processor = make_processor()
-    for part in (make_whisper(processor), processor):
-        part.save_pretrained(tmp_path / "openai" / "whisper-small.en")
-    write_speech(tmp_path / "my_speech", clips=8)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {"__name__": "example"})
-    student = WhisperForConditionalGeneration.from_pretrained(tmp_path / "runs" / "small")
-    assert student.config.decoder_layers == 2
 
 
 def anchors(document: Path) -> set[str]:
@@ -177,14 +159,14 @@ def test_links_between_documents_lead_somewhere(document):
 
 
 def test_the_indexes_name_all_guides_and_scripts():
-    for index, guide in ((index, guide) for index in DOCS[:2] for guide in GUIDES.glob("*.md")):
+    for index, guide in ((index, guide) for index in DOCUMENTS[:2] for guide in GUIDES.glob("*.md")):
         assert f"guides/{guide.name})" in index.read_text(encoding="utf-8"), (index, guide)
     for script in (ROOT / "examples").glob("*.py"):
-        assert f"]({script.name})" in DOCS[1].read_text(encoding="utf-8"), script
+        assert f"]({script.name})" in DOCUMENTS[1].read_text(encoding="utf-8"), script
 
 
 def test_paths_in_the_documents_exist():
-    for document in DOCS:
+    for document in DOCUMENTS:
         for path in re.findall(r"`((?:askd_hf|examples|model_cards|tests)/[\w./-]*)`", document.read_text("utf-8")):
             assert (ROOT / path).exists(), (document, path)
 
@@ -220,4 +202,4 @@ def test_log_keys_of_the_method_guide_are_those_of_the_package():
     keys = first_column("method.md", "key")
     source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "askd_hf").rglob("*.py"))
     assert len(keys) >= 10
-    assert [key for key in keys if not re.search(rf"\b{key}\b", source)] == []
+    assert [key for key in keys if key in RENAMED_METRICS or not re.search(rf"\b{key}\b", source)] == []
