@@ -63,7 +63,7 @@ STEP = "--model openai/whisper-tiny.en --use_cpu --batch_size 2 --label_tokens 3
 SHORTER = {
     "askd-hf distill": TRAINING,
     "askd-hf distill --min_duration_in_seconds": f"{TRAINING} --min_duration_in_seconds 0.5",  # windows have a second
-    "askd-hf distill --window_seconds": f"{TRAINING} --window_seconds 1 --teacher_top_k 8",  # the tiny teachers' window
+    "askd-hf distill --window_seconds": f"{TRAINING} --window_seconds 1 --teacher_top_k 8",
     "askd-hf plan": "--speedup 0.01",
     "askd-hf finetune": TRAINING,
     "askd-hf cache-teacher": "--use_cpu",

@@ -24,6 +24,7 @@ from ..data import (
     with_no_speech,
 )
 from ..data.languages import language_code, with_language, without_language
+from ..data.long_clips import cut_long_clips
 from ..data.no_speech import as_no_speech, synthetic_no_speech
 from ..data.soft_labels import without_soft_labels
 from ..data.text import basic_normalizer, replace_column
@@ -190,9 +191,19 @@ def training_splits(
     normalizers = [_label_normalizer(data_args, source, collator) for source in sources]
     # normalizers return lower case, but not for every language
     text_case = data_args.text_case if data_args.text_normalizer == "none" else "lower"
+    if streaming and data_args.long_clips == "cut":
+        raise UserError("--long_clips cut is not supported with --streaming: choose skip")
+
+    def load(source: SpeechSource) -> Dataset | IterableDataset:
+        split = load_split(source, data_args.max_train_samples, data_args, multilingual, streaming)
+        if data_args.long_clips != "cut":
+            return split
+        window = collator.processor.feature_extractor.chunk_length
+        return cut_long_clips(split, window, source.dataset, data_args.preprocessing_num_workers)
+
     return [
         clean_texts(
-            load_split(source, data_args.max_train_samples, data_args, multilingual, streaming),
+            load(source),
             text_case,
             name,
             normalize,
