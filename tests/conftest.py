@@ -3,20 +3,26 @@
 import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads only get in each other's way
 
 import pytest
-import quick_report
-from models import make_processor, make_whisper
-from speech import write_speech
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from askd_hf.models.student import init_student
-
-quick_report.install()
+# Libraries are imported where they are needed: with `-n`, the process that only hands out the tests needs none
 pytest.register_assert_rewrite("hub", "report_page")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    config = session.config
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # tests are run here
+        import quick_report
+
+        quick_report.install()
 
 
 def pytest_collection_finish() -> None:
@@ -25,18 +31,24 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def processor() -> WhisperProcessor:
+def processor() -> "WhisperProcessor":
+    from models import make_processor
+
     return make_processor()
 
 
 @pytest.fixture
-def teacher(processor) -> WhisperForConditionalGeneration:
+def teacher(processor) -> "WhisperForConditionalGeneration":
+    from models import make_whisper
+
     return make_whisper(processor).eval()
 
 
 @pytest.fixture(scope="session")
 def speech_dir(tmp_path_factory) -> Path:
     """A directory with the splits train, 16 clips, and validation, 6."""
+    from speech import write_speech
+
     directory = tmp_path_factory.mktemp("speech")
     write_speech(directory / "train", clips=16, seed=0)
     write_speech(directory / "validation", clips=6, seed=1)
@@ -44,18 +56,26 @@ def speech_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def student(processor) -> WhisperForConditionalGeneration:
+def student(processor) -> "WhisperForConditionalGeneration":
     """Of other weights than the teacher, so that they disagree."""
+    from models import make_whisper
+
+    from askd_hf.models.student import init_student
+
     return init_student(make_whisper(processor, seed=5), decoder_layers=2)
 
 
 @pytest.fixture
-def deep_teacher(processor) -> WhisperForConditionalGeneration:
+def deep_teacher(processor) -> "WhisperForConditionalGeneration":
     """With 4 encoder layers."""
+    from models import make_whisper
+
     return make_whisper(processor, encoder_layers=4).eval()
 
 
 @pytest.fixture
-def compressed(deep_teacher) -> WhisperForConditionalGeneration:
+def compressed(deep_teacher) -> "WhisperForConditionalGeneration":
     """With the encoder layers 0 and 2 of `deep_teacher`: it has a hidden-state loss."""
+    from askd_hf.models.student import init_student
+
     return init_student(deep_teacher, 2, encoder_layers=[0, 2])

@@ -54,11 +54,13 @@ def run_of(output_dir, models, batch_size: int, auto: bool = True, **changes) ->
 @pytest.mark.parametrize(
     ("failing_step", "changes"),
     [
-        (0, {}),
+        pytest.param(0, {}, marks=pytest.mark.slow),
         (2, {}),
         (5, {}),
         (5, {"teacher_schedule": "adaptive", "adaptive_window": 3, "clips": 160, "num_train_epochs": 1}),
-        (2, {"gradient_accumulation_steps": 2, "logging_steps": 3, "num_train_epochs": 6}),
+        pytest.param(
+            *(2, {"gradient_accumulation_steps": 2, "logging_steps": 3, "num_train_epochs": 6}), marks=pytest.mark.slow
+        ),
     ],
     ids=["at once", "in the teacher phase", "when it was released", "adaptive", "accumulation"],
 )

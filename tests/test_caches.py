@@ -370,6 +370,7 @@ def test_clips_skipped_in_labelling_are_listed_beside_the_labels(
     assert len(load_from_disk(tmp_path / "labels")) == 15
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     given = dict(teacher=teacher_dir, save_strategy="steps", save_steps=1, save_total_limit=2, max_steps=12)
     given |= dict(cache_encoder=tmp_path / "encoder", cache_teacher=tmp_path / "labels", teacher_top_k=5)

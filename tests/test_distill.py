@@ -432,6 +432,7 @@ def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, spee
     AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_process_with_a_checkpoint_and_says_how_to_go_on(tmp_path, teacher_dir, speech_dir):
     """A process that Python itself started."""
     arguments = options(teacher_dir, speech_dir, tmp_path / "run", "--logging_steps", "1", "--max_steps", "5000")

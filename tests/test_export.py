@@ -164,6 +164,7 @@ def test_the_report_counts_texts_and_shows_five():
     assert agreement("x", ["a"], [""], ["one"], str.lower).wer is None
 
 
+@pytest.mark.slow
 def test_the_script_converts_compares_and_overwrites_nothing(tmp_path, saved_long):
     arguments = ["--model", saved_long, "--output_dir", "out", "--dataset", SPEECH, "--max_samples", 6]
     done = run_there(SCRIPT, *arguments, directory=tmp_path)

@@ -39,7 +39,7 @@ def finetune(folder: Path, speech: Path, output_dir: Path, *more: str) -> Ended:
     [
         [],
         ["--teacher", "teacher", "--preset", "askd"],
-        ["--lora_r", "4", "--learning_rate", "1e-2"],
+        pytest.param(["--lora_r", "4", "--learning_rate", "1e-2"], marks=pytest.mark.slow),
         ["--teacher", "teacher", "--preset", "askd", "--lora_r", "4", "--use_dora", "--learning_rate", "1e-2"],
     ],
     ids=["labels and itself", "with a teacher", "LoRA", "DoRA with a teacher"],
@@ -61,6 +61,7 @@ def test_a_student_of_ones_own(models, speech_dir, tmp_path, more):
     assert by_pipeline(tmp_path / "run", wave) == by_generate(tmp_path / "run", wave) != ""
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_lora_goes_on(models, speech_dir, tmp_path):
     more = ["--lora_r", "4", "--learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", "2"]
     more += ["--compare", "False"]

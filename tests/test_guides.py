@@ -50,6 +50,15 @@ SLOW = (
     "python examples/demo/train_teacher.py",  # transcribes 160 clips
     "python examples/benchmarks/training_step.py --loss_memory --batch_size 32 --label_tokens 128 128",  # 3 processes
 )
+# documents whose commands `make test` runs; `make test-slow` runs those of the others
+FAST = ("README", "recipes", "publishing", "several-gpus", "fast-students")
+
+
+def in_its_suite(document: Path):
+    fast = document.stem in FAST and document.parent.name != "demo"
+    return document if fast else pytest.param(document, marks=pytest.mark.slow)
+
+
 WITH_SLOW = (ROOT / "examples" / "demo" / "README.md", GUIDES / "speed.md")
 
 TOKEN = "hf_tokenThatMayWrite"
@@ -198,7 +207,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[FakeHub]:
         yield hub
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
+@pytest.mark.parametrize("document", [in_its_suite(document) for document in DOCUMENTS], ids=IDS)
 def test_the_commands_of_a_document_run(document, hub, monkeypatch, capsys):
     # a third of the time of such short runs; test_figure.py draws it
     monkeypatch.setattr(upload, "write_run_figure", lambda log, file: shutil.copy(FIGURE, file))

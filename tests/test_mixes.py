@@ -92,6 +92,7 @@ def log_of(run: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in timings} for row in state["log_history"] if "loss" in row]
 
 
+@pytest.mark.slow
 def test_a_streamed_mix_killed_twice_ends_as_if_it_had_not_been(tmp_path, teacher_dir, two):
     """In the middle of an epoch, with all that is random about a clip, by rows that can't be used or aren't wanted."""
     whole = start(SCRIPT, *options(teacher_dir, two, tmp_path / "whole", *STREAM.split()))
@@ -322,6 +323,7 @@ def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_p
 # ---- what the teacher says, and nothing more ----
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp_path, multilingual_dir, speech_dir):
     """English-only and multilingual models share no tokens: the student learns from the teacher's transcripts."""
     monkeypatch.chdir(tmp_path)

@@ -54,7 +54,7 @@ def test_resuming_anywhere_is_bit_exact(tmp_path, teacher, student, deep_teacher
     whole = make_trainer(tmp_path / "whole", teacher, student, **changes)
     whole.train()
     assert len(checkpoints(tmp_path / "whole")) == STEPS
-    for step in (1, 4, 6, 7, 8):  # within an epoch, at its end, at the phases' border, behind it, at a renewal
+    for step in (1, 6, 8):  # within an epoch, at the phases' border, at the end of an epoch and a renewal
         resumed = make_trainer(tmp_path / "resumed", teacher, student, **(changes | dict(save_strategy="no")))
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):

@@ -277,6 +277,7 @@ def test_an_interrupted_run_says_how_to_go_on(label, speech, tmp_path, monkeypat
 
 def test_a_multilingual_teacher_says_which_language_it_is(label, speech, tmp_path):
     model, processor = make_multilingual()
+    model.generation_config.max_length = 32
     incline_to_end(model)
     model.save_pretrained(tmp_path / "multilingual")
     processor.save_pretrained(tmp_path / "multilingual")

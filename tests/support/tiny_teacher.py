@@ -17,6 +17,7 @@ def make_teacher(seed: int = 0) -> tuple[WhisperForConditionalGeneration, Whispe
     processor = make_processor()
     processor.tokenizer.add_tokens([f"<|{0.02 * i:.2f}|>" for i in range(51)])
     model = make_whisper(processor, seed).eval()
+    model.generation_config.max_length = 32
     words = model.get_output_embeddings().weight
     with torch.no_grad():  # so that they hardly stand where no times are asked for
         words[processor.tokenizer.convert_tokens_to_ids("<|0.00|>") :] *= 0.5
