@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from .arguments.renamed import rename_saved
 from .config import ASKDConfig
-from .json_files import read_json, write_json
+from .data.json_files import read_json, write_json
 from .schedule import UNKNOWN, BlendSchedule, BlendState, BlendWeights, LabelsJudged
 from .self_teacher import SELF_TEACHERS, SelfTeacher
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.json_files import from_json, read_json, write_json
 from ..errors import UserError, disk_errors
-from ..json_files import from_json, read_json, write_json
 from .results import EvaluatedModel
 
 MANIFESTS_DIR = "manifests"

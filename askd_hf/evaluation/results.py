@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..json_files import OLD_KEYS, from_json, read_json, write_json
+from ..data.json_files import OLD_KEYS, from_json, read_json, write_json
 
 CONFIDENCE = 0.95  # level of all confidence intervals
 

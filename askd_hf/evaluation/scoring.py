@@ -13,9 +13,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..arguments import Normalizer
+from ..data.json_files import read_json, write_json
 from ..data.languages import UNSPACED
 from ..errors import UserError
-from ..json_files import read_json, write_json
 from .bootstrap import (
     N_RESAMPLES,
     SEED,

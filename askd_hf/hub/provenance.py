@@ -13,9 +13,9 @@ from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from ..arguments import DataArguments, ModelArguments, SpeechSource
+from ..data.json_files import from_json
 from ..data.languages import language_code
 from ..data.soft_labels import SETTINGS_COLUMN
-from ..json_files import from_json
 from ..models.generation_config import is_multilingual
 from ..models.layers import copied_decoder_layers, copied_encoder_layers, is_pruned_encoder
 from ..models.student import same_encoder

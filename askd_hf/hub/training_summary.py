@@ -23,9 +23,9 @@ from .. import __version__
 from ..arguments.renamed import rename_saved
 from ..config import ASKDConfig
 from ..data import SpeechStream
+from ..data.json_files import from_json, read_json, write_json
 from ..data.soft_labels import SETTINGS_COLUMN, has_soft_labels
 from ..errors import UserError
-from ..json_files import from_json, read_json, write_json
 from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads
 from ..models.lora import ADAPTER_CONFIG, lora_settings
 from .provenance import Provenance, cached_teacher

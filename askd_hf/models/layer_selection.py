@@ -21,8 +21,8 @@ from transformers import WhisperForConditionalGeneration
 from ..arguments import ModelArguments
 from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream
+from ..data.json_files import read_json, write_json
 from ..errors import UserError
-from ..json_files import read_json, write_json
 from .layers import evenly_spread
 
 LAYERS_FILE = "layers.json"

@@ -13,8 +13,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..callbacks import BLEND_STATE_FILE, SELF_TEACHER_FILE, read_blend_state
+from ..data.json_files import read_json
 from ..errors import UserError
-from ..json_files import read_json
 from ..models.lora import ADAPTER_WEIGHTS
 from ..schedule import BlendState
 from .skipped_rows import SKIPPED_FILE
