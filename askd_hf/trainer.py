@@ -28,7 +28,6 @@ from .hub.publisher import HubPublisher
 from .models.lora import load_adapter
 from .schedule import BlendWeights
 from .training import losses
-from .training.callbacks import SetEpochCallback, StopEarlyCallback, StopGracefullyCallback, ThroughputCallback
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
 from .training.checks import check_batches, check_teacher, is_random
@@ -36,6 +35,7 @@ from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.model_runner import ModelRunner
 from .training.resuming import RunIdentity
+from .training.run_callbacks import SetEpochCallback, StopEarlyCallback, StopGracefullyCallback, ThroughputCallback
 from .training.skipped_rows import SkippedRows
 from .training.smaller_batch import InitialState, save_or_restore
 
@@ -55,7 +55,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         keep_adapter: True to save the adapter alone at the end, without merging it into the student.
         kwargs: the other arguments of `Seq2SeqTrainer`. `data_collator` is a `SpeechCollator`.
 
-    Training logs the keys of `training.losses.LOG_NAMES` (means over label tokens), of
+    Training logs the keys of `training.loss_sums.LOG_NAMES` (means over label tokens), of
     `AdaptiveBlendCallback.logs` and of `ThroughputCallback.measured`. Evaluation logs the cross-entropy
     as `eval_loss`, with `args.eval_teacher_losses` the other terms, and `compute_metrics` of the generated tokens.
 

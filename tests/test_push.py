@@ -29,7 +29,7 @@ from askd_hf.hub.upload import find_results, publish, resume_advice
 from askd_hf.models.loading import load_whisper
 from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
-from askd_hf.training.callbacks import StopGracefullyCallback
+from askd_hf.training.run_callbacks import StopGracefullyCallback
 
 WRITER = "hf_tokenThatMayWrite"
 RESULTS = Path(__file__).parent / "cards" / "made-up-results.json"

@@ -25,8 +25,8 @@ from askd_hf.callbacks import data_epoch
 from askd_hf.errors import UserError
 from askd_hf.models.lora import LoraArguments, with_lora
 from askd_hf.models.student import init_student
-from askd_hf.training.callbacks import StopGracefullyCallback
 from askd_hf.training.checkpoint_lookup import checkpoint_to_resume, checkpoints
+from askd_hf.training.run_callbacks import StopGracefullyCallback
 from askd_hf.training.run_settings import check_options, is_harmless
 
 STEPS = 10  # 4 steps an epoch

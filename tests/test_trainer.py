@@ -20,7 +20,7 @@ from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.student import init_student
 from askd_hf.objective import DIVERGENCES, distillation_loss
 from askd_hf.trainer import ASKDTrainer
-from askd_hf.training.losses import NonFiniteLossError
+from askd_hf.training.loss_sums import NonFiniteLossError
 
 
 def count_calls(module, calls: list):

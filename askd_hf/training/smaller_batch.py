@@ -15,7 +15,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
-from .losses import new_sums
+from .loss_sums import new_sums
 
 
 class InitialState:
