@@ -57,7 +57,10 @@ def run_of(output_dir, models, batch_size: int, auto: bool = True, **changes) ->
         pytest.param(0, {}, marks=pytest.mark.slow),
         (2, {}),
         (5, {}),
-        (5, {"teacher_schedule": "adaptive", "adaptive_window": 3, "clips": 160, "num_train_epochs": 1}),
+        pytest.param(
+            *(5, {"teacher_schedule": "adaptive", "adaptive_window": 3, "clips": 160, "num_train_epochs": 1}),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *(2, {"gradient_accumulation_steps": 2, "logging_steps": 3, "num_train_epochs": 6}), marks=pytest.mark.slow
         ),
@@ -127,6 +130,7 @@ def test_a_run_is_resumed_with_the_batch_that_was_found(tmp_path, models):
     assert torch.equal(history(resumed, *TERMS), history(whole, *TERMS))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_begins_again_at_its_checkpoint(tmp_path, models):
     """With less memory than before. The number of steps is given: with epochs it would be another run's blend."""
     saving = dict(save_strategy="steps", save_steps=3, save_total_limit=9, max_steps=12)

@@ -285,6 +285,7 @@ def test_a_student_with_another_encoder_than_its_teachers(
     torch.testing.assert_close(cached, plain, **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_labelled_speech_trains_students_without_the_teacher(
     monkeypatch, capsys, tmp_path, teacher_dir, student_dir, speech_dir
 ):

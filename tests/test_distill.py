@@ -396,7 +396,7 @@ def whole(tmp_path_factory, teacher_dir, speech_dir):
     [
         ("ema", "checkpoint-3", signal.SIGTERM),  # as a cluster's scheduler does
         ("snapshot", "checkpoint-7", signal.SIGKILL),
-        ("ema", "checkpoint-9", signal.SIGKILL),
+        pytest.param("ema", "checkpoint-9", signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_weights(

@@ -40,7 +40,10 @@ def finetune(folder: Path, speech: Path, output_dir: Path, *more: str) -> Ended:
         [],
         ["--teacher", "teacher", "--preset", "askd"],
         pytest.param(["--lora_r", "4", "--learning_rate", "1e-2"], marks=pytest.mark.slow),
-        ["--teacher", "teacher", "--preset", "askd", "--lora_r", "4", "--use_dora", "--learning_rate", "1e-2"],
+        pytest.param(
+            ["--teacher", "teacher", "--preset", "askd", "--lora_r", "4", "--use_dora", "--learning_rate", "1e-2"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["labels and itself", "with a teacher", "LoRA", "DoRA with a teacher"],
 )

@@ -36,7 +36,14 @@ def test_without_soft_targets_it_is_seq2seq_trainer(tmp_path, teacher, student, 
 
 
 @pytest.mark.parametrize(
-    "options", [dict(preset=name) for name in ("askd", "ce", "ps-kd")] + [dict(hidden_weight=2.0)]
+    "options",
+    [
+        dict(preset="askd"),
+        pytest.param(dict(preset="ce"), marks=pytest.mark.slow),
+        pytest.param(dict(preset="ps-kd"), marks=pytest.mark.slow),
+        dict(hidden_weight=2.0),
+    ],
+    ids=str,
 )
 def test_accumulation_does_not_change_the_trajectory(tmp_path, teacher, student, deep_teacher, compressed, options):
     runs, models = [], (deep_teacher, compressed) if "hidden_weight" in options else (teacher, student)

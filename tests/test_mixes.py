@@ -176,6 +176,7 @@ def test_options_that_do_not_go_together_are_refused(monkeypatch, capsys, tmp_pa
     assert ended[0] == 2 and message in ended[2], ended[2]
 
 
+@pytest.mark.slow
 def test_filters_and_skipped_rows_are_those_of_training(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     arguments = f"--teacher {teacher_dir} --dataset {speech_dir} --eval_splits validation --use_cpu --streaming True"
     arguments += f" --max_steps 20 --per_device_train_batch_size 4 --output_dir {tmp_path / 'run'}"

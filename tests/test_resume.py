@@ -32,6 +32,7 @@ from askd_hf.training.run_settings import check_options, is_harmless
 STEPS = 10  # 4 steps an epoch
 
 HIDDEN_STATES = "hidden states of a compressed encoder"
+SLOW = ("snapshot", "ps-kd")
 RUNS = {
     "ema, order by a seed of its own": dict(preset="askd", data_seed=9),  # the self phase begins at step 6
     "snapshot": dict(preset="askd", self_teacher="snapshot"),
@@ -45,7 +46,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in RUNS])
 def test_resuming_anywhere_is_bit_exact(tmp_path, teacher, student, deep_teacher, compressed, name):
     if name == HIDDEN_STATES:
         teacher, student = deep_teacher, compressed
