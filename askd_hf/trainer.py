@@ -27,7 +27,7 @@ from .hub.provenance import Provenance
 from .hub.publisher import HubPublisher
 from .models.lora import load_adapter
 from .schedule import BlendWeights
-from .training import losses
+from .training import loss_sums
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
 from .training.checks import check_batches, check_teacher, is_random
@@ -116,8 +116,8 @@ class ASKDTrainer(Seq2SeqTrainer):
 
         self.skipped = SkippedRows.of_run(args, train_dataset)
         self._clips: list[str] = []
-        self.train_sums = losses.new_sums(args.device)
-        self.eval_sums = losses.new_sums(args.device)
+        self.train_sums = loss_sums.new_sums(args.device)
+        self.eval_sums = loss_sums.new_sums(args.device)
 
     @property
     def teacher(self) -> WhisperForConditionalGeneration | None:
@@ -209,23 +209,23 @@ class ASKDTrainer(Seq2SeqTrainer):
         """
         if model.training and self.teacher is not None and not self.blend.needs_teacher(self.state.global_step):
             self.runner.release_teacher(self.state.global_step)
-        scale = losses.gradient_scale(self.accelerator, num_items_in_batch)
+        scale = loss_sums.gradient_scale(self.accelerator, num_items_in_batch)
         total, terms, outputs = self.runner.run(
             model, inputs, self.blend.weights, self.blend, keep_logits=return_outputs, gradient_scale=scale
         )
         if model.training:
-            losses.check_finite(terms, inputs["labels"], self._clips, self.state.global_step)
-            self.train_sums += losses.sums_by_clip(terms, inputs["labels"]).sum(0)
+            loss_sums.check_finite(terms, inputs["labels"], self._clips, self.state.global_step)
+            self.train_sums += loss_sums.sums_by_clip(terms, inputs["labels"]).sum(0)
         across = self.args.average_tokens_across_devices
         processes = self.accelerator.num_processes // self.get_tp_size() if across else 1
-        loss = losses.mean_over_tokens(total, len(terms.total), num_items_in_batch, processes)
+        loss = loss_sums.mean_over_tokens(total, len(terms.total), num_items_in_batch, processes)
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # Check before the optimizer step, so that no checkpoint contains NaNs. The scaler of fp16 skips such steps
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.accelerator.scaler is None:
-            losses.check_gradient(grad_norm, self._clips, self.state.global_step)
+            loss_sums.check_gradient(grad_norm, self._clips, self.state.global_step)
         return grad_norm
 
     # ---- batches ----
@@ -268,7 +268,7 @@ class ASKDTrainer(Seq2SeqTrainer):
             weights = self.blend.weights if self.args.eval_teacher_losses else BlendWeights()
             _, terms, outputs = self.runner.run(model, inputs, weights, self.blend)
         # one row per clip, so that gathering can drop the clips that pad the last batch under DDP
-        by_clip = self.accelerator.gather_for_metrics(losses.sums_by_clip(terms, labels))
+        by_clip = self.accelerator.gather_for_metrics(loss_sums.sums_by_clip(terms, labels))
         self.eval_sums += by_clip.sum(0)
         loss = terms.ce.mean()
         if prediction_loss_only or not self.args.predict_with_generate:
@@ -280,9 +280,9 @@ class ASKDTrainer(Seq2SeqTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         # Seq2SeqTrainer sets plain `gather`, which keeps the clips that pad the last batch under DDP
         self.gather_function = self.accelerator.gather_for_metrics
-        self.eval_sums = losses.new_sums(self.args.device)
+        self.eval_sums = loss_sums.new_sums(self.args.device)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update(losses.eval_metrics(self.eval_sums, metric_key_prefix, self.args.eval_teacher_losses))
+        output.metrics.update(loss_sums.eval_metrics(self.eval_sums, metric_key_prefix, self.args.eval_teacher_losses))
         return output
 
     # ---- logging ----
@@ -290,13 +290,13 @@ class ASKDTrainer(Seq2SeqTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms, the weights and the speed to the logs of training steps."""
         if "loss" in logs and "learning_rate" in logs:
-            terms = losses.train_metrics(self.accelerator.reduce(self.train_sums, reduction="sum"))
+            terms = loss_sums.train_metrics(self.accelerator.reduce(self.train_sums, reduction="sum"))
             if not terms:
                 self.skipped.raise_all_skipped(self.state.global_step)
             logs |= terms | self.throughput.measured(self.args, self.state) | self.blend.logs()
             if isinstance(self.train_dataset, SpeechStream):
                 logs["skipped_rows"] = sum(self.skipped.counts(self.accelerator))
-            self.train_sums = losses.new_sums(self.args.device)
+            self.train_sums = loss_sums.new_sums(self.args.device)
         super().log(logs, start_time)
 
     # ---- saving ----

@@ -97,7 +97,7 @@ def _cut(batch: dict[str, list[Any]], window: float) -> dict[str, list[Any]]:
         file = io.BytesIO()
         piece = samples[round(start * rate) : round(end * rate)]
         soundfile.write(file, piece, rate, format="FLAC", subtype="PCM_24")
-        changes = dict(audio={"bytes": file.getvalue(), "path": None}, text=text)
+        changes: dict[str, Any] = dict(audio={"bytes": file.getvalue(), "path": None}, text=text)
         changes["clip"] = f"{row['clip']}, {start:.1f} to {end:.1f} s"
         if "segments" in row:
             changes["segments"] = _within(row["segments"] or [], start, end)
