@@ -6,9 +6,9 @@ from models import make_whisper
 
 from askd_hf.errors import UserError
 from askd_hf.models.generation_config import set_language
-from askd_hf.models.layers import layers_to_copy
+from askd_hf.models.layers import copied_encoder_layers, is_pruned_encoder, layers_to_copy, merged_layers
 from askd_hf.models.loading import load_processor, load_whisper
-from askd_hf.models.student import init_student
+from askd_hf.models.student import init_student, prune_encoder
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,25 @@ def test_a_directory_without_a_processor_is_refused(tmp_path, teacher):
     assert load_whisper(str(tmp_path)).config.d_model == 16
     with pytest.raises(UserError, match="no complete Whisper processor"):
         load_processor(str(tmp_path))
+
+
+def test_dropped_encoder_layers_are_averaged_into_the_nearest(deep_teacher):
+    merged = init_student(deep_teacher, 2, encoder_layers=2, merge_encoder_layers=True)
+    theirs = [layer.state_dict() for layer in deep_teacher.model.encoder.layers]
+    for new, group in enumerate([(0, 1), (2, 3)]):
+        for name, weight in merged.model.encoder.layers[new].state_dict().items():
+            torch.testing.assert_close(weight, (theirs[group[0]][name] + theirs[group[1]][name]) / 2)
+    assert copied_encoder_layers(merged.config) == [0, 3]
+    assert merged_layers([0, 2, 5], 6) == [[0, 1], [2, 3], [4, 5]]
+    assert merged_layers([31], 32) == [list(range(32))]
+
+
+def test_a_student_is_pruned_in_two_steps(deep_teacher):
+    """The layers of the second step are named as the teacher's, which the hidden-state loss compares."""
+    first = init_student(deep_teacher, 2, encoder_layers="0,1,3")
+    second = prune_encoder(first, "0,2")
+    assert copied_encoder_layers(second.config) == [0, 3] and second.config.decoder_layers == 2
+    direct = init_student(deep_teacher, 2, encoder_layers="0,3")
+    for name, weight in direct.state_dict().items():
+        assert torch.equal(second.state_dict()[name], weight), name
+    assert is_pruned_encoder(second.config)

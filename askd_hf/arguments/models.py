@@ -32,11 +32,13 @@ class ModelArguments:
     encoder_layers: str | None = HfArg(
         default=None,
         help="Encoder layers, as --decoder_layers. The encoder is then trained, also with a hidden-state loss "
-        "(see --hidden_weight). Default: all of the teacher's layers, frozen.",
+        "(see --hidden_weight). With --student, layers of the student, as a second step after a run with more layers. "
+        "Default: all layers, frozen.",
     )
-    layer_selection: Literal["spread", "greedy"] = HfArg(
+    layer_selection: Literal["spread", "greedy", "merged"] = HfArg(
         default="spread",
-        help="Layers for a number. spread: evenly spread. greedy: repeatedly remove the layer whose removal "
+        help="Layers for a number. spread: evenly spread. merged: the same, with each dropped encoder layer averaged "
+        "into the nearest kept one. greedy: repeatedly remove the layer whose removal "
         "increases the teacher's cross-entropy on 16 training clips least. For large-v3, 32 to 4 encoder layers "
         "take 518 forward passes over the 16 clips.",
     )

@@ -4,7 +4,7 @@ from transformers import WhisperForConditionalGeneration
 
 from ..arguments import ModelArguments
 from .loading import load_whisper
-from .student import init_student
+from .student import init_student, prune_encoder
 
 
 def load_teacher(model_args: ModelArguments) -> WhisperForConditionalGeneration:
@@ -14,10 +14,15 @@ def load_teacher(model_args: ModelArguments) -> WhisperForConditionalGeneration:
 def load_student(
     model_args: ModelArguments, teacher: WhisperForConditionalGeneration | None
 ) -> WhisperForConditionalGeneration:
-    """Load `--student`, or make a student of the teacher's layers, which doesn't change the teacher."""
+    """Load `--student`, or make a student of the teacher's layers, which doesn't change the teacher.
+
+    With `--encoder_layers`, `--student` loses encoder layers.
+    """
+    merge = model_args.layer_selection == "merged"
     if model_args.student:
-        return load_whisper(model_args.student, attn_implementation=model_args.attn_implementation)
-    window = model_args.window
-    return init_student(
-        teacher, model_args.decoder_layers, model_args.encoder_layers, None if window is None else window.longest
-    )
+        student = load_whisper(model_args.student, attn_implementation=model_args.attn_implementation)
+        if model_args.encoder_layers is None:
+            return student
+        return prune_encoder(student, model_args.encoder_layers, merge)
+    window = None if model_args.window is None else model_args.window.longest
+    return init_student(teacher, model_args.decoder_layers, model_args.encoder_layers, window, merge)

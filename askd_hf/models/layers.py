@@ -34,6 +34,18 @@ def matched_layers(student_layers: int, teacher_layers: int, copied: list[int] |
     return LayerPairs(list(student), list(teacher))
 
 
+def merged_layers(kept: list[int], available: int) -> list[list[int]]:
+    """Return for each kept layer the layers that are merged into it: itself, and the dropped ones nearest to it.
+
+    A layer between two kept ones at the same distance belongs to the earlier one.
+    """
+    groups: list[list[int]] = [[] for _ in kept]
+    for layer in range(available):
+        nearest = min(range(len(kept)), key=lambda i: (abs(kept[i] - layer), kept[i]))
+        groups[nearest].append(layer)
+    return groups
+
+
 def layers_to_copy(layers: int | list[int] | str, available: int, kind: str = "decoder") -> list[int]:
     """Return the indices of the teacher layers that the student gets.
 

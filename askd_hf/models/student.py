@@ -4,11 +4,11 @@ import copy
 import logging
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from ..errors import UserError
-from .layers import COPIED_LAYERS, layers_to_copy
+from .layers import COPIED_LAYERS, copied_encoder_layers, layers_to_copy, merged_layers
 from .teacher_memory import full_weights
 from .window import crop_window
 
@@ -20,6 +20,7 @@ def init_student(
     decoder_layers: int | list[int] | str = 2,
     encoder_layers: int | list[int] | str | None = None,
     window_seconds: int | None = None,
+    merge_encoder_layers: bool = False,
 ) -> WhisperForConditionalGeneration:
     """Return a float32 student with copies of some layers of `teacher` and of all other weights.
 
@@ -27,6 +28,7 @@ def init_student(
         decoder_layers: the number of decoder layers, spread evenly, or their indices in the teacher.
         encoder_layers: the same for the encoder. None for all layers.
         window_seconds: the student's audio window. None for the teacher's. See `models.window`.
+        merge_encoder_layers: True to average each dropped encoder layer into the nearest layer that is kept.
 
     Raises `UserError` for layers that the teacher doesn't have, and for a window that is longer than the teacher's.
     """
@@ -52,11 +54,24 @@ def init_student(
                 continue
             name = new_index[prefix] + name.removeprefix(prefix)
         weights[name] = weight
+    if merge_encoder_layers:
+        _merge_encoder_layers(weights, teacher, encoder)
     student.load_state_dict(weights)
     if window_seconds is not None:
         crop_window(student, window_seconds)
     student.generation_config = _generation_config(teacher, decoder)
     return student.to(teacher.device)
+
+
+def _merge_encoder_layers(
+    weights: dict[str, Tensor], teacher: WhisperForConditionalGeneration, kept: list[int]
+) -> None:
+    """Replace the weights of the student's encoder layers by means over `merged_layers`, in place."""
+    layers = [layer.state_dict() for layer in teacher.model.encoder.layers]
+    for new, group in enumerate(merged_layers(kept, len(layers))):
+        for name in layers[0]:
+            mean = torch.stack([layers[old][name].float() for old in group]).mean(0)
+            weights[f"model.encoder.layers.{new}.{name}"] = mean
 
 
 def _generation_config(teacher: WhisperForConditionalGeneration, kept: list[int]) -> GenerationConfig:
@@ -74,6 +89,22 @@ def _generation_config(teacher: WhisperForConditionalGeneration, kept: list[int]
             del generation_config.alignment_heads
             logger.warning("no word timestamps: the student has none of the layers with the teacher's alignment heads")
     return generation_config
+
+
+def prune_encoder(
+    student: WhisperForConditionalGeneration, encoder_layers: int | list[int] | str, merge_encoder_layers: bool = False
+) -> WhisperForConditionalGeneration:
+    """Return a trained student with some of its encoder layers, to prune an encoder in several steps.
+
+    The record of the copied layers stays that of the teacher's layers, which the hidden-state loss compares.
+    """
+    copied = copied_encoder_layers(student.config)
+    whole = list(range(student.config.decoder_layers))
+    pruned = init_student(student, whole, encoder_layers, merge_encoder_layers=merge_encoder_layers)
+    kept = copied_encoder_layers(pruned.config)
+    if kept is not None and copied is not None:
+        getattr(pruned.config, COPIED_LAYERS)["encoder"] = [copied[layer] for layer in kept]
+    return pruned
 
 
 def check_pair(
