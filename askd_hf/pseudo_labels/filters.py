@@ -39,6 +39,7 @@ class PseudoLabel:
     reference: str | None  # the dataset's transcript, or None
     label: str | None  # the text to train on: `text` or `reference`
     segments: list[dict[str, Any]] | None  # the teacher's segments, None without timestamps; see `transcribe`
+    words: list[dict[str, Any]] | None  # the teacher's words, None without word timestamps; see `transcribe`
     tokens: int  # number of generated tokens, without end of text
     ended: bool  # whether the teacher generated end of text before the token limit
     # avg_logprob, compression_ratio, repeated_5gram_rate: of `text`, as described in `Thresholds`
@@ -80,6 +81,7 @@ def score_transcripts(
             reference=reference,
             label=line["text"] if label_source == "teacher" else reference,
             segments=line.get("segments"),
+            words=line.get("words"),
             tokens=line["tokens"],
             ended=line["ended"],
             avg_logprob=line["avg_logprob"],

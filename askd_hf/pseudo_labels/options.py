@@ -58,6 +58,11 @@ class PseudoLabelArguments(DecodingArguments):
         default=False, help="Transcribe again if --output_dir has transcripts that were made with other settings."
     )
     timestamps: bool = HfArg(default=False, help="Transcribe with timestamps, which become the column segments.")
+    word_timestamps: bool = HfArg(
+        default=False,
+        help="Also save the times of the words, as the column words, to cut long clips at pauses (askd-hf distill "
+        "--long_clips cut). Implies --timestamps. Requires alignment heads in the teacher's generation config.",
+    )
     label_source: Literal["teacher", "reference"] = HfArg(
         default="teacher",
         help="Labels of the dataset: the teacher's transcripts, with case and punctuation, or the references. Where "
@@ -100,6 +105,9 @@ class PseudoLabelArguments(DecodingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.timestamps = self.timestamps or self.word_timestamps
+        if self.word_timestamps and self.concatenate:
+            raise UserError("--word_timestamps is not supported with --concatenate, which makes clips longer")
         if not (self.teacher and self.dataset):
             raise UserError("--teacher and --dataset are required")
         if self.label_source == "reference" and self.timestamps:

@@ -41,6 +41,7 @@ def build_dataset(
         clip: name of the clip, without directories if it is an absolute path.
         text: the label.
         segments, prompt: None if there are none.
+        words: only with word timestamps.
         language, task: only with `language`.
         avg_logprob, compression_ratio, repeated_5gram_rate, wer: scores, as in `PseudoLabel`.
         reference: only if some clip has one.
@@ -51,6 +52,8 @@ def build_dataset(
         "segments": (SEGMENTS, [transcript.segments for transcript in transcripts]),
         "prompt": (text, [None] * rows),
     }
+    if any(transcript.words is not None for transcript in transcripts):
+        columns["words"] = (SEGMENTS, [transcript.words for transcript in transcripts])
     if language is not None:
         columns |= {"language": (text, [language] * rows), "task": (text, [task] * rows)}
     columns |= {name: (number, [getattr(transcript, name) for transcript in transcripts]) for name in SCORES}

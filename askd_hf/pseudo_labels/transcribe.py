@@ -17,6 +17,7 @@ from transformers import LogitsProcessor, WhisperForConditionalGeneration, Whisp
 from ..data.audio import extract_features, waveform
 from ..data.columns import replace_column
 from ..data.labels import TIME_PRECISION
+from ..data.languages import word_separator
 from ..errors import UserError
 from ..evaluation.long_form import Timestamps
 from ..evaluation.prepared_sets import PreparedSet
@@ -81,7 +82,7 @@ def plan_transcription(
     audio = replace_column(audio, "row", list(range(len(clips))))
     durations = clips["duration"][:]
     audio = audio.select(sorted(range(len(clips)), key=lambda row: -durations[row]))
-    timestamps: Timestamps = "segment" if args.timestamps else "none"
+    timestamps: Timestamps = "word" if args.word_timestamps else "segment" if args.timestamps else "none"
     (job,) = plan_jobs(
         {"teacher": (args.teacher, teacher, processor)},
         [PreparedSet(args.source(), "short_form", audio, excluded={})],
@@ -108,6 +109,7 @@ def transcribe(job: DecodingJob) -> list[dict[str, Any]]:
         tokens: number of tokens without end of text.
         ended: whether end of text was generated before the token limit.
         segments: list of `start` and `end` (seconds) and `text`; only with timestamps.
+        words: the same for words; only with word timestamps.
 
     Raises `UserError` if a clip can no longer be decoded, the teacher's logits aren't finite, or the disk is full.
     """
@@ -137,7 +139,7 @@ def _with_current_names(line: dict[str, Any]) -> dict[str, Any]:
 def _transcribe_batches(job: DecodingJob, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
     """Yield the manifest lines of each batch."""
     model, processor, decoding = job.model, job.processor, job.decoding
-    timestamps = decoding.timestamps != "none"
+    timestamps, words = decoding.timestamps != "none", decoding.timestamps == "word"
     # One pass per window: otherwise `generate` decodes again from the last timestamp, and the result can be longer
     # than a label.
     options: dict[str, Any] = dict(num_beams=1, do_sample=False, force_unique_generate_call=True)
@@ -145,21 +147,48 @@ def _transcribe_batches(job: DecodingJob, clips: Dataset) -> Iterator[list[dict[
         options |= no_timestamps(model)
     if decoding.generation_max_length is not None:
         options["max_length"] = decoding.generation_max_length
-    collate = functools.partial(_collate, processor)
+    collate = functools.partial(_collate, processor, words)
     for batch in DataLoader(clips, decoding.batch_size, collate_fn=collate, num_workers=decoding.num_workers):
         features = batch["input_features"].to(model.device, model.dtype)
         mask = torch.ones_like(features[:, 0]).long()  # Whisper attends to the padding too
         captured = GreedyLogProbs(processor.tokenizer.eos_token_id)
-        tokens = model.generate(
-            features, attention_mask=mask, return_timestamps=timestamps, logits_processor=[captured], **options
+        if words:  # of the clip alone, as words are aligned with the audio
+            mask = batch["attention_mask"].to(model.device)
+        generate = functools.partial(
+            model.generate, features, attention_mask=mask, logits_processor=[captured], **options
         )
-        generated = tokens[:, captured.prompt_length :].tolist()
+        if words:
+            tokens, times = _generate_with_times(model, generate)
+        else:
+            tokens = generate(return_timestamps=timestamps)
+            times = torch.zeros(tokens.shape)
+        start = captured.prompt_length
+        generated = zip(tokens[:, start:].tolist(), times[:, start:].tolist(), strict=True)
         clips_of_batch = zip(generated, captured.total.tolist(), batch["rows"], strict=True)
-        yield [_line(job, ids, log_prob, row, timestamps) for ids, log_prob, row in clips_of_batch]
+        yield [_line(job, *pair, log_prob, row) for pair, log_prob, row in clips_of_batch]
 
 
-def _line(job: DecodingJob, ids: list[int], log_prob: float, row: dict[str, Any], timestamps: bool) -> dict[str, Any]:
-    """Return the manifest line of a clip from its generated tokens and the sum of their log-probabilities."""
+def _generate_with_times(
+    model: WhisperForConditionalGeneration, generate: Callable[..., dict[str, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return the tokens and the time at which each ends, in seconds: `(clips, tokens)` both."""
+    attention = model.config._attn_implementation
+    try:
+        outputs = generate(return_timestamps=True, return_token_timestamps=True)
+    finally:
+        if model.config._attn_implementation != attention:  # `generate` has switched to one that returns its weights
+            model.set_attn_implementation(attention)
+    return outputs["sequences"], outputs["token_timestamps"]
+
+
+def _line(
+    job: DecodingJob, ids: list[int], times: list[float], log_prob: float, row: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the manifest line of a clip from its generated tokens and the sum of their log-probabilities.
+
+    Args:
+        times: the end of each token in seconds; only read with word timestamps.
+    """
     if not math.isfinite(log_prob):
         raise UserError(
             f"{row['clip']}: the teacher's logits are not finite; try askd-hf pseudo-label --dtype float32"
@@ -171,14 +200,20 @@ def _line(job: DecodingJob, ids: list[int], log_prob: float, row: dict[str, Any]
     # ids of special tokens are greater than those of text: OpenAI's `tokens < tokenizer.eot`
     line = dict(clip=row["clip"], text=decode([token for token in ids if token < end]))
     line |= dict(avg_logprob=log_prob / (len(ids) + 1), tokens=len(ids), ended=ended)
-    if timestamps:
+    timestamps = job.decoding.timestamps
+    if timestamps != "none":
         first = job.model.generation_config.no_timestamps_token_id + 1
         line["segments"] = segments_of(ids, first, end, row["duration"], decode)
+    if timestamps == "word":
+        language = getattr(job.model.generation_config, "language", None)  # an English-only teacher has none
+        pieces = job.processor.tokenizer.convert_ids_to_tokens(ids)
+        tokens = [(i, piece, at) for i, piece, at in zip(ids, pieces, times, strict=False)]
+        line["words"] = words_of(tokens, end, row["duration"], decode, bool(word_separator(language)))
     return line
 
 
-def _collate(processor: WhisperProcessor, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    features = extract_features(processor.feature_extractor, [waveform(row) for row in rows])
+def _collate(processor: WhisperProcessor, with_mask: bool, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    features = extract_features(processor.feature_extractor, [waveform(row) for row in rows], with_mask)
     return {**features, "rows": [{"clip": row["clip"], "duration": row["duration"]} for row in rows]}
 
 
@@ -220,6 +255,46 @@ def segments_of(
             start = at
     close(last)
     return segments
+
+
+def words_of(
+    tokens: list[tuple[int, str, float]], end: int, duration: float, decode: Callable[[list[int]], str], spaced: bool
+) -> list[dict[str, Any]]:
+    """Return the words: `start` and `end` in seconds, and `text` with the punctuation that follows it.
+
+    A token lasts from the end of the token before it, as in the pipeline of Transformers. The time of punctuation is
+    the pause behind a word, and not part of it.
+
+    Args:
+        tokens: id, piece of the vocabulary and end in seconds, without end of text.
+        end: the id of end of text; greater ids are timestamps and special tokens.
+        spaced: whether the language separates words by spaces. Without, each character is a word.
+    """
+    words: list[dict[str, Any]] = []
+    ids: list[int] = []
+    start = spoken = before = 0.0
+
+    def close() -> None:
+        if decoded := decode(ids):
+            words.append(dict(start=round(start, 2), end=round(max(spoken, start), 2), text=decoded))
+        ids.clear()
+
+    for token, piece, at in tokens:
+        at = max(min(at, duration), before)
+        if token >= end:
+            close()
+        else:
+            # the bytes of a character may be several tokens
+            begins = piece.startswith("Ġ") if spaced else "\ufffd" not in decode(ids)
+            if ids and begins:
+                close()
+            start = start if ids else before
+            ids.append(token)
+            if any(letter.isalnum() or letter == "\ufffd" for letter in decode([token])):
+                spoken = at
+        before = at
+    close()
+    return words
 
 
 def to_seconds(steps: int) -> float:

@@ -11,7 +11,7 @@ from askd_hf.data.audio import extract_features
 from askd_hf.errors import UserError
 from askd_hf.pseudo_labels import PseudoLabelArguments, plan_transcription, transcribe
 from askd_hf.pseudo_labels.speech import load_clips
-from askd_hf.pseudo_labels.transcribe import segments_of
+from askd_hf.pseudo_labels.transcribe import segments_of, words_of
 
 SECONDS = [0.5, 1.0, 0.3, 0.8, 0.7, 0.44, 0.9]
 
@@ -185,3 +185,25 @@ def test_a_saved_dataset_without_text_loads(tmp_path):
     with pytest.raises(UserError, match="no column 'text'"):
         options = PseudoLabelArguments(teacher="tiny", dataset=str(tmp_path / "saved"), text_column_name="text")
         load_clips(options.source())
+
+
+def test_words_end_where_their_letters_end():
+    """A pause is the time of the punctuation behind a word; timestamps between segments are no words."""
+    pieces = ["<|0.00|>", "ĠOne", ",", "Ġtwo", "-", "three", "<|2.00|>", "<|2.00|>", "Ġfour", ".", "<|9.00|>"]
+    ends = [0.0, 0.5, 1.1, 1.4, 1.45, 1.9, 2.0, 2.6, 3.0, 3.9, 9.0]
+    ids = [100 + i if piece.startswith("<") else i for i, piece in enumerate(pieces)]
+    tokens = list(zip(ids, pieces, ends, strict=True))
+
+    def decode(ids):
+        return "".join(pieces[i] for i in ids).replace("Ġ", " ").strip()
+
+    words = words_of(tokens, 100, 3.5, decode, spaced=True)
+    assert [(word["text"], word["start"], word["end"]) for word in words] == [
+        ("One,", 0.0, 0.5),
+        ("two-three", 1.1, 1.9),
+        ("four.", 2.6, 3.0),
+    ]
+    characters = "一二。"
+    tokens = [(i, piece, 0.1 * i) for i, piece in enumerate(characters)]
+    words = words_of(tokens, 100, 1.0, lambda ids: "".join(characters[i] for i in ids), spaced=False)
+    assert [word["text"] for word in words] == ["一", "二", "。"]
