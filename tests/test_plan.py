@@ -1,0 +1,106 @@
+"""The planner: sizes and costs of candidates, and which one it proposes."""
+
+import pytest
+from models import make_processor, make_whisper
+from scripts import ROOT, run_here
+from speech import write_speech
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+
+from askd_hf.errors import UserError
+from askd_hf.evaluation.planning import Candidate, Costs, candidates, measure_costs, random_model, reaching
+
+WINDOWS = (10, 8, 6, 5, 4, 3, 2)
+
+
+@pytest.fixture
+def config():
+    """Of a teacher with a window of 10 s, 4 encoder and 4 decoder layers."""
+    return make_whisper(make_processor(), max_source_positions=500, encoder_layers=4, vocab_size=9000).config
+
+
+@pytest.fixture
+def costs() -> Costs:
+    """Per second of audio 1 ms of features, 2 ms of convolutions and 10 ms per encoder layer."""
+    windows = dict.fromkeys(WINDOWS)
+    return Costs(
+        features={window: 0.001 * window for window in windows},
+        encoder={window: (0.002 + 4 * 0.01) * window for window in windows},
+        stem={window: 0.002 * window for window in windows},
+        decoder=dict.fromkeys(windows, (0.001, 0.003)),
+        projection=1e-6,
+        encoder_layers=4,
+        tokens=20,
+    )
+
+
+def test_costs_add_up(costs):
+    assert costs.of(Candidate(10, 9000, 4, 4)) == pytest.approx(0.01 + 0.42 + 20 * (0.001 + 4 * 0.003 + 0.009))
+    assert costs.of(Candidate(2, 1000, 2, 1)) == pytest.approx(0.002 + 0.044 + 20 * (0.001 + 0.003 + 0.001))
+
+
+def test_parameters_are_those_of_the_model(config, costs):
+    found = candidates(config, costs, vocabulary=300)
+    assert {shape.window for shape in found} == set(WINDOWS)
+    for shape in found[::7]:
+        changes = dict(max_source_positions=50 * shape.window, vocab_size=shape.vocabulary)
+        changes |= dict(encoder_layers=shape.encoder_layers, decoder_layers=shape.decoder_layers)
+        model = make_whisper(make_processor(), **config.to_dict() | changes)
+        assert shape.parameters == model.num_parameters()
+    whole = next(s for s in found if (s.window, s.vocabulary, s.encoder_layers, s.decoder_layers) == (10, 9000, 4, 2))
+    assert whole.speedup == pytest.approx(costs.of(Candidate(10, 9000, 4, 4)) / costs.of(whole))
+
+
+def test_what_loses_least_comes_first(config, costs):
+    durations = [1.5] * 50 + [4.5] * 49 + [9.0]
+    found = candidates(config, costs, durations, vocabulary=300)
+    (best, *_) = good = reaching(found, speedup=3.0, max_parameters=None)
+    assert all(shape.speedup >= 3.0 for shape in good)
+    # one clip in a hundred may be too long; the whole encoder and two decoder layers, then the longest window
+    assert (best.encoder_layers, best.decoder_layers, best.fitting) == (4, 2, 0.99)
+    longer = [shape for shape in good if shape.encoder_layers == 4 and shape.decoder_layers == 2]
+    assert best.window == max(shape.window for shape in longer if shape.fitting >= 0.99)
+    least = reaching(found, None, max_parameters=best.parameters / 1e6)
+    assert all(shape.parameters <= best.parameters for shape in least)
+
+
+def test_a_target_out_of_reach_says_what_is_within(config, costs):
+    found = candidates(config, costs)
+    fastest = max(shape.speedup for shape in found)
+    with pytest.raises(UserError, match=rf"the fastest reaches {fastest:.1f}x, the smallest has 0\.\d M parameters"):
+        reaching(found, speedup=1000.0, max_parameters=None)
+
+
+def test_measured_costs_grow_with_the_window(config):
+    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=10)
+    model = random_model(config)
+    layers = model.model.encoder.layers, model.model.decoder.layers
+    costs = measure_costs(model, extractor, batch_size=2, tokens=5)
+    assert costs.encoder[10] > costs.encoder[2] > 0 and costs.stem[10] < costs.encoder[10]
+    assert costs.features[10] > costs.features[2] and costs.projection > 0
+    assert model.model.encoder.layers is layers[0] and model.model.decoder.layers is layers[1]  # put back
+
+
+@pytest.fixture
+def teacher_dir(tmp_path, config):
+    processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=8, chunk_length=10), make_processor().tokenizer)
+    directory = tmp_path / "teacher"
+    WhisperForConditionalGeneration(config).save_pretrained(directory)
+    processor.save_pretrained(directory)
+    (directory / "model.safetensors").unlink()  # weights aren't read
+    return directory
+
+
+def test_the_command_prints_students_and_how_to_make_the_first(monkeypatch, capsys, tmp_path, teacher_dir):
+    speech = write_speech(tmp_path / "speech", clips=5)
+    arguments = ("--teacher", teacher_dir, "--dataset", speech, "--max_parameters", 0.05)
+    ended = run_here(monkeypatch, capsys, *arguments, file=ROOT / "examples" / "plan.py")
+    assert ended.returncode == 0, ended.stderr
+    assert "clips that fit, %" in ended.stdout
+    command = ended.stdout.strip().splitlines()[-1]
+    assert command.startswith(f"askd-hf distill --teacher {teacher_dir} --decoder_layers 2 ")
+    assert "--vocabulary auto" in command and command.endswith(f"--dataset {speech}")
+
+
+def test_without_a_target_there_is_nothing_to_plan(monkeypatch, capsys, teacher_dir):
+    ended = run_here(monkeypatch, capsys, "--teacher", teacher_dir, file=ROOT / "examples" / "plan.py")
+    assert ended.returncode == 2 and "--speedup or --max_parameters is required" in ended.stderr
