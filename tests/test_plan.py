@@ -53,8 +53,8 @@ def test_parameters_are_those_of_the_model(config, costs):
 def test_what_loses_least_comes_first(config, costs):
     durations = [1.5] * 50 + [4.5] * 49 + [9.0]
     found = candidates(config, costs, durations, vocabulary=300)
-    (best, *_) = good = reaching(found, speedup=3.0, max_parameters=None)
-    assert all(shape.speedup >= 3.0 for shape in good)
+    (best, *_) = good = reaching(found, speedup=2.0, max_parameters=None)
+    assert all(shape.speedup >= 2.0 for shape in good)
     # one clip in a hundred may be too long; the whole encoder and two decoder layers, then the longest window
     assert (best.encoder_layers, best.decoder_layers, best.fitting) == (4, 2, 0.99)
     longer = [shape for shape in good if shape.encoder_layers == 4 and shape.decoder_layers == 2]
@@ -86,7 +86,6 @@ def teacher_dir(tmp_path, config):
     directory = tmp_path / "teacher"
     WhisperForConditionalGeneration(config).save_pretrained(directory)
     processor.save_pretrained(directory)
-    (directory / "model.safetensors").unlink()  # weights aren't read
     return directory
 
 

@@ -143,7 +143,7 @@ def test_another_way_to_split_text_is_refused_with_advice():
     vocab = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyzĠ")} | {"ab": 27}
     other = WhisperTokenizer(vocab=vocab, merges=[("a", "b")], unk_token="<|endoftext|>", pad_token="<|endoftext|>")
     with pytest.raises(UserError, match=r"split text into different tokens.*pseudo-label"):
-        token_partners(other, ENGLISH_ONLY)
+        token_partners(ENGLISH_ONLY, other)  # the student has a merge that the teacher lacks
 
 
 # ---- timestamps ----

@@ -131,7 +131,9 @@ def shape_sentence(results: Results) -> str:
 
     Seconds are those of the audio window.
     """
-    student, teacher = results.models[STUDENT], results.models[TEACHER]
+    student, teacher = (results.models.get(role) for role in (STUDENT, TEACHER))
+    if student is None or teacher is None:
+        return ""
     sizes = [
         (student.encoder_layers, teacher.encoder_layers, "encoder layer"),
         (student.decoder_layers, teacher.decoder_layers, "decoder layer"),

@@ -12,8 +12,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import UserError, exit_on_user_error
 
 
@@ -38,7 +37,7 @@ def split_of(number: int, arguments: Arguments) -> str:
 
 
 def main() -> None:
-    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    (arguments,) = parse_args((Arguments,))
     source, target = Path(arguments.source), Path(arguments.target)
     if target.exists():
         raise UserError(f"{target} already exists. Use another directory, or remove it first")

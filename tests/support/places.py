@@ -124,6 +124,8 @@ def make_speech(folder: Path, named: Callable[[str], bool]) -> None:
         write_speech(folder / name, clips=6, seed=20)
     if named("my_recordings"):
         make_recordings(folder / "my_recordings")
+    if named("speechocean"):
+        make_speakers(folder / "speechocean")
     if named("my_packed_speech"):
         make_packed(folder / "my_packed_speech")
     if named("speech.flac"):
@@ -152,6 +154,14 @@ def make_single_digits(folder: Path) -> None:
         wave, rate = audio[row["speaker"]]
         clip = wave[int(row["start_sample"]) : int(row["end_sample"])]
         soundfile.write(folder / "recordings" / f"{row['digit']}_{row['speaker']}_{row['take']}.wav", clip, rate)
+
+
+def make_speakers(folder: Path) -> None:
+    """Speech of 12 speakers, one clip each, with its duration."""
+    write_speech(folder, clips=12)
+    header, *rows = (folder / "metadata.csv").read_text().splitlines()
+    spoken = [f"{row},{number:02d},0.9" for number, row in enumerate(rows)]
+    (folder / "metadata.csv").write_text("\n".join([f"{header},speaker,duration", *spoken, ""]))
 
 
 def remove_transcripts(folder: Path) -> None:
