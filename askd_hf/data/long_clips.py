@@ -6,6 +6,7 @@ The times are those of the column `words`, or else of `segments`, as a teacher's
 
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,8 +73,9 @@ def cut_long_clips(dataset: Dataset, window: float, name: str, num_proc: int | N
             f"--long_clips cut requires the times of words or segments, and {name} has neither a column words nor "
             "segments with start, end and text: transcribe it with askd-hf pseudo-label --timestamps, or choose skip"
         )
-    # one row at a time, as a row may become several
-    options: dict[str, Any] = dict(batched=True, batch_size=1, num_proc=num_proc, desc="Cutting long clips")
+    # One row at a time, as a row may become several. The cache of `datasets` doesn't notice that a file has changed
+    options: dict[str, Any] = dict(batched=True, batch_size=1, num_proc=num_proc, load_from_cache_file=False)
+    options["desc"] = "Cutting long clips"
     return dataset.map(_cut, fn_kwargs={"window": window}, **options)
 
 
@@ -88,19 +90,20 @@ def _cut(batch: dict[str, list[Any]], window: float) -> dict[str, list[Any]]:
     if duration <= window or not units or any(unit["end"] is None for unit in units[:-1]):
         return batch
     units = [dict(unit, end=duration if unit["end"] is None else unit["end"]) for unit in units]
-    edges = [0.0, *cut_points(units, duration, window), duration]
+    edges = [0.0, *cut_points(units, duration, window), math.inf]
     separator = word_separator(row.get("language"), row.get("task"))
     rows, prompt = [], row.get("prompt")
     for start, end in itertools.pairwise(edges):
         own = [unit for unit in units if start <= (unit["start"] + unit["end"]) / 2 < end]
         text = separator.join(unit["text"].strip() for unit in own)
         file = io.BytesIO()
-        piece = samples[round(start * rate) : round(end * rate)]
+        until = min(end, duration)  # words at the very end of the clip belong to the last piece
+        piece = samples[round(start * rate) : round(until * rate)]
         soundfile.write(file, piece, rate, format="FLAC", subtype="PCM_24")
         changes: dict[str, Any] = dict(audio={"bytes": file.getvalue(), "path": None}, text=text)
-        changes["clip"] = f"{row['clip']}, {start:.1f} to {end:.1f} s"
+        changes["clip"] = f"{row['clip']}, {start:.1f} to {until:.1f} s"
         if "segments" in row:
-            changes["segments"] = _within(row["segments"] or [], start, end)
+            changes["segments"] = _within(row["segments"] or [], start, until)
         if "prompt" in row:
             changes["prompt"] = prompt
         rows.append(row | changes)

@@ -151,7 +151,8 @@ def training_speech(
     report_to = report_to or config.output_dir
     seed = config.order_seed
     names = names_of(sources)
-    splits = training_splits(data_args, collator, multilingual, mix_args.streaming)
+    cut_long = data_args.long_clips == "cut"
+    splits = training_splits(data_args, collator, multilingual, mix_args.streaming, cut_long)
     _check_columns(mix_args, splits)
     if mix_args.streaming:
         # the languages in the rows of a stream aren't known in advance
@@ -184,19 +185,26 @@ def training_speech(
 
 
 def training_splits(
-    data_args: DataArguments, collator: SpeechCollator, multilingual: bool, streaming: bool = False
+    data_args: DataArguments,
+    collator: SpeechCollator,
+    multilingual: bool,
+    streaming: bool = False,
+    cut_long: bool = False,
 ) -> list[Dataset | IterableDataset]:
-    """Load the rows of each training set, with the transcripts that training uses. No audio is decoded."""
+    """Load the rows of each training set, with the transcripts that training uses.
+
+    Args:
+        cut_long: True to cut clips that are longer than the student's window. All audio is decoded for this, otherwise
+            none.
+    """
     sources = data_args.train_sources()
     normalizers = [_label_normalizer(data_args, source, collator) for source in sources]
     # normalizers return lower case, but not for every language
     text_case = data_args.text_case if data_args.text_normalizer == "none" else "lower"
-    if streaming and data_args.long_clips == "cut":
-        raise UserError("--long_clips cut is not supported with --streaming: choose skip")
 
     def load(source: SpeechSource) -> Dataset | IterableDataset:
         split = load_split(source, data_args.max_train_samples, data_args, multilingual, streaming)
-        if data_args.long_clips != "cut":
+        if not cut_long:
             return split
         window = collator.processor.feature_extractor.chunk_length
         return cut_long_clips(split, window, source.dataset, data_args.preprocessing_num_workers)
@@ -254,6 +262,8 @@ def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConf
     check_normalizer(data_args)
     data_args.train_sources()  # raises for options with neither one value nor one per dataset
     data_args.eval_sources()
+    if mix_args.streaming and data_args.long_clips == "cut":
+        raise UserError("--long_clips cut is not supported with --streaming: choose skip")
     if mix_args.streaming and config.max_steps <= 0:
         raise UserError("--streaming requires --max_steps: the length of an epoch is unknown")
     if mix_args.streaming and config.train_sampling_strategy == "group_by_length":
