@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.audio import SAMPLING_RATE, extract_features, waveform
@@ -108,17 +108,29 @@ def _parts(
     dataset: Dataset,
     rows: Sequence[ModelSpeed],
 ) -> list[PartLatency]:
-    """Return the latency of each part, for the mean number of tokens that each model generated."""
+    """Return the latency of each part, for the mean number of tokens that each model generated.
+
+    Of several models of the same shape only the first is measured, such as a student and its initial weights.
+    """
     waves = [waveform(row) for row in dataset.select_columns(["audio", "clip"])]
     tokens = {row.role: max(round(row.tokens / len(dataset)), 1) for row in rows}
-    sizes = sorted({row.batch_size for row in rows})
-    pairs = {role: (model, processors[role].feature_extractor) for role, model in models.items()}
-    threads = (
-        [torch.get_num_threads()]
-        if next(iter(models.values())).device.type != "cpu"
-        else sorted({1, torch.get_num_threads()})
+    measured: dict[str, tuple[WhisperForConditionalGeneration, WhisperFeatureExtractor]] = {}
+    shapes = set()
+    for role, model in models.items():
+        config = model.config
+        layers, window = (config.encoder_layers, config.decoder_layers), config.max_source_positions
+        shape = (config.d_model, layers, config.vocab_size, window, role == CLIP_CONTEXT)
+        if shape not in shapes:
+            measured[role] = model, processors[role].feature_extractor
+            shapes.add(shape)
+    on_cpu = next(iter(models.values())).device.type == "cpu"
+    return measure_parts(
+        measured,
+        waves,
+        tokens,
+        batch_sizes=sorted({row.batch_size for row in rows}),
+        threads=sorted({1, torch.get_num_threads()}) if on_cpu else (),
     )
-    return measure_parts(pairs, waves, tokens, batch_sizes=sizes, threads=threads)
 
 
 def check_same_setup(models: Mapping[str, WhisperForConditionalGeneration]) -> None:
