@@ -82,6 +82,11 @@ def check_run(
     """Raise `UserError` for every mistake that can be found before a model is loaded."""
     if not (model_args.teacher and cache_args.teacher_cache_dir):
         raise UserError("--teacher and --teacher_cache_dir are required")
+    if model_args.window_seconds is not None or model_args.vocabulary is not None:
+        raise UserError(
+            "--window_seconds and --vocabulary are not supported: give a student that has them as --student, or cache "
+            "with askd-hf distill --teacher_cache_dir"
+        )
     if data_args.unlabeled_dataset:
         raise UserError(
             "--unlabeled_dataset is not supported: transcribe it with `askd-hf pseudo-label`, and give the result "

@@ -178,6 +178,8 @@ class EvaluationArguments(DecodingArguments):
             )
         if self.concatenate_seconds is not None and not self.long_form:
             raise UserError("--concatenate_seconds requires --long_form sequential, chunked or both")
+        if self.clip_context and (self.long_form or self.timestamps != "none"):
+            raise UserError("--clip_context is not supported with --long_form and --timestamps, which decode windows")
         if self.speculative and self.teacher is None:
             raise UserError("--speculative requires --teacher")
         if not self.speed_batch_sizes or min(self.speed_batch_sizes) < 1:
