@@ -21,7 +21,7 @@ def main() -> None:
     costs = measure(args, config, processor, domain)
 
     # every student that can be made, and those that reach the target, the ones that lose least first
-    found = candidates(config, costs, domain.durations, domain.vocabulary)
+    found = candidates(config, costs, domain.durations, domain.vocabularies)
     good = reaching(found, args.speedup, args.max_parameters)
     print_plan(args, good, costs)
     print(command(args, good[0]))

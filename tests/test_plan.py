@@ -39,7 +39,7 @@ def test_costs_add_up(costs):
 
 
 def test_parameters_are_those_of_the_model(config, costs):
-    found = candidates(config, costs, vocabulary=300)
+    found = candidates(config, costs, vocabularies=dict.fromkeys(WINDOWS, 300))
     assert {shape.window for shape in found} == set(WINDOWS)
     for shape in found[::7]:
         changes = dict(max_source_positions=50 * shape.window, vocab_size=shape.vocabulary)
@@ -52,7 +52,7 @@ def test_parameters_are_those_of_the_model(config, costs):
 
 def test_what_loses_least_comes_first(config, costs):
     durations = [1.5] * 50 + [4.5] * 49 + [9.0]
-    found = candidates(config, costs, durations, vocabulary=300)
+    found = candidates(config, costs, durations, vocabularies=dict.fromkeys(WINDOWS, 300))
     (best, *_) = good = reaching(found, speedup=2.0, max_parameters=None)
     assert all(shape.speedup >= 2.0 for shape in good)
     # one clip in a hundred may be too long; the whole encoder and two decoder layers, then the longest window

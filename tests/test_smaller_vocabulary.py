@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 from models import make_whisper
-from scripts import run_here
+from scripts import ROOT, run_here
 from speech import write_speech
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
@@ -23,8 +23,8 @@ from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.smaller_vocabulary import (
     choose_tokens,
     count_tokens,
-    fewest_tokens,
     smaller_tokenizer,
+    vocabulary_size,
     with_smaller_vocabulary,
 )
 from askd_hf.models.vocabulary import token_partners, with_vocabulary_of
@@ -142,10 +142,10 @@ def test_segments_and_prompts_count(tokenizer):
 def test_timestamps_end_with_the_window(tokenizer):
     model, _ = whisper_of(tokenizer)
     half = reduced(tokenizer, window=1.0)
-    small = with_smaller_vocabulary(model, tokenizer, half)
+    small = with_smaller_vocabulary(model, tokenizer, half, 1.0)
     first = half.get_vocab()["<|notimestamps|>"] + 1
+    assert small.config.vocab_size == first + 51
     if "<|0.00|>" in tokenizer.get_vocab():
-        assert small.config.vocab_size == first + 51
         assert "<|1.00|>" in half.get_vocab() and "<|1.02|>" not in half.get_vocab()
     embedding, full = small.get_output_embeddings().weight, model.get_output_embeddings().weight
     old = tokenizer.get_vocab()["<|notimestamps|>"] + 1
@@ -155,7 +155,7 @@ def test_timestamps_end_with_the_window(tokenizer):
 def test_logits_are_those_of_the_kept_tokens(tokenizer):
     model, _ = whisper_of(tokenizer)
     smaller = reduced(tokenizer)
-    small = with_smaller_vocabulary(model, tokenizer, smaller)
+    small = with_smaller_vocabulary(model, tokenizer, smaller, 2.0)
     features = torch.randn(1, 8, 200)
     names = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>", *tokens(tokenizer, TEXTS[0])]
     ids, new_ids = (torch.tensor([t.convert_tokens_to_ids(names)]) for t in (tokenizer, smaller))
@@ -173,7 +173,7 @@ def test_logits_are_those_of_the_kept_tokens(tokenizer):
 def test_every_id_of_the_configs_follows(tokenizer):
     model, _ = whisper_of(tokenizer)
     smaller = reduced(tokenizer)
-    small = with_smaller_vocabulary(model, tokenizer, smaller)
+    small = with_smaller_vocabulary(model, tokenizer, smaller, 2.0)
     ids = smaller.get_vocab()
     assert "Ġbrown" not in ids
     for config in (small.config, small.generation_config):
@@ -194,7 +194,7 @@ def test_a_kept_vocabulary_changes_nothing(tokenizer):
     model, _ = whisper_of(tokenizer)
     whole = reduced(tokenizer, number=1000)
     assert whole.get_vocab() == tokenizer.get_vocab()
-    same = with_smaller_vocabulary(model, tokenizer, whole)
+    same = with_smaller_vocabulary(model, tokenizer, whole, 2.0)
     assert all(torch.equal(weight, same.state_dict()[name]) for name, weight in model.state_dict().items())
     assert same.config.to_dict() == model.config.to_dict()
     assert same.generation_config.to_dict() == model.generation_config.to_dict()
@@ -207,17 +207,17 @@ def test_a_teacher_is_mapped_to_a_saved_student(tokenizer, tmp_path):
     smaller.save_pretrained(tmp_path)
     loaded = WhisperTokenizer.from_pretrained(tmp_path)
     assert loaded.get_vocab() == smaller.get_vocab()
-    expected = with_smaller_vocabulary(model, tokenizer, smaller)
+    expected = with_smaller_vocabulary(model, tokenizer, smaller, 2.0)
     mapped = with_vocabulary_of(expected.config, loaded, model, tokenizer)
     assert torch.equal(mapped.get_output_embeddings().weight, expected.get_output_embeddings().weight)
     with pytest.raises(UserError, match="split text into different tokens"):
         token_partners(smaller, tokenizer)  # a teacher with fewer tokens than its student
 
 
-def test_the_fewest_tokens_are_bytes_special_tokens_and_timestamps(tokenizer):
+def test_the_vocabulary_size_are_bytes_special_tokens_and_timestamps(tokenizer):
     size = tokenizer.get_vocab()["<|notimestamps|>"] + 1 + TIMES
-    assert fewest_tokens(tokenizer, size, 2.0) == 256 + len(SPECIAL) + TIMES
-    assert fewest_tokens(tokenizer, size, 1.0) == 256 + len(SPECIAL) + 51
+    assert vocabulary_size(tokenizer, size, 2.0) == 256 + len(SPECIAL) + TIMES
+    assert vocabulary_size(tokenizer, size, 1.0) == 256 + len(SPECIAL) + 51
 
 
 @pytest.mark.parametrize(
@@ -319,3 +319,28 @@ def test_vocabularies_that_do_not_fit_are_refused_before_a_clip_is_read(
     given = [str(option).format(teacher=place / "teacher") for option in given]
     ended = distill(monkeypatch, capsys, place, tmp_path / "run", *given)
     assert ended.returncode == 2 and message in ended.stderr.strip().splitlines()[-1], ended.stderr
+
+
+def test_a_killed_run_resumes_with_the_same_vocabulary_and_no_other(monkeypatch, capsys, tmp_path, place):
+    out, common = tmp_path / "run", ("--vocabulary", "auto", "--preset", "ce", "--compare", "False")
+    common += ("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 9)
+    assert distill(monkeypatch, capsys, place, out, *common).returncode == 0
+    weights = (out / "model.safetensors").read_bytes()
+    resume = ("--resume_from_checkpoint", out / "checkpoint-1")
+    ended = distill(monkeypatch, capsys, place, out, *common, *resume)
+    assert ended.returncode == 0 and (out / "model.safetensors").read_bytes() == weights, ended.stderr
+    ended = distill(monkeypatch, capsys, place, out, *common, *resume, "--vocabulary", 430)
+    assert ended.returncode == 2 and "vocab_size" in ended.stderr.strip().splitlines()[-1]
+
+
+def test_cache_teacher_and_evaluation_refuse_what_they_would_ignore(monkeypatch, capsys, tmp_path, place):
+    common = ("--teacher", place / "teacher", "--dataset", place / "speech", "--language", "en", "--use_cpu")
+    for option, value in (("--vocabulary", "auto"), ("--window_seconds", 1)):
+        cached = ("--teacher_cache_dir", tmp_path / "t", option, value)
+        ended = run_here(monkeypatch, capsys, *common, *cached, file=ROOT / "examples" / "cache_teacher.py")
+        assert ended.returncode == 2 and "--window_seconds and --vocabulary are not supported" in ended.stderr
+    arguments = ("--model", place / "teacher", "--dataset", place / "speech", "--language", "en")
+    arguments += ("--clip_context", "True")
+    for more in (("--timestamps", "segment"), ("--long_form", "chunked")):
+        ended = run_here(monkeypatch, capsys, *arguments, *more, file=ROOT / "examples" / "evaluate.py")
+        assert ended.returncode == 2 and "--clip_context is not supported with --long_form" in ended.stderr

@@ -184,7 +184,7 @@ def test_a_student_with_a_window_is_made_trained_and_loaded_anywhere(
         (part,) = (tmp_path / "e").glob("*/part-*.f16")
         assert part.stat().st_size == 22 * 100 * 16 * 2
     card = (out / "README.md").read_text()
-    assert "2 s" in card
+    assert "The audio window is 2 s." in card
 
 
 def test_clips_beyond_the_window_are_named_or_skipped(monkeypatch, capsys, tmp_path, wide_dir):
@@ -313,7 +313,7 @@ def test_a_trained_encoder_is_compared_on_the_positions_that_both_have(tmp_path,
 
 
 def test_evaluation_at_the_context_of_the_clips(monkeypatch, capsys, tmp_path, wide_dir):
-    """A model that has learned its clips at any context gives the same texts, and its encoder takes less audio."""
+    """The encoder takes the longest clip of each batch and the margin, and the results name both ways."""
     speech = write_speech(tmp_path / "speech", clips=4)
     lengths = {"window": [], "clips": []}
     encode = WhisperEncoder.forward

@@ -35,7 +35,7 @@ from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
 from ..evaluation.metrics import compute_metrics_for
 from ..hub.provenance import Provenance
-from ..models.from_arguments import load_student, load_teacher
+from ..models.from_arguments import check_student_options, load_student, load_teacher
 from ..models.generation_config import allow_silence, is_multilingual, set_languages
 from ..models.layer_selection import choose_layers
 from ..models.layers import is_pruned_encoder
@@ -45,7 +45,7 @@ from ..models.smaller_vocabulary import with_smaller_vocabulary
 from ..models.student import check_pair, same_encoder
 from ..models.teacher_memory import check_int8
 from ..models.vocabulary import with_vocabulary_of
-from ..models.window import check_student_options, check_window, shortest_context, with_window_of
+from ..models.window import check_window, shortest_context, window_seconds, with_window_of
 from ..pseudo_labels import PseudoLabelArguments
 from ..trainer import ASKDTrainer
 from ..training.caches import check_caches, compress_teacher, with_encoder_cache, with_soft_labels
@@ -210,7 +210,7 @@ def reduce_vocabulary(options: Options, models: Models) -> Models:
     multilingual = is_multilingual(models.student)
     rows = transcripts(vocabulary, options.data, make_collator(options, models), multilingual, streaming)
     student, smaller = reduce_student(vocabulary, models.student, tokenizer, rows)
-    teacher = with_smaller_vocabulary(models.teacher, tokenizer, smaller)
+    teacher = with_smaller_vocabulary(models.teacher, tokenizer, smaller, window_seconds(student))
     check_caches(options.caches, options.model, options.config, student.config.vocab_size)
     processor = WhisperProcessor(models.processor.feature_extractor, smaller)
     return models._replace(teacher=teacher, student=student, processor=processor)

@@ -8,21 +8,19 @@ students that reach the target and the command that makes the first of them. Wit
 and the vocabulary the transcripts.
 """
 
+import math
 import shlex
-import statistics
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from datasets import Dataset
 from transformers import WhisperConfig, WhisperProcessor
 from transformers.hf_argparser import HfArg
 
 from ..arguments.parser import parse_args
 from ..arguments.ranges import COUNT, POSITIVE, check_ranges
-from ..data import load_speech_dataset
-from ..data.audio import SAMPLING_RATE, waveform
-from ..data.labels import text_ids
+from ..data import clean_texts, load_speech_dataset
+from ..data.languages import with_language
 from ..errors import UserError
 from ..evaluation.planning import (
     Candidate,
@@ -32,9 +30,12 @@ from ..evaluation.planning import (
     measured_speedup,
     random_model,
     reaching,
+    teacher_shape,
+    windows_up_to,
 )
+from ..evaluation.speed import clip_durations
 from ..models.loading import load_config, load_processor
-from ..models.smaller_vocabulary import choose_tokens, count_tokens, fewest_tokens, text_bytes
+from ..models.smaller_vocabulary import choose_tokens, count_tokens, vocabulary_size
 
 TOKENS = 20  # per clip, if the transcripts are unknown
 SHOWN = 8  # students in the table
@@ -55,6 +56,10 @@ class PlanArguments:
     )
     dataset_config: str | None = HfArg(default=None, help="Configuration of --dataset on the Hub.")
     split: str = HfArg(default="train", help="Split of --dataset.")
+    language: str | None = HfArg(
+        default=None,
+        help="Language of --dataset, such as english or fr. Default: its column `language`, else English.",
+    )
     max_samples: int | None = HfArg(default=None, help="Look only at the first max_samples clips. Default: all.")
     batch_size: int = HfArg(default=1, help="Clips per batch to measure at.")
     threads: int | None = HfArg(default=None, help="CPU threads to measure with. Default: PyTorch's.")
@@ -74,12 +79,12 @@ class Domain(NamedTuple):
 
     Attributes:
         durations: of the clips, seconds; empty if unknown.
-        vocabulary: size of `--vocabulary auto` with the teacher's window; None if unknown.
+        vocabularies: size of `--vocabulary auto` by window in seconds; empty if unknown.
         tokens: label tokens per clip.
     """
 
     durations: list[float]
-    vocabulary: int | None
+    vocabularies: dict[int, int]
     tokens: int
 
 
@@ -97,7 +102,7 @@ def plan(args: PlanArguments) -> Candidate:
     config, processor = load_config(args.teacher), load_processor(args.teacher)
     domain = describe_domain(args, config, processor)
     costs = measure(args, config, processor, domain)
-    found = candidates(config, costs, domain.durations, domain.vocabulary)
+    found = candidates(config, costs, domain.durations, domain.vocabularies)
     good = reaching(found, args.speedup, args.max_parameters)
     best = good[0]
     print_plan(args, good, costs)
@@ -110,25 +115,21 @@ def plan(args: PlanArguments) -> Candidate:
 
 
 def describe_domain(args: PlanArguments, config: WhisperConfig, processor: WhisperProcessor) -> Domain:
-    """Return durations, vocabulary and label lengths of `--dataset`."""
+    """Return durations, vocabularies and label lengths of `--dataset`, with its transcripts as training uses them."""
     if args.dataset is None:
-        return Domain([], None, TOKENS)
+        return Domain([], {}, TOKENS)
     speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
     speech = speech if args.max_samples is None else speech.take(args.max_samples)
-    tokenizer = processor.tokenizer
-    counts = count_tokens(tokenizer, speech.select_columns("text"))
-    kept = choose_tokens(tokenizer, counts)
-    window = config.max_source_positions / 50
-    size = fewest_tokens(tokenizer, config.vocab_size, window) + len(kept) - len(text_bytes(tokenizer))
-    tokens = round(statistics.mean(len(text_ids(tokenizer, text or "")) for text in speech["text"]))
-    return Domain(durations(speech), size, tokens + len(tokenizer.prefix_tokens))
-
-
-def durations(speech: Dataset) -> list[float]:
-    """Return the duration of each clip in seconds, from the column `duration` if there is one."""
-    if "duration" in speech.column_names:
-        return [float(value) for value in speech["duration"][:]]
-    return [len(waveform(row)) / SAMPLING_RATE for row in speech.select_columns(["audio", "clip"])]
+    language = args.language or (None if "language" in speech.column_names else "english")
+    texts = clean_texts(with_language(speech, language, None, args.dataset), "auto", args.dataset)
+    counts = count_tokens(processor.tokenizer, texts.select_columns(["text", "language", "task"]))
+    kept = choose_tokens(processor.tokenizer, counts)
+    sizes = {
+        window: vocabulary_size(processor.tokenizer, config.vocab_size, window, kept)
+        for window in windows_up_to(teacher_shape(config).window)
+    }
+    tokens = round(counts.total() / len(speech)) + len(processor.tokenizer.prefix_tokens)
+    return Domain(clip_durations(speech, math.inf), sizes, tokens)
 
 
 def measure(args: PlanArguments, config: WhisperConfig, processor: WhisperProcessor, domain: Domain) -> Costs:
@@ -151,13 +152,15 @@ def print_plan(args: PlanArguments, good: list[Candidate], costs: Costs) -> None
 
 def command(args: PlanArguments, shape: Candidate) -> str:
     """Return the command that distills this student."""
-    config = load_config(args.teacher)
+    teacher = teacher_shape(load_config(args.teacher))
     words = ["askd-hf", "distill", "--teacher", args.teacher, "--decoder_layers", shape.decoder_layers]
-    if shape.encoder_layers < config.encoder_layers:
+    if shape.encoder_layers < teacher.encoder_layers:
         words += ["--encoder_layers", shape.encoder_layers]
-    if shape.window * 50 < config.max_source_positions:
+    if shape.window < teacher.window:
         words += ["--window_seconds", shape.window, "--long_clips", "skip"]
-    if shape.vocabulary < config.vocab_size:
+    if shape.vocabulary < teacher.vocabulary:
         words += ["--vocabulary", "auto" if args.dataset else shape.vocabulary]
+    if args.language:
+        words += ["--language", args.language]
     words += ["--dataset", args.dataset or "my_speech"]
     return shlex.join(map(str, words))

@@ -15,6 +15,7 @@ from ..models.from_arguments import load_student, load_teacher
 from ..models.generation_config import no_timestamps
 from ..models.loading import load_processor, load_whisper
 from ..models.smaller_vocabulary import with_smaller_vocabulary
+from ..models.window import window_seconds
 from ..trainer import ASKDTrainer
 
 
@@ -69,7 +70,8 @@ def models_to_compare(
     initial = load_student(model_args, teacher)
     teacher_processor = load_processor(model_args.teacher) if teacher is not None else None
     if model_args.vocabulary is not None and teacher_processor is not None:
-        initial = with_smaller_vocabulary(initial, teacher_processor.tokenizer, processor.tokenizer)
+        tokenizers = teacher_processor.tokenizer, processor.tokenizer
+        initial = with_smaller_vocabulary(initial, *tokenizers, window_seconds(student))
     models = {"student": (output_dir, student, processor), "initial student": (made_of, initial, processor)}
     if teacher_processor is not None:
         models["teacher"] = (model_args.teacher, teacher, teacher_processor)

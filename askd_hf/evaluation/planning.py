@@ -9,7 +9,7 @@ import copy
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,7 +112,7 @@ def measure_costs(
     wave = np.random.default_rng(0).standard_normal(SAMPLING_RATE * 2).astype(np.float32) * 0.1
     features, full, stem, steps = {}, {}, {}, {}
     layers = encoder.layers, decoder.layers
-    for window in _windows(whole):
+    for window in windows_up_to(whole):
         short = features_of(extractor, window)
         features[window] = _seconds(lambda: extract_features(short, [wave] * batch_size))  # noqa: B023
         inputs = torch.zeros(batch_size, config.num_mel_bins, 2 * window * POSITIONS_PER_SECOND)
@@ -146,30 +146,35 @@ def _seconds(function: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def _windows(whole: int) -> list[int]:
+def windows_up_to(whole: int) -> list[int]:
+    """Return the windows to compare, in seconds: the teacher's, and shorter ones."""
     return [whole, *(seconds for seconds in WINDOWS if seconds < whole)]
 
 
 def candidates(
-    config: WhisperConfig, costs: Costs, durations: Sequence[float] = (), vocabulary: int | None = None
+    config: WhisperConfig,
+    costs: Costs,
+    durations: Sequence[float] = (),
+    vocabularies: Mapping[int, int] | None = None,
 ) -> list[Candidate]:
     """Return all students that can be made, with their expected cost.
 
     Args:
         config: of the teacher.
         durations: of the clips in seconds; empty if unknown.
-        vocabulary: the size of `--vocabulary auto`; None if the transcripts are unknown.
+        vocabularies: the size of `--vocabulary auto` by window; empty or None if the transcripts are unknown.
     """
     whole = teacher_shape(config)
-    sizes = [
-        whole.vocabulary,
-        *(size for size in ((vocabulary,) if vocabulary else VOCABULARIES) if size < whole.vocabulary),
-    ]
     encoders = range(whole.encoder_layers, max(whole.encoder_layers // 2, 1) - 1, -1)
     decoders = [layers for layers in DECODER_LAYERS if layers <= whole.decoder_layers]
     weights, baseline = _Weights.of(config), costs.of(whole)
-    found = []
-    for shape in itertools.starmap(Candidate, itertools.product(_windows(whole.window), sizes, encoders, decoders)):
+    found: list[Candidate] = []
+    shapes: list[Candidate] = []
+    for window in windows_up_to(whole.window):
+        smaller = [vocabularies[window]] if vocabularies else VOCABULARIES
+        sizes = [whole.vocabulary, *(size for size in smaller if size < whole.vocabulary)]
+        shapes += itertools.starmap(Candidate, itertools.product([window], sizes, encoders, decoders))
+    for shape in shapes:
         fitting = sum(d <= shape.window for d in durations) / len(durations) if durations else 1.0
         seconds = costs.of(shape)
         changes: dict[str, Any] = dict(parameters=weights.count(shape), seconds=seconds, fitting=fitting)

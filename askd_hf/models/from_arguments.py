@@ -3,8 +3,10 @@
 from transformers import WhisperForConditionalGeneration
 
 from ..arguments import ModelArguments
+from ..errors import UserError
 from .loading import load_whisper
 from .student import init_student, prune_encoder
+from .window import shortest_context
 
 
 def load_teacher(model_args: ModelArguments) -> WhisperForConditionalGeneration:
@@ -26,3 +28,18 @@ def load_student(
         return prune_encoder(student, model_args.encoder_layers, merge)
     window = None if model_args.window is None else model_args.window.longest
     return init_student(teacher, model_args.decoder_layers, model_args.encoder_layers, window, merge)
+
+
+def check_student_options(models: ModelArguments) -> None:
+    """Raise `UserError` for options of a student created from the teacher, if `--student` is given."""
+    if not models.student:
+        return
+    if models.layer_selection == "greedy":
+        raise UserError("--layer_selection greedy is not supported with --student, which has its own layers")
+    if models.vocabulary is not None:
+        raise UserError("--vocabulary is not supported with --student, which has its own vocabulary")
+    if models.window is not None and shortest_context(models) is None:
+        raise UserError(
+            "--window_seconds with --student, which has its own window, must be a range that ends at this window, "
+            "such as 3-10"
+        )

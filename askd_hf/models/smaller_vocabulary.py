@@ -87,11 +87,6 @@ class TextTokens:
         return found
 
 
-def text_bytes(tokenizer: WhisperTokenizer) -> set[str]:
-    """Return the tokens of single bytes."""
-    return TextTokens(tokenizer).bytes()
-
-
 def choose_tokens(tokenizer: WhisperTokenizer, counts: Counter[str], number: int | None = None) -> set[str]:
     """Return the text tokens to keep: the bytes, and the counted tokens with their parts.
 
@@ -113,15 +108,19 @@ def choose_tokens(tokenizer: WhisperTokenizer, counts: Counter[str], number: int
     return kept
 
 
-def fewest_tokens(tokenizer: WhisperTokenizer, vocab_size: int, window_seconds: float) -> int:
-    """Return the size of the smallest vocabulary: bytes, special tokens and the timestamps of the window.
+def vocabulary_size(
+    tokenizer: WhisperTokenizer, vocab_size: int, window_seconds: float, kept: set[str] | None = None
+) -> int:
+    """Return the size of a vocabulary: text tokens, special tokens and the timestamps of the window.
 
     Args:
         vocab_size: of the model.
+        kept: the text tokens, of `choose_tokens`. None for the bytes alone, the fewest possible.
     """
     text = TextTokens(tokenizer)
-    named = len(set(tokenizer.get_vocab()) - set(text.ranked) - _timestamp_names(tokenizer, vocab_size))
-    return len(text.bytes()) + named + len(_window_timestamps(tokenizer, vocab_size, window_seconds))
+    special = set(tokenizer.get_vocab()) - set(text.ranked) - _timestamp_names(tokenizer, vocab_size)
+    kept = text.bytes() if kept is None else kept
+    return len(kept) + len(special) + len(_window_timestamps(tokenizer, vocab_size, window_seconds))
 
 
 def _window_timestamps(tokenizer: WhisperTokenizer, vocab_size: int, window_seconds: float) -> range:
@@ -174,18 +173,21 @@ def _with_ids(state: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
 
 
 def with_smaller_vocabulary(
-    model: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer, smaller: WhisperTokenizer
+    model: WhisperForConditionalGeneration,
+    tokenizer: WhisperTokenizer,
+    smaller: WhisperTokenizer,
+    window_seconds: float,
 ) -> WhisperForConditionalGeneration:
     """Return `model` with the vocabulary of `smaller`, and with its ids in both configs. Other weights are shared.
 
     Args:
         tokenizer: of the model.
         smaller: of `smaller_tokenizer`.
+        window_seconds: the window that `smaller` was made for, the student's. Later timestamps are dropped, which many
+            tokenizers don't name.
     """
     first = token_id(smaller, "<|notimestamps|>") + 1
-    timestamps = timestamp_ids(tokenizer, model.config.vocab_size)
-    named = _timestamp_names(smaller, first + len(timestamps))
-    size = first + (len(named) or len(timestamps))
+    size = first + len(_window_timestamps(tokenizer, model.config.vocab_size, window_seconds))
     rows = token_rows(tokenizer, model.config.vocab_size, smaller, size)
     new_ids = {old: new for new, old in enumerate(rows.tolist())}
     config = copy.deepcopy(model.config)

@@ -57,21 +57,6 @@ def shortest_context(models: ModelArguments) -> float | None:
     return None if window is None or window.shortest == window.longest else float(window.shortest)
 
 
-def check_student_options(models: ModelArguments) -> None:
-    """Raise `UserError` for options of a student created from the teacher, if `--student` is given."""
-    if not models.student:
-        return
-    if models.layer_selection == "greedy":
-        raise UserError("--layer_selection greedy is not supported with --student, which has its own layers")
-    if models.vocabulary is not None:
-        raise UserError("--vocabulary is not supported with --student, which has its own vocabulary")
-    if models.window is not None and shortest_context(models) is None:
-        raise UserError(
-            "--window_seconds with --student, which has its own window, must be a range that ends at this window, "
-            "such as 3-10"
-        )
-
-
 def check_window(models: ModelArguments, student: WhisperForConditionalGeneration) -> None:
     """Raise `UserError` if the range of `--window_seconds` doesn't end at the window of `--student`."""
     if models.window is not None and models.window.longest != window_seconds(student):

@@ -14,8 +14,8 @@ from ..errors import UserError
 from ..models.smaller_vocabulary import (
     choose_tokens,
     count_tokens,
-    fewest_tokens,
     smaller_tokenizer,
+    vocabulary_size,
     with_smaller_vocabulary,
 )
 from ..models.window import window_seconds
@@ -39,7 +39,7 @@ def check_vocabulary_size(
     if not vocabulary.isdecimal():
         return
     size = student.config.vocab_size
-    fewest = fewest_tokens(tokenizer, size, window_seconds(student))
+    fewest = vocabulary_size(tokenizer, size, window_seconds(student))
     if not fewest <= int(vocabulary) <= size:
         raise UserError(
             f"--vocabulary must be between {fewest} (bytes, special tokens and the timestamps of the window) and "
@@ -79,10 +79,10 @@ def reduce_student(
         rows: of `transcripts`.
     """
     size, window = student.config.vocab_size, window_seconds(student)
-    number = int(vocabulary) - fewest_tokens(tokenizer, size, window) if vocabulary.isdecimal() else None
+    number = int(vocabulary) - vocabulary_size(tokenizer, size, window) if vocabulary.isdecimal() else None
     kept = choose_tokens(tokenizer, count_tokens(tokenizer, rows), number)
     smaller = smaller_tokenizer(tokenizer, size, kept, window)
-    reduced = with_smaller_vocabulary(student, tokenizer, smaller)
+    reduced = with_smaller_vocabulary(student, tokenizer, smaller, window)
     logger.warning(
         "vocabulary: %d of the teacher's %d tokens; %.1f million weights instead of %.1f",
         reduced.config.vocab_size,
