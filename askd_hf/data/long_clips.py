@@ -57,7 +57,7 @@ def cut_points(units: Sequence[Mapping[str, Any]], duration: float, window: floa
 def cut_long_clips(dataset: Dataset, window: float, name: str, num_proc: int | None = None) -> Dataset:
     """Return the rows with clips longer than `window` seconds replaced by their pieces.
 
-    A clip without times, or one that can't be decoded, is left as it is. Pieces have a `clip` such as
+    A clip without times, or one that can't be decoded, is left unchanged. Pieces have a `clip` such as
     "a.wav, 12.3 to 17.9 s", the text of their words or segments, and `segments` relative to their start. The prompt of
     a later piece is the text of the one before it.
 
@@ -73,7 +73,7 @@ def cut_long_clips(dataset: Dataset, window: float, name: str, num_proc: int | N
             f"--long_clips cut requires the times of words or segments, and {name} has neither a column words nor "
             "segments with start, end and text: transcribe it with askd-hf pseudo-label --timestamps, or choose skip"
         )
-    # One row at a time, as a row may become several. The cache of `datasets` doesn't notice that a file has changed
+    # One row at a time, as a row may become several. Without the cache of `datasets`, which misses changed files
     options: dict[str, Any] = dict(batched=True, batch_size=1, num_proc=num_proc, load_from_cache_file=False)
     options["desc"] = "Cutting long clips"
     return dataset.map(_cut, fn_kwargs={"window": window}, **options)

@@ -110,7 +110,7 @@ def _parts(
 ) -> list[PartLatency]:
     """Return the latency of each part, for the mean number of tokens that each model generated.
 
-    Of several models of the same shape only the first is measured, such as a student and its initial weights.
+    A model of the same shape as an earlier one, such as the initial student, is not measured.
     """
     waves = [waveform(row) for row in dataset.select_columns(["audio", "clip"])]
     tokens = {row.role: max(round(row.tokens / len(dataset)), 1) for row in rows}
