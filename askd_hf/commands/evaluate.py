@@ -107,11 +107,12 @@ def load_models(args: EvaluationArguments) -> Models:
 
 def load_speech(args: EvaluationArguments, models: Models) -> Speech:
     """Load the sets and check every clip, before anything is transcribed."""
+    windows = [processor.feature_extractor.chunk_length for processor in models.processors.values()]
     sets: list[PreparedSet] = []
     for spec in args.sets():
         sets += prepare_set(
             spec,
-            window=min(processor.feature_extractor.chunk_length for processor in models.processors.values()),
+            window=min(*windows, args.max_duration_in_seconds),
             long_form=cast(list[Method], args.long_form),  # checked by the options
             concatenate_seconds=args.concatenate_seconds,
             limit=args.max_eval_samples,

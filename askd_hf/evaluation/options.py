@@ -1,5 +1,6 @@
 """The options of `askd-hf evaluate`. Each field is an option, documented by its help."""
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from transformers.hf_argparser import HfArg
 
 from ..arguments import NORMALIZER_HELP, Normalizer
-from ..arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
+from ..arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_ranges
 from ..arguments.renamed import accepts_renamed
 from ..data.languages import language_code
 from ..errors import UserError
@@ -115,6 +116,11 @@ class EvaluationArguments(DecodingArguments):
         default="transcribe", help="Task of multilingual models on --dataset. translate: into English."
     )
     max_eval_samples: int | None = HfArg(default=None, help="Evaluate only the first N clips of each set.")
+    max_duration_in_seconds: float = HfArg(
+        default=math.inf,
+        help="Exclude and count clips longer than this, in seconds, for results on the same clips as those of a model "
+        "with a shorter window.",
+    )
     on_bad_audio: Literal["error", "skip"] = HfArg(
         default="error",
         help="Clips that can't be decoded. error: stop before the evaluation; skip: exclude and count.",
@@ -160,7 +166,7 @@ class EvaluationArguments(DecodingArguments):
 
     def __post_init__(self):
         check_ranges(self, num_beams=COUNT, n_resamples=COUNT, speed_clips=COUNT, repetitions=COUNT)
-        check_ranges(self, concatenate_seconds=POSITIVE)
+        check_ranges(self, concatenate_seconds=POSITIVE, max_duration_in_seconds=Range(above=0, infinite=True))
         check_ranges(self, "leave it out for all clips", max_eval_samples=COUNT)
         if self.score_only:
             if self.output_dir is None:
@@ -178,6 +184,8 @@ class EvaluationArguments(DecodingArguments):
             )
         if self.concatenate_seconds is not None and not self.long_form:
             raise UserError("--concatenate_seconds requires --long_form sequential, chunked or both")
+        if self.long_form and self.max_duration_in_seconds < math.inf:
+            raise UserError("--max_duration_in_seconds is not supported with --long_form, which is for long clips")
         if self.clip_context and (self.long_form or self.timestamps != "none"):
             raise UserError("--clip_context is not supported with --long_form and --timestamps, which decode windows")
         if self.speculative and self.teacher is None:

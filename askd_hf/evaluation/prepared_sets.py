@@ -54,7 +54,7 @@ def prepare_set(
     without a transcript (None) is excluded.
 
     Args:
-        window: seconds of audio that the model takes at a time. Longer clips are excluded and counted.
+        window: seconds of audio that the model takes at a time, or fewer. Longer clips are excluded and counted.
         long_form: methods for the longer clips, each a set of its own: `NAME-sequential`, `NAME-chunked`.
         concatenate_seconds: evaluate these methods on recordings of up to this many seconds, made of consecutive
             transcribed clips.
@@ -107,8 +107,8 @@ def prepare_set(
             prepared.append(PreparedSet(dataclasses.replace(spec, name=f"{name}-{method}"), method, long, excluded))
     if not prepared:
         raise UserError(
-            f"{spec.name}: all clips are longer than the model's window ({window:g} s). Use --long_form sequential or "
-            "chunked"
+            f"{spec.name}: all clips are longer than {window:g} s, the model's window or --max_duration_in_seconds. "
+            "For longer clips use --long_form sequential or chunked"
         )
     return prepared
 

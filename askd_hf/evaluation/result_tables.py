@@ -11,6 +11,7 @@ from .results import CONFIDENCE, EvaluatedModel, Results, Scores, SetResult, Spe
 
 HEADINGS = {
     "acceptance_rate": "accepted tokens",
+    "capped_wer": "WER, capped per clip, %",
     "cer": "CER, %",
     "clips": "clips",
     "clips_at_limit": "clips at token limit",
@@ -22,6 +23,7 @@ HEADINGS = {
     "insertion_rate": "insertion rate, %",
     "insertions": "insertions",
     "latency": "latency, s per batch",
+    "loops": "loops",
     "layers": "encoder / decoder layers",
     "model": "model",
     "no_speech_hallucinations": "no-speech clips with text",
@@ -43,6 +45,10 @@ HEADINGS = {
 }
 COMBINING_MARKS_NOTE = (
     "basic removes combining marks, such as vowel signs, which splits words: the error rates are of what is left"
+)
+CAPPED_NOTE = (
+    "Capped: a clip has at most as many errors as words. Loop: a text with more than twice the words of its reference "
+    "and 10"
 )
 PLAIN_TEXT_NOTE = "in lower-case text without punctuation, for every normalizer"
 PARTS_NOTE = "Median of 3 interleaved repetitions. Without beam search, fallback and text decoding"
@@ -256,15 +262,17 @@ def hallucination_table(results: list[SetResult]) -> Table:
             set_name(result),
             role,
             _optional(scores.insertion_rate, ".2f"),
+            _optional(scores.capped_wer, ".2f"),
+            _optional(scores.loops, ","),
             f"{scores.repeated_5grams:.2f}",
             _optional(scores.clips_at_limit, ","),
             no_speech_share(result, scores),
         ]
         for result, role, scores in _pairs(results)
     ]
-    names = ("set", "model", "insertion_rate", "repeated_5grams", "clips_at_limit", "no_speech_hallucinations")
-    notes = [f"Repeated 5-grams and no-speech clips with text are counted {PLAIN_TEXT_NOTE}"]
-    return Table("Hallucination indicators", _headings(*names), rows, 2, notes)
+    names = ("insertion_rate", "capped_wer", "loops", "repeated_5grams", "clips_at_limit", "no_speech_hallucinations")
+    notes = [CAPPED_NOTE, f"Repeated 5-grams and no-speech clips with text are counted {PLAIN_TEXT_NOTE}"]
+    return Table("Hallucination indicators", _headings("set", "model", *names), rows, 2, notes)
 
 
 def excluded_lines(results: list[SetResult]) -> list[str]:

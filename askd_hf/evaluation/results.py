@@ -53,6 +53,11 @@ class Scores:
     repeated_5grams: float
     # number of `SetResult.no_speech_clips` for which the model wrote any word, in lower-case text without punctuation
     no_speech_hallucinations: int = 0
+    # wer with at most all words of a clip as errors, so that no loop decides it. None for a set without speech, and in
+    # results of earlier versions.
+    capped_wer: float | None = None
+    # number of clips with more than twice the reference's words and 10; None in results of earlier versions
+    loops: int | None = None
     # WER of each speaker in percent; empty if speakers are unknown
     wer_by_speaker: dict[str, float] = field(default_factory=dict)
     # number of clips whose text was cut off at the token limit; None if unknown, as for clips transcribed through the

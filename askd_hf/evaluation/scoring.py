@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from ..arguments import Normalizer
 from ..data.json_files import read_json, write_json
-from ..data.languages import UNSPACED
 from ..errors import UserError
 from .bootstrap import (
     N_RESAMPLES,
@@ -35,12 +34,20 @@ from .manifest import (
 )
 from .metrics import UNIFIED, characters, normalize_pairs, normalizer_for, text_language
 from .results import PairedComparison, Results, Scores, SetResult
-from .suites import UNTRANSCRIBED, is_untranscribed
+from .suites import UNTRANSCRIBED
+from .word_errors import (
+    EMPTY_AFTER_NORMALIZATION,
+    NO_REFERENCE,
+    Errors,
+    capped_errors,
+    count_errors,
+    exclusion_reason,
+    is_loop,
+    plain_words,
+    repeated_ngrams,
+)
 
 SPELLING_FILE = "normalizer.json"  # in the directory of the manifests; OpenAI's models have a file of this name
-NO_REFERENCE = "no transcript"
-EMPTY_AFTER_NORMALIZATION = "reference empty after normalization"
-NGRAM_SIZE = 5
 
 
 def save_spelling_normalizer(folder: Path, spelling: dict[str, str] | None) -> None:
@@ -54,68 +61,6 @@ def load_spelling_normalizer(folder: Path) -> dict[str, str]:
     """Return the saved list of spellings; empty if no model had one, which leaves spelling unchanged."""
     file = folder / SPELLING_FILE
     return read_json(file) if file.exists() else {}
-
-
-@dataclass
-class Errors:
-    """Error counts of one system on each clip, int `(clips,)` each."""
-
-    substitutions: np.ndarray
-    deletions: np.ndarray
-    insertions: np.ndarray
-
-    @property
-    def total(self) -> np.ndarray:
-        return self.substitutions + self.deletions + self.insertions
-
-
-def count_errors(output: jiwer.WordOutput | jiwer.CharacterOutput) -> Errors:
-    """Return the errors of each clip. jiwer 4 itself counts them for the whole corpus only."""
-    counts = np.zeros((3, len(output.alignments)), dtype=np.int64)
-    kinds = {"substitute": 0, "delete": 1, "insert": 2}
-    for clip, chunks in enumerate(output.alignments):
-        for chunk in chunks:
-            if chunk.type in kinds:
-                length = max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-                counts[kinds[chunk.type], clip] += length
-    return Errors(*counts)
-
-
-def repeated_ngrams(texts: list[str], n: int = NGRAM_SIZE) -> float:
-    """Return the share of word n-grams that occur earlier in the same text, in percent; 0 if there are no n-grams.
-
-    Measures repetition loops; the 5-gram count is that of Distil-Whisper (Gandhi et al. 2023).
-    """
-    repeated, total = 0, 0
-    for text in texts:
-        words = text.split()
-        ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-        total += len(ngrams)
-        repeated += len(ngrams) - len(set(ngrams))
-    return 100 * repeated / total if total else 0.0
-
-
-def plain_words(text: str, language: str | None) -> str:
-    """Return a text in lower case without punctuation; unlike a normalizer, keeps all words (fillers too).
-
-    In languages without spaces, each letter counts as a word.
-    """
-    kept = "".join(" " if unicodedata.category(letter)[0] in "PS" else letter for letter in text.lower())
-    return " ".join("".join(kept.split()) if language in UNSPACED else kept.split())
-
-
-def exclusion_reason(raw: str, reference: str) -> str | None:
-    """Return why a clip of a set with speech can't be scored; None if it can.
-
-    Args:
-        raw: the reference as it is in the dataset.
-        reference: the normalized reference.
-    """
-    if is_untranscribed(raw):
-        return UNTRANSCRIBED
-    if not raw.strip():
-        return NO_REFERENCE
-    return None if reference else EMPTY_AFTER_NORMALIZATION
 
 
 def score_directory(directory: Path, normalizer: Normalizer = "auto", n_resamples: int = N_RESAMPLES) -> Results:
@@ -169,6 +114,70 @@ def score_set(
         spelling: British to American words, for English.
     """
     first = next(iter(metadata.values()))
+    texts = normalized_texts(manifests, first, normalizer, spelling)
+    counts = dict(Counter(texts.excluded))
+    if not texts.scored:
+        raise UserError(
+            f"{first.set['name']}: all clips are excluded ({counts}). Another --normalizer may keep some of them"
+        )
+    some = [next(iter(texts.rows.values()))[i] for i in texts.scored]
+    speakers = [row.get("speaker") for row in some]
+    word_errors = {
+        role: count_errors(jiwer.process_words(texts.references, predictions))
+        for role, predictions in texts.predictions.items()
+    }
+    unit, units = bootstrap_units(speakers)
+    rates: dict[str, dict[str, Any]] = {}
+    comparison = None
+    if texts.has_speech:
+        rates, comparison = _error_rates(texts, speakers, word_errors, units, n_resamples)
+    scores = {
+        role: _scores(texts, role, errors, rates.get(role), metadata[role]) for role, errors in word_errors.items()
+    }
+    return SetResult(
+        **{key: value for key, value in first.set.items() if key != "no_speech"},
+        method=first.method,
+        normalizer=texts.normalizer,
+        clips=len(texts.scored),
+        excluded=first.excluded | counts,
+        hours=sum(row["duration"] for row in some) / 3600,
+        reference_words=sum(len(text.split()) for text in texts.references),
+        has_speech=texts.has_speech,
+        bootstrap_unit=unit,
+        scores=scores,
+        comparison=comparison,
+        spelling_normalizer=bool(spelling) if texts.normalizer in ("english", UNIFIED) else None,
+        has_combining_marks=texts.normalizer.startswith("basic") and any(_has_marks(row["reference"]) for row in some),
+        no_speech_clips=len(texts.no_speech),
+    )
+
+
+@dataclass
+class NormalizedTexts:
+    """The texts of all models on one set."""
+
+    rows: dict[str, list[dict[str, Any]]]  # lines of the manifests, by role
+    scored: list[int]  # indices of the lines that can be scored
+    excluded: list[str]  # reasons why the other lines can't be
+    no_speech: list[int]  # indices of the lines whose reference is empty
+    references: list[str]  # normalized, of the scored lines
+    predictions: dict[str, list[str]]  # normalized, of the scored lines, by role
+    has_speech: bool  # False for a set whose clips all have no speech
+    normalizer: str  # its name
+    by_letter: bool  # whether each letter counts as a word
+    language: str | None  # of the texts
+
+
+def normalized_texts(
+    manifests: dict[str, Manifest], first: ManifestMetadata, normalizer: Normalizer, spelling: dict[str, str]
+) -> NormalizedTexts:
+    """Return the normalized texts of one set.
+
+    Args:
+        manifests: by role, all of the same clips.
+        first: metadata of one of them.
+        normalizer, spelling: see `score_set`.
+    """
     language = text_language(first.set["task"], first.set["language"])
     name, normalize = normalizer_for(normalizer, language, spelling)
     rows = {role: manifest.rows() for role, manifest in manifests.items()}
@@ -183,42 +192,17 @@ def score_set(
     if not has_speech:
         excluded = [reason if reason == UNTRANSCRIBED else None for reason in excluded]
     scored = [i for i, reason in enumerate(excluded) if reason is None]
-    no_speech_clips = [i for i, reason in enumerate(excluded) if reason == NO_REFERENCE] if has_speech else scored
-    counts = dict(Counter(reason for reason in excluded if reason is not None))
-    if not scored:
-        raise UserError(
-            f"{first.set['name']}: all clips are excluded ({counts}). Another --normalizer may keep some of them"
-        )
-    references = [references[i] for i in scored]
-    predictions = {role: [texts[i] for i in scored] for role, (_, texts) in pairs.items()}
-    speakers = [some[i].get("speaker") for i in scored]
-    word_errors = {role: count_errors(jiwer.process_words(references, texts)) for role, texts in predictions.items()}
-    unit, units = bootstrap_units(speakers)
-    rates: dict[str, dict[str, Any]] = {}
-    comparison = None
-    if has_speech:
-        rates, comparison = _error_rates(
-            references, predictions, normalize.by_letter, speakers, word_errors, units, n_resamples
-        )
-    scores = {
-        role: _scores(errors, rates.get(role), rows[role], metadata[role], scored, no_speech_clips, language)
-        for role, errors in word_errors.items()
-    }
-    return SetResult(
-        **{key: value for key, value in first.set.items() if key != "no_speech"},
-        method=first.method,
-        normalizer=name,
-        clips=len(scored),
-        excluded=first.excluded | counts,
-        hours=sum(some[i]["duration"] for i in scored) / 3600,
-        reference_words=sum(len(text.split()) for text in references),
+    return NormalizedTexts(
+        rows=rows,
+        scored=scored,
+        excluded=[reason for reason in excluded if reason is not None],
+        no_speech=[i for i, reason in enumerate(excluded) if reason == NO_REFERENCE] if has_speech else scored,
+        references=[references[i] for i in scored],
+        predictions={role: [texts[i] for i in scored] for role, (_, texts) in pairs.items()},
         has_speech=has_speech,
-        bootstrap_unit=unit,
-        scores=scores,
-        comparison=comparison,
-        spelling_normalizer=bool(spelling) if name in ("english", UNIFIED) else None,
-        has_combining_marks=name.startswith("basic") and any(_has_marks(some[i]["reference"]) for i in scored),
-        no_speech_clips=len(no_speech_clips),
+        normalizer=name,
+        by_letter=normalize.by_letter,
+        language=language,
     )
 
 
@@ -228,42 +212,35 @@ def _has_marks(text: str) -> bool:
 
 
 def _scores(
-    errors: Errors,
-    rates: dict[str, Any] | None,
-    lines: list[dict[str, Any]],
-    metadata: ManifestMetadata,
-    scored: list[int],
-    no_speech_clips: list[int],
-    language: str | None,
+    texts: NormalizedTexts, role: str, errors: Errors, rates: dict[str, Any] | None, metadata: ManifestMetadata
 ) -> Scores:
     """Return the scores of one model.
 
     Args:
         errors: word errors of each scored clip.
         rates: fields of `Scores` from `_error_rates`; None for a set without speech.
-        scored, no_speech_clips: indices of lines.
     """
     no_rates = dict(
         wer=None, wer_confidence_interval=None, cer=None, cer_confidence_interval=None, insertion_rate=None
     )
-    plain = [plain_words(line["prediction"], language) for line in lines]
+    lines = texts.rows[role]
+    plain = [plain_words(line["prediction"], texts.language) for line in lines]
     limit = metadata.runtime.get("token_limit")
     return Scores(
         **(no_rates if rates is None else rates),
         substitutions=int(errors.substitutions.sum()),
         deletions=int(errors.deletions.sum()),
         insertions=int(errors.insertions.sum()),
-        repeated_5grams=repeated_ngrams([plain[i] for i in scored]),
-        no_speech_hallucinations=sum(bool(plain[i]) for i in no_speech_clips),
+        repeated_5grams=repeated_ngrams([plain[i] for i in texts.scored]),
+        loops=sum(map(is_loop, texts.references, texts.predictions[role])),
+        no_speech_hallucinations=sum(bool(plain[i]) for i in texts.no_speech),
         # several limits, as a string: the manifest was decoded by different versions
-        clips_at_limit=sum(lines[i]["tokens"] >= limit for i in scored) if isinstance(limit, int) else None,
+        clips_at_limit=sum(lines[i]["tokens"] >= limit for i in texts.scored) if isinstance(limit, int) else None,
     )
 
 
 def _error_rates(
-    references: list[str],
-    predictions: dict[str, list[str]],
-    by_letter: bool,
+    texts: NormalizedTexts,
     speakers: list[str | None],
     word_errors: dict[str, Errors],
     units: np.ndarray,
@@ -273,13 +250,13 @@ def _error_rates(
 
     With a single bootstrap unit all resamples are equal: then there are no intervals and no comparison.
     """
-    word_counts = np.array([len(text.split()) for text in references])
-    letters_of = {role: [characters(text, by_letter) for text in texts] for role, texts in predictions.items()}
-    reference_letters = [characters(text, by_letter) for text in references]
+    word_counts = np.array([len(text.split()) for text in texts.references])
+    letters_of = {role: [characters(text, texts.by_letter) for text in of] for role, of in texts.predictions.items()}
+    reference_letters = [characters(text, texts.by_letter) for text in texts.references]
     character_counts = np.array([len(text) for text in reference_letters])
     words = np.stack([errors.total for errors in word_errors.values()])
     letters = np.stack(
-        [count_errors(jiwer.process_characters(reference_letters, texts)).total for texts in letters_of.values()]
+        [count_errors(jiwer.process_characters(reference_letters, letters)).total for letters in letters_of.values()]
     )
     wers = resampled_rates(words, word_counts, units, n_resamples)
     cers = resampled_rates(letters, character_counts, units, n_resamples)
@@ -288,6 +265,7 @@ def _error_rates(
         role: dict(
             wer=_percent(words[i], word_counts),
             wer_confidence_interval=confidence_interval(wers[i]) if several else None,
+            capped_wer=_percent(capped_errors(words[i], word_counts), word_counts),
             cer=_percent(letters[i], character_counts),
             cer_confidence_interval=confidence_interval(cers[i]) if several else None,
             insertion_rate=_percent(errors.insertions, word_counts),

@@ -11,8 +11,9 @@ import jiwer
 from .manifest import Manifest
 from .metrics import normalize_pairs, normalizer_for, text_language
 from .results import SetResult
-from .scoring import count_errors, exclusion_reason, load_spelling_normalizer
+from .scoring import load_spelling_normalizer
 from .suites import UNTRANSCRIBED
+from .word_errors import count_errors, exclusion_reason
 
 WORST_CLIPS = 20  # per set
 CONTEXT_WORDS = 6  # correct words shown on either side of an error; longer runs are cut

@@ -13,8 +13,8 @@ import jiwer
 
 from ..errors import UserError, disk_errors
 from ..evaluation.metrics import normalize_pairs
-from ..evaluation.scoring import count_errors, plain_words, repeated_ngrams
 from ..evaluation.suites import is_untranscribed
+from ..evaluation.word_errors import count_errors, plain_words, repeated_ngrams
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from manifests import SPOKEN, write
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results, format_results, save_spelling_normalizer, score_directory, write_report
 from askd_hf.evaluation.metrics import BY_LETTER, normalizer_for
-from askd_hf.evaluation.scoring import plain_words
+from askd_hf.evaluation.word_errors import plain_words
 
 
 def of_language(language: str | None, **more) -> dict:

@@ -10,7 +10,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results, format_results, save_spelling_normalizer, score_directory, write_report
 from askd_hf.evaluation.metrics import UNIFIED, normalizer_for
-from askd_hf.evaluation.scoring import repeated_ngrams
+from askd_hf.evaluation.word_errors import repeated_ngrams
 
 
 @pytest.fixture

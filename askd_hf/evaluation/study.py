@@ -1,0 +1,313 @@
+"""Statistics and tables of a study: many students, each trained with several seeds, on the same evaluation sets.
+
+The bootstrap resamples speakers (or clips) and seeds, so a difference counts only if it is larger than what other
+speakers and other seeds change. All systems share the resamples.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+
+from ..arguments import Normalizer
+from .bootstrap import (
+    MAX_DRAWN_UNITS,
+    N_RESAMPLES,
+    SEED,
+    bootstrap_units,
+    confidence_interval,
+    probability_of_improvement,
+)
+from .manifest import MANIFESTS_DIR, Manifest
+from .result_tables import Table, with_interval
+from .scoring import load_spelling_normalizer, normalized_texts
+from .word_errors import capped_errors, count_errors, is_loop
+
+TEACHER = "teacher"
+AXES = ("teacher", "student", "training", "method")
+System = tuple[str, str, str, str]  # a name of each axis
+COMPARISON_HEADINGS = ["baseline", "WER, points", "P", "capped, points", "P"]
+COMPARISON_NOTE = (
+    "System minus baseline [95 % bootstrap interval over speakers (or clips) and seeds]. Negative: the system is better. "
+    "P: share of resamples in which it is"
+)
+
+
+@dataclass
+class SetErrors:
+    """Errors of one model on one set, clip by clip, in the order of the manifest."""
+
+    name: str  # of the set
+    data: str  # digest of audio and transcripts: only equal clips are compared
+    words: list[int]  # reference words; 0 for a clip without speech
+    errors: list[int]  # word errors
+    insertions: list[int]
+    loops: int  # number of clips with more than twice the reference's words and 10
+    texts: int  # number of clips for which the model wrote a word
+    speakers: list[str | None]
+
+
+def set_errors(evaluation: Path, name: str, called: str, normalizer: Normalizer = "auto") -> SetErrors:
+    """Return the errors of the `student` of an evaluation on one of its sets.
+
+    Args:
+        evaluation: output directory of `askd-hf evaluate`.
+        name: of the set in the evaluation.
+        called: name of the set in the study.
+        normalizer: see `normalizer_for`.
+    """
+    folder, role = evaluation / MANIFESTS_DIR, "student"
+    manifest = Manifest(folder, role, name)
+    metadata = manifest.metadata()
+    texts = normalized_texts({role: manifest}, metadata, normalizer, load_spelling_normalizer(folder))
+    predictions = texts.predictions[role]
+    counts = count_errors(jiwer.process_words(texts.references, predictions))
+    return SetErrors(
+        name=called,
+        data=metadata.data,
+        words=[len(text.split()) for text in texts.references],
+        errors=counts.total.tolist(),
+        insertions=counts.insertions.tolist(),
+        loops=sum(map(is_loop, texts.references, predictions)),
+        texts=sum(map(bool, predictions)),
+        speakers=[texts.rows[role][i].get("speaker") for i in texts.scored],
+    )
+
+
+@dataclass
+class CellResult:
+    """One trained student of a study, or its teacher, with its errors on every evaluation set."""
+
+    teacher: str  # names in the study's file; the teacher itself has no student, training and method
+    sets: list[SetErrors]
+    student: str = ""
+    training: str = ""
+    method: str = ""
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)  # of `askd-hf distill`
+    parameters: int = 0
+    train_seconds: float = 0.0
+
+    @property
+    def system(self) -> System:
+        """Everything but the seed."""
+        return self.teacher, self.student, self.training, self.method
+
+    def set(self, name: str) -> SetErrors:
+        return next(one for one in self.sets if one.name == name)
+
+
+@dataclass
+class SeedErrors:
+    """Errors of one system with all its seeds on some clips, summed per bootstrap unit."""
+
+    errors: np.ndarray  # int (seeds, units)
+    words: np.ndarray  # int (units,)
+
+    @property
+    def rates(self) -> np.ndarray:
+        """Error rate of each seed in percent."""
+        return 100 * self.errors.sum(axis=1) / self.words.sum()
+
+
+def seed_errors(results: Sequence[CellResult], sets: Iterable[str], capped: bool) -> SeedErrors:
+    """Sum the word errors of one system per speaker (or clip), for each seed.
+
+    Args:
+        results: one per seed, sorted by seed.
+        sets: names of the sets; their errors are pooled.
+        capped: count at most all words of a clip as errors.
+    """
+    errors, words = [], []
+    for name in sets:
+        lengths = np.array(results[0].set(name).words)
+        _, units = bootstrap_units(results[0].set(name).speakers)
+        of_seeds = np.array([result.set(name).errors for result in results])
+        if capped:
+            of_seeds = capped_errors(of_seeds, lengths)
+        errors.append(np.stack([np.bincount(units, weights=of_seed) for of_seed in of_seeds]))
+        words.append(np.bincount(units, weights=lengths))
+    return SeedErrors(np.concatenate(errors, axis=1), np.concatenate(words))
+
+
+def resampled_means(systems: Sequence[SeedErrors], n_resamples: int = N_RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """Return the mean error rates of resampled units and seeds in percent, float `(systems, n_resamples)`.
+
+    A system with one seed, such as the teacher, keeps it. The others must have the same number of seeds.
+    """
+    generator = np.random.default_rng(seed)
+    words = systems[0].words
+    n_seeds = max(len(system.errors) for system in systems)
+    rates, step = [], max(1, MAX_DRAWN_UNITS // len(words))
+    for start in range(0, n_resamples, step):
+        count = min(step, n_resamples - start)
+        units = generator.multinomial(len(words), np.full(len(words), 1 / len(words)), size=count)
+        seeds = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=count) / n_seeds
+        total = units @ words
+        found = []
+        for system in systems:
+            of_seeds = units @ system.errors.T  # (resamples, seeds)
+            found.append((of_seeds * seeds).sum(axis=1) if len(system.errors) > 1 else of_seeds[:, 0])
+        rates.append(100 * np.stack(found) / total)
+    return np.concatenate(rates, axis=1)
+
+
+@dataclass
+class Study:
+    """All results of a study.
+
+    Args:
+        results: of the teachers and of the finished cells.
+        baselines: names of methods or students, or `teacher`, that every other system is compared with.
+    """
+
+    results: list[CellResult]
+    baselines: list[str] = field(default_factory=list)
+
+    def systems(self) -> list[System]:
+        """Return the trained systems in the order of the study's file."""
+        return list(dict.fromkeys(result.system for result in self.results if result.student))
+
+    def of(self, system: System) -> list[CellResult]:
+        """Return the results of a system, sorted by seed."""
+        found = [result for result in self.results if result.system == system]
+        return sorted(found, key=lambda result: result.seed)
+
+    def all_systems(self) -> list[System]:
+        """Return the teachers and the trained systems."""
+        return list(dict.fromkeys(result.system for result in self.results))
+
+    def headings(self) -> list[str]:
+        """Return the names of what differs between the trained systems: at least the method."""
+        return [AXES[axis] for axis in self._varying()]
+
+    def labels(self, system: System) -> list[str]:
+        """Return a system's cells below the headings."""
+        if system in self.systems():
+            return [system[axis] for axis in self._varying()]
+        name = TEACHER if len({one[0] for one in self.all_systems()}) == 1 else f"{system[0]}, the {TEACHER}"
+        return [name, *([""] * (len(self._varying()) - 1))]
+
+    def _varying(self) -> list[int]:
+        trained = self.systems()
+        return [axis for axis in range(len(AXES)) if len({system[axis] for system in trained}) > 1] or [len(AXES) - 1]
+
+    def seeds(self, systems: list[System]) -> list[list[int]]:
+        """Return the seeds of each system."""
+        return [[result.seed for result in self.of(system)] for system in systems]
+
+    def sets(self, speech: bool) -> list[str]:
+        """Return the names of the sets with speech, or without."""
+        first = self.results[0].sets if self.results else []
+        return [one.name for one in first if any(one.words) == speech]
+
+    def baselines_of(self, system: System) -> dict[str, System]:
+        """Return the system to compare with for each baseline: the same but for the student or the method."""
+        teacher, student, training, method = system
+        known, found = {result.system for result in self.results}, {}
+        for name in self.baselines:
+            if name == TEACHER:
+                other = (teacher, "", "", "")
+            elif (teacher, name, training, method) in known:
+                other = (teacher, name, training, method)
+            else:
+                other = (teacher, student, training, name)
+            if other in known and other != system:
+                found[name] = other
+        return found
+
+
+def error_table(study: Study, name: str) -> Table:
+    """Return the error rates of all systems on one set with speech: mean over the seeds, lowest and highest."""
+    rows = []
+    for system in study.all_systems():
+        results = study.of(system)
+        raw, capped = (seed_errors(results, [name], cap).rates for cap in (False, True))
+        sets = [result.set(name) for result in results]
+        inserted = 100 * np.mean([sum(one.insertions) for one in sets]) / sum(sets[0].words)
+        seeds = str(len(results)) if results[0].student else ""
+        cells = [seeds, _spread(raw), _spread(capped), f"{inserted:.1f}", _each(one.loops for one in sets)]
+        rows.append([*study.labels(system), *cells])
+    some = study.results[0].set(name)
+    unit, units = bootstrap_units(some.speakers)
+    size = f"{len(some.words):,} clips, {sum(some.words):,} words, {units.max() + 1} {unit}s"
+    header = [*study.headings(), "seeds", "WER, %", "capped per clip, %", "insertions, %", "loops"]
+    notes = ["Mean over the seeds (lowest to highest). Loops of each seed"]
+    return Table(f"{name}: {size}", header, rows, len(study.headings()), notes)
+
+
+def comparison_table(study: Study, sets: list[str], title: str) -> Table:
+    """Return the differences of all systems to their baselines on these sets, pooled."""
+    rows = []
+    for system in study.systems():
+        for name, baseline in study.baselines_of(system).items():
+            if name == TEACHER or study.seeds([system]) == study.seeds([baseline]):
+                pairs = (
+                    [seed_errors(study.of(one), sets, cap) for one in (system, baseline)] for cap in (False, True)
+                )
+                rows.append([*study.labels(system), name, *(cell for pair in pairs for cell in _difference(*pair))])
+    header = [*study.headings(), *COMPARISON_HEADINGS]
+    return Table(title, header, rows, len(study.headings()) + 1, [COMPARISON_NOTE])
+
+
+def pooled_table(study: Study, sets_of: dict[str, list[str]], title: str) -> Table:
+    """Return the differences between methods, pooled over all trainings.
+
+    Args:
+        sets_of: for each training, the names of the sets to pool.
+    """
+    rows = []
+    trainings = [training for training, sets in sets_of.items() if sets]
+    known = set(study.systems())
+    for teacher, student, method in dict.fromkeys((system[0], system[1], system[3]) for system in study.systems()):
+        ours = [(teacher, student, training, method) for training in trainings]
+        for name in study.baselines:
+            theirs = [(teacher, student, training, name) for training in trainings]
+            if name == method or not {*ours, *theirs} <= known or study.seeds(ours) != study.seeds(theirs):
+                continue
+            pairs = ([_pool(study, systems, sets_of, cap) for systems in (ours, theirs)] for cap in (False, True))
+            rows.append([teacher, student, method, name, *(cell for pair in pairs for cell in _difference(*pair))])
+    header = ["teacher", "student", "method", *COMPARISON_HEADINGS]
+    return Table(title, header, rows, 4, [COMPARISON_NOTE, "Errors of all trainings summed per speaker (or clip)"])
+
+
+def no_speech_table(study: Study, name: str) -> Table:
+    """Return for how many clips without speech each system wrote text."""
+    rows = []
+    for system in study.all_systems():
+        sets = [result.set(name) for result in study.of(system)]
+        rows.append([*study.labels(system), _each(one.texts for one in sets), _each(one.loops for one in sets)])
+    clips = len(study.results[0].set(name).words)
+    header = [*study.headings(), "clips with text", "more than 10 words"]
+    return Table(f"{name}: {clips} clips without speech", header, rows, len(study.headings()), ["Of each seed"])
+
+
+def _difference(ours: SeedErrors, theirs: SeedErrors) -> tuple[str, str]:
+    """Return the difference of the mean error rates with its interval, and the probability of improvement."""
+    rates = resampled_means([ours, theirs])
+    value = float(ours.rates.mean() - theirs.rates.mean())
+    text = with_interval(value, confidence_interval(rates[0] - rates[1]), signed=True)
+    return text, f"{probability_of_improvement(rates[0], rates[1]):.3f}"
+
+
+def _pool(study: Study, systems: list[System], sets_of: dict[str, list[str]], capped: bool) -> SeedErrors:
+    """Return the errors of one method in several trainings. The same speakers in two trainings are one unit."""
+    of_sets: dict[str, list[SeedErrors]] = {}
+    for system in systems:
+        for name in sets_of[system[2]]:
+            of_sets.setdefault(name, []).append(seed_errors(study.of(system), [name], capped))
+    errors = [np.sum([one.errors for one in of_set], axis=0) for of_set in of_sets.values()]
+    words = [np.sum([one.words for one in of_set], axis=0) for of_set in of_sets.values()]
+    return SeedErrors(np.concatenate(errors, axis=1), np.concatenate(words))
+
+
+def _spread(rates: np.ndarray) -> str:
+    text = f"{rates.mean():.1f}"
+    return text if len(rates) == 1 else f"{text} ({rates.min():.1f} to {rates.max():.1f})"
+
+
+def _each(counts: Iterable[int]) -> str:
+    return "/".join(map(str, counts))

@@ -1,0 +1,337 @@
+r"""Run a study: train many students, evaluate all of them on the same sets, and compare them.
+
+    python examples/study.py --study examples/studies/digits.yaml
+
+The file names teachers, students, training sets, methods and seeds. Each combination is a cell: it is trained as by
+`askd-hf distill` and evaluated as by `askd-hf evaluate`. Every finished cell is a line of OUTPUT_DIR/results.jsonl. To
+resume an interrupted study, repeat the command. At the end, tables and figures are in OUTPUT_DIR/study.md.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from askd_hf.arguments.parser import parse_args
+from askd_hf.arguments.ranges import COUNT, check_ranges
+from askd_hf.commands import distill, evaluate
+from askd_hf.data.json_files import from_json, read_json, write_json
+from askd_hf.errors import UserError, exit_on_user_error
+from askd_hf.evaluation import DatasetSpec, measure_speed, prepare_set, spread_clips
+from askd_hf.evaluation.results import Speed
+from askd_hf.evaluation.study import TEACHER, CellResult, Study, set_errors
+from askd_hf.evaluation.study_report import write_study
+from askd_hf.models.loading import load_processor, load_whisper
+from askd_hf.training.checkpoint_lookup import checkpoint_directories, is_finished
+
+Options = dict[str, Any]  # of `askd-hf distill` or `askd-hf evaluate`: text or lists of text, as in a YAML file
+
+
+@dataclass
+class Arguments:
+    """The study."""
+
+    study: Path = field(metadata={"help": "YAML file of the study, such as those in examples/studies."})
+    output_dir: Path | None = field(default=None, metadata={"help": "Default: runs/ and the name of the file."})
+    processes: int = field(default=1, metadata={"help": "Number of cells that run at the same time."})
+    only: list[str] = field(
+        default_factory=list, metadata={"help": "Only cells whose names have all of these parts, such as askd 1."}
+    )
+    report_only: bool = field(default=False, metadata={"help": "Write the tables and figures of what is done so far."})
+
+    def __post_init__(self):
+        check_ranges(self, processes=COUNT)
+        if self.output_dir is None:
+            self.output_dir = Path("runs") / self.study.stem
+
+
+@dataclass
+class Plan:
+    """The contents of a study's file. Each name stands for options."""
+
+    teachers: dict[str, str]  # name -> directory or Hub id
+    students: dict[str, Options]
+    training: dict[str, Options]  # also `in_domain`: a list of evaluation sets
+    methods: dict[str, Options]
+    evaluation: dict[str, Options]  # of `askd-hf evaluate`
+    seeds: list[str]
+    options: Options = field(default_factory=dict)  # of every cell
+    baselines: list[str] = field(default_factory=list)  # see `Study`
+    speed_set: str | None = None  # the evaluation set that speed is measured on
+    speed_clips: int = 32
+    title: str = "Study"
+
+
+@dataclass
+class Cell:
+    """A student to train and evaluate with one seed. A teacher, which is only evaluated, has no student."""
+
+    teacher: str
+    student: str = ""
+    training: str = ""
+    method: str = ""
+    seed: int = 0
+    options: Options = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        parts = [self.student, self.training, self.method, str(self.seed)] if self.student else [TEACHER]
+        return "/".join([self.teacher, *parts])
+
+    @property
+    def caches(self) -> tuple[str, str, str]:
+        """The cells with these names use the same cached labels."""
+        return self.teacher, self.student, self.training
+
+
+def main() -> None:
+    (args,) = parse_args((Arguments,), prog="python examples/study.py", description=__doc__)
+    directory = args.output_dir
+    plan = read_plan(args.study)
+    cells = [cell for cell in make_cells(plan, directory) if {*args.only} <= {*cell.name.split("/")}]
+    if not args.report_only:
+        done = read_results(directory, cells)
+        run_cells([cell for cell in cells if cell.name not in done], plan.evaluation, directory, args.processes)
+    results = list(read_results(directory, cells).values())
+    if not results:
+        raise UserError(f"{directory / 'results.jsonl'} has no results of these cells")
+    study = Study(results, plan.baselines)
+    speed = measure_students(plan, study, directory) if plan.speed_set else {}
+    in_domain = {name: options.get("in_domain", []) for name, options in plan.training.items()}
+    print(write_study(study, in_domain, speed, directory, plan.title))
+
+
+# ---- the plan ----
+
+
+def read_plan(file: Path) -> Plan:
+    """Read the file of a study. Raises `UserError` for parts that are missing, unknown, or don't fit together."""
+    try:
+        plan = Plan(**yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader))
+    except (OSError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from error
+    if unknown := {*plan.baselines} - {*plan.methods, *plan.students, TEACHER}:
+        raise UserError(f"{file}: baselines: {', '.join(sorted(unknown))}: not a method, a student or `{TEACHER}`")
+    named = {name for options in plan.training.values() for name in options.get("in_domain", [])}
+    named |= {plan.speed_set} - {None}
+    if unknown := named - {*plan.evaluation}:
+        raise UserError(f"{file}: {', '.join(sorted(unknown))}: not an evaluation set")
+    return plan
+
+
+def make_cells(plan: Plan, directory: Path) -> list[Cell]:
+    """Return a cell for each teacher, and one for each combination, in the order of the file."""
+    cells = [Cell(name, options={"teacher": model}) for name, model in plan.teachers.items()]
+    axes = plan.teachers, plan.students, plan.training, plan.methods, map(int, plan.seeds)
+    for teacher, student, training, method, seed in itertools.product(*axes):
+        cell = Cell(teacher, student, training, method, seed)
+        cell.options = {
+            "encoder_cache_dir": str(directory / "cache" / "encoder"),
+            "teacher_cache_dir": str(directory / "cache" / "-".join(cell.caches)),
+            "compare": "False",
+            "save_total_limit": "1",
+            **plan.options,
+            **plan.students[student],
+            **plan.training[training],
+            **plan.methods[method],
+            "teacher": plan.teachers[teacher],
+            "seed": str(seed),
+            "output_dir": str(directory / "runs" / cell.name),
+        }
+        cell.options.pop("in_domain", None)
+        cells.append(cell)
+    return cells
+
+
+def read_results(directory: Path, cells: list[Cell]) -> dict[str, CellResult]:
+    """Return the results of the cells that are done, by name.
+
+    Raises `UserError` if a cell was trained with other options than those in the file.
+    """
+    file = directory / "results.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    complete = [json.loads(line) for line in lines if line.endswith("\n")]  # a killed process may leave half a line
+    saved = [from_json(CellResult, line) for line in complete]
+    by_cell = {(*result.system, result.seed): result for result in saved}
+    found = {}
+    for cell in cells:
+        result = by_cell.get((cell.teacher, cell.student, cell.training, cell.method, cell.seed))
+        if result is None:
+            continue
+        then, now = (
+            {name: value for name, value in options.items() if not name.endswith("_dir")}
+            for options in (result.options, cell.options)
+        )
+        if changed := sorted(name for name in {*then, *now} if then.get(name) != now.get(name)):
+            raise UserError(
+                f"{cell.name} was run with another value of {', '.join(changed)}: rename the part of the study that "
+                f"changed, or remove the line from {file}"
+            )
+        found[cell.name] = result
+    return found
+
+
+# ---- running ----
+
+
+def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path, processes: int) -> None:
+    """Run each cell in a process of its own, and append its result to results.jsonl.
+
+    Of the cells that use the same cached labels, the first one computes them before the others start. After Ctrl-C,
+    the running cells save a checkpoint. A cell that fails doesn't stop the others.
+
+    Raises `UserError` at the end if a cell failed.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))  # of the new processes
+    waiting, running = list(cells), {}
+    cached: set[tuple[str, str, str]] = set()
+    failed = []
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1)
+    progress = tqdm(total=len(cells), desc="Cells", unit="cell")
+    try:
+        while waiting or running:
+            while len(running) < processes and (cell := next_cell(waiting, list(running.values()), cached)):
+                waiting.remove(cell)
+                running[pool.submit(run_cell, cell, evaluation, directory)] = cell
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                cell = running.pop(future)
+                if future.exception() is None:
+                    save_result(future.result(), directory)
+                    remove_checkpoints(cell)
+                    cached.add(cell.caches)
+                else:
+                    failed.append(f"{cell.name}: {future.exception()}; see {log_file(cell, directory)}")
+                    progress.write(failed[-1], file=sys.stderr)
+                progress.update()
+    except KeyboardInterrupt:
+        print("\nstopping: running cells save a checkpoint. To resume, repeat the command", file=sys.stderr)
+        pool.shutdown(cancel_futures=True)
+        sys.exit(130)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
+
+
+def next_cell(waiting: list[Cell], running: list[Cell], cached: set[tuple[str, str, str]]) -> Cell | None:
+    """Return the next cell to start, None if all have to wait for cached labels."""
+    computes_labels = any(cell.student and cell.caches not in cached for cell in running)
+    ready = (cell for cell in waiting if not (computes_labels and cell.student and cell.caches not in cached))
+    return next(ready, None)
+
+
+def save_result(result: CellResult, directory: Path) -> None:
+    with (directory / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(result), allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove_checkpoints(cell: Cell) -> None:
+    """Remove the checkpoints of a finished cell, which are several times as large as the student."""
+    if cell.student:
+        for checkpoint in checkpoint_directories(Path(cell.options["output_dir"])):
+            shutil.rmtree(checkpoint)
+
+
+def log_file(cell: Cell, directory: Path) -> Path:
+    return directory / "logs" / f"{cell.name.replace('/', '-')}.txt"
+
+
+def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> CellResult:
+    """Train and evaluate a student, or evaluate a teacher, in a process of its own. Its output goes to a log file."""
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    log = log_file(cell, directory)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    model = cell.options["output_dir"] if cell.student else cell.options["teacher"]
+    result = CellResult(cell.teacher, [], cell.student, cell.training, cell.method, cell.seed, cell.options)
+    if cell.student:
+        train(cell)
+        result.train_seconds = read_json(Path(model) / "trainer_state.json")["log_history"][-1]["train_runtime"]
+    for name, options in evaluation.items():
+        target = directory / "evaluations" / cell.name / name
+        evaluate.main(as_arguments({**options, "model": model, "output_dir": str(target)}))
+        scores = read_json(target / "results.json")
+        result.parameters = scores["models"]["student"]["parameters"]
+        (scored,) = scores["sets"]
+        result.sets.append(set_errors(target, scored["name"], called=name))
+    return result
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent was killed: the resumed study starts the cell again from its checkpoint."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def train(cell: Cell) -> None:
+    """Train the student, from its last checkpoint if there is one."""
+    run = Path(cell.options["output_dir"])
+    options = dict(cell.options)
+    if any(is_finished(checkpoint) for checkpoint in checkpoint_directories(run)):
+        options["resume_from_checkpoint"] = "last"
+    else:
+        shutil.rmtree(run, ignore_errors=True)
+    distill.main(as_arguments(options))
+
+
+def as_arguments(options: Options) -> list[str]:
+    """Return options as a command line. `null` in the file removes an option, such as a cache."""
+    given = {name: value for name, value in options.items() if value not in ("", "null", "~")}
+    return [
+        argument
+        for name, value in given.items()
+        for argument in ([f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"])
+    ]
+
+
+# ---- speed ----
+
+
+def measure_students(plan: Plan, study: Study, directory: Path) -> dict[str, Speed]:
+    """Return the speed of one student of each kind beside its teacher, by teacher; see `measure_speed`.
+
+    Speed that was measured before with the same students is read from speed-TEACHER.json.
+    """
+    options = plan.evaluation[plan.speed_set]
+    spec = DatasetSpec(plan.speed_set, options["dataset"], None, *options.get("eval_splits", ["train"]))
+    found = {}
+    for teacher, directory_or_id in plan.teachers.items():
+        names = {}
+        for result in study.results:
+            if result.teacher == teacher and result.student:
+                names.setdefault(f"{result.student}, {result.training}", result.options["output_dir"])
+        names[TEACHER] = directory_or_id
+        file = directory / f"speed-{teacher}.json"
+        if file.exists():
+            saved = from_json(Speed, read_json(file))
+            if {row.role for row in saved.rows} == {*names}:
+                found[teacher] = saved
+                continue
+        processors = {role: load_processor(name) for role, name in names.items()}
+        window = min(processor.feature_extractor.chunk_length for processor in processors.values())
+        _, clips = spread_clips(prepare_set(spec, window=window), int(plan.speed_clips))
+        models = {role: load_whisper(name).eval() for role, name in names.items()}
+        found[teacher] = measure_speed(models, processors, clips, plan.speed_set)
+        write_json(file, found[teacher])
+    return found
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
