@@ -14,7 +14,7 @@ the model has.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -24,7 +24,7 @@ from transformers.hf_argparser import HfArg
 from ..arguments.parser import parse_args
 from ..data import SAMPLING_RATE, decode_audio, load_speech_dataset
 from ..errors import UserError
-from ..evaluation.metrics import text_normalizer
+from ..evaluation.metrics import error_rates, text_normalizer
 from ..export.ctranslate2 import (
     agreement,
     alignment_heads,
@@ -32,6 +32,7 @@ from ..export.ctranslate2 import (
     check_output_dir,
     export_ctranslate2,
     faster_whisper_obstacle,
+    transcribe_at_clip_context,
     transcribe_ctranslate2,
     transcribe_faster_whisper,
     transcribe_transformers,
@@ -65,6 +66,11 @@ class ExportArguments:
     dataset_config: str | None = HfArg(default=None, help="Configuration of a Hub dataset.")
     split: str = HfArg(default="train", help="Split of --dataset. A directory without splits is the split train.")
     max_samples: int = HfArg(default=20, help="Number of clips to compare on, the first of --dataset.")
+    clip_context: bool = HfArg(
+        default=False,
+        help="Also transcribe with CTranslate2 at the audio context of each clip, its length and 0.64 s, and print the "
+        "WER and the time of both. For a model trained with a range of --window_seconds.",
+    )
     language: str | None = HfArg(default=None, help="Language of the speech, for a multilingual model.")
     task: Literal["transcribe", "translate"] = HfArg(default="transcribe", help="Task of a multilingual model.")
 
@@ -73,9 +79,19 @@ class ExportArguments:
             self.output_dir = f"{Path(self.model).name}-{self.to}"
         if self.max_samples < 1:
             raise UserError(f"--max_samples must be at least 1, got {self.max_samples}")
+        if self.clip_context and self.dataset is None:
+            raise UserError("--clip_context requires --dataset")
 
 
 OPTIONS = (ExportArguments,)
+
+
+class Clip(NamedTuple):
+    """A clip to compare transcripts on."""
+
+    name: str
+    wave: np.ndarray  # 16 kHz, float32, `(samples,)`
+    text: str  # the transcript of the dataset
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -107,8 +123,8 @@ def load_model(args: ExportArguments) -> tuple[WhisperForConditionalGeneration, 
     return model, processor
 
 
-def load_clips(args: ExportArguments, processor: WhisperProcessor) -> list[tuple[str, np.ndarray]] | None:
-    """Return name and waveform (16 kHz, float32) of the clips to compare on. None without `--dataset`.
+def load_clips(args: ExportArguments, processor: WhisperProcessor) -> list[Clip] | None:
+    """Return the clips to compare on. None without `--dataset`.
 
     Clips longer than the model's window are left out.
     """
@@ -117,8 +133,9 @@ def load_clips(args: ExportArguments, processor: WhisperProcessor) -> list[tuple
     window = processor.feature_extractor.chunk_length
     speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
     number = min(args.max_samples, len(speech))
-    clips = [(row["clip"], decode_audio(row["audio"])) for row in speech.select(range(number))]
-    clips = [(name, wave) for name, wave in clips if len(wave) <= window * SAMPLING_RATE]
+    rows = speech.select(range(number))
+    clips = [Clip(row["clip"], decode_audio(row["audio"]), row["text"] or "") for row in rows]
+    clips = [clip for clip in clips if len(clip.wave) <= window * SAMPLING_RATE]
     if len(clips) < number:
         print(f"{number - len(clips)} clips longer than {window} s are left out")
     if not clips:
@@ -143,17 +160,19 @@ def compare(
     args: ExportArguments,
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
-    clips: list[tuple[str, np.ndarray]],
+    clips: list[Clip],
 ) -> None:
     """Transcribe the clips with transformers and with the converted model, and print the texts that differ."""
     # a multilingual model's language is a code by now; the others are English-only
     language = getattr(model.generation_config, "language", None) or "en"
     normalize: Callable[[str], str] = text_normalizer(processor, None if args.task == "translate" else language)
-    names, waves = map(list, zip(*clips, strict=True))
+    names, waves = [clip.name for clip in clips], [clip.wave for clip in clips]
     expected = transcribe_transformers(model, processor, tqdm(waves, desc="transformers", leave=False))
     progress = tqdm(waves, desc="ctranslate2", leave=False)
     texts = transcribe_ctranslate2(args.output_dir, processor, progress, model.config.max_target_positions)
     print(agreement("ctranslate2", names, expected, texts, normalize))
+    if args.clip_context:
+        compare_contexts(args, processor, clips, model.config.max_target_positions, normalize)
     if faster_whisper_obstacle(model, processor) is not None:
         return
     progress = tqdm(waves, desc="faster-whisper", leave=False)
@@ -162,4 +181,23 @@ def compare(
     print(
         "(greedy, no timestamps; ctranslate2 had the features of transformers; faster-whisper makes its own, and pads "
         "them with zeros where Whisper has silence)"
+    )
+
+
+def compare_contexts(
+    args: ExportArguments,
+    processor: WhisperProcessor,
+    clips: list[Clip],
+    positions: int,
+    normalize: Callable[[str], str],
+) -> None:
+    """Print WER and time of CTranslate2 with the whole window and with the audio context of each clip."""
+    progress = tqdm([clip.wave for clip in clips], desc="ctranslate2, both contexts", leave=False)
+    both = transcribe_at_clip_context(args.output_dir, processor, progress, positions)
+    references = [clip.text for clip in clips]
+    window, own = (error_rates(texts, references, normalize)["wer"] for texts in (both.window_texts, both.clip_texts))
+    print(
+        f"ctranslate2, {len(clips)} clips: WER {window:.2f} %, {both.window_seconds:.2f} s with the whole window of "
+        f"{processor.feature_extractor.chunk_length} s; WER {own:.2f} %, {both.clip_seconds:.2f} s at the audio "
+        f"context of each clip: {both.window_seconds / both.clip_seconds:.2f}x (batch size 1, without the first clip)"
     )

@@ -39,7 +39,7 @@ def report(
     if splits:
         clips = next(iter(splits.values())).clips
     if not isinstance(clips, SpeechStream):
-        print_sample_transcript(output_dir, clips[0])
+        print_sample_transcript(output_dir, clips[len(clips) // 2])  # evaluation clips are sorted by duration
     print(f'\nThe student: pipeline("automatic-speech-recognition", model="{output_dir}")')
     trainer.create_model_card()
     if trainer.args.push_to_hub:

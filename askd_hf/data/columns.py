@@ -4,6 +4,8 @@
 files next to the user's dataset. The functions here create a column in memory and leave the others in place.
 """
 
+import math
+
 import numpy as np
 import pyarrow as pa
 from datasets import Audio, Dataset, Features, LargeList, List, Value
@@ -113,3 +115,10 @@ def replace_column(dataset: Dataset, name: str, values: list | pa.Array) -> Data
     column = pa.array(values).take(pa.array(place, mask=place < 0))
     stored = Dataset(dataset.data, dataset.info, fingerprint=dataset._fingerprint).add_column(name, column)
     return Dataset(stored.data, stored.info, dataset.split, dataset._indices, stored._fingerprint)
+
+
+def longest_first(clips: Dataset, above: float = 0.0, up_to: float = math.inf) -> Dataset:
+    """Return the clips longer than `above` and not longer than `up_to` seconds, sorted by the column `duration`."""
+    durations = clips["duration"][:]
+    order = sorted(range(len(clips)), key=lambda row: -durations[row])
+    return clips.select([row for row in order if above < durations[row] <= up_to])

@@ -25,6 +25,7 @@ from . import (
     write_report,
 )
 from .manifest import read_manifests
+from .prepared_sets import spread
 from .scoring import SPELLING_FILE
 from .suites import with_speakers
 
@@ -39,7 +40,7 @@ class EvalSplit(NamedTuple):
     """Clips of one language and task to evaluate on."""
 
     source: SpeechSource
-    clips: Dataset  # the valid clips
+    clips: Dataset  # the valid clips, longest first
     skipped: int  # number of invalid clips of the split
 
 
@@ -77,7 +78,7 @@ def evaluate_models(
     for job in jobs:
         run_job(job)
     results = score_directory(folder, normalizer)
-    clips = sets[0].clips.select(range(min(SPEED_CLIPS, len(sets[0].clips))))
+    clips = spread(sets[0].clips, SPEED_CLIPS)
     results.speed = measure_speed(
         {role: model for role, (_, model, _) in models.items()},
         {role: processor for role, (_, _, processor) in models.items()},

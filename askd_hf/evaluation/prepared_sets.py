@@ -12,7 +12,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from ..data import Limits, filter_invalid_clips
-from ..data.columns import replace_column
+from ..data.columns import longest_first, replace_column
 from ..errors import UserError
 from .long_form import Method, concatenate_clips
 from .suites import UNTRANSCRIBED, DatasetSpec, is_untranscribed, load_set
@@ -84,8 +84,8 @@ def prepare_set(
         valid = valid.select([row for row, text in enumerate(texts) if text is not None])
         excluded["no transcript (null)"] = texts.count(None)
 
-    short = _longest_first(valid, 0.0, window)
-    long = _longest_first(valid, window, math.inf)
+    short = longest_first(valid, 0.0, window)
+    long = longest_first(valid, window, math.inf)
     prepared = []
     if len(short):
         too_long = {f"longer than {window:g} s": len(long)} if len(long) else {}
@@ -97,7 +97,7 @@ def prepare_set(
         if len(transcribed) < len(valid):
             excluded = excluded | {UNTRANSCRIBED: len(valid) - len(transcribed)}
         joined = concatenate_clips(transcribed, concatenate_seconds) if len(transcribed) else transcribed
-        long = _longest_first(filter_invalid_clips(joined, None, **options), 0.0, math.inf) if len(joined) else joined
+        long = longest_first(filter_invalid_clips(joined, None, **options)) if len(joined) else joined
     if long_form and not len(long):
         logger.warning(
             "%s: no clips for --long_form: none is longer than %g s. Use --concatenate_seconds", spec.name, window
@@ -129,13 +129,6 @@ def _check_transcripts(spec: DatasetSpec, speech: Dataset) -> None:
         )
 
 
-def _longest_first(clips: Dataset, above: float, up_to: float) -> Dataset:
-    """Return the clips longer than `above` and not longer than `up_to` seconds, longest first."""
-    durations = clips["duration"][:]
-    order = sorted(range(len(clips)), key=lambda row: -durations[row])
-    return clips.select([row for row in order if above < durations[row] <= up_to])
-
-
 def spread_clips(sets: list[PreparedSet], count: int) -> tuple[DatasetSpec, Dataset]:
     """Return up to `count` clips at equal distances in the first short-form set, and the spec of that set.
 
@@ -146,6 +139,11 @@ def spread_clips(sets: list[PreparedSet], count: int) -> tuple[DatasetSpec, Data
         raise UserError(
             "--speed and --speculative require a set with clips of at most one window. Remove these options"
         )
-    total = len(prepared.clips)
+    return prepared.spec, spread(prepared.clips, count)
+
+
+def spread(clips: Dataset, count: int) -> Dataset:
+    """Return up to `count` clips at equal distances."""
+    total = len(clips)
     count = min(count, total)
-    return prepared.spec, prepared.clips.select([i * total // count for i in range(count)])
+    return clips.select([i * total // count for i in range(count)])

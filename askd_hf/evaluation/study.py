@@ -31,8 +31,8 @@ AXES = ("teacher", "student", "training", "method")
 System = tuple[str, str, str, str]  # a name of each axis
 COMPARISON_HEADINGS = ["baseline", "WER, points", "P", "capped, points", "P"]
 COMPARISON_NOTE = (
-    "System minus baseline [95 % bootstrap interval over speakers (or clips) and seeds]. Negative: the system is better. "
-    "P: share of resamples in which it is"
+    "System minus baseline [95 % bootstrap interval over speakers (or clips) and seeds]. Negative: the system is "
+    "better. P: share of resamples in which it is"
 )
 
 

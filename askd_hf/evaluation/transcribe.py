@@ -170,7 +170,7 @@ def run_job(job: DecodingJob) -> None:
     if _through_pipeline(job.prepared, job.decoding):
         batches = _pipeline_batches(job, rest)
     else:
-        batches = _generate_batches(job.model, job.processor, rest, job.decoding, job.role == CLIP_CONTEXT)
+        batches = generate_batches(job.model, job.processor, rest, job.decoding, job.role == CLIP_CONTEXT)
     rows = iter(rest.remove_columns("audio"))
     with tqdm(total=total, initial=job.done, desc=title, unit="clip") as progress:
         for transcripts in batches:
@@ -196,12 +196,12 @@ def _line(row: dict[str, Any], transcript: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
-def _generate_batches(
+def generate_batches(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Dataset,
     decoding: Decoding,
-    clip_context: bool,
+    clip_context: bool = False,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the transcripts of each batch: `text`, `tokens`, and `transcription_time` of `generate` in seconds.
 
@@ -254,7 +254,7 @@ def token_limit(
 
 
 def _pipeline_batches(job: DecodingJob, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
-    """Yield one transcript at a time, as `_generate_batches`, with `chunks` if timestamps are requested."""
+    """Yield one transcript at a time, as `generate_batches`, with `chunks` if timestamps are requested."""
     transcripts = transcribe_long(
         job.model,
         job.processor,

@@ -3,10 +3,11 @@
 import copy
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.writable import check_writable
 from ..data import SAMPLING_RATE
+from ..data.audio_context import context_frames
 from ..errors import UserError, disk_errors
 from ..evaluation.metrics import error_rates
 from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads, is_multilingual
@@ -153,13 +155,56 @@ def transcribe_ctranslate2(
     import ctranslate2
 
     model = ctranslate2.models.Whisper(str(directory), device="cpu")
-    prompt = processor.tokenizer.prefix_tokens
-    texts = []
-    for clip in clips:
-        features = ctranslate2.StorageView.from_array(input_features(processor, clip).numpy())
-        result = model.generate(features, [prompt], beam_size=1, max_length=positions)[0]
-        texts.append(processor.tokenizer.decode(result.sequences_ids[0], skip_special_tokens=True))
-    return texts
+    return [_generate(model, processor, input_features(processor, clip).numpy(), positions) for clip in clips]
+
+
+def _generate(model: Any, processor: WhisperProcessor, features: np.ndarray, positions: int) -> str:
+    """Transcribe one clip with a `ctranslate2.models.Whisper`.
+
+    Args:
+        features: `(1, mel bins, frames)`, of the whole window or fewer frames.
+    """
+    from ctranslate2 import StorageView
+
+    inputs = StorageView.from_array(np.ascontiguousarray(features))
+    result = model.generate(inputs, [processor.tokenizer.prefix_tokens], beam_size=1, max_length=positions)[0]
+    return processor.tokenizer.decode(result.sequences_ids[0], skip_special_tokens=True)
+
+
+class ContextComparison(NamedTuple):
+    """Texts and seconds of CTranslate2, with the whole window and with the audio context of each clip."""
+
+    window_texts: list[str]
+    clip_texts: list[str]
+    window_seconds: float  # of `generate` for all clips, batch size 1
+    clip_seconds: float
+
+
+def transcribe_at_clip_context(
+    directory: str | Path, processor: WhisperProcessor, clips: Iterable[np.ndarray], positions: int
+) -> ContextComparison:
+    """Transcribe each clip with CTranslate2 at the whole window, then at its own audio context; the first is untimed.
+
+    Args:
+        clips, positions: as for `transcribe_ctranslate2`.
+    """
+    import ctranslate2
+
+    model = ctranslate2.models.Whisper(str(directory), device="cpu")
+    texts: dict[bool, list[str]] = {False: [], True: []}
+    seconds = {False: 0.0, True: 0.0}
+    for number, clip in enumerate(clips):
+        features = input_features(processor, clip).numpy()
+        frames = context_frames(len(clip) / SAMPLING_RATE, features.shape[-1])
+        inputs = {False: features, True: features[..., :frames]}
+        for own in inputs if number else [False, True, False, True]:  # the first clip warms up
+            start = time.perf_counter()
+            text = _generate(model, processor, inputs[own], positions)
+            if len(texts[own]) == number:
+                texts[own].append(text)
+            if number:
+                seconds[own] += time.perf_counter() - start
+    return ContextComparison(texts[False], texts[True], seconds[False], seconds[True])
 
 
 def transcribe_faster_whisper(

@@ -23,6 +23,7 @@ from ..data import (
     to_iterable_dataset,
     with_no_speech,
 )
+from ..data.columns import longest_first
 from ..data.languages import language_code, with_language, without_language
 from ..data.long_clips import cut_long_clips
 from ..data.no_speech import as_no_speech, synthetic_no_speech
@@ -308,7 +309,10 @@ def _negatives(
 def evaluation_speech(
     data_args: DataArguments, config: ASKDConfig, collator: SpeechCollator, multilingual: bool
 ) -> dict[str, EvalSplit]:
-    """Return the validated evaluation splits by name, each of one language and task."""
+    """Return the validated evaluation splits by name, each of one language and task.
+
+    The clips are sorted, longest first: a batch is decoded until its longest text ends.
+    """
     sources = data_args.eval_sources()
     limits = model_limits(collator, data_args)
     found: dict[str, EvalSplit] = {}
@@ -316,7 +320,7 @@ def evaluation_speech(
         split = without_soft_labels(load_split(source, data_args.max_eval_samples, data_args, multilingual))
         split = clean_texts(split, data_args.text_case, name)
         clips = validate_split("evaluation", name, split, limits, data_args, config.output_dir, collator)
-        found |= _by_language(source, name, split, clips)
+        found |= _by_language(source, name, split, longest_first(clips))
     return found
 
 

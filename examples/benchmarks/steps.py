@@ -34,6 +34,7 @@ from askd_hf import (
 from askd_hf.data import TEACHER_COLUMNS
 from askd_hf.data.soft_labels import SOFT_LABEL_FEATURES, compute_soft_labels
 from askd_hf.models.generation_config import set_language
+from askd_hf.models.window import POSITIONS_PER_SECOND
 
 TEMPERATURE = 2.0
 LEARNING_RATE = 1e-5
@@ -54,13 +55,19 @@ SHAPES = {
 }
 
 
-def whisper_config(name: str, vocabulary: int | None = None) -> WhisperConfig:
-    """The configuration of a shape by name, or of a local directory; with another size of vocabulary if given."""
+def whisper_config(name: str, vocabulary: int | None = None, window_seconds: int | None = None) -> WhisperConfig:
+    """Return the configuration of a shape by name, or of a local directory; with another vocabulary size or window."""
     if name not in SHAPES and not Path(name).is_dir():
         raise UserError(f"--model {name}: neither a directory nor one of {', '.join(SHAPES)}")
-    if name not in SHAPES:
-        config = WhisperConfig.from_pretrained(name)
-        return config if vocabulary is None else _with_vocabulary(config, vocabulary)
+    config = WhisperConfig.from_pretrained(name) if name not in SHAPES else _shape(name)
+    if vocabulary is not None:
+        _set_vocabulary(config, vocabulary)
+    if window_seconds is not None:
+        config.max_source_positions = POSITIONS_PER_SECOND * window_seconds
+    return config
+
+
+def _shape(name: str) -> WhisperConfig:
     width, layers, heads, mels, tokens = SHAPES[name]
     config = WhisperConfig(
         d_model=width,
@@ -72,24 +79,28 @@ def whisper_config(name: str, vocabulary: int | None = None) -> WhisperConfig:
         decoder_ffn_dim=4 * width,
         num_mel_bins=mels,
     )
-    return _with_vocabulary(config, vocabulary or tokens)
-
-
-def _with_vocabulary(config: WhisperConfig, tokens: int) -> WhisperConfig:
-    config.vocab_size = tokens
-    config.decoder_start_token_id = tokens - 1
-    config.pad_token_id = config.bos_token_id = config.eos_token_id = tokens - 2
+    _set_vocabulary(config, tokens)
     return config
 
 
+def _set_vocabulary(config: WhisperConfig, tokens: int) -> None:
+    config.vocab_size = tokens
+    config.decoder_start_token_id = tokens - 1
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = tokens - 2
+
+
 def make_teacher(
-    name: str, device: torch.device, attn_implementation: str, vocabulary: int | None = None
+    name: str,
+    device: torch.device,
+    attn_implementation: str,
+    vocabulary: int | None = None,
+    window_seconds: int | None = None,
 ) -> WhisperForConditionalGeneration:
     """The model in a directory, or one of random weights: what a step costs doesn't depend on the weights."""
-    if name not in SHAPES and vocabulary is None and Path(name).is_dir():
+    if name not in SHAPES and vocabulary is None and window_seconds is None and Path(name).is_dir():
         model = load_whisper(name).to(device)
     else:
-        config = whisper_config(name, vocabulary)
+        config = whisper_config(name, vocabulary, window_seconds)
         torch.manual_seed(0)
         with device:  # made where it is used: a large model's random weights take minutes on a CPU
             model = WhisperForConditionalGeneration(config)

@@ -21,11 +21,13 @@ Ratios between variants of one run mean something, seconds only on the machine t
 measured by the same command with --bf16, --torch_compile or --attn_implementation. In place of the comparison:
 
     python examples/benchmarks/training_step.py --sweep labels       # or batch, vocabulary, decoder_layers, clips
+    python examples/benchmarks/training_step.py --fast_student       # e with a short window and a small vocabulary
     python examples/benchmarks/training_step.py --loss_memory --batch_size 32 --label_tokens 128 128
     python examples/benchmarks/training_step.py --trainer_overhead 100
 """
 
 import copy
+import itertools
 import json
 import platform
 import statistics
@@ -51,6 +53,7 @@ from askd_hf.arguments.parser import parse_args
 from askd_hf.data import TEACHER_COLUMNS
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.evaluation.memory import peak_bytes
+from askd_hf.models.window import POSITIONS_PER_SECOND
 
 
 @dataclass
@@ -99,6 +102,12 @@ class BenchmarkArguments:
     sweep_values: list[int] = field(
         default_factory=list, metadata={"help": "The values of the sweep. Default: four that suit it."}
     )
+    fast_student: bool = field(
+        default=False,
+        metadata={"help": "Measure e with 30 s and the whole vocabulary, and with a short window and 6,000 tokens."},
+    )
+    student_window: int = field(default=6, metadata={"help": "The short window of --fast_student, in seconds."})
+    student_vocabulary: int = field(default=6_000, metadata={"help": "The small vocabulary of --fast_student."})
     loss_memory: bool = field(
         default=False,
         metadata={"help": "Measure the memory of the loss alone, from hidden states on: the naive one and ours."},
@@ -178,11 +187,13 @@ def main() -> None:
     print(" ".join(f"{name}={value}" for name, value in report["machine"].items()), flush=True)
     if args.sweep:
         report["sweep"] = sweep_clips(args) if args.sweep == "clips" else sweep(args)
+    if args.fast_student:
+        report["fast_student"] = fast_student(args)
     if args.loss_memory:
         report["loss_memory"] = loss_memory(args)
     if args.trainer_overhead:
         report["trainer_overhead"] = trainer_overhead(args)
-    if not (args.sweep or args.loss_memory or args.trainer_overhead):
+    if not (args.sweep or args.fast_student or args.loss_memory or args.trainer_overhead):
         bench = prepare(args)
         report["label_tokens"] = [(batch["labels"] != -100).sum(1).tolist() for batch in bench.batches]
         report["variants"] = measure(bench, args.variants, with_memory=True)
@@ -205,9 +216,9 @@ def machine(device: torch.device) -> dict[str, Any]:
 # ---- the comparison ----
 
 
-def prepare(args: BenchmarkArguments, vocabulary: int | None = None) -> Bench:
+def prepare(args: BenchmarkArguments, vocabulary: int | None = None, window_seconds: int | None = None) -> Bench:
     """Models and batches on the device."""
-    teacher = steps.make_teacher(args.model, args.device, args.attn_implementation, vocabulary)
+    teacher = steps.make_teacher(args.model, args.device, args.attn_implementation, vocabulary, window_seconds)
     student = init_student(teacher, args.decoder_layers)
     student.set_attn_implementation(args.attn_implementation)
     if args.bf16:
@@ -316,6 +327,35 @@ def sweep(args: BenchmarkArguments) -> list[dict[str, Any]]:
         a, e, g = (statistics.median(result["seconds"]) for result in results.values())
         rows.append([str(value), f"{a:.3f}", f"{e:.3f}", f"{g:.3f}", f"{a / e:.2f}", f"{e / g:.2f}"])
     steps.print_table([args.sweep, "a: median s", "e: median s", "g: median s", "a / e", "e / g"], rows)
+    return report
+
+
+def fast_student(args: BenchmarkArguments) -> list[dict[str, Any]]:
+    """Measure `e` and the size of the encoder cache at each window with each vocabulary, in turn."""
+    windows, vocabularies = (None, args.student_window), (None, args.student_vocabulary)
+    sizes = list(itertools.product(windows, vocabularies))
+    benches = [prepare(args, vocabulary, window) for window, vocabulary in sizes]
+    updates = [VARIANTS["e"].build(bench, bench.student) for bench in benches]
+    seconds: list[list[float]] = [[] for _ in sizes]
+    for repetition in range(args.warm_up + args.repetitions):
+        for bench, update, times in zip(benches, updates, seconds, strict=True):
+            batch = columns_for("e", bench, repetition)
+            elapsed = seconds_of(lambda: update(batch), args.device)  # noqa: B023
+            if repetition >= args.warm_up:
+                times.append(elapsed)
+    report, rows = [], []
+    whole = statistics.median(seconds[0])
+    cached = [bench.batches[0]["encoder_outputs"][0].nbytes for bench in benches]
+    for bench, times, size in zip(benches, seconds, cached, strict=True):
+        config = bench.student.config
+        window = config.max_source_positions // POSITIONS_PER_SECOND
+        report.append(
+            {"window_seconds": window, "vocabulary": config.vocab_size, "seconds": times, "cached_bytes": size}
+        )
+        median = statistics.median(times)
+        shares = [f"{whole / median:.2f}", f"{size / 1e6:.3f}", f"{cached[0] / size:.2f}"]
+        rows.append([f"{window} s", f"{config.vocab_size:,}", f"{median:.3f}", *shares])
+    steps.print_table(["window", "tokens", "e: median s", "speedup", "cached MB per clip", "times smaller"], rows)
     return report
 
 
