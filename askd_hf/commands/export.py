@@ -68,7 +68,7 @@ class ExportArguments:
     max_samples: int = HfArg(default=20, help="Number of clips to compare on, the first of --dataset.")
     clip_context: bool = HfArg(
         default=False,
-        help="Also transcribe with CTranslate2 at the audio context of each clip, its length and 0.64 s, and print the "
+        help="Also transcribe with CTranslate2 at the audio context of each clip, its length and 0.64 s; print the "
         "WER and the time of both. For a model trained with a range of --window_seconds.",
     )
     language: str | None = HfArg(default=None, help="Language of the speech, for a multilingual model.")

@@ -280,9 +280,10 @@ def no_speech_table(study: Study, name: str) -> Table:
     for system in study.all_systems():
         sets = [result.set(name) for result in study.of(system)]
         rows.append([*study.labels(system), _each(one.texts for one in sets), _each(one.loops for one in sets)])
-    clips = len(study.results[0].set(name).words)
+    number = len(study.results[0].set(name).words)
+    clips = "1 clip" if number == 1 else f"{number:,} clips"
     header = [*study.headings(), "clips with text", "more than 10 words"]
-    return Table(f"{name}: {clips} clips without speech", header, rows, len(study.headings()), ["Of each seed"])
+    return Table(f"{name}: {clips} without speech", header, rows, len(study.headings()), ["Of each seed"])
 
 
 def _difference(ours: SeedErrors, theirs: SeedErrors) -> tuple[str, str]:

@@ -72,7 +72,7 @@ def test_clips_that_ran_into_the_limit_are_counted(tmp_path, limit, expected):
         expected and expected - 1
     )  # one clip isn't transcribed
     row = format_results(results).partition("Hallucination indicators:")[2].splitlines()[2]
-    assert row.split()[4:] == {None: [], 6: ["5"], 0: ["0"]}[expected]
+    assert row.split()[6:] == {None: [], 6: ["5"], 0: ["0"]}[expected]
 
 
 # ---- languages that the basic normalizer wasn't made for ----

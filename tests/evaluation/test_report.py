@@ -78,11 +78,11 @@ def test_tables_have_the_measured_values(tmp_path):
         "1.38x", "71.2 %", "39 of 40", "20.00 [19.00, 22.00]", "15.00 [14.00, 17.00]"
     ]  # fmt: skip
     hallucination = rows_of(page.by_id("hallucination").all("table")[0])[1:]
-    assert [row[-5:] for row in hallucination] == [
-        ["student", "1.23", "0.57", "", ""],
-        ["teacher", "1.23", "0.57", "", ""],
-        ["student", "", "0.57", "", "34 of 80 (42.5 %)"],
-        ["teacher", "", "0.57", "", "20 of 80 (25.0 %)"],
+    assert [row[-7:] for row in hallucination] == [
+        ["student", "1.23", "13.21", "2", "0.57", "", ""],
+        ["teacher", "1.23", "13.21", "2", "0.57", "", ""],
+        ["student", "", "", "0", "0.57", "", "34 of 80 (42.5 %)"],
+        ["teacher", "", "", "0", "0.57", "", "20 of 80 (25.0 %)"],
     ]
     hardest = rows_of(page.by_id("speakers").all("table")[0])[1:]
     assert hardest == [["2033", "41.75", "33.00"], ["1688", "20.50", "18.50"], ["367", "9.25", "8.00"]]

@@ -130,9 +130,18 @@ def test_a_set_without_speech_counts_hallucinations(tmp_path):
     scores = result.scores["student"]
     assert (result.no_speech_clips, scores.no_speech_hallucinations) == (4, 2)  # a full stop isn't a word
     assert (scores.wer, scores.wer_confidence_interval, scores.insertion_rate) == (None, None, None)
+    assert (scores.capped_wer, scores.loops) == (None, 1)
     assert (scores.substitutions, scores.deletions, scores.insertions) == (0, 0, 17)
     assert scores.repeated_5grams == pytest.approx(100 * 8 / 12)  # 16 words, 12 of five, 4 different ones
     assert "2 of 4 (50.0 %)" in format_results(score_directory(tmp_path))
+
+
+def test_a_loop_is_counted_and_capped(tmp_path):
+    write(tmp_path, "student", [("ann", "a b c d", "a b x d"), ("ann", "e f", "e f " * 10), ("ann", "g", "h")])
+    scores = score_directory(tmp_path).sets[0].scores["student"]
+    assert scores.wer == pytest.approx(100 * (1 + 18 + 1) / 7)
+    assert scores.capped_wer == pytest.approx(100 * (1 + 2 + 1) / 7)
+    assert scores.loops == 1
 
 
 def test_one_clip_has_no_interval(tmp_path):

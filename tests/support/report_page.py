@@ -98,6 +98,8 @@ def scores(wer: float | None, **changes) -> Scores:
         insertions=13,
         insertion_rate=1.234 if spoken else None,
         repeated_5grams=0.567,
+        capped_wer=13.21 if spoken else None,
+        loops=2 if spoken else 0,
     )
     return Scores(**defaults | changes)
 

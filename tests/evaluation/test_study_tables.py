@@ -1,0 +1,157 @@
+"""Statistics and tables of a study, against plain loops and counts by hand."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+
+from askd_hf.evaluation.bootstrap import confidence_interval
+from askd_hf.evaluation.results import ModelSpeed, Speed, Timing
+from askd_hf.evaluation.study import (
+    CellResult,
+    SeedErrors,
+    SetErrors,
+    Study,
+    comparison_table,
+    error_table,
+    no_speech_table,
+    pooled_table,
+    resampled_means,
+    seed_errors,
+)
+from askd_hf.evaluation.study_report import write_study
+from askd_hf.evaluation.word_errors import capped_errors, is_loop
+
+
+def set_errors(name, errors, words, speakers=None, **more) -> SetErrors:
+    more = dict(data="digest", insertions=[0] * len(words), loops=0, texts=len(words)) | more
+    return SetErrors(name=name, words=words, errors=errors, speakers=speakers or [None] * len(words), **more)
+
+
+def cell(method, seed, sets, training="a") -> CellResult:
+    return CellResult("tiny", sets, "short", training, method, seed)
+
+
+def test_errors_are_capped_at_the_words_of_a_clip():
+    assert capped_errors(np.array([0, 3, 200, 5]), np.array([4, 3, 6, 10])).tolist() == [0, 3, 6, 5]
+
+
+@pytest.mark.parametrize(("words", "loop"), [(14, False), (15, True)])
+def test_a_loop_has_more_than_twice_the_words_and_ten(words, loop):
+    assert is_loop("one two", "two " * words) is loop
+
+
+def test_errors_are_summed_per_speaker_and_seed():
+    speakers = ["a", "b", "c", "d", "e", "a"]
+    words = [5, 4, 3, 2, 1, 6]
+    results = [
+        cell("kd", seed, [set_errors("own", errors, words, speakers)])
+        for seed, errors in ((1, [1, 0, 9, 0, 0, 2]), (2, [0, 0, 0, 0, 1, 0]))
+    ]
+    raw, capped = (seed_errors(results, ["own"], cap) for cap in (False, True))
+    assert raw.words.tolist() == [11, 4, 3, 2, 1]
+    assert raw.errors.tolist() == [[3, 0, 9, 0, 0], [0, 0, 0, 0, 1]]
+    assert capped.errors.tolist() == [[3, 0, 3, 0, 0], [0, 0, 0, 0, 1]]
+    assert raw.rates == pytest.approx([100 * 12 / 21, 100 / 21])
+
+
+def test_the_bootstrap_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(5)
+    words = 5 + rng.integers(20, size=15)
+    first, second = (rng.binomial(words, rate, size=(3, 15)) for rate in (0.2, 0.25))
+    rates = resampled_means([SeedErrors(first, words), SeedErrors(second, words)], n_resamples=20_000)
+    generator, differences = random.Random(3), []
+    for _ in range(5000):
+        units = [generator.randrange(15) for _ in range(15)]
+        seeds = [generator.randrange(3) for _ in range(3)]
+        total = 3 * sum(words[unit] for unit in units)
+        errors = [sum(of[seed][unit] for seed in seeds for unit in units) for of in (first, second)]
+        differences.append(100 * (errors[0] - errors[1]) / total)
+    differences.sort()
+    low, high = confidence_interval(rates[0] - rates[1])
+    expected = differences[125], differences[4875]
+    assert (low, high) == pytest.approx(expected, abs=0.05 * (expected[1] - expected[0]))
+
+
+def test_seeds_widen_the_interval():
+    words = np.full(50, 10)
+    alike = SeedErrors(np.full((3, 50), 2), words)
+    unlike = SeedErrors(np.array([[1] * 50, [2] * 50, [3] * 50]), words)
+    rates = resampled_means([alike, unlike], n_resamples=2000)
+    assert rates[0] == pytest.approx(20)  # all clips and seeds are equal
+    assert confidence_interval(rates[1]) == pytest.approx((10, 30), abs=1e-9)  # one seed three times, 1 in 27
+
+
+@pytest.fixture
+def study() -> Study:
+    """A teacher, and two methods with two seeds on two trainings; four clips of 10 words in each set, one in noise."""
+    words = [10] * 4
+
+    def sets(own, other, texts=0):
+        silent = set_errors("noise", [0], [0], texts=texts)
+        return [set_errors("own", own, words, insertions=[1, 0, 0, 0]), set_errors("other", other, words), silent]
+
+    results = [CellResult("tiny", sets([4] * 4, [1] * 4, texts=1))]
+    for training in ("a", "b"):
+        for seed in (1, 2):
+            results.append(cell("ce", seed, sets([2, 2, 2, 1 + seed], [3] * 4), training))
+            results.append(cell("askd", seed, sets([1, 1, 1, seed], [2, 2, 2, 40]), training))
+    return Study(results, ["ce", "teacher"])
+
+
+def test_the_error_rates_are_means_over_the_seeds(study):
+    table = error_table(study, "own")
+    assert table.title == "own: 4 clips, 40 words, 4 clips"
+    assert table.header[:3] == ["training", "method", "seeds"]
+    by_name = {" ".join(row[:2]).strip(): row[2:] for row in table.rows}
+    assert by_name["teacher"][:2] == ["", "40.0"]
+    assert by_name["a ce"] == ["2", "21.2 (20.0 to 22.5)", "21.2 (20.0 to 22.5)", "2.5", "0/0"]
+    assert by_name["b askd"][1] == "11.2 (10.0 to 12.5)"
+
+
+def test_capped_errors_are_beside_raw_ones(study):
+    row = next(row for row in error_table(study, "other").rows if row[:2] == ["a", "askd"])
+    assert row[3:5] == ["115.0 (115.0 to 115.0)", "40.0 (40.0 to 40.0)"]
+
+
+def test_systems_are_compared_with_the_same_training(study):
+    table = comparison_table(study, ["own"], "title")
+    compared = [row[:3] for row in table.rows]
+    assert ["a", "askd", "ce"] in compared and ["b", "askd", "teacher"] in compared
+    assert not [row for row in compared if row[1] == row[2]]
+    row = next(row for row in table.rows if row[:3] == ["a", "askd", "teacher"])
+    assert row[3].startswith("-28.75 [") and row[4] == "1.000"
+
+
+def test_trainings_are_pooled_and_a_clip_in_both_is_one_unit(study):
+    (row,) = pooled_table(study, {"a": ["own"], "b": ["own"]}, "title").rows
+    assert row[2:4] == ["askd", "ce"]
+    single = comparison_table(study, ["own"], "title").rows
+    assert row[4:] == next(row for row in single if row[:3] == ["a", "askd", "ce"])[3:]  # both trainings are equal
+
+
+def test_a_system_with_fewer_seeds_is_not_compared(study):
+    study.results = [one for one in study.results if not (one.method == "askd" and one.seed == 2)]
+    assert not [row for row in comparison_table(study, ["own"], "title").rows if row[1:3] == ["askd", "ce"]]
+    assert not pooled_table(study, {"a": ["own"]}, "title").rows
+
+
+def test_texts_without_speech_are_counted(study):
+    rows = no_speech_table(study, "noise").rows
+    assert rows[0] == ["teacher", "", "1", "0"] and rows[1] == ["a", "ce", "0/0", "0/0"]
+
+
+def test_the_report_has_every_table_and_the_figure(study, tmp_path):
+    timing = Timing(1.0, 1.0, 1.0)
+    rows = [
+        ModelSpeed(role, 1, timing, timing, timing, 0.1, 9.0, 50, None, speedup)
+        for role, speedup in (("short, a", 5.0), ("short, b", 5.1), ("teacher", 1.0))
+    ]
+    speed = Speed("own", 4, 12.0, 3, "cpu", "float32", 1, "sdpa", rows)
+    report = write_study(study, {"a": ["own"], "b": ["own"]}, {"tiny": speed}, tmp_path, "Title")
+    text = report.read_text()
+    assert (tmp_path / "study.png").stat().st_size > 10_000 and "(study.png)" in text
+    headings = re.findall("^## (.*)$", text, re.MULTILINE)
+    assert len(headings) == 8 and headings[-1] == "Speed"
+    assert "noise: 1 clip without speech" in headings

@@ -1,0 +1,148 @@
+"""`examples/study.py`: the plan, what is resumed, and a study that is killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+from scripts import ROOT, load_script
+from speech import write_speech
+from tiny_teacher import save_teacher
+
+from askd_hf.errors import UserError
+from askd_hf.evaluation.study import CellResult
+
+SCRIPT = ROOT / "examples" / "study.py"
+PLAN = {
+    "teachers": {"t": "a-teacher"},
+    "students": {"short": {"decoder_layers": 1}},
+    "training": {"own": {"dataset": "speech", "in_domain": ["known"]}, "both": {"dataset": ["speech", "more"]}},
+    "methods": {"ce": {"preset": "ce", "teacher_cache_dir": None}, "kd": {"preset": "kd", "learning_rate": 1e-4}},
+    "evaluation": {"known": {"dataset": "speech", "eval_splits": ["test"]}},
+    "seeds": [1, 2],
+    "options": {"num_train_epochs": 1, "learning_rate": 1e-3},
+}
+
+
+@pytest.fixture(scope="module")
+def study():
+    return load_script(SCRIPT)
+
+
+def read(study, tmp_path, **changes):
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(PLAN | changes, sort_keys=False))
+    return study.read_plan(file)
+
+
+def test_there_is_a_cell_for_every_combination(study, tmp_path):
+    cells = study.make_cells(read(study, tmp_path), tmp_path)
+    names = [cell.name for cell in cells]
+    assert names[0] == "t/teacher" and len(names) == 1 + 2 * 2 * 2
+    assert names[1:3] == ["t/short/own/ce/1", "t/short/own/ce/2"]
+    kd = cells[names.index("t/short/both/kd/2")].options
+    assert (kd["teacher"], kd["learning_rate"], kd["seed"]) == ("a-teacher", "0.0001", "2")  # the method's, not all's
+    assert kd["dataset"] == ["speech", "more"] and "in_domain" not in kd
+    ce = study.as_arguments(cells[1].options)
+    assert "--preset=ce" in ce and not [argument for argument in ce if argument.startswith("--teacher_cache_dir")]
+    assert study.as_arguments(kd)[study.as_arguments(kd).index("--dataset") + 1 :][:2] == ["speech", "more"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baselines": ["ce", "askd"]}, "baselines: askd: not a method"),
+        ({"training": {"own": {"in_domain": ["elsewhere"]}}}, "elsewhere: not an evaluation set"),
+        ({"speed_set": "unknown"}, "unknown: not an evaluation set"),
+        ({"sedes": [1]}, "sedes"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(study, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        read(study, tmp_path, **changes)
+
+
+def test_finished_cells_are_read_and_half_a_line_is_not(study, tmp_path):
+    cells = study.make_cells(read(study, tmp_path), tmp_path)
+    results = [CellResult("t", [], "short", "own", "ce", seed, cells[seed].options) for seed in (1, 2)]
+    lines = [json.dumps(asdict(result)) + "\n" for result in results]
+    (tmp_path / "results.jsonl").write_text(lines[0] + lines[1][:50])
+    assert list(study.read_results(tmp_path, cells)) == ["t/short/own/ce/1"]
+
+
+def test_a_line_of_other_options_is_refused(study, tmp_path):
+    cells = study.make_cells(read(study, tmp_path), tmp_path)
+    study.save_result(CellResult("t", [], "short", "own", "ce", 1, cells[1].options), tmp_path)
+    changed = study.make_cells(read(study, tmp_path, options={"num_train_epochs": 2, "learning_rate": 1e-3}), tmp_path)
+    with pytest.raises(UserError, match="t/short/own/ce/1 was run with another value of num_train_epochs"):
+        study.read_results(tmp_path, changed)
+    moved = study.make_cells(read(study, tmp_path), tmp_path / "elsewhere")
+    assert study.read_results(tmp_path, moved)  # directories may change
+
+
+def test_cells_wait_for_the_labels_that_another_computes(study, tmp_path):
+    teacher, *cells = study.make_cells(read(study, tmp_path), tmp_path)
+    first, *others = cells
+    assert study.next_cell(others, [first], set()) is None
+    assert study.next_cell([teacher], [first], set()) is teacher
+    assert study.next_cell(others, [], {first.caches}) is others[0]
+    running = next(cell for cell in cells if cell.training == "both")
+    assert study.next_cell(others, [running], {first.caches}) is others[0]
+
+
+@pytest.mark.slow
+def test_a_killed_study_gives_the_same_results(tmp_path):
+    """Two cells at a time, killed twice with all processes and interrupted once; then compared with one run."""
+    save_teacher(tmp_path / "teacher")
+    write_speech(tmp_path / "speech")
+    plan = PLAN | {
+        "teachers": {"t": str(tmp_path / "teacher")},
+        "training": {"own": {"dataset": str(tmp_path / "speech"), "in_domain": ["known"]}},
+        "evaluation": {"known": {"dataset": str(tmp_path / "speech")}},
+        "baselines": ["ce", "teacher"],
+        "options": {
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 4,
+            "save_strategy": "steps",
+            "save_steps": 2,
+        },
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+
+    def start(directory: Path) -> subprocess.Popen:
+        command = [sys.executable, str(SCRIPT), "--study", str(tmp_path / "plan.yaml"), "--processes", "2"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        return subprocess.Popen([*command, "--output_dir", str(directory)], env=environment, **pipes)
+
+    def wait_for(directory: Path, done: int, process: subprocess.Popen) -> None:
+        file, limit = directory / "results.jsonl", time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < limit:
+            if (file.read_text().count("\n") if file.exists() else 0) >= done and list(
+                directory.rglob("checkpoint-*")
+            ):
+                return
+            time.sleep(0.1)
+
+    killed = tmp_path / "killed"
+    for done, how in ((1, signal.SIGKILL), (3, signal.SIGKILL), (4, signal.SIGINT)):
+        process = start(killed)
+        wait_for(killed, done, process)
+        os.kill(process.pid, how) if how == signal.SIGKILL else os.killpg(process.pid, how)
+        assert process.wait(timeout=120) != 0
+        time.sleep(2)  # its cells notice within a second
+    last = start(killed)
+    output, _ = last.communicate(timeout=400)
+    assert last.returncode == 0, output[-3000:]
+    whole = start(tmp_path / "whole")
+    output, _ = whole.communicate(timeout=400)
+    assert whole.returncode == 0, output[-3000:]
+    tables = [(tmp_path / name / "study.md").read_text() for name in ("killed", "whole")]
+    assert tables[0] == tables[1] and len(re.findall("^## ", tables[0], re.MULTILINE)) >= 2
