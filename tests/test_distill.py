@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 import os
 import re
 import shutil
@@ -171,6 +172,9 @@ def test_the_table_has_the_error_rates_that_transformers_gives(monkeypatch, caps
     with (speech_dir / "validation" / "metadata.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     results = Results.load(tmp_path / "run" / "evaluation" / "results.json")
+    manifest = tmp_path / "run" / "evaluation" / "manifests" / "student" / "validation.jsonl"
+    durations = [json.loads(line)["duration"] for line in manifest.read_text().splitlines()]
+    assert durations == sorted(durations, reverse=True)  # a batch ends with its longest text
     for role, model in (("teacher", teacher_dir), ("student", tmp_path / "run")):
         transcribe = pipeline("automatic-speech-recognition", model=str(model))
         heard = []

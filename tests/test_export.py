@@ -1,5 +1,6 @@
 """Export to CTranslate2: the converted model is run by CTranslate2 and faster-whisper on real speech."""
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -17,12 +18,15 @@ from scripts import ROOT
 from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
 from askd_hf.data import decode_audio, load_speech_dataset
+from askd_hf.data.audio_context import audio_context
 from askd_hf.errors import UserError
+from askd_hf.export import ctranslate2 as export
 from askd_hf.export.ctranslate2 import (
     agreement,
     check_extra,
     export_ctranslate2,
     input_features,
+    transcribe_at_clip_context,
     transcribe_ctranslate2,
     transcribe_faster_whisper,
     transcribe_transformers,
@@ -87,6 +91,32 @@ def test_the_converted_model_gives_the_tokens_of_transformers(exported, teacher,
         assert predicted == [token for token in expected if token != teacher.config.eos_token_id]
         count += len(predicted)
     assert count > 36  # three words per clip
+
+
+def test_ctranslate2_takes_the_context_of_each_clip(exported, teacher, processor, clips, monkeypatch):
+    """The texts are those of transformers at the same context, clip by clip."""
+    clips = [clip[: len(clip) * (3 + i % 4) // 6] for i, clip in enumerate(clips)]
+    positions = teacher.config.max_target_positions
+    taken, generate = [], export._generate
+
+    def spy(model, processor, features, positions):
+        taken.append(features.shape[-1])
+        return generate(model, processor, features, positions)
+
+    monkeypatch.setattr(export, "_generate", spy)
+    both = transcribe_at_clip_context(exported, processor, clips, positions)
+    contexts = [2 * math.ceil(50 * (len(clip) / 16_000 + 0.64)) for clip in clips]
+    assert taken[2:] == [frames for context in contexts for frames in (300, context)]  # the first clip twice
+    assert max(contexts) < 300
+    assert both.window_texts == transcribe_ctranslate2(exported, processor, clips, positions)
+    expected = []
+    for clip, frames in zip(clips, contexts, strict=True):
+        features = input_features(processor, clip)[..., :frames]
+        with audio_context(teacher.model.encoder, features.shape[-1]):
+            tokens = teacher.generate(features, num_beams=1)
+        expected += processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    assert both.clip_texts == expected
+    assert both.window_seconds > 0 and both.clip_seconds > 0
 
 
 def test_faster_whisper_hears_what_transformers_hears(long_exported, clips):

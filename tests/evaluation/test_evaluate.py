@@ -222,6 +222,11 @@ def test_speech_that_is_too_long_and_a_set_without_any(evaluate, tmp_path, model
         *shared, "--dataset", tmp_path / "noise", "--no_speech", "True"
     )  # a second set in the same output directory
     assert run.returncode == 0, run.stderr
+    shorter = evaluate(
+        *("--model", models / "student", "--device", "cpu", "--output_dir", tmp_path / "shorter"),
+        *("--dataset", tmp_path / "speech", "--max_duration_in_seconds", 0.3),
+    )
+    assert shorter.returncode == 2 and "all clips are longer than 0.3 s" in shorter.stderr
     noise, speech = Results.load(out / "results.json").sets
     assert (speech.name, speech.clips, speech.excluded) == ("speech", 4, {"longer than 1 s": 1})
     assert (noise.has_speech, noise.clips, noise.scores["student"].wer) == (False, 2, None)
