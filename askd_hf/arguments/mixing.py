@@ -35,6 +35,11 @@ class MixArguments:
     no_speech_probability: float = HfArg(
         default=0.05, help="Sampling probability of --no_speech_dataset, strictly between 0 and 1."
     )
+    concatenate_probability: float = HfArg(
+        default=0.0,
+        help="Share of training clips that are two or three random clips of a speaker, joined within the window. "
+        "Against repetition loops on clips longer than those of the dataset. 0 to below 1.",
+    )
     timestamp_probability: float = HfArg(
         default=0.0,
         help="Probability of labels with timestamps, 0 to 1. Requires a column `segments`, created by askd-hf "
@@ -50,6 +55,7 @@ class MixArguments:
     def __post_init__(self):
         check_ranges(self, timestamp_probability=SHARE, condition_on_prev_probability=SHARE, shuffle_buffer_size=COUNT)
         check_ranges(self, no_speech_probability=Range(above=0, below=1))
+        check_ranges(self, concatenate_probability=Range(low=0, below=1))
         check_ranges(self, dataset_probabilities=POSITIVE)
 
 

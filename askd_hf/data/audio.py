@@ -16,6 +16,7 @@ from ..errors import UserError
 from .audio_decoding import AudioError, as_float, decode
 
 SAMPLING_RATE = 16_000
+PAUSE = 0.1  # seconds of silence between joined clips
 MAX_BYTES = 4 * 2**30  # largest file: the limit of WAV, six hours of 24-bit stereo at 32 kHz
 # Hz: from below telephone speech to the highest rate of recorders
 SAMPLING_RATES = (4_000, 768_000)
@@ -44,9 +45,14 @@ def decode_audio(audio: Mapping[str, Any] | None) -> np.ndarray:
 
 
 def waveform(row: Mapping[str, Any]) -> np.ndarray:
-    """Return `decode_audio` of the row's `audio`. Raise `UserError` with the clip's name if decoding fails."""
+    """Return `decode_audio` of the row's `audio`, and of `more_audio` behind it, with pauses of `PAUSE` seconds.
+
+    Raises `UserError` with the clip's name if decoding fails.
+    """
     try:
-        return decode_audio(row["audio"])
+        waves = [decode_audio(audio) for audio in (row["audio"], *(row.get("more_audio") or []))]
+        pause = np.zeros(round(PAUSE * SAMPLING_RATE), dtype=np.float32)
+        return waves[0] if len(waves) == 1 else np.concatenate([part for wave in waves for part in (wave, pause)][:-1])
     except AudioError as error:
         raise UserError(
             f"{row['clip']}: {error}. The file passed validation, so it has changed since or the disk failed"

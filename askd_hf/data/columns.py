@@ -29,6 +29,9 @@ COLUMNS = Features(
 """Columns used in training. A value is None if it doesn't apply; `no_speech` is True for clips without speech."""
 VALIDATION_COLUMNS = Features(duration=Value("float64"), label_tokens=Value("int64"), audio_key=Value("string"))
 """Columns added by `filter_invalid_clips`: audio duration in seconds, label tokens per clip, hash of the audio."""
+JOINED_COLUMNS = Features(more_audio=List(AUDIO_FILE), joined_keys=List(Value("string")))
+"""Columns of clips joined at random, None in other rows: the files behind that of `audio`, and the `audio_key` of
+each clip."""
 TRAINING_COLUMNS = ("no_speech", "rng_key")
 """Columns added in training. A user's columns with these names are dropped."""
 FORMER_COLUMNS = {"seconds": "duration", "negative": "no_speech", "draw": "rng_key"}

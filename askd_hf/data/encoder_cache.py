@@ -234,8 +234,9 @@ def cache_encoder(
     folder = Path(directory) / _digest(settings)
     _write_settings(folder, settings)
     cache = EncoderCache(folder, model.config.max_source_positions, model.config.d_model)
+    read = ("audio", "more_audio", "clip", "audio_key")
     clips: ConcatDataset = ConcatDataset(
-        [dataset.select_columns(["audio", "clip", "audio_key"]) for dataset in datasets]
+        [dataset.select_columns([name for name in read if name in dataset.column_names]) for dataset in datasets]
     )
     rows: dict[str, int] = {}  # key -> its first row
     for row, key in enumerate(key for dataset in datasets for key in dataset["audio_key"][:]):

@@ -133,6 +133,7 @@ class TrainingSummary:
     top_k: int | None = None
     # number of training clips without speech; None if the number is unknown (streaming)
     no_speech_clips: int | None = 0
+    concatenated_clips: int = 0  # rows of two or three joined clips, which don't count as clips
     ended_early: bool = False  # whether `early_stopping_patience` ended the run
 
     def save(self, directory: Path) -> None:
@@ -230,6 +231,7 @@ def _summary(student: ModelInfo, trainer: Any) -> TrainingSummary:
         best_step=state.best_global_step if chosen else None,
         top_k=top_k,
         no_speech_clips=no_speech_clips,
+        concatenated_clips=count_concatenated(train_dataset),
         ended_early=0 < state.global_step < state.max_steps and has_lost_patience(config, state),
     )
 
@@ -246,11 +248,19 @@ def count_clips(train_dataset: Any) -> tuple[int | None, float | None, int | Non
 
     rows = len(train_dataset)
     keys, no_speech = column("audio_key", list(range(rows))), column("no_speech", [False] * rows)
-    durations = dict(zip(keys, column("duration", [0.0] * rows), strict=True))
+    facts = zip(keys, column("duration", [0.0] * rows), column("joined_keys", [None] * rows), strict=True)
+    durations = {key: seconds for key, seconds, joined in facts if joined is None}
     no_speech_clips = {key for key, is_no_speech in zip(keys, no_speech, strict=True) if is_no_speech}
     speech = durations.keys() - no_speech_clips
     known = "duration" in train_dataset.column_names
     return len(speech), sum(durations[key] for key in speech) / 3600 if known else None, len(no_speech_clips)
+
+
+def count_concatenated(train_dataset: Any) -> int:
+    """Return the number of rows of `with_concatenated`."""
+    if not isinstance(train_dataset, Dataset) or "joined_keys" not in train_dataset.column_names:
+        return 0
+    return sum(keys is not None for keys in train_dataset["joined_keys"][:])
 
 
 def has_lost_patience(config: ASKDConfig, state: TrainerState) -> bool:

@@ -24,10 +24,11 @@ from ..data import (
     with_no_speech,
 )
 from ..data.columns import longest_first
+from ..data.concatenation import with_concatenated
 from ..data.languages import language_code, with_language, without_language
 from ..data.long_clips import cut_long_clips
 from ..data.no_speech import as_no_speech, synthetic_no_speech
-from ..data.soft_labels import without_soft_labels
+from ..data.soft_labels import has_soft_labels, without_soft_labels
 from ..data.text import basic_normalizer, replace_column
 from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
@@ -176,13 +177,21 @@ def training_speech(
     speech = mix(checked, mix_args.dataset_probabilities, seed)
     spoken = sorted({pair for split in checked for pair in spoken_in(split)}) if multilingual else []
     no_speech_dataset = _negatives(mix_args, data_args, collator, spoken)
-    if no_speech_dataset is None:
-        return speech
-    limits = model_limits(collator, data_args).for_no_speech()
-    no_speech_dataset = validate_split(
-        "training", "no_speech", no_speech_dataset, limits, data_args, report_to, collator
-    )
-    return with_no_speech(speech, no_speech_dataset, mix_args.no_speech_probability, seed)
+    if no_speech_dataset is not None:
+        limits = model_limits(collator, data_args).for_no_speech()
+        no_speech_dataset = validate_split(
+            "training", "no_speech", no_speech_dataset, limits, data_args, report_to, collator
+        )
+        speech = with_no_speech(speech, no_speech_dataset, mix_args.no_speech_probability, seed)
+    if mix_args.concatenate_probability:
+        if has_soft_labels(speech):
+            raise UserError(
+                "--concatenate_probability is not supported with a dataset of cached soft labels, which are of single "
+                "clips: give the speech itself as --dataset, and --teacher_cache_dir"
+            )
+        window, longest = collator.processor.feature_extractor.chunk_length, collator.config.max_target_positions
+        speech = with_concatenated(speech, mix_args.concatenate_probability, window, longest, seed)
+    return speech
 
 
 def training_splits(
@@ -265,6 +274,8 @@ def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConf
     data_args.eval_sources()
     if mix_args.streaming and data_args.long_clips == "cut":
         raise UserError("--long_clips cut is not supported with --streaming: choose skip")
+    if mix_args.streaming and mix_args.concatenate_probability:
+        raise UserError("--concatenate_probability is not supported with --streaming")
     if mix_args.streaming and config.max_steps <= 0:
         raise UserError("--streaming requires --max_steps: the length of an epoch is unknown")
     if mix_args.streaming and config.train_sampling_strategy == "group_by_length":

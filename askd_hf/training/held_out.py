@@ -43,8 +43,9 @@ def hold_out(dataset: Any) -> tuple[Any, Sequence[Any]]:
     """Split the training set into the rest and the held-out clips: 5 % of the clips, at most 128.
 
     The choice is the same in all runs on the same data. Clips without speech aren't held out. All rows of a held-out
-    clip are removed from the training set. For a stream it is 5 % of its first 1000 rows. If this is fewer than 8
-    clips, or if the length is unknown, no clips are held out and a warning is logged.
+    clip are removed from the training set, also those of clips joined with it. For a stream it is 5 % of its first
+    1000 rows. If this is fewer than 8 clips, or if the length is unknown, no clips are held out and a warning is
+    logged.
     """
     if isinstance(dataset, SpeechStream):
         chosen: Sequence[Any]
@@ -67,23 +68,29 @@ def hold_out(dataset: Any) -> tuple[Any, Sequence[Any]]:
 def _hold_out_rows(dataset: Any) -> tuple[Any, Any, int]:
     """Return the training rows, the held-out rows and the number of clips with speech."""
     clips, rows = _speech(dataset)
+    joined = dataset["joined_keys"][:] if "joined_keys" in _columns(dataset) else [None] * len(dataset)
     number = min(int(SHARE * len(rows)), MAX_CLIPS)
     chosen = sorted(np.random.default_rng(0).permutation(list(rows.values()))[:number].tolist())
     names = {clips[row] for row in chosen}
-    others = [row for row, name in enumerate(clips) if name not in names]
+    others = [row for row, name in enumerate(clips) if names.isdisjoint(joined[row] or [name])]
     if isinstance(dataset, Dataset):
         return dataset.select(others), dataset.select(chosen), len(rows)
     return Subset(dataset, others), Subset(dataset, chosen), len(rows)
 
 
+def _columns(dataset: Any) -> list[str]:
+    return dataset.column_names if isinstance(dataset, Dataset) else []
+
+
 def _speech(dataset: Any) -> tuple[Sequence[Any], dict[Any, int]]:
-    """Return the clip of each row, and the first row of each clip with speech."""
-    columns = dataset.column_names if isinstance(dataset, Dataset) else []
+    """Return the clip of each row, and the first row of each single clip with speech."""
+    columns = _columns(dataset)
     clips = dataset["audio_key"][:] if "audio_key" in columns else range(len(dataset))
+    joined = dataset["joined_keys"][:] if "joined_keys" in columns else itertools.repeat(None, len(dataset))
     silent = dataset["no_speech"][:] if "no_speech" in columns else itertools.repeat(False, len(dataset))
     rows: dict[Any, int] = {}
-    for row, (clip, is_silent) in enumerate(zip(clips, silent, strict=True)):
-        if not is_silent:
+    for row, (clip, is_silent, keys) in enumerate(zip(clips, silent, joined, strict=True)):
+        if not is_silent and keys is None:
             rows.setdefault(clip, row)
     return clips, rows
 

@@ -1,0 +1,107 @@
+"""Training clips that are joined at random.
+
+A student trained on single short clips writes loops where clips are longer than those it has seen. In a first
+measurement, joined clips in a quarter of the rows removed most loops on other speech and cost nothing in the domain.
+"""
+
+import hashlib
+import logging
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, concatenate_datasets
+
+from ..errors import UserError
+from .audio import PAUSE
+from .columns import AUDIO_FILE, JOINED_COLUMNS, require_audio_files, with_features
+from .languages import word_separator
+
+logger = logging.getLogger(__name__)
+
+MOST_CLIPS = 3  # per joined clip
+MARGIN = 0.5  # seconds of the window that stay free
+
+
+def with_concatenated(
+    dataset: Dataset, probability: float, window_seconds: float, max_label_length: int, seed: int
+) -> Dataset:
+    """Append rows of two or three random clips of a speaker, so that they are a share `probability` of the result.
+
+    The audio of a joined row is put together when it is read. The columns `JOINED_COLUMNS` are added.
+    Clips have the same speaker, if the dataset has a column `speaker`, and the same language and task. Clips without
+    speech aren't joined.
+
+    Args:
+        dataset: the result of `filter_invalid_clips` or `mix`.
+        window_seconds: of the student. Joined clips leave 0.5 s of it free.
+        max_label_length: in label tokens.
+        seed: of the choice.
+
+    Raises `UserError` if no two clips fit.
+    """
+    require_audio_files(dataset.features["audio"], "--concatenate_probability", "join clips of")
+    number = round(len(dataset) * probability / (1.0 - probability))
+    facts = dataset.remove_columns("audio")
+    rows = [dict(row) for row in facts]
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        if row["text"] and row["text"].strip() and not row.get("no_speech"):
+            groups[tuple(row.get(name) for name in ("speaker", "language", "task"))].append(i)
+    speech = [i for members in groups.values() for i in members]
+    group_of = {i: members for members in groups.values() for i in members}
+    generator = np.random.default_rng([seed, 0])
+    chosen: list[list[int]] = []
+    for _ in range(number):
+        first = speech[generator.integers(len(speech))] if speech else None
+        if first is not None:
+            clips = [first]
+            for _ in range(int(generator.integers(2, MOST_CLIPS, endpoint=True)) - 1):
+                clips.append(group_of[first][generator.integers(len(group_of[first]))])
+            while len(clips) > 1 and not _fits([rows[i] for i in clips], window_seconds, max_label_length):
+                clips.pop()
+            if len(clips) > 1:
+                chosen.append(clips)
+    if not chosen:
+        raise UserError(
+            f"--concatenate_probability: no two clips of a speaker fit in the window of {window_seconds:g} s. Leave "
+            "it out"
+        )
+    if len(chosen) < number:
+        logger.warning("--concatenate_probability: %d of %d random choices fit in the window", len(chosen), number)
+    audio = dataset.select_columns("audio")
+    joined = [_joined([rows[i] for i in clips], [audio[i]["audio"] for i in clips]) for clips in chosen]
+    features = Features(dataset.features | JOINED_COLUMNS)
+    added = Dataset.from_list(joined, features=Features(features | {"audio": AUDIO_FILE}))
+    return concatenate_datasets([with_features(dataset, features), with_features(added, features)])
+
+
+def _fits(rows: list[dict[str, Any]], window_seconds: float, max_label_length: int) -> bool:
+    duration = sum(row["duration"] for row in rows) + PAUSE * (len(rows) - 1)
+    return duration <= window_seconds - MARGIN and sum(row["label_tokens"] for row in rows) <= max_label_length
+
+
+def _joined(rows: list[dict[str, Any]], audio: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of several clips. Values of other columns are those of the first."""
+    first, offset, segments = rows[0], 0.0, []
+    for row in rows:
+        for segment in row.get("segments") or []:
+            segments.append(segment | {name: segment[name] + offset for name in ("start", "end")})
+        offset += row["duration"] + PAUSE
+    keys = [row["audio_key"] for row in rows]
+    space = word_separator(first.get("language"), first.get("task"))
+    times = {"segments": segments if all(row["segments"] for row in rows) else None} if "segments" in first else {}
+    return (
+        first
+        | times
+        | dict(
+            audio=audio[0],
+            more_audio=audio[1:],
+            text=space.join(row["text"].strip() for row in rows),
+            clip=" + ".join(row["clip"] for row in rows),
+            duration=offset - PAUSE,
+            label_tokens=sum(row["label_tokens"] for row in rows),
+            audio_key=hashlib.blake2b("+".join(keys).encode(), digest_size=16).hexdigest(),
+            joined_keys=keys,
+        )
+    )

@@ -1,0 +1,154 @@
+"""Clips joined at random: what is in a joined row, its audio and its caches, and that nothing held out comes back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from datasets import Dataset
+from models import make_processor, make_whisper
+from scripts import distill_options, run_here
+from speech import write_csv
+
+from askd_hf.data import Limits, SpeechCollator, cache_encoder, filter_invalid_clips, load_speech_dataset
+from askd_hf.data.audio import waveform
+from askd_hf.data.concatenation import with_concatenated
+from askd_hf.data.mix import with_no_speech
+from askd_hf.data.no_speech import synthetic_no_speech
+from askd_hf.errors import UserError
+from askd_hf.hub.training_summary import count_clips, count_concatenated
+from askd_hf.training.held_out import hold_out
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """40 clips of 0.10 to 0.29 s of two speakers; each is a constant, so that it is found in joined audio."""
+    folder = tmp_path_factory.mktemp("speech")
+    rows = []
+    for i in range(40):
+        samples = np.full(int(RATE * (0.1 + i % 20 / 100)), (i + 1) / 64)
+        samples[0] += 1 / 64  # not silent
+        soundfile.write(folder / f"{i}.wav", samples, RATE, subtype="FLOAT")
+        rows.append([f"{i}.wav", "abcdefgh"[i % 8] + " ", "ann" if i % 2 else "bob"])
+    write_csv(folder / "metadata.csv", [["file_name", "transcription", "speaker"], *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def speech(folder) -> Dataset:
+    loaded = load_speech_dataset(str(folder), None, "train")
+    collator = SpeechCollator(make_processor(), make_whisper(make_processor()).config)
+    return filter_invalid_clips(loaded, collator.label_ids, Limits(1.0, 64), on_bad_audio="error")
+
+
+@pytest.fixture(scope="module")
+def joined(speech) -> Dataset:
+    return with_concatenated(speech, 0.25, 1.0, 64, seed=3)
+
+
+def parts(row: dict) -> list[int]:
+    return [int(name.rpartition("/")[2].partition(".")[0]) for name in row["clip"].split(" + ")]
+
+
+def test_the_share_of_joined_rows_is_as_asked(speech, joined):
+    rows = [row for row in joined if row["more_audio"]]
+    assert 0 < len(rows) <= round(40 / 3) and len(joined) == 40 + len(rows)
+    assert joined.select(range(40))["clip"][:] == speech["clip"][:]  # every clip is there by itself as well
+    assert {len(parts(row)) for row in with_concatenated(speech, 0.5, 1.2, 64, seed=0).select(range(40, 70))} == {2, 3}
+
+
+def test_a_joined_row_has_text_and_audio_of_one_speaker_in_order(speech, joined):
+    for row in joined.select(range(40, len(joined))):
+        clips = [speech[i] for i in parts(row)]
+        assert {clip["speaker"] for clip in clips} == {row["speaker"]}
+        assert row["text"] == " ".join(clip["text"].strip() for clip in clips)
+        wave, expected = waveform(row), []
+        for clip in clips:
+            expected += [waveform(clip), np.zeros(RATE // 10)]
+        assert np.array_equal(wave, np.concatenate(expected[:-1]).astype(np.float32))
+        assert row["duration"] == pytest.approx(len(wave) / RATE) and row["duration"] < 0.501
+
+
+def test_the_choice_depends_on_the_seed_alone(speech, joined):
+    assert with_concatenated(speech, 0.25, 1.0, 64, seed=3)["clip"][:] == joined["clip"][:]
+    assert with_concatenated(speech, 0.25, 1.0, 64, seed=4)["clip"][:] != joined["clip"][:]
+
+
+def test_times_of_segments_are_those_in_the_joined_audio(speech):
+    segments = [[{"start": 0.0, "end": round(row["duration"], 2), "text": row["text"]}] for row in speech]
+    with_times = speech.add_column("segments", segments)
+    row = with_concatenated(with_times, 0.25, 1.0, 64, seed=3)[-1]
+    offset = 0.0
+    for segment, i in zip(row["segments"], parts(row), strict=True):
+        assert segment["start"] == pytest.approx(offset, abs=0.006)
+        offset += speech[i]["duration"] + 0.1
+
+
+def test_languages_and_clips_without_speech_are_not_mixed(speech):
+    languages = speech.add_column("language", ["en" if i < 20 else "fr" for i in range(40)])
+    languages = languages.add_column("task", ["transcribe"] * 40)
+    noise = filter_invalid_clips(
+        synthetic_no_speech(max_duration_in_seconds=0.3), None, Limits(1.0), on_bad_audio="error"
+    )
+    mixed = with_no_speech(languages, noise, 0.3, seed=0)
+    rows = [row for row in with_concatenated(mixed, 0.3, 1.0, 64, seed=1) if row["more_audio"]]
+    assert len(rows) > 5
+    for row in rows:
+        assert not row["no_speech"] and {i < 20 for i in parts(row)} == {row["language"] == "en"}
+
+
+def test_the_encoder_cache_has_the_output_for_the_joined_audio(joined, tmp_path):
+    processor = make_processor()
+    model = make_whisper(processor).eval()
+    cache = cache_encoder(
+        model, processor, [joined], tmp_path, batch_size=4, device=torch.device("cpu"), dtype=torch.float32
+    )
+    row = joined[-1]
+    features = processor.feature_extractor(waveform(row), sampling_rate=RATE, return_tensors="pt").input_features
+    with torch.no_grad():
+        expected = model.model.encoder(features).last_hidden_state
+    torch.testing.assert_close(cache.read([row["audio_key"]]).float(), expected, atol=2e-3, rtol=0)
+
+
+def test_held_out_clips_are_not_trained_on_in_a_joined_row(speech):
+    many = Dataset.from_list([row | {"audio_key": f"{i}"} for i in range(5) for row in speech]).cast(speech.features)
+    many = many.remove_columns("audio_key").add_column("audio_key", [f"key{i}" for i in range(200)])
+    training, held = hold_out(with_concatenated(many, 0.5, 1.0, 64, seed=0))
+    names = set(held["audio_key"][:])
+    assert len(names) == 10 and not any(held["joined_keys"][:])
+    trained = [keys or [key] for keys, key in zip(training["joined_keys"][:], training["audio_key"][:], strict=True)]
+    assert names.isdisjoint(key for keys in trained for key in keys)
+    assert sum(len(keys) > 1 for keys in trained) > 50
+
+
+def test_joined_rows_are_no_further_clips_in_the_summary(speech, joined):
+    assert count_clips(joined)[:2] == count_clips(speech)[:2]
+    assert count_concatenated(joined) == len(joined) - 40 and count_concatenated(speech) == 0
+
+
+def test_a_window_without_room_is_an_error(speech):
+    with pytest.raises(UserError, match=r"no two clips of a speaker fit in the window of 0.6 s"):
+        with_concatenated(speech, 0.25, 0.6, 64, seed=0)
+
+
+def test_a_run_with_both_caches_has_joined_rows(monkeypatch, capsys, tmp_path, folder):
+    """The teacher's targets of a joined row are those of its joined audio: cached and live runs give equal losses."""
+    processor = make_processor()
+    make_whisper(processor).save_pretrained(tmp_path / "teacher")
+    processor.save_pretrained(tmp_path / "teacher")
+    losses = []
+    for name, caches in (("live", []), ("cached", ["--encoder_cache_dir", "e", "--teacher_cache_dir", "t"])):
+        monkeypatch.chdir(tmp_path)
+        more = ["--concatenate_probability", 0.3, "--logging_steps", 1, "--max_steps", 3, "--learning_rate", 1e-4]
+        more += ["--teacher_top_k", 30, *caches]
+        status, out, err = run_here(
+            monkeypatch, capsys, *distill_options(tmp_path / "teacher", folder, tmp_path / name, *more)
+        )
+        assert status == 0, err
+        losses.append([line.split("'loss': '")[1].split("'")[0] for line in out.splitlines() if "'loss'" in line])
+        assert "joined at random" in (tmp_path / name / "README.md").read_text()
+    live, cached = ([float(loss) for loss in of] for of in losses)
+    assert live == pytest.approx(cached, rel=2e-3) and len(live) == 3
