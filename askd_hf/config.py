@@ -117,12 +117,14 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         "Requires --load_best_model_at_end.",
     )
     freeze_encoder: bool | None = HfArg(
-        default=None, help="Train the decoder only. Default: True, unless --encoder_layers removes encoder layers."
+        default=None,
+        help="Train the decoder only. Default: True, unless removed encoder layers aren't recovered before (see "
+        "--encoder_recovery_epochs).",
     )
     hidden_weight: float | None = HfArg(
         default=None,
         help="Weight of the loss between the hidden states of the student's encoder and the teacher's. It is "
-        "multiplied by the teacher weight. Default: 10 with --encoder_layers, else 0.",
+        "multiplied by the teacher weight. Default: 10 with --encoder_layers and --freeze_encoder False, else 0.",
     )
     eval_teacher_losses: bool = HfArg(
         default=False,

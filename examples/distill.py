@@ -16,6 +16,7 @@ from askd_hf.commands.distill import (
     load_speech,
     make_trainer,
     prepare_run,
+    recover_pruned_encoder,
     reduce_vocabulary,
     select_layers,
     train,
@@ -44,6 +45,9 @@ def main() -> None:
     # with --layer_selection greedy the teacher's loss on training clips decides which layers the student has
     options, models = select_layers(options, models, speech, checkpoint)
     origin = Provenance.of(options.model, options.data, models.teacher, models.student)  # for the model card
+
+    # an encoder that lost layers is first trained to give the outputs of the whole encoder, on audio alone
+    recover_pruned_encoder(options, models, speech, origin)
 
     # outputs of the frozen encoder and the teacher's most probable tokens are computed once
     models, speech = fill_caches(options, models, speech)

@@ -283,7 +283,8 @@ def train(cell: Cell) -> None:
     """Train the student, from its last checkpoint if there is one."""
     run = Path(cell.options["output_dir"])
     options = dict(cell.options)
-    if any(is_finished(checkpoint) for checkpoint in checkpoint_directories(run)):
+    # a run may have been stopped in the recovery of its encoder, which has checkpoints of its own
+    if any(is_finished(file.parent) for file in run.glob("**/trainer_state.json")):
         options["resume_from_checkpoint"] = "last"
     else:
         shutil.rmtree(run, ignore_errors=True)

@@ -31,7 +31,7 @@ def copied_layers(run) -> tuple[list[int], list[int]]:
 
 def test_the_student_trains_its_own_encoder_and_loads_anywhere(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     run = tmp_path / "run"
-    more = ["--encoder_layers", 1, "--eval_splits", "validation", "--logging_steps", 1]
+    more = ["--encoder_layers", 1, "--freeze_encoder", "False", "--eval_splits", "validation", "--logging_steps", 1]
     status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *more))
     assert status == 0, err
     student, teacher = load_file(run / "model.safetensors"), load_file(teacher_dir / "model.safetensors")
@@ -64,6 +64,8 @@ def test_probed_layers_are_those_of_the_whole_run_and_of_its_resumption(
         "validation",
         "--learning_rate",
         1e-30,
+        "--freeze_encoder",
+        "False",
     ]
     more += ["--save_strategy", "steps", "--save_steps", 2, "--max_steps", 4]
     status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *more))
@@ -101,7 +103,7 @@ def test_of_two_processes_one_probes_for_both(tmp_path, teacher_dir, speech_dir)
 
 def test_cached_labels_go_without_hidden_states(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     more = ["--encoder_layers", 2, "--teacher_cache_dir", tmp_path / "labels", "--teacher_top_k", 5]
-    more += ["--max_steps", 2, "--logging_steps", 1]
+    more += ["--max_steps", 2, "--logging_steps", 1, "--freeze_encoder", "False"]
     status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
     assert status == 0, err
     assert "teacher_loss" in out and "hidden_loss" not in out
@@ -112,12 +114,21 @@ def test_cached_labels_go_without_hidden_states(monkeypatch, capsys, tmp_path, t
 def test_what_cannot_be_is_said_before_any_work(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     layers, labels = ["--encoder_layers", 2], ["--teacher_cache_dir", tmp_path / "labels", "--teacher_top_k", 5]
     for more, message in (
-        ([*layers, "--freeze_encoder", "True"], "a pruned encoder must be trained"),
         (
-            [*layers, "--encoder_cache_dir", tmp_path / "cache"],
+            [*layers, "--freeze_encoder", "True", "--encoder_recovery_epochs", 0],
+            "a pruned encoder must be trained",
+        ),
+        (
+            [*layers, "--encoder_cache_dir", tmp_path / "cache", "--freeze_encoder", "False"],
             "--encoder_cache_dir requires a frozen encoder",
         ),
         ([*layers, *labels, "--hidden_weight", 1], "--hidden_weight 1 is not supported with --teacher_cache_dir"),
+        (["--encoder_recovery_epochs", 2], "--encoder_recovery_epochs requires --encoder_layers with fewer"),
+        (
+            [*layers, "--encoder_recovery_epochs", 0, "--encoder_recovery_dataset", speech_dir],
+            "--encoder_recovery_dataset has no effect",
+        ),
+        ([*layers, "--encoder_recovery_epochs", -1], "--encoder_recovery_epochs must be at least 0"),
         (["--hidden_weight", 1], "--hidden_weight 1 requires a trained encoder"),
         (["--student", teacher_dir, "--layer_selection", "greedy"], "is not supported with --student"),
         (

@@ -5,7 +5,7 @@ from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
-from .ranges import Window, check_layers, check_vocabulary, parse_window
+from .ranges import NOT_NEGATIVE, Window, check_layers, check_ranges, check_vocabulary, parse_window
 from .renamed import accepts_renamed
 
 
@@ -31,9 +31,21 @@ class ModelArguments:
     )
     encoder_layers: str | None = HfArg(
         default=None,
-        help="Encoder layers, as --decoder_layers. The encoder is then trained, also with a hidden-state loss "
-        "(see --hidden_weight). With --student, layers of the student, as a second step after a run with more layers. "
-        "Default: all layers, frozen.",
+        help="Encoder layers, as --decoder_layers. The encoder is then trained first, on audio alone (see "
+        "--encoder_recovery_epochs), and frozen. With --student, layers of the student, as a second step after a run "
+        "with more layers. Default: all layers, frozen.",
+    )
+    encoder_recovery_epochs: int | None = HfArg(
+        default=None,
+        help="Epochs over the training audio, before the distillation, in which the layers above the first removed "
+        "encoder layer are trained to give the output of the whole encoder. Transcripts aren't used. The encoder is "
+        "then frozen, unless --freeze_encoder False. Default: 5 with --encoder_layers; 0 with --freeze_encoder False, "
+        "--hidden_weight or --streaming.",
+    )
+    encoder_recovery_dataset: list[str] = HfArg(
+        default_factory=list,
+        help="More audio for --encoder_recovery_epochs, without transcripts: directories or Hub ids. Long "
+        "recordings are cut into windows.",
     )
     layer_selection: Literal["spread", "greedy", "merged"] = HfArg(
         default="spread",
@@ -75,6 +87,7 @@ class ModelArguments:
     def __post_init__(self):
         for name in ("decoder_layers", "encoder_layers"):
             check_layers(name, getattr(self, name))
+        check_ranges(self, encoder_recovery_epochs=NOT_NEGATIVE)
         if self.window_seconds is not None:
             parse_window(self.window_seconds)
         if self.vocabulary is not None:

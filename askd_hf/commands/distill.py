@@ -39,7 +39,7 @@ from ..models.from_arguments import check_student_options, load_student, load_te
 from ..models.generation_config import allow_silence, is_multilingual, set_languages
 from ..models.layer_selection import choose_layers
 from ..models.layers import is_pruned_encoder
-from ..models.loading import check_max_length, check_processor, load_processor
+from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
 from ..models.lora import LoraArguments, loadable_base, with_lora
 from ..models.smaller_vocabulary import with_smaller_vocabulary
 from ..models.student import check_pair, same_encoder
@@ -58,6 +58,7 @@ from ..training.datasets import (
     training_limits,
     training_speech,
 )
+from ..training.encoder_recovery import is_recovering, recover_encoder, recovery_epochs
 from ..training.run_dir import (
     check_directories,
     exit_non_main_processes,
@@ -130,6 +131,7 @@ def distill(
     speech = load_speech(options, models)
     options, models = select_layers(options, models, speech, checkpoint)
     origin = Provenance.of(options.model, options.data, models.teacher, models.student)
+    recover_pruned_encoder(options, models, speech, origin)
     models, speech = fill_caches(options, models, speech)
     trainer = make_trainer(options, models, speech, origin)
     del models
@@ -154,7 +156,9 @@ def prepare_run(options: Options) -> str | None:
     check_directories(config, options.caches)
     if not data_args.eval_sources():
         prepare_evaluation(config, [])
-    checkpoint = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
+    checkpoint = None
+    if not is_recovering(config):
+        checkpoint = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
     if checkpoint is not None:
         check_options(config, checkpoint)
     if options.lora.keep_adapter:
@@ -195,7 +199,8 @@ def load_models(options: Options) -> Models:
         shares_features = same_encoder(teacher, student) and shortest_context(model_args) is None
         extractor = None if shares_features else teacher_processor.feature_extractor
         check_pair(teacher, student, own_features=True)
-    prepare_encoder(config, compressed=is_pruned_encoder(student.config))
+    recovered = recovery_epochs(model_args, config, student, options.mix.streaming) > 0
+    prepare_encoder(config, compressed=is_pruned_encoder(student.config) and not recovered)
     check_caches(options.caches, model_args, config, student.config.vocab_size, options.mix, options.augment)
     return Models(teacher, student, processor, extractor)
 
@@ -238,6 +243,17 @@ def select_layers(options: Options, models: Models, speech: Speech, checkpoint: 
     if options.mix.no_speech_dataset:
         allow_silence(models.student)
     return options, models
+
+
+def recover_pruned_encoder(options: Options, models: Models, speech: Speech, origin: Provenance) -> None:
+    """Train a pruned encoder on audio alone, before the distillation, and note it in `origin`."""
+    model_args, config, student = options.model, options.config, models.student
+    epochs = recovery_epochs(model_args, config, student, options.mix.streaming)
+    if epochs and isinstance(speech.train, Dataset):
+        whole = load_whisper(model_args.student) if model_args.student else models.teacher
+        extractor = models.processor.feature_extractor
+        recover_encoder(model_args, config, student, whole, speech.train, extractor, epochs)
+        origin.encoder_recovery_epochs = epochs
 
 
 # ---- speech ----

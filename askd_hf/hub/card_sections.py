@@ -97,6 +97,9 @@ def base_model_sentence(summary: TrainingSummary) -> str:
         return "" if provenance.student is None else f"{start} {link(provenance.student)}."
     if provenance.teacher.decoder_layers is not None:
         sentence += f" ({layers(provenance.teacher)}, {provenance.teacher.parameters:,} parameters)"
+    if provenance.encoder_recovery_epochs:
+        epochs = plural(provenance.encoder_recovery_epochs, "epoch")
+        sentence += f". Its encoder was first trained for {epochs} on audio alone, to give the whole encoder's outputs"
     return f"{sentence}."
 
 

@@ -95,6 +95,7 @@ class Provenance:
     # didn't start from the teacher
     copied_decoder_layers: list[int] | None = None
     copied_encoder_layers: list[int] | None = None
+    encoder_recovery_epochs: int = 0  # epochs of training a pruned encoder on audio alone, before the distillation
     speech: list[TrainingData] = field(default_factory=list)  # the training data; empty if unknown
     # languages of the speech, as codes such as `en`; empty if unknown
     languages: list[str] = field(default_factory=list)

@@ -71,8 +71,8 @@ def check_caches(
         )
     if caches.encoder_cache_dir and config.freeze_encoder is False:
         raise UserError(
-            "--encoder_cache_dir requires a frozen encoder: leave it out, or leave out --encoder_layers and "
-            "--freeze_encoder False"
+            "--encoder_cache_dir requires a frozen encoder: leave it out, or leave out --freeze_encoder False and "
+            "--encoder_recovery_epochs 0"
         )
 
 

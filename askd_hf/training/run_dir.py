@@ -67,7 +67,9 @@ def prepare_encoder(config: ASKDConfig, compressed: bool) -> None:
     if config.freeze_encoder is None:
         config.freeze_encoder = not compressed
     if config.freeze_encoder and compressed:
-        raise UserError("a pruned encoder must be trained: drop --freeze_encoder True or --encoder_layers")
+        raise UserError(
+            "a pruned encoder must be trained: leave out --freeze_encoder True, or give --encoder_recovery_epochs"
+        )
     if config.freeze_encoder and config.hidden_weight:
         raise UserError(
             f"--hidden_weight {config.hidden_weight:g} requires a trained encoder: leave it out, or give "

@@ -1,0 +1,243 @@
+"""Train a pruned encoder on audio alone, until its outputs are those of the whole encoder again; then it is frozen.
+
+Only the layers above the first removed one are trained, as the output of those below hasn't changed. No transcripts
+are required, so any speech will do, and what the encoder learns doesn't depend on the labels: with few hours, an
+encoder that is trained on labels learns them by heart. The outputs of the frozen encoder can be cached.
+"""
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset as IndexedDataset
+from transformers import Trainer, TrainingArguments, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from ..arguments import ModelArguments
+from ..config import ASKDConfig
+from ..data import SAMPLING_RATE, Limits, filter_invalid_clips, load_speech_dataset
+from ..data.audio import extract_features, waveform
+from ..data.audio_context import audio_context
+from ..errors import UserError
+from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_encoder, merged_layers
+from .checkpoint_lookup import checkpoint_directories, is_finished
+from .run_callbacks import StopGracefullyCallback
+from .run_dir import exit_non_main_processes
+
+logger = logging.getLogger(__name__)
+
+RECOVERY_DIR = "encoder_recovery"  # in the output directory of the run
+ENCODER_FILE = "encoder.safetensors"
+DEFAULT_EPOCHS = 5
+# measured with 3 of the 4 layers of whisper-tiny.en
+LEARNING_RATE, BATCH_SIZE, WARMUP, WEIGHT_DECAY = 5e-4, 16, 0.05, 0.01
+
+
+class AudioWindows(IndexedDataset):
+    """The clips of datasets in windows: a longer clip is several of them, the last of which may be short.
+
+    Args:
+        datasets: with `audio`, `clip` and `duration`.
+        seconds: the window.
+    """
+
+    def __init__(self, datasets: list[Dataset], seconds: float):
+        self.datasets, self.samples = datasets, round(seconds * SAMPLING_RATE)
+        self.places = [
+            (number, row, start)
+            for number, dataset in enumerate(datasets)
+            for row, duration in enumerate(dataset["duration"][:])
+            for start in range(0, max(1, round(duration * SAMPLING_RATE)), self.samples)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Tensor:
+        number, row, start = self.places[index]
+        return torch.from_numpy(waveform(self.datasets[number][row])[start : start + self.samples])
+
+
+class EncoderRecoveryTrainer(Trainer):
+    """Trains an encoder on the mean squared difference between its output and that of another one.
+
+    Args:
+        model: a `WhisperEncoder`; the layers that require gradients are trained.
+        target_encoder: the whole encoder. Its window may be longer: then it takes the first positions.
+    """
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, target_encoder: nn.Module, **options: Any):
+        super().__init__(model=model, args=args, **options)
+        self.target_encoder = target_encoder.to(args.device).eval()
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any):
+        features = inputs["input_features"]
+        with torch.no_grad(), audio_context(self.target_encoder, features.shape[-1]):
+            target = self.target_encoder(features.to(next(self.target_encoder.parameters()).dtype)).last_hidden_state
+        loss = F.mse_loss(model(features).last_hidden_state, target.float())
+        return (loss, {}) if return_outputs else loss
+
+
+def recovery_epochs(
+    models: ModelArguments, config: ASKDConfig, student: WhisperForConditionalGeneration, streaming: bool
+) -> int:
+    """Return the epochs of the recovery of the student's encoder, 0 for none.
+
+    Raises `UserError` for options of the recovery that have no effect.
+    """
+    pruned = is_pruned_encoder(student.config)
+    epochs = models.encoder_recovery_epochs
+    if epochs is None:
+        joint = config.freeze_encoder is False or bool(config.hidden_weight)
+        epochs = DEFAULT_EPOCHS if pruned and not joint and not streaming else 0
+    elif epochs and not pruned:
+        raise UserError("--encoder_recovery_epochs requires --encoder_layers with fewer layers than the encoder has")
+    elif epochs and streaming:
+        raise UserError("--encoder_recovery_epochs is not supported with --streaming")
+    if models.encoder_recovery_dataset and not epochs:
+        raise UserError(
+            "--encoder_recovery_dataset has no effect: the encoder is not recovered. It is with --encoder_layers, "
+            "unless --freeze_encoder False or --encoder_recovery_epochs 0"
+        )
+    return epochs
+
+
+def recover_encoder(
+    models: ModelArguments,
+    config: ASKDConfig,
+    student: WhisperForConditionalGeneration,
+    whole: WhisperForConditionalGeneration,
+    speech: Dataset,
+    extractor: WhisperFeatureExtractor,
+    epochs: int,
+) -> None:
+    """Train the pruned encoder of `student`, in place, and mark it as trained.
+
+    The result is saved in `encoder_recovery` in the output directory. A resumed run reads it from there, or continues
+    from the last checkpoint. Ends the process with status 130 if training was interrupted.
+
+    Args:
+        whole: the model that the layers of the student's encoder are from.
+        speech: the training set. The audio of `--encoder_recovery_dataset` is added.
+        extractor: the student's.
+    """
+    folder = Path(config.output_dir) / RECOVERY_DIR
+    resume = config.resume_from_checkpoint not in (None, "", "False", "false")
+    if not resume and PartialState().is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+    PartialState().wait_for_everyone()
+    encoder = student.model.encoder
+    if (folder / ENCODER_FILE).is_file():
+        encoder.load_state_dict(load_file(folder / ENCODER_FILE))
+    else:
+        _train(models, config, student, whole, speech, extractor, epochs, folder)
+        if PartialState().is_main_process:
+            save_file(
+                {name: weight.contiguous() for name, weight in encoder.state_dict().items()}, folder / ENCODER_FILE
+            )
+            for checkpoint in checkpoint_directories(folder):
+                shutil.rmtree(checkpoint)
+        PartialState().wait_for_everyone()
+    getattr(student.config, COPIED_LAYERS)["trained"] = True
+
+
+def _train(
+    models: ModelArguments,
+    config: ASKDConfig,
+    student: WhisperForConditionalGeneration,
+    whole: WhisperForConditionalGeneration,
+    speech: Dataset,
+    extractor: WhisperFeatureExtractor,
+    epochs: int,
+    folder: Path,
+) -> None:
+    encoder = student.model.encoder
+    first = first_changed_layer(student, whole, models.layer_selection == "merged")
+    frozen = {name: parameter.requires_grad for name, parameter in encoder.named_parameters()}
+    encoder.requires_grad_(False)
+    for layer in encoder.layers[first:]:
+        layer.requires_grad_(True)
+    stop = StopGracefullyCallback()
+    trainer = EncoderRecoveryTrainer(
+        encoder,
+        _arguments(config, epochs, folder),
+        whole.model.encoder,
+        train_dataset=AudioWindows([speech, *_unlabeled(models, config)], extractor.chunk_length),
+        data_collator=lambda waves: extract_features(extractor, [wave.numpy() for wave in waves]),
+        callbacks=[stop],
+    )
+    finished = [checkpoint for checkpoint in checkpoint_directories(folder) if is_finished(checkpoint)]
+    logger.warning(
+        "encoder recovery: layers %d to %d of %d, %d windows of audio, %d epochs",
+        *(first, len(encoder.layers) - 1, whole.config.encoder_layers, len(trainer.train_dataset), epochs),
+    )
+    trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
+    if stop.stopped:
+        exit_non_main_processes()
+        print(
+            f"stopped in the recovery of the encoder after step {trainer.state.global_step}; go on with "
+            "--resume_from_checkpoint last"
+        )
+        sys.exit(130)
+    encoder.cpu()
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(frozen[name])
+
+
+def first_changed_layer(
+    student: WhisperForConditionalGeneration, whole: WhisperForConditionalGeneration, merged: bool
+) -> int:
+    """Return the index of the student's first encoder layer with another input or other weights than in `whole`."""
+    kept = copied_encoder_layers(student.config)
+    groups = merged_layers(kept, whole.config.encoder_layers) if merged else [[layer] for layer in kept]
+    return next(i for i, group in enumerate(groups) if group != [i])
+
+
+def _arguments(config: ASKDConfig, epochs: int, folder: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        warmup_steps=WARMUP,
+        weight_decay=WEIGHT_DECAY,
+        bf16=config.bf16,
+        fp16=config.fp16,
+        use_cpu=config.use_cpu,
+        seed=config.seed,
+        data_seed=config.data_seed,
+        logging_steps=config.logging_steps,
+        disable_tqdm=config.disable_tqdm,
+        report_to=[],
+        save_strategy="epoch",
+        save_total_limit=1,
+        dataloader_num_workers=config.dataloader_num_workers,
+        dataloader_pin_memory=config.dataloader_pin_memory,
+        remove_unused_columns=False,
+        label_names=[],
+    )
+
+
+def _unlabeled(models: ModelArguments, config: ASKDConfig) -> list[Dataset]:
+    """Return the valid clips of `--encoder_recovery_dataset`, of any length."""
+    found = []
+    for name in models.encoder_recovery_dataset:
+        clips = load_speech_dataset(name, None, "train", text_required=False)
+        report = Path(config.output_dir) / f"skipped-recovery-{Path(name).name}.csv"
+        found.append(filter_invalid_clips(clips, None, Limits(float("inf")), on_bad_audio="skip", report_file=report))
+    return found
+
+
+def is_recovering(config: ASKDConfig) -> bool:
+    """Return whether the run was stopped in the recovery of its encoder, before its first checkpoint."""
+    run = Path(config.output_dir)
+    return (
+        config.resume_from_checkpoint == "last" and (run / RECOVERY_DIR).is_dir() and not checkpoint_directories(run)
+    )

@@ -1,0 +1,137 @@
+"""A pruned encoder is trained on audio alone, until it gives the whole encoder's outputs, and then frozen."""
+
+import json
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from models import make_processor, make_whisper
+from safetensors.torch import load_file
+from scripts import distill_options as options
+from scripts import run_here
+from speech import write_csv
+from transformers import WhisperForConditionalGeneration
+
+from askd_hf.data import Limits, filter_invalid_clips, load_speech_dataset
+from askd_hf.models.student import init_student
+from askd_hf.training import encoder_recovery
+from askd_hf.training.encoder_recovery import AudioWindows, EncoderRecoveryTrainer, first_changed_layer
+
+MORE = ["--encoder_layers", "0,1,3", "--encoder_recovery_epochs", 2, "--num_train_epochs", 1]
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory):
+    """With 4 encoder layers."""
+    directory = tmp_path_factory.mktemp("deep-whisper")
+    make_whisper(make_processor(), encoder_layers=4).save_pretrained(directory)
+    make_processor().save_pretrained(directory)
+    return directory
+
+
+def encoder_weights(directory) -> dict[str, torch.Tensor]:
+    weights = load_file(directory / "model.safetensors")
+    return {n.removeprefix("model.encoder."): w for n, w in weights.items() if n.startswith("model.encoder.")}
+
+
+def distance(model: WhisperForConditionalGeneration, whole: WhisperForConditionalGeneration, speech_dir) -> float:
+    """Return the mean squared difference of the encoders' outputs on the clips."""
+    total, files = 0.0, sorted(speech_dir.rglob("*.wav"))
+    for file in files:
+        wave, _ = soundfile.read(file, dtype="float32")
+        features = make_processor().feature_extractor(wave, sampling_rate=16_000, return_tensors="pt").input_features
+        with torch.no_grad():
+            outputs = [one.eval().model.encoder(features).last_hidden_state for one in (model, whole)]
+        total += float(((outputs[0] - outputs[1]) ** 2).mean())
+    return total / len(files)
+
+
+def test_the_layers_above_the_removed_one_learn_and_stay(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    monkeypatch.setattr(encoder_recovery, "LEARNING_RATE", 1e-2)
+    caches = ["--encoder_cache_dir", tmp_path / "encoder", "--teacher_cache_dir", tmp_path / "t", "--teacher_top_k", 5]
+    run = tmp_path / "run"
+    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *MORE, *caches))
+    assert status == 0, err
+    recovered, student = load_file(run / "encoder_recovery" / "encoder.safetensors"), encoder_weights(run)
+    whole = encoder_weights(teacher_dir)
+    assert recovered.keys() == student.keys() and all(torch.equal(recovered[n], student[n]) for n in student)
+    for name, weight in student.items():
+        layer = re.match(r"layers\.(\d)\.", name)
+        old = name if layer is None else name.replace("layers.2.", "layers.3.", 1)
+        is_equal = torch.equal(weight, whole[old])
+        # a bias of the keys has no gradient: it shifts all scores of a query alike
+        assert is_equal == (layer is None or layer[1] != "2" or "k_proj.bias" in name), name
+    teacher = WhisperForConditionalGeneration.from_pretrained(teacher_dir)
+    before = distance(init_student(teacher, 2, "0,1,3"), teacher, speech_dir)
+    after = distance(WhisperForConditionalGeneration.from_pretrained(run), teacher, speech_dir)
+    assert after < 0.7 * before
+    assert "first trained for 2 epochs on audio alone" in (run / "README.md").read_text()
+    facts = json.loads((run / "training.json").read_text())
+    assert facts["arguments"]["freeze_encoder"] is True and facts["provenance"]["copied_encoder_layers"] == [0, 1, 3]
+    assert not list((run / "encoder_recovery").glob("checkpoint-*"))
+
+
+def test_a_run_interrupted_in_the_recovery_resumes_to_the_same_encoder(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
+):
+    monkeypatch.setattr(encoder_recovery, "BATCH_SIZE", 4)
+    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "whole", *MORE))
+    assert status == 0, err
+    calls, compute_loss = [], EncoderRecoveryTrainer.compute_loss
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:  # of 8
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(EncoderRecoveryTrainer, "compute_loss", interrupted)
+    run = options(teacher_dir, speech_dir, tmp_path / "run", *MORE)
+    status, out, err = run_here(monkeypatch, capsys, *run)
+    assert status == 130 and "stopped in the recovery of the encoder after step 6" in out, err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    status, _, err = run_here(monkeypatch, capsys, *run, "--resume_from_checkpoint", "last")
+    assert status == 0 and len(calls) == 8, err
+    for name, weight in encoder_weights(tmp_path / "whole").items():
+        assert torch.equal(weight, encoder_weights(tmp_path / "run")[name]), name
+
+
+def test_a_student_loses_further_layers_and_recovers_to_itself(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    """The target is the encoder of --student, not the teacher's."""
+    student = init_student(WhisperForConditionalGeneration.from_pretrained(teacher_dir), 1)
+    with torch.no_grad():
+        for parameter in student.model.encoder.parameters():
+            parameter += 0.02
+    student.save_pretrained(tmp_path / "student")
+    make_processor().save_pretrained(tmp_path / "student")
+    monkeypatch.setattr(encoder_recovery, "LEARNING_RATE", 1e-2)
+    more = [*MORE, "--student", tmp_path / "student", "--encoder_recovery_epochs", 20]
+    run = options(teacher_dir, speech_dir, tmp_path / "run", *more)
+    status, _, err = run_here(monkeypatch, capsys, *run)
+    assert status == 0, err
+    found = WhisperForConditionalGeneration.from_pretrained(tmp_path / "run")
+    teacher = WhisperForConditionalGeneration.from_pretrained(teacher_dir)
+    assert distance(found, student, speech_dir) < distance(found, teacher, speech_dir)
+
+
+def test_long_recordings_are_cut_into_windows(tmp_path):
+    for name, seconds in (("a", 0.4), ("b", 2.5)):
+        soundfile.write(tmp_path / f"{name}.wav", np.arange(int(seconds * 16_000)) / 50_000, 16_000)
+    write_csv(tmp_path / "metadata.csv", [["file_name"], ["a.wav"], ["b.wav"]])
+    clips = load_speech_dataset(str(tmp_path), None, "train", text_required=False)
+    clips = filter_invalid_clips(clips, None, Limits(float("inf")), on_bad_audio="error")
+    windows = [wave.numpy() for wave in AudioWindows([clips], 1.0)]
+    assert [len(wave) for wave in windows] == [6400, 16_000, 16_000, 8000]
+    assert windows[2][0] == pytest.approx(16_000 / 50_000, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kept", "merged", "first"), [("0,1,3", False, 2), ("0,2,3", False, 1), ("1,2", False, 0), ("0,3", True, 0)]
+)
+def test_the_first_layer_that_changes_is_the_first_to_train(teacher_dir, kept, merged, first):
+    teacher = WhisperForConditionalGeneration.from_pretrained(teacher_dir)
+    assert first_changed_layer(init_student(teacher, 2, kept, None, merged), teacher, merged) == first
