@@ -199,6 +199,14 @@ class Study:
         """Return the seeds of each system."""
         return [[result.seed for result in self.of(system)] for system in systems]
 
+    def with_common_seeds(self, system: System, baseline: System) -> tuple[list[CellResult], list[CellResult]]:
+        """Return the results of both with the seeds that both have; a teacher has no seeds."""
+        ours, theirs = self.of(system), self.of(baseline)
+        if not theirs[0].student:
+            return ours, theirs
+        common = {result.seed for result in ours} & {result.seed for result in theirs}
+        return [one for one in ours if one.seed in common], [one for one in theirs if one.seed in common]
+
     def sets(self, speech: bool) -> list[str]:
         """Return the names of the sets with speech, or without."""
         first = self.results[0].sets if self.results else []
@@ -244,10 +252,9 @@ def comparison_table(study: Study, sets: list[str], title: str) -> Table:
     rows = []
     for system in study.systems():
         for name, baseline in study.baselines_of(system).items():
-            if name == TEACHER or study.seeds([system]) == study.seeds([baseline]):
-                pairs = (
-                    [seed_errors(study.of(one), sets, cap) for one in (system, baseline)] for cap in (False, True)
-                )
+            ours, theirs = study.with_common_seeds(system, baseline)
+            if ours:
+                pairs = ([seed_errors(results, sets, cap) for results in (ours, theirs)] for cap in (False, True))
                 rows.append([*study.labels(system), name, *(cell for pair in pairs for cell in _difference(*pair))])
     header = [*study.headings(), *COMPARISON_HEADINGS]
     return Table(title, header, rows, len(study.headings()) + 1, [COMPARISON_NOTE])
