@@ -130,7 +130,8 @@ def test_long_recordings_are_cut_into_windows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kept", "merged", "first"), [("0,1,3", False, 2), ("0,2,3", False, 1), ("1,2", False, 0), ("0,3", True, 0)]
+    ("kept", "merged", "first"),
+    [("0,1,3", False, 2), ("0,2,3", False, 1), ("1,2", False, 0), ("0,1,2", False, 2), ("0,3", True, 0)],
 )
 def test_the_first_layer_that_changes_is_the_first_to_train(teacher_dir, kept, merged, first):
     teacher = WhisperForConditionalGeneration.from_pretrained(teacher_dir)

@@ -35,6 +35,7 @@ from askd_hf.schedule import TEACHER_SCHEDULES
 
 # commands that don't run here, and why
 NOT_RUN = {
+    "python examples/study.py --study examples/studies/digits.yaml": "minutes long: test_study.py runs a smaller one",
     "make demo": "minutes long: test_demo.py runs its script",
     "make test": "runs this test",
     "pip install .": "installs: test_wheel.py does it in a directory of its own",
@@ -73,6 +74,7 @@ SHORTER = {
     "askd-hf distill": TRAINING,
     "askd-hf distill --min_duration_in_seconds": f"{TRAINING} --min_duration_in_seconds 0.5",  # windows have a second
     "askd-hf distill --window_seconds": f"{TRAINING} --window_seconds 1 --teacher_top_k 8",
+    "askd-hf distill --encoder_layers": f"{TRAINING} --encoder_layers 0, --encoder_recovery_epochs 1",
     "askd-hf plan": "--speedup 0.01",
     "askd-hf finetune": TRAINING,
     "askd-hf cache-teacher": "--use_cpu",

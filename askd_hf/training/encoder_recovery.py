@@ -194,10 +194,13 @@ def _train(
 def first_changed_layer(
     student: WhisperForConditionalGeneration, whole: WhisperForConditionalGeneration, merged: bool
 ) -> int:
-    """Return the index of the student's first encoder layer with another input or other weights than in `whole`."""
+    """Return the index of the student's first encoder layer with another input or other weights than in `whole`.
+
+    If only the top layers were removed, this is the last layer, which has to do their work.
+    """
     kept = copied_encoder_layers(student.config)
     groups = merged_layers(kept, whole.config.encoder_layers) if merged else [[layer] for layer in kept]
-    return next(i for i, group in enumerate(groups) if group != [i])
+    return next((i for i, group in enumerate(groups) if group != [i]), len(groups) - 1)
 
 
 def _arguments(config: ASKDConfig, epochs: int, folder: Path) -> TrainingArguments:
