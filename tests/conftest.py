@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,17 @@ import pytest
 
 # Libraries are imported where they are needed: with `-n`, the process that only hands out the tests needs none
 pytest.register_assert_rewrite("hub", "report_page")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list) -> None:
+    """With `-n`, the processes that run tests are forked too, from the server that they share."""
+    import fork_client
+    import processes
+
+    os.environ[fork_client.ADDRESS] = processes.start_server()
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, "-I", "-S", fork_client.__file__])
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -312,7 +312,7 @@ def test_what_cannot_be_done_is_refused_before_decoding(label, speech, tmp_path,
 
 @pytest.mark.slow
 def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_path):
-    """In processes of their own, because the libraries read the endpoint when they are imported."""
+    """In processes of their own, because the libraries read the endpoint once."""
     student = init_student(load_whisper(str(teacher_dir)), decoder_layers=2)
     student.save_pretrained(tmp_path / "student")
     load_processor(str(teacher_dir)).save_pretrained(tmp_path / "student")
@@ -323,7 +323,7 @@ def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_pat
         def run(name: str, *arguments, with_token: bool = True) -> Ended:
             environment = hub_environment(hub, tmp_path / "home", token if with_token else None)
             script = ROOT / "examples" / name
-            return run_there(script, *arguments, directory=tmp_path, environment=environment, before_hub=True)
+            return run_there(script, *arguments, directory=tmp_path, environment=environment)
 
         arguments = "--teacher", teacher_dir, "--device", "cpu", "--dataset", speech, "--output_dir", "out", *LENIENT
         arguments += "--timestamps", "--concatenate", "--hub_dataset_id", "me/labels"
