@@ -1,8 +1,8 @@
 """Runs scripts in processes that need not import anything: one that has imported it all forks for each of them.
 
-Started by `processes.py`, with the listening socket and the modules to import as arguments; it ends when its stdin
-does. A client sends one line, with its own stdin, stdout and stderr or files instead, and may run code instead of a
-script:
+Started by `processes.py`, with a listening socket, the modules to import, a second socket and more modules: what
+comes by the first socket has only the first modules. It ends when its stdin does. A client sends one line, with its
+own stdin, stdout and stderr or files instead, and may run code instead of a script:
 
     {"script": file or "code": text, "arguments": [...], "directory": ..., "environment": {...}}
 
@@ -54,9 +54,9 @@ def report_ended(clients: dict[int, socket.socket]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
-        client = clients.pop(pid)
-        send(client, os.waitstatus_to_exitcode(status))
-        client.close()
+        if client := clients.pop(pid, None):
+            send(client, os.waitstatus_to_exitcode(status))
+            client.close()
 
 
 def serve(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -149,10 +149,22 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def serve_in_stages(stages: list[str]) -> tuple[dict[str, Any], list[int]]:
+    """Import the modules of each stage and serve it, in a process of its own if it isn't the last."""
+    while stages:
+        listener, modules, *stages = stages
+        for name in modules.split(","):
+            importlib.import_module(name)
+        gc.freeze()  # so that a child's collector touches, and so copies, no page of what is here already
+        if not stages or os.fork() == 0:
+            for later in stages[::2]:
+                os.close(int(later))
+            break
+        os.close(int(listener))
+    return serve(socket.socket(fileno=int(listener)))
+
+
 if __name__ == "__main__":
-    for name in sys.argv[2:]:
-        importlib.import_module(name)
-    gc.freeze()  # so that a child's collector touches, and so copies, no page of what is here already
-    request, files = serve(socket.socket(fileno=int(sys.argv[1])))
+    request, files = serve_in_stages(sys.argv[1:])
     become(request, files)
     leave(run(request))

@@ -6,6 +6,7 @@ reads from it when it is imported is read already, except for all about the Hub,
 """
 
 import atexit
+import contextlib
 import functools
 import os
 import shutil
@@ -22,8 +23,11 @@ from typing import NamedTuple
 from fork_client import ADDRESS, Forked
 
 SERVER = Path(__file__).with_name("fork_server.py")
-# what takes longest first, and what pytest's own processes need
-MODULES = ["torch._dynamo", "torch.distributed.tensor", "preloaded", "hub_settings", "pytest"]
+# what others use a model with, and all that pytest's own processes need besides
+LIBRARIES = ["torch._dynamo", "torch.distributed.tensor", "hub_settings", "transformers.pipelines"]
+LIBRARIES += ["transformers.models.whisper.modeling_whisper", "transformers.models.whisper.processing_whisper"]
+LIBRARIES += ["transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto"]
+OURS = ["preloaded", "pytest"]
 TIMEOUT = 300
 
 
@@ -44,17 +48,25 @@ def folder() -> Path:
 
 
 def start_server() -> str:
-    """Start a server that ends when this process does. Returns its address, at once."""
-    address = folder() / "server"
+    """Start a server that ends when this process does. Returns its address, at once.
+
+    At that address with "-plain" behind it is another, which has imported nothing of ours.
+    """
+    address = str(folder() / "server")
     # scripts may import what is here
     paths = [str(SERVER.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a library that asks for a card keeps no fork from using it
-    with socket.socket(socket.AF_UNIX) as listener, (folder() / "log").open("w") as log:
-        listener.bind(str(address))
-        listener.listen()
-        command = [sys.executable, str(SERVER), str(listener.fileno()), *MODULES]
-        options = dict(env=environment, pass_fds=[listener.fileno()], stdin=subprocess.PIPE, stdout=log, stderr=log)
+    with contextlib.ExitStack() as opened:
+        command, files = [sys.executable, str(SERVER)], []
+        for name, modules in ((f"{address}-plain", LIBRARIES), (address, OURS)):
+            listener = opened.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(name)
+            listener.listen()
+            files.append(listener.fileno())
+            command += [str(listener.fileno()), ",".join(modules)]
+        log = opened.enter_context((folder() / "log").open("w"))
+        options = dict(env=environment, pass_fds=files, stdin=subprocess.PIPE, stdout=log, stderr=log)
         process = subprocess.Popen(command, **options)
 
     def close() -> None:
@@ -62,7 +74,7 @@ def start_server() -> str:
         process.wait()
 
     atexit.register(close)
-    return str(address)
+    return address
 
 
 @functools.cache
@@ -74,13 +86,14 @@ def server() -> str:
 class Process:
     """A script that runs; the names are those of `subprocess.Popen`."""
 
-    def __init__(self, script: Path, arguments, directory: Path | None, environment: dict[str, str]):
+    def __init__(self, script: Path, arguments, directory: Path | None, environment: dict[str, str], without_us: bool):
         output = Path(tempfile.mkdtemp(dir=folder()))
         self.stdout, self.stderr = output / "stdout", output / "stderr"
         request = dict(script=str(script), arguments=[str(argument) for argument in arguments])
         request |= dict(directory=str(directory or os.getcwd()), environment=environment)
         with open(os.devnull) as nothing, self.stdout.open("a") as stdout, self.stderr.open("a") as stderr:
-            self.forked = Forked(server(), request, [file.fileno() for file in (nothing, stdout, stderr)])
+            address = f"{server()}-plain" if without_us else server()
+            self.forked = Forked(address, request, [file.fileno() for file in (nothing, stdout, stderr)])
         self.pid = self.forked.pid
         self.returncode: int | None = None
 
@@ -122,9 +135,15 @@ class Process:
 
 
 def start(
-    script: Path, *arguments, directory: Path | None = None, environment: dict[str, str] | None = None
+    script: Path,
+    *arguments,
+    directory: Path | None = None,
+    environment: dict[str, str] | None = None,
+    without_us: bool = False,
 ) -> Process:
-    return Process(script, arguments, directory, dict(os.environ) if environment is None else environment)
+    """Start a script; `without_us`: where nothing of this repository is imported."""
+    environment = dict(os.environ) if environment is None else environment
+    return Process(script, arguments, directory, environment, without_us)
 
 
 def run_there(script: Path, *arguments, **options) -> Ended:
