@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,17 @@ import pytest
 pytest.register_assert_rewrite("hub", "report_page")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list) -> None:
+    """With `-n`, the processes that run tests are forked too, from the server that they share."""
+    import fork_client
+    import processes
+
+    os.environ[fork_client.ADDRESS] = processes.start_server()
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, "-I", "-S", fork_client.__file__])
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # tests are run here
@@ -28,6 +41,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_finish() -> None:
     """Garbage is collected often; most of the time would go to what the libraries have defined."""
     gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """As `pytest_collection_finish`, for what the tests of a file have left."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

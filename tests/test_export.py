@@ -227,7 +227,6 @@ def test_a_model_of_the_hub_is_exported_and_one_with_other_windows_compared_in_c
             *("--model", "me/student", "--dataset", SPEECH, "--max_samples", 2),
             directory=tmp_path,
             environment=hub_environment(hub, tmp_path / "home", None),
-            before_hub=True,
         )
     assert done.returncode == 0, done.stderr
     assert "ctranslate2: same text as transformers for all 2 clips" in done.stdout

@@ -81,7 +81,8 @@ def visit(tmp_path_factory) -> Iterator[Visit]:
     (folder / "teacher" / "normalizer.json").write_text('{"colour": "color"}')
     write_speech(folder / "speech", 8)
     (folder / "load.py").write_text(LOAD)
-    push, train = ROOT / "examples" / "push.py", ROOT / "examples" / "distill.py"
+    impatient = ROOT / "tests" / "support" / "impatient.py"
+    push, train = (f"{impatient} {ROOT}/examples/{name}.py" for name in ("push", "distill"))
     with serve_hub(folder / "hub", {WRITER: "write", READER: "read"}) as hub:
         visit = Visit(folder, hub)
         # the first checkpoint meets a Hub that is out of order for good, the second a whole one

@@ -2,13 +2,12 @@
 
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 import torch
 from models import make_whisper
+from processes import run_there
 from scripts import ROOT, run_here
 from speech import write_speech
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -277,8 +276,8 @@ def test_a_run_gives_a_student_that_loads_without_us(monkeypatch, capsys, tmp_pa
     teacher_tokenizer = load_processor(str(place / "teacher")).tokenizer
     assert student.config.vocab_size == len(processor.tokenizer) < 420 and student.config.max_source_positions == 50
     assert [tokens(processor.tokenizer, text) for text in TEXTS] == [tokens(teacher_tokenizer, text) for text in TEXTS]
-    code = [sys.executable, "-c", LOADED, str(out)]
-    printed = subprocess.run(code, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    (tmp_path / "loaded.py").write_text(LOADED)
+    printed = run_there(tmp_path / "loaded.py", out, without_us=True)
     assert printed.returncode == 0, printed.stderr
     # trained further by its own files and the whole teacher
     again = distill(

@@ -66,13 +66,13 @@ UNREACHABLE_CALLS = {
 
 
 def run(calls: dict[str, tuple], home: Path, endpoint: str, offline: bool = False) -> dict:
-    """The results by name; in a process of its own, because the libraries read the endpoint when they are imported."""
+    """The results by name; in a process of its own, because the libraries read the endpoint once."""
     environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
     environment["HF_HUB_OFFLINE"] = "1" if offline else "0"
     home.mkdir(exist_ok=True)
     script = home / "load.py"
     script.write_text(LOAD)
-    done = run_there(script, json.dumps(list(calls.values())), environment=environment, before_hub=True)
+    done = run_there(script, json.dumps(list(calls.values())), environment=environment)
     assert done.returncode == 0, done.stderr
     return dict(zip(calls, map(json.loads, done.stdout.splitlines()), strict=True))
 

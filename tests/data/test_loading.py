@@ -310,7 +310,8 @@ def test_clips_without_a_path_are_named_by_split_and_row(folder, tmp_path):
     assert got["clip"][:] == ["train[6]", "train[7]"]
 
 
-def test_clips_of_streams_have_names_of_their_own_whatever_the_order(folder, tmp_path):
+def test_clips_of_streams_have_names_of_their_own_whatever_the_order(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s, at the end of every stream
     dataset = embedded(folder).cast_column("audio", Audio(decode=False))
     nameless = dataset.map(lambda row: {"audio": {"bytes": row["audio"]["bytes"], "path": None}})
     for i in range(4):

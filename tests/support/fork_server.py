@@ -1,12 +1,14 @@
 """Runs scripts in processes that need not import anything: one that has imported it all forks for each of them.
 
-Started by `processes.py`, with the modules to import as arguments. Each line of stdin asks for a script:
+Started by `processes.py`, with a listening socket, the modules to import, a second socket and more modules: what
+comes by the first socket has only the first modules. It ends when its stdin does. A client sends one line, with its
+own stdin, stdout and stderr or files instead, and may run code instead of a script:
 
-    {"script": file, "arguments": [...], "directory": ..., "environment": {...}, "stdout": file, "stderr": file}
+    {"script": file or "code": text, "arguments": [...], "directory": ..., "environment": {...}}
 
-and is answered with the process id. When that process has ended, a file of that name in the directory of the first
-argument holds its status, as `subprocess` gives it. The child leaves the loop and runs the script as Python does: its
-exit status, its handlers at exit and what a signal does to it are those of a process that was started by itself.
+It is answered with two numbers: the process id, and, when that process has ended, its status, as `subprocess` gives
+it. The child leaves the loop and runs the script as Python does: its exit status, its handlers at exit and what a
+signal does to it are those of a process that was started by itself.
 """
 
 import atexit
@@ -15,60 +17,112 @@ import importlib
 import json
 import os
 import runpy
+import selectors
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fork_client import LENGTH
 
-def report_ended(statuses: Path) -> None:
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
+# what the libraries of the Hub read when they are imported
+HUB = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_CACHE_HOME")
+
+
+def receive(client: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """A request and its stdin, stdout and stderr; None from a client that has gone."""
+    line, files, *_ = socket.recv_fds(client, 2**16, 3)
+    while not line.endswith(b"\n"):
+        more = client.recv(2**16)
+        if not more:
+            return None, files
+        line += more
+    return json.loads(line), files
+
+
+def send(client: socket.socket, number: int) -> None:
+    try:
+        client.sendall(f"{number:{LENGTH}}".encode())
+    except OSError:  # it isn't waiting anymore
+        client.close()
+
+
+def report_ended(clients: dict[int, socket.socket]) -> None:
+    while clients:
+        pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
-        unfinished = statuses / f"{pid}.unfinished"
-        unfinished.write_text(str(os.waitstatus_to_exitcode(status)))
-        unfinished.rename(statuses / str(pid))
+        if client := clients.pop(pid, None):
+            send(client, os.waitstatus_to_exitcode(status))
+            client.close()
 
 
-def serve(statuses: Path) -> dict[str, Any]:
-    """Fork for each request. It returns in the child, with what that is to run."""
+def serve(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Fork for each request. It returns in the child, with what that is to run, and its files."""
+    clients: dict[int, socket.socket] = {}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, which then closes our stdin
-    signal.signal(signal.SIGCHLD, lambda *_: report_ended(statuses))
-    while line := sys.stdin.readline():
-        pid = os.fork()
-        if pid == 0:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return json.loads(line)
-        print(pid, flush=True)
-    sys.exit()
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    with selectors.DefaultSelector() as selector:
+        for file in (listener, sys.stdin.fileno(), woken):
+            selector.register(file, selectors.EVENT_READ)
+        while True:
+            ready = [key.fileobj for key, _ in selector.select()]
+            if woken in ready:
+                os.read(woken, 2**10)
+                report_ended(clients)
+            if listener in ready:
+                client, _ = listener.accept()
+                request, files = receive(client)
+                pid = os.fork() if request else None
+                if pid == 0:
+                    break
+                for file in files:
+                    os.close(file)
+                if pid:
+                    clients[pid] = client
+                    send(client, pid)
+            elif sys.stdin.fileno() in ready:
+                os._exit(0)
+    signal.set_wakeup_fd(-1)
+    for file in (woken, wake):
+        os.close(file)
+    for connection in (listener, client, *clients.values()):
+        connection.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return request, files
 
 
-def become(request: dict[str, Any]) -> None:
+def become(request: dict[str, Any], files: list[int]) -> None:
     """Everything that a new process has of its own."""
-    files = [
-        os.open(os.devnull, os.O_RDONLY),
-        *(os.open(request[name], os.O_WRONLY | os.O_APPEND) for name in ("stdout", "stderr")),
-    ]
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    before = {name: value for name, value in os.environ.items() if name.startswith(HUB)}
     os.environ.clear()
     os.environ.update(request["environment"])
+    if before != {name: value for name, value in os.environ.items() if name.startswith(HUB)}:
+        import hub_settings
+
+        hub_settings.read_again()
     os.chdir(request["directory"])
-    sys.path.insert(0, str(Path(request["script"]).parent))
-    sys.argv = [request["script"], *request["arguments"]]
+    script = request.get("script")
+    sys.path.insert(0, str(Path(script).parent) if script else "")
+    sys.argv = [script or "-c", *request["arguments"]]
 
 
-def run(script: str) -> int:
-    """Run the script; the status that Python would end with."""
+def run(request: dict[str, Any]) -> int:
+    """Run the script or the code; the status that Python would end with."""
     try:
-        runpy.run_path(script, run_name="__main__")
+        if "script" in request:
+            runpy.run_path(request["script"], run_name="__main__")
+        else:
+            exec(request["code"], {"__name__": "__main__"})
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or 0
@@ -95,10 +149,22 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def serve_in_stages(stages: list[str]) -> tuple[dict[str, Any], list[int]]:
+    """Import the modules of each stage and serve it, in a process of its own if it isn't the last."""
+    while stages:
+        listener, modules, *stages = stages
+        for name in modules.split(","):
+            importlib.import_module(name)
+        gc.freeze()  # so that a child's collector touches, and so copies, no page of what is here already
+        if not stages or os.fork() == 0:
+            for later in stages[::2]:
+                os.close(int(later))
+            break
+        os.close(int(listener))
+    return serve(socket.socket(fileno=int(listener)))
+
+
 if __name__ == "__main__":
-    for name in sys.argv[2:]:
-        importlib.import_module(name)
-    gc.freeze()  # so that a child's collector touches, and so copies, no page of what is here already
-    request = serve(Path(sys.argv[1]))
-    become(request)
-    leave(run(request["script"]))
+    request, files = serve_in_stages(sys.argv[1:])
+    become(request, files)
+    leave(run(request))

@@ -28,13 +28,14 @@ class HubVisit:
     def run(self, **commands: tuple[str, str | None]) -> None:
         """Run commands side by side, `name=(script and arguments, token)`: each with an empty cache of its own.
 
-        In processes of their own, because the libraries read the endpoint when they are imported.
+        In processes of their own, because the libraries read the endpoint once.
         """
         started = {}
         for name, (command, token) in commands.items():
             environment = hub_environment(self.hub, self.folder / "homes" / name, token)
             script, *arguments = shlex.split(command)
-            options = dict(directory=self.folder, environment=environment, before_hub=True)
+            without_us = not Path(script).is_absolute()  # the scripts of tests stand for those of anyone
+            options = dict(directory=self.folder, environment=environment, without_us=without_us)
             started[name] = start(Path(script), *arguments, **options)
         self.ended |= {name: process.ended() for name, process in started.items()}
 

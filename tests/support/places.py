@@ -58,7 +58,6 @@ def make_models(folder: Path, named: Callable[[str], bool]) -> None:
         model, processor = make_multilingual(layers, seed)
         if name == "openai/whisper-large-v3" and (folder / "my_audio").is_dir():  # it is sure of its transcripts
             processor.tokenizer.set_prefix_tokens(language="fr", task="transcribe")
-            model.model.encoder.requires_grad_(False)  # takes half the time
             learn_by_heart(model, processor, folder / "my_audio")
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)

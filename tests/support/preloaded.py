@@ -1,4 +1,4 @@
-"""Imports all that the scripts of examples/ do, and what transformers imports only when it is asked for."""
+"""Imports all that the scripts of examples/ do."""
 
 import runpy
 import sys
@@ -19,6 +19,3 @@ for script in sorted(EXAMPLES.glob("*.py")):
 sys.path[:] = paths
 for name in {file.stem for file in EXAMPLES.glob("*.py")} - {"evaluate"}:
     sys.modules.pop(name, None)  # each script imports its neighbors itself
-
-from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline  # noqa: E402, F401
-from transformers.models.whisper import modeling_whisper, processing_whisper  # noqa: E402, F401

@@ -2,13 +2,12 @@
 
 `start` and `run_there` have the process forked by `fork_server.py`, which has imported the libraries: it is clean of
 what tests have patched, has a process id, and can be killed. `environment` is that of the process; but what a library
-reads from it when it is imported is read already, unless the server is the one that has imported no library of the
-Hub: `before_hub=True`.
+reads from it when it is imported is read already, except for all about the Hub, which is read again.
 """
 
 import atexit
+import contextlib
 import functools
-import json
 import os
 import shutil
 import signal
@@ -21,11 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from fork_client import ADDRESS, Forked
+
 SERVER = Path(__file__).with_name("fork_server.py")
-# torch and what takes long besides; none of them imports huggingface_hub
-BEFORE_HUB = ["torch._dynamo", "torch.distributed.tensor", "librosa", "matplotlib.figure", "pandas", "pyarrow"]
-BEFORE_HUB += ["scipy.stats", "sklearn.metrics", "numba"]
-ALL = [*BEFORE_HUB, "preloaded", "pytest"]
+# what others use a model with, and all that pytest's own processes need besides
+LIBRARIES = ["torch._dynamo", "torch.distributed.tensor", "hub_settings", "transformers.pipelines"]
+LIBRARIES += ["transformers.models.whisper.modeling_whisper", "transformers.models.whisper.processing_whisper"]
+LIBRARIES += ["transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto"]
+OURS = ["preloaded", "pytest"]
 TIMEOUT = 300
 
 
@@ -37,57 +39,67 @@ class Ended(NamedTuple):
     stderr: str
 
 
-class Server:
-    def __init__(self, modules: list[str]):
-        self.folder = Path(tempfile.mkdtemp(prefix="askd-processes-"))
-        self.count = 0
-        log = (self.folder / "log").open("w")
-        command = [sys.executable, str(SERVER), str(self.folder), *modules]
-        # scripts may import what is here
-        paths = [str(SERVER.parent), os.environ.get("PYTHONPATH", "")]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
-        self.process = subprocess.Popen(command, env=environment, **pipes)
-        log.close()
-        atexit.register(self.close)
+@functools.cache
+def folder() -> Path:
+    """For the files of this process; it is removed at the end."""
+    made = Path(tempfile.mkdtemp(prefix="askd-processes-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def fork(self, request: dict) -> int:
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        assert answer, (self.folder / "log").read_text()[-3000:]
-        return int(answer)
+def start_server() -> str:
+    """Start a server that ends when this process does. Returns its address, at once.
+
+    At that address with "-plain" behind it is another, which has imported nothing of ours.
+    """
+    address = str(folder() / "server")
+    # scripts may import what is here
+    paths = [str(SERVER.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a library that asks for a card keeps no fork from using it
+    with contextlib.ExitStack() as opened:
+        command, files = [sys.executable, str(SERVER)], []
+        for name, modules in ((f"{address}-plain", LIBRARIES), (address, OURS)):
+            listener = opened.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(name)
+            listener.listen()
+            files.append(listener.fileno())
+            command += [str(listener.fileno()), ",".join(modules)]
+        log = opened.enter_context((folder() / "log").open("w"))
+        options = dict(env=environment, pass_fds=files, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        process = subprocess.Popen(command, **options)
+
+    def close() -> None:
+        process.stdin.close()
+        process.wait()
+
+    atexit.register(close)
+    return address
 
 
 @functools.cache
-def server(before_hub: bool) -> Server:
-    return Server(BEFORE_HUB if before_hub else ALL)
+def server() -> str:
+    """The address of the server that all processes of pytest share."""
+    return os.environ.get(ADDRESS) or start_server()
 
 
 class Process:
     """A script that runs; the names are those of `subprocess.Popen`."""
 
-    def __init__(self, server: Server, script: Path, arguments, directory, environment: dict[str, str]):
-        self.server = server
-        server.count += 1
-        self.stdout, self.stderr = (server.folder / f"{server.count}.{name}" for name in ("stdout", "stderr"))
+    def __init__(self, script: Path, arguments, directory: Path | None, environment: dict[str, str], without_us: bool):
+        output = Path(tempfile.mkdtemp(dir=folder()))
+        self.stdout, self.stderr = output / "stdout", output / "stderr"
         request = dict(script=str(script), arguments=[str(argument) for argument in arguments])
         request |= dict(directory=str(directory or os.getcwd()), environment=environment)
-        for file in (self.stdout, self.stderr):
-            file.touch()
-        request |= dict(stdout=str(self.stdout), stderr=str(self.stderr))
-        self.pid = server.fork(request)
+        with open(os.devnull) as nothing, self.stdout.open("a") as stdout, self.stderr.open("a") as stderr:
+            address = f"{server()}-plain" if without_us else server()
+            self.forked = Forked(address, request, [file.fileno() for file in (nothing, stdout, stderr)])
+        self.pid = self.forked.pid
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        status = self.server.folder / str(self.pid)
-        if self.returncode is None and status.exists():
-            self.returncode = int(status.read_text())
-            status.unlink()  # its number may be another's one day
+        if self.returncode is None:
+            self.returncode = self.forked.status()
         return self.returncode
 
     def wait(self, timeout: float = TIMEOUT) -> int:
@@ -127,10 +139,11 @@ def start(
     *arguments,
     directory: Path | None = None,
     environment: dict[str, str] | None = None,
-    before_hub: bool = False,
+    without_us: bool = False,
 ) -> Process:
+    """Start a script; `without_us`: where nothing of this repository is imported."""
     environment = dict(os.environ) if environment is None else environment
-    return Process(server(before_hub), script, arguments, directory, environment)
+    return Process(script, arguments, directory, environment, without_us)
 
 
 def run_there(script: Path, *arguments, **options) -> Ended:
