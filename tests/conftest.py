@@ -26,7 +26,7 @@ def pytest_xdist_setupnodes(specs: list) -> None:
     import processes
 
     os.environ[fork_client.ADDRESS] = processes.start_server()
-    for spec in specs:
+    for spec in (spec for spec in specs if spec.popen):  # on this machine
         spec.python = shlex.join([sys.executable, "-I", "-S", fork_client.__file__])
 
 

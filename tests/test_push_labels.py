@@ -18,7 +18,7 @@ from speech import write_speech
 from askd_hf.data.soft_labels import SOFT_LABEL_COLUMNS
 from askd_hf.models.student import init_student
 
-pytestmark = pytest.mark.slow  # each process imports the libraries of the Hub
+pytestmark = pytest.mark.slow  # five processes, two of which train
 
 WRITER, READER = "hf_tokenThatMayWrite", "hf_tokenThatMayRead"
 PARQUET = "data/train-00000-of-00001.parquet"

@@ -211,7 +211,9 @@ def test_the_students_layers_are_copied_before_the_teachers_are_rounded(
         assert torch.equal(student[name.format(new)], full[name.format(old)])
 
 
-@pytest.mark.parametrize("more", [[], ["--teacher_dtype", "int8"]], ids=["float32", "int8"])
+@pytest.mark.parametrize(
+    "more", [pytest.param([], marks=pytest.mark.slow), ["--teacher_dtype", "int8"]], ids=["float32", "int8"]
+)
 def test_an_offloaded_teacher_gives_the_same_student(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, more):
     for name, offloaded in (("plain", []), ("light", ["--teacher_offload"])):
         arguments = options(teacher_dir, speech_dir, tmp_path / name, *more, *offloaded)

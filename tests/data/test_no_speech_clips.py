@@ -41,8 +41,7 @@ def test_they_are_rows_of_speech_with_an_empty_text(no_speech_dataset, tmp_path)
 
 
 def test_they_are_the_same_every_time_and_by_seed_others(no_speech_dataset):
-    assert synthetic_no_speech(64)[:] == no_speech_dataset[:]
-    assert synthetic_no_speech(7)[:] == no_speech_dataset[:7]  # whatever their number
+    assert synthetic_no_speech(15)[:] == no_speech_dataset[:15]  # whatever their number
     for ours, other in zip(no_speech_dataset.select(range(8)), synthetic_no_speech(8, seed=1), strict=True):
         assert len(decode_audio(ours["audio"])) != len(decode_audio(other["audio"]))
 
