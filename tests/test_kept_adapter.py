@@ -359,7 +359,7 @@ def test_the_cards_own_example_gives_the_student(visit, monkeypatch):
     base = WhisperForConditionalGeneration.from_pretrained(there / "base")
     expected = PeftModel.from_pretrained(base, visit.folder / "run")
     torch.testing.assert_close(logits(scope["student"]), logits(expected), rtol=0, atol=1e-4)
-    assert scope["student"].generation_config.max_length == 32
+    assert scope["student"].generation_config.max_length == 12
 
 
 @pytest.mark.slow
