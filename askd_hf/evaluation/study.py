@@ -271,7 +271,7 @@ def pooled_table(study: Study, sets_of: dict[str, list[str]], title: str) -> Tab
     known = set(study.systems())
     for teacher, student, method in dict.fromkeys((system[0], system[1], system[3]) for system in study.systems()):
         ours = [(teacher, student, training, method) for training in trainings]
-        for name in study.baselines:
+        for name in study.baselines if trainings else []:
             theirs = [(teacher, student, training, name) for training in trainings]
             if name == method or not {*ours, *theirs} <= known or study.seeds(ours) != study.seeds(theirs):
                 continue

@@ -131,6 +131,10 @@ def test_trainings_are_pooled_and_a_clip_in_both_is_one_unit(study):
     assert row[4:] == next(row for row in single if row[:3] == ["a", "askd", "ce"])[3:]  # both trainings are equal
 
 
+def test_without_sets_to_pool_there_is_no_table(study):
+    assert not pooled_table(study, {"a": [], "b": []}, "title").rows
+
+
 def test_only_seeds_that_both_have_are_compared(study):
     study.results = [one for one in study.results if not (one.method == "askd" and one.seed == 2)]
     row = next(row for row in comparison_table(study, ["own"], "title").rows if row[:3] == ["a", "askd", "ce"])
