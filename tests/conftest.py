@@ -100,3 +100,19 @@ def compressed(deep_teacher) -> "WhisperForConditionalGeneration":
     from askd_hf.models.student import init_student
 
     return init_student(deep_teacher, 2, encoder_layers=[0, 2])
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(tmp_path_factory) -> Path:
+    """A tiny Whisper with its processor, which no test changes."""
+    from models import save_whisper
+
+    return save_whisper(tmp_path_factory.mktemp("tiny-whisper"))
+
+
+@pytest.fixture(scope="session")
+def deep_teacher_dir(tmp_path_factory) -> Path:
+    """As `teacher_dir`, with 4 encoder layers."""
+    from models import save_whisper
+
+    return save_whisper(tmp_path_factory.mktemp("deep-whisper"), encoder_layers=4)

@@ -4,23 +4,15 @@ import json
 import sys
 
 import pytest
-from models import make_processor, make_whisper
 from processes import run_there
 from scripts import ROOT
 
 VARIANTS = ["a", "a448", "b", "c", "d", "e", "f-ema", "f-snapshot", "g"]
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny-whisper")
-    make_whisper(make_processor()).save_pretrained(directory)
-    return directory
-
-
-def benchmark(model_dir, report, *arguments) -> dict:
+def benchmark(teacher_dir, report, *arguments) -> dict:
     """The report of a run on the tiny model, whose vocabulary has 31 tokens."""
-    command = f"--model {model_dir} --json {report} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 30"
+    command = f"--model {teacher_dir} --json {report} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 30"
     command += " --repetitions 2 --slow_repetitions 1"
     done = run_there(
         ROOT / "examples" / "benchmarks" / "training_step.py", *command.split(), *arguments, directory=ROOT
@@ -30,8 +22,8 @@ def benchmark(model_dir, report, *arguments) -> dict:
 
 
 @pytest.fixture(scope="module")
-def comparison(model_dir, tmp_path_factory) -> dict:
-    return benchmark(model_dir, tmp_path_factory.mktemp("report") / "report.json")["variants"]
+def comparison(teacher_dir, tmp_path_factory) -> dict:
+    return benchmark(teacher_dir, tmp_path_factory.mktemp("report") / "report.json")["variants"]
 
 
 def test_all_variants_are_timed(comparison):
@@ -63,9 +55,9 @@ def test_held_memory_is_that_of_what_is_needed(comparison):
 
 
 @pytest.mark.slow
-def test_the_other_measurements(model_dir, tmp_path):
+def test_the_other_measurements(teacher_dir, tmp_path):
     more = "--sweep clips --sweep_values 4 8 --loss_memory --trainer_overhead 3"
-    report = benchmark(model_dir, tmp_path / "report.json", *more.split())
+    report = benchmark(teacher_dir, tmp_path / "report.json", *more.split())
     assert [row["clips"] for row in report["sweep"]] == [4, 8]
     assert all(len(seconds) == 2 for row in report["sweep"] for seconds in row["seconds"].values())
     losses = report["loss_memory"]
@@ -80,12 +72,12 @@ def test_the_other_measurements(model_dir, tmp_path):
 
 
 @pytest.mark.parametrize("quantity", ["batch", "labels", "vocabulary", "decoder_layers"])
-def test_sweeps(monkeypatch, capsys, model_dir, tmp_path, quantity):
+def test_sweeps(monkeypatch, capsys, teacher_dir, tmp_path, quantity):
     monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
     import training_step as script
 
     values = {"batch": [2, 3], "labels": [4, 8], "vocabulary": [31, 40], "decoder_layers": [1, 2]}[quantity]
-    arguments = f"--model {model_dir} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 8 --repetitions 1"
+    arguments = f"--model {teacher_dir} --use_cpu --batch_size 4 --label_tokens 3 12 --top_k 8 --repetitions 1"
     arguments += f" --json {tmp_path / 'report.json'} --sweep {quantity} --sweep_values {values[0]} {values[1]}"
     monkeypatch.setattr(sys, "argv", ["training_step.py", *arguments.split()])
     script.main()

@@ -211,11 +211,6 @@ def test_evaluation_runs_the_encoder_once_or_not_and_the_teacher_only_if_asked(
 
 
 @pytest.fixture(scope="module")
-def teacher_dir(tmp_path_factory):
-    return save(make_whisper(make_processor()), tmp_path_factory.mktemp("tiny-whisper"))
-
-
-@pytest.fixture(scope="module")
 def student_dir(tmp_path_factory):
     """Of another encoder than the teacher's."""
     student = init_student(make_whisper(make_processor(), seed=5), decoder_layers=2)

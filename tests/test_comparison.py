@@ -3,18 +3,9 @@
 import json
 
 import pytest
-from models import make_processor, make_whisper
 from scripts import run_here
 
 from askd_hf.evaluation import Results
-
-
-@pytest.fixture(scope="module")
-def teacher_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny-whisper")
-    make_whisper(make_processor()).save_pretrained(directory)
-    make_processor().save_pretrained(directory)
-    return directory
 
 
 @pytest.mark.parametrize("beams", ["option", "generation config"])

@@ -5,9 +5,8 @@ import re
 import shutil
 
 import numpy as np
-import pytest
 import torch
-from models import by_generate, by_pipeline, make_processor, make_whisper
+from models import by_generate, by_pipeline
 from processes import launch_two
 from safetensors.torch import load_file
 from scripts import DISTILL as SCRIPT
@@ -15,26 +14,19 @@ from scripts import distill_options as options
 from scripts import run_here
 
 
-@pytest.fixture(scope="module")
-def teacher_dir(tmp_path_factory):
-    """With 4 encoder layers."""
-    directory = tmp_path_factory.mktemp("deep-whisper")
-    make_whisper(make_processor(), encoder_layers=4).save_pretrained(directory)
-    make_processor().save_pretrained(directory)
-    return directory
-
-
 def copied_layers(run) -> tuple[list[int], list[int]]:
     origin = json.loads((run / "training.json").read_text())["provenance"]
     return origin["copied_encoder_layers"], origin["copied_decoder_layers"]
 
 
-def test_the_student_trains_its_own_encoder_and_loads_anywhere(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+def test_the_student_trains_its_own_encoder_and_loads_anywhere(
+    monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir
+):
     run = tmp_path / "run"
     more = ["--encoder_layers", 1, "--freeze_encoder", "False", "--eval_splits", "validation", "--logging_steps", 1]
-    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *more))
+    status, out, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, run, *more))
     assert status == 0, err
-    student, teacher = load_file(run / "model.safetensors"), load_file(teacher_dir / "model.safetensors")
+    student, teacher = load_file(run / "model.safetensors"), load_file(deep_teacher_dir / "model.safetensors")
     layers = {name.split(".")[3] for name in student if ".encoder.layers." in name}
     assert layers == {"0"}
     for name in ("fc1.weight", "self_attn.q_proj.weight"):
@@ -52,7 +44,7 @@ def test_the_student_trains_its_own_encoder_and_loads_anywhere(monkeypatch, caps
 
 
 def test_probed_layers_are_those_of_the_whole_run_and_of_its_resumption(
-    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
+    monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir
 ):
     run = tmp_path / "run"
     more = [
@@ -68,13 +60,13 @@ def test_probed_layers_are_those_of_the_whole_run_and_of_its_resumption(
         "False",
     ]
     more += ["--save_strategy", "steps", "--save_steps", 2, "--max_steps", 4]
-    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *more))
+    status, out, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, run, *more))
     assert status == 0, err
     assert len(re.findall(r"^encoder with [43] layers, cross-entropy without layer", out, re.MULTILINE)) == 2
     found = re.search(r"^encoder layers (\d),(\d): cross-entropy [\d.]+; spread evenly, 0,3: ", out, re.MULTILINE)
     encoder, decoder = copied_layers(run)
     assert encoder == [int(found[1]), int(found[2])]
-    student, teacher = load_file(run / "model.safetensors"), load_file(teacher_dir / "model.safetensors")
+    student, teacher = load_file(run / "model.safetensors"), load_file(deep_teacher_dir / "model.safetensors")
     for part, layers in (("encoder", encoder), ("decoder", decoder)):
         for new, old in enumerate(layers):  # nothing was learnt at a rate of 0
             for name in ("fc1.weight", "self_attn.q_proj.weight"):
@@ -87,31 +79,31 @@ def test_probed_layers_are_those_of_the_whole_run_and_of_its_resumption(
     assert rates[0][1] == rates[1][1]  # the same model
     shutil.rmtree(run / "checkpoint-4")
     more += ["--resume_from_checkpoint", "last"]
-    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *more))
+    status, out, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, run, *more))
     assert status == 0 and "cross-entropy without" not in out, err
     assert copied_layers(run) == (encoder, decoder)
     assert re.findall(r"(student|initial student) +([\d.]+) \[", out) == rates
 
 
-def test_of_two_processes_one_probes_for_both(tmp_path, teacher_dir, speech_dir):
+def test_of_two_processes_one_probes_for_both(tmp_path, deep_teacher_dir, speech_dir):
     more = ["--encoder_layers", 2, "--layer_selection", "greedy", "--max_steps", 2]
-    done = launch_two(SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
+    done = launch_two(SCRIPT, *options(deep_teacher_dir, speech_dir, tmp_path / "run", *more))
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(re.findall(r"^encoder layers ", done.stdout, re.MULTILINE)) == 1
     assert len(copied_layers(tmp_path / "run")[0]) == 2
 
 
-def test_cached_labels_go_without_hidden_states(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+def test_cached_labels_go_without_hidden_states(monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir):
     more = ["--encoder_layers", 2, "--teacher_cache_dir", tmp_path / "labels", "--teacher_top_k", 5]
     more += ["--max_steps", 2, "--logging_steps", 1, "--freeze_encoder", "False"]
-    status, out, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
+    status, out, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, tmp_path / "run", *more))
     assert status == 0, err
     assert "teacher_loss" in out and "hidden_loss" not in out
     facts = json.loads((tmp_path / "run" / "training.json").read_text())["arguments"]
     assert (facts["freeze_encoder"], facts["hidden_weight"]) == (False, None)
 
 
-def test_what_cannot_be_is_said_before_any_work(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+def test_what_cannot_be_is_said_before_any_work(monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir):
     layers, labels = ["--encoder_layers", 2], ["--teacher_cache_dir", tmp_path / "labels", "--teacher_top_k", 5]
     for more, message in (
         (
@@ -130,12 +122,12 @@ def test_what_cannot_be_is_said_before_any_work(monkeypatch, capsys, tmp_path, t
         ),
         ([*layers, "--encoder_recovery_epochs", -1], "--encoder_recovery_epochs must be at least 0"),
         (["--hidden_weight", 1], "--hidden_weight 1 requires a trained encoder"),
-        (["--student", teacher_dir, "--layer_selection", "greedy"], "is not supported with --student"),
+        (["--student", deep_teacher_dir, "--layer_selection", "greedy"], "is not supported with --student"),
         (
             ["--encoder_layers", 5, "--layer_selection", "greedy"],
             "--encoder_layers must be between 1 and 4, the number of the teacher's layers, got 5",
         ),
     ):
-        status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *more))
+        status, _, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, tmp_path / "run", *more))
         assert status == 2 and message in err, err
         assert "Checking" not in err and not list(tmp_path.iterdir())

@@ -38,15 +38,6 @@ from askd_hf.training.checkpoint_lookup import checkpoint_to_resume
 SCRIPT = ROOT / "examples" / "distill.py"
 
 
-@pytest.fixture(scope="module")
-def teacher_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny-whisper")
-    processor = make_processor()
-    make_whisper(processor).save_pretrained(directory)
-    processor.save_pretrained(directory)
-    return directory
-
-
 def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
     monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
 ):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from models import make_processor, make_whisper
+from models import make_processor
 from safetensors.torch import load_file
 from scripts import distill_options as options
 from scripts import run_here
@@ -22,15 +22,6 @@ from askd_hf.training import encoder_recovery
 from askd_hf.training.encoder_recovery import AudioWindows, EncoderRecoveryTrainer, first_changed_layer
 
 MORE = ["--encoder_layers", "0,1,3", "--encoder_recovery_epochs", 2, "--num_train_epochs", 1]
-
-
-@pytest.fixture(scope="module")
-def teacher_dir(tmp_path_factory):
-    """With 4 encoder layers."""
-    directory = tmp_path_factory.mktemp("deep-whisper")
-    make_whisper(make_processor(), encoder_layers=4).save_pretrained(directory)
-    make_processor().save_pretrained(directory)
-    return directory
 
 
 def encoder_weights(directory) -> dict[str, torch.Tensor]:
@@ -50,14 +41,14 @@ def distance(model: WhisperForConditionalGeneration, whole: WhisperForConditiona
     return total / len(files)
 
 
-def test_the_layers_above_the_removed_one_learn_and_stay(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+def test_the_layers_above_the_removed_one_learn_and_stay(monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir):
     monkeypatch.setattr(encoder_recovery, "LEARNING_RATE", 1e-2)
     caches = ["--encoder_cache_dir", tmp_path / "encoder", "--teacher_cache_dir", tmp_path / "t", "--teacher_top_k", 5]
     run = tmp_path / "run"
-    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, run, *MORE, *caches))
+    status, _, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, run, *MORE, *caches))
     assert status == 0, err
     recovered, student = load_file(run / "encoder_recovery" / "encoder.safetensors"), encoder_weights(run)
-    whole = encoder_weights(teacher_dir)
+    whole = encoder_weights(deep_teacher_dir)
     assert recovered.keys() == student.keys() and all(torch.equal(recovered[n], student[n]) for n in student)
     for name, weight in student.items():
         layer = re.match(r"layers\.(\d)\.", name)
@@ -65,7 +56,7 @@ def test_the_layers_above_the_removed_one_learn_and_stay(monkeypatch, capsys, tm
         is_equal = torch.equal(weight, whole[old])
         # a bias of the keys has no gradient: it shifts all scores of a query alike
         assert is_equal == (layer is None or layer[1] != "2" or "k_proj.bias" in name), name
-    teacher = WhisperForConditionalGeneration.from_pretrained(teacher_dir)
+    teacher = WhisperForConditionalGeneration.from_pretrained(deep_teacher_dir)
     before = distance(init_student(teacher, 2, "0,1,3"), teacher, speech_dir)
     after = distance(WhisperForConditionalGeneration.from_pretrained(run), teacher, speech_dir)
     assert after < 0.7 * before
@@ -76,10 +67,10 @@ def test_the_layers_above_the_removed_one_learn_and_stay(monkeypatch, capsys, tm
 
 
 def test_a_run_interrupted_in_the_recovery_resumes_to_the_same_encoder(
-    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir
+    monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir
 ):
     monkeypatch.setattr(encoder_recovery, "BATCH_SIZE", 4)
-    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "whole", *MORE))
+    status, _, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, tmp_path / "whole", *MORE))
     assert status == 0, err
     calls, compute_loss = [], EncoderRecoveryTrainer.compute_loss
 
@@ -90,7 +81,7 @@ def test_a_run_interrupted_in_the_recovery_resumes_to_the_same_encoder(
         return compute_loss(self, *args, **kwargs)
 
     monkeypatch.setattr(EncoderRecoveryTrainer, "compute_loss", interrupted)
-    run = options(teacher_dir, speech_dir, tmp_path / "run", *MORE)
+    run = options(deep_teacher_dir, speech_dir, tmp_path / "run", *MORE)
     status, out, err = run_here(monkeypatch, capsys, *run)
     assert status == 130 and "stopped in the recovery of the encoder after step 6" in out, err
     assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -100,9 +91,11 @@ def test_a_run_interrupted_in_the_recovery_resumes_to_the_same_encoder(
         assert torch.equal(weight, encoder_weights(tmp_path / "run")[name]), name
 
 
-def test_a_student_loses_further_layers_and_recovers_to_itself(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+def test_a_student_loses_further_layers_and_recovers_to_itself(
+    monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir
+):
     """The target is the encoder of --student, not the teacher's."""
-    student = init_student(WhisperForConditionalGeneration.from_pretrained(teacher_dir), 1)
+    student = init_student(WhisperForConditionalGeneration.from_pretrained(deep_teacher_dir), 1)
     with torch.no_grad():
         for parameter in student.model.encoder.parameters():
             parameter += 0.02
@@ -110,11 +103,11 @@ def test_a_student_loses_further_layers_and_recovers_to_itself(monkeypatch, caps
     make_processor().save_pretrained(tmp_path / "student")
     monkeypatch.setattr(encoder_recovery, "LEARNING_RATE", 1e-2)
     more = [*MORE, "--student", tmp_path / "student", "--encoder_recovery_epochs", 20]
-    run = options(teacher_dir, speech_dir, tmp_path / "run", *more)
+    run = options(deep_teacher_dir, speech_dir, tmp_path / "run", *more)
     status, _, err = run_here(monkeypatch, capsys, *run)
     assert status == 0, err
     found = WhisperForConditionalGeneration.from_pretrained(tmp_path / "run")
-    teacher = WhisperForConditionalGeneration.from_pretrained(teacher_dir)
+    teacher = WhisperForConditionalGeneration.from_pretrained(deep_teacher_dir)
     assert distance(found, student, speech_dir) < distance(found, teacher, speech_dir)
 
 
@@ -133,6 +126,6 @@ def test_long_recordings_are_cut_into_windows(tmp_path):
     ("kept", "merged", "first"),
     [("0,1,3", False, 2), ("0,2,3", False, 1), ("1,2", False, 0), ("0,1,2", False, 2), ("0,3", True, 0)],
 )
-def test_the_first_layer_that_changes_is_the_first_to_train(teacher_dir, kept, merged, first):
-    teacher = WhisperForConditionalGeneration.from_pretrained(teacher_dir)
+def test_the_first_layer_that_changes_is_the_first_to_train(deep_teacher_dir, kept, merged, first):
+    teacher = WhisperForConditionalGeneration.from_pretrained(deep_teacher_dir)
     assert first_changed_layer(init_student(teacher, 2, kept, None, merged), teacher, merged) == first

@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 from datasets import load_from_disk
-from models import make_processor, make_whisper
 from safetensors.torch import load_file
 from scripts import run_here
 from torch import nn
@@ -179,14 +178,6 @@ def test_a_run_with_a_quantized_teacher_is_nearly_the_same(tmp_path, teacher, st
 
 
 # ---- the script ----
-
-
-@pytest.fixture(scope="module")
-def teacher_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("teacher")
-    make_whisper(make_processor()).save_pretrained(directory)
-    make_processor().save_pretrained(directory)
-    return directory
 
 
 def options(teacher_dir, speech_dir, output_dir, *more) -> list:

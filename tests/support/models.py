@@ -88,6 +88,14 @@ def make_whisper(processor: WhisperProcessor, seed: int = 0, **changes) -> Whisp
     return model
 
 
+def save_whisper(directory: Path, **changes) -> Path:
+    """Save `make_whisper` and its processor, and return the directory."""
+    processor = make_processor()
+    make_whisper(processor, **changes).save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
 def make_multilingual() -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """As `make_whisper`, of English and Chinese, configured as OpenAI's multilingual models are."""
     processor = make_processor(MULTILINGUAL)
