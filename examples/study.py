@@ -232,8 +232,12 @@ def next_cell(waiting: list[Cell], running: list[Cell], cached: set[tuple[str, s
 
 
 def save_result(result: CellResult, directory: Path) -> None:
-    with (directory / "results.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(result), allow_nan=False) + "\n")
+    """Append a line to results.jsonl, in place of half a line that a killed process may have left."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "results.jsonl").open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(asdict(result), allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -261,7 +265,6 @@ def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> Cel
     result = CellResult(cell.teacher, [], cell.student, cell.training, cell.method, cell.seed, cell.options)
     if cell.student:
         train(cell)
-        result.train_seconds = read_json(Path(model) / "trainer_state.json")["log_history"][-1]["train_runtime"]
     for name, options in evaluation.items():
         target = directory / "evaluations" / cell.name / name
         evaluate.main(as_arguments({**options, "model": model, "output_dir": str(target)}))

@@ -75,6 +75,8 @@ def test_finished_cells_are_read_and_half_a_line_is_not(study, tmp_path):
     lines = [json.dumps(asdict(result)) + "\n" for result in results]
     (tmp_path / "results.jsonl").write_text(lines[0] + lines[1][:50])
     assert list(study.read_results(tmp_path, cells)) == ["t/short/own/ce/1"]
+    study.save_result(results[1], tmp_path)
+    assert (tmp_path / "results.jsonl").read_text() == lines[0] + lines[1]
 
 
 def test_a_line_of_other_options_is_refused(study, tmp_path):

@@ -89,7 +89,6 @@ class CellResult:
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)  # of `askd-hf distill`
     parameters: int = 0
-    train_seconds: float = 0.0
 
     @property
     def system(self) -> System:
