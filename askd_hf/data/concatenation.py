@@ -57,7 +57,8 @@ def with_concatenated(
         if first is not None:
             clips = [first]
             for _ in range(int(generator.integers(2, MOST_CLIPS, endpoint=True)) - 1):
-                clips.append(group_of[first][generator.integers(len(group_of[first]))])
+                other = group_of[first][generator.integers(len(group_of[first]))]
+                clips += [other] if other not in clips else []
             while len(clips) > 1 and not _fits([rows[i] for i in clips], window_seconds, max_label_length):
                 clips.pop()
             if len(clips) > 1:

@@ -5,7 +5,7 @@ are required, so any speech will do, and what the encoder learns doesn't depend 
 encoder that is trained on labels learns them by heart. The outputs of the frozen encoder can be cached.
 """
 
-import logging
+import functools
 import shutil
 import sys
 from pathlib import Path
@@ -30,8 +30,6 @@ from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_enco
 from .checkpoint_lookup import checkpoint_directories, is_finished
 from .run_callbacks import StopGracefullyCallback
 from .run_dir import exit_non_main_processes
-
-logger = logging.getLogger(__name__)
 
 RECOVERY_DIR = "encoder_recovery"  # in the output directory of the run
 ENCODER_FILE = "encoder.safetensors"
@@ -81,7 +79,7 @@ class EncoderRecoveryTrainer(Trainer):
         features = inputs["input_features"]
         with torch.no_grad(), audio_context(self.target_encoder, features.shape[-1]):
             target = self.target_encoder(features.to(next(self.target_encoder.parameters()).dtype)).last_hidden_state
-        loss = F.mse_loss(model(features).last_hidden_state, target.float())
+        loss = F.mse_loss(model(features).last_hidden_state.float(), target.float())
         return (loss, {}) if return_outputs else loss
 
 
@@ -164,20 +162,22 @@ def _train(
     encoder.requires_grad_(False)
     for layer in encoder.layers[first:]:
         layer.requires_grad_(True)
+    devices = student.device, whole.device
     stop = StopGracefullyCallback()
     trainer = EncoderRecoveryTrainer(
         encoder,
         _arguments(config, epochs, folder),
         whole.model.encoder,
         train_dataset=AudioWindows([speech, *_unlabeled(models, config)], extractor.chunk_length),
-        data_collator=lambda waves: extract_features(extractor, [wave.numpy() for wave in waves]),
+        data_collator=functools.partial(_collate, extractor),
         callbacks=[stop],
     )
     finished = [checkpoint for checkpoint in checkpoint_directories(folder) if is_finished(checkpoint)]
-    logger.warning(
-        "encoder recovery: layers %d to %d of %d, %d windows of audio, %d epochs",
-        *(first, len(encoder.layers) - 1, whole.config.encoder_layers, len(trainer.train_dataset), epochs),
-    )
+    if PartialState().is_main_process:
+        print(
+            f"recovering the encoder: {len(encoder.layers)} of {whole.config.encoder_layers} layers, trained from layer "
+            f"{first} on, {len(trainer.train_dataset)} windows of audio, {epochs} epochs"
+        )
     trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
     if stop.stopped:
         exit_non_main_processes()
@@ -186,9 +186,14 @@ def _train(
             "--resume_from_checkpoint last"
         )
         sys.exit(130)
-    encoder.cpu()
+    encoder.to(devices[0])
+    whole.model.encoder.to(devices[1])
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(frozen[name])
+
+
+def _collate(extractor: WhisperFeatureExtractor, waves: list[Tensor]) -> dict[str, Tensor]:
+    return extract_features(extractor, [wave.numpy() for wave in waves])
 
 
 def first_changed_layer(
