@@ -175,8 +175,8 @@ def _train(
     finished = [checkpoint for checkpoint in checkpoint_directories(folder) if is_finished(checkpoint)]
     if PartialState().is_main_process:
         print(
-            f"recovering the encoder: {len(encoder.layers)} of {whole.config.encoder_layers} layers, layer {first} and "
-            f"those above are trained; {len(trainer.train_dataset)} windows of audio, {epochs} epochs"
+            f"recovering the encoder: {len(encoder.layers)} of {whole.config.encoder_layers} layers, {first} and "
+            f"above are trained on {len(trainer.train_dataset)} windows of audio, {epochs} epochs"
         )
     trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
     if stop.stopped:
