@@ -389,7 +389,8 @@ def whole(tmp_path_factory, teacher_dir, speech_dir):
     ("self_teacher", "killed_at", "by"),
     # 12 steps, the self phase begins at step 7: in the teacher phase, at the boundary, in the self phase
     [
-        ("ema", "checkpoint-3", signal.SIGTERM),  # as a cluster's scheduler does
+        # as a cluster's scheduler does
+        pytest.param("ema", "checkpoint-3", signal.SIGTERM, marks=pytest.mark.slow),
         ("snapshot", "checkpoint-7", signal.SIGKILL),
         pytest.param("ema", "checkpoint-9", signal.SIGKILL, marks=pytest.mark.slow),
     ],

@@ -102,7 +102,7 @@ def test_a_student_loses_further_layers_and_recovers_to_itself(
     student.save_pretrained(tmp_path / "student")
     make_processor().save_pretrained(tmp_path / "student")
     monkeypatch.setattr(encoder_recovery, "LEARNING_RATE", 1e-2)
-    more = [*MORE, "--student", tmp_path / "student", "--encoder_recovery_epochs", 20]
+    more = [*MORE, "--student", tmp_path / "student", "--encoder_recovery_epochs", 10]
     run = options(deep_teacher_dir, speech_dir, tmp_path / "run", *more)
     status, _, err = run_here(monkeypatch, capsys, *run)
     assert status == 0, err

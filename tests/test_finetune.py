@@ -38,7 +38,7 @@ def finetune(folder: Path, speech: Path, output_dir: Path, *more: str) -> Ended:
     "more",
     [
         [],
-        ["--teacher", "teacher", "--preset", "askd"],
+        pytest.param(["--teacher", "teacher", "--preset", "askd"], marks=pytest.mark.slow),
         pytest.param(["--lora_r", "4", "--learning_rate", "1e-2"], marks=pytest.mark.slow),
         pytest.param(
             ["--teacher", "teacher", "--preset", "askd", "--lora_r", "4", "--use_dora", "--learning_rate", "1e-2"],

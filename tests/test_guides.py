@@ -52,7 +52,7 @@ SLOW = (
     "python examples/benchmarks/training_step.py --loss_memory --batch_size 32 --label_tokens 128 128",  # 3 processes
 )
 # documents whose commands `make test` runs; `make test-slow` runs those of the others
-FAST = ("README", "publishing", "several-gpus", "fast-students")
+FAST = ("README", "publishing", "several-gpus")
 
 
 def in_its_suite(document: Path):

@@ -318,7 +318,7 @@ def test_impossible_options_are_refused(tmp_path, changes, message):
 
 
 def test_impossible_models_are_refused(tmp_path, processor, deep_teacher, compressed):
-    with pytest.raises(UserError, match="a pruned encoder must be trained: drop --freeze_encoder True"):
+    with pytest.raises(UserError, match="a pruned encoder must be trained: leave out --freeze_encoder True"):
         make_trainer(tmp_path, deep_teacher, compressed, freeze_encoder=True)
     with pytest.raises(UserError, match="--hidden_weight 1 requires a trained encoder"):
         make_trainer(tmp_path, deep_teacher, init_student(deep_teacher), hidden_weight=1.0)

@@ -162,7 +162,7 @@ def test_windows_that_do_not_fit_are_refused(monkeypatch, capsys, tmp_path, wide
     assert ended.returncode == 2 and message in ended.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("caches", [True, False], ids=["cached", "live"])
+@pytest.mark.parametrize("caches", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["cached", "live"])
 def test_a_student_with_a_window_is_made_trained_and_loaded_anywhere(
     monkeypatch, capsys, tmp_path, wide_dir, speech_dir, caches
 ):

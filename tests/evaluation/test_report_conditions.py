@@ -54,7 +54,7 @@ def test_made_up_text_has_its_conditions(tmp_path):
     assert f"nonspeech, short-form; {words}" in page.all("div", "tile")[-1].text
     assert "in lower-case text without punctuation, for every normalizer" in page.by_id("hallucination").text
     row, _ = [line.split() for line in format_results(found).splitlines() if line.startswith("nonspeech ")]
-    assert row == ["nonspeech", "student", "0.57", "34", "of", "80", "(42.5", "%)"]
+    assert row == ["nonspeech", "student", "0", "0.57", "34", "of", "80", "(42.5", "%)"]
 
 
 def test_clips_without_a_transcript_stand_beside_those_with_speech(tmp_path):
