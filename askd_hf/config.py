@@ -118,8 +118,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     )
     freeze_encoder: bool | None = HfArg(
         default=None,
-        help="Train the decoder only. Default: True, unless removed encoder layers aren't recovered before (see "
-        "--encoder_recovery_epochs).",
+        help="Train the decoder only. Default: True. False if --encoder_layers removes layers and "
+        "--encoder_recovery_epochs is 0.",
     )
     hidden_weight: float | None = HfArg(
         default=None,

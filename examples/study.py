@@ -14,8 +14,9 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,16 @@ from askd_hf.arguments.ranges import COUNT, check_ranges
 from askd_hf.commands import distill, evaluate
 from askd_hf.data.json_files import from_json, read_json, write_json
 from askd_hf.errors import UserError, exit_on_user_error
-from askd_hf.evaluation import DatasetSpec, measure_speed, prepare_set, spread_clips
+from askd_hf.evaluation import EvaluationArguments, measure_speed, prepare_set, spread_clips
 from askd_hf.evaluation.results import Speed
 from askd_hf.evaluation.study import TEACHER, CellResult, Study, set_errors
 from askd_hf.evaluation.study_report import write_study
+from askd_hf.models.generation_config import set_language
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.training.checkpoint_lookup import checkpoint_directories, is_finished
+from askd_hf.training.encoder_recovery import RECOVERY_DIR
 
+REMOVED = ("", "null", "~")  # YAML's null, as text
 Options = dict[str, Any]  # of `askd-hf distill` or `askd-hf evaluate`: text or lists of text, as in a YAML file
 
 
@@ -91,26 +95,33 @@ class Cell:
         return "/".join([self.teacher, *parts])
 
     @property
-    def caches(self) -> tuple[str, str, str]:
-        """The cells with these names use the same cached labels."""
-        return self.teacher, self.student, self.training
+    def labels(self) -> str:
+        """The directory of the teacher's cached labels, "" if the cell uses none."""
+        directory = self.options.get("teacher_cache_dir", "")
+        return "" if directory in REMOVED else directory
 
 
 def main() -> None:
     (args,) = parse_args((Arguments,), prog="python examples/study.py", description=__doc__)
     directory = args.output_dir
     plan = read_plan(args.study)
-    cells = [cell for cell in make_cells(plan, directory) if {*args.only} <= {*cell.name.split("/")}]
+    cells = make_cells(plan, directory)
+    failed = []
     if not args.report_only:
         done = read_results(directory, cells)
-        run_cells([cell for cell in cells if cell.name not in done], plan.evaluation, directory, args.processes)
+        chosen = [cell for cell in cells if {*args.only} <= {*cell.name.split("/")} and cell.name not in done]
+        failed = run_cells(chosen, plan.evaluation, directory, args.processes)
     results = list(read_results(directory, cells).values())
-    if not results:
-        raise UserError(f"{directory / 'results.jsonl'} has no results of these cells")
-    study = Study(results, plan.baselines)
-    speed = measure_students(plan, study, directory) if plan.speed_set else {}
-    in_domain = {name: options.get("in_domain", []) for name, options in plan.training.items()}
-    print(write_study(study, in_domain, speed, directory, plan.title))
+    if results:
+        check_same_clips(results)
+        study = Study(results, plan.baselines)
+        in_domain = {name: options.get("in_domain", []) for name, options in plan.training.items()}
+        print(write_study(study, in_domain, {}, directory, plan.title))
+        if plan.speed_set:
+            speed = measure_students(plan, study, directory)
+            print(write_study(study, in_domain, speed, directory, plan.title))
+    if failed or not results:
+        raise UserError("; ".join(failed) or f"{directory / 'results.jsonl'} has no results of this study")
 
 
 # ---- the plan ----
@@ -139,7 +150,7 @@ def make_cells(plan: Plan, directory: Path) -> list[Cell]:
         cell = Cell(teacher, student, training, method, seed)
         cell.options = {
             "encoder_cache_dir": str(directory / "cache" / "encoder"),
-            "teacher_cache_dir": str(directory / "cache" / "-".join(cell.caches)),
+            "teacher_cache_dir": str(directory / "cache" / "-".join((teacher, student, training))),
             "compare": "False",
             "save_total_limit": "1",
             **plan.options,
@@ -177,27 +188,43 @@ def read_results(directory: Path, cells: list[Cell]) -> dict[str, CellResult]:
         if changed := sorted(name for name in {*then, *now} if then.get(name) != now.get(name)):
             raise UserError(
                 f"{cell.name} was run with another value of {', '.join(changed)}: rename the part of the study that "
-                f"changed, or remove the line from {file}"
+                f"changed, or remove the line from {file}, and {directory / 'runs' / cell.name} and "
+                f"{directory / 'evaluations' / cell.name}"
             )
         found[cell.name] = result
     return found
 
 
+def check_same_clips(results: list[CellResult]) -> None:
+    """Raise `UserError` unless all models were evaluated on the same sets and clips."""
+    first, *others = results
+    for other in others:
+        if [one.name for one in other.sets] != [one.name for one in first.sets]:
+            raise UserError(f"{other.system} was evaluated on other sets than {first.system}: remove its line")
+        for ours, theirs in zip(first.sets, other.sets, strict=True):
+            if ours.data != theirs.data:
+                raise UserError(
+                    f"{ours.name}: {other.system} and {first.system} were evaluated on other clips. Give "
+                    "max_duration_in_seconds in `evaluation`, the shortest window of the students"
+                )
+
+
 # ---- running ----
 
 
-def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path, processes: int) -> None:
+def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path, processes: int) -> list[str]:
     """Run each cell in a process of its own, and append its result to results.jsonl.
 
     Of the cells that use the same cached labels, the first one computes them before the others start. After Ctrl-C,
     the running cells save a checkpoint. A cell that fails doesn't stop the others.
 
-    Raises `UserError` at the end if a cell failed.
+    Returns:
+        What went wrong, a line per cell that failed.
     """
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))  # of the new processes
     waiting, running = list(cells), {}
-    cached: set[tuple[str, str, str]] = set()
-    failed = []
+    cached: set[str] = set()
+    failed: list[str] = []
     pool = ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1)
     progress = tqdm(total=len(cells), desc="Cells", unit="cell")
     try:
@@ -211,7 +238,7 @@ def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path
                 if future.exception() is None:
                     save_result(future.result(), directory)
                     remove_checkpoints(cell)
-                    cached.add(cell.caches)
+                    cached |= {cell.labels} - {""}
                 else:
                     failed.append(f"{cell.name}: {future.exception()}; see {log_file(cell, directory)}")
                     progress.write(failed[-1], file=sys.stderr)
@@ -220,15 +247,17 @@ def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path
         print("\nstopping: running cells save a checkpoint. To resume, repeat the command", file=sys.stderr)
         pool.shutdown(cancel_futures=True)
         sys.exit(130)
-    if failed:
-        raise UserError(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
+    return failed
 
 
-def next_cell(waiting: list[Cell], running: list[Cell], cached: set[tuple[str, str, str]]) -> Cell | None:
-    """Return the next cell to start, None if all have to wait for cached labels."""
-    computes_labels = any(cell.student and cell.caches not in cached for cell in running)
-    ready = (cell for cell in waiting if not (computes_labels and cell.student and cell.caches not in cached))
-    return next(ready, None)
+def next_cell(waiting: list[Cell], running: list[Cell], cached: set[str]) -> Cell | None:
+    """Return the next cell to start, None if all have to wait: two runs can't add labels to one cache."""
+
+    def adds_labels(cell: Cell) -> bool:  # joined clips depend on the seed
+        return bool(cell.labels) and (cell.labels not in cached or "concatenate_probability" in cell.options)
+
+    in_use = {cell.labels for cell in running if adds_labels(cell)}
+    return next((cell for cell in waiting if not (adds_labels(cell) and cell.labels in in_use)), None)
 
 
 def save_result(result: CellResult, directory: Path) -> None:
@@ -261,6 +290,14 @@ def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> Cel
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    try:
+        return _run_cell(cell, evaluation, directory)
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+def _run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> CellResult:
     model = cell.options["output_dir"] if cell.student else cell.options["teacher"]
     result = CellResult(cell.teacher, [], cell.student, cell.training, cell.method, cell.seed, cell.options)
     if cell.student:
@@ -271,7 +308,7 @@ def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> Cel
         scores = read_json(target / "results.json")
         result.parameters = scores["models"]["student"]["parameters"]
         (scored,) = scores["sets"]
-        result.sets.append(set_errors(target, scored["name"], called=name))
+        result.sets.append(set_errors(target, scored["name"], name, options.get("normalizer", "auto")))
     return result
 
 
@@ -286,8 +323,10 @@ def train(cell: Cell) -> None:
     """Train the student, from its last checkpoint if there is one."""
     run = Path(cell.options["output_dir"])
     options = dict(cell.options)
-    # a run may have been stopped in the recovery of its encoder, which has checkpoints of its own
-    if any(is_finished(file.parent) for file in run.glob("**/trainer_state.json")):
+    recovery = run / RECOVERY_DIR
+    if (run / "model.safetensors").is_file() and not checkpoint_directories(run):
+        return  # trained; the evaluation didn't finish
+    if any(map(is_finished, checkpoint_directories(run))) or recovery.is_dir():
         options["resume_from_checkpoint"] = "last"
     else:
         shutil.rmtree(run, ignore_errors=True)
@@ -296,7 +335,7 @@ def train(cell: Cell) -> None:
 
 def as_arguments(options: Options) -> list[str]:
     """Return options as a command line. `null` in the file removes an option, such as a cache."""
-    given = {name: value for name, value in options.items() if value not in ("", "null", "~")}
+    given = {name: value for name, value in options.items() if value not in REMOVED}
     return [
         argument
         for name, value in given.items()
@@ -313,7 +352,9 @@ def measure_students(plan: Plan, study: Study, directory: Path) -> dict[str, Spe
     Speed that was measured before with the same students is read from speed-TEACHER.json.
     """
     options = plan.evaluation[plan.speed_set]
-    spec = DatasetSpec(plan.speed_set, options["dataset"], None, *options.get("eval_splits", ["train"]))
+    (evaluation,) = parse_args((EvaluationArguments,), as_arguments({**options, "model": "any"}))
+    (spec,) = evaluation.sets()
+    spec = replace(spec, name=plan.speed_set)
     found = {}
     for teacher, directory_or_id in plan.teachers.items():
         names = {}
@@ -324,14 +365,17 @@ def measure_students(plan: Plan, study: Study, directory: Path) -> dict[str, Spe
         file = directory / f"speed-{teacher}.json"
         if file.exists():
             saved = from_json(Speed, read_json(file))
-            if {row.role for row in saved.rows} == {*names}:
+            if {row.role for row in saved.rows} == {*names} and saved.set == plan.speed_set:
                 found[teacher] = saved
                 continue
         processors = {role: load_processor(name) for role, name in names.items()}
         window = min(processor.feature_extractor.chunk_length for processor in processors.values())
         _, clips = spread_clips(prepare_set(spec, window=window), int(plan.speed_clips))
         models = {role: load_whisper(name).eval() for role, name in names.items()}
-        found[teacher] = measure_speed(models, processors, clips, plan.speed_set)
+        for role, model in models.items():
+            set_language(model, processors[role], spec.language, spec.task)
+        sizes = sorted({min(size, len(clips)) for size in (1, 16)})
+        found[teacher] = measure_speed(models, processors, clips, plan.speed_set, batch_sizes=sizes)
         write_json(file, found[teacher])
     return found
 

@@ -91,12 +91,15 @@ def test_a_line_of_other_options_is_refused(study, tmp_path):
 
 def test_cells_wait_for_the_labels_that_another_computes(study, tmp_path):
     teacher, *cells = study.make_cells(read(study, tmp_path), tmp_path)
-    first, *others = cells
-    assert study.next_cell(others, [first], set()) is None
+    first, *others = [cell for cell in cells if cell.method == "kd"]
+    own = [cell for cell in others if cell.training == "own"]
+    assert study.next_cell(own, [first], set()) is None
+    assert study.next_cell(others, [first], set()).training == "both"  # another cache
     assert study.next_cell([teacher], [first], set()) is teacher
-    assert study.next_cell(others, [], {first.caches}) is others[0]
-    running = next(cell for cell in cells if cell.training == "both")
-    assert study.next_cell(others, [running], {first.caches}) is others[0]
+    assert study.next_cell(own, [first], {first.labels}) is own[0]
+    for cell in own:
+        cell.options["concatenate_probability"] = "0.25"
+    assert study.next_cell(own, [own[0]], {first.labels}) is None  # other clips with each seed
 
 
 @pytest.mark.slow

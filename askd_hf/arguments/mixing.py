@@ -37,8 +37,8 @@ class MixArguments:
     )
     concatenate_probability: float = HfArg(
         default=0.0,
-        help="Share of training clips that are two or three random clips of a speaker, joined within the window. "
-        "Against repetition loops on clips longer than those of the dataset. 0 to below 1.",
+        help="Join two or three random clips of a speaker until joined clips are this share of the training clips. "
+        "Without a speaker column, clips of the same dataset. Reduces loops on longer clips. From 0 to below 1.",
     )
     timestamp_probability: float = HfArg(
         default=0.0,

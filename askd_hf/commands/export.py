@@ -68,7 +68,7 @@ class ExportArguments:
     max_samples: int = HfArg(default=20, help="Number of clips to compare on, the first of --dataset.")
     clip_context: bool = HfArg(
         default=False,
-        help="Also transcribe with CTranslate2 at the audio context of each clip, its length and 0.64 s; print the "
+        help="Also transcribe with CTranslate2 at the audio context of each clip, its duration plus 0.64 s; print the "
         "WER and the time of both. For a model trained with a range of --window_seconds.",
     )
     language: str | None = HfArg(default=None, help="Language of the speech, for a multilingual model.")
@@ -199,5 +199,5 @@ def compare_contexts(
     print(
         f"ctranslate2, {len(clips)} clips: WER {window:.2f} %, {both.window_seconds:.2f} s with the whole window of "
         f"{processor.feature_extractor.chunk_length} s; WER {own:.2f} %, {both.clip_seconds:.2f} s at the audio "
-        f"context of each clip: {both.window_seconds / both.clip_seconds:.2f}x (batch size 1, without the first clip)"
+        f"context of each clip: {both.window_seconds / both.clip_seconds:.2f}x (batch size 1)"
     )

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, concatenate_datasets
 
-from ..errors import UserError
 from .audio import PAUSE
 from .columns import AUDIO_FILE, JOINED_COLUMNS, require_audio_files, with_features
 from .languages import word_separator
@@ -38,7 +37,7 @@ def with_concatenated(
         max_label_length: in label tokens.
         seed: of the choice.
 
-    Raises `UserError` if no two clips fit.
+    If no two clips fit, none are joined, and a warning is logged.
     """
     require_audio_files(dataset.features["audio"], "--concatenate_probability", "join clips of")
     number = round(len(dataset) * probability / (1.0 - probability))
@@ -63,16 +62,18 @@ def with_concatenated(
                 clips.pop()
             if len(clips) > 1:
                 chosen.append(clips)
-    if not chosen:
-        raise UserError(
-            f"--concatenate_probability: no two clips of a speaker fit in the window of {window_seconds:g} s. Leave "
-            "it out"
-        )
     if len(chosen) < number:
-        logger.warning("--concatenate_probability: %d of %d random choices fit in the window", len(chosen), number)
+        logger.warning(
+            "--concatenate_probability: %d of %d random choices of clips fit in %g s",
+            len(chosen),
+            number,
+            window_seconds,
+        )
     audio = dataset.select_columns("audio")
     joined = [_joined([rows[i] for i in clips], [audio[i]["audio"] for i in clips]) for clips in chosen]
     features = Features(dataset.features | JOINED_COLUMNS)
+    if not joined:
+        return with_features(dataset, features)
     added = Dataset.from_list(joined, features=Features(features | {"audio": AUDIO_FILE}))
     return concatenate_datasets([with_features(dataset, features), with_features(added, features)])
 
@@ -87,7 +88,8 @@ def _joined(rows: list[dict[str, Any]], audio: list[dict[str, Any]]) -> dict[str
     first, offset, segments = rows[0], 0.0, []
     for row in rows:
         for segment in row.get("segments") or []:
-            segments.append(segment | {name: segment[name] + offset for name in ("start", "end")})
+            end = row["duration"] if segment["end"] is None else segment["end"]  # the last one may be open
+            segments.append(segment | {"start": segment["start"] + offset, "end": end + offset})
         offset += row["duration"] + PAUSE
     keys = [row["audio_key"] for row in rows]
     space = word_separator(first.get("language"), first.get("task"))

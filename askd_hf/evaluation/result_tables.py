@@ -47,8 +47,7 @@ COMBINING_MARKS_NOTE = (
     "basic removes combining marks, such as vowel signs, which splits words: the error rates are of what is left"
 )
 CAPPED_NOTE = (
-    "Capped: a clip has at most as many errors as words. Loop: a text with more than twice the words of its reference "
-    "and 10"
+    "Capped: a clip has at most as many errors as words. Loop: a text with more than 2 x the reference's words + 10"
 )
 PLAIN_TEXT_NOTE = "in lower-case text without punctuation, for every normalizer"
 PARTS_NOTE = "Median of 3 interleaved repetitions. Without beam search, fallback and text decoding"

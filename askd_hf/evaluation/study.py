@@ -32,7 +32,7 @@ System = tuple[str, str, str, str]  # a name of each axis
 COMPARISON_HEADINGS = ["baseline", "WER, points", "P", "capped, points", "P"]
 COMPARISON_NOTE = (
     "System minus baseline [95 % bootstrap interval over speakers (or clips) and seeds]. Negative: the system is "
-    "better. P: share of resamples in which it is"
+    "better. P: probability of improvement, the share of resamples in which the system is better"
 )
 
 
@@ -267,12 +267,16 @@ def pooled_table(study: Study, sets_of: dict[str, list[str]], title: str) -> Tab
     """
     rows = []
     trainings = [training for training, sets in sets_of.items() if sets]
+
+    def alike(seeds: list[list[int]]) -> bool:
+        return len({tuple(of_system) for of_system in seeds}) == 1
+
     known = set(study.systems())
     for teacher, student, method in dict.fromkeys((system[0], system[1], system[3]) for system in study.systems()):
         ours = [(teacher, student, training, method) for training in trainings]
         for name in study.baselines if trainings else []:
             theirs = [(teacher, student, training, name) for training in trainings]
-            if name == method or not {*ours, *theirs} <= known or study.seeds(ours) != study.seeds(theirs):
+            if name == method or not {*ours, *theirs} <= known or not alike(study.seeds(ours + theirs)):
                 continue
             pairs = ([_pool(study, systems, sets_of, cap) for systems in (ours, theirs)] for cap in (False, True))
             rows.append([teacher, student, method, name, *(cell for pair in pairs for cell in _difference(*pair))])

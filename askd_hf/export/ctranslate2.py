@@ -21,6 +21,7 @@ from ..evaluation.metrics import error_rates
 from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads, is_multilingual
 
 FASTER_WHISPER_WINDOW = 30  # seconds; faster-whisper supports no other window
+WARM_UP = ((False, False), (True, False))  # untimed passes of the first clip: whether at its own context, timed
 MAX_EXAMPLES = 5  # differing texts shown in a report
 
 
@@ -183,7 +184,7 @@ class ContextComparison(NamedTuple):
 def transcribe_at_clip_context(
     directory: str | Path, processor: WhisperProcessor, clips: Iterable[np.ndarray], positions: int
 ) -> ContextComparison:
-    """Transcribe each clip with CTranslate2 at the whole window, then at its own audio context; the first is untimed.
+    """Transcribe each clip with CTranslate2 at the whole window, then at its own audio context.
 
     Args:
         clips, positions: as for `transcribe_ctranslate2`.
@@ -197,12 +198,12 @@ def transcribe_at_clip_context(
         features = input_features(processor, clip).numpy()
         frames = context_frames(len(clip) / SAMPLING_RATE, features.shape[-1])
         inputs = {False: features, True: features[..., :frames]}
-        for own in inputs if number else [False, True, False, True]:  # the first clip warms up
+        for own, timed in [(False, True), (True, True)] if number else [*WARM_UP, (False, True), (True, True)]:
             start = time.perf_counter()
             text = _generate(model, processor, inputs[own], positions)
             if len(texts[own]) == number:
                 texts[own].append(text)
-            if number:
+            if timed:
                 seconds[own] += time.perf_counter() - start
     return ContextComparison(texts[False], texts[True], seconds[False], seconds[True])
 

@@ -159,7 +159,7 @@ def training_data(summary: TrainingSummary) -> list[str]:
     if summary.hours is not None:
         details.append(f"{summary.hours:.2f} hours" if summary.hours < 10 else f"{summary.hours:,.0f} hours")
     if summary.concatenated_clips:
-        details.append(f"{plural(summary.concatenated_clips, 'clip')} of two or three of these joined at random")
+        details.append(f"{plural(summary.concatenated_clips, 'clip')}, each of two or three of these joined at random")
     if has_no_speech_clips(summary):
         count = summary.no_speech_clips
         details.append("clips without speech" if count is None else f"{plural(count, 'clip')} without speech")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -23,7 +23,7 @@ from ..data import (
     to_iterable_dataset,
     with_no_speech,
 )
-from ..data.columns import longest_first
+from ..data.columns import JOINED_COLUMNS, longest_first, with_features
 from ..data.concatenation import with_concatenated
 from ..data.languages import language_code, with_language, without_language
 from ..data.long_clips import cut_long_clips
@@ -33,6 +33,7 @@ from ..data.text import basic_normalizer, replace_column
 from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
 from ..evaluation.metrics import normalizer_for, text_language
+from ..evaluation.suites import with_speakers
 
 SYNTHETIC = "synthetic"  # value of --no_speech_dataset
 CHECKPOINTS_OF_A_STREAM = 10  # per run
@@ -58,6 +59,9 @@ def load_split(
         num_proc=data_args.preprocessing_num_workers,
         streaming=streaming,
     )
+    if "joined_keys" in speech.column_names:  # saved by --teacher_cache_dir; validation reads single clips
+        speech = speech.filter(lambda keys: keys is None, input_columns="joined_keys")
+        speech = speech.remove_columns(list(JOINED_COLUMNS))
     if limit is not None:
         speech = speech.take(limit)
     if not multilingual:
@@ -174,6 +178,8 @@ def training_speech(
         validate_split("training", name, split, limits, data_args, report_to, collator)
         for split, name in zip(splits, names, strict=True)
     ]
+    if mix_args.concatenate_probability:
+        checked = [_concatenated(split, mix_args, data_args, collator, seed) for split in checked]
     speech = mix(checked, mix_args.dataset_probabilities, seed)
     spoken = sorted({pair for split in checked for pair in spoken_in(split)}) if multilingual else []
     no_speech_dataset = _negatives(mix_args, data_args, collator, spoken)
@@ -182,16 +188,24 @@ def training_speech(
         no_speech_dataset = validate_split(
             "training", "no_speech", no_speech_dataset, limits, data_args, report_to, collator
         )
+        if mix_args.concatenate_probability:
+            no_speech_dataset = with_features(no_speech_dataset, Features(no_speech_dataset.features | JOINED_COLUMNS))
         speech = with_no_speech(speech, no_speech_dataset, mix_args.no_speech_probability, seed)
-    if mix_args.concatenate_probability:
-        if has_soft_labels(speech):
-            raise UserError(
-                "--concatenate_probability is not supported with a dataset of cached soft labels, which are of single "
-                "clips: give the speech itself as --dataset, and --teacher_cache_dir"
-            )
-        window, longest = collator.processor.feature_extractor.chunk_length, collator.config.max_target_positions
-        speech = with_concatenated(speech, mix_args.concatenate_probability, window, longest, seed)
     return speech
+
+
+def _concatenated(
+    speech: Dataset, mix_args: MixArguments, data_args: DataArguments, collator: SpeechCollator, seed: int
+) -> Dataset:
+    """Return a training set with the clips that `--concatenate_probability` joins."""
+    if has_soft_labels(speech):
+        raise UserError(
+            "--concatenate_probability is not supported with a dataset of cached soft labels, which are of single "
+            "clips: give the speech itself as --dataset, and --teacher_cache_dir"
+        )
+    window = collator.processor.feature_extractor.chunk_length
+    longest = int(min(collator.config.max_target_positions, data_args.max_label_length))
+    return with_concatenated(with_speakers(speech), mix_args.concatenate_probability, window, longest, seed)
 
 
 def training_splits(

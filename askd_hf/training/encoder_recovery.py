@@ -2,10 +2,11 @@
 
 Only the layers above the first removed one are trained, as the output of those below hasn't changed. No transcripts
 are required, so any speech will do, and what the encoder learns doesn't depend on the labels: with few hours, an
-encoder that is trained on labels learns them by heart. The outputs of the frozen encoder can be cached.
+encoder that is trained on labels memorizes them. The outputs of the frozen encoder can be cached.
 """
 
 import functools
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from datasets import Dataset
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset as IndexedDataset
@@ -25,8 +27,10 @@ from ..config import ASKDConfig
 from ..data import SAMPLING_RATE, Limits, filter_invalid_clips, load_speech_dataset
 from ..data.audio import extract_features, waveform
 from ..data.audio_context import audio_context
+from ..data.encoder_cache import weights_digest
 from ..errors import UserError
-from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_encoder, merged_layers
+from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_encoder, layers_to_copy, merged_layers
+from ..models.lora import ADAPTER_WEIGHTS
 from .checkpoint_lookup import checkpoint_directories, is_finished
 from .run_callbacks import StopGracefullyCallback
 from .run_dir import exit_non_main_processes
@@ -94,15 +98,15 @@ def recovery_epochs(
     epochs = models.encoder_recovery_epochs
     if epochs is None:
         joint = config.freeze_encoder is False or bool(config.hidden_weight)
-        epochs = DEFAULT_EPOCHS if pruned and not joint and not streaming else 0
-    elif epochs and not pruned:
+        epochs = DEFAULT_EPOCHS if pruned and models.encoder_layers and not joint and not streaming else 0
+    elif epochs and not (pruned and models.encoder_layers):
         raise UserError("--encoder_recovery_epochs requires --encoder_layers with fewer layers than the encoder has")
     elif epochs and streaming:
         raise UserError("--encoder_recovery_epochs is not supported with --streaming")
     if models.encoder_recovery_dataset and not epochs:
         raise UserError(
-            "--encoder_recovery_dataset has no effect: the encoder is not recovered. It is with --encoder_layers, "
-            "unless --freeze_encoder False or --encoder_recovery_epochs 0"
+            "--encoder_recovery_dataset has no effect without a recovery of the encoder: give --encoder_layers, and "
+            "leave out --freeze_encoder False, --hidden_weight and --encoder_recovery_epochs 0"
         )
     return epochs
 
@@ -132,14 +136,26 @@ def recover_encoder(
         shutil.rmtree(folder, ignore_errors=True)
     PartialState().wait_for_everyone()
     encoder = student.model.encoder
+    made_of = {
+        "layers": str(copied_encoder_layers(student.config)),
+        "whole encoder": weights_digest(whole.model.encoder),
+        "epochs": str(epochs),
+    }
     if (folder / ENCODER_FILE).is_file():
+        with safe_open(folder / ENCODER_FILE, "pt") as file:
+            saved = file.metadata() or {}
+        if changed := [name for name, value in made_of.items() if saved.get(name) != value]:
+            raise UserError(
+                f"{folder / ENCODER_FILE} was recovered with other values of {', '.join(changed)}: resume with the "
+                "same options, or give another --output_dir"
+            )
         encoder.load_state_dict(load_file(folder / ENCODER_FILE))
     else:
         _train(models, config, student, whole, speech, extractor, epochs, folder)
         if PartialState().is_main_process:
-            save_file(
-                {name: weight.contiguous() for name, weight in encoder.state_dict().items()}, folder / ENCODER_FILE
-            )
+            weights = {name: weight.contiguous() for name, weight in encoder.state_dict().items()}
+            save_file(weights, folder / f"{ENCODER_FILE}.tmp", metadata=made_of)
+            os.replace(folder / f"{ENCODER_FILE}.tmp", folder / ENCODER_FILE)
             for checkpoint in checkpoint_directories(folder):
                 shutil.rmtree(checkpoint)
         PartialState().wait_for_everyone()
@@ -157,7 +173,9 @@ def _train(
     folder: Path,
 ) -> None:
     encoder = student.model.encoder
-    first = first_changed_layer(student, whole, models.layer_selection == "merged")
+    # with --student the layers recorded in the config are those of its teacher
+    kept = layers_to_copy(str(models.encoder_layers), whole.config.encoder_layers, "encoder")
+    first = first_changed_layer(kept, whole.config.encoder_layers, models.layer_selection == "merged")
     frozen = {name: parameter.requires_grad for name, parameter in encoder.named_parameters()}
     encoder.requires_grad_(False)
     for layer in encoder.layers[first:]:
@@ -196,15 +214,12 @@ def _collate(extractor: WhisperFeatureExtractor, waves: list[Tensor]) -> dict[st
     return extract_features(extractor, [wave.numpy() for wave in waves])
 
 
-def first_changed_layer(
-    student: WhisperForConditionalGeneration, whole: WhisperForConditionalGeneration, merged: bool
-) -> int:
-    """Return the index of the student's first encoder layer with another input or other weights than in `whole`.
+def first_changed_layer(kept: list[int], available: int, merged: bool) -> int:
+    """Return the index of the first kept layer with another input or other weights than in the whole encoder.
 
     If only the top layers were removed, this is the last layer, which has to do their work.
     """
-    kept = copied_encoder_layers(student.config)
-    groups = merged_layers(kept, whole.config.encoder_layers) if merged else [[layer] for layer in kept]
+    groups = merged_layers(kept, available) if merged else [[layer] for layer in kept]
     return next((i for i, group in enumerate(groups) if group != [i]), len(groups) - 1)
 
 
@@ -246,6 +261,7 @@ def _unlabeled(models: ModelArguments, config: ASKDConfig) -> list[Dataset]:
 def is_recovering(config: ASKDConfig) -> bool:
     """Return whether the run was stopped in the recovery of its encoder, before its first checkpoint."""
     run = Path(config.output_dir)
-    return (
-        config.resume_from_checkpoint == "last" and (run / RECOVERY_DIR).is_dir() and not checkpoint_directories(run)
-    )
+    if config.resume_from_checkpoint not in ("last", "True", "true") or checkpoint_directories(run):
+        return False
+    trained = any((run / name).is_file() for name in ("model.safetensors", ADAPTER_WEIGHTS))
+    return (run / RECOVERY_DIR).is_dir() and not trained

@@ -73,7 +73,7 @@ def prepare_encoder(config: ASKDConfig, compressed: bool) -> None:
     if config.freeze_encoder and config.hidden_weight:
         raise UserError(
             f"--hidden_weight {config.hidden_weight:g} requires a trained encoder: leave it out, or give "
-            "--freeze_encoder False (the default with --encoder_layers)"
+            "--freeze_encoder False"
         )
 
 

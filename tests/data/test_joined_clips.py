@@ -13,10 +13,10 @@ from speech import write_csv
 
 from askd_hf.data import Limits, SpeechCollator, cache_encoder, filter_invalid_clips, load_speech_dataset
 from askd_hf.data.audio import waveform
+from askd_hf.data.columns import SEGMENTS
 from askd_hf.data.concatenation import with_concatenated
 from askd_hf.data.mix import with_no_speech
 from askd_hf.data.no_speech import synthetic_no_speech
-from askd_hf.errors import UserError
 from askd_hf.hub.training_summary import count_clips, count_concatenated
 from askd_hf.training.held_out import hold_out
 
@@ -129,9 +129,17 @@ def test_joined_rows_are_no_further_clips_in_the_summary(speech, joined):
     assert count_concatenated(joined) == len(joined) - 40 and count_concatenated(speech) == 0
 
 
-def test_a_window_without_room_is_an_error(speech):
-    with pytest.raises(UserError, match=r"no two clips of a speaker fit in the window of 0.6 s"):
-        with_concatenated(speech, 0.25, 0.6, 64, seed=0)
+def test_a_window_without_room_joins_nothing_and_says_so(speech, caplog):
+    found = with_concatenated(speech, 0.25, 0.6, 64, seed=0)
+    assert len(found) == 40 and count_concatenated(found) == 0
+    assert "0 of 13 random choices of clips fit in 0.6 s" in caplog.text
+
+
+def test_an_open_segment_ends_with_its_clip(speech):
+    segments = [[{"start": 0.0, "end": None, "text": row["text"]}] for row in speech]
+    with_times = speech.add_column("segments", segments, feature=SEGMENTS)
+    row = with_concatenated(with_times, 0.25, 1.0, 64, seed=3)[-1]
+    assert row["segments"][0]["end"] == pytest.approx(speech[parts(row)[0]]["duration"])
 
 
 def test_a_run_with_both_caches_has_joined_rows(monkeypatch, capsys, tmp_path, folder):
