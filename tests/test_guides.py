@@ -36,6 +36,7 @@ from askd_hf.schedule import TEACHER_SCHEDULES
 # commands that don't run here, and why
 NOT_RUN = {
     "python examples/study.py --study examples/studies/digits.yaml": "minutes long: test_study.py runs a smaller one",
+    "python examples/study.py --study examples/studies/levers.yaml": "hours long",
     "make demo": "minutes long: test_demo.py runs its script",
     "make test": "runs this test",
     "pip install .": "installs: test_wheel.py does it in a directory of its own",
