@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from datasets import load_from_disk
 from models import make_processor, make_whisper
 from safetensors.torch import load_file
 from scripts import ROOT, run_here
@@ -185,6 +186,36 @@ def test_a_student_with_a_window_is_made_trained_and_loaded_anywhere(
         assert part.stat().st_size == 22 * 100 * 16 * 2
     card = (out / "README.md").read_text()
     assert "The audio window is 2 s." in card
+
+
+def test_the_teachers_labels_are_computed_from_the_cache_of_its_whole_encoder(
+    monkeypatch, capsys, tmp_path, wide_dir, speech_dir
+):
+    """A run with the whole window fills the cache that a later run with a shorter one takes the teacher's part of."""
+    frames: list[int] = []
+    forward = WhisperEncoder.forward
+
+    def watched(self, input_features, *args, **kwargs):
+        frames.append(input_features.shape[-1])
+        return forward(self, input_features, *args, **kwargs)
+
+    monkeypatch.setattr(WhisperEncoder, "forward", watched)
+    common = ("--teacher", wide_dir, "--dataset", speech_dir, "--preset", "kd", "--max_steps", 2, "--compare", "False")
+
+    def labels_of(name: str, *given) -> list:
+        frames.clear()
+        caches = ("--teacher_cache_dir", tmp_path / name, "--output_dir", tmp_path / f"run-{name}")
+        ended = run(monkeypatch, capsys, *common, *caches, *given)
+        assert ended.returncode == 0, ended.stderr
+        return load_from_disk(str(tmp_path / name))["teacher_log_probs"][:]
+
+    short = ("--window_seconds", 2)
+    expected = labels_of("alone", *short, "--encoder_cache_dir", tmp_path / "other")
+    assert {200, 400} == set(frames)  # without the cache of the whole encoder it has to run
+    labels_of("whole", "--encoder_cache_dir", tmp_path / "e")
+    cached = labels_of("short", *short, "--encoder_cache_dir", tmp_path / "e")
+    assert set(frames) == {200}
+    assert all(np.allclose(ours, theirs, atol=2e-3) for ours, theirs in zip(cached, expected, strict=True))
 
 
 def test_clips_beyond_the_window_are_named_or_skipped(monkeypatch, capsys, tmp_path, wide_dir):

@@ -257,6 +257,24 @@ def cache_encoder(
     return cache
 
 
+def find_encoder_cache(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    datasets: list[Dataset],
+    directory: str | Path,
+    dtype: torch.dtype,
+) -> EncoderCache | None:
+    """Return the cache of this encoder in `directory` if it has the outputs of all clips, else None.
+
+    Nothing is computed. The arguments are those of `cache_encoder`.
+    """
+    folder = Path(directory) / encoder_fingerprint(model, processor, str(dtype).removeprefix("torch."))
+    if not (folder / "settings.json").is_file():
+        return None
+    cache = EncoderCache(folder, model.config.max_source_positions, model.config.d_model)
+    return cache if all(key in cache for dataset in datasets for key in dataset["audio_key"][:]) else None
+
+
 def _collate(extractor: WhisperFeatureExtractor, rows: list[dict[str, Any]]) -> dict[str, Any]:
     features = extract_features(extractor, [waveform(row) for row in rows])
     return {**features, "clip": [row["clip"] for row in rows], "audio_key": [row["audio_key"] for row in rows]}

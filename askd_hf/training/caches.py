@@ -12,6 +12,7 @@ from ..arguments import CacheArguments, MixArguments, ModelArguments
 from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream, cache_encoder
 from ..data.augment import AugmentArguments
+from ..data.encoder_cache import find_encoder_cache
 from ..data.soft_labels import (
     SOFT_LABEL_COLUMNS,
     check_soft_labels,
@@ -149,7 +150,9 @@ def with_soft_labels(
         collator = replace(collator, processor=WhisperProcessor(teacher_extractor, collator.processor.tokenizer))
     cache = collator.encoder_cache
     if cache is not None and not cache.matches(teacher, collator.processor):
-        collator = replace(collator, encoder_cache=None)
+        # such as the student's, whose window is shorter. An earlier run may have cached the teacher's encoder as well
+        found = find_encoder_cache(teacher, collator.processor, [dataset], cache.folder.parent, autocast or dtype)
+        collator = replace(collator, encoder_cache=found)
     return cache_teacher(
         lambda: place_teacher(compress_teacher(teacher, models, config), config.device).eval(),
         settings,
