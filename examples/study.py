@@ -7,6 +7,7 @@ The file names teachers, students, training sets, methods and seeds. Each combin
 resume an interrupted study, repeat the command. At the end, tables and figures are in OUTPUT_DIR/study.md.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
@@ -25,7 +27,7 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from askd_hf.arguments.parser import parse_args
+from askd_hf.arguments.parser import NULL, as_arguments, parse_args
 from askd_hf.arguments.ranges import COUNT, check_ranges
 from askd_hf.commands import distill, evaluate
 from askd_hf.data.json_files import from_json, read_json, write_json
@@ -39,7 +41,6 @@ from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.training.checkpoint_lookup import checkpoint_directories, is_finished
 from askd_hf.training.encoder_recovery import RECOVERY_DIR
 
-REMOVED = ("", "null", "~")  # YAML's null, as text
 Options = dict[str, Any]  # of `askd-hf distill` or `askd-hf evaluate`: text or lists of text, as in a YAML file
 
 
@@ -98,7 +99,7 @@ class Cell:
     def labels(self) -> str:
         """The directory of the teacher's cached labels, "" if the cell uses none."""
         directory = self.options.get("teacher_cache_dir", "")
-        return "" if directory in REMOVED else directory
+        return "" if directory in NULL else directory
 
 
 def main() -> None:
@@ -108,10 +109,11 @@ def main() -> None:
     cells = make_cells(plan, directory)
     failed = []
     if not args.report_only:
-        done = read_results(directory, cells)
+        check_cells(cells, plan.evaluation)
+        done = read_results(directory, cells, plan.evaluation)
         chosen = [cell for cell in cells if {*args.only} <= {*cell.name.split("/")} and cell.name not in done]
         failed = run_cells(chosen, plan.evaluation, directory, args.processes)
-    results = list(read_results(directory, cells).values())
+    results = list(read_results(directory, cells, plan.evaluation).values())
     if results:
         check_same_clips(results)
         study = Study(results, plan.baselines)
@@ -166,10 +168,31 @@ def make_cells(plan: Plan, directory: Path) -> list[Cell]:
     return cells
 
 
-def read_results(directory: Path, cells: list[Cell]) -> dict[str, CellResult]:
+def check_cells(cells: list[Cell], evaluation: dict[str, Options]) -> None:
+    """Parse the options of all cells and evaluation sets, before the first one runs.
+
+    Raises `UserError` for an option that doesn't exist or has an invalid value.
+    """
+    for name, options in evaluation.items():
+        with named_errors(f"evaluation: {name}"):
+            parse_args(evaluate.OPTIONS, as_arguments({**options, "model": "any"}))
+    for cell in {cell.name.rpartition("/")[0]: cell for cell in cells if cell.student}.values():
+        with named_errors(cell.name):
+            parse_args(distill.OPTIONS, as_arguments(cell.options))
+
+
+@contextlib.contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def read_results(directory: Path, cells: list[Cell], evaluation: dict[str, Options]) -> dict[str, CellResult]:
     """Return the results of the cells that are done, by name.
 
-    Raises `UserError` if a cell was trained with other options than those in the file.
+    Raises `UserError` if a cell was trained or evaluated with other options than those in the file.
     """
     file = directory / "results.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
@@ -181,11 +204,10 @@ def read_results(directory: Path, cells: list[Cell]) -> dict[str, CellResult]:
         result = by_cell.get((cell.teacher, cell.student, cell.training, cell.method, cell.seed))
         if result is None:
             continue
-        then, now = (
-            {name: value for name, value in options.items() if not name.endswith("_dir")}
-            for options in (result.options, cell.options)
-        )
-        if changed := sorted(name for name in {*then, *now} if then.get(name) != now.get(name)):
+        then = {**result.options, "evaluation": result.evaluation}
+        now = {**cell.options, "evaluation": evaluation}
+        names = sorted(name for name in {*then, *now} if not name.endswith("_dir"))
+        if changed := [name for name in names if then.get(name) != now.get(name)]:
             raise UserError(
                 f"{cell.name} was run with another value of {', '.join(changed)}: rename the part of the study that "
                 f"changed, or remove the line from {file}, and {directory / 'runs' / cell.name} and "
@@ -225,13 +247,15 @@ def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path
     waiting, running = list(cells), {}
     cached: set[str] = set()
     failed: list[str] = []
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1)
     progress = tqdm(total=len(cells), desc="Cells", unit="cell")
     try:
         while waiting or running:
             while len(running) < processes and (cell := next_cell(waiting, list(running.values()), cached)):
                 waiting.remove(cell)
+                # a pool of its own, as a process that is killed, such as for its memory, breaks its pool
+                pool = ProcessPoolExecutor(1, get_context("spawn"))
                 running[pool.submit(run_cell, cell, evaluation, directory)] = cell
+                pool.shutdown(wait=False)
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 cell = running.pop(future)
@@ -245,7 +269,7 @@ def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path
                 progress.update()
     except KeyboardInterrupt:
         print("\nstopping: running cells save a checkpoint. To resume, repeat the command", file=sys.stderr)
-        pool.shutdown(cancel_futures=True)
+        wait(running)
         sys.exit(130)
     return failed
 
@@ -299,7 +323,9 @@ def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> Cel
 
 def _run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> CellResult:
     model = cell.options["output_dir"] if cell.student else cell.options["teacher"]
-    result = CellResult(cell.teacher, [], cell.student, cell.training, cell.method, cell.seed, cell.options)
+    result = CellResult(
+        cell.teacher, [], cell.student, cell.training, cell.method, cell.seed, cell.options, evaluation
+    )
     if cell.student:
         train(cell)
     for name, options in evaluation.items():
@@ -331,16 +357,6 @@ def train(cell: Cell) -> None:
     else:
         shutil.rmtree(run, ignore_errors=True)
     distill.main(as_arguments(options))
-
-
-def as_arguments(options: Options) -> list[str]:
-    """Return options as a command line. `null` in the file removes an option, such as a cache."""
-    given = {name: value for name, value in options.items() if value not in REMOVED}
-    return [
-        argument
-        for name, value in given.items()
-        for argument in ([f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"])
-    ]
 
 
 # ---- speed ----

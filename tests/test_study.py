@@ -9,13 +9,16 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from cells import run_or_die
 from scripts import ROOT, load_script
 from speech import write_speech
 from tiny_teacher import save_teacher
 
+from askd_hf.arguments.parser import as_arguments
 from askd_hf.errors import UserError
 from askd_hf.evaluation.study import CellResult
 
@@ -29,6 +32,9 @@ PLAN = {
     "seeds": [1, 2],
     "options": {"num_train_epochs": 1, "learning_rate": 1e-3},
 }
+
+
+EVALUATION = PLAN["evaluation"]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +56,9 @@ def test_there_is_a_cell_for_every_combination(study, tmp_path):
     kd = cells[names.index("t/short/both/kd/2")].options
     assert (kd["teacher"], kd["learning_rate"], kd["seed"]) == ("a-teacher", "0.0001", "2")  # the method's, not all's
     assert kd["dataset"] == ["speech", "more"] and "in_domain" not in kd
-    ce = study.as_arguments(cells[1].options)
+    ce = as_arguments(cells[1].options)
     assert "--preset=ce" in ce and not [argument for argument in ce if argument.startswith("--teacher_cache_dir")]
-    assert study.as_arguments(kd)[study.as_arguments(kd).index("--dataset") + 1 :][:2] == ["speech", "more"]
+    assert as_arguments(kd)[as_arguments(kd).index("--dataset") + 1 :][:2] == ["speech", "more"]
 
 
 @pytest.mark.parametrize(
@@ -71,22 +77,48 @@ def test_mistakes_in_the_file_are_named(study, tmp_path, changes, message):
 
 def test_finished_cells_are_read_and_half_a_line_is_not(study, tmp_path):
     cells = study.make_cells(read(study, tmp_path), tmp_path)
-    results = [CellResult("t", [], "short", "own", "ce", seed, cells[seed].options) for seed in (1, 2)]
+    results = [CellResult("t", [], "short", "own", "ce", seed, cells[seed].options, EVALUATION) for seed in (1, 2)]
     lines = [json.dumps(asdict(result)) + "\n" for result in results]
     (tmp_path / "results.jsonl").write_text(lines[0] + lines[1][:50])
-    assert list(study.read_results(tmp_path, cells)) == ["t/short/own/ce/1"]
+    assert list(study.read_results(tmp_path, cells, EVALUATION)) == ["t/short/own/ce/1"]
     study.save_result(results[1], tmp_path)
     assert (tmp_path / "results.jsonl").read_text() == lines[0] + lines[1]
 
 
 def test_a_line_of_other_options_is_refused(study, tmp_path):
     cells = study.make_cells(read(study, tmp_path), tmp_path)
-    study.save_result(CellResult("t", [], "short", "own", "ce", 1, cells[1].options), tmp_path)
+    study.save_result(CellResult("t", [], "short", "own", "ce", 1, cells[1].options, EVALUATION), tmp_path)
     changed = study.make_cells(read(study, tmp_path, options={"num_train_epochs": 2, "learning_rate": 1e-3}), tmp_path)
     with pytest.raises(UserError, match="t/short/own/ce/1 was run with another value of num_train_epochs"):
-        study.read_results(tmp_path, changed)
+        study.read_results(tmp_path, changed, EVALUATION)
+    with pytest.raises(UserError, match="t/short/own/ce/1 was run with another value of evaluation"):
+        study.read_results(tmp_path, cells, {"known": EVALUATION["known"] | {"num_beams": "2"}})
     moved = study.make_cells(read(study, tmp_path), tmp_path / "elsewhere")
-    assert study.read_results(tmp_path, moved)  # directories may change
+    assert study.read_results(tmp_path, moved, EVALUATION)  # directories may change
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {"ce": {"preset": "ce"}, "kd": {"learnign_rate": 1}}}, "^t/short/own/kd/2: .*learnign_rate"),
+        ({"options": {"num_train_epochs": 1, "window_seconds": 31}}, "^t/short/own/ce/2: .*window_seconds"),
+        ({"evaluation": {"known": {"datasets": "speech"}}}, "^evaluation: known: .*datasets"),
+    ],
+)
+def test_options_of_the_last_cell_are_checked_before_the_first_runs(study, tmp_path, changes, message):
+    plan = read(study, tmp_path, **changes)
+    with pytest.raises(UserError, match=message):
+        study.check_cells(study.make_cells(plan, tmp_path), plan.evaluation)
+
+
+def test_a_cell_whose_process_is_killed_does_not_stop_the_others(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "run_cell", run_or_die)
+    names = ["dies", "a", "b"]
+    cells = [SimpleNamespace(name=name, student="", labels="", options={}) for name in names]
+    failed = study.run_cells(cells, {}, tmp_path, processes=2)
+    assert len(failed) == 1 and failed[0].startswith("dies: ")
+    done = [json.loads(line)["teacher"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert sorted(done) == ["a", "b"]
 
 
 def test_cells_wait_for_the_labels_that_another_computes(study, tmp_path):

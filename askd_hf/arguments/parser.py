@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,8 @@ from transformers import HfArgumentParser
 
 from ..errors import UserError
 from .renamed import current_name, rename_arguments, unknown_options
+
+NULL = ("", "null", "~")  # YAML's null, as text
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -86,14 +89,24 @@ def _read_yaml(path: Path, known: list[str]) -> list[str]:
         raise UserError(f"--config {path}: expected `option: value` lines")
     if unknown := [str(key) for key in values if current_name(str(key), known) not in known]:
         raise UserError(f"--config {path}: {unknown_options(unknown, known)}")
-    arguments = []
     for name, value in values.items():
-        if value in ("", "null", "~"):  # YAML's null: use the default
+        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            raise UserError(f"--config {path}: {name} must be a list of plain values")
+    return rename_arguments(as_arguments(values), known)
+
+
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Return the options of a YAML file as a command line. YAML's null leaves an option at its default.
+
+    Args:
+        options: text, lists of text or mappings, as `yaml.BaseLoader` reads them.
+    """
+    arguments = []
+    for name, value in options.items():
+        if value in NULL:
             continue
         if isinstance(value, dict):
             value = json.dumps(value)
-        elif isinstance(value, list) and not all(isinstance(item, str) for item in value):
-            raise UserError(f"--config {path}: {name} must be a list of plain values")
         # `=` also allows values that start with a minus sign, such as -1e-3
         arguments += [f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"]
-    return rename_arguments(arguments, known)
+    return arguments

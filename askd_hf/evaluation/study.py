@@ -88,6 +88,7 @@ class CellResult:
     method: str = ""
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)  # of `askd-hf distill`
+    evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)  # of `askd-hf evaluate`, by set
     parameters: int = 0
 
     @property
