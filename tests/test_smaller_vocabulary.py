@@ -20,6 +20,8 @@ from askd_hf.errors import UserError
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.smaller_vocabulary import (
+    TextTokens,
+    choose_domain_tokens,
     choose_tokens,
     count_tokens,
     smaller_tokenizer,
@@ -77,9 +79,11 @@ def whisper_of(tokenizer: WhisperTokenizer, **changes):
 
 
 def reduced(tokenizer, texts=TEXTS, number=None, window=2.0):
+    """A tokenizer with the tokens of the texts, or with a number of tokens."""
     counts = count_tokens(tokenizer, [{"text": text} for text in texts])
     size = tokenizer.get_vocab()["<|notimestamps|>"] + 1 + TIMES
-    return smaller_tokenizer(tokenizer, size, choose_tokens(tokenizer, counts, number), window)
+    kept = choose_tokens(tokenizer, counts, number or 0, keep_counted=number is None)
+    return smaller_tokenizer(tokenizer, size, kept, window)
 
 
 def tokens(tokenizer, text: str) -> list[str]:
@@ -131,6 +135,22 @@ def test_without_counts_the_first_merges_are_kept(tokenizer):
     kept = choose_tokens(tokenizer, Counter(), 20)
     ids = tokenizer.get_vocab()
     assert kept == {token for token, i in ids.items() if i < 276 and token not in SPECIAL}
+
+
+@pytest.mark.parametrize("auto_size", [0, 410, 425, 9999])
+def test_auto_keeps_all_counted_tokens_and_general_ones_up_to_a_size(monkeypatch, tokenizer, auto_size):
+    monkeypatch.setattr("askd_hf.models.smaller_vocabulary.AUTO_SIZE", auto_size)
+    size = tokenizer.get_vocab()["<|notimestamps|>"] + 1 + TIMES
+    counts = count_tokens(tokenizer, [{"text": text} for text in TEXTS])
+    kept = choose_domain_tokens(tokenizer, size, 2.0, counts)
+    counted = choose_tokens(tokenizer, counts, 0, keep_counted=True)
+    of_counted = vocabulary_size(tokenizer, size, 2.0, counted)
+    assert counted <= kept and {*counts} <= kept
+    assert vocabulary_size(tokenizer, size, 2.0, kept) == min(max(of_counted, auto_size), size)
+    ranked = [token for token in TextTokens(tokenizer).ranked if token not in counted]
+    assert kept == counted | {*ranked[: len(kept) - len(counted)]}  # the first merges
+    smaller = smaller_tokenizer(tokenizer, size, kept, 2.0)
+    assert all(tokens(smaller, text) == tokens(tokenizer, text) for text in TEXTS)
 
 
 def test_segments_and_prompts_count(tokenizer):
@@ -265,6 +285,13 @@ print(repr(recognize({"raw": wave, "sampling_rate": 16_000}, generate_kwargs={"m
 """
 
 
+@pytest.fixture
+def no_general_tokens(monkeypatch):
+    """The teacher of these tests has fewer tokens than `--vocabulary auto` keeps."""
+    monkeypatch.setattr("askd_hf.models.smaller_vocabulary.AUTO_SIZE", 0)
+
+
+@pytest.mark.usefixtures("no_general_tokens")
 def test_a_run_gives_a_student_that_loads_without_us(monkeypatch, capsys, tmp_path, place):
     out = tmp_path / "run"
     ended = distill(
@@ -287,6 +314,7 @@ def test_a_run_gives_a_student_that_loads_without_us(monkeypatch, capsys, tmp_pa
     assert load_whisper(str(tmp_path / "again")).config.vocab_size == student.config.vocab_size
 
 
+@pytest.mark.usefixtures("no_general_tokens")
 def test_a_file_gives_the_same_vocabulary_as_its_texts(monkeypatch, capsys, tmp_path, place):
     sizes = []
     for name, vocabulary in (("a", "auto"), ("b", place / "words.txt"), ("c", 430)):
@@ -320,6 +348,7 @@ def test_vocabularies_that_do_not_fit_are_refused_before_a_clip_is_read(
     assert ended.returncode == 2 and message in ended.stderr.strip().splitlines()[-1], ended.stderr
 
 
+@pytest.mark.usefixtures("no_general_tokens")
 def test_a_killed_run_resumes_with_the_same_vocabulary_and_no_other(monkeypatch, capsys, tmp_path, place):
     out, common = tmp_path / "run", ("--vocabulary", "auto", "--preset", "ce", "--compare", "False")
     common += ("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 9)

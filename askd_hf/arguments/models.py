@@ -65,9 +65,10 @@ class ModelArguments:
     vocabulary: str | None = HfArg(
         default=None,
         help="Vocabulary of a student created from the teacher. auto: the tokens of the training transcripts, "
-        "which are then tokenized as before. A number: that many tokens, the most frequent ones of the training "
-        "transcripts first. A text file: as auto, with the tokens of its lines. Special tokens, timestamps of the "
-        "window and all bytes are kept, so that any text can be transcribed. Default: the teacher's vocabulary.",
+        "which are then tokenized as before, and general ones up to 6,000. A number: that many tokens, the most "
+        "frequent ones of the training transcripts first. A text file: as auto, with the tokens of its lines. Special "
+        "tokens, timestamps of the window and all bytes are kept, so that any text can be transcribed. Default: the "
+        "teacher's vocabulary.",
     )
     teacher_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = HfArg(
         default="auto",

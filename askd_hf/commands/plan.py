@@ -35,7 +35,7 @@ from ..evaluation.planning import (
 )
 from ..evaluation.speed import clip_durations
 from ..models.loading import load_config, load_processor
-from ..models.smaller_vocabulary import choose_tokens, count_tokens, vocabulary_size
+from ..models.smaller_vocabulary import choose_domain_tokens, count_tokens, vocabulary_size
 
 TOKENS = 20  # per clip, if the transcripts are unknown
 SHOWN = 8  # students in the table
@@ -123,11 +123,10 @@ def describe_domain(args: PlanArguments, config: WhisperConfig, processor: Whisp
     language = args.language or (None if "language" in speech.column_names else "english")
     texts = clean_texts(with_language(speech, language, None, args.dataset), "auto", args.dataset)
     counts = count_tokens(processor.tokenizer, texts.select_columns(["text", "language", "task"]))
-    kept = choose_tokens(processor.tokenizer, counts)
-    sizes = {
-        window: vocabulary_size(processor.tokenizer, config.vocab_size, window, kept)
-        for window in windows_up_to(teacher_shape(config).window)
-    }
+    tokenizer, sizes = processor.tokenizer, {}
+    for window in windows_up_to(teacher_shape(config).window):
+        kept = choose_domain_tokens(tokenizer, config.vocab_size, window, counts)
+        sizes[window] = vocabulary_size(tokenizer, config.vocab_size, window, kept)
     tokens = round(counts.total() / len(speech)) + len(processor.tokenizer.prefix_tokens)
     return Domain(clip_durations(speech, math.inf), sizes, tokens)
 

@@ -7,9 +7,10 @@ Whisper's tokenizer is a byte-level BPE: a text starts as bytes, and the merge w
 none applies. Kept are
 
 - all 256 bytes, so that every text has tokens,
-- the wanted tokens, and with each the tokens that it is merged from. No merge that the training transcripts need is
-  missing, and at each step the applied merge is the lowest of the kept ones, as it was the lowest of all. Hence these
-  transcripts are tokenized as before,
+- the tokens of the training transcripts, and with each the tokens that it is merged from. No merge that the training
+  transcripts need is missing, and at each step the applied merge is the lowest of the kept ones, as it was the lowest
+  of all. Hence these transcripts are tokenized as before,
+- general tokens, for words that the training transcripts don't contain,
 - special tokens of all languages and tasks, and the timestamps of the window.
 
 Other texts are split into more and shorter tokens. Decoding is unchanged.
@@ -28,6 +29,7 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from ..data.labels import TIME_PRECISION, text_ids, token_id
 from .vocabulary import timestamp_ids, token_rows, with_rows
 
+AUTO_SIZE = 6_000  # tokens. Measured: examples/guides/fast-students.md
 # fields of the configs with a token id, with a list of ids, and with ids by name
 SINGLE_IDS = (
     "decoder_start_token_id",
@@ -87,25 +89,44 @@ class TextTokens:
         return found
 
 
-def choose_tokens(tokenizer: WhisperTokenizer, counts: Counter[str], number: int | None = None) -> set[str]:
-    """Return the text tokens to keep: the bytes, and the counted tokens with their parts.
+def choose_tokens(
+    tokenizer: WhisperTokenizer, counts: Counter[str], number: int, keep_counted: bool = False
+) -> set[str]:
+    """Return the text tokens to keep: the bytes, the counted tokens with their parts, and general ones.
+
+    The most frequent counted tokens come first, then the tokens with the lowest ids. These are the most frequent ones
+    in the text that the tokenizer was made of, and spell words that the training transcripts don't contain.
 
     Args:
         counts: of `count_tokens`.
-        number: how many text tokens to keep besides the bytes. The most frequent ones come first, then those with the
-            lowest ids. None for all counted tokens.
+        number: how many text tokens to keep besides the bytes.
+        keep_counted: keep all counted tokens, if they are more than `number`.
     """
     tokens = TextTokens(tokenizer)
     kept = tokens.bytes()
-    most = len(kept) + (number or 0)
-    wanted = [token for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    if number is not None:
-        wanted += tokens.ranked
-    for token in wanted:
+    most = len(kept) + number
+    counted = [token for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    if keep_counted:
+        for token in counted:
+            kept |= tokens.with_parts(token, kept)
+    for token in [*counted, *tokens.ranked]:
         more = tokens.with_parts(token, kept)
-        if number is None or len(kept) + len(more) <= most:
+        if len(kept) + len(more) <= most:
             kept |= more
     return kept
+
+
+def choose_domain_tokens(
+    tokenizer: WhisperTokenizer, vocab_size: int, window_seconds: float, counts: Counter[str]
+) -> set[str]:
+    """Return the text tokens of `--vocabulary auto`: all counted tokens, and general ones up to `AUTO_SIZE` in all.
+
+    Args:
+        vocab_size: of the model.
+        counts: of `count_tokens`.
+    """
+    fewest = vocabulary_size(tokenizer, vocab_size, window_seconds)
+    return choose_tokens(tokenizer, counts, max(AUTO_SIZE - fewest, 0), keep_counted=True)
 
 
 def vocabulary_size(

@@ -12,6 +12,7 @@ from ..arguments import DataArguments
 from ..data import SpeechCollator
 from ..errors import UserError
 from ..models.smaller_vocabulary import (
+    choose_domain_tokens,
     choose_tokens,
     count_tokens,
     smaller_tokenizer,
@@ -79,8 +80,11 @@ def reduce_student(
         rows: of `transcripts`.
     """
     size, window = student.config.vocab_size, window_seconds(student)
-    number = int(vocabulary) - vocabulary_size(tokenizer, size, window) if vocabulary.isdecimal() else None
-    kept = choose_tokens(tokenizer, count_tokens(tokenizer, rows), number)
+    counts = count_tokens(tokenizer, rows)
+    if vocabulary.isdecimal():
+        kept = choose_tokens(tokenizer, counts, int(vocabulary) - vocabulary_size(tokenizer, size, window))
+    else:
+        kept = choose_domain_tokens(tokenizer, size, window, counts)
     smaller = smaller_tokenizer(tokenizer, size, kept, window)
     reduced = with_smaller_vocabulary(student, tokenizer, smaller, window)
     logger.warning(
