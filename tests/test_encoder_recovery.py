@@ -118,6 +118,19 @@ def test_a_student_loses_further_layers_and_recovers_to_itself(
     assert distance(found, student, speech_dir) < distance(found, teacher, speech_dir)
 
 
+def test_clips_per_step_do_not_depend_on_those_that_fit_in_memory(
+    monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir
+):
+    """Whole batches, and parts of them with activation checkpointing."""
+    encoders = []
+    for name, size, more in (("whole", 16, []), ("parts", 4, ["--activation_checkpointing", "True"])):
+        given = [*MORE, "--per_device_train_batch_size", size, *more]
+        status, _, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, tmp_path / name, *given))
+        assert status == 0, err
+        encoders.append(load_file(tmp_path / name / "encoder_recovery" / "encoder.safetensors"))
+    torch.testing.assert_close(encoders[1], encoders[0], atol=1e-5, rtol=1e-4)
+
+
 def test_long_recordings_are_cut_into_windows(tmp_path):
     for name, seconds in (("a", 0.4), ("b", 2.5)):
         soundfile.write(tmp_path / f"{name}.wav", np.arange(int(seconds * 16_000)) / 50_000, 16_000)

@@ -45,7 +45,8 @@ class ModelArguments:
     encoder_recovery_dataset: list[str] = HfArg(
         default_factory=list,
         help="More audio for --encoder_recovery_epochs, without transcripts: directories or Hub ids. Long "
-        "recordings are cut into windows.",
+        "recordings are read in windows, and decoded once per window: recordings of more than a few minutes are "
+        "better cut before.",
     )
     layer_selection: Literal["spread", "greedy", "merged"] = HfArg(
         default="spread",

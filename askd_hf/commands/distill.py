@@ -58,7 +58,7 @@ from ..training.datasets import (
     training_limits,
     training_speech,
 )
-from ..training.encoder_recovery import is_recovering, recover_encoder, recovery_epochs
+from ..training.encoder_recovery import EncoderRecovery, is_recovering, recovery_epochs
 from ..training.run_dir import (
     check_directories,
     exit_non_main_processes,
@@ -252,7 +252,7 @@ def recover_pruned_encoder(options: Options, models: Models, speech: Speech, ori
     if epochs and isinstance(speech.train, Dataset):
         whole = load_whisper(model_args.student) if model_args.student else models.teacher
         extractor = models.processor.feature_extractor
-        recover_encoder(model_args, config, student, whole, speech.train, extractor, epochs)
+        EncoderRecovery(model_args, config, student, whole, speech.train, extractor, epochs).run()
         origin.encoder_recovery_epochs = epochs
 
 

@@ -9,6 +9,7 @@ import functools
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,103 +112,111 @@ def recovery_epochs(
     return epochs
 
 
-def recover_encoder(
-    models: ModelArguments,
-    config: ASKDConfig,
-    student: WhisperForConditionalGeneration,
-    whole: WhisperForConditionalGeneration,
-    speech: Dataset,
-    extractor: WhisperFeatureExtractor,
-    epochs: int,
-) -> None:
-    """Train the pruned encoder of `student`, in place, and mark it as trained.
-
-    The result is saved in `encoder_recovery` in the output directory. A resumed run reads it from there, or continues
-    from the last checkpoint. Ends the process with status 130 if training was interrupted.
+@dataclass
+class EncoderRecovery:
+    """The recovery of a student's pruned encoder, which is trained in place.
 
     Args:
+        student: the layers above the first removed one are trained.
         whole: the model that the layers of the student's encoder are from.
         speech: the training set. The audio of `--encoder_recovery_dataset` is added.
         extractor: the student's.
+        epochs: of `recovery_epochs`.
     """
-    folder = Path(config.output_dir) / RECOVERY_DIR
-    resume = config.resume_from_checkpoint not in (None, "", "False", "false")
-    if not resume and PartialState().is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-    PartialState().wait_for_everyone()
-    encoder = student.model.encoder
-    made_of = {
-        "layers": str(copied_encoder_layers(student.config)),
-        "whole encoder": weights_digest(whole.model.encoder),
-        "epochs": str(epochs),
-    }
-    if (folder / ENCODER_FILE).is_file():
-        with safe_open(folder / ENCODER_FILE, "pt") as file:
-            saved = file.metadata() or {}
-        if changed := [name for name, value in made_of.items() if saved.get(name) != value]:
-            raise UserError(
-                f"{folder / ENCODER_FILE} was recovered with other values of {', '.join(changed)}: resume with the "
-                "same options, or give another --output_dir"
-            )
-        encoder.load_state_dict(load_file(folder / ENCODER_FILE))
-    else:
-        _train(models, config, student, whole, speech, extractor, epochs, folder)
-        if PartialState().is_main_process:
-            weights = {name: weight.contiguous() for name, weight in encoder.state_dict().items()}
-            save_file(weights, folder / f"{ENCODER_FILE}.tmp", metadata=made_of)
-            os.replace(folder / f"{ENCODER_FILE}.tmp", folder / ENCODER_FILE)
-            for checkpoint in checkpoint_directories(folder):
-                shutil.rmtree(checkpoint)
+
+    models: ModelArguments
+    config: ASKDConfig
+    student: WhisperForConditionalGeneration
+    whole: WhisperForConditionalGeneration
+    speech: Dataset
+    extractor: WhisperFeatureExtractor
+    epochs: int
+
+    def run(self) -> None:
+        """Train the encoder and mark it as trained.
+
+        The result is saved in `encoder_recovery` in the output directory. A resumed run reads it from there, or
+        continues from the last checkpoint. Ends the process with status 130 if training was interrupted.
+        """
+        folder = Path(self.config.output_dir) / RECOVERY_DIR
+        resume = self.config.resume_from_checkpoint not in (None, "", "False", "false")
+        if not resume and PartialState().is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
         PartialState().wait_for_everyone()
-    getattr(student.config, COPIED_LAYERS)["trained"] = True
+        if (folder / ENCODER_FILE).is_file():
+            self._load(folder / ENCODER_FILE)
+        else:
+            self._train(folder)
+            if PartialState().is_main_process:
+                self._save(folder / ENCODER_FILE)
+                for checkpoint in checkpoint_directories(folder):
+                    shutil.rmtree(checkpoint)
+            PartialState().wait_for_everyone()
+        getattr(self.student.config, COPIED_LAYERS)["trained"] = True
 
+    def _made_of(self) -> dict[str, str]:
+        return {
+            "layers": str(copied_encoder_layers(self.student.config)),
+            "whole encoder": weights_digest(self.whole.model.encoder),
+            "epochs": str(self.epochs),
+        }
 
-def _train(
-    models: ModelArguments,
-    config: ASKDConfig,
-    student: WhisperForConditionalGeneration,
-    whole: WhisperForConditionalGeneration,
-    speech: Dataset,
-    extractor: WhisperFeatureExtractor,
-    epochs: int,
-    folder: Path,
-) -> None:
-    encoder = student.model.encoder
-    # with --student the layers recorded in the config are those of its teacher
-    kept = layers_to_copy(str(models.encoder_layers), whole.config.encoder_layers, "encoder")
-    first = first_changed_layer(kept, whole.config.encoder_layers, models.layer_selection == "merged")
-    frozen = {name: parameter.requires_grad for name, parameter in encoder.named_parameters()}
-    encoder.requires_grad_(False)
-    for layer in encoder.layers[first:]:
-        layer.requires_grad_(True)
-    devices = student.device, whole.device
-    stop = StopGracefullyCallback()
-    trainer = EncoderRecoveryTrainer(
-        encoder,
-        _arguments(config, epochs, folder),
-        whole.model.encoder,
-        train_dataset=AudioWindows([speech, *_unlabeled(models, config)], extractor.chunk_length),
-        data_collator=functools.partial(_collate, extractor),
-        callbacks=[stop],
-    )
-    finished = [checkpoint for checkpoint in checkpoint_directories(folder) if is_finished(checkpoint)]
-    if PartialState().is_main_process:
-        print(
-            f"recovering the encoder: {len(encoder.layers)} of {whole.config.encoder_layers} layers, {first} and "
-            f"above are trained on {len(trainer.train_dataset)} windows of audio, {epochs} epochs"
+    def _load(self, file: Path) -> None:
+        """Read the encoder of an earlier run. Raise `UserError` if it was made with other options."""
+        with safe_open(file, "pt") as opened:
+            saved = opened.metadata() or {}
+        if changed := [name for name, value in self._made_of().items() if saved.get(name) != value]:
+            raise UserError(
+                f"{file} was recovered with other values of {', '.join(changed)}: resume with the same options, or "
+                "give another --output_dir"
+            )
+        self.student.model.encoder.load_state_dict(load_file(file))
+
+    def _save(self, file: Path) -> None:
+        unfinished = file.with_name(f"{file.name}.tmp")
+        weights = {name: weight.contiguous() for name, weight in self.student.model.encoder.state_dict().items()}
+        save_file(weights, unfinished, metadata=self._made_of())
+        os.replace(unfinished, file)
+
+    def _train(self, folder: Path) -> None:
+        encoder, whole = self.student.model.encoder, self.whole.model.encoder
+        # with --student the layers recorded in the config are those of its teacher
+        kept = layers_to_copy(str(self.models.encoder_layers), self.whole.config.encoder_layers, "encoder")
+        first = first_changed_layer(kept, self.whole.config.encoder_layers, self.models.layer_selection == "merged")
+        frozen = {name: parameter.requires_grad for name, parameter in encoder.named_parameters()}
+        encoder.requires_grad_(False)
+        for layer in encoder.layers[first:]:
+            layer.requires_grad_(True)
+        devices = self.student.device, self.whole.device
+        stop = StopGracefullyCallback()
+        trainer = EncoderRecoveryTrainer(
+            encoder,
+            _arguments(self.config, self.epochs, folder),
+            whole,
+            train_dataset=AudioWindows(
+                [self.speech, *_unlabeled(self.models, self.config)], self.extractor.chunk_length
+            ),
+            data_collator=functools.partial(_collate, self.extractor),
+            callbacks=[stop],
         )
-    trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
-    if stop.stopped:
-        exit_non_main_processes()
-        print(
-            f"stopped in the recovery of the encoder after step {trainer.state.global_step}; go on with "
-            "--resume_from_checkpoint last"
-        )
-        sys.exit(130)
-    encoder.to(devices[0])
-    whole.model.encoder.to(devices[1])
-    for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_(frozen[name])
+        finished = [checkpoint for checkpoint in checkpoint_directories(folder) if is_finished(checkpoint)]
+        if PartialState().is_main_process:
+            print(
+                f"recovering the encoder: {len(encoder.layers)} of {len(whole.layers)} layers, {first} and above are "
+                f"trained on {len(trainer.train_dataset)} windows of audio, {self.epochs} epochs"
+            )
+        trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
+        if stop.stopped:
+            exit_non_main_processes()
+            print(
+                f"stopped in the recovery of the encoder after step {trainer.state.global_step}; go on with "
+                "--resume_from_checkpoint last"
+            )
+            sys.exit(130)
+        encoder.to(devices[0])
+        whole.to(devices[1])
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(frozen[name])
 
 
 def _collate(extractor: WhisperFeatureExtractor, waves: list[Tensor]) -> dict[str, Tensor]:
@@ -224,10 +233,14 @@ def first_changed_layer(kept: list[int], available: int, merged: bool) -> int:
 
 
 def _arguments(config: ASKDConfig, epochs: int, folder: Path) -> TrainingArguments:
+    """Return the arguments of the recovery. Clips per step don't depend on the clips that fit in memory."""
+    clips = min(BATCH_SIZE, config.per_device_train_batch_size)
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
-        per_device_train_batch_size=BATCH_SIZE,
+        per_device_train_batch_size=clips,
+        gradient_accumulation_steps=BATCH_SIZE // clips,
+        activation_checkpointing=config.activation_checkpointing,
         learning_rate=LEARNING_RATE,
         warmup_steps=WARMUP,
         weight_decay=WEIGHT_DECAY,
