@@ -254,7 +254,7 @@ def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path
                 waiting.remove(cell)
                 # a pool of its own, as a process that is killed, such as for its memory, breaks its pool
                 pool = ProcessPoolExecutor(1, get_context("spawn"))
-                running[pool.submit(run_cell, cell, evaluation, directory)] = cell
+                running[pool.submit(run_cell, cell, evaluation, directory, os.getpid())] = cell
                 pool.shutdown(wait=False)
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -306,9 +306,13 @@ def log_file(cell: Cell, directory: Path) -> Path:
     return directory / "logs" / f"{cell.name.replace('/', '-')}.txt"
 
 
-def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> CellResult:
-    """Train and evaluate a student, or evaluate a teacher, in a process of its own. Its output goes to a log file."""
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path, study: int) -> CellResult:
+    """Train and evaluate a student, or evaluate a teacher, in a process of its own. Its output goes to a log file.
+
+    Args:
+        study: id of the process of the study, which may have been killed while this one started.
+    """
+    threading.Thread(target=end_with, args=(study,), daemon=True).start()
     log = log_file(cell, directory)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:

@@ -26,6 +26,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.parser import parse_args
 from ..arguments.writable import check_writable
+from ..data.locks import locked
 from ..evaluation import (
     MANIFESTS_DIR,
     DatasetSpec,
@@ -127,21 +128,25 @@ def load_speech(args: EvaluationArguments, models: Models) -> Speech:
 
 
 def write_manifests(args: EvaluationArguments, models: Models, speech: Speech) -> None:
-    """Transcribe every clip that has no transcript in `--output_dir` yet."""
+    """Transcribe every clip that has no transcript in `--output_dir` yet.
+
+    Raises `UserError` if another run is writing there, or transcripts were made with other settings.
+    """
     folder = Path(args.output_dir) / MANIFESTS_DIR
-    for processor in models.processors.values():
-        save_spelling_normalizer(folder, processor.tokenizer.english_spelling_normalizer)
-    jobs = plan_jobs(
-        {role: (name, models.models[role], models.processors[role]) for role, name in models.names.items()},
-        speech.sets,
-        args.decoding(),
-        folder,
-        device=torch.device(args.device),
-        dtype=args.torch_dtype(),
-        overwrite=args.overwrite,
-    )
-    for job in jobs:
-        run_job(job)
+    with locked(folder):
+        for processor in models.processors.values():
+            save_spelling_normalizer(folder, processor.tokenizer.english_spelling_normalizer)
+        jobs = plan_jobs(
+            {role: (name, models.models[role], models.processors[role]) for role, name in models.names.items()},
+            speech.sets,
+            args.decoding(),
+            folder,
+            device=torch.device(args.device),
+            dtype=args.torch_dtype(),
+            overwrite=args.overwrite,
+        )
+        for job in jobs:
+            run_job(job)
 
 
 def score(args: EvaluationArguments) -> Results:

@@ -4,14 +4,14 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetInfo, concatenate_datasets, load_from_disk
-from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration
@@ -20,6 +20,7 @@ from ..errors import UserError, disk_errors
 from ..objective import TopK
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .columns import with_current_names
+from .locks import locked
 from .soft_labels import (
     KEY_COLUMN,
     SETTINGS_COLUMN,
@@ -180,18 +181,10 @@ def _save(stored: Dataset | None, parts: list[Dataset], directory: Path) -> None
     shutil.rmtree(old, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _locked(unfinished: Path) -> Iterator[None]:
-    """Create the directory, and lock it for this run. Raise `UserError` if another run has locked it."""
+def _locked(unfinished: Path) -> AbstractContextManager[None]:
+    """Lock the directory for all processes of this run. Raise `UserError` if another run has locked it."""
     unfinished.mkdir(parents=True, exist_ok=True)
-    if not PartialState().is_main_process:
-        yield
-        return
-    try:
-        with FileLock(unfinished / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"{unfinished} is in use by another run: wait until it finishes, or stop it") from None
+    return locked(unfinished) if PartialState().is_main_process else contextlib.nullcontext()
 
 
 def _open(directory: Path, settings: str, dataset: Dataset) -> Dataset | None:

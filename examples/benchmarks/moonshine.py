@@ -9,14 +9,17 @@ wheel of moonshine-cpp 0.1.4, for example. Decoding is greedy, with Moonshine's 
 clips and the scores are those of `askd-hf evaluate`: WER, WER with at most all words of a clip as errors, loops.
 """
 
+import functools
 import math
 import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import jiwer
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from askd_hf.arguments.parser import parse_args
@@ -49,11 +52,17 @@ class Arguments:
 def load(models_dir: Path | None):
     """Return Moonshine and its tokenizer."""
     try:
-        import moonshine_onnx  # not a dependency of the project
+        import moonshine_onnx  # neither is a dependency of the project
+        import onnxruntime
     except ImportError as error:
         raise UserError("Moonshine isn't installed: pip install --no-deps useful-moonshine-onnx") from error
     where = {} if models_dir is None else dict(models_dir=str(models_dir), model_format="ort")
-    return moonshine_onnx.MoonshineOnnxModel(model_name="base", **where), moonshine_onnx.load_tokenizer()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # as PyTorch, for one comparison of speed
+    session = functools.partial(onnxruntime.InferenceSession, sess_options=options)
+    with mock.patch("onnxruntime.InferenceSession", session):  # the package has no option
+        model = moonshine_onnx.MoonshineOnnxModel(model_name="base", **where)
+    return model, moonshine_onnx.load_tokenizer()
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 
 from askd_hf.arguments.parser import parse_args
 from askd_hf.data import SAMPLING_RATE, decode_audio, load_speech_dataset
+from askd_hf.data.locks import locked
 from askd_hf.errors import UserError
 from askd_hf.evaluation import EvaluationArguments, Results
 from askd_hf.models.student import init_student
@@ -366,3 +367,13 @@ def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, mo
     kept = Results.load(out / "results.json")
     assert (kept.speed, kept.speculative) == (results.speed, results.speculative)
     assert kept.sets[0].normalizer == "none"
+
+
+def test_a_second_evaluation_of_a_directory_in_use_is_refused(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    """Two that write at the same time would append each clip twice."""
+    arguments = ("--model", teacher_dir, "--dataset", speech_dir, "--output_dir", tmp_path / "out")
+    with locked(tmp_path / "out" / "manifests"):
+        ended = run_here(monkeypatch, capsys, *arguments, file=ROOT / "examples" / "evaluate.py")
+    assert ended.returncode == 2 and "manifests is in use by another run" in ended.stderr.strip().splitlines()[-1]
+    ended = run_here(monkeypatch, capsys, *arguments, file=ROOT / "examples" / "evaluate.py")
+    assert ended.returncode == 0, ended.stderr

@@ -14,7 +14,7 @@ class Result:
     teacher: str
 
 
-def run_or_die(cell: SimpleNamespace, evaluation: dict[str, Any], directory: Path) -> Result:
+def run_or_die(cell: SimpleNamespace, evaluation: dict[str, Any], directory: Path, study: int) -> Result:
     """Kill this process if the cell is called `dies`, as the kernel does when memory runs out."""
     if cell.name == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
