@@ -19,6 +19,7 @@ from .languages import word_separator
 logger = logging.getLogger(__name__)
 
 MOST_CLIPS = 3  # per joined clip
+ATTEMPTS = 30  # random choices per joined clip: most don't fit if the window is short
 MARGIN = 0.5  # seconds of the window that stay free
 
 
@@ -50,21 +51,18 @@ def with_concatenated(
     speech = [i for members in groups.values() for i in members]
     group_of = {i: members for members in groups.values() for i in members}
     generator = np.random.default_rng([seed, 0])
-    chosen: list[list[int]] = []
-    for _ in range(number):
-        first = speech[generator.integers(len(speech))] if speech else None
-        if first is not None:
-            clips = [first]
-            for _ in range(int(generator.integers(2, MOST_CLIPS, endpoint=True)) - 1):
-                other = group_of[first][generator.integers(len(group_of[first]))]
-                clips += [other] if other not in clips else []
-            while len(clips) > 1 and not _fits([rows[i] for i in clips], window_seconds, max_label_length):
-                clips.pop()
-            if len(clips) > 1:
-                chosen.append(clips)
+    chosen: dict[tuple[int, ...], None] = {}  # each once, in the order of the choice
+    for _ in range(ATTEMPTS * number if speech else 0):
+        clips = _choose(speech, group_of, generator)
+        while len(clips) > 1 and not _fits([rows[i] for i in clips], window_seconds, max_label_length):
+            clips.pop()
+        if len(clips) > 1:
+            chosen.setdefault(tuple(clips))
+        if len(chosen) == number:
+            break
     if len(chosen) < number:
         logger.warning(
-            "--concatenate_probability: %d of %d random choices of clips fit in %g s",
+            "--concatenate_probability: joined %d clips instead of %d, as few clips of a speaker fit in %g s together",
             len(chosen),
             number,
             window_seconds,
@@ -76,6 +74,16 @@ def with_concatenated(
         return with_features(dataset, features)
     added = Dataset.from_list(joined, features=Features(features | {"audio": AUDIO_FILE}))
     return concatenate_datasets([with_features(dataset, features), with_features(added, features)])
+
+
+def _choose(speech: list[int], group_of: dict[int, list[int]], generator: np.random.Generator) -> list[int]:
+    """Return two or three random clips of a group, in random order. The first is any clip."""
+    first = speech[generator.integers(len(speech))]
+    clips = [first]
+    for _ in range(int(generator.integers(2, MOST_CLIPS, endpoint=True)) - 1):
+        other = group_of[first][generator.integers(len(group_of[first]))]
+        clips += [other] if other not in clips else []
+    return clips
 
 
 def _fits(rows: list[dict[str, Any]], window_seconds: float, max_label_length: int) -> bool:

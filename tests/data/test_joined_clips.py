@@ -129,10 +129,17 @@ def test_joined_rows_are_no_further_clips_in_the_summary(speech, joined):
     assert count_concatenated(joined) == len(joined) - 40 and count_concatenated(speech) == 0
 
 
+def test_a_window_that_few_pairs_fit_in_gets_its_share(speech, caplog):
+    """Of random pairs, an eighth fits in 0.4 s with the pause between them."""
+    found = with_concatenated(speech, 0.25, 0.9, 64, seed=0).select(range(40, 53))
+    assert not caplog.text and max(found["duration"][:]) <= 0.4 + 1e-6
+    assert len(set(found["clip"][:])) == 13
+
+
 def test_a_window_without_room_joins_nothing_and_says_so(speech, caplog):
     found = with_concatenated(speech, 0.25, 0.6, 64, seed=0)
     assert len(found) == 40 and count_concatenated(found) == 0
-    assert "0 of 13 random choices of clips fit in 0.6 s" in caplog.text
+    assert "joined 0 clips instead of 13, as few clips of a speaker fit in 0.6 s together" in caplog.text
 
 
 def test_an_open_segment_ends_with_its_clip(speech):
