@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
-from datasets import Dataset, DatasetInfo, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetInfo, Features, concatenate_datasets, load_from_disk
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration
@@ -19,7 +19,7 @@ from transformers import WhisperForConditionalGeneration
 from ..errors import UserError, disk_errors
 from ..objective import TopK
 from .collator import TEACHER_COLUMNS, SpeechCollator
-from .columns import with_current_names
+from .columns import JOINED_COLUMNS, with_current_names, with_features
 from .locks import locked
 from .soft_labels import (
     KEY_COLUMN,
@@ -67,9 +67,8 @@ def cache_teacher(
             writing there; or the disk is full.
     """
     directory = Path(directory)
-    dataset = without_soft_labels(dataset)
+    stored, dataset = _with_equal_columns(_open(directory, settings), without_soft_labels(dataset), directory)
     keys = label_keys(dataset, collator)
-    stored = _open(directory, settings, dataset)
     stored_keys = set() if stored is None else set(stored[KEY_COLUMN][:])
     # each key once, and the same for all processes: nothing is saved to `directory` before all have finished
     missing = {key: row for row, key in enumerate(keys) if key not in stored_keys}
@@ -187,8 +186,26 @@ def _locked(unfinished: Path) -> AbstractContextManager[None]:
     return locked(unfinished) if PartialState().is_main_process else contextlib.nullcontext()
 
 
-def _open(directory: Path, settings: str, dataset: Dataset) -> Dataset | None:
-    """Load the saved rows; None if there are none. Raise `UserError` if settings or columns don't match the run's."""
+def _with_equal_columns(stored: Dataset | None, dataset: Dataset, directory: Path) -> tuple[Dataset | None, Dataset]:
+    """Return both with `JOINED_COLUMNS` if one has them, so that runs with joined clips and without share a cache.
+
+    Raises `UserError` if other columns differ.
+    """
+    if stored is None:
+        return stored, dataset
+    if {*JOINED_COLUMNS} & {*stored.column_names, *dataset.column_names}:
+        stored, dataset = (with_features(one, Features(one.features | JOINED_COLUMNS)) for one in (stored, dataset))
+    columns = {name: feature for name, feature in stored.features.items() if name not in SOFT_LABEL_COLUMNS}
+    if columns != dict(dataset.features):
+        raise UserError(
+            f"--teacher_cache_dir {directory} contains a dataset with other columns ({', '.join(columns)}) than this "
+            f"one ({', '.join(dataset.features)}): choose another directory"
+        )
+    return stored, dataset
+
+
+def _open(directory: Path, settings: str) -> Dataset | None:
+    """Load the saved rows; None if there are none. Raise `UserError` if their settings don't match the run's."""
     process = PartialState()
     old = directory.with_name(f"{directory.name}.replaced")
     if process.is_main_process and old.is_dir() and not directory.exists():
@@ -205,14 +222,7 @@ def _open(directory: Path, settings: str, dataset: Dataset) -> Dataset | None:
             f"--teacher_cache_dir {directory} contains a dataset without soft labels: choose another directory"
         )
     check_same_settings(stored, settings, str(directory))
-    stored = with_current_names(stored)
-    columns = {name: feature for name, feature in stored.features.items() if name not in SOFT_LABEL_COLUMNS}
-    if columns != dict(dataset.features):
-        raise UserError(
-            f"--teacher_cache_dir {directory} contains a dataset with other columns ({', '.join(columns)}) than this "
-            f"one ({', '.join(dataset.features)}): choose another directory"
-        )
-    return stored
+    return with_current_names(stored)
 
 
 def _check_disk_space(directory: Path, dataset: Dataset, missing: list[int], top_k: int) -> None:

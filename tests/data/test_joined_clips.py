@@ -1,5 +1,6 @@
 """Clips joined at random: what is in a joined row, its audio and its caches, and that nothing held out comes back."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,18 @@ def test_a_run_with_both_caches_has_joined_rows(monkeypatch, capsys, tmp_path, f
         assert "joined at random" in (tmp_path / name / "README.md").read_text()
     live, cached = ([float(loss) for loss in of] for of in losses)
     assert live == pytest.approx(cached, rel=2e-3) and len(live) == 3
+
+
+def test_runs_with_joined_clips_and_without_share_a_teacher_cache(monkeypatch, capsys, tmp_path, folder):
+    processor = make_processor()
+    make_whisper(processor).save_pretrained(tmp_path / "teacher")
+    processor.save_pretrained(tmp_path / "teacher")
+    counts = []
+    for name, probability in (("single", 0), ("joined", 0.3), ("again", 0)):
+        more = ["--concatenate_probability", probability, "--teacher_cache_dir", tmp_path / "t", "--max_steps", 1]
+        given = distill_options(tmp_path / "teacher", folder, tmp_path / name, *more, "--teacher_top_k", 5)
+        status, out, err = run_here(monkeypatch, capsys, *given)
+        assert status == 0, err
+        counts.append(re.search(r"(\d+) of (\d+) cached", out).groups())
+    (none, single), (found, joined), (all_of, again) = (map(int, count) for count in counts)
+    assert none == 0 and found == single == all_of == again < joined  # the single clips are computed once
