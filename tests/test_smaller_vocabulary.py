@@ -303,6 +303,9 @@ def test_a_run_gives_a_student_that_loads_without_us(monkeypatch, capsys, tmp_pa
     teacher_tokenizer = load_processor(str(place / "teacher")).tokenizer
     assert student.config.vocab_size == len(processor.tokenizer) < 420 and student.config.max_source_positions == 50
     assert [tokens(processor.tokenizer, text) for text in TEXTS] == [tokens(teacher_tokenizer, text) for text in TEXTS]
+    facts = json.loads((out / "training.json").read_text())["provenance"]["teacher"]
+    whole = load_whisper(str(place / "teacher"))
+    assert (facts["parameters"], facts["vocabulary"]) == (whole.num_parameters(), whole.config.vocab_size)
     (tmp_path / "loaded.py").write_text(LOADED)
     printed = run_there(tmp_path / "loaded.py", out, without_us=True)
     assert printed.returncode == 0, printed.stderr

@@ -108,13 +108,17 @@ def _numbered_layers(numbers: list[int]) -> str:
 
 
 def results_line(results: Results) -> str | None:
-    """Return the student's WER and speedup, compared with the teacher, in one sentence; None without a WER."""
+    """Return the student's WER and speedup, compared with the teacher, in one sentence; None without a WER.
+
+    If a model loops on a clip of a set, the WER with at most all words of a clip as errors is given as well.
+    """
     rates = []
     for entry in results.sets:
-        wers = {role: scores.wer for role, scores in entry.scores.items() if scores.wer is not None}
-        if STUDENT in wers:
-            of_teacher = f" (teacher: {wers[TEACHER]:.2f} %)" if TEACHER in wers else ""
-            rates.append(f"{wers[STUDENT]:.2f} %{of_teacher} on {set_name(entry)}")
+        if rate := _student_rate({role: scores.wer for role, scores in entry.scores.items()}):
+            rates.append(f"{rate} on {set_name(entry)}")
+            capped = _student_rate({role: scores.capped_wer for role, scores in entry.scores.items()})
+            if capped and any(scores.loops for scores in entry.scores.values()):
+                rates[-1] += f", {capped} with at most as many errors as words per clip (there are loops)"
     if not rates:
         return None
     rows = results.speed.rows if results.speed else []
@@ -127,6 +131,14 @@ def results_line(results: Results) -> str | None:
     if speedups:
         line += f" Speedup over the teacher: {join_words(speedups)}.{shape_sentence(results)}"
     return line
+
+
+def _student_rate(rates: dict[str, float | None]) -> str:
+    """Return the student's rate, and the teacher's if known; "" without the student's."""
+    own, other = rates.get(STUDENT), rates.get(TEACHER)
+    if own is None:
+        return ""
+    return f"{own:.2f} %" if other is None else f"{own:.2f} % (teacher: {other:.2f} %)"
 
 
 def shape_sentence(results: Results) -> str:

@@ -47,8 +47,13 @@ class BaseModelInfo:
         info = cls(*public_name(name), license=stated_license(name))
         if model is not None:
             info.encoder_layers, info.decoder_layers = model.config.encoder_layers, model.config.decoder_layers
-            info.parameters, info.mel_bins = model.num_parameters(), model.config.num_mel_bins
-            info.vocabulary = stored_vocabulary(name) or model.config.vocab_size
+            info.mel_bins, info.vocabulary = (
+                model.config.num_mel_bins,
+                stored_vocabulary(name) or model.config.vocab_size,
+            )
+            # in memory the model may have the student's vocabulary; input and output embeddings are one matrix
+            rows = info.vocabulary - model.config.vocab_size
+            info.parameters = model.num_parameters() + rows * model.config.d_model
         return info
 
 
