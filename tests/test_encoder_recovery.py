@@ -123,7 +123,7 @@ def test_clips_per_step_do_not_depend_on_those_that_fit_in_memory(
 ):
     """Whole batches, and parts of them with activation checkpointing."""
     encoders = []
-    for name, size, more in (("whole", 16, []), ("parts", 4, ["--activation_checkpointing", "True"])):
+    for name, size, more in (("whole", 16, []), ("parts", 6, ["--activation_checkpointing", "True"])):
         given = [*MORE, "--per_device_train_batch_size", size, *more]
         status, _, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, tmp_path / name, *given))
         assert status == 0, err

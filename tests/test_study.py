@@ -134,6 +134,18 @@ def test_cells_wait_for_the_labels_that_another_computes(study, tmp_path):
     assert study.next_cell(own, [own[0]], {first.labels}) is None  # other clips with each seed
 
 
+def test_a_cell_ends_if_its_study_was_killed_while_it_started(study, monkeypatch):
+    class EndedError(Exception):
+        pass
+
+    def end(status: int) -> None:
+        raise EndedError(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(EndedError):
+        study.end_with(os.getpid())  # not its parent any more
+
+
 @pytest.mark.slow
 def test_a_killed_study_gives_the_same_results(tmp_path):
     """Two cells at a time, killed twice with all processes and interrupted once; then compared with one run."""

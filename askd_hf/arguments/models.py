@@ -45,8 +45,8 @@ class ModelArguments:
     encoder_recovery_dataset: list[str] = HfArg(
         default_factory=list,
         help="More audio for --encoder_recovery_epochs, without transcripts: directories or Hub ids. Long "
-        "recordings are read in windows, and decoded once per window: recordings of more than a few minutes are "
-        "better cut before.",
+        "recordings are read in windows, and decoded once per window: cut recordings of more than a few minutes "
+        "first.",
     )
     layer_selection: Literal["spread", "greedy", "merged"] = HfArg(
         default="spread",

@@ -17,6 +17,7 @@ Other texts are split into more and shorter tokens. Decoding is unchanged.
 """
 
 import copy
+import functools
 import json
 import tempfile
 from collections import Counter
@@ -89,6 +90,11 @@ class TextTokens:
         return found
 
 
+@functools.lru_cache(maxsize=1)  # reading a tokenizer takes a fifth of a second, and the planner asks 20 times
+def text_tokens(tokenizer: WhisperTokenizer) -> TextTokens:
+    return TextTokens(tokenizer)
+
+
 def choose_tokens(
     tokenizer: WhisperTokenizer, counts: Counter[str], number: int, keep_counted: bool = False
 ) -> set[str]:
@@ -102,7 +108,7 @@ def choose_tokens(
         number: how many text tokens to keep besides the bytes.
         keep_counted: keep all counted tokens, if they are more than `number`.
     """
-    tokens = TextTokens(tokenizer)
+    tokens = text_tokens(tokenizer)
     kept = tokens.bytes()
     most = len(kept) + number
     counted = [token for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
@@ -110,6 +116,8 @@ def choose_tokens(
         for token in counted:
             kept |= tokens.with_parts(token, kept)
     for token in [*counted, *tokens.ranked]:
+        if len(kept) >= most:
+            break
         more = tokens.with_parts(token, kept)
         if len(kept) + len(more) <= most:
             kept |= more
@@ -138,7 +146,7 @@ def vocabulary_size(
         vocab_size: of the model.
         kept: the text tokens, of `choose_tokens`. None for the bytes alone, the fewest possible.
     """
-    text = TextTokens(tokenizer)
+    text = text_tokens(tokenizer)
     special = set(tokenizer.get_vocab()) - set(text.ranked) - _timestamp_names(tokenizer, vocab_size)
     kept = text.bytes() if kept is None else kept
     return len(kept) + len(special) + len(_window_timestamps(tokenizer, vocab_size, window_seconds))
@@ -165,7 +173,7 @@ def smaller_tokenizer(
         vocab_size: of the model.
         kept: of `choose_tokens`.
     """
-    text = set(TextTokens(tokenizer).ranked)
+    text = set(text_tokens(tokenizer).ranked)
     beyond = timestamp_ids(tokenizer, vocab_size)[len(_window_timestamps(tokenizer, vocab_size, window_seconds)) :]
     old_ids = tokenizer.get_vocab()
     names = [token for token in sorted(old_ids, key=old_ids.__getitem__) if token in kept or token not in text]

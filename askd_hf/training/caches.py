@@ -148,10 +148,10 @@ def with_soft_labels(
         return dataset
     if teacher_extractor is not None:
         collator = replace(collator, processor=WhisperProcessor(teacher_extractor, collator.processor.tokenizer))
-    cache = collator.encoder_cache
-    if cache is not None and not cache.matches(teacher, collator.processor):
-        # such as the student's, whose window is shorter. An earlier run may have cached the teacher's encoder as well
-        found = find_encoder_cache(teacher, collator.processor, [dataset], cache.folder.parent, autocast or dtype)
+    if collator.encoder_cache is not None:
+        # the student's, if it has the teacher's encoder and window, or that of an earlier run with the whole window
+        directory, dtype_of_cache = collator.encoder_cache.folder.parent, resolve_dtype("auto", config)
+        found = find_encoder_cache(teacher, collator.processor, [dataset], directory, dtype_of_cache)
         collator = replace(collator, encoder_cache=found)
     return cache_teacher(
         lambda: place_teacher(compress_teacher(teacher, models, config), config.device).eval(),

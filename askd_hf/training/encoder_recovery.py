@@ -233,8 +233,9 @@ def first_changed_layer(kept: list[int], available: int, merged: bool) -> int:
 
 
 def _arguments(config: ASKDConfig, epochs: int, folder: Path) -> TrainingArguments:
-    """Return the arguments of the recovery. Clips per step don't depend on the clips that fit in memory."""
-    clips = min(BATCH_SIZE, config.per_device_train_batch_size)
+    """Return the arguments of the recovery: `BATCH_SIZE` clips per step and process, in parts that fit in memory."""
+    fitting = range(1, config.per_device_train_batch_size + 1)
+    clips = max(size for size in fitting if BATCH_SIZE % size == 0)
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,

@@ -15,6 +15,7 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jiwer
@@ -49,8 +50,8 @@ class Arguments:
     )
 
 
-def load(models_dir: Path | None):
-    """Return Moonshine and its tokenizer."""
+def load(models_dir: Path | None) -> tuple[Any, Any]:
+    """Return the model and its tokenizer. Raises `UserError` if the package isn't installed."""
     try:
         import moonshine_onnx  # neither is a dependency of the project
         import onnxruntime
