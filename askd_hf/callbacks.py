@@ -84,6 +84,8 @@ class AdaptiveBlendCallback(TrainerCallback):
         self._begin_step(args, state, kwargs["model"], kwargs["train_dataloader"])
         if state.is_world_process_zero:
             print(self.schedule.table(), flush=True)
+            if self._held_out_clips:
+                print("adaptive: with unreliable labels the teacher keeps more weight for longer", flush=True)
 
     def on_step_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self._measure_labels(state.global_step)

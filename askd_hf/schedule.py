@@ -178,8 +178,6 @@ class BlendSchedule:
                 f"{name:8s}  {start:6d} - {end - 1:<6d}   {first.teacher:.3f} -> {last.teacher:.3f}    "
                 f"{first.self:.3f} -> {last.self:.3f}"
             )
-        if self.teacher_schedule == "adaptive":
-            rows.append("adaptive: with unreliable labels the teacher keeps more weight, and keeps it longer")
         return "\n".join(rows)
 
 
