@@ -66,17 +66,32 @@ def cut_long_clips(dataset: Dataset, window: float, name: str, num_proc: int | N
         name: of the dataset, for the message.
         num_proc: number of processes; None for the current one.
 
-    Raises `UserError` if the dataset has no times.
+    Raises `UserError` if the dataset has longer clips and no times.
     """
-    if not any(name in dataset.column_names and are_segments(dataset.features[name]) for name in TIMES):
-        raise UserError(
-            f"--long_clips cut requires the times of words or segments, and {name} has neither a column words nor "
-            "segments with start, end and text: transcribe it with askd-hf pseudo-label --timestamps, or choose skip"
-        )
+    if not any(column in dataset.column_names and are_segments(dataset.features[column]) for column in TIMES):
+        if clip := _first_longer(dataset, window):
+            raise UserError(
+                f"--long_clips cut requires the times of words or segments, and {name} has neither a column words nor "
+                f"segments with start, end and text, but clips that are longer than {window:g} s, the first of them "
+                f"{clip}: transcribe it with askd-hf pseudo-label --timestamps, or choose skip"
+            )
+        return dataset
     # One row at a time, as a row may become several. Without the cache of `datasets`, which misses changed files
     options: dict[str, Any] = dict(batched=True, batch_size=1, num_proc=num_proc, load_from_cache_file=False)
     options["desc"] = "Cutting long clips"
     return dataset.map(_cut, fn_kwargs={"window": window}, **options)
+
+
+def _first_longer(dataset: Dataset, window: float) -> str | None:
+    """Return the name of the first clip that is longer than `window` seconds."""
+    for row in dataset:
+        try:
+            samples, rate = read_audio(row["audio"])
+        except AudioError:  # the check of the clips names it
+            continue
+        if len(samples) / rate > window:
+            return row["clip"]
+    return None
 
 
 def _cut(batch: dict[str, list[Any]], window: float) -> dict[str, list[Any]]:
