@@ -13,6 +13,7 @@ from .models import torchao_warnings  # isort: skip  (before anything imports to
 
 if TYPE_CHECKING:
     from .callbacks import AdaptiveBlendCallback as AdaptiveBlendCallback
+    from .commands.python import distill as distill
     from .config import ASKDConfig as ASKDConfig
     from .data import SpeechCollator as SpeechCollator
     from .data import filter_invalid_clips as filter_invalid_clips
@@ -33,6 +34,7 @@ _MODULES = {
     "BlendSchedule": "schedule",
     "SpeechCollator": "data",
     "UserError": "errors",
+    "distill": "commands.python",
     "distillation_loss": "objective",
     "filter_invalid_clips": "data",
     "init_student": "models.student",

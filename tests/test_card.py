@@ -126,7 +126,7 @@ def test_the_figures_in_the_text_are_those_of_the_results():
 
 
 def test_the_examples_of_the_card_run(tmp_path):
-    source = ROOT / "examples" / "demo" / "teacher"  # in half precision; the student is in float32
+    source = ROOT / "tests" / "digits_teacher"  # in half precision; the student is in float32
     student, processor = init_student(load_whisper(str(source)), 2), load_processor(str(source))
     student.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -136,7 +136,7 @@ def test_the_examples_of_the_card_run(tmp_path):
     text = render_card(summary, None, str(tmp_path)).text
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(examples) == 2
-    clip = decode_audio({"path": str(ROOT / "examples/demo/data/known/audio/george-000.ogg"), "bytes": None})
+    clip = decode_audio({"path": str(ROOT / "examples/demo/data/studio/audio/george-000.ogg"), "bytes": None})
     for example in examples:
         example = example.replace('"speech.flac"', "dict(clip)").replace("transcribe(dict", "text = transcribe(dict")
         names = {"clip": {"raw": clip, "sampling_rate": 16000}}

@@ -34,7 +34,7 @@ from askd_hf.export.ctranslate2 import (
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.loading import load_processor, load_whisper
 
-SPEECH = ROOT / "examples" / "demo" / "data" / "known"
+SPEECH = ROOT / "examples" / "demo" / "data" / "studio"
 SCRIPT = ROOT / "examples" / "export.py"
 
 

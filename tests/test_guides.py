@@ -7,6 +7,7 @@ real launch.
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import re
@@ -29,7 +30,8 @@ from places import make_place
 from transformers import WhisperForConditionalGeneration
 from transformers.pipelines import automatic_speech_recognition
 
-from askd_hf.commands.main import main as askd_hf
+import askd_hf
+from askd_hf.commands.main import main as run_askd_hf
 from askd_hf.hub import upload
 from askd_hf.schedule import TEACHER_SCHEDULES
 
@@ -51,8 +53,9 @@ NOT_RUN = {
 # commands that only `make test-slow` runs
 SLOW = (
     "python examples/demo/make_digits.py --fsdd free-spoken-digit-dataset",
-    "python examples/demo/make_strings.py",  # encodes 720 clips
-    "python examples/demo/train_teacher.py",  # transcribes 160 clips
+    "python examples/demo/make_strings.py",  # encodes 480 clips
+    "python examples/demo/train_teacher.py",  # transcribes 80 clips
+    "python examples/demo/widen_teacher.py",  # needs what the one before it saves
     "python examples/benchmarks/training_step.py --loss_memory --batch_size 32 --label_tokens 128 128",  # 3 processes
 )
 # documents whose commands `make test` runs; `make test-slow` runs those of the others
@@ -90,6 +93,7 @@ SHORTER = {
     "python examples/distill.py --config": f"{TRAINING} --eval_steps 1 --max_train_samples 4 --max_eval_samples 2",
     "python examples/finetune.py": TRAINING,
     "python examples/demo/train_teacher.py": "--steps 2 --batch_size 2 --threads 1",
+    "python examples/demo/widen_teacher.py": "--steps 2 --batch_size 2 --threads 1",
     "python examples/benchmarks/schedules.py": f"{TRAINING} --noises 0.3 --seeds 1 --max_train_samples 4 "
     "--max_eval_samples 2",
     "python examples/benchmarks/top_k.py": "--top_k 1 8 --batches 1",
@@ -140,7 +144,7 @@ def run_command(words: list[str], monkeypatch) -> None:
     program, *arguments = as_one_process(words)
     arguments += shorter([program, *arguments])
     if program == "askd-hf":
-        askd_hf(arguments)
+        run_askd_hf(arguments)
     elif program == "python":
         run_script(Path(arguments[0]), arguments[1:], monkeypatch)
     else:
@@ -220,6 +224,8 @@ def test_the_commands_of_a_document_run(document, hub, monkeypatch, capsys):
     if shutil.which("ffmpeg") is None:  # with which `pipeline` reads files
         monkeypatch.setattr(automatic_speech_recognition, "ffmpeg_read", read_as_ffmpeg)
     monkeypatch.setitem(TEACHER_SCHEDULES, "quadratic", None)  # which the guide of the method adds
+    shorter_run = dict(max_steps=2, use_cpu=True, dataloader_num_workers=0, max_train_samples=4, max_eval_samples=2)
+    monkeypatch.setattr(askd_hf, "distill", functools.partial(askd_hf.distill, compare=False, **shorter_run))
     make_place(document.read_text(encoding="utf-8"))
     failures = run_document(document, False, hub, monkeypatch, capsys)
     assert not failures, "\n".join(failures)

@@ -44,7 +44,7 @@ def row(hertz: int, folder: Path, timed: bool) -> dict:
 @pytest.fixture(scope="module")
 def student(tmp_path_factory) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     folder = tmp_path_factory.mktemp("windows")
-    tokenizer = load_processor(str(ROOT / "examples" / "demo" / "teacher")).tokenizer
+    tokenizer = load_processor(str(ROOT / "tests" / "digits_teacher")).tokenizer
     processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
     ids = dict(
         zip(

@@ -122,15 +122,12 @@ OTHER_SCRIPTS = {
 }
 
 
-def refused(types, arguments: list[str], capsys) -> str:
+def refused(types, arguments: list[str]) -> str:
     """The one line with which the options end."""
     try:
         parse_args(types, arguments)
     except UserError as error:
         message = str(error)
-    except SystemExit as stop:  # argparse
-        assert stop.code == 2
-        message = capsys.readouterr().err.strip()
     else:
         pytest.fail(f"{arguments} are accepted")
     assert "\n" not in message
@@ -141,17 +138,17 @@ CASES = [(kind, name) for kind, names in IMPOSSIBLE.items() for name in names]
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind.__name__}-{name}" for kind, name in CASES])
-def test_impossible_values_of_training_are_refused(kind, name, capsys, tmp_path):
+def test_impossible_values_of_training_are_refused(kind, name, tmp_path):
     for value in IMPOSSIBLE[kind][name]:
         more = ["--load_best_model_at_end", "True"] if name == "early_stopping_patience" else []
-        assert name in refused((kind,), [f"--{name}={value}", *more], capsys)
+        assert name in refused((kind,), [f"--{name}={value}", *more])
 
 
-def test_impossible_values_of_other_scripts_are_refused(capsys):
+def test_impossible_values_of_other_scripts_are_refused():
     for kind, (needed, values) in OTHER_SCRIPTS.items():
         for name, impossible in values.items():
             for value in impossible:
-                assert name in refused((kind,), [*needed.split(), f"--{name}={value}"], capsys), (name, value)
+                assert name in refused((kind,), [*needed.split(), f"--{name}={value}"]), (name, value)
 
 
 def test_values_at_the_bounds_are_accepted(tmp_path):
@@ -177,13 +174,13 @@ def test_values_at_the_bounds_are_accepted(tmp_path):
         ),
         ("--max_steps 10 --warmup_steps 11", "--warmup_steps must be at most --max_steps, got 11 and 10"),
         ("--max_train_samples 0", "--max_train_samples must be at least 1, got 0; leave it out for all clips"),
-        ("--learning_rate abc", "error: argument --learning_rate"),
-        ("--max_steps 1.5", "error: argument --max_steps"),
+        ("--learning_rate abc", "argument --learning_rate"),
+        ("--max_steps 1.5", "argument --max_steps"),
         ("some.json", "value without an option: some.json; give a file of options by --config"),
     ],
 )
-def test_what_can_not_be_together_is_refused(arguments, message, capsys):
-    line = refused(DISTILL, arguments.split(), capsys)
+def test_what_can_not_be_together_is_refused(arguments, message):
+    line = refused(DISTILL, arguments.split())
     assert re.search(message, line), line
 
 
@@ -233,14 +230,14 @@ def test_nan_is_in_no_range():
         ("teecher", "did you mean 'teacher'?"),
     ],
 )
-def test_an_old_name_points_to_todays(old, new, capsys):
-    line = refused(DISTILL, [f"--{old}", "x"], capsys)
+def test_an_old_name_points_to_todays(old, new):
+    line = refused(DISTILL, [f"--{old}", "x"])
     assert line.startswith(f"no option --{old} (") and new in line
 
 
-def test_every_unknown_option_is_named_at_once(capsys, tmp_path):
+def test_every_unknown_option_is_named_at_once(tmp_path):
     arguments = "--group_by_length --fp16 True --evaluation_strategy=steps --max_stesp 3 --warmup_ratio 0.1"
-    line = refused(DISTILL, arguments.split(), capsys)
+    line = refused(DISTILL, arguments.split())
     for name in (
         "--group_by_length",
         "--evaluation_strategy",
@@ -250,14 +247,14 @@ def test_every_unknown_option_is_named_at_once(capsys, tmp_path):
         assert name in line
     assert "fp16" not in line
     (tmp_path / "run.yaml").write_text("group_by_length: true\nmax_stesp: 3\nteacher: t\n")
-    line = refused(DISTILL, ["--config", str(tmp_path / "run.yaml")], capsys)
+    line = refused(DISTILL, ["--config", str(tmp_path / "run.yaml")])
     assert "--group_by_length" in line and "--max_stesp" in line and "run.yaml" in line
 
 
-def test_advice_fits_the_script(capsys):
+def test_advice_fits_the_script():
     for kind, expected in ((EvaluationArguments, "--model MODEL"), (PseudoLabelArguments, "--teacher MODEL")):
-        assert expected in refused((kind,), ["--model_name_or_path", "x"], capsys)
-    assert "--split SPLIT" in refused((PseudoLabelArguments,), ["--dataset_split_name", "train"], capsys)
+        assert expected in refused((kind,), ["--model_name_or_path", "x"])
+    assert "--split SPLIT" in refused((PseudoLabelArguments,), ["--dataset_split_name", "train"])
 
 
 def test_no_advice_names_an_option_that_no_script_has():

@@ -69,7 +69,7 @@ def test_the_source_distribution_has_its_tests_and_the_demo_with_its_license(bui
         "Makefile",
         "constraints.txt",
         "examples/demo/LICENSE",
-        "examples/demo/data/known/metadata.csv",
+        "examples/demo/data/studio/metadata.csv",
         "examples/distill.py",
         "model_cards/demo-student.md",
         "tests/conftest.py",

@@ -22,11 +22,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 class _Parser(HfArgumentParser):
-    """Print errors as one line, without the usage of two hundred options."""
+    """Raise errors without the usage of two hundred options."""
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message}\n")
-        sys.exit(2)
+        raise UserError(message)
 
 
 def parse_args(
@@ -34,8 +33,8 @@ def parse_args(
 ) -> tuple[Any, ...]:
     """Return instances of the dataclasses `types`, from the command line and the YAML file given by `--config`.
 
-    The command line overrides the file, and the file the defaults. A value of the wrong type ends the process with one
-    line and status 2. Unlike `HfArgumentParser.parse_yaml_file`, the command line can override the file.
+    The command line overrides the file, and the file the defaults. Unlike `HfArgumentParser.parse_yaml_file`, the
+    command line can override the file.
 
     Raises:
         UserError: options that none of `types` has, all of them in one message, or invalid values.

@@ -4,8 +4,8 @@ r"""What the teacher's schedules make of clean and of wrong labels: the demo's d
 
 Of the training transcripts of examples/demo a share of the words (`--noises`) is replaced by other digits, the same in
 all runs; evaluation has the right ones. Each run adds a line to FOLDER/results.jsonl; the runs that have one aren't
-repeated, so an interrupted benchmark goes on where it was. Then a table: cross-entropy on the labels of `known` and
-`unseen`, and WER, each at its best evaluation and at the end, as the mean over seeds (and the lowest and highest).
+repeated, so an interrupted benchmark goes on where it was. Then a table: cross-entropy on the labels of `calls` and
+`studio`, and WER, each at its best evaluation and at the end, as the mean over seeds (and the lowest and highest).
 
 Other options are those of askd-hf distill: --teacher DIR, --learning_rate 5e-4. A run takes 2 minutes on one core.
 """
@@ -24,7 +24,7 @@ from askd_hf.errors import exit_on_user_error
 
 DEMO = Path(__file__).parents[1] / "demo"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SPLITS = ("known", "unseen")
+SPLITS = ("calls", "studio")
 RUN = "--compare False --eval_strategy steps --eval_steps 0.125 --save_strategy no --disable_tqdm True"
 
 

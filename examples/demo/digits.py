@@ -4,6 +4,7 @@ Used by make_strings.py (the audio folder of the demo) and by train_teacher.py (
 """
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,24 @@ import soundfile as sf
 HERE = Path(__file__).parent
 SAMPLE_RATE = 8000
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-KNOWN_SPEAKERS = ("george", "jackson", "lucas", "nicolas")
-UNSEEN_SPEAKERS = ("theo", "yweweler")
-HELD_OUT = frozenset({4, 9, 14, 19, 24})  # positions among the 25 sorted takes of each speaker and digit
 MAX_SECONDS = 3.0
+# split -> speakers, and positions among the 25 sorted takes of each of their digits
+TEACHERS, CALLERS = ("george", "jackson", "lucas", "nicolas"), ("theo", "yweweler")
+SPLITS = {
+    "teacher": (TEACHERS, [take for take in range(25) if take % 5 != 4]),  # what the teacher is trained on
+    "studio": (TEACHERS, [take for take in range(25) if take % 5 == 4]),
+    "train": (CALLERS, [take for take in range(25) if take % 5 < 3]),
+    "validation": (CALLERS, [take for take in range(25) if take % 5 == 3]),
+    "calls": (CALLERS, [take for take in range(25) if take % 5 == 4]),
+}
 
 # takes[speaker][digit] is a list of waveforms
 Takes = dict[str, list[list[np.ndarray]]]
 
 
 def load_takes(split: str, folder: Path = HERE / "digits") -> Takes:
-    """The single digits of one split: "train" and "known" share speakers but no take; "unseen" has its own."""
-    speakers = UNSEEN_SPEAKERS if split == "unseen" else KNOWN_SPEAKERS
+    """Return the single digits of a split. No two splits share a recording."""
+    speakers, positions = SPLITS[split]
     with open(folder / "index.csv", newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: (row["speaker"], int(row["digit"]), int(row["take"])))
     audio = {speaker: sf.read(folder / f"{speaker}.ogg", dtype="float32")[0] for speaker in speakers}
@@ -32,14 +39,8 @@ def load_takes(split: str, folder: Path = HERE / "digits") -> Takes:
         if row["speaker"] in audio:
             clip = audio[row["speaker"]][int(row["start_sample"]) : int(row["end_sample"])]
             every[row["speaker"]][int(row["digit"])].append(clip)
-    if split == "unseen":
-        return every
     return {
-        speaker: [
-            [clip for position, clip in enumerate(clips) if (position in HELD_OUT) == (split == "known")]
-            for clips in digits
-        ]
-        for speaker, digits in every.items()
+        speaker: [[clips[position] for position in positions] for clips in digits] for speaker, digits in every.items()
     }
 
 
@@ -62,3 +63,15 @@ def compose(
         wave = np.concatenate(pieces)
         if len(wave) <= max_duration_in_seconds * SAMPLE_RATE:  # else draw again: a few takes are very long
             return wave, " ".join(WORDS[digit] for digit in digits)
+
+
+def telephone(rng: np.random.Generator, wave: np.ndarray, snr: tuple[float, float] = (3.0, 12.0)) -> bytes:
+    """Return a string with pink noise, `snr` dB below the speech, as a WAV file of a GSM 06.10 telephone line."""
+    spectrum = np.fft.rfft(rng.standard_normal(len(wave)))
+    spectrum /= np.sqrt(np.maximum(np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE), 50.0))
+    noise = np.fft.irfft(spectrum, len(wave))
+    noise *= np.sqrt(np.mean(wave**2) / np.mean(noise**2)) * 10 ** (-rng.uniform(*snr) / 20)
+    noisy = wave + noise
+    file = io.BytesIO()
+    sf.write(file, 0.5 * noisy / np.abs(noisy).max(), SAMPLE_RATE, format="WAV", subtype="GSM610")
+    return file.getvalue()

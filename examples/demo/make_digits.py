@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-from digits import HERE, KNOWN_SPEAKERS, SAMPLE_RATE, UNSEEN_SPEAKERS, WORDS
+from digits import CALLERS, HERE, SAMPLE_RATE, TEACHERS, WORDS
 
 TAKES = range(0, 50, 2)
 GAP = np.zeros(SAMPLE_RATE // 50, dtype=np.float32)  # 20 ms, so that coding one clip does not smear into the next
@@ -27,7 +27,7 @@ def main() -> None:
     with open(args.output_dir / "index.csv", "w", newline="") as file:
         index = csv.writer(file, lineterminator="\n")
         index.writerow(["speaker", "digit", "take", "start_sample", "end_sample"])
-        for speaker in KNOWN_SPEAKERS + UNSEEN_SPEAKERS:
+        for speaker in TEACHERS + CALLERS:
             pieces: list[np.ndarray] = [GAP]
             position = len(GAP)
             for digit in range(len(WORDS)):

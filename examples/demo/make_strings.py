@@ -1,4 +1,4 @@
-"""Compose the audio folder of the demo: spoken digit strings in data/train, data/known and data/unseen.
+"""Compose the audio folder of the demo: spoken digit strings on a noisy telephone line, and without one.
 
 python examples/demo/make_strings.py
 """
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-from digits import HERE, SAMPLE_RATE, compose, load_takes
+from digits import HERE, MAX_SECONDS, SAMPLE_RATE, compose, load_takes, telephone
 
-STRINGS = {"train": 560, "known": 80, "unseen": 80}
+# split -> (generator, number of strings, whether they are calls); "studio" is what the teacher was made for
+STRINGS = {"train": (0, 200, True), "studio": (1, 80, False), "validation": (2, 80, True), "calls": (3, 120, True)}
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=HERE / "data")
     args = parser.parse_args()
 
-    for number, (split, count) in enumerate(STRINGS.items()):
+    for split, (number, count, is_call) in STRINGS.items():
         # A generator for each split: changing the size of one leaves the others as they are.
         rng = np.random.default_rng([args.seed, number])
         takes = load_takes(split)
@@ -31,10 +32,15 @@ def main() -> None:
         rows = []
         for speaker in takes:
             for index in range(count // len(takes)):
-                wave, text = compose(rng, takes[speaker])
-                name = f"audio/{speaker}-{index:03}.ogg"
-                # Opus, not Vorbis: its headers are small, and in clips of 2 s Vorbis headers would be half the file.
-                sf.write(folder / name, wave, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=0.97)
+                # the codec appends up to 0.06 s
+                wave, text = compose(rng, takes[speaker], max_duration_in_seconds=2.9 if is_call else MAX_SECONDS)
+                if is_call:
+                    name = f"audio/{speaker}-{index:03}.wav"
+                    (folder / name).write_bytes(telephone(rng, wave))
+                else:
+                    # Opus, not Vorbis: its headers are small. In clips of 2 s Vorbis headers would be half the file
+                    name = f"audio/{speaker}-{index:03}.ogg"
+                    sf.write(folder / name, wave, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=0.97)
                 rows.append([name, text, speaker, round(len(wave) / SAMPLE_RATE, 3)])
         with open(folder / "metadata.csv", "w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")

@@ -114,7 +114,7 @@ def test_what_only_ffmpeg_knows_is_whole_or_named(arguments, tolerance):
 
 
 def test_speech_sounds_as_in_the_file_it_was_converted_from():
-    folder = ROOT / "examples" / "demo" / "data" / "known"
+    folder = ROOT / "examples" / "demo" / "data" / "studio"
     with (folder / "metadata.csv").open(newline="") as file:
         clip = next(csv.DictReader(file))["file_name"]
     wave = decode_audio({"path": str(folder / clip), "bytes": None})

@@ -27,6 +27,7 @@ from askd_hf.models.student import init_student
 
 SCRIPT = ROOT / "examples" / "evaluate.py"
 DEMO = ROOT / "examples" / "demo"
+DIGITS_TEACHER = ROOT / "tests" / "digits_teacher"
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +65,12 @@ def lines(directory: Path, role: str, name: str) -> list[dict]:
 def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
     """Uses the demo teacher on spoken digits."""
     run = evaluate(
-        *("--model", DEMO / "teacher", "--dataset", DEMO / "data", "--eval_splits", "unseen", "--normalizer", "basic"),
+        *("--model", DIGITS_TEACHER, "--dataset", DEMO / "data", "--eval_splits", "calls", "--normalizer", "basic"),
         *("--max_eval_samples", 24, "--batch_size", 5, "--output_dir", tmp_path, "--device", "cpu"),
     )
     assert run.returncode == 0, run.stderr
-    clips = load_speech_dataset(str(DEMO / "data"), None, "unseen").select(range(24))
-    recognize = pipeline(
-        "automatic-speech-recognition", model=str(DEMO / "teacher"), device="cpu", dtype=torch.float32
-    )
+    clips = load_speech_dataset(str(DEMO / "data"), None, "calls").select(range(24))
+    recognize = pipeline("automatic-speech-recognition", model=str(DIGITS_TEACHER), device="cpu", dtype=torch.float32)
     waves = [{"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE} for clip in clips]
     outputs = [recognize(wave, generate_kwargs={"num_beams": 1}) for wave in waves]
     normalize = BasicTextNormalizer()
@@ -84,19 +83,17 @@ def test_the_wer_is_that_of_jiwer_on_pipeline_outputs(evaluate, tmp_path):
     assert 0 < wer < 100
     assert result.scores["student"].wer == pytest.approx(wer, abs=1e-9)
     assert result.scores["student"].cer == pytest.approx(100 * jiwer.cer(references, predictions), abs=1e-9)
-    assert result.clips == 24 and result.bootstrap_unit == "clip" and result.name == "data-unseen"
+    assert result.clips == 24 and result.bootstrap_unit == "clip" and result.name == "data-calls"
     assert f"{wer:.2f} [" in run.stdout and "basic" in run.stdout
     assert (tmp_path / "report.html").is_file()
-    durations = [line["duration"] for line in lines(tmp_path, "student", "data-unseen")]
+    durations = [line["duration"] for line in lines(tmp_path, "student", "data-calls")]
     assert durations == sorted(durations, reverse=True)
 
 
 def test_the_wer_in_english_with_a_spelling_list_is_that_of_jiwer_too(evaluate, tmp_path):
     """One transcript is a word that the spelling list maps to the model's prediction."""
-    clips = load_speech_dataset(str(DEMO / "data"), None, "unseen").select(range(24))
-    recognize = pipeline(
-        "automatic-speech-recognition", model=str(DEMO / "teacher"), device="cpu", dtype=torch.float32
-    )
+    clips = load_speech_dataset(str(DEMO / "data"), None, "calls").select(range(24))
+    recognize = pipeline("automatic-speech-recognition", model=str(DIGITS_TEACHER), device="cpu", dtype=torch.float32)
     waves = [{"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE} for clip in clips]
     outputs = [recognize(wave, generate_kwargs={"num_beams": 1})["text"] for wave in waves]
     numbers = [EnglishTextNormalizer({})(text).strip() for text in outputs]  # "six six" is 66
@@ -104,7 +101,7 @@ def test_the_wer_in_english_with_a_spelling_list_is_that_of_jiwer_too(evaluate, 
     spelling = {"colour": numbers[row]}
     texts = ["Colour!" if i == row else text for i, text in enumerate(clips["text"])]
 
-    shutil.copytree(DEMO / "teacher", tmp_path / "model")
+    shutil.copytree(DIGITS_TEACHER, tmp_path / "model")
     (tmp_path / "model" / "normalizer.json").write_text(json.dumps(spelling))
     clips.remove_columns("text").add_column("text", texts).to_parquet(tmp_path / "digits.parquet")
     run = evaluate(

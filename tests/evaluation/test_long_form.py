@@ -20,6 +20,7 @@ from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.student import init_student
 
 DEMO = ROOT / "examples/demo"
+DIGITS_TEACHER = ROOT / "tests/digits_teacher"
 
 
 def with_timestamps(more_tokens: tuple[str, ...] = ()):
@@ -129,8 +130,8 @@ def test_a_long_recording_is_not_short(timestamped):
 
 
 def test_chunked_hears_joined_digits():
-    model, processor = load_whisper(str(DEMO / "teacher")), load_processor(str(DEMO / "teacher"))
-    digits = load_speech_dataset(str(DEMO / "data/unseen"), None, "train").select(range(10))
+    model, processor = load_whisper(str(DIGITS_TEACHER)), load_processor(str(DIGITS_TEACHER))
+    digits = load_speech_dataset(str(DEMO / "data/studio"), None, "train").select(range(10))
     long = concatenate_clips(digits, max_duration=12)
     assert len(long) < 4
     found = list(transcribe_long(model, processor, long, "chunked", batch_size=4))

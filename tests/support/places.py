@@ -188,6 +188,7 @@ def make_place(text: str) -> None:
     if "python examples/" in text:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "examples", folder / "examples", ignore=ignored)  # some scripts write beside themselves
+        shutil.copy(ROOT / "LICENSE", folder)  # the words of the demo's tokens
     for run, options in FINISHED.items():
         if named(run):
             options += f" --output_dir {run} --max_steps 1 --use_cpu --disable_tqdm True"

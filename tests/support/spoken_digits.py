@@ -14,7 +14,7 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 from askd_hf.models.loading import load_processor, load_whisper
 
 DIGITS = ROOT / "examples" / "demo" / "digits"
-TEACHER = ROOT / "examples" / "demo" / "teacher"
+TEACHER = ROOT / "tests" / "digits_teacher"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas")  # whom the demo's teacher knows
 RATE = 8_000

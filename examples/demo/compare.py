@@ -1,0 +1,101 @@
+"""Compare the demo's two students with their teacher, in one table and one picture.
+
+python examples/demo/compare.py --askd runs/demo/askd --labels_only runs/demo/labels_only --picture runs/demo/demo.png
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no window
+from matplotlib import pyplot as plt
+
+from askd_hf.evaluation import Results
+from askd_hf.evaluation.result_tables import Table, interval_note, with_interval
+from askd_hf.evaluation.results import PartLatency, Scores
+
+MODELS = ("teacher", "ASKD student", "student, labels only")
+TITLES = {"calls": "calls: 2 new voices on a noisy line", "studio": "studio: what the teacher was made for"}
+PARTS = {"features": "features", "encoder": "encoder", "decoder": "decoder layers", "projection": "output projection"}
+
+
+def read(askd: Path, labels_only: Path) -> tuple[Results, dict[str, list[Scores]]]:
+    """Return the evaluation of the ASKD student, and for each set the scores of `MODELS`."""
+    first = Results.load(askd / "evaluation" / "results.json")
+    second = Results.load(labels_only / "evaluation" / "results.json")
+    others = {entry.split: entry.scores["student"] for entry in second.sets}
+    scores = {e.name: [e.scores["teacher"], e.scores["student"], others[e.split]] for e in first.sets}
+    return first, scores
+
+
+def parts_of(results: Results) -> list[PartLatency]:
+    """Return the latency by part at batch size 1 of `MODELS`. Both students have the same shape."""
+    of = {row.role: row for row in results.speed.parts if row.batch_size == 1}
+    return [of["teacher"], of["student"], of["student"]]
+
+
+def summary(results: Results, scores: dict[str, list[Scores]]) -> Table:
+    sizes = [results.models[role].parameters for role in ("teacher", "student", "student")]
+    parts = parts_of(results)
+    rows = []
+    for number, name in enumerate(MODELS):
+        rates = [
+            with_interval(of_set[number].wer, of_set[number].wer_confidence_interval) for of_set in scores.values()
+        ]
+        faster = parts[0].total / parts[number].total
+        times = [f"{1000 * getattr(parts[number], part):.1f}" for part in PARTS]
+        rows.append([name, *rates, f"{sizes[number]:,}", f"{faster:.1f}x", *times])
+    notes = [interval_note(results.sets)]
+    for entry in results.sets:
+        difference = with_interval(entry.comparison.wer_difference, entry.comparison.confidence_interval, signed=True)
+        notes.append(f"{entry.name}, ASKD student - teacher: {difference} points, {entry.reference_words} words")
+    conditions = f"{results.speed.device}, {results.speed.threads} thread" + "s" * (results.speed.threads > 1)
+    notes.append(f"Times as fast: one clip at a time, with features; ms per clip by part; {conditions}")
+    header = ["model", *(f"{name}: WER, %" for name in scores), "parameters", "times as fast", *PARTS.values()]
+    return Table("The demo", header, rows, 1, notes)
+
+
+def draw(results: Results, scores: dict[str, list[Scores]], path: Path) -> None:
+    """Plot the WER on both sets with its intervals, and the latency by part."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    colors = ("tab:gray", "tab:blue", "tab:orange")
+    for ax, (name, of_set) in zip(axes, scores.items(), strict=False):
+        rates = [entry.wer for entry in of_set]
+        intervals = [entry.wer_confidence_interval for entry in of_set]
+        ends = [
+            [abs(end - rate) for end, rate in zip(side, rates, strict=True)] for side in zip(*intervals, strict=True)
+        ]
+        ax.bar(
+            [model.replace("student, ", "student,\n") for model in MODELS], rates, yerr=ends, capsize=4, color=colors
+        )
+        ax.set(title=TITLES.get(name, name), ylabel="WER, %, with 95 % interval")
+    left = [0.0] * len(MODELS)
+    for part, label in PARTS.items():
+        times = [1000 * getattr(row, part) for row in parts_of(results)]
+        axes[-1].barh(MODELS, times, left=left, label=label)
+        left = [start + time for start, time in zip(left, times, strict=True)]
+    axes[-1].set(title="time per clip, one at a time", xlabel="ms")
+    axes[-1].legend(fontsize="small")
+    axes[-1].invert_yaxis()
+    for ax in axes[:-1]:
+        ax.tick_params(axis="x", labelsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--askd", type=Path, required=True, help="output directory of a run, with its evaluation")
+    parser.add_argument("--labels_only", type=Path, required=True, help="the same with --preset ce")
+    parser.add_argument("--picture", type=Path, required=True)
+    args = parser.parse_args()
+    results, scores = read(args.askd, args.labels_only)
+    draw(results, scores, args.picture)
+    print(summary(results, scores).text())
+    print(f"\nThe picture: {args.picture}")
+    print(f"The report, with audio: {args.askd / 'evaluation' / 'report.html'}")
+    print(f"The model card: {args.askd / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()
