@@ -17,7 +17,7 @@ from askd_hf.evaluation.results import PartLatency, Scores
 
 MODELS = ("teacher", "ASKD student", "student, labels only")
 TITLES = {"calls": "calls: 2 new voices on a noisy line", "studio": "studio: what the teacher was made for"}
-PARTS = {"features": "features", "encoder": "encoder", "decoder": "decoder layers", "projection": "output projection"}
+PARTS = ("features", "encoder", "decoder")
 
 
 def read(askd: Path, labels_only: Path) -> tuple[Results, dict[str, list[Scores]]]:
@@ -35,6 +35,11 @@ def parts_of(results: Results) -> list[PartLatency]:
     return [of["teacher"], of["student"], of["student"]]
 
 
+def milliseconds(row: PartLatency) -> list[float]:
+    """Return the latency of `PARTS` per clip; the decoder's with the output projection."""
+    return [1000 * seconds for seconds in (row.features, row.encoder, row.decoder + row.projection)]
+
+
 def summary(results: Results, scores: dict[str, list[Scores]]) -> Table:
     sizes = [results.models[role].parameters for role in ("teacher", "student", "student")]
     parts = parts_of(results)
@@ -44,15 +49,15 @@ def summary(results: Results, scores: dict[str, list[Scores]]) -> Table:
             with_interval(of_set[number].wer, of_set[number].wer_confidence_interval) for of_set in scores.values()
         ]
         faster = parts[0].total / parts[number].total
-        times = [f"{1000 * getattr(parts[number], part):.1f}" for part in PARTS]
-        rows.append([name, *rates, f"{sizes[number]:,}", f"{faster:.1f}x", *times])
+        times = [f"{time:.1f}" for time in milliseconds(parts[number])]
+        rows.append([name, *rates, f"{sizes[number] / 1e6:.2f} M", f"{faster:.1f}x", *times])
     notes = [interval_note(results.sets)]
     for entry in results.sets:
         difference = with_interval(entry.comparison.wer_difference, entry.comparison.confidence_interval, signed=True)
         notes.append(f"{entry.name}, ASKD student - teacher: {difference} points, {entry.reference_words} words")
     conditions = f"{results.speed.device}, {results.speed.threads} thread" + "s" * (results.speed.threads > 1)
-    notes.append(f"Times as fast: one clip at a time, with features; ms per clip by part; {conditions}")
-    header = ["model", *(f"{name}: WER, %" for name in scores), "parameters", "times as fast", *PARTS.values()]
+    notes.append(f"One clip at a time. features, encoder, decoder: ms per clip; {conditions}")
+    header = ["model", *(f"{name}: WER, %" for name in scores), "size", "as fast", *PARTS]
     return Table("The demo", header, rows, 1, notes)
 
 
@@ -71,9 +76,8 @@ def draw(results: Results, scores: dict[str, list[Scores]], path: Path) -> None:
         )
         ax.set(title=TITLES.get(name, name), ylabel="WER, %, with 95 % interval")
     left = [0.0] * len(MODELS)
-    for part, label in PARTS.items():
-        times = [1000 * getattr(row, part) for row in parts_of(results)]
-        axes[-1].barh(MODELS, times, left=left, label=label)
+    for part, times in zip(PARTS, zip(*map(milliseconds, parts_of(results)), strict=True), strict=True):
+        axes[-1].barh(MODELS, times, left=left, label=part)
         left = [start + time for start, time in zip(left, times, strict=True)]
     axes[-1].set(title="time per clip, one at a time", xlabel="ms")
     axes[-1].legend(fontsize="small")

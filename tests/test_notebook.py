@@ -1,0 +1,51 @@
+"""The notebook of examples/, executed by a Jupyter kernel, with a Hub on the loopback."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from fake_hub import serve_hub
+from hub import hub_environment
+from nbclient import NotebookClient
+from scripts import ROOT
+
+NOTEBOOK = ROOT / "examples" / "askd_whisper.ipynb"
+TOKEN = "hf_tokenThatMayWrite"
+SETTINGS = """TEACHER, SPEECH, REPO = {teacher!r}, {speech!r}, "me/x"
+OPTIONS = dict(decoder_layers=1, max_steps=2, teacher_top_k=8, per_device_train_batch_size=2, use_cpu=True)
+"""
+
+
+def stored() -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def test_it_goes_from_clips_to_a_published_student(tmp_path, monkeypatch, teacher_dir, speech_dir):
+    notebook = stored()
+    (settings,) = (cell for cell in notebook.cells if cell.cell_type == "code" and "OPTIONS = " in cell.source)
+    settings.source = SETTINGS.format(teacher=str(teacher_dir), speech=str(speech_dir))
+    with serve_hub(tmp_path / "hub", {TOKEN: "write"}) as hub:
+        environment = hub_environment(hub, tmp_path / "home", TOKEN) | {"OMP_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = str(ROOT)
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute(env=environment)
+        assert "model.safetensors" in hub.commits["models/me/x"][-1].written
+    kinds = [kind for cell in notebook.cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
+    assert kinds.count("image/png") == 1 and kinds.count("text/markdown") == 3
+    assert (tmp_path / "runs" / "notebook" / "model.safetensors").is_file()
+
+
+def test_its_stored_outputs_are_those_of_one_run_from_top_to_bottom():
+    cells = [cell for cell in stored().cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [out for cell in cells for out in cell.outputs]
+    assert not [out for out in outputs if out.output_type == "error"]
+    tables = [out["data"]["text/markdown"] for out in outputs if "text/markdown" in out.get("data", {})]
+    assert re.search(r"\| validation \| student \| \d+\.\d\d \[", tables[0])
+    assert not re.search(r"/(home|root|tmp|work)/", str(outputs)), "a path of the machine it ran on"
+
+
+@pytest.mark.parametrize("name", ["README.md", "examples/README.md"])
+def test_it_is_listed(name):
+    assert NOTEBOOK.name in (ROOT / name).read_text(encoding="utf-8")
+    assert Path(NOTEBOOK).stat().st_size < 1e6
