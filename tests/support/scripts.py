@@ -31,11 +31,13 @@ def run_here(monkeypatch, capture, *arguments, file: Path | None = None, script:
         capture: capsys or capfd.
         file: that it is loaded from, unless `script` is given; examples/distill.py by default.
     """
+    from askd_hf.commands.terminal import readable_terminal
+
     script = script or load_script(file or ROOT / "examples" / "distill.py")
     monkeypatch.setattr(sys, "argv", [Path(script.__file__).name, *map(str, arguments)])
     status = 0
     try:
-        with script.exit_on_user_error():
+        with script.exit_on_user_error(), readable_terminal():
             script.main()
     except SystemExit as stop:
         status = stop.code
