@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,11 @@ def run_here(monkeypatch, capture, *arguments, file: Path | None = None, script:
     except SystemExit as stop:
         status = stop.code
     return Ended(status, *capture.readouterr())
+
+
+def steps_printed(output: str) -> list[int]:
+    """The steps whose metrics a run printed."""
+    return [int(step) for step in re.findall(r"^step +(\d+)/\d+  loss ", output, re.MULTILINE)]
 
 
 def accelerate_launch(script: Path, *arguments) -> subprocess.CompletedProcess:
