@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from .arguments.renamed import rename_saved
 from .config import ASKDConfig
 from .data.json_files import read_json, write_json
+from .progress import write
 from .schedule import UNKNOWN, BlendSchedule, BlendState, BlendWeights, LabelsJudged
 from .self_teacher import SELF_TEACHERS, SelfTeacher
 
@@ -83,9 +84,9 @@ class AdaptiveBlendCallback(TrainerCallback):
         self.state.options = self.options
         self._begin_step(args, state, kwargs["model"], kwargs["train_dataloader"])
         if state.is_world_process_zero:
-            print(self.schedule.table(), flush=True)
+            write(self.schedule.table())
             if self._held_out_clips:
-                print("adaptive: with unreliable labels the teacher keeps more weight for longer", flush=True)
+                write("adaptive: with unreliable labels the teacher keeps more weight for longer")
 
     def on_step_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self._measure_labels(state.global_step)

@@ -33,6 +33,7 @@ from .training.checkpoint_saving import StudentSaver
 from .training.checks import check_batches, check_teacher, is_random
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
+from .training.log_lines import use_log_lines
 from .training.model_runner import ModelRunner
 from .training.resuming import RunIdentity
 from .training.run_callbacks import SetEpochCallback, StopEarlyCallback, StopGracefullyCallback, ThroughputCallback
@@ -101,6 +102,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
 
         # ---- callbacks ----
+        self.log_lines = use_log_lines(self)
         self.blend = AdaptiveBlendCallback(args, self._judge_labels, len(held_out))
         self.stop = StopGracefullyCallback()
         self.throughput = ThroughputCallback()
@@ -276,6 +278,10 @@ class ASKDTrainer(Seq2SeqTrainer):
         generation = generation_inputs(self.model, outputs.encoder_last_hidden_state, labels)
         _, tokens, _ = super().prediction_step(model, generation, False, ignore_keys, **gen_kwargs)
         return loss, tokens, labels
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.log_lines.one_evaluation(self.state):  # of all splits, each of which is a call of its own
+            return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         # Seq2SeqTrainer sets plain `gather`, which keeps the clips that pad the last batch under DDP

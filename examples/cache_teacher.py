@@ -9,6 +9,7 @@ accelerate launch examples/cache_teacher.py ...
 
 from askd_hf.arguments.parser import parse_args
 from askd_hf.commands.cache_teacher import OPTIONS, check_run, label, load_models, push_labels
+from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 from askd_hf.training.caches import check_caches
 
@@ -29,5 +30,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(), readable_terminal():
         main()

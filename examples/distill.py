@@ -22,6 +22,7 @@ from askd_hf.commands.distill import (
     train,
 )
 from askd_hf.commands.report import report
+from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 from askd_hf.hub.provenance import Provenance
 
@@ -62,5 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(), readable_terminal():
         main()

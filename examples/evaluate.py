@@ -10,6 +10,7 @@ from pathlib import Path
 from askd_hf.arguments.parser import parse_args
 from askd_hf.arguments.writable import check_writable
 from askd_hf.commands.evaluate import OPTIONS, load_models, load_speech, report, score, time_models, write_manifests
+from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 
 
@@ -39,5 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(), readable_terminal():
         main()

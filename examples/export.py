@@ -8,6 +8,7 @@ All options: --help.
 
 from askd_hf.arguments.parser import parse_args
 from askd_hf.commands.export import OPTIONS, compare, convert, load_clips, load_model
+from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 
 
@@ -27,5 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(), readable_terminal():
         main()

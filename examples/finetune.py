@@ -8,6 +8,7 @@ It is examples/distill.py with other defaults: --preset ps-kd and --learning_rat
 
 from askd_hf.arguments.parser import parse_args
 from askd_hf.commands.finetune import OPTIONS, finetune
+from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 
 
@@ -16,5 +17,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(), readable_terminal():
         main()

@@ -5,6 +5,7 @@ python examples/plan.py --teacher openai/whisper-base --speedup 5 --dataset my_s
 
 from askd_hf.arguments.parser import parse_args
 from askd_hf.commands.plan import OPTIONS, command, describe_domain, measure, print_plan
+from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation.planning import candidates, reaching
 from askd_hf.models.loading import load_config, load_processor
@@ -28,5 +29,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(), readable_terminal():
         main()

@@ -7,6 +7,7 @@ To resume an interrupted run, repeat the command. All options: --help.
 
 from askd_hf.arguments.parser import parse_args
 from askd_hf.commands.pseudo_label import OPTIONS, load_speech, load_teacher, save_dataset, transcribe_and_filter
+from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 
 
@@ -25,5 +26,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(), readable_terminal():
         main()

@@ -7,6 +7,7 @@ Log in with `hf auth login` first, or set HF_TOKEN. Run the same command again a
 
 from askd_hf.arguments.parser import parse_args
 from askd_hf.commands.push import OPTIONS, push
+from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 
 
@@ -16,5 +17,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(), readable_terminal():
         main()

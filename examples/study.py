@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from askd_hf.arguments.parser import NULL, as_arguments, parse_args
 from askd_hf.arguments.ranges import COUNT, check_ranges
 from askd_hf.commands import distill, evaluate
+from askd_hf.commands.terminal import readable_terminal
 from askd_hf.data.json_files import from_json, read_json, write_json
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.evaluation import EvaluationArguments, measure_speed, prepare_set, spread_clips
@@ -319,7 +320,8 @@ def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path, study:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     try:
-        return _run_cell(cell, evaluation, directory)
+        with readable_terminal():
+            return _run_cell(cell, evaluation, directory)
     except BaseException:
         traceback.print_exc()
         raise
@@ -401,5 +403,5 @@ def measure_students(plan: Plan, study: Study, directory: Path) -> dict[str, Spe
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(), readable_terminal():
         main()

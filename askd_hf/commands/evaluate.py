@@ -39,7 +39,7 @@ from ..evaluation import (
     measure_speed,
     plan_jobs,
     prepare_set,
-    run_job,
+    run_jobs,
     save_spelling_normalizer,
     score_directory,
     spread_clips,
@@ -145,8 +145,7 @@ def write_manifests(args: EvaluationArguments, models: Models, speech: Speech) -
             dtype=args.torch_dtype(),
             overwrite=args.overwrite,
         )
-        for job in jobs:
-            run_job(job)
+        run_jobs(jobs)
 
 
 def score(args: EvaluationArguments) -> Results:

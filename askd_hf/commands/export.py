@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.hf_argparser import HfArg
 
@@ -39,6 +38,7 @@ from ..export.ctranslate2 import (
 )
 from ..models.generation_config import set_language
 from ..models.loading import check_processor, load_processor, load_whisper
+from ..progress import progress
 
 
 @dataclass
@@ -167,16 +167,16 @@ def compare(
     language = getattr(model.generation_config, "language", None) or "en"
     normalize: Callable[[str], str] = text_normalizer(processor, None if args.task == "translate" else language)
     names, waves = [clip.name for clip in clips], [clip.wave for clip in clips]
-    expected = transcribe_transformers(model, processor, tqdm(waves, desc="transformers", leave=False))
-    progress = tqdm(waves, desc="ctranslate2", leave=False)
-    texts = transcribe_ctranslate2(args.output_dir, processor, progress, model.config.max_target_positions)
+    expected = transcribe_transformers(model, processor, progress(waves, "transformers"))
+    shown = progress(waves, "ctranslate2")
+    texts = transcribe_ctranslate2(args.output_dir, processor, shown, model.config.max_target_positions)
     print(agreement("ctranslate2", names, expected, texts, normalize))
     if args.clip_context:
         compare_contexts(args, processor, clips, model.config.max_target_positions, normalize)
     if faster_whisper_obstacle(model, processor) is not None:
         return
-    progress = tqdm(waves, desc="faster-whisper", leave=False)
-    texts = transcribe_faster_whisper(args.output_dir, progress, language, args.task)
+    shown = progress(waves, "faster-whisper")
+    texts = transcribe_faster_whisper(args.output_dir, shown, language, args.task)
     print(agreement("faster-whisper", names, expected, texts, normalize))
     print(
         "(greedy, no timestamps; ctranslate2 had the features of transformers; faster-whisper makes its own, and pads "
@@ -192,8 +192,8 @@ def compare_contexts(
     normalize: Callable[[str], str],
 ) -> None:
     """Print WER and time of CTranslate2 with the whole window and with the audio context of each clip."""
-    progress = tqdm([clip.wave for clip in clips], desc="ctranslate2, both contexts", leave=False)
-    both = transcribe_at_clip_context(args.output_dir, processor, progress, positions)
+    shown = progress([clip.wave for clip in clips], "ctranslate2, both contexts")
+    both = transcribe_at_clip_context(args.output_dir, processor, shown, positions)
     references = [clip.text for clip in clips]
     window, own = (error_rates(texts, references, normalize)["wer"] for texts in (both.window_texts, both.clip_texts))
     print(

@@ -54,8 +54,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(name: str, options: list[str]) -> None:
     from ..errors import exit_on_user_error
+    from .terminal import readable_terminal
 
-    with exit_on_user_error():
+    with exit_on_user_error(), readable_terminal():
         importlib.import_module(f"askd_hf.commands.{name.replace('-', '_')}").main(options)
 
 

@@ -1,6 +1,7 @@
 """The report on a finished run of `askd-hf distill` or `askd-hf finetune`."""
 
 import sys
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
@@ -17,6 +18,7 @@ from ..models.loading import load_processor, load_whisper
 from ..models.smaller_vocabulary import with_smaller_vocabulary
 from ..models.window import window_seconds
 from ..trainer import ASKDTrainer
+from .next_steps import print_next_steps
 
 
 def report(
@@ -26,24 +28,27 @@ def report(
     splits: dict[str, EvalSplit],
     train_dataset: Dataset | SpeechStream,
 ) -> None:
-    """Print error rates and a transcript, and write the model card. Push to the Hub if `--push_to_hub`.
+    """Print error rates, a transcript and what comes next, and write the model card. Push it if `--push_to_hub`.
 
     Args:
         splits: evaluation splits by name. Without them there are no error rates, and the transcript is of a training
             clip.
     """
-    output_dir, clips = trainer.args.output_dir, train_dataset
+    config, clips, file = trainer.args, train_dataset, None
     if splits and data_args.compare:
         trainer.free_memory()
-        print_comparison(model_args, data_args, splits, trainer.args)
+        print_comparison(model_args, data_args, splits, config)
+    source = data_args.train_sources()[0]
     if splits:
-        clips = next(iter(splits.values())).clips
+        source, clips, _ = next(iter(splits.values()))
     if not isinstance(clips, SpeechStream):
-        print_sample_transcript(output_dir, clips[len(clips) // 2])  # evaluation clips are sorted by duration
-    print(f'\nThe student: pipeline("automatic-speech-recognition", model="{output_dir}")')
+        clip = clips[len(clips) // 2]  # evaluation clips are sorted by duration
+        print_sample_transcript(config.output_dir, clip)
+        file = clip["audio"]["path"] if Path(clip["audio"]["path"] or "").is_file() else None
     trainer.create_model_card()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+    print_next_steps(model_args, data_args, config, source, file)
+    if config.push_to_hub:
+        print(f"\npublished: {trainer.push_to_hub()}")
 
 
 def print_comparison(

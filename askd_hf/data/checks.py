@@ -1,19 +1,23 @@
 """Validate every clip before training."""
 
+import contextlib
 import csv
 import hashlib
+import itertools
 import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from torch.utils.data import DataLoader
 
 from ..errors import UserError
+from ..progress import Bar, progress_bar
 from .audio import AudioError, read_audio, silence
 from .columns import replace_column
 from .labels import timestamp_error
@@ -23,6 +27,7 @@ from .speaking_rate import speaking_rate_error
 logger = logging.getLogger(__name__)
 
 MAX_LISTED = 10  # invalid clips in a message
+BATCH = 16  # clips that a decoding process returns at a time
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ def filter_invalid_clips(
     num_proc: int | None = None,
     report_file: Path | None = None,
     split: str = "train",
+    bar: Bar | None = None,
 ) -> Dataset:
     """Decode every clip and tokenize every transcript, and drop the rows that are invalid or filtered out.
 
@@ -116,6 +122,7 @@ def filter_invalid_clips(
         on_bad_audio: "error" to raise if a row is invalid, "skip" to drop invalid rows with a warning.
         num_proc: number of decoding processes; None for the current process.
         report_file: CSV file (row, clip, reason) for the dropped rows; written only if there are any.
+        bar: the progress bar of several datasets. Default: one of this dataset.
 
     Returns:
         The remaining rows with the added columns `duration` (seconds, float), `audio_key` (the result of `audio_key`)
@@ -123,45 +130,53 @@ def filter_invalid_clips(
 
     Raises `UserError` if there are invalid rows and `on_bad_audio` is "error", or no row is left.
     """
-    # In memory, since the cache of `datasets` would return old results for files that changed. Workers get only the
-    # audio: in forked processes, the threads of tokenizers and torch can deadlock.
-    audio_infos = dataset.select_columns("audio").map(
-        _audio_info,
-        remove_columns="audio",
-        num_proc=num_proc,
-        keep_in_memory=True,
-        desc=f"Validating {split}",
-    )
-    label_lengths, invalid, filtered = [], {}, {}
-    for number, (audio, row) in enumerate(zip(audio_infos, dataset.remove_columns("audio"), strict=True)):
-        tokens, reason = None, None
-        try:
-            tokens = None if tokenize is None else len(tokenize(row | {"text": row["text"] or ""}))
-        except UserError as error:  # an unknown language
-            reason = str(error)
-        label_lengths.append(tokens)
-        reason = limits.invalid_reason(audio["error"], audio["duration"], row, tokens, audio["silence"]) or reason
-        if reason is not None:
-            invalid[number] = reason
-        elif reason := limits.filter_reason(audio["duration"], tokens):
-            filtered[number] = reason
-    validated = replace_column(dataset, "duration", audio_infos["duration"][:])
+    # workers get only the audio: in forked processes, the threads of tokenizers and torch can deadlock
+    audio, others = dataset.select_columns("audio"), iter(dataset.remove_columns("audio"))
+    batches = DataLoader(audio, BATCH, num_workers=num_proc or 0, collate_fn=_audio_infos)
+    durations, keys, label_lengths, invalid, filtered = [], [], [], {}, {}
+    with progress_bar(len(dataset), f"Checking {split}") if bar is None else contextlib.nullcontext(bar) as progress:
+        for number, (info, row) in enumerate(zip(itertools.chain.from_iterable(batches), others, strict=True)):
+            tokens, reason = None, None
+            try:
+                tokens = None if tokenize is None else len(tokenize(row | {"text": row["text"] or ""}))
+            except UserError as error:  # an unknown language
+                reason = str(error)
+            durations.append(info.duration)
+            keys.append(info.key)
+            label_lengths.append(tokens)
+            reason = limits.invalid_reason(info.error, info.duration, row, tokens, info.silence) or reason
+            if reason is not None:
+                invalid[number] = reason
+            elif reason := limits.filter_reason(info.duration, tokens):
+                filtered[number] = reason
+            progress.update()
+    validated = replace_column(dataset, "duration", durations)
     if tokenize is not None:
         validated = replace_column(validated, "label_tokens", label_lengths)
-    validated = replace_column(validated, "audio_key", audio_infos["audio_key"][:])
+    validated = replace_column(validated, "audio_key", keys)
     if not invalid and not filtered:
         return validated
     _report(invalid, filtered, dataset, on_bad_audio, report_file, split)
     return validated.select([row for row in range(len(dataset)) if row not in invalid and row not in filtered])
 
 
-def _audio_info(row: Mapping[str, Any]) -> dict[str, Any]:
+class _AudioInfo(NamedTuple):
+    duration: float  # seconds
+    key: str  # see `audio_key`
+    error: str = ""
+    silence: str = ""  # see `audio.silence`
+
+
+def _audio_infos(rows: list[Mapping[str, Any]]) -> list[_AudioInfo]:
+    return [_audio_info(row) for row in rows]
+
+
+def _audio_info(row: Mapping[str, Any]) -> _AudioInfo:
     try:
         samples, rate = read_audio(row["audio"])
     except AudioError as error:
-        return {"duration": 0.0, "audio_key": "", "error": str(error), "silence": ""}
-    duration, key = len(samples) / rate, audio_key(samples, rate)
-    return {"duration": duration, "audio_key": key, "error": "", "silence": silence(samples)}
+        return _AudioInfo(0.0, "", str(error))
+    return _AudioInfo(len(samples) / rate, audio_key(samples, rate), silence=silence(samples))
 
 
 def audio_key(samples: np.ndarray, rate: int) -> str:

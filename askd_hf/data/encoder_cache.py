@@ -40,10 +40,10 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from ..errors import UserError, disk_errors
+from ..progress import progress_bar
 from .audio import extract_features, waveform
 from .audio_context import audio_context
 
@@ -248,7 +248,7 @@ def cache_encoder(
     if len(missing) > 0:
         collate = functools.partial(_collate, processor.feature_extractor)
         batches = DataLoader(missing, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
-        progress = tqdm(total=len(missing), desc="Encoding", unit="clip", disable=process_index > 0)
+        progress = progress_bar(len(missing), "Encoder outputs")
         with _moved(model.model.encoder, device) as encoder, cache.open_writer() as append, progress:
             for batch in batches:
                 append(batch["audio_key"], _encode_batch(encoder, batch, dtype))

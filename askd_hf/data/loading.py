@@ -82,8 +82,8 @@ def load_speech_dataset(
         language, task, prompt, segments: of the types of `COLUMNS`. Other fields of segments are dropped. A column
             that can't be converted is dropped with a warning.
 
-        Also dropped with a warning: a column `text` or `audio` that isn't the chosen one, `TRAINING_COLUMNS`, and
-        `VALIDATION_COLUMNS` of another type.
+        Also dropped with a warning: a column `text` or `audio` that isn't the chosen one, and `TRAINING_COLUMNS`.
+        `VALIDATION_COLUMNS` of another type are dropped without one, as every clip is measured again.
 
     Raises `UserError` if the dataset, configuration, split or column doesn't exist, or the Hub can't be reached.
     """
@@ -236,8 +236,9 @@ def _drop_reserved(dataset: Dataset | IterableDataset, name: str) -> Dataset | I
         for column, feature in dataset.features.items()
         if column in TRAINING_COLUMNS or column in former or VALIDATION_COLUMNS.get(column, feature) != feature
     ]
-    # no warning for the empty columns of a saved mix
-    used = [c for c in reserved if isinstance(dataset, IterableDataset) or dataset.unique(c) != [None]]
+    # no warning for what is measured again, and for the empty columns of a saved mix
+    lost = [column for column in reserved if column not in VALIDATION_COLUMNS]
+    used = [c for c in lost if isinstance(dataset, IterableDataset) or dataset.unique(c) != [None]]
     if used:
         columns = ", ".join(map(repr, used))
         logger.warning("%s: columns %s are dropped, because training adds its own of these names", name, columns)

@@ -13,11 +13,11 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetInfo, Features, concatenate_datasets, load_from_disk
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration
 
 from ..errors import UserError, disk_errors
 from ..objective import TopK
+from ..progress import hide_datasets_bars, progress_bar
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .columns import JOINED_COLUMNS, with_current_names, with_features
 from .locks import locked
@@ -110,8 +110,8 @@ def _compute_parts(
     share = [(key, row) for key, row in share if key not in done]
     clips = dataset.select([row for _, row in share], keep_in_memory=True)
     columns: dict[str, list] = {name: [] for name in SOFT_LABEL_COLUMNS}
-    computed = written = 0  # not read from the progress bar, which doesn't count when it is disabled
-    progress = tqdm(total=len(share), desc="Soft labels", unit="clip", disable=not PartialState().is_main_process)
+    computed = written = 0  # not read from the progress bar, which doesn't count when it is hidden
+    progress = progress_bar(len(share), "Soft labels")
     try:
         for batch in DataLoader(clips, batch_size, collate_fn=collator, num_workers=num_workers):
             target = compute_soft_labels(teacher, batch, options["top_k"], options["temperature"], autocast)
@@ -151,7 +151,8 @@ def _write_part(clips: Dataset, columns: dict[str, list], unfinished: Path) -> N
     part = unfinished / f"part-{process:03d}-{number:05d}"
     saving = part.with_suffix(".saving")
     shutil.rmtree(saving, ignore_errors=True)
-    concatenate_datasets([rows, labels], axis=1).save_to_disk(str(saving))
+    with hide_datasets_bars():
+        concatenate_datasets([rows, labels], axis=1).save_to_disk(str(saving))
     for file in saving.iterdir():  # flush the files before the directory gets its final name
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
@@ -172,7 +173,8 @@ def _save(stored: Dataset | None, parts: list[Dataset], directory: Path) -> None
     merged = concatenate_datasets(parts if stored is None else [stored, *parts])
     saving, old = (directory.with_name(f"{directory.name}.{suffix}") for suffix in ("saving", "replaced"))
     shutil.rmtree(saving, ignore_errors=True)
-    merged.save_to_disk(str(saving))
+    with hide_datasets_bars():
+        merged.save_to_disk(str(saving))
     if directory.exists():
         shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed before the last line
         directory.rename(old)

@@ -14,7 +14,7 @@ from .scoring import save_spelling_normalizer, score_directory
 from .speculative import check_can_assist, measure_speculative
 from .speed import measure_speed
 from .suites import DatasetSpec, suite_sets
-from .transcribe import Decoding, DecodingJob, plan_jobs, run_job
+from .transcribe import Decoding, DecodingJob, plan_jobs, run_job, run_jobs
 
 # old name -> current name
 _RENAMED = {

@@ -19,7 +19,7 @@ from . import (
     Results,
     measure_speed,
     plan_jobs,
-    run_job,
+    run_jobs,
     save_spelling_normalizer,
     score_directory,
     write_report,
@@ -75,8 +75,7 @@ def evaluate_models(
     jobs = plan_jobs(
         models, sets, decoding, folder / MANIFESTS_DIR, device=config.device, dtype=_dtype(config), overwrite=True
     )
-    for job in jobs:
-        run_job(job)
+    run_jobs(jobs)
     results = score_directory(folder, normalizer)
     clips = spread(sets[0].clips, SPEED_CLIPS)
     results.speed = measure_speed(

@@ -18,6 +18,8 @@ from ..data.audio import SAMPLING_RATE, extract_features
 from ..data.audio_context import audio_context, context_frames
 from .results import CLIP_CONTEXT, PartLatency
 
+REPETITIONS = 3
+
 
 @torch.inference_mode()
 def measure_parts(
@@ -27,7 +29,8 @@ def measure_parts(
     *,
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (),
-    repetitions: int = 3,
+    repetitions: int = REPETITIONS,
+    after_pass: Callable[[], object] = lambda: None,
 ) -> list[PartLatency]:
     """Return the latency of the parts of each model, for each batch size and number of threads.
 
@@ -38,6 +41,7 @@ def measure_parts(
         waves: clips, float32 at 16 kHz; those of a batch are the first ones, repeated if there are fewer.
         tokens: tokens to generate per clip, by role.
         threads: numbers of threads of PyTorch. Default: the present one. Restored afterwards.
+        after_pass: called after each repetition, and after the untimed one.
     """
     rows = []
     for number in threads or (torch.get_num_threads(),):
@@ -50,6 +54,7 @@ def measure_parts(
                         seconds = _parts(model, extractor, clips, tokens[role], role == CLIP_CONTEXT)
                         if repetition:
                             timed[role].append(seconds)
+                    after_pass()
                 for role, measured in timed.items():
                     medians = (statistics.median(part) for part in zip(*measured, strict=True))
                     rows.append(PartLatency(role, size, number, tokens[role], *medians))

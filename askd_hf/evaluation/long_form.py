@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 from datasets import Audio, Dataset
-from tqdm.auto import tqdm
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
     WhisperForConditionalGeneration,
@@ -22,6 +21,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from ..data.audio import SAMPLING_RATE, waveform
 from ..errors import UserError
+from ..progress import progress
 
 Method = Literal["short_form", "sequential", "chunked"]
 Timestamps = Literal["none", "segment", "word"]
@@ -218,7 +218,7 @@ def concatenate_clips(dataset: Dataset, max_duration: float, pause_duration: flo
     members: list[dict[str, Any]] = []
     waves: list[np.ndarray] = []
     pause = np.zeros(round(pause_duration * SAMPLING_RATE), dtype=np.float32)
-    for row in tqdm(dataset, "Concatenating clips", leave=False):
+    for row in progress(dataset, "Concatenating clips"):
         wave = waveform(row)
         joined = sum(map(len, waves)) + len(waves) * len(pause) + len(wave)
         same_speaker = not has_speaker or not members or row["speaker"] == members[-1]["speaker"]

@@ -10,11 +10,11 @@ from typing import Any
 
 import jiwer
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..arguments import Normalizer
 from ..data.json_files import read_json, write_json
 from ..errors import UserError
+from ..progress import progress
 from .bootstrap import (
     N_RESAMPLES,
     SEED,
@@ -87,7 +87,7 @@ def score_directory(directory: Path, normalizer: Normalizer = "auto", n_resample
         settings=_settings(flat) | scoring,
         manifests=MANIFESTS_DIR,
     )
-    for name, roles in tqdm(manifests.items(), desc="Scoring", unit="set", leave=False):
+    for name, roles in progress(manifests.items(), "Scoring", "set"):
         results.sets.append(score_set(roles, metadata[name], normalizer, spelling, n_resamples))
     return results
 

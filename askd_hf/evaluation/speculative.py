@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperForCausalLM, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.generation import AssistedCandidateGenerator
 
 from ..errors import UserError
 from ..models.student import pair_differences, same_encoder
+from ..progress import progress
 from .results import Speculative
 from .speed import GREEDY, check_same_setup, clip_durations, clip_features, synchronized_time, timing
 
@@ -69,12 +69,12 @@ def measure_speculative(
             return teacher.generate(clip[None], **variants[variant])
 
         with count_proposals() as proposals:
-            progress = tqdm(clips, "Speculative decoding", leave=False)
-            identical = sum(torch.equal(run("teacher", clip), run("assisted", clip)) for clip in progress)
+            pairs = ((run("teacher", clip), run("assisted", clip)) for clip in progress(clips, "Speculative decoding"))
+            identical = sum(torch.equal(alone, assisted) for alone, assisted in pairs)
         if proposals.proposed == 0:
             raise UserError("speculative decoding: the student proposed no tokens; increase --generation_max_length")
         seconds = {variant: [0.0] * repetitions for variant in variants}
-        for repetition in tqdm(range(repetitions), "Speculative decoding, timed", leave=False):
+        for repetition in progress(range(repetitions), "Timing speculative decoding", "pass"):
             order = list(variants) if repetition % 2 == 0 else list(reversed(variants))
             for clip in clips:
                 for variant in order:

@@ -4,6 +4,7 @@ Encoder and decoder are timed separately, with greedy decoding as in `generate`.
 the copy to the device are done before: they are the same work for every model.
 """
 
+import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -22,7 +22,8 @@ from ..data.audio import SAMPLING_RATE, extract_features, waveform
 from ..data.audio_context import audio_context, context_frames
 from ..errors import UserError
 from ..models.generation_config import no_timestamps
-from .latency import measure_parts, synchronized_time
+from ..progress import Bar, progress_bar
+from .latency import REPETITIONS, measure_parts, synchronized_time
 from .memory import peak_bytes
 from .results import CLIP_CONTEXT, ModelSpeed, PartLatency, Speed, Timing
 
@@ -83,11 +84,16 @@ def measure_speed(
         clips = zip(features[CLIP_CONTEXT], durations, strict=True)
         features[CLIP_CONTEXT] = [clip[:, : context_frames(seconds, clip.shape[-1])] for clip, seconds in clips]
     limit = {} if max_length is None else {"max_length": max_length}
-    rows = []
-    for batch_size in batch_sizes:
-        measured = _time_interleaved(models, features, batch_size, repetitions, limit)
-        rows += _rows(measured, batch_size, sum(durations), models)
     last = list(models.values())[-1]
+    threads = sorted({1, torch.get_num_threads()}) if last.device.type == "cpu" else []
+    passes = repetitions * sum(math.ceil(len(dataset) / size) for size in batch_sizes)
+    passes += (1 + REPETITIONS) * len(set(batch_sizes)) * max(len(threads), 1)
+    rows: list[ModelSpeed] = []
+    with progress_bar(passes, "Measuring speed", "pass") as bar:
+        for batch_size in batch_sizes:
+            measured = _time_interleaved(models, features, batch_size, repetitions, limit, bar)
+            rows += _rows(measured, batch_size, sum(durations), models)
+        parts = _parts(models, processors, dataset, rows, threads, bar)
     return Speed(
         set=set_name,
         clips=len(dataset),
@@ -98,7 +104,7 @@ def measure_speed(
         threads=torch.get_num_threads(),
         attention=last.config._attn_implementation,
         rows=rows,
-        parts=_parts(models, processors, dataset, rows),
+        parts=parts,
     )
 
 
@@ -107,6 +113,8 @@ def _parts(
     processors: Mapping[str, WhisperProcessor],
     dataset: Dataset,
     rows: Sequence[ModelSpeed],
+    threads: Sequence[int],
+    bar: Bar,
 ) -> list[PartLatency]:
     """Return the latency of each part, for the mean number of tokens that each model generated.
 
@@ -123,13 +131,13 @@ def _parts(
         if shape not in shapes:
             measured[role] = model, processors[role].feature_extractor
             shapes.add(shape)
-    on_cpu = next(iter(models.values())).device.type == "cpu"
     return measure_parts(
         measured,
         waves,
         tokens,
         batch_sizes=sorted({row.batch_size for row in rows}),
-        threads=sorted({1, torch.get_num_threads()}) if on_cpu else (),
+        threads=threads,
+        after_pass=bar.update,
     )
 
 
@@ -163,7 +171,7 @@ def clip_features(
     """Return the features of each clip, `(mel bins, frames)`, on the model's device and in its dtype."""
     rows = dataset.select_columns(["audio", "clip"])
     clips = (extract_features(processor.feature_extractor, [waveform(row)])["input_features"][0] for row in rows)
-    return [clip.to(model.device, model.dtype) for clip in tqdm(clips, "Features", len(dataset), leave=False)]
+    return [clip.to(model.device, model.dtype) for clip in clips]
 
 
 def attention_mask(features: Tensor) -> Tensor:
@@ -200,6 +208,7 @@ def _time_interleaved(
     batch_size: int,
     repetitions: int,
     limit: dict[str, int],
+    bar: Bar,
 ) -> dict[str, _Measurements]:
     roles = list(models)
     clips = len(features[roles[0]])
@@ -214,7 +223,6 @@ def _time_interleaved(
 
     for role in roles:
         run(role, 0)  # untimed: the first call is slower
-    progress = tqdm(total=repetitions * len(starts), desc=f"Speed, batch size {batch_size}", leave=False)
     for repetition in range(repetitions):
         first = repetition % len(roles)
         for result in measured.values():
@@ -230,8 +238,7 @@ def _time_interleaved(
                 result.tokens.append(count_tokens(models[role], tokens))
                 if start + batch_size <= clips:
                     result.latencies.append(encoder + decoder)
-            progress.update()
-    progress.close()
+            bar.update()
     for role, model in models.items():
         counts = measured[role].tokens
         longest = starts[counts.index(max(counts))]

@@ -15,7 +15,6 @@ import torch
 import transformers
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from .. import __version__
@@ -24,6 +23,7 @@ from ..data.audio_context import audio_context, context_frames
 from ..data.encoder_cache import weights_digest
 from ..hub_access import local_or_hub
 from ..models.generation_config import no_timestamps, set_language
+from ..progress import Bar, progress_bar
 from .long_form import Timestamps, check_can_transcribe, transcribe_long
 from .manifest import OVERWRITE_ADVICE, Manifest, ManifestMetadata, check_comparable, read_manifests
 from .model_info import describe_model
@@ -159,23 +159,38 @@ def _metadata(
     )
 
 
-@torch.inference_mode()
-def run_job(job: DecodingJob) -> None:
-    """Decode the clips that the manifest lacks, and append them batch by batch."""
-    clips, total, title = job.prepared.clips, len(job.prepared.clips), f"{job.role}, {job.prepared.spec.name}"
-    if job.done == total:
+def run_jobs(jobs: list[DecodingJob]) -> None:
+    """Decode the clips that the manifests lack, with one progress bar."""
+    total, done = sum(len(job.prepared.clips) for job in jobs), sum(job.done for job in jobs)
+    if done == total:
         return
+    with progress_bar(total, "Transcribing", done=done) as bar:
+        for job in jobs:
+            if job.done < len(job.prepared.clips):
+                bar.set_postfix_str(f"{job.role}, {job.prepared.spec.name}")
+                _run(job, bar)
+        bar.set_postfix_str("")
+
+
+def run_job(job: DecodingJob) -> None:
+    """Decode the clips that the manifest lacks."""
+    run_jobs([job])
+
+
+@torch.inference_mode()
+def _run(job: DecodingJob, bar: Bar) -> None:
+    """Decode the clips that the manifest lacks, and append them batch by batch."""
+    clips = job.prepared.clips
     set_language(job.model, job.processor, job.prepared.spec.language, job.prepared.spec.task)
-    rest = clips.select(range(job.done, total))
+    rest = clips.select(range(job.done, len(clips)))
     if _through_pipeline(job.prepared, job.decoding):
         batches = _pipeline_batches(job, rest)
     else:
         batches = generate_batches(job.model, job.processor, rest, job.decoding, job.role == CLIP_CONTEXT)
     rows = iter(rest.remove_columns("audio"))
-    with tqdm(total=total, initial=job.done, desc=title, unit="clip") as progress:
-        for transcripts in batches:
-            job.manifest.append([_line(next(rows), transcript) for transcript in transcripts])
-            progress.update(len(transcripts))
+    for transcripts in batches:
+        job.manifest.append([_line(next(rows), transcript) for transcript in transcripts])
+        bar.update(len(transcripts))
     job.manifest.finish()
 
 

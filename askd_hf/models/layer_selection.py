@@ -15,7 +15,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration
 
 from ..arguments import ModelArguments
@@ -23,6 +22,7 @@ from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream
 from ..data.json_files import read_json, write_json
 from ..errors import UserError
+from ..progress import progress_bar
 from .layers import evenly_spread
 
 LAYERS_FILE = "layers.json"
@@ -173,7 +173,7 @@ def _remove_greedily(
 ) -> list[int]:
     kept = list(range(available))
     trials = sum(range(keep + 1, available + 1))
-    with tqdm(total=trials, desc=f"Selecting {kind} layers", unit="trial") as progress:
+    with progress_bar(trials, f"Selecting {kind} layers", "trial") as progress:
         while len(kept) > keep:
             costs = {}
             for layer in kept:

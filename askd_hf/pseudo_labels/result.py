@@ -15,6 +15,7 @@ from ..errors import disk_errors
 from ..evaluation.metrics import language_code
 from ..hub.provenance import PSEUDO_LABELS, TrainingData, public_name
 from ..hub_access import hub_upload
+from ..progress import hide_datasets_bars
 from .concatenation import TEMPORARY_DIR
 from .filters import PseudoLabel
 from .options import PseudoLabelArguments
@@ -80,7 +81,8 @@ def save_dataset(dataset: Dataset, directory: Path, card: str) -> Dataset:
     target, saving = directory / DATASET, directory / f"{DATASET}.saving"
     with disk_errors(str(target)):
         shutil.rmtree(saving, ignore_errors=True)
-        dataset.save_to_disk(str(saving))
+        with hide_datasets_bars():
+            dataset.save_to_disk(str(saving))
         (saving / CARD).write_text(card, encoding="utf-8")  # `TrainingData.of` reads it there
         shutil.rmtree(target, ignore_errors=True)
         saving.rename(target)

@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import LogitsProcessor, WhisperForConditionalGeneration, WhisperProcessor
 
 from ..data.audio import extract_features, waveform
@@ -23,6 +22,7 @@ from ..evaluation.long_form import Timestamps
 from ..evaluation.prepared_sets import PreparedSet
 from ..evaluation.transcribe import Decoding, DecodingJob, plan_jobs
 from ..models.generation_config import no_timestamps
+from ..progress import progress_bar
 from .options import PseudoLabelArguments
 
 TRANSCRIPTS_DIR = "transcripts"  # not the directory of evaluations, whose manifests have other fields
@@ -117,7 +117,7 @@ def transcribe(job: DecodingJob) -> list[dict[str, Any]]:
     if done < total:
         rest = clips.select(range(done, total))
         try:
-            with tqdm(total=total, initial=done, desc="Transcribing", unit="clip") as progress:
+            with progress_bar(total, "Transcribing", done=done) as progress:
                 for lines in _transcribe_batches(job, rest):
                     job.manifest.append(lines)
                     done += len(lines)

@@ -34,6 +34,7 @@ from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
 from ..evaluation.metrics import normalizer_for, text_language
 from ..evaluation.suites import with_speakers
+from ..progress import Bar, hide_datasets_bars, progress_bar
 
 SYNTHETIC = "synthetic"  # value of --no_speech_dataset
 CHECKPOINTS_OF_A_STREAM = 10  # per run
@@ -60,7 +61,8 @@ def load_split(
         streaming=streaming,
     )
     if "joined_keys" in speech.column_names:  # saved by --teacher_cache_dir; validation reads single clips
-        speech = speech.filter(lambda keys: keys is None, input_columns="joined_keys")
+        with hide_datasets_bars():
+            speech = speech.filter(lambda keys: keys is None, input_columns="joined_keys")
         speech = speech.remove_columns(list(JOINED_COLUMNS))
     if limit is not None:
         speech = speech.take(limit)
@@ -82,6 +84,7 @@ def validate_split(
     data_args: DataArguments,
     report_to: str,
     collator: SpeechCollator,
+    bar: Bar | None = None,
 ) -> Dataset:
     """Return the valid rows that pass the filters. Every clip is decoded once.
 
@@ -89,6 +92,7 @@ def validate_split(
         role: training or evaluation.
         name: of the split, see `names_of`.
         report_to: the directory for the list of skipped rows.
+        bar: see `filter_invalid_clips`.
     """
     return filter_invalid_clips(
         speech,
@@ -98,6 +102,7 @@ def validate_split(
         num_proc=data_args.preprocessing_num_workers,
         report_file=Path(report_to) / f"skipped-{role}-{name}.csv",
         split=f"{role} split {name}",
+        bar=bar,
     )
 
 
@@ -174,10 +179,11 @@ def training_speech(
             data_args.on_bad_audio,
         )
     limits = training_limits(collator, data_args)
-    checked = [
-        validate_split("training", name, split, limits, data_args, report_to, collator)
-        for split, name in zip(splits, names, strict=True)
-    ]
+    with progress_bar(sum(map(len, splits)), "Checking training clips") as bar:
+        checked = [
+            validate_split("training", name, split, limits, data_args, report_to, collator, bar)
+            for split, name in zip(splits, names, strict=True)
+        ]
     if mix_args.concatenate_probability:
         checked = [_concatenated(split, mix_args, data_args, collator, seed) for split in checked]
     speech = mix(checked, mix_args.dataset_probabilities, seed)
@@ -340,12 +346,21 @@ def evaluation_speech(
     """
     sources = data_args.eval_sources()
     limits = model_limits(collator, data_args)
+    splits = {
+        name: clean_texts(
+            without_soft_labels(load_split(source, data_args.max_eval_samples, data_args, multilingual)),
+            data_args.text_case,
+            name,
+        )
+        for source, name in zip(sources, names_of(sources), strict=True)
+    }
     found: dict[str, EvalSplit] = {}
-    for source, name in zip(sources, names_of(sources), strict=True):
-        split = without_soft_labels(load_split(source, data_args.max_eval_samples, data_args, multilingual))
-        split = clean_texts(split, data_args.text_case, name)
-        clips = validate_split("evaluation", name, split, limits, data_args, config.output_dir, collator)
-        found |= _by_language(source, name, split, longest_first(clips))
+    if not splits:
+        return found
+    with progress_bar(sum(map(len, splits.values())), "Checking evaluation clips") as bar:
+        for source, (name, split) in zip(sources, splits.items(), strict=True):
+            clips = validate_split("evaluation", name, split, limits, data_args, config.output_dir, collator, bar)
+            found |= _by_language(source, name, split, longest_first(clips))
     return found
 
 

@@ -33,6 +33,7 @@ from ..errors import UserError
 from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_encoder, layers_to_copy, merged_layers
 from ..models.lora import ADAPTER_WEIGHTS
 from .checkpoint_lookup import checkpoint_directories, is_finished
+from .log_lines import use_log_lines
 from .run_callbacks import StopGracefullyCallback
 from .run_dir import exit_non_main_processes
 
@@ -79,6 +80,7 @@ class EncoderRecoveryTrainer(Trainer):
     def __init__(self, model: nn.Module, args: TrainingArguments, target_encoder: nn.Module, **options: Any):
         super().__init__(model=model, args=args, **options)
         self.target_encoder = target_encoder.to(args.device).eval()
+        use_log_lines(self, "Recovering the encoder")
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any):
         features = inputs["input_features"]

@@ -77,7 +77,7 @@ def test_values_are_the_encoders(model, processor, clips, tmp_path, capsys):
     assert part(cache, "keys").read_text().split() == clips["audio_key"][:]
     printed = capsys.readouterr()
     assert f"encoder cache {cache.folder}: 6 clips, 0.00 GB on disk (0 of 6 cached); " in printed.out
-    assert "Encoding: 100%" in printed.err
+    assert "Encoder outputs: 6/6" in printed.err
 
 
 def test_decoder_logits_are_the_same(model, processor, clips, tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,15 +32,22 @@ def run_here(monkeypatch, capture, *arguments, file: Path | None = None, script:
         capture: capsys or capfd.
         file: that it is loaded from, unless `script` is given; examples/distill.py by default.
     """
+    from askd_hf.commands.terminal import readable_terminal
+
     script = script or load_script(file or ROOT / "examples" / "distill.py")
     monkeypatch.setattr(sys, "argv", [Path(script.__file__).name, *map(str, arguments)])
     status = 0
     try:
-        with script.exit_on_user_error():
+        with script.exit_on_user_error(), readable_terminal():
             script.main()
     except SystemExit as stop:
         status = stop.code
     return Ended(status, *capture.readouterr())
+
+
+def steps_printed(output: str) -> list[int]:
+    """The steps whose metrics a run printed."""
+    return [int(step) for step in re.findall(r"^step +(\d+)/\d+  loss ", output, re.MULTILINE)]
 
 
 def accelerate_launch(script: Path, *arguments) -> subprocess.CompletedProcess:

@@ -1,0 +1,76 @@
+"""The end of a run: where everything is, and the commands that come next."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..arguments import DataArguments, ModelArguments, SpeechSource
+from ..config import ASKDConfig
+from ..data import SAMPLING_RATE
+from ..evaluation.comparison import EVALUATION
+from ..hub.upload import CARD
+from ..training.checkpoint_lookup import checkpoint_directories
+
+OTHER_SPEECH = "other_speech"  # stands for a directory of the user
+FILE = "speech.wav"  # stands for a file of the user
+
+
+def print_next_steps(
+    model_args: ModelArguments, data_args: DataArguments, config: ASKDConfig, source: SpeechSource, clip: str | None
+) -> None:
+    """Print where the files of a finished run are, and commands that transcribe, evaluate and publish.
+
+    Args:
+        source: the speech whose language and task the commands have.
+        clip: a file to transcribe. None for a name that stands for one.
+    """
+    print()
+    for name, place in places(config):
+        print(f"{name:<13}{place}")
+    for purpose, command in next_steps(model_args, data_args, config, source, clip):
+        print(f"\n{purpose}:\n  {shlex.join(command)}")
+
+
+def places(config: ASKDConfig) -> Iterator[tuple[str, str]]:
+    """Yield the parts of a run, and the path or command by which each is found."""
+    run = Path(config.output_dir)
+    yield "student", str(run)
+    yield "model card", str(run / CARD)
+    if (run / EVALUATION / "report.html").is_file():
+        yield "report", str(run / EVALUATION / "report.html")
+    if checkpoints := checkpoint_directories(run):
+        others = f" and {len(checkpoints) - 1} before it" if checkpoints[1:] else ""
+        yield "checkpoints", f"{checkpoints[-1]}{others}"
+    yield "log", str(run / "trainer_state.json")
+    if "tensorboard" in config.report_to:
+        logs = os.environ.get("TENSORBOARD_LOGGING_DIR", config.output_dir)
+        yield "curves", shlex.join(["tensorboard", "--logdir", logs])
+    if "trackio" in config.report_to:
+        yield "curves", shlex.join(["trackio", "show", "--project", config.project])
+
+
+def next_steps(
+    model_args: ModelArguments, data_args: DataArguments, config: ASKDConfig, source: SpeechSource, clip: str | None
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield the purpose and the words of each command. See `print_next_steps` for the arguments."""
+    run, file = (json.dumps(path, ensure_ascii=False) for path in (config.output_dir, clip or FILE))
+    # not `pipeline(...)(file)`, which requires ffmpeg
+    wave = f"librosa.load({file}, sr={SAMPLING_RATE})[0]"
+    text = f'pipeline("automatic-speech-recognition", model={run})({wave})["text"]'
+    yield "transcribe a file", ["python", "-c", f"import librosa; from transformers import pipeline; print({text})"]
+
+    given = {"teacher": model_args.teacher, "dataset": OTHER_SPEECH, "language": source.language}
+    given["task"] = source.task if source.task != "transcribe" else None
+    given["normalizer"] = data_args.normalizer if data_args.normalizer != "auto" else None
+    options = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
+    yield "evaluate on other speech", ["askd-hf", "evaluate", "--model", config.output_dir, *options]
+
+    if config.push_to_hub:
+        yield "convert for faster-whisper", ["askd-hf", "export", "--model", config.output_dir]
+    else:
+        name = re.sub(r"[^\w.-]+", "-", Path(config.output_dir).absolute().name, flags=re.ASCII).strip("-.")
+        repo_id = config.hub_model_id or f"you/{name}"
+        yield "publish", ["askd-hf", "push", "--model_dir", config.output_dir, "--repo_id", repo_id]

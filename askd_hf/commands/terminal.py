@@ -1,0 +1,30 @@
+"""What the terminal shows of a command, besides what the command prints itself."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers.utils import logging as transformers_logging
+
+LOGGERS = ("askd_hf", "transformers", "datasets", "huggingface_hub")
+
+
+@contextlib.contextmanager
+def readable_terminal() -> Iterator[None]:
+    """Hide the bars for loading and writing weights, and print log messages above the bars, not into them.
+
+    Bars of downloads are shown. Everything is as before when the command ends.
+    """
+    hook = transformers_logging.set_tqdm_hook(_hidden)
+    try:
+        with logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]):
+            yield
+    finally:
+        transformers_logging.set_tqdm_hook(hook)
+
+
+def _hidden(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return a bar of transformers that isn't shown."""
+    return factory(*args, **(kwargs | {"disable": True}))
