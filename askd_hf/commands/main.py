@@ -18,6 +18,7 @@ COMMANDS = {
     "cache-teacher": "save the teacher's most probable tokens with the speech",
     "push": "publish a student on the Hub with a model card",
     "export": "convert a model to CTranslate2 and compare the transcripts",
+    "env": "print versions, devices and settings, to paste into a bug report",
 }
 ALIASES = {"distil": "distill"}
 
