@@ -55,8 +55,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(name: str, options: list[str]) -> None:
     from ..errors import exit_on_user_error
+    from .options import HELP, show_help
 
     with exit_on_user_error():
+        if name != "env" and not HELP.isdisjoint(options):
+            show_help(name)
         importlib.import_module(f"askd_hf.commands.{name.replace('-', '_')}").main(options)
 
 
