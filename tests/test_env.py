@@ -215,6 +215,7 @@ def test_a_clone_has_its_commit(tmp_path):
 
     sources = [ROOT / "askd_hf" / name for name in ("__init__.py", "errors.py")]
     sources += [ROOT / "askd_hf" / "models" / name for name in ("__init__.py", "torchao_warnings.py")]
+    sources += [ROOT / "askd_hf" / "evaluation" / name for name in ("__init__.py", "cpu.py")]
     sources += (ROOT / "askd_hf" / "commands").glob("*.py")
     for source in sources:
         copy = tmp_path / source.relative_to(ROOT)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..errors import UserError
+from ..evaluation.cpu import cpu_model
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -37,7 +38,6 @@ VARIABLES = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "OMP_NUM_THREADS", "CUD
 # of the config of accelerate; others may hold names of accounts
 CONFIG_KEYS = ("distributed_type", "num_machines", "num_processes", "gpu_ids", "use_cpu", "mixed_precision")
 NVIDIA_DRIVER = Path("/sys/module/nvidia/version")
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -118,13 +118,10 @@ def output_of(*command: str | Path) -> str:
 
 def cpu() -> str:
     """Return the model of the CPU and its logical cores."""
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    model = models[0] if models else platform.processor() or platform.machine()
     cores = f"{os.cpu_count()} cores"
     if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) != os.cpu_count():
         cores += f", {len(os.sched_getaffinity(0))} of them for this process"
-    return f"{model}, {cores}"
+    return f"{cpu_model()}, {cores}"
 
 
 def memory() -> str:
