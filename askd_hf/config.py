@@ -1,23 +1,24 @@
 """`ASKDConfig`: the options of training. Those of models and data are in `arguments`.
 
 Every field is a command-line option and a key of the YAML file given by `--config`. Its help is its documentation.
+
+Can be imported without torch, for `--help`: what imports torch is imported when it is used.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from accelerate.utils import parse_flag_from_env
 from transformers import Seq2SeqTrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.training_args import OptimizerNames
 
-from .arguments.packages import check_reporting
 from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, check_choice, check_ranges
 from .arguments.renamed import accepts_renamed
 from .errors import UserError
-from .objective import DIVERGENCES, DIVERGENCES_WITH_MIX
 from .schedule import PRESETS, SELF_SCHEDULES, TEACHER_SCHEDULES
-from .self_teacher import SELF_TEACHERS
+
+if TYPE_CHECKING:
+    import torch
 
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
 UNNAMED_RUN = "runs/unnamed"
@@ -104,7 +105,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     temperature: float | None = HfArg(
         default=None, help="Softmax temperature of the targets and the student. Default: set by --preset."
     )
-    divergence: str = HfArg(default="forward_kl", help=f"Divergence from the soft targets: {', '.join(DIVERGENCES)}.")
+    divergence: str = HfArg(
+        default="forward_kl",
+        help="Divergence from the soft targets: forward_kl, reverse_kl, jensen_shannon, skewed_kl.",
+    )
     divergence_beta: float = HfArg(
         default=0.5, help="beta of jensen_shannon, alpha of skewed_kl: the weight of the target in the mixture."
     )
@@ -142,6 +146,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     learning_rate: float = HfArg(default=1e-4, help="The initial learning rate.")
     warmup_steps: float = HfArg(
         default=0.05, help="Number of steps of the linear warm-up; below 1 a fraction of the run."
+    )
+    optim: OptimizerNames | None = HfArg(
+        default=None,
+        help="Optimizer. Default: Trainer's, which is adamw_torch_fused, before PyTorch 2.8 adamw_torch.",
     )
     per_device_train_batch_size: int = HfArg(default=16, help="Training batch size per device.")
     per_device_eval_batch_size: int = HfArg(default=16, help="Evaluation batch size per device.")
@@ -184,6 +192,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.self_weight = 0.0
         if self.output_dir is None:
             self.output_dir = UNNAMED_RUN
+        if self.optim is None:
+            self.optim = Seq2SeqTrainingArguments.optim
         check_ranges(self, **RANGES)
         self._check_steps()
         self._check_objective()
@@ -198,6 +208,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.eval_strategy = "epoch"
         self._set_default_metric()
         super().__post_init__()
+        from .arguments.packages import check_reporting
+
         check_reporting(self.report_to)
 
     def _check_steps(self) -> None:
@@ -219,6 +231,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.greater_is_better: bool | None = not self.metric_for_best_model.endswith(("wer", "cer", "loss"))
 
     def _check_objective(self) -> None:
+        from .objective import DIVERGENCES, DIVERGENCES_WITH_MIX
+        from .self_teacher import SELF_TEACHERS
+
         choices = {
             "teacher_schedule": TEACHER_SCHEDULES,
             "self_schedule": SELF_SCHEDULES,
@@ -258,6 +273,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             )
 
     def _set_machine_defaults(self) -> None:
+        import torch
+
         gpu = torch.accelerator.is_available() and not self.use_cpu
         if self.bf16 is None:
             supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -269,6 +286,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
 
     def _check_training(self) -> None:
         """Raise `UserError` for options of Trainer that are not supported."""
+        from accelerate.utils import parse_flag_from_env
+
         if self.fp16 and self.bf16:
             raise UserError("--fp16 and --bf16 exclude each other: give one of them")
         if self.fsdp or self.deepspeed or any(parse_flag_from_env(name) for name in SHARDING):
@@ -337,8 +356,20 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         return self.teacher_phase_ratio > 0.0 and max(self.teacher_weight, self.teacher_weight_end) > 0.0
 
 
-def resolve_dtype(name: str, config: ASKDConfig) -> torch.dtype:
+@dataclass
+class FinetuningConfig(ASKDConfig):
+    """`ASKDConfig` with the defaults for a student that already transcribes its language."""
+
+    preset: str = HfArg(
+        default="ps-kd", help="As of `askd-hf distill`: ps-kd (self only), askd (teacher, then self), ce..."
+    )
+    learning_rate: float = HfArg(default=1e-5, help="The initial learning rate. For an adapter 1e-3 is usual.")
+
+
+def resolve_dtype(name: str, config: ASKDConfig) -> "torch.dtype":
     """Return the `torch.dtype` for `ModelArguments.teacher_dtype`; for int8 that of the weights that stay in float."""
+    import torch
+
     if name in ("auto", "int8"):
         name = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
     return getattr(torch, name)

@@ -1,4 +1,7 @@
-"""Errors that a user can fix, and their messages."""
+"""Errors that a user can fix, and their messages.
+
+No library is imported at the top: `askd-hf --help` doesn't wait for one, and `askd-hf env` runs where one is broken.
+"""
 
 import contextlib
 import errno
@@ -7,9 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from accelerate.utils.memory import should_reduce_batch_size
-from safetensors import SafetensorError
 
 # parts of the messages of torch.save when the disk is full
 TORCH_CANT_WRITE = ("PytorchStreamWriter failed", "inline_container.cc", "file write failed")
@@ -48,6 +48,8 @@ def saving_errors(directory: Path, kept: Callable[[], str]) -> Iterator[None]:
     Args:
         kept: returns the end of the message: what is complete on the disk, and how to resume.
     """
+    from safetensors import SafetensorError
+
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -65,6 +67,8 @@ def memory_errors(batch_size: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        from accelerate.utils.memory import should_reduce_batch_size
+
         if str(error).startswith(EVALUATION_NEEDS_MORE):
             raise UserError("out of memory in evaluation: lower --per_device_eval_batch_size") from error
         if not (should_reduce_batch_size(error) or str(error).startswith(NONE_FITS)):

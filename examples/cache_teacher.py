@@ -7,15 +7,17 @@ To resume an interrupted run, repeat the command. All options: --help. On severa
 accelerate launch examples/cache_teacher.py ...
 """
 
-from askd_hf.arguments.parser import parse_args
-from askd_hf.commands.cache_teacher import OPTIONS, check_run, label, load_models, push_labels
+from askd_hf.commands.options import parse
 from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
-from askd_hf.training.caches import check_caches
 
 
 def main() -> None:
-    model_args, data_args, cache_args, push_args, config = parse_args(OPTIONS)
+    model_args, data_args, cache_args, push_args, config = parse("cache-teacher")
+
+    # imported after the options, as --help needs none of it
+    from askd_hf.commands.cache_teacher import check_run, label, load_models, push_labels
+    from askd_hf.training.caches import check_caches
 
     # mistakes in the options are found before anything is loaded
     check_run(model_args, data_args, cache_args, config)

@@ -7,29 +7,32 @@ r"""Distill a Whisper model into a smaller one: the steps of `askd-hf distill`, 
 All options: --help. On several GPUs: accelerate launch examples/distill.py ...
 """
 
-from askd_hf.arguments.parser import parse_args
-from askd_hf.commands.distill import (
-    OPTIONS,
-    Options,
-    fill_caches,
-    load_models,
-    load_speech,
-    make_trainer,
-    prepare_run,
-    recover_pruned_encoder,
-    reduce_vocabulary,
-    select_layers,
-    train,
-)
-from askd_hf.commands.report import report
+from askd_hf.commands.options import parse
 from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
-from askd_hf.hub.provenance import Provenance
 
 
 def main() -> None:
     # the options of the command line, of the YAML file given by --config, and the defaults, in this order
-    options = Options(*parse_args(OPTIONS))
+    parsed = parse("distill")
+
+    # imported after the options, as --help needs none of it
+    from askd_hf.commands.distill import (
+        Options,
+        fill_caches,
+        load_models,
+        load_speech,
+        make_trainer,
+        prepare_run,
+        recover_pruned_encoder,
+        reduce_vocabulary,
+        select_layers,
+        train,
+    )
+    from askd_hf.commands.report import report
+    from askd_hf.hub.provenance import Provenance
+
+    options = Options(*parsed)
 
     # mistakes in the options are found before anything is loaded
     checkpoint = prepare_run(options)

@@ -7,15 +7,18 @@ To resume an interrupted run, repeat the command. All options: --help.
 
 from pathlib import Path
 
-from askd_hf.arguments.parser import parse_args
 from askd_hf.arguments.writable import check_writable
-from askd_hf.commands.evaluate import OPTIONS, load_models, load_speech, report, score, time_models, write_manifests
+from askd_hf.commands.options import parse
 from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 
 
 def main() -> None:
-    (args,) = parse_args(OPTIONS)
+    (args,) = parse("evaluate")
+
+    # imported after the options, as --help needs none of it
+    from askd_hf.commands.evaluate import load_models, load_speech, report, score, time_models, write_manifests
+
     check_writable(Path(args.output_dir), "--output_dir")
 
     # --score_only: the manifests of an earlier run, scored again

@@ -6,14 +6,17 @@ r"""Convert a Whisper model to CTranslate2, and compare its transcripts: the ste
 All options: --help.
 """
 
-from askd_hf.arguments.parser import parse_args
-from askd_hf.commands.export import OPTIONS, compare, convert, load_clips, load_model
+from askd_hf.commands.options import parse
 from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 
 
 def main() -> None:
-    (args,) = parse_args(OPTIONS)
+    (args,) = parse("export")
+
+    # imported after the options, as --help needs none of it
+    from askd_hf.commands.export import compare, convert, load_clips, load_model
+
     model, processor = load_model(args)
     clips = load_clips(args, processor)  # None without --dataset
 

@@ -6,14 +6,18 @@ r"""Fine-tune a Whisper model, with or without a teacher, whole or with LoRA: th
 It is examples/distill.py with other defaults: --preset ps-kd and --learning_rate 1e-5. All options: --help.
 """
 
-from askd_hf.arguments.parser import parse_args
-from askd_hf.commands.finetune import OPTIONS, finetune
+from askd_hf.commands.options import parse
 from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 
 
 def main() -> None:
-    finetune(*parse_args(OPTIONS))
+    options = parse("finetune")
+
+    # imported after the options, as --help needs none of it
+    from askd_hf.commands.finetune import finetune
+
+    finetune(*options)
 
 
 if __name__ == "__main__":

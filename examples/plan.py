@@ -3,16 +3,19 @@ r"""Propose a student that is as fast or as small as required: the steps of `ask
 python examples/plan.py --teacher openai/whisper-base --speedup 5 --dataset my_speech
 """
 
-from askd_hf.arguments.parser import parse_args
-from askd_hf.commands.plan import OPTIONS, command, describe_domain, measure, print_plan
+from askd_hf.commands.options import parse
 from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
-from askd_hf.evaluation.planning import candidates, reaching
-from askd_hf.models.loading import load_config, load_processor
 
 
 def main() -> None:
-    (args,) = parse_args(OPTIONS)
+    (args,) = parse("plan")
+
+    # imported after the options, as --help needs none of it
+    from askd_hf.commands.plan import command, describe_domain, measure, print_plan
+    from askd_hf.evaluation.planning import candidates, reaching
+    from askd_hf.models.loading import load_config, load_processor
+
     config, processor = load_config(args.teacher), load_processor(args.teacher)
 
     # durations of the clips, the tokens of their transcripts

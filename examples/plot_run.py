@@ -5,12 +5,20 @@
 The WER needs evaluations in the run: --eval_strategy steps --eval_steps 50 --eval_on_start.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from askd_hf.hub.figure import write_run_figure
 
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="Directory of the run.")
+    parser.add_argument("picture", type=Path, help="Image to write, such as picture.png.")
+    args = parser.parse_args()
+    write_run_figure(json.loads((args.run / "trainer_state.json").read_text())["log_history"], args.picture)
+
+
 if __name__ == "__main__":
-    run, picture = Path(sys.argv[1]), Path(sys.argv[2])
-    write_run_figure(json.loads((run / "trainer_state.json").read_text())["log_history"], picture)
+    main()

@@ -5,14 +5,17 @@ r"""Transcribe speech with a teacher and keep the good transcripts: the steps of
 To resume an interrupted run, repeat the command. All options: --help.
 """
 
-from askd_hf.arguments.parser import parse_args
-from askd_hf.commands.pseudo_label import OPTIONS, load_speech, load_teacher, save_dataset, transcribe_and_filter
+from askd_hf.commands.options import parse
 from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 
 
 def main() -> None:
-    (args,) = parse_args(OPTIONS)
+    (args,) = parse("pseudo-label")
+
+    # imported after the options, as --help needs none of it
+    from askd_hf.commands.pseudo_label import load_speech, load_teacher, save_dataset, transcribe_and_filter
+
     teacher, processor = load_teacher(args)
 
     # the clips of --dataset, every one checked before anything is transcribed

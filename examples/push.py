@@ -5,14 +5,17 @@
 Log in with `hf auth login` first, or set HF_TOKEN. Run the same command again after a failed push.
 """
 
-from askd_hf.arguments.parser import parse_args
-from askd_hf.commands.push import OPTIONS, push
+from askd_hf.commands.options import parse
 from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import exit_on_user_error
 
 
 def main() -> None:
-    (args,) = parse_args(OPTIONS)
+    (args,) = parse("push")
+
+    # imported after the options, as --help needs none of it
+    from askd_hf.commands.push import push
+
     push(args)
 
 

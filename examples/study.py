@@ -21,26 +21,20 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from tqdm.auto import tqdm
 
 from askd_hf.arguments.parser import NULL, as_arguments, parse_args
 from askd_hf.arguments.ranges import COUNT, check_ranges
-from askd_hf.commands import distill, evaluate
+from askd_hf.commands.options import options_of
 from askd_hf.commands.terminal import readable_terminal
-from askd_hf.data.json_files import from_json, read_json, write_json
 from askd_hf.errors import UserError, exit_on_user_error
-from askd_hf.evaluation import EvaluationArguments, measure_speed, prepare_set, spread_clips
-from askd_hf.evaluation.results import Speed
-from askd_hf.evaluation.study import TEACHER, CellResult, Study, set_errors
-from askd_hf.evaluation.study_report import write_study
-from askd_hf.models.generation_config import set_language
-from askd_hf.models.loading import load_processor, load_whisper
-from askd_hf.training.checkpoint_lookup import checkpoint_directories, is_finished
-from askd_hf.training.encoder_recovery import RECOVERY_DIR
+
+if TYPE_CHECKING:  # else imported in the functions, as --help needs none of it
+    from askd_hf.evaluation.results import Speed
+    from askd_hf.evaluation.study import CellResult, Study
 
 Options = dict[str, Any]  # of `askd-hf distill` or `askd-hf evaluate`: text or lists of text, as in a YAML file
 
@@ -93,6 +87,8 @@ class Cell:
 
     @property
     def name(self) -> str:
+        from askd_hf.evaluation.study import TEACHER
+
         parts = [self.student, self.training, self.method, str(self.seed)] if self.student else [TEACHER]
         return "/".join([self.teacher, *parts])
 
@@ -105,6 +101,9 @@ class Cell:
 
 def main() -> None:
     (args,) = parse_args((Arguments,), prog="python examples/study.py", description=__doc__)
+    from askd_hf.evaluation.study import Study
+    from askd_hf.evaluation.study_report import write_study
+
     directory = args.output_dir
     plan = read_plan(args.study)
     cells = make_cells(plan, directory)
@@ -132,6 +131,8 @@ def main() -> None:
 
 def read_plan(file: Path) -> Plan:
     """Read the file of a study. Raises `UserError` for parts that are missing, unknown, or don't fit together."""
+    from askd_hf.evaluation.study import TEACHER
+
     try:
         plan = Plan(**yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader))
     except (OSError, TypeError, yaml.YAMLError) as error:
@@ -176,10 +177,10 @@ def check_cells(cells: list[Cell], evaluation: dict[str, Options]) -> None:
     """
     for name, options in evaluation.items():
         with named_errors(f"evaluation: {name}"):
-            parse_args(evaluate.OPTIONS, as_arguments({**options, "model": "any"}))
+            parse_args(options_of("evaluate"), as_arguments({**options, "model": "any"}))
     for cell in {cell.name.rpartition("/")[0]: cell for cell in cells if cell.student}.values():
         with named_errors(cell.name):
-            parse_args(distill.OPTIONS, as_arguments(cell.options))
+            parse_args(options_of("distill"), as_arguments(cell.options))
 
 
 @contextlib.contextmanager
@@ -190,11 +191,14 @@ def named_errors(name: str) -> Iterator[None]:
         raise UserError(f"{name}: {error}") from error
 
 
-def read_results(directory: Path, cells: list[Cell], evaluation: dict[str, Options]) -> dict[str, CellResult]:
+def read_results(directory: Path, cells: list[Cell], evaluation: dict[str, Options]) -> "dict[str, CellResult]":
     """Return the results of the cells that are done, by name.
 
     Raises `UserError` if a cell was trained or evaluated with other options than those in the file.
     """
+    from askd_hf.data.json_files import from_json
+    from askd_hf.evaluation.study import CellResult
+
     file = directory / "results.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     complete = [json.loads(line) for line in lines if line.endswith("\n")]  # a killed process may leave half a line
@@ -218,7 +222,7 @@ def read_results(directory: Path, cells: list[Cell], evaluation: dict[str, Optio
     return found
 
 
-def check_same_clips(results: list[CellResult]) -> None:
+def check_same_clips(results: "list[CellResult]") -> None:
     """Raise `UserError` unless all models were evaluated on the same sets and clips."""
     first, *others = results
     for other in others:
@@ -244,6 +248,8 @@ def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path
     Returns:
         What went wrong, a line per cell that failed.
     """
+    import torch
+
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))  # of the new processes
     waiting, running = list(cells), {}
     cached: set[str] = set()
@@ -285,7 +291,7 @@ def next_cell(waiting: list[Cell], running: list[Cell], cached: set[str]) -> Cel
     return next((cell for cell in waiting if not (adds_labels(cell) and cell.labels in in_use)), None)
 
 
-def save_result(result: CellResult, directory: Path) -> None:
+def save_result(result: "CellResult", directory: Path) -> None:
     """Append a line to results.jsonl, in place of half a line that a killed process may have left."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "results.jsonl").open("a+b") as file:
@@ -298,6 +304,8 @@ def save_result(result: CellResult, directory: Path) -> None:
 
 def remove_checkpoints(cell: Cell) -> None:
     """Remove the checkpoints of a finished cell, which are several times as large as the student."""
+    from askd_hf.training.checkpoint_lookup import checkpoint_directories
+
     if cell.student:
         for checkpoint in checkpoint_directories(Path(cell.options["output_dir"])):
             shutil.rmtree(checkpoint)
@@ -307,7 +315,7 @@ def log_file(cell: Cell, directory: Path) -> Path:
     return directory / "logs" / f"{cell.name.replace('/', '-')}.txt"
 
 
-def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path, study: int) -> CellResult:
+def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path, study: int) -> "CellResult":
     """Train and evaluate a student, or evaluate a teacher, in a process of its own. Its output goes to a log file.
 
     Args:
@@ -327,7 +335,11 @@ def run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path, study:
         raise
 
 
-def _run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> CellResult:
+def _run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> "CellResult":
+    from askd_hf.commands import evaluate
+    from askd_hf.data.json_files import read_json
+    from askd_hf.evaluation.study import CellResult, set_errors
+
     model = cell.options["output_dir"] if cell.student else cell.options["teacher"]
     result = CellResult(
         cell.teacher, [], cell.student, cell.training, cell.method, cell.seed, cell.options, evaluation
@@ -353,6 +365,10 @@ def end_with(parent: int) -> None:
 
 def train(cell: Cell) -> None:
     """Train the student, from its last checkpoint if there is one."""
+    from askd_hf.commands import distill
+    from askd_hf.training.checkpoint_lookup import checkpoint_directories, is_finished
+    from askd_hf.training.encoder_recovery import RECOVERY_DIR
+
     run = Path(cell.options["output_dir"])
     options = dict(cell.options)
     recovery = run / RECOVERY_DIR
@@ -368,13 +384,20 @@ def train(cell: Cell) -> None:
 # ---- speed ----
 
 
-def measure_students(plan: Plan, study: Study, directory: Path) -> dict[str, Speed]:
+def measure_students(plan: Plan, study: "Study", directory: Path) -> "dict[str, Speed]":
     """Return the speed of one student of each kind beside its teacher, by teacher; see `measure_speed`.
 
     Speed that was measured before with the same students is read from speed-TEACHER.json.
     """
+    from askd_hf.data.json_files import from_json, read_json, write_json
+    from askd_hf.evaluation import measure_speed, prepare_set, spread_clips
+    from askd_hf.evaluation.results import Speed
+    from askd_hf.evaluation.study import TEACHER
+    from askd_hf.models.generation_config import set_language
+    from askd_hf.models.loading import load_processor, load_whisper
+
     options = plan.evaluation[plan.speed_set]
-    (evaluation,) = parse_args((EvaluationArguments,), as_arguments({**options, "model": "any"}))
+    (evaluation,) = parse_args(options_of("evaluate"), as_arguments({**options, "model": "any"}))
     (spec,) = evaluation.sets()
     spec = replace(spec, name=plan.speed_set)
     found = {}

@@ -92,18 +92,10 @@ def parse(monkeypatch):
     return run
 
 
-def check_plot_run(arguments: list[str]) -> None:
-    """`plot_run.py` takes two paths and has no parser."""
-    assert len(arguments) == 2 and not any(argument.startswith("--") for argument in arguments)
-
-
 @pytest.mark.parametrize("words", ALL_COMMANDS)
 def test_a_command_is_accepted_by_the_parser_of_its_script(parse, words):
     script, arguments = script_and_arguments(words)
     assert script.is_file(), script
-    if script.stem == "plot_run":
-        check_plot_run(arguments)
-        return
     parsed, stray, _ = parse(script, arguments)
     assert stray == []
     named = {argument for argument in arguments if argument.startswith("--") and argument != "--config"}
@@ -113,8 +105,7 @@ def test_a_command_is_accepted_by_the_parser_of_its_script(parse, words):
 def test_options_in_the_text_are_options_of_a_script(parse):
     options = {"--help", "--config", "--multi_gpu", "--num_processes"}
     for script, arguments in dict(map(script_and_arguments, all_words())).items():
-        if script.stem != "plot_run":
-            options |= parse(script, arguments)[2]
+        options |= parse(script, arguments)[2]
     for document in DOCUMENTS:
         text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         code = " ".join(re.findall("`([^`]+)`", text))

@@ -49,7 +49,7 @@ def built(tmp_path_factory):
     """
     directory = tmp_path_factory.mktemp("distribution")
     source = directory / "source"
-    for name in ("askd_hf", "examples", "model_cards", "tests"):
+    for name in (".github", "askd_hf", "examples", "model_cards", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.iterdir():
         if file.is_file():
@@ -64,6 +64,7 @@ def test_the_source_distribution_has_its_tests_and_the_demo_with_its_license(bui
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     assert names >= {
+        ".github/ISSUE_TEMPLATE/bug_report.yml",
         "CHANGELOG.md",
         "LICENSE",
         "Makefile",

@@ -14,16 +14,15 @@ Hub, audio included. To resume an interrupted run, repeat the command. On severa
 askd_hf.commands.main cache-teacher ...
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
-from transformers.hf_argparser import HfArg
 
 from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
 from ..arguments.parser import parse_args
+from ..arguments.push import PushLabelsArguments
 from ..config import ASKDConfig
 from ..data import SpeechCollator
 from ..errors import UserError
@@ -36,22 +35,9 @@ from ..models.vocabulary import with_vocabulary_of
 from ..training.caches import check_caches, with_encoder_cache, with_soft_labels
 from ..training.datasets import training_speech
 from ..training.run_dir import check_directories, exit_non_main_processes
+from .options import options_of
 
-
-@dataclass
-class PushLabelsArguments:
-    """Where the labeled speech is published."""
-
-    _argument_group_name = "hub"
-
-    hub_dataset_id: str | None = HfArg(
-        default=None,
-        help="Hub id of a dataset to push the labeled speech to. A new dataset is created as a private one; an "
-        "existing one stays as public or private as it is.",
-    )
-
-
-OPTIONS = (ModelArguments, DataArguments, CacheArguments, PushLabelsArguments, ASKDConfig)
+OPTIONS = options_of("cache-teacher")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -68,10 +68,11 @@ from ..training.run_dir import (
 )
 from ..training.run_settings import check_options
 from ..training.student_vocabulary import check_vocabulary_size, reduce_student, transcripts
+from .options import options_of
 from .pseudo_label import pseudo_label
 from .report import report
 
-OPTIONS = (ModelArguments, DataArguments, MixArguments, AugmentArguments, CacheArguments, LoraArguments, ASKDConfig)
+OPTIONS = options_of("distill")
 
 
 class Options(NamedTuple):

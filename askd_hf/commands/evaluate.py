@@ -49,8 +49,9 @@ from ..evaluation.long_form import Method
 from ..evaluation.results import CLIP_CONTEXT
 from ..models.generation_config import set_language
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
+from .options import options_of
 
-OPTIONS = (EvaluationArguments,)
+OPTIONS = options_of("evaluate")
 
 
 class Models(NamedTuple):

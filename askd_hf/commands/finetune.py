@@ -15,29 +15,14 @@ teacher. A teacher adds its distribution in the first phase. Its vocabulary and 
 The options are those of `askd-hf distill`; two defaults differ: --preset ps-kd, --learning_rate 1e-5.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-from transformers.hf_argparser import HfArg
-
 from ..arguments.parser import parse_args
-from ..config import ASKDConfig
 from ..errors import UserError
-from .distill import OPTIONS as DISTILL_OPTIONS
 from .distill import distill
+from .options import options_of
 
-
-@dataclass
-class FinetuningConfig(ASKDConfig):
-    """`ASKDConfig` with the defaults for a student that already transcribes its language."""
-
-    preset: str = HfArg(
-        default="ps-kd", help="As of `askd-hf distill`: ps-kd (self only), askd (teacher, then self), ce..."
-    )
-    learning_rate: float = HfArg(default=1e-5, help="The initial learning rate. For an adapter 1e-3 is usual.")
-
-
-OPTIONS = (*DISTILL_OPTIONS[:-1], FinetuningConfig)
+OPTIONS = options_of("finetune")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "cache-teacher": "save the teacher's most probable tokens with the speech",
     "push": "publish a student on the Hub with a model card",
     "export": "convert a model to CTranslate2 and compare the transcripts",
+    "env": "print versions, devices and settings, to paste into a bug report",
 }
 ALIASES = {"distil": "distill"}
 
@@ -54,9 +55,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(name: str, options: list[str]) -> None:
     from ..errors import exit_on_user_error
+    from .options import HELP, show_help
     from .terminal import readable_terminal
 
     with exit_on_user_error(), readable_terminal():
+        if name != "env" and not HELP.isdisjoint(options):
+            show_help(name)
         importlib.import_module(f"askd_hf.commands.{name.replace('-', '_')}").main(options)
 
 

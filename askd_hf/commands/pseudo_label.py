@@ -48,8 +48,9 @@ from ..pseudo_labels import (
 )
 from ..pseudo_labels import save_dataset as write_dataset
 from ..pseudo_labels.filters import PseudoLabel
+from .options import options_of
 
-OPTIONS = (PseudoLabelArguments,)
+OPTIONS = options_of("pseudo-label")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,11 +2,11 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers.utils import logging as transformers_logging
+from .options import HELP
 
 LOGGERS = ("askd_hf", "transformers", "datasets", "huggingface_hub")
 
@@ -17,6 +17,12 @@ def readable_terminal() -> Iterator[None]:
 
     Bars of downloads are shown. Everything is as before when the command ends.
     """
+    if not HELP.isdisjoint(sys.argv):  # transformers is imported without torch then, see `options.parse`
+        yield
+        return
+    from tqdm.contrib.logging import logging_redirect_tqdm
+    from transformers.utils import logging as transformers_logging
+
     hook = transformers_logging.set_tqdm_hook(_hidden)
     try:
         with logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]):

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from .options import N_RESAMPLES
 from .results import CONFIDENCE
 
-N_RESAMPLES = 10_000
 SEED = 0
 MIN_SPEAKERS = 5
 MAX_DRAWN_UNITS = 2**20  # in memory at a time

@@ -1,25 +1,29 @@
-"""The options of `askd-hf evaluate`. Each field is an option, documented by its help."""
+"""The options of `askd-hf evaluate`. Each field is an option, documented by its help.
+
+What the options need beyond their help, torch and `datasets` among it, is imported when it is used.
+"""
 
 import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from transformers.hf_argparser import HfArg
 
 from ..arguments import NORMALIZER_HELP, Normalizer
 from ..arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_ranges
 from ..arguments.renamed import accepts_renamed
-from ..data.languages import language_code
 from ..errors import UserError
-from .bootstrap import N_RESAMPLES
-from .metrics import normalizer_for, text_language
 from .suites import SUITE_NAMES, DatasetSpec, suite_sets
-from .transcribe import Decoding
 
+if TYPE_CHECKING:
+    import torch
+
+    from .transcribe import Decoding
+
+N_RESAMPLES = 10_000
 LONG_FORM_METHODS = ("sequential", "chunked")
 
 
@@ -43,6 +47,8 @@ class DecodingArguments:
     )
 
     def __post_init__(self):
+        import torch
+
         if self.num_workers is None:
             self.num_workers = 4 if torch.accelerator.is_available() else 0
         check_ranges(self, batch_size=COUNT, generation_max_length=COUNT, num_workers=NOT_NEGATIVE)
@@ -50,8 +56,10 @@ class DecodingArguments:
             self.device = str(torch.accelerator.current_accelerator() or "cpu")
         check_device(self.device)
 
-    def torch_dtype(self) -> torch.dtype:
+    def torch_dtype(self) -> "torch.dtype":
         """Return the dtype of `--dtype`; "auto" depends on the device."""
+        import torch
+
         if self.dtype == "auto":
             return torch.float32 if torch.device(self.device).type == "cpu" else torch.float16
         return getattr(torch, self.dtype)
@@ -59,6 +67,8 @@ class DecodingArguments:
 
 def check_device(name: str) -> None:
     """Raise `UserError` unless torch supports the device on this machine."""
+    import torch
+
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -194,6 +204,8 @@ class EvaluationArguments(DecodingArguments):
             sizes = " ".join(map(str, self.speed_batch_sizes)) or "none"
             raise UserError(f"--speed_batch_sizes must be at least 1, got {sizes}")
         super().__post_init__()
+        from .metrics import normalizer_for, text_language
+
         # raises if the normalizer doesn't support the language or isn't installed
         normalizer_for(self.normalizer, text_language(self.task, self.language), {})
         if self.output_dir is None:
@@ -211,6 +223,8 @@ class EvaluationArguments(DecodingArguments):
         return list(named.values())
 
     def _own_set(self, split: str) -> DatasetSpec:
+        from ..data.languages import language_code
+
         parts = [_base_name(self.dataset), self.dataset_config, None if split == "train" else split]
         name = "-".join(part for part in parts if part)
         return DatasetSpec(
@@ -226,7 +240,9 @@ class EvaluationArguments(DecodingArguments):
             self.no_speech,
         )
 
-    def decoding(self) -> Decoding:
+    def decoding(self) -> "Decoding":
+        from .transcribe import Decoding
+
         return Decoding(self.num_beams, self.generation_max_length, self.timestamps, self.batch_size, self.num_workers)
 
 

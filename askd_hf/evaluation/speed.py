@@ -5,11 +5,9 @@ the copy to the device are done before: they are the same work for every model.
 """
 
 import math
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from ..data.audio_context import audio_context, context_frames
 from ..errors import UserError
 from ..models.generation_config import no_timestamps
 from ..progress import Bar, progress_bar
+from .cpu import cpu_model
 from .latency import REPETITIONS, measure_parts, synchronized_time
 from .memory import peak_bytes
 from .results import CLIP_CONTEXT, ModelSpeed, PartLatency, Speed, Timing
@@ -284,9 +283,4 @@ def timing(seconds: list[float]) -> Timing:
 
 def device_name(device: torch.device) -> str:
     """Return the product name of the device, if known."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpu = Path("/proc/cpuinfo")  # Python's own `platform.processor()` is empty on Linux
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()

@@ -7,14 +7,12 @@ first; its recent results on AMI and Earnings-22 are on re-transcribed versions.
 
 import difflib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from datasets import Dataset
-
-from ..data import load_speech_dataset
-from ..data.columns import replace_column
-from ..data.languages import language_code
-from ..data.text import without_times
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ESB = "hf-audio/esb-datasets-test-only-sorted"
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
@@ -81,6 +79,8 @@ def suite_sets(name: str, language: str | None = None) -> list[DatasetSpec]:
 
     Raises `UserError` if the suite is unknown, or requires a language, or lacks this one.
     """
+    from ..data.languages import language_code
+
     if name not in SUITE_NAMES:
         close = difflib.get_close_matches(name, SUITE_NAMES, n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
@@ -110,11 +110,14 @@ def suite_sets(name: str, language: str | None = None) -> list[DatasetSpec]:
 
 def load_set(
     spec: DatasetSpec, limit: int | None = None, num_proc: int | None = None, text_required: bool = True
-) -> Dataset:
+) -> "Dataset":
     """Return the first `limit` rows with the columns `audio`, `text`, `clip` and, if speakers are known, `speaker`.
 
     Raises `UserError` as `load_speech_dataset` does, and if the column `spec.speaker_column` doesn't exist.
     """
+    from ..data import load_speech_dataset
+    from ..data.text import without_times
+
     speech = load_speech_dataset(
         spec.dataset,
         spec.config,
@@ -137,8 +140,10 @@ def load_set(
     return speech.select_columns([name for name in kept if name in speech.column_names])
 
 
-def with_speakers(speech: Dataset, column: str | None = None) -> Dataset:
+def with_speakers(speech: "Dataset", column: str | None = None) -> "Dataset":
     """Return `speech` with a column `speaker` of strings, None if unknown; without the column if all are unknown."""
+    from ..data.columns import replace_column
+
     column = column or next((name for name in SPEAKER_COLUMNS if name in speech.column_names), None)
     if column is None:
         return speech

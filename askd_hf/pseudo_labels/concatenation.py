@@ -20,7 +20,7 @@ from ..data.audio import SAMPLING_RATE, waveform
 from ..data.labels import TIME_PRECISION, text_ids
 from ..data.languages import word_separator
 from ..errors import UserError
-from .transcribe import to_seconds
+from .transcription import to_seconds
 
 TEMPORARY_DIR = "concatenation"  # removed once the dataset is saved
 PREFIX_TOKENS = 4  # label tokens besides text and timestamps: language, task, <|notimestamps|>, end of text

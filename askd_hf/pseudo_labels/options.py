@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from transformers.hf_argparser import HfArg
 
@@ -11,10 +11,11 @@ from ..arguments import NORMALIZER_HELP, Normalizer
 from ..arguments.ranges import COUNT, Range, check_ranges
 from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
-from ..evaluation.metrics import language_code
 from ..evaluation.options import DecodingArguments
-from ..evaluation.suites import DatasetSpec
-from .filters import Thresholds
+
+if TYPE_CHECKING:
+    from ..evaluation.suites import DatasetSpec
+    from .filters import Thresholds
 
 
 @accepts_renamed
@@ -129,14 +130,19 @@ class PseudoLabelArguments(DecodingArguments):
             dataset, teacher = (Path(os.path.abspath(name)).name for name in (self.dataset, self.teacher))
             self.output_dir = f"runs/{dataset}-by-{teacher}"
 
-    def source(self) -> DatasetSpec:
+    def source(self) -> "DatasetSpec":
         """Return the dataset split to transcribe."""
+        from ..data.languages import language_code
+        from ..evaluation.suites import DatasetSpec
+
         # the name is constant, because an output directory belongs to one dataset
         columns = self.text_column_name, self.audio_column_name, self.speaker_column
         where = self.dataset, self.dataset_config, self.split
         return DatasetSpec("clips", *where, *columns, language_code(self.language), self.task)
 
-    def thresholds(self) -> Thresholds:
+    def thresholds(self) -> "Thresholds":
+        from .filters import Thresholds
+
         return Thresholds(
             self.wer_threshold,
             self.logprob_threshold,

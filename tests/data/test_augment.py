@@ -13,8 +13,9 @@ from speech import RATE, encoded, noise, tone
 from torch.utils.data import DataLoader, Dataset
 from transformers import WhisperFeatureExtractor
 
+from askd_hf.arguments.augment import AUGMENTATIONS, GAIN_DB, SNR_DB, SPEED, AugmentArguments
 from askd_hf.data.audio import extract_features
-from askd_hf.data.augment import AUGMENTATIONS, GAIN_DB, SNR_DB, SPEED, AugmentArguments, Augmenter
+from askd_hf.data.augment import Augmenter
 from askd_hf.errors import UserError
 
 KEYS = [(3, epoch, row) for epoch in range(2) for row in range(20)]

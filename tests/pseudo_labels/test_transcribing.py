@@ -11,7 +11,7 @@ from askd_hf.data.audio import extract_features
 from askd_hf.errors import UserError
 from askd_hf.pseudo_labels import PseudoLabelArguments, plan_transcription, transcribe
 from askd_hf.pseudo_labels.speech import load_clips
-from askd_hf.pseudo_labels.transcribe import segments_of, words_of
+from askd_hf.pseudo_labels.transcription import segments_of, words_of
 
 SECONDS = [0.5, 1.0, 0.3, 0.8, 0.7, 0.44, 0.9]
 

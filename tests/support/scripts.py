@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import transformers  # noqa: F401  with it in this process, --help doesn't hide torch from the tests that follow
 from processes import Ended
 
 ROOT = Path(__file__).parents[2]

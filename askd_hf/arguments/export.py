@@ -1,0 +1,51 @@
+"""Options of `askd-hf export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from transformers.hf_argparser import HfArg
+
+from ..errors import UserError
+
+
+@dataclass
+class ExportArguments:
+    """The model, the format, and the clips to compare transcripts on."""
+
+    model: str = HfArg(help="Whisper model: a directory or a Hub id.")
+    to: Literal["ctranslate2"] = HfArg(
+        default="ctranslate2",
+        help="The runtime. ONNX and ggml are left out: optimum-onnx 0.1 needs transformers 4, the converter of "
+        "onnxruntime-genai 0.18 fails on a decoder that has fewer layers than the encoder, as all students have, and "
+        "whisper.cpp's is in no package.",
+    )
+    output_dir: str | None = HfArg(
+        default=None,
+        help="Directory to write, which must not exist. Default: MODEL-ctranslate2 in the current directory.",
+    )
+    quantization: (
+        Literal["float32", "float16", "bfloat16", "int16", "int8", "int8_float32", "int8_float16", "int8_bfloat16"]
+        | None
+    ) = HfArg(default=None, help="Type of the weights. Default: float32.")
+    dataset: str | None = HfArg(
+        default=None, help="Speech to compare on, as `askd-hf distill` takes it. Default: none."
+    )
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a Hub dataset.")
+    split: str = HfArg(default="train", help="Split of --dataset. A directory without splits is the split train.")
+    max_samples: int = HfArg(default=20, help="Number of clips to compare on, the first of --dataset.")
+    clip_context: bool = HfArg(
+        default=False,
+        help="Also transcribe with CTranslate2 at the audio context of each clip, its duration plus 0.64 s; print the "
+        "WER and the time of both. For a model trained with a range of --window_seconds.",
+    )
+    language: str | None = HfArg(default=None, help="Language of the speech, for a multilingual model.")
+    task: Literal["transcribe", "translate"] = HfArg(default="transcribe", help="Task of a multilingual model.")
+
+    def __post_init__(self):
+        if self.output_dir is None:
+            self.output_dir = f"{Path(self.model).name}-{self.to}"
+        if self.max_samples < 1:
+            raise UserError(f"--max_samples must be at least 1, got {self.max_samples}")
+        if self.clip_context and self.dataset is None:
+            raise UserError("--clip_context requires --dataset")
