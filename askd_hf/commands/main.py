@@ -3,6 +3,7 @@
 Only the module of the chosen subcommand is imported, so that `askd-hf --help` doesn't wait for torch.
 """
 
+import contextlib
 import importlib
 import sys
 
@@ -58,7 +59,8 @@ def run(name: str, options: list[str]) -> None:
     from .options import HELP, show_help
     from .terminal import readable_terminal
 
-    with exit_on_user_error(), readable_terminal():
+    # env works without any package
+    with exit_on_user_error(), contextlib.nullcontext() if name == "env" else readable_terminal():
         if name != "env" and not HELP.isdisjoint(options):
             show_help(name)
         importlib.import_module(f"askd_hf.commands.{name.replace('-', '_')}").main(options)
