@@ -35,11 +35,11 @@ def main() -> None:
 
     # WER and CER with intervals, insertions and repetitions, from the manifests alone
     results = score(args)
-    report(args, results)
+    report(args, results, speech)
 
     # --speed and --speculative
     if speech.timed:
-        report(args, time_models(args, models, speech, results))
+        report(args, time_models(args, models, speech, results), speech)
 
 
 if __name__ == "__main__":

@@ -86,9 +86,9 @@ def evaluate(args: EvaluationArguments) -> None:
     speech = load_speech(args, models)
     write_manifests(args, models, speech)
     results = score(args)
-    report(args, results)
+    report(args, results, speech)
     if speech.timed:
-        report(args, time_models(args, models, speech, results))
+        report(args, time_models(args, models, speech, results), speech)
 
 
 def load_models(args: EvaluationArguments) -> Models:
@@ -186,9 +186,14 @@ def time_models(args: EvaluationArguments, models: Models, speech: Speech, resul
     return results
 
 
-def report(args: EvaluationArguments, results: Results) -> None:
-    """Print the tables, and write `results.json` and `report.html`."""
+def report(args: EvaluationArguments, results: Results, speech: Speech | None = None) -> None:
+    """Print the tables, and write `results.json` and `report.html`.
+
+    Args:
+        speech: from which the report gets audio; None to use what an earlier report has saved.
+    """
     directory = Path(args.output_dir)
     results.save(directory / "results.json")
     print(f"\n{format_results(results)}\n")
-    print(f"{directory / 'results.json'}, {write_report(results, directory)}")
+    page = write_report(results, directory, speech.sets if speech else ())
+    print(f"{directory / 'results.json'}, {page}")

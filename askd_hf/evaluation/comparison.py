@@ -1,6 +1,7 @@
 """Evaluate a student, its initial weights and its teacher on the evaluation splits of a training run."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from . import (
     score_directory,
     write_report,
 )
+from .clip_audio import AUDIO_DIR
 from .manifest import read_manifests
 from .prepared_sets import spread
 from .scoring import SPELLING_FILE
@@ -52,8 +54,8 @@ def evaluate_models(
 ) -> Results:
     """Evaluate models on the evaluation splits of a run, as `askd-hf evaluate` does on any dataset.
 
-    Writes manifests, `results.json` and `report.html` to `evaluation` in the output directory of the run. Files of an
-    earlier evaluation are overwritten or removed, because they are of other weights.
+    Writes manifests, `results.json`, and `report.html` with its audio, to `evaluation` in the output directory of the
+    run. Files of an earlier evaluation are overwritten or removed, because they are of other weights.
 
     Args:
         models: by role, `student` first, `teacher` last: the name it was loaded by, the model in float32, its
@@ -88,7 +90,7 @@ def evaluate_models(
         max_length=config.generation_max_length,
     )
     results.save(folder / "results.json")
-    write_report(results, folder)
+    write_report(results, folder, sets)
     return results
 
 
@@ -146,6 +148,7 @@ def remove_stale_files(folder: Path, sets: list[str], roles: list[str]) -> None:
     """
     for name in ("results.json", "report.html", f"{MANIFESTS_DIR}/{SPELLING_FILE}"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / AUDIO_DIR, ignore_errors=True)
     for name, manifests in read_manifests(folder / MANIFESTS_DIR).items():
         for role, manifest in manifests.items():
             if name not in sets or role not in roles:

@@ -1,23 +1,29 @@
-"""An evaluation as one self-contained HTML page, without scripts and requests.
+"""An evaluation as one self-contained HTML page, which makes no requests.
 
-Text and plots are in `templates/report.html` and `report_parts.html`, styles in `report.css`. This module computes
-their data. Plots are inline SVG: positions are in percent and text is in pixels, so plots scale to any screen width
-and use the colors of the page in light and dark mode.
+Text and plots are in `templates/report.html` and `report_parts.html`, styles in `report.css`, what happens on a click
+in `report.js`. This module computes their data. Plots are inline SVG: positions are in percent and text is in pixels,
+so plots scale to any screen width and use the colors of the page in light and dark mode.
 """
 
+import base64
 import bisect
 import functools
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from ..errors import disk_errors
+from .clip_audio import MAX_SECONDS
 from .metrics import describe_normalizers
+from .prepared_sets import PreparedSet
+from .report_clips import clip_lists
 from .result_tables import (
     COMBINING_MARKS_NOTE,
     HEADINGS,
@@ -32,7 +38,6 @@ from .result_tables import (
     speedup,
 )
 from .results import CONFIDENCE, ModelSpeed, Results, Scores, SetResult
-from .worst_clips import worst_clips
 
 HARDEST_SPEAKERS = 10
 MINUS = "\N{MINUS SIGN}"
@@ -40,17 +45,21 @@ SHAPES = ("circle", "square", "diamond", "triangle")  # markers of the models; r
 METHODS = {"short_form": "short-form", "sequential": "long-form, sequential", "chunked": "long-form, chunked"}
 
 
-def write_report(results: Results, folder: Path) -> Path:
-    """Write `folder/report.html` from `results`, with the worst clips from the manifests in `folder`.
+def write_report(results: Results, folder: Path, sets: Sequence[PreparedSet] = ()) -> Path:
+    """Write `folder/report.html` from `results`, with single clips from the manifests in `folder`.
 
-    Omits sections without measured values, and the worst clips of sets without manifests.
+    Omits sections without measured values, and the clips of sets without manifests.
+
+    Args:
+        sets: the speech of the sets, from which the audio of the clips is saved. The clips of other sets only have the
+            audio that an earlier call has saved.
 
     Returns:
         The path of the page.
 
-    Raises `UserError` if the page can't be written.
+    Raises `UserError` if the page or the audio can't be written.
     """
-    page = _environment().get_template("report.html").render(_context(results, folder))
+    page = _environment().get_template("report.html").render(_context(results, folder, sets))
     path = folder / "report.html"
     with disk_errors(f"{path} can't be written"):
         path.write_text(page, encoding="utf-8")
@@ -71,8 +80,14 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _context(results: Results, folder: Path) -> dict[str, Any]:
+def _source(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+def _context(results: Results, folder: Path, sets: Sequence[PreparedSet]) -> dict[str, Any]:
     roles = list(results.models)
+    speech = {prepared.spec.name: prepared.clips for prepared in sets}
+    script = _source("report.js")
     scored = [entry for entry in results.sets if _wer(entry)]
     timed = results.speed.rows if results.speed else []
     manifests = folder / results.manifests
@@ -97,7 +112,14 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "faster": [row for row in timed if row.role == roles[0] and row.speedup is not None],
         "trade": speed_against_wer(results),
         "speakers": [by_speaker(entry, roles) for entry in scored if _several_speakers(entry)],
-        "worst": [(entry, *found) for entry in results.sets if (found := worst_clips(entry, manifests, roles[0]))],
+        "clips": [
+            (entry, lists)
+            for entry in results.sets
+            if (lists := clip_lists(entry, manifests, roles, speech.get(entry.name)))
+        ],
+        "max_seconds": MAX_SECONDS,
+        "script": Markup(script),
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "settings": _flat(results.settings),
         "normalizer_note": describe_normalizers({entry.normalizer for entry in scored}),
         "interval_note": interval_note(scored) if scored else None,

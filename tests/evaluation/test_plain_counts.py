@@ -98,7 +98,7 @@ def test_scores_by_letter_count_no_spaces(tmp_path):
     page = write_report(results, tmp_path).read_text()
     assert (
         "multilingual, by letter normalizer" in page and "<mark>汽</mark>" in page
-    )  # the worst clips are by letter as well
+    )  # the clips are by letter as well
 
 
 def test_words_that_the_basic_normalizer_breaks_are_told(tmp_path):
@@ -125,7 +125,7 @@ def test_whether_there_was_a_spelling_list_is_told(tmp_path, spelling, wer, name
     assert score_directory(tmp_path, "basic").sets[0].spelling_normalizer is None
 
 
-def test_translations_are_normalized_as_english_in_the_worst_clips_too(tmp_path):
+def test_translations_are_normalized_as_english_in_the_reports_clips_too(tmp_path):
     write(tmp_path, "student", [(None, "it's 7 o'clock", "it is late")], **of_language("zh", task="translate"))
     results = score_directory(tmp_path, "basic")
     assert results.sets[0].normalizer == "basic"

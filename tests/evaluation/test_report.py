@@ -196,7 +196,7 @@ def test_sections_without_a_measured_value_are_left_out(tmp_path):
         entry.wer_by_speaker = {}
     assert sections(results(sets=[unknown])) == whole - {"speakers"}
     write_manifest(tmp_path, "student", "librispeech-test-other", [("a", "one two", "one")])
-    assert sections(results()) == whole | {"worst"}
+    assert sections(results()) == whole | {"clips"}
 
 
 def test_a_single_model_has_no_comparison(tmp_path):

@@ -1,17 +1,21 @@
-"""The HTML report: worst clips, escaping and determinism."""
+"""The HTML report: single clips, escaping and determinism."""
 
+import base64
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import jinja2
 import pytest
-from report_page import HOSTILE, lines_of, render, results, speech_set, write_manifest
+from manifests import SETTINGS
+from report_page import HOSTILE, lines_of, one_model, render, results, speech_set, write_manifest
 
-from askd_hf.evaluation import report, worst_clips
+from askd_hf.data.json_files import write_json
+from askd_hf.evaluation import report, report_clips
 
 # ---------------------------------------------------------------------------------------------------------------------
-# worst clips
+# clips
 
 SAID = [  # clip, reference, student, teacher
     ("right", "He came in.", "he came in", "He came in!"),
@@ -27,6 +31,7 @@ SAID = [  # clip, reference, student, teacher
         "Thank you. Thank you. Thank you.",
         "nobody knows where they went",
     ),
+    ("better", "We met again", "we met again", "we meat"),
     ("loop", "so it goes", "so it goes so it goes so it goes", "so it goes"),
     ("silence", "", "Thank you for watching and do subscribe to all of it", "you"),
     ("untranscribed", "ignore_time_segment_in_scoring", "this was never transcribed by anybody at all", "x"),
@@ -48,21 +53,46 @@ def distance(a: list[str], b: list[str]) -> int:
     return row[-1]
 
 
-def test_worst_clips_come_first_and_unscored_ones_never(tmp_path):
+def listed(page) -> dict[str, list[str]]:
+    """Return the names of the clips in each list, with the difference of errors in front, by the list's title."""
+    return {
+        details.all("summary")[0].text: [
+            " ".join(part.text for part in (article.all("strong") + article.all("header")[0].all("span"))[:2])
+            for article in details.all("article")
+        ]
+        for details in page.by_id("clips").all("details")
+    }
+
+
+def test_clips_that_differ_most_come_first_and_unscored_ones_never(tmp_path):
     write_manifests(tmp_path)
     page, _ = render(results(), tmp_path)
-    worst = page.by_id("worst")
-    names = [article.all("header")[0].all("span")[0].text for article in worst.all("article")]
-    assert names == ["loop, speaker 1688", "worst, speaker 1688", "mixed, speaker 1688"]
-    assert "3 of 3 clips with errors, of 1,234 in total" in worst.all("summary")[0].text
-    assert "english normalizer" in worst.all("summary")[0].text
+    assert listed(page) == {
+        "The student is worse than the teacher 3 of 3 clips with more errors, of 1,234 in total": [
+            "+6 errors loop, speaker 1688",
+            "+5 errors worst, speaker 1688",
+            "+1 error mixed, speaker 1688",
+        ],
+        "The student is better than the teacher 1 of 1 clip with fewer errors, of 1,234 in total": [
+            f"{report.MINUS}2 errors better, speaker 1688"
+        ],
+    }
+    assert "english normalizer" in page.by_id("clips").all("h3")[0].text
+
+
+def test_without_a_teacher_the_clips_with_the_most_errors_come_first(tmp_path):
+    write_manifest(tmp_path, "student", "librispeech-test-other", [said[:3] for said in SAID])
+    page, _ = render(one_model(), tmp_path)
+    ((title, names),) = listed(page).items()
+    assert title == "Most errors of the student 3 of 3 clips with errors, of 1,234 in total"
+    assert [name.split()[0] for name in names] == ["loop", "worst", "mixed"] and not page.by_id("clips").all("strong")
 
 
 def test_aligned_words_are_the_texts_and_the_marks_their_edits(tmp_path):
     write_manifests(tmp_path)
     page, _ = render(results(), tmp_path)
     normalized = {clip: [re.sub(r"[.!]", "", text).lower() for text in texts] for clip, *texts in SAID}
-    for article in page.by_id("worst").all("article"):
+    for article in page.by_id("clips").all("article"):
         header = article.all("header")[0]
         reference, *said = (text.split() for text in normalized[header.all("span")[0].text.partition(",")[0]])
         first, *lines = lines_of(article)
@@ -84,20 +114,21 @@ def test_aligned_words_are_the_texts_and_the_marks_their_edits(tmp_path):
 
 
 def test_the_spelling_list_beside_the_manifests_is_used(tmp_path):
-    write_manifests(tmp_path)
+    write_manifest(tmp_path, "student", "librispeech-test-other", [said[:3] for said in SAID])
     (tmp_path / "manifests" / "normalizer.json").write_text('{"colour": "color"}')
     page, _ = render(results(), tmp_path)
-    mixed = next(article for article in page.by_id("worst").all("article") if "mixed" in article.text)
+    mixed = next(article for article in page.by_id("clips").all("article") if "mixed" in article.text)
     assert ("b", "color") in lines_of(mixed)[0] and ("i", "color") in lines_of(mixed)[1]
 
 
 def test_sets_without_speech_show_what_was_made_up(tmp_path):
     write_manifests(tmp_path, "nonspeech", [("rain", "", "Thank you.", ""), ("dog", "", "", "woof")])
     page, _ = render(results(), tmp_path)
-    (article,) = page.by_id("worst").all("article")
-    reference, student, teacher = lines_of(article)
+    rain, dog = page.by_id("clips").all("article")
+    reference, student, teacher = lines_of(rain)
     assert student == [("ins", "thank"), ("ins", "you")]
     assert [word for _, word in reference + teacher] == [""] * 4
+    assert lines_of(dog)[1:] == [[("i", "")], [("ins", "woof")]]
 
 
 @pytest.mark.parametrize("where", ["prediction", "reference", "clip", "speaker"])
@@ -108,14 +139,14 @@ def test_text_is_escaped_wherever_it_stands(tmp_path, where):
     file = tmp_path / "manifests" / "student" / "librispeech-test-other.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(row) + "\n")
+    write_json(file.with_suffix(".json"), SETTINGS)
     found = results(sets=[speech_set(normalizer="none")])
     found.models["student"].name = found.sets[0].dataset = found.settings["note"] = HOSTILE
     found.sets[0].excluded = {HOSTILE: 1}
     found.sets[0].scores["student"].wer_by_speaker[HOSTILE] = 50.0
     page, html = render(found, tmp_path)
-    assert not page.all("script") and not page.all("img")
-    assert "<script" not in html and "<img" not in html
-    assert "alert(" in page.by_id("worst").text and "{{ 7 * 7 }}" in page.by_id("settings").text
+    assert len(page.all("script")) == html.count("<script") == 1 and "<img" not in html
+    assert "alert(" in page.by_id("clips").text and "{{ 7 * 7 }}" in page.by_id("settings").text
 
 
 def test_the_page_needs_and_asks_for_nothing_else(tmp_path):
@@ -123,20 +154,29 @@ def test_the_page_needs_and_asks_for_nothing_else(tmp_path):
     page, html = render(results(), tmp_path)
     assert "://" not in html and "url(" not in html and "@import" not in html
     assert not [
-        tag for tag in ("script", "link", "iframe", "img", "object", "style") if len(page.all(tag)) > (tag == "style")
+        tag
+        for tag in ("script", "link", "iframe", "img", "object", "style")
+        if len(page.all(tag)) > (tag in ("script", "style"))
     ]
     ids = {
         element["id"] for tag in ("circle", "rect", "path") for element in page.all(tag) if "id" in element.attributes
     }
     assert {use["href"].removeprefix("#") for use in page.all("use")} <= ids
     policy = [meta for meta in page.all("meta") if meta.attributes.get("http-equiv") == "Content-Security-Policy"]
-    assert "default-src 'none'" in policy[0]["content"]
+    (script,) = page.all("script")
+    digest = base64.b64encode(hashlib.sha256("".join(script.children).encode()).digest()).decode()
+    assert policy[0]["content"] == (
+        f"default-src 'none'; style-src 'unsafe-inline'; media-src data:; script-src 'sha256-{digest}'"
+    )
+    assert not script.attributes
+    sections = [section["id"] for section in page.all("section") if "id" in section.attributes]
+    assert [link["href"] for link in page.all("nav")[0].all("a")] == [f"#{name}" for name in sections]
     assert html == render(results(), tmp_path)[1]  # deterministic
 
 
 def test_right_to_left_and_unspaced_text(tmp_path):
     said = [
-        ("ar", "مرحبا بكم في البيت", "مرحبا بك البيت", "مرحبا بكم"),
+        ("ar", "مرحبا بكم في البيت", "مرحبا بك البيت", "مرحبا بكم في"),
         ("zh", "今天天气很好", "今天天汽很好", "今天天气很好"),
     ]
     write_manifests(tmp_path, said=said)
@@ -149,17 +189,21 @@ def test_right_to_left_and_unspaced_text(tmp_path):
     assert {words["dir"] for words in page.all("div", "words")} == {"auto"}
 
 
-def test_only_the_worst_of_many_clips_are_shown(tmp_path):
+@pytest.mark.parametrize(("wrong", "right"), [("student", "teacher"), ("teacher", "student")])
+def test_only_the_first_of_many_clips_are_shown(tmp_path, wrong, right):
     reference = [f"w{i}" for i in range(40)]
-    said = [(f"clip-{i:05d}", " ".join(reference), " ".join(reference[i % 41 :])) for i in range(10_000)]
-    for role in ("student", "teacher"):
-        write_manifest(tmp_path, role, "librispeech-test-other", said)
+    whole = " ".join(reference)
+    names = [f"clip-{i:05d}" for i in range(10_000)]
+    said = [(name, whole, " ".join(reference[i % 41 :])) for i, name in enumerate(names)]
+    write_manifest(tmp_path, wrong, "librispeech-test-other", said)
+    write_manifest(tmp_path, right, "librispeech-test-other", [(name, whole, whole) for name in names])
     page, html = render(results(sets=[speech_set(normalizer="none")]), tmp_path)
-    articles = page.by_id("worst").all("article")
-    assert len(articles) == worst_clips.WORST_CLIPS == 20
+    ((title, shown),) = listed(page).items()
+    assert ("worse" if wrong == "student" else "better") in title and "20 of 9,756 clips" in title
+    assert len(shown) == report_clips.MAX_CLIPS == 20
     # all 40 words are missing in every 41st clip; ties are sorted by name
-    names = [article.all("header")[0].all("span")[0].text for article in articles]
-    assert names == [f"clip-{40 + 41 * i:05d}" for i in range(20)]
+    sign = "+" if wrong == "student" else report.MINUS
+    assert shown == [f"{sign}40 errors clip-{40 + 41 * i:05d}" for i in range(20)]
     assert len(html) < 1_000_000
 
 
@@ -168,23 +212,23 @@ def test_long_clips_are_cut_between_errors_and_at_the_end(tmp_path):
     student = [*reference[:100], "wrong", *reference[101:5_000]]
     write_manifest(tmp_path, "student", "librispeech-test-other", [("hour", " ".join(reference), " ".join(student))])
     page, _ = render(results(sets=[speech_set(normalizer="none", method="sequential")]), tmp_path)
-    (article,) = page.by_id("worst").all("article")
-    near = worst_clips.CONTEXT_WORDS
+    (article,) = page.by_id("clips").all("article")
+    near = report_clips.CONTEXT_WORDS
     cuts = [span.text for span in article.all("span", "cut")]
     assert cuts[:2] == [f"… {100 - near} correct …", f"… {5_000 - 101 - 2 * near:,} correct …"]
     first, line = lines_of(article)
     assert [word for _, word in first][: 2 * near + 1] == reference[100 - near : 101 + near]
     deleted = [tag for tag, _ in line].count("del")
     assert 4_001 == 1 + 4_000 and cuts[2] == f"… {4_000 - deleted:,} more words, not shown"
-    assert len(first) == worst_clips.MAX_COLUMNS - 2
+    assert len(first) == report_clips.MAX_COLUMNS - 2
 
 
 def test_a_loop_is_cut(tmp_path):
     write_manifest(tmp_path, "student", "nonspeech", [("rain", "", "over and out " * 100)])
     write_manifest(tmp_path, "teacher", "nonspeech", [("rain", "", "over")])
     page, _ = render(results(), tmp_path)
-    (article,) = page.by_id("worst").all("article")
-    longest = worst_clips.MAX_INSERTION
+    (article,) = page.by_id("clips").all("article")
+    longest = report_clips.MAX_INSERTION
     _, student, teacher = lines_of(article)
     assert student == [("ins", word) for word in ("over and out " * 100).split()[:longest]]
     assert teacher == [("ins", "over"), *[("i", "")] * (longest - 1)]

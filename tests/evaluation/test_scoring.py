@@ -94,7 +94,7 @@ def test_whispers_own_are_to_the_letter():
         assert normalizer_for("basic", "th", {})[0] == "basic, by letter"
 
 
-def test_marks_count_in_the_table_and_in_the_worst_clips(tmp_path):
+def test_marks_count_in_the_table_and_in_the_reports_clips(tmp_path):
     texts = [(None, "कि की के", "की कि का"), (None, "नमस्ते", "नमस्ते!")]
     write(tmp_path, "student", texts, set={"language": "hi"})
     results = score_directory(tmp_path)

@@ -6,6 +6,9 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+from manifests import SETTINGS
+
+from askd_hf.data.json_files import write_json
 from askd_hf.evaluation import report
 from askd_hf.evaluation.results import (
     EvaluatedModel,
@@ -209,6 +212,7 @@ def write_manifest(folder: Path, role: str, name: str, rows: list[tuple], speake
         row = dict(clip=clip, reference=reference, prediction=prediction, duration=4.2, transcription_time=0.1)
         lines.append(json.dumps(row | ({"speaker": speaker} if speaker else {}), ensure_ascii=False) + "\n")
     file.write_text("".join(lines), encoding="utf-8")
+    write_json(file.with_name(f"{name}.json"), SETTINGS)
 
 
 def render(found: Results, folder: Path) -> tuple[Element, str]:

@@ -1,4 +1,4 @@
-"""The clips with the most word errors, with the words of all models aligned to the reference."""
+"""The clips of the report: those on which two models differ most, with audio and with all texts aligned."""
 
 import itertools
 from collections import defaultdict
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
+from datasets import Dataset
 
+from .clip_audio import AUDIO_DIR, audio_uri
 from .manifest import Manifest
 from .metrics import normalize_pairs, normalizer_for, text_language
 from .results import SetResult
@@ -15,7 +17,7 @@ from .scoring import load_spelling_normalizer
 from .suites import UNTRANSCRIBED
 from .word_errors import count_errors, exclusion_reason
 
-WORST_CLIPS = 20  # per set
+MAX_CLIPS = 20  # per list
 CONTEXT_WORDS = 6  # correct words shown on either side of an error; longer runs are cut
 MAX_INSERTION = 24  # words shown per insertion: a repetition loop inserts hundreds
 MAX_COLUMNS = 240  # per clip: an hour of speech has 10,000 words
@@ -42,37 +44,75 @@ class Clip:
     duration: float  # in seconds
     words: int  # number of reference words
     edits: dict[str, tuple[int, int, int]]  # substitutions, deletions and insertions by role
+    difference: int | None  # word errors of the student minus those of the teacher; None without a teacher
+    audio: str | None  # a `data:` URI; see `audio_uri`
     columns: list[Column]  # the alignment, at most `MAX_COLUMNS`
     hidden: int  # number of words after the last column
 
 
-def worst_clips(entry: SetResult, manifests: Path, student: str) -> tuple[list[Clip], int] | None:
-    """Return the clips of the set with the most word errors of the student, and the number of clips with errors.
+@dataclass
+class ClipList:
+    """The first clips of an order."""
 
-    Returns None if the student has no manifest or no errors.
+    title: str
+    clips: list[Clip]  # at most `MAX_CLIPS`
+    total: int  # number of clips that could be listed
+    condition: str  # what these have
+
+
+def clip_lists(entry: SetResult, manifests: Path, roles: list[str], speech: Dataset | None) -> list[ClipList]:
+    """Return the clips of a set on which the student has more errors than the teacher, and those with fewer.
+
+    The largest difference is first. Without a manifest of a teacher there is one list: the clips with the most errors.
+
+    Args:
+        manifests: directory of the manifests.
+        roles: the student's first, the teacher's last if there is one.
+        speech: the clips of the set in the order of its manifests; None to use only audio that was saved before.
+
+    Returns:
+        The lists that aren't empty; none if the student has no manifest.
     """
-    rows = {role: Manifest(manifests, role, entry.name).rows() for role in entry.scores}
-    if not rows.get(student):
-        return None
+    rows = {role: found for role in entry.scores if (found := Manifest(manifests, role, entry.name).rows())}
+    student, teacher = roles[0], roles[-1]
+    if student not in rows:
+        return []
+    references, predictions = _normalized(entry, manifests, rows)
+    errors = {role: count_errors(jiwer.process_words(references, of)).total for role, of in predictions.items()}
+    paired = teacher != student and teacher in rows
+    worse = errors[student] - errors[teacher] if paired else errors[student]
+    scored = [i for i, row in enumerate(rows[student]) if _is_scored(entry, row, references[i])]
+    audio = manifests.parent / AUDIO_DIR / Manifest(manifests, student, entry.name).metadata().data
+
+    def clip(i: int) -> Clip:
+        row, texts = rows[student][i], {role: of[i] for role, of in predictions.items()}
+        uri = audio_uri(audio / f"{i}.mp3", row["duration"], speech, i)
+        return _clip(row, references[i], texts, int(worse[i]) if paired else None, uri)
+
+    def first_clips(title: str, condition: str, sign: int) -> ClipList:
+        found = [i for i in scored if sign * worse[i] > 0]
+        found.sort(key=lambda i: (-sign * worse[i], len(references[i].split()), rows[student][i]["clip"]))
+        return ClipList(title, [clip(i) for i in found[:MAX_CLIPS]], len(found), condition)
+
+    if paired:
+        lists = [
+            first_clips(f"The {student} is worse than the {teacher}", "with more errors", 1),
+            first_clips(f"The {student} is better than the {teacher}", "with fewer errors", -1),
+        ]
+    else:
+        lists = [first_clips(f"Most errors of the {student}", "with errors", 1)]
+    return [one for one in lists if one.clips]
+
+
+def _normalized(
+    entry: SetResult, manifests: Path, rows: dict[str, list[dict[str, Any]]]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the normalized references, and the normalized predictions by role."""
     language, name = text_language(entry.task, entry.language), entry.normalizer.partition(",")[0]
     _, normalize = normalizer_for(name, language, load_spelling_normalizer(manifests))
-    raw, clips = ([row[name] for row in rows[student]] for name in ("reference", "clip"))
-    normalized = {
-        role: normalize_pairs(raw[: len(lines)], [row["prediction"] for row in lines[: len(raw)]], normalize)
-        for role, lines in rows.items()
-    }
-    references, _ = normalized[student]  # equal for all roles
-    output = jiwer.process_words(*normalized[student])
-    errors, lengths = count_errors(output).total, [len(words) for words in output.references]
-    wrong = [i for i, row in enumerate(rows[student]) if errors[i] and _is_scored(entry, row, references[i])]
-    if not wrong:
-        return None
-    worst = sorted(wrong, key=lambda i: (-errors[i], lengths[i], clips[i]))[:WORST_CLIPS]
-    # by line number, which is the same in all manifests of a set: clip names may be ambiguous
-    texts = [{role: of_role[i] for role, (_, of_role) in normalized.items() if i < len(of_role)} for i in worst]
-    return [_clip(rows[student][i], references[i], of_clip) for i, of_clip in zip(worst, texts, strict=True)], len(
-        wrong
-    )
+    raw = [row["reference"] for row in next(iter(rows.values()))]
+    pairs = {role: normalize_pairs(raw, [row["prediction"] for row in of], normalize) for role, of in rows.items()}
+    return next(iter(pairs.values()))[0], {role: predictions for role, (_, predictions) in pairs.items()}
 
 
 def _is_scored(entry: SetResult, row: dict[str, Any], reference: str) -> bool:
@@ -81,7 +121,9 @@ def _is_scored(entry: SetResult, row: dict[str, Any], reference: str) -> bool:
     return reason is None or (reason != UNTRANSCRIBED and not entry.has_speech)
 
 
-def _clip(row: dict[str, Any], reference: str, predictions: dict[str, str]) -> Clip:
+def _clip(
+    row: dict[str, Any], reference: str, predictions: dict[str, str], difference: int | None, audio: str | None
+) -> Clip:
     outputs = {role: jiwer.process_words(reference, text) for role, text in predictions.items()}
     counts = {role: count_errors(output) for role, output in outputs.items()}
     words = reference.split()
@@ -94,6 +136,8 @@ def _clip(row: dict[str, Any], reference: str, predictions: dict[str, str]) -> C
         edits={
             role: (int(c.substitutions[0]), int(c.deletions[0]), int(c.insertions[0])) for role, c in counts.items()
         },
+        difference=difference,
+        audio=audio,
         columns=columns[:MAX_COLUMNS],
         hidden=sum(column.skipped or 1 for column in columns[MAX_COLUMNS:]),
     )
