@@ -161,6 +161,11 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     save_strategy: str = HfArg(default="epoch", help="When to save checkpoints: no, steps, epoch, best.")
     save_total_limit: int | None = HfArg(default=2, help="Maximum number of checkpoints to keep.")
     logging_steps: float = HfArg(default=25, help="Log every this many steps; below 1 a fraction of the run.")
+    report_to: list[str] = HfArg(
+        default_factory=lambda: ["none"],
+        help="Where to log besides trainer_state.json: one or more of tensorboard, trackio, wandb and the others of "
+        "Trainer, or all that are installed.",
+    )
     hub_strategy: str = HfArg(
         default="end", help="When --push_to_hub publishes: end, or every_save (also the student of every checkpoint)."
     )
@@ -197,6 +202,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         if self.eval_strategy is None:
             self.eval_strategy = "epoch"
         self._set_default_metric()
+        if self.trackio_static_space_id in ("False", "false"):  # of the command line, where it would name a Space
+            self.trackio_static_space_id = False
         super().__post_init__()
         check_reporting(self.report_to)
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from documents import DOCUMENTS, GUIDES, ROOT, blocks, commands_in
+from documents import DOCUMENTS, GUIDES, ROOT, blocks, commands_in, first_column
 from transformers import HfArgumentParser
 
 from askd_hf import ASKDConfig
@@ -181,15 +181,6 @@ def strings_of_the_package() -> str:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return "\n".join(found)
-
-
-def first_column(document: str, heading: str) -> list[str]:
-    """The code in the first column of all tables of a guide whose first heading is `heading`."""
-    text = (GUIDES / document).read_text(encoding="utf-8")
-    tables = re.findall(rf"^\| {heading} \|.*\n\|-.*\n((?:\|.*\n)+)", text, re.MULTILINE)
-    return [
-        code for table in tables for row in table.splitlines() for code in re.findall("`(.+?)`", row.split("|")[1])
-    ]
 
 
 def test_messages_of_the_troubleshooting_guide_are_those_of_the_package():

@@ -73,7 +73,7 @@ def step_line(logs: dict[str, Any], state: TrainerState) -> str:
     if "samples_per_second" in logs:
         cells.append(f"{_rate(logs['samples_per_second']):>4} clips/s")
     if logs.get("skipped_rows"):
-        cells.append(f"{logs['skipped_rows']} rows skipped")
+        cells.append(f"skipped {logs['skipped_rows']}")
     return GAP.join(cells)
 
 

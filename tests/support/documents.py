@@ -26,3 +26,12 @@ def commands_in(block: str) -> list[list[str]]:
     """Return the words of each command of a block in bash: one command per line, `\\` continues a line."""
     lines = block.replace("\\\n", " ").splitlines()
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def first_column(document: str, heading: str) -> list[str]:
+    """The code in the first column of all tables of a guide whose first heading is `heading`."""
+    text = (GUIDES / document).read_text(encoding="utf-8")
+    tables = re.findall(rf"^\| {heading} \|.*\n\|-.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return [
+        code for table in tables for row in table.splitlines() for code in re.findall("`(.+?)`", row.split("|")[1])
+    ]
