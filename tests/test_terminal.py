@@ -56,7 +56,7 @@ def test_a_terminal_shows_one_bar_per_phase(monkeypatch, capsys, tmp_path, teach
     assert not any(name in terminal.getvalue() for name in WEIGHTS)
     lines = ended.stdout.splitlines()
     assert sum(bool(STEP.fullmatch(line)) for line in lines) == len(steps_printed(ended.stdout)) == 6
-    evaluated = [line for line in lines if re.fullmatch(r"step \d/6  WER validation \d+\.\d %  train \d+\.\d %", line)]
+    evaluated = [line for line in lines if re.fullmatch(r"step \d/6  WER validation \d+\.\d %  \w+ \d+\.\d %", line)]
     assert len(evaluated) == 2  # after each of two epochs, each with both splits
     assert (
         len([line for line in lines if re.match(r"step 6/6  trained in 00:\d\d \(1\.5 epochs\)  mean loss", line)])

@@ -12,6 +12,9 @@ from processes import run_there
 from scripts import DISTILL, distill_options
 from speech import write_speech
 
+from askd_hf import ASKDConfig
+from askd_hf.arguments.parser import parse_args
+
 # the text below the table of the guide names these
 EVALUATED = ["eval_loss", "eval_wer", "eval_cer", "eval_total_loss"]
 Curves = dict[tuple[str, int], float]  # value by name and step
@@ -80,3 +83,9 @@ def test_the_documented_values_are_curves_in_both(tmp_path, deep_teacher_dir, sp
             assert in_trackio[key] == value, key
         seen |= {key for key, _ in logged}
     assert documented <= seen, documented - seen
+
+
+def test_no_space_is_made_of_the_word_false():
+    """Trainer takes text as the name of one."""
+    (config,) = parse_args((ASKDConfig,), ["--use_cpu", "--trackio_static_space_id", "False"])
+    assert config.trackio_static_space_id is False
