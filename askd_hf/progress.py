@@ -64,10 +64,16 @@ def progress_bar(total: int, description: str, unit: str = "clip", done: int = 0
         leave: whether the bar stays when it is closed.
     """
     hidden = os.environ.get("RANK", "0") != "0"
-    if hidden or sys.stderr.isatty() or "ipykernel" in sys.modules:  # a notebook has bars too
+    if hidden or sys.stderr.isatty() or _in_notebook():
         options: dict[str, Any] = dict(initial=done, leave=leave, disable=hidden, dynamic_ncols=True)
         return tqdm(total=total, desc=description, unit=unit, **options)
     return ProgressLines(total, description, done, leave)
+
+
+def _in_notebook() -> bool:
+    """Return whether this process is IPython's, whose output is not a terminal, but shows bars."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 def progress(items: Collection[Any], description: str, unit: str = "clip") -> Iterator[Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ..arguments import DataArguments, ModelArguments, SpeechSource
 from ..config import ASKDConfig
-from ..data import SAMPLING_RATE
 from ..evaluation.comparison import EVALUATION
 from ..hub.upload import CARD
 from ..training.checkpoint_lookup import checkpoint_directories
@@ -52,15 +51,18 @@ def places(config: ASKDConfig) -> Iterator[tuple[str, str]]:
         yield "curves", shlex.join(["trackio", "show", "--project", config.project])
 
 
+PIPELINE = "from transformers import pipeline"
+
+
 def next_steps(
     model_args: ModelArguments, data_args: DataArguments, config: ASKDConfig, source: SpeechSource, clip: str | None
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield the purpose and the words of each command. See `print_next_steps` for the arguments."""
     run, file = (json.dumps(path, ensure_ascii=False) for path in (config.output_dir, clip or FILE))
     # not `pipeline(...)(file)`, which requires ffmpeg
-    wave = f"librosa.load({file}, sr={SAMPLING_RATE})[0]"
+    wave = f'decode_audio({{"path": {file}}})'
     text = f'pipeline("automatic-speech-recognition", model={run})({wave})["text"]'
-    yield "transcribe a file", ["python", "-c", f"import librosa; from transformers import pipeline; print({text})"]
+    yield "transcribe a file", ["python", "-c", f"from askd_hf.data import decode_audio; {PIPELINE}; print({text})"]
 
     given = {"teacher": model_args.teacher, "dataset": OTHER_SPEECH, "language": source.language}
     given["task"] = source.task if source.task != "transcribe" else None
