@@ -203,7 +203,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.eval_strategy = "epoch"
         self._set_default_metric()
         if self.trackio_static_space_id in ("False", "false"):  # of the command line, where it would name a Space
-            self.trackio_static_space_id = False
+            self.trackio_static_space_id: str | bool | None = False
         super().__post_init__()
         check_reporting(self.report_to)
 
