@@ -212,9 +212,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         if self.eval_strategy is None:
             self.eval_strategy = "epoch"
         self._set_default_metric()
-        # of the command line, where it would name a Space
-        if self.trackio_static_space_id in ("False", "false"):  # type: ignore[has-type]
-            self.trackio_static_space_id = False
+        if self.trackio_static_space_id in ("False", "false"):  # of the command line, where it would name a Space
+            self.trackio_static_space_id: str | bool | None = False
         super().__post_init__()
         from .arguments.packages import check_reporting
 

@@ -60,6 +60,7 @@ def logged_curves(run: Path) -> Curves:
     return {key: value for key, value in found.items() if key[0] != "train/step"}
 
 
+@pytest.mark.slow
 def test_the_documented_values_are_curves_in_both(tmp_path, deep_teacher_dir, speech_dir, many_clips, corrupt):
     # every term of the objective, the schedule that measures labels, and evaluation with all terms
     joint = ["--encoder_layers", 2, "--freeze_encoder", "False", "--eval_teacher_losses", "True"]

@@ -257,6 +257,19 @@ def test_the_order_of_the_clips_follows_the_data_seed(tmp_path, student):
     assert followed[:16] != followed[16:]  # another order in the second epoch
 
 
+def test_tensorboard_gets_terms_and_weights(tmp_path, teacher, student):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(tmp_path, teacher, student, report_to="tensorboard", max_steps=10, self_schedule="constant")
+    trainer.train()
+    (event_file,) = tmp_path.rglob("events.out.tfevents*")
+    events = EventAccumulator(str(event_file)).Reload()
+    weights = [event.value for event in events.Scalars("train/teacher_weight")]
+    assert weights == pytest.approx([0.8 * (1 - i / 6) for i in range(6)] + [0.0] * 4)
+    names = ("ce_loss", "teacher_loss", "self_loss", "self_weight", "top1_agreement")
+    assert {f"train/{name}" for name in names} <= set(events.Tags()["scalars"])
+
+
 def test_a_non_finite_loss_stops_and_names_step_and_clips(tmp_path, teacher, student):
     trainer = make_trainer(tmp_path, teacher, student, preset="ce", max_steps=4)
     trainer.train_dataset.rows[5]["input_features"][0, 0] = math.nan

@@ -22,7 +22,7 @@ from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream
 from ..data.json_files import read_json, write_json
 from ..errors import UserError
-from ..progress import progress_bar
+from ..progress import progress_bar, write
 from .layers import evenly_spread
 
 LAYERS_FILE = "layers.json"
@@ -110,7 +110,7 @@ def _select(
 
 
 def select_encoder_layers(
-    model: WhisperForConditionalGeneration, batches: list[dict[str, Tensor]], keep: int, report: Report = print
+    model: WhisperForConditionalGeneration, batches: list[dict[str, Tensor]], keep: int, report: Report = write
 ) -> list[int]:
     """Return the `keep` encoder layers that greedy pruning leaves, in ascending order. The model isn't changed.
 
@@ -128,7 +128,7 @@ def select_encoder_layers(
 
 
 def select_decoder_layers(
-    model: WhisperForConditionalGeneration, batches: list[dict[str, Tensor]], keep: int, report: Report = print
+    model: WhisperForConditionalGeneration, batches: list[dict[str, Tensor]], keep: int, report: Report = write
 ) -> list[int]:
     """Return the `keep` decoder layers, as `select_encoder_layers` does. The clips are encoded once."""
     encoded = []
