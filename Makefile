@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.developing
+export CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu cards lint format hooks wheel clean
+.PHONY: help demo test test-slow test-gpu test-browser cards lint format hooks wheel clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,7 +38,8 @@ demo: $(INSTALLED)  ## distill the small shipped teacher for telephone calls, an
 		--picture runs/demo/demo.png
 
 test: $(DEVELOPING)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -n auto --maxprocesses 4 --dist worksteal --durations=15
+	@test -n "$(CHROMIUM)" || echo "Chromium isn't installed: without the tests in a browser, see make test-browser"
+	$(BIN)/python -m pytest -m 'not slow and not gpu$(if $(CHROMIUM),, and not browser)' -n auto --maxprocesses 4 --dist worksteal --durations=15
 
 test-slow: $(DEVELOPING)  ## the slow tests: the whole demo, the wheel, compiled models, fresh interpreters
 	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
@@ -46,6 +48,11 @@ test-slow: $(DEVELOPING)  ## the slow tests: the whole demo, the wheel, compiled
 test-gpu: export CUDA_VISIBLE_DEVICES ?= 0
 test-gpu: $(DEVELOPING)  ## the tests that need a CUDA card
 	$(BIN)/python -m pytest -m gpu
+
+test-browser: $(DEVELOPING)  ## the tests of the HTML report in Chromium (Debian's package chromium, or CHROMIUM=path)
+	@test -n "$(CHROMIUM)" || \
+		(echo "error: Chromium is needed: apt-get install chromium, or make test-browser CHROMIUM=path" && exit 1)
+	$(BIN)/python -m pytest -m browser
 
 cards: $(DEVELOPING)  ## render the golden model cards of model_cards/ again
 	$(BIN)/python tests/support/make_cards.py
