@@ -40,6 +40,12 @@ def read_blend_state(file: Path) -> BlendState:
     return state
 
 
+def blend_schedule(config: ASKDConfig, total_steps: int) -> BlendSchedule:
+    """Return the schedule of a run of `total_steps` updates."""
+    names = BlendSchedule.__dataclass_fields__.keys() - {"total_steps"}
+    return BlendSchedule(total_steps=total_steps, **{name: getattr(config, name) for name in names})
+
+
 class AdaptiveBlendCallback(TrainerCallback):
     """Set the loss weights at each step; create, update and save the self-teacher.
 
@@ -59,15 +65,11 @@ class AdaptiveBlendCallback(TrainerCallback):
         self.options: dict[str, Any] = {}
         self._judge_labels = judge_labels
         self._held_out_clips = held_out_clips
-        self.schedule = self._schedule(total_steps=0)
+        self.schedule = blend_schedule(config, total_steps=0)
         self.state = BlendState()
         self.weights = BlendWeights()
         self.self_teacher: SelfTeacher | None = None
         self._loaded_self_teacher: dict[str, Tensor] | None = None
-
-    def _schedule(self, total_steps: int) -> BlendSchedule:
-        names = BlendSchedule.__dataclass_fields__.keys() - {"total_steps"}
-        return BlendSchedule(total_steps=total_steps, **{name: getattr(self.config, name) for name in names})
 
     def needs_teacher(self, step: int) -> bool:
         """Return whether the teacher weight may be above 0 at `step` or later."""
@@ -76,7 +78,7 @@ class AdaptiveBlendCallback(TrainerCallback):
     # ---- the training loop's events ----
 
     def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
-        self.schedule = self._schedule(state.max_steps)
+        self.schedule = blend_schedule(self.config, state.max_steps)
         if state.global_step == 0:  # also after a restart with a smaller batch (auto_find_batch_size)
             self.state, self.self_teacher = BlendState(), None
             if self._held_out_clips:

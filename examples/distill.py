@@ -29,10 +29,15 @@ def main() -> None:
         select_layers,
         train,
     )
+    from askd_hf.commands.dry_run import dry_run
     from askd_hf.commands.report import report
     from askd_hf.hub.provenance import Provenance
 
     options = Options(*parsed)
+
+    # with --dry_run, the steps up to training, a few measured ones, and the plan of the run
+    if options.run.dry_run:
+        return dry_run(options)
 
     # mistakes in the options are found before anything is loaded
     checkpoint = prepare_run(options)

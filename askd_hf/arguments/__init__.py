@@ -6,3 +6,4 @@ Every field is a command-line option and a key of the YAML file given by `--conf
 from .data import NONE, NORMALIZER_HELP, NORMALIZERS, DataArguments, Normalizer, SpeechSource, names_of
 from .mixing import CacheArguments, MixArguments
 from .models import ModelArguments
+from .run import RunArguments

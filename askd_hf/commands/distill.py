@@ -19,12 +19,12 @@ Options can also be given in a YAML file: --config run.yaml. To resume an interr
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, set_seed
 
-from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
+from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, RunArguments
 from ..arguments.packages import check_optimizer
 from ..arguments.parser import parse_args
 from ..config import ASKDConfig
@@ -46,7 +46,6 @@ from ..models.student import check_pair, same_encoder
 from ..models.teacher_memory import check_int8
 from ..models.vocabulary import with_vocabulary_of
 from ..models.window import check_window, shortest_context, window_seconds, with_window_of
-from ..pseudo_labels import PseudoLabelArguments
 from ..trainer import ASKDTrainer
 from ..training.caches import check_caches, compress_teacher, with_encoder_cache, with_soft_labels
 from ..training.checkpoint_lookup import checkpoint_to_resume
@@ -69,7 +68,7 @@ from ..training.run_dir import (
 from ..training.run_settings import check_options
 from ..training.student_vocabulary import check_vocabulary_size, reduce_student, transcripts
 from .options import options_of
-from .pseudo_label import pseudo_label
+from .pseudo_label import pseudo_label, unlabeled_arguments
 from .report import report
 
 OPTIONS = options_of("distill")
@@ -84,6 +83,7 @@ class Options(NamedTuple):
     augment: AugmentArguments
     caches: CacheArguments
     lora: LoraArguments
+    run: RunArguments
     config: ASKDConfig
 
 
@@ -112,21 +112,20 @@ def main(argv: list[str] | None = None) -> None:
     distill(*parse_args(OPTIONS, argv, "askd-hf distill", __doc__))
 
 
-def distill(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    mix_args: MixArguments,
-    augment_args: AugmentArguments,
-    cache_args: CacheArguments,
-    lora_args: LoraArguments,
-    config: ASKDConfig,
-) -> None:
-    """Train a student and report on it, as examples/distill.py does step by step.
+def distill(*arguments: Any) -> None:
+    """Train a student and report on it, as examples/distill.py does step by step. With `--dry_run`, print the plan.
 
     Raises `UserError` for options, models and speech that don't fit together. Ends the process with status 130 if
     training was interrupted.
+
+    Args:
+        arguments: instances of the classes in `OPTIONS`.
     """
-    options = Options(model_args, data_args, mix_args, augment_args, cache_args, lora_args, config)
+    options = Options(*arguments)
+    if options.run.dry_run:
+        from .dry_run import dry_run  # it takes the steps below
+
+        return dry_run(options)
     checkpoint = prepare_run(options)
     models = reduce_vocabulary(options, load_models(options))
     speech = load_speech(options, models)
@@ -248,13 +247,21 @@ def select_layers(options: Options, models: Models, speech: Speech, checkpoint: 
 
 def recover_pruned_encoder(options: Options, models: Models, speech: Speech, origin: Provenance) -> None:
     """Train a pruned encoder on audio alone, before the distillation, and note it in `origin`."""
+    recovery = encoder_recovery(options, models, speech)
+    if recovery is not None:
+        recovery.run()
+        origin.encoder_recovery_epochs = recovery.epochs
+
+
+def encoder_recovery(options: Options, models: Models, speech: Speech) -> EncoderRecovery | None:
+    """Return the recovery of a pruned encoder, None if there is none."""
     model_args, config, student = options.model, options.config, models.student
     epochs = recovery_epochs(model_args, config, student, options.mix.streaming)
-    if epochs and isinstance(speech.train, Dataset):
-        whole = load_whisper(model_args.student) if model_args.student else models.teacher
-        extractor = models.processor.feature_extractor
-        EncoderRecovery(model_args, config, student, whole, speech.train, extractor, epochs).run()
-        origin.encoder_recovery_epochs = epochs
+    if not epochs or isinstance(speech.train, SpeechStream):
+        return None
+    whole = load_whisper(model_args.student) if model_args.student else models.teacher
+    extractor = models.processor.feature_extractor
+    return EncoderRecovery(model_args, config, student, whole, speech.train, extractor, epochs)
 
 
 # ---- speech ----
@@ -301,31 +308,10 @@ def transcribe_unlabeled(options: Options) -> None:
 
     Transcripts of an earlier run are used again.
     """
-    model_args, data_args, config = options.model, options.data, options.config
-    if not data_args.unlabeled_dataset or data_args.pseudo_labeled_dataset:
-        return
-    if not model_args.teacher:
-        raise UserError("--unlabeled_dataset requires --teacher, the model that transcribes it")
-    if config.world_size > 1:
-        raise UserError(
-            "--unlabeled_dataset is not supported with several processes: run `askd-hf pseudo-label` first"
-        )
-    transcribed = pseudo_label(
-        PseudoLabelArguments(
-            teacher=model_args.teacher,
-            dataset=data_args.unlabeled_dataset,
-            language=data_args.only_language,
-            task="translate" if data_args.only_task == "translate" else "transcribe",
-            max_samples=data_args.max_train_samples,
-            on_bad_audio=data_args.on_bad_audio,
-            timestamps=options.mix.timestamp_probability > 0.0,
-            attn_implementation=model_args.attn_implementation,
-            device=str(config.device),
-            generation_max_length=config.generation_max_length,
-            num_workers=config.dataloader_num_workers,
-        )
-    )
-    data_args.pseudo_labeled_dataset = str(transcribed)
+    data_args = options.data
+    if data_args.unlabeled_dataset and not data_args.pseudo_labeled_dataset:
+        arguments = unlabeled_arguments(options.model, data_args, options.mix, options.config)
+        data_args.pseudo_labeled_dataset = str(pseudo_label(arguments))
 
 
 def fill_caches(options: Options, models: Models, speech: Speech) -> tuple[Models, Speech]:
@@ -352,12 +338,18 @@ def fill_caches(options: Options, models: Models, speech: Speech) -> tuple[Model
 # ---- training ----
 
 
-def make_trainer(options: Options, models: Models, speech: Speech, origin: Provenance) -> ASKDTrainer:
+def make_trainer(
+    options: Options,
+    models: Models,
+    speech: Speech,
+    origin: Provenance,
+    trainer_class: type[ASKDTrainer] = ASKDTrainer,
+) -> ASKDTrainer:
     """Return the trainer. It frees the teacher when its weight is 0 for good, so keep no reference to `models`."""
     config, lora = options.config, options.lora
     evaluation = speech.evaluation
     set_seed(config.seed)  # for the adapter's first weights; the trainer sets it for its own
-    return ASKDTrainer(
+    return trainer_class(
         model=with_lora(models.student, lora, config.freeze_encoder) if lora.lora_r else models.student,
         args=config,
         keep_adapter=lora.keep_adapter,

@@ -43,7 +43,7 @@ def options_of(command: str) -> tuple[type, ...]:
 
 
 def _training_options(command: str) -> tuple[type, ...]:
-    from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments
+    from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, RunArguments
     from ..arguments.augment import AugmentArguments
     from ..arguments.lora import LoraArguments
     from ..arguments.push import PushLabelsArguments
@@ -52,7 +52,8 @@ def _training_options(command: str) -> tuple[type, ...]:
     if command == "cache-teacher":
         return (ModelArguments, DataArguments, CacheArguments, PushLabelsArguments, ASKDConfig)
     config = FinetuningConfig if command == "finetune" else ASKDConfig
-    return (ModelArguments, DataArguments, MixArguments, AugmentArguments, CacheArguments, LoraArguments, config)
+    speech = (DataArguments, MixArguments, AugmentArguments, CacheArguments)
+    return (ModelArguments, *speech, LoraArguments, RunArguments, config)
 
 
 def parse(

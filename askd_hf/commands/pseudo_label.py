@@ -26,9 +26,12 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from ..arguments import DataArguments, MixArguments, ModelArguments
 from ..arguments.parser import parse_args
 from ..arguments.writable import check_writable
+from ..config import ASKDConfig
 from ..data import Limits, filter_invalid_clips
+from ..errors import UserError
 from ..evaluation.metrics import language_code, normalizer_for
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
 from ..pseudo_labels import (
@@ -66,6 +69,34 @@ def pseudo_label(args: PseudoLabelArguments) -> Path:
     clips = load_speech(args, processor)
     transcripts, kept = transcribe_and_filter(args, teacher, processor, clips)
     return save_dataset(args, teacher, processor, clips, transcripts, kept)
+
+
+def unlabeled_arguments(
+    model_args: ModelArguments, data_args: DataArguments, mix_args: MixArguments, config: ASKDConfig
+) -> PseudoLabelArguments:
+    """Return the options by which `askd-hf distill` transcribes `--unlabeled_dataset`.
+
+    Raises `UserError` if it can't be transcribed.
+    """
+    if not model_args.teacher:
+        raise UserError("--unlabeled_dataset requires --teacher, the model that transcribes it")
+    if config.world_size > 1:
+        raise UserError(
+            "--unlabeled_dataset is not supported with several processes: run `askd-hf pseudo-label` first"
+        )
+    return PseudoLabelArguments(
+        teacher=model_args.teacher,
+        dataset=data_args.unlabeled_dataset,
+        language=data_args.only_language,
+        task="translate" if data_args.only_task == "translate" else "transcribe",
+        max_samples=data_args.max_train_samples,
+        on_bad_audio=data_args.on_bad_audio,
+        timestamps=mix_args.timestamp_probability > 0.0,
+        attn_implementation=model_args.attn_implementation,
+        device=str(config.device),
+        generation_max_length=config.generation_max_length,
+        num_workers=config.dataloader_num_workers,
+    )
 
 
 def load_teacher(args: PseudoLabelArguments) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
@@ -106,12 +137,22 @@ def transcribe_and_filter(
     Returns:
         The transcripts with their measures, and the indices of those that are kept.
     """
+    transcripts = transcribe_clips(args, teacher, processor, clips)
+    return transcripts, filter_transcripts(transcripts, args.thresholds(), Path(args.output_dir) / "dropped.csv")
+
+
+def transcribe_clips(
+    args: PseudoLabelArguments,
+    teacher: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Dataset,
+) -> list[PseudoLabel]:
+    """Transcribe the clips that have no transcript in `--output_dir` yet, and return all with their measures."""
     language = language_code(args.language) if args.task == "transcribe" else "en"
     _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
     references = known_references(clips["text"][:], required=args.label_source == "reference")
     lines = transcribe(plan_transcription(args, teacher, processor, clips))
-    transcripts = score_transcripts(lines, references, normalize, language, label_source=args.label_source)
-    return transcripts, filter_transcripts(transcripts, args.thresholds(), Path(args.output_dir) / "dropped.csv")
+    return score_transcripts(lines, references, normalize, language, label_source=args.label_source)
 
 
 def save_dataset(

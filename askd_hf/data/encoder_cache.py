@@ -28,7 +28,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -46,6 +45,7 @@ from ..errors import UserError, disk_errors
 from ..progress import progress_bar
 from .audio import extract_features, waveform
 from .audio_context import audio_context
+from .cache_space import CacheSpace, free_bytes
 
 FORMAT = 1  # increase it when the files or the features change: caches of another format are ignored
 ENCODER_SHAPE = ("num_mel_bins", "d_model", "max_source_positions", "encoder_layers", "encoder_attention_heads")
@@ -105,6 +105,12 @@ class EncoderCache:
             part, row = self._places[key]
             output[:] = self._parts[part][row]
         return torch.from_numpy(outputs)
+
+    def space(self, keys: list[str]) -> CacheSpace:
+        """Return the disk space for the outputs of these distinct keys."""
+        cached = sum(key in self for key in keys)
+        missing = (len(keys) - cached) * self.row_bytes
+        return CacheSpace(len(keys), cached, missing, missing, free_bytes(self.folder))
 
     @contextlib.contextmanager
     def open_writer(self) -> Iterator[Callable[[list[str], Tensor], None]]:
@@ -238,10 +244,13 @@ def cache_encoder(
     clips: ConcatDataset = ConcatDataset(
         [dataset.select_columns([name for name in read if name in dataset.column_names]) for dataset in datasets]
     )
-    rows: dict[str, int] = {}  # key -> its first row
-    for row, key in enumerate(key for dataset in datasets for key in dataset["audio_key"][:]):
-        rows.setdefault(key, row)
-    _check_disk_space(cache, list(rows), verbose=process_index == 0)
+    rows = _first_rows(datasets)
+    space = cache.space(list(rows))
+    if process_index == 0:
+        size = f"{space.clips} clips, {_gigabytes(space.clips * cache.row_bytes)} on disk"
+        cached = f"({space.cached} of {space.clips} cached)"
+        print(f"encoder cache {folder}: {size} {cached}; {_gigabytes(space.free_bytes)} free", flush=True)
+    _check_disk_space(folder, space)
     # divide all clips, not the missing ones: other processes may already have added some
     share = list(rows.items())[process_index::num_processes]
     missing = Subset(clips, [row for key, row in share if key not in cache])
@@ -255,6 +264,34 @@ def cache_encoder(
                 progress.update(len(batch["audio_key"]))
         cache.reload()
     return cache
+
+
+def encoder_cache_space(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    datasets: list[Dataset],
+    directory: str | Path,
+    dtype: torch.dtype,
+) -> CacheSpace:
+    """Return the disk space that `cache_encoder` takes for these arguments. Nothing is computed or written.
+
+    Raises `UserError` if the disk is too small, or the features are random.
+    """
+    _check_deterministic(model, processor)
+    folder = Path(directory) / encoder_fingerprint(model, processor, str(dtype).removeprefix("torch."))
+    space = EncoderCache(folder, model.config.max_source_positions, model.config.d_model).space(
+        [*_first_rows(datasets)]
+    )
+    _check_disk_space(folder, space)
+    return space
+
+
+def _first_rows(datasets: list[Dataset]) -> dict[str, int]:
+    """Return the first row of each `audio_key` in the concatenated datasets."""
+    rows: dict[str, int] = {}
+    for row, key in enumerate(key for dataset in datasets for key in dataset["audio_key"][:]):
+        rows.setdefault(key, row)
+    return rows
 
 
 def find_encoder_cache(
@@ -337,19 +374,16 @@ def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
         unfinished.replace(folder / "settings.json")
 
 
-def _check_disk_space(cache: EncoderCache, keys: list[str], verbose: bool) -> None:
-    """Print the size of the complete cache; raise `UserError` if the missing outputs don't fit on the disk."""
-    cached = sum(key in cache for key in keys)
-    needed, free = (len(keys) - cached) * cache.row_bytes, shutil.disk_usage(cache.folder).free
-    total, missing, reserve, available = (
-        f"{n / 1e9:.2f} GB" for n in (len(keys) * cache.row_bytes, needed, RESERVE, free)
-    )
-    if verbose:
-        size = f"{len(keys)} clips, {total} on disk ({cached} of {len(keys)} cached)"
-        print(f"encoder cache {cache.folder}: {size}; {available} free", flush=True)
-    if needed > 0 and needed + RESERVE > free:
+def _check_disk_space(folder: Path, space: CacheSpace) -> None:
+    """Raise `UserError` if the missing outputs don't fit on the disk."""
+    if space.peak_bytes > 0 and space.peak_bytes + RESERVE > space.free_bytes:
         raise UserError(
-            f"encoder cache {cache.folder}: not enough disk space. {len(keys) - cached} clips need {missing} and a "
-            f"reserve of {reserve}, {available} are free. Free disk space, choose a directory on another disk, use "
-            "fewer clips, or train without --encoder_cache_dir"
+            f"encoder cache {folder}: not enough disk space. {space.clips - space.cached} clips need "
+            f"{_gigabytes(space.peak_bytes)} and a reserve of {_gigabytes(RESERVE)}, {_gigabytes(space.free_bytes)} "
+            "are free. Free disk space, choose a directory on another disk, use fewer clips, or train without "
+            "--encoder_cache_dir"
         )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -18,6 +18,7 @@ from transformers import WhisperForConditionalGeneration
 from ..errors import UserError, disk_errors
 from ..objective import TopK
 from ..progress import hide_datasets_bars, progress_bar
+from .cache_space import CacheSpace, free_bytes
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .columns import JOINED_COLUMNS, with_current_names, with_features
 from .locks import locked
@@ -67,15 +68,23 @@ def cache_teacher(
             writing there; or the disk is full.
     """
     directory = Path(directory)
+    _finish_renaming(directory)
     stored, dataset = _with_equal_columns(_open(directory, settings), without_soft_labels(dataset), directory)
     keys = label_keys(dataset, collator)
     stored_keys = set() if stored is None else set(stored[KEY_COLUMN][:])
     # each key once, and the same for all processes: nothing is saved to `directory` before all have finished
     missing = {key: row for row, key in enumerate(keys) if key not in stored_keys}
-    _check_disk_space(directory, dataset, list(missing.values()), json.loads(settings)["top_k"])
+    if PartialState().is_main_process:
+        top_k = json.loads(settings)["top_k"]
+        print(
+            f"teacher cache {directory}: {len(dataset)} clips, {_label_bytes(dataset, top_k) / 1e6:.1f} MB of soft "
+            f"labels on disk besides the audio ({len(dataset) - len(missing)} of {len(dataset)} cached)",
+            flush=True,
+        )
+        _check_disk_space(directory, _space(directory, dataset, len(set(keys)), missing, top_k))
     if missing:
         process = PartialState()
-        unfinished = directory.with_name(f"{directory.name}.unfinished")
+        unfinished = _unfinished(directory)
         with disk_errors(f"--teacher_cache_dir {directory}"), _locked(unfinished):
             share = list(missing.items())[process.process_index :: process.num_processes]
             _compute_parts(
@@ -91,6 +100,26 @@ def cache_teacher(
         stored = with_current_names(load_from_disk(str(directory)))
     rows = {key: row for row, key in enumerate(stored[KEY_COLUMN][:])}
     return stored.select([rows[key] for key in keys], keep_in_memory=True)
+
+
+def teacher_cache_space(
+    settings: str, dataset: Dataset, collator: SpeechCollator, directory: str | Path
+) -> CacheSpace:
+    """Return the disk space that `cache_teacher` takes for these arguments. Nothing is computed or written.
+
+    Clips of an interrupted pass count as cached.
+
+    Raises `UserError` as `cache_teacher` does before it computes anything.
+    """
+    directory = Path(directory)
+    stored, dataset = _with_equal_columns(_open(directory, settings), without_soft_labels(dataset), directory)
+    unfinished = _parts(_unfinished(directory), settings)
+    done = {key for part in (*unfinished, *([] if stored is None else [stored])) for key in part[KEY_COLUMN][:]}
+    keys = label_keys(dataset, collator)
+    missing = {key: row for row, key in enumerate(keys) if key not in done}
+    space = _space(directory, dataset, len(set(keys)), missing, json.loads(settings)["top_k"])
+    _check_disk_space(directory, space)
+    return space
 
 
 def _compute_parts(
@@ -206,13 +235,22 @@ def _with_equal_columns(stored: Dataset | None, dataset: Dataset, directory: Pat
     return stored, dataset
 
 
-def _open(directory: Path, settings: str) -> Dataset | None:
-    """Load the saved rows; None if there are none. Raise `UserError` if their settings don't match the run's."""
+def _unfinished(directory: Path) -> Path:
+    """Return the directory with the parts of an interrupted pass."""
+    return directory.with_name(f"{directory.name}.unfinished")
+
+
+def _finish_renaming(directory: Path) -> None:
+    """Restore the saved rows if a process was killed between the two renames of `_save`."""
     process = PartialState()
     old = directory.with_name(f"{directory.name}.replaced")
     if process.is_main_process and old.is_dir() and not directory.exists():
-        old.rename(directory)  # a process was killed between the two renames of `_save`
+        old.rename(directory)
     process.wait_for_everyone()
+
+
+def _open(directory: Path, settings: str) -> Dataset | None:
+    """Load the saved rows; None if there are none. Raise `UserError` if their settings don't match the run's."""
     if not directory.exists() or not any(directory.iterdir()):
         return None
     try:
@@ -227,28 +265,29 @@ def _open(directory: Path, settings: str) -> Dataset | None:
     return with_current_names(stored)
 
 
-def _check_disk_space(directory: Path, dataset: Dataset, missing: list[int], top_k: int) -> None:
-    """Print the size of the complete cache; raise `UserError` if the missing rows don't fit on the disk."""
-    if not PartialState().is_main_process:
-        return
-    labels = sum(dataset["label_tokens"][:]) * (4 * top_k + 8)
-    print(
-        f"teacher cache {directory}: {len(dataset)} clips, {labels / 1e6:.1f} MB of soft labels on disk besides the "
-        f"audio ({len(dataset) - len(missing)} of {len(dataset)} cached)",
-        flush=True,
-    )
-    if not missing:
-        return
-    stored = sum(file.stat().st_size for file in directory.iterdir()) if directory.is_dir() else 0
+def _space(directory: Path, dataset: Dataset, distinct: int, missing: dict[str, int], top_k: int) -> CacheSpace:
+    """Return the disk space for the `missing` rows, {key: row}, of a number of `distinct` clips."""
+    rows = dataset.select(list(missing.values()), keep_in_memory=True)
+    added = _audio_bytes(rows) + _label_bytes(rows, top_k) if missing else 0
+    stored = sum(file.stat().st_size for file in directory.iterdir()) if missing and directory.is_dir() else 0
     # old and new rows exist twice while they are merged
-    needed = stored + 2 * (_audio_bytes(dataset.select(missing, keep_in_memory=True)) + labels)
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
+    peak = stored + 2 * added
+    return CacheSpace(distinct, distinct - len(missing), added, peak, free_bytes(directory))
+
+
+def _check_disk_space(directory: Path, space: CacheSpace) -> None:
+    """Raise `UserError` if the missing rows don't fit on the disk."""
+    if space.peak_bytes > space.free_bytes:
         raise UserError(
-            f"--teacher_cache_dir {directory}: not enough disk space. {needed / 1e9:.2f} GB are needed while it is "
-            f"written, {free / 1e9:.2f} GB are free. Free disk space, or choose a directory on another disk"
+            f"--teacher_cache_dir {directory}: not enough disk space. {space.peak_bytes / 1e9:.2f} GB are needed "
+            f"while it is written, {space.free_bytes / 1e9:.2f} GB are free. Free disk space, or choose a directory "
+            "on another disk"
         )
+
+
+def _label_bytes(dataset: Dataset, top_k: int) -> int:
+    """Return the size of the soft labels of the clips."""
+    return sum(dataset["label_tokens"][:]) * (4 * top_k + 8)
 
 
 def _audio_bytes(dataset: Dataset) -> int:

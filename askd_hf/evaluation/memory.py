@@ -1,7 +1,8 @@
-"""Peak memory of a call."""
+"""Peak memory of a call, and of the process."""
 
 import ctypes
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,29 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
         return None
     run()
     return _status_bytes("VmHWM") - before
+
+
+def process_peak_bytes(device: torch.device) -> int | None:
+    """Return the peak memory of the process so far, in bytes; None if it can't be measured.
+
+    On a CUDA GPU this is the memory reserved by PyTorch, on a CPU the resident memory as Linux counts it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        return _status_bytes("VmHWM") if device.type == "cpu" else None
+    except (OSError, StopIteration):  # not Linux
+        return None
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """Return the memory of a CUDA GPU, or of the machine for a CPU; None if it is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device.type == "cpu" else None
+    except (ValueError, OSError, AttributeError):  # no such system
+        return None
 
 
 def _status_bytes(name: str) -> int:

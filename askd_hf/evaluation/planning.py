@@ -29,6 +29,7 @@ VOCABULARIES = (20_000, 10_000, 6_000, 3_000)  # tokens, if the transcripts are 
 DECODER_LAYERS = (2, 1)
 TIMED_TOKENS = 4  # decoder steps per measurement
 SECONDS_PER_PART, REPETITIONS = 1.5, 7
+CPU = torch.device("cpu")
 LOST = 0.01  # share of the clips that may be longer than the window without counting as a loss
 
 
@@ -245,10 +246,27 @@ def measured_speedup(
     student.max_source_positions = shape.window * POSITIONS_PER_SECOND
     student.vocab_size = shape.vocabulary
     student.encoder_layers, student.decoder_layers = shape.encoder_layers, shape.decoder_layers
+    return random_speedup((config, extractor), (student, features_of(extractor, shape.window)), batch_size, tokens)
+
+
+def random_speedup(
+    teacher: tuple[WhisperConfig, WhisperFeatureExtractor],
+    student: tuple[WhisperConfig, WhisperFeatureExtractor],
+    batch_size: int,
+    tokens: int,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Return the latency of the teacher / that of the student, measured in turns on models with random weights.
+
+    Args:
+        teacher, student: their configs and feature extractors.
+        tokens: generated tokens per clip.
+    """
     wave = np.random.default_rng(0).standard_normal(SAMPLING_RATE * 2).astype(np.float32) * 0.1
     models = {
-        "teacher": (random_model(config), extractor),
-        "student": (random_model(student), features_of(extractor, shape.window)),
+        role: (random_model(config).to(device, dtype), extractor)
+        for role, (config, extractor) in {"teacher": teacher, "student": student}.items()
     }
     rows = measure_parts(models, [wave], dict.fromkeys(models, tokens), batch_sizes=(batch_size,), repetitions=3)
     seconds = {row.role: row.total for row in rows}

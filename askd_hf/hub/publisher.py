@@ -19,7 +19,9 @@ from ..hub_access import hub_upload
 from .upload import (
     CARD,
     FIGURE,
+    Repository,
     create_repository,
+    find_repository,
     find_results,
     publish,
     published,
@@ -31,6 +33,7 @@ from .upload import (
 logger = logging.getLogger(__name__)
 
 TRAINER_STATE = "trainer_state.json"  # source of the figure; not published
+ACCESS_ADVICE = "log in with `hf auth login`, or remove --push_to_hub"
 COPY_PREFIX = "_push-"  # of the directory with the copy of a checkpoint, before its step
 
 
@@ -60,11 +63,21 @@ class HubPublisher:
             shutil.rmtree(leftover, ignore_errors=True)
         self._background = HfApi()
         private = self.args.hub_private_repo if private is None else private
-        with hub_upload("log in with `hf auth login`, or remove --push_to_hub"):
+        with hub_upload(ACCESS_ADVICE):
             self.repo_id = create_repository(
                 self.repo_id, private, token or self.args.hub_token, self.args.hub_revision
             )
         return self.repo_id
+
+    def find_repository(self) -> Repository:
+        """Look up the repository that `create_repository` would create or find. Only reads.
+
+        Raises `UserError` as `create_repository`.
+        """
+        with hub_upload(ACCESS_ADVICE):
+            return find_repository(
+                self.repo_id, self.args.hub_private_repo, self.args.hub_token, self.args.hub_revision
+            )
 
     def advice(self, directory: str | None = None) -> str:
         """Return how to resume publishing a directory from the command line. Default: that of the run."""

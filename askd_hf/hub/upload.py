@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import httpx
 
 from ..data.encoder_cache import weights_digest
@@ -175,21 +175,66 @@ def create_repository(repo_id: str, private: bool | None, token: str | None, rev
     check_token(token)
     api = HfApi()
     repo_id = retried(lambda: api.create_repo(repo_id, private=private, token=token, exist_ok=True)).repo_id
-    if not private and revision is None:
-        return repo_id
+    if private or revision is not None:
+        _repository_info(repo_id, private, token, revision)
+    return repo_id
+
+
+class Repository(NamedTuple):
+    """A repository that a run publishes to.
+
+    Attributes:
+        repo_id: full id.
+        exists: whether it exists already.
+        private: whether it is private, or will be; None for the default of its owner.
+    """
+
+    repo_id: str
+    exists: bool
+    private: bool | None
+
+
+def find_repository(repo_id: str, private: bool | None, token: str | None, revision: str | None) -> Repository:
+    """Look up what `create_repository` would create or find. Only reads.
+
+    Raises `UserError` as `create_repository`, and for a token without write access.
+    """
+    check_token(token)
+    user = retried(lambda: HfApi().whoami(token))
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError("the Hub token has only read access; log in with `hf auth login` with one that may write")
+    full_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
     try:
-        info = retried(lambda: api.repo_info(repo_id, revision=revision, token=token))
+        return Repository(full_id, True, _repository_info(full_id, private, token, revision).private)
+    except RepositoryNotFoundError:
+        pass
+    owner = full_id.partition("/")[0]
+    if owner not in (user["name"], *(organization["name"] for organization in user.get("orgs", []))):
+        raise UserError(f"{full_id} doesn't exist, and {user['name']} can't create a repository of {owner}")
+    if revision is not None:
+        raise _no_branch(full_id, revision)
+    return Repository(full_id, False, private)
+
+
+def _no_branch(repo_id: str, revision: str | None) -> UserError:
+    return UserError(
+        f"nothing was published: {repo_id} has no branch {revision!r}. Create it with `hf repos branch create "
+        f"{repo_id} {revision}`"
+    )
+
+
+def _repository_info(repo_id: str, private: bool | None, token: str | None, revision: str | None) -> Any:
+    """Return the Hub's info on a repository. Raises `UserError` as `create_repository`."""
+    try:
+        info = retried(lambda: HfApi().repo_info(repo_id, revision=revision, token=token))
     except RevisionNotFoundError as error:
-        raise UserError(
-            f"nothing was published: {repo_id} has no branch {revision!r}. Create it with `hf repos branch create "
-            f"{repo_id} {revision}`"
-        ) from error
+        raise _no_branch(repo_id, revision) from error
     if private and not info.private:
         raise UserError(
             f"nothing was published: {repo_id} is public. Make it private in its settings, use another repository, or "
             "remove --private"
         )
-    return repo_id
+    return info
 
 
 def upload(directory: Path, repo_id: str, token: str | None, revision: str | None, commit_message: str) -> str:

@@ -6,6 +6,7 @@ removed under the full decoder, and decoder layers on the outputs of the full en
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,15 +64,7 @@ def choose_layers(
         if resume_from is None and config.process_index == 0:  # of an earlier run in this directory
             (Path(config.output_dir) / LAYERS_FILE).unlink(missing_ok=True)
         return models
-    if isinstance(speech, SpeechStream):
-        raise UserError("--layer_selection greedy is not supported with --streaming")
-    given = {"encoder_layers": models.encoder_layers, "decoder_layers": models.decoder_layers}
-    numbers = {name: int(layers) for name, layers in given.items() if layers is not None and "," not in layers}
-    if not numbers:
-        raise UserError(
-            "--layer_selection greedy requires --decoder_layers or --encoder_layers as a number: the layers are given "
-            "as lists"
-        )
+    numbers = _numbers(models, speech)
     if saved_file is not None:
         saved = read_json(saved_file)
         if saved["asked"] != numbers:
@@ -86,6 +79,42 @@ def choose_layers(
     return replace(models, **found)
 
 
+def _numbers(models: ModelArguments, speech: Dataset | SpeechStream) -> dict[str, int]:
+    """Return the numbers of layers to select, by option. Raises `UserError` if layers can't be selected."""
+    if isinstance(speech, SpeechStream):
+        raise UserError("--layer_selection greedy is not supported with --streaming")
+    given = {"encoder_layers": models.encoder_layers, "decoder_layers": models.decoder_layers}
+    numbers = {name: int(layers) for name, layers in given.items() if layers is not None and "," not in layers}
+    if not numbers:
+        raise UserError(
+            "--layer_selection greedy requires --decoder_layers or --encoder_layers as a number: the layers are given "
+            "as lists"
+        )
+    return numbers
+
+
+def selection_cost(
+    models: ModelArguments,
+    teacher: WhisperForConditionalGeneration,
+    speech: Dataset | SpeechStream,
+    collator: SpeechCollator,
+    config: ASKDConfig,
+) -> tuple[int, float]:
+    """Return how many models a greedy selection compares, and the seconds of one that still has all layers.
+
+    Raises `UserError` as `choose_layers`, whose arguments these are.
+    """
+    numbers = _numbers(models, speech)
+    trials = sum(sum(range(keep + 1, getattr(teacher.config, name) + 1)) for name, keep in numbers.items())
+    teacher.to(config.device).eval()
+    batches = _batches(speech, collator, config)
+    with _autocast(config):
+        cross_entropy(teacher, batches)  # the first call is slower
+        start = time.perf_counter()
+        cross_entropy(teacher, batches)
+    return trials, time.perf_counter() - start
+
+
 def _select(
     numbers: dict[str, int],
     teacher: WhisperForConditionalGeneration,
@@ -95,18 +124,28 @@ def _select(
 ) -> dict[str, str]:
     """Return the selected layers as option values, {option: "0,3"}."""
     teacher.to(config.device).eval()
+    batches = _batches(speech, collator, config)
+    select = {"encoder_layers": select_encoder_layers, "decoder_layers": select_decoder_layers}
+    with _autocast(config):
+        found = {name: select[name](teacher, batches, number) for name, number in numbers.items()}
+    # a single layer with a comma, or it would be a number of layers
+    return {name: _listed(layers) + "," * (len(layers) == 1) for name, layers in found.items()}
+
+
+def _batches(speech: Dataset, collator: SpeechCollator, config: ASKDConfig) -> list[dict[str, Tensor]]:
+    """Return the batches of the clips that the layers are selected on, on the device of the run."""
     clips = min(CLIPS, len(speech))
     rows = [speech[i * len(speech) // clips] for i in range(clips)]  # from all datasets of a mix
     batches = []
     for i in range(0, len(rows), BATCH_SIZE):
         batch = collator(rows[i : i + BATCH_SIZE])
         batches.append({name: batch[name].to(config.device) for name in MODEL_INPUTS & batch.keys()})
+    return batches
+
+
+def _autocast(config: ASKDConfig) -> contextlib.AbstractContextManager[None]:
     dtype = resolve_dtype("auto", config)
-    select = {"encoder_layers": select_encoder_layers, "decoder_layers": select_decoder_layers}
-    with torch.autocast(config.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        found = {name: select[name](teacher, batches, number) for name, number in numbers.items()}
-    # a single layer with a comma, or it would be a number of layers
-    return {name: _listed(layers) + "," * (len(layers) == 1) for name, layers in found.items()}
+    return torch.autocast(config.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def select_encoder_layers(

@@ -135,34 +135,70 @@ def with_soft_labels(
         if alike:
             logger.warning("removed the columns %s, which aren't the soft labels of a teacher", ", ".join(alike))
         return without_soft_labels(dataset)
-    dtype, autocast = resolve_dtype(models.teacher_dtype, config), resolve_dtype("auto", config)
-    autocast = None if autocast == torch.float32 else autocast
     settings = None
     if teacher is not None:
-        top_k, temperature = caches.teacher_top_k, config.temperature
-        int8 = models.teacher_dtype == "int8"
-        extractor = teacher_extractor or collator.processor.feature_extractor
-        settings = teacher_settings(teacher, models.teacher, top_k, temperature, autocast or dtype, int8, extractor)
+        settings = soft_label_settings(teacher, collator, models, caches, config, teacher_extractor)
     if not caches.teacher_cache_dir:
         check_soft_labels(dataset, collator, config.temperature, settings)
         return dataset
-    if teacher_extractor is not None:
-        collator = replace(collator, processor=WhisperProcessor(teacher_extractor, collator.processor.tokenizer))
-    if collator.encoder_cache is not None:
-        # the student's, if it has the teacher's encoder and window, or that of an earlier run with the whole window
-        directory, dtype_of_cache = collator.encoder_cache.folder.parent, resolve_dtype("auto", config)
-        found = find_encoder_cache(teacher, collator.processor, [dataset], directory, dtype_of_cache)
-        collator = replace(collator, encoder_cache=found)
     return cache_teacher(
         lambda: place_teacher(compress_teacher(teacher, models, config), config.device).eval(),
         settings,
         dataset,
-        collator,
+        collator_of_teacher(collator, teacher, teacher_extractor, dataset, caches.encoder_cache_dir, config),
         caches.teacher_cache_dir,
         batch_size=config.per_device_eval_batch_size,
-        autocast=autocast,
+        autocast=autocast_dtype(config),
         num_workers=config.dataloader_num_workers,
     )
+
+
+def soft_label_settings(
+    teacher: WhisperForConditionalGeneration,
+    collator: SpeechCollator,
+    models: ModelArguments,
+    caches: CacheArguments,
+    config: ASKDConfig,
+    teacher_extractor: WhisperFeatureExtractor | None,
+) -> str:
+    """Return the `teacher_settings` of a run. The arguments are those of `with_soft_labels`."""
+    dtype = autocast_dtype(config) or resolve_dtype(models.teacher_dtype, config)
+    extractor = teacher_extractor or collator.processor.feature_extractor
+    int8 = models.teacher_dtype == "int8"
+    return teacher_settings(teacher, models.teacher, caches.teacher_top_k, config.temperature, dtype, int8, extractor)
+
+
+def autocast_dtype(config: ASKDConfig) -> torch.dtype | None:
+    """Return the compute dtype of mixed precision, None without it."""
+    dtype = resolve_dtype("auto", config)
+    return None if dtype == torch.float32 else dtype
+
+
+def collator_of_teacher(
+    collator: SpeechCollator,
+    teacher: WhisperForConditionalGeneration,
+    teacher_extractor: WhisperFeatureExtractor | None,
+    dataset: Dataset,
+    encoder_cache_dir: str | None,
+    config: ASKDConfig,
+) -> SpeechCollator:
+    """Return the collator of the batches that the teacher computes soft labels of.
+
+    It reads the outputs of the teacher's encoder from `encoder_cache_dir` if those of all clips are there.
+
+    Args:
+        collator: of the student, with or without its encoder cache.
+        teacher: with unquantized weights.
+        teacher_extractor: None if the teacher takes the student's features.
+    """
+    if teacher_extractor is not None:
+        collator = replace(collator, processor=WhisperProcessor(teacher_extractor, collator.processor.tokenizer))
+    if encoder_cache_dir is None:
+        return collator
+    # the student's, if it has the teacher's encoder and window, or that of an earlier run with the whole window
+    dtype_of_cache = resolve_dtype("auto", config)
+    found = find_encoder_cache(teacher, collator.processor, [dataset], encoder_cache_dir, dtype_of_cache)
+    return replace(collator, encoder_cache=found)
 
 
 def compress_teacher(

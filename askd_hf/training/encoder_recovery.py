@@ -6,11 +6,13 @@ encoder that is trained on labels memorizes them. The outputs of the frozen enco
 """
 
 import functools
+import math
 import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -21,7 +23,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset as IndexedDataset
-from transformers import Trainer, TrainingArguments, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 
 from ..arguments import ModelArguments
 from ..config import ASKDConfig
@@ -34,7 +42,7 @@ from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_enco
 from ..models.lora import ADAPTER_WEIGHTS
 from .checkpoint_lookup import checkpoint_directories, is_finished
 from .log_lines import use_log_lines
-from .run_callbacks import StopGracefullyCallback
+from .run_callbacks import StepClock, StopGracefullyCallback
 from .run_dir import exit_non_main_processes
 
 RECOVERY_DIR = "encoder_recovery"  # in the output directory of the run
@@ -148,13 +156,29 @@ class EncoderRecovery:
         if (folder / ENCODER_FILE).is_file():
             self._load(folder / ENCODER_FILE)
         else:
-            self._train(folder)
+            self._train_or_stop(folder)
             if PartialState().is_main_process:
                 self._save(folder / ENCODER_FILE)
                 for checkpoint in checkpoint_directories(folder):
                     shutil.rmtree(checkpoint)
             PartialState().wait_for_everyone()
         getattr(self.student.config, COPIED_LAYERS)["trained"] = True
+
+    def measure(self, folder: Path, steps: int) -> tuple[int, float]:
+        """Train for a few steps, and mark the encoder as trained. Nothing is saved.
+
+        Args:
+            folder: a temporary directory.
+
+        Returns:
+            The number of steps of the whole recovery, and the median seconds of a step.
+        """
+        clock = StepClock()
+        limits: dict[str, Any] = dict(max_steps=steps, save_strategy="no", logging_strategy="no", disable_tqdm=True)
+        trainer = self._train(folder, clock, **limits)
+        getattr(self.student.config, COPIED_LAYERS)["trained"] = True
+        batches = len(trainer.get_train_dataloader())
+        return self.epochs * math.ceil(batches / trainer.args.gradient_accumulation_steps), median(clock.seconds)
 
     def _made_of(self) -> dict[str, str]:
         return {
@@ -180,7 +204,20 @@ class EncoderRecovery:
         save_file(weights, unfinished, metadata=self._made_of())
         os.replace(unfinished, file)
 
-    def _train(self, folder: Path) -> None:
+    def _train_or_stop(self, folder: Path) -> None:
+        """Train the encoder. Ends the process if training was interrupted."""
+        stop = StopGracefullyCallback()
+        trainer = self._train(folder, stop)
+        if stop.stopped:
+            exit_non_main_processes()
+            print(
+                f"stopped in the recovery of the encoder after step {trainer.state.global_step}; go on with "
+                "--resume_from_checkpoint last"
+            )
+            sys.exit(130)
+
+    def _train(self, folder: Path, callback: TrainerCallback, **limits: Any) -> EncoderRecoveryTrainer:
+        """Train the encoder. `limits` override the arguments of the recovery."""
         encoder, whole = self.student.model.encoder, self.whole.model.encoder
         # with --student the layers recorded in the config are those of its teacher
         kept = layers_to_copy(str(self.models.encoder_layers), self.whole.config.encoder_layers, "encoder")
@@ -190,16 +227,15 @@ class EncoderRecovery:
         for layer in encoder.layers[first:]:
             layer.requires_grad_(True)
         devices = self.student.device, self.whole.device
-        stop = StopGracefullyCallback()
         trainer = EncoderRecoveryTrainer(
             encoder,
-            _arguments(self.config, self.epochs, folder),
+            _arguments(self.config, self.epochs, folder, limits),
             whole,
             train_dataset=AudioWindows(
                 [self.speech, *_unlabeled(self.models, self.config)], self.extractor.chunk_length
             ),
             data_collator=functools.partial(_collate, self.extractor),
-            callbacks=[stop],
+            callbacks=[callback],
         )
         finished = [checkpoint for checkpoint in checkpoint_directories(folder) if is_finished(checkpoint)]
         if PartialState().is_main_process:
@@ -208,17 +244,11 @@ class EncoderRecovery:
                 f"trained on {len(trainer.train_dataset)} windows of audio, {self.epochs} epochs"
             )
         trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
-        if stop.stopped:
-            exit_non_main_processes()
-            print(
-                f"stopped in the recovery of the encoder after step {trainer.state.global_step}; go on with "
-                "--resume_from_checkpoint last"
-            )
-            sys.exit(130)
         encoder.to(devices[0])
         whole.to(devices[1])
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(frozen[name])
+        return trainer
 
 
 def _collate(extractor: WhisperFeatureExtractor, waves: list[Tensor]) -> dict[str, Tensor]:
@@ -234,11 +264,11 @@ def first_changed_layer(kept: list[int], available: int, merged: bool) -> int:
     return next((i for i, group in enumerate(groups) if group != [i]), len(groups) - 1)
 
 
-def _arguments(config: ASKDConfig, epochs: int, folder: Path) -> TrainingArguments:
+def _arguments(config: ASKDConfig, epochs: int, folder: Path, limits: dict[str, Any]) -> TrainingArguments:
     """Return the arguments of the recovery: `BATCH_SIZE` clips per step and process, in parts that fit in memory."""
     fitting = range(1, config.per_device_train_batch_size + 1)
     clips = max(size for size in fitting if BATCH_SIZE % size == 0)
-    return TrainingArguments(
+    arguments: dict[str, Any] = dict(
         output_dir=str(folder),
         num_train_epochs=epochs,
         per_device_train_batch_size=clips,
@@ -262,6 +292,7 @@ def _arguments(config: ASKDConfig, epochs: int, folder: Path) -> TrainingArgumen
         remove_unused_columns=False,
         label_names=[],
     )
+    return TrainingArguments(**arguments | limits)
 
 
 def _unlabeled(models: ModelArguments, config: ASKDConfig) -> list[Dataset]:

@@ -16,6 +16,28 @@ from .run_settings import (
 )
 
 
+def settings_of(args: ASKDConfig, trainer: Any, clips: Any) -> dict[str, Any]:
+    """Return the settings of the models and the data of a run.
+
+    Args:
+        trainer: an `ASKDTrainer`. Its training set has soft labels if that of the run has.
+        clips: the training set of the run.
+    """
+    runner = trainer.runner
+    teacher_runs = args.uses_teacher and not runner.teacher_is_cached
+    teacher = runner.teacher_digest if teacher_runs else None
+    return (
+        best_model_settings(args)
+        | model_settings(runner.student.config, trainer.adapter, teacher, trainer.train_dataset, args.uses_teacher)
+        | data_settings(clips, trainer.data_collator, trainer.origin)
+    )
+
+
+def check_checkpoint(checkpoint: str, settings: dict[str, Any]) -> None:
+    """Raise `UserError` if the checkpoint is of a run with other settings."""
+    check_same_run(read_blend_state(Path(checkpoint) / BLEND_STATE_FILE).options, settings, checkpoint)
+
+
 class RunIdentity:
     """The settings of the run (`run_settings`), which every checkpoint contains.
 
@@ -42,22 +64,9 @@ class RunIdentity:
         if resume_from_checkpoint:
             name = "last" if resume_from_checkpoint is True else str(resume_from_checkpoint)
             resume_from = checkpoint_to_resume(self.args.output_dir, name)
-        runner, train_dataset = trainer.runner, trainer.train_dataset
-        teacher_runs = self.args.uses_teacher and not runner.teacher_is_cached
-        self._settings = (
-            best_model_settings(self.args)
-            | model_settings(
-                runner.student.config,
-                trainer.adapter,
-                runner.teacher_digest if teacher_runs else None,
-                train_dataset,
-                self.args.uses_teacher,
-            )
-            | data_settings(train_dataset, trainer.data_collator, trainer.origin)
-        )
+        self._settings = settings_of(self.args, trainer, trainer.train_dataset)
         if resume_from is not None:
-            saved = read_blend_state(Path(resume_from) / BLEND_STATE_FILE).options
-            check_same_run(saved, self._settings | config_settings(self.args), resume_from)
+            check_checkpoint(resume_from, self._settings | config_settings(self.args))
         return resume_from
 
     def settings(

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from ..callbacks import data_epoch
 from ..config import ASKDConfig
 from ..data import SeededDataset
+from ..evaluation.latency import synchronized_time
 from ..hub.training_summary import has_lost_patience
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,27 @@ class ThroughputCallback(TrainerCallback):
         values = dict(data_time_ratio=self._waited / self._stepped, samples_per_second=clips / self._stepped)
         self.reset()
         return values
+
+
+class StepClock(TrainerCallback):
+    """Measure the seconds of each step, with the wait for its batches.
+
+    Attributes:
+        seconds: of the steps since training began.
+    """
+
+    def __init__(self):
+        self.seconds: list[float] = []
+        self._last = 0.0
+
+    def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        self.seconds = []  # also after a restart with a smaller batch (auto_find_batch_size)
+        self._last = synchronized_time(args.device)
+
+    def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        now = synchronized_time(args.device)
+        self.seconds.append(now - self._last)
+        self._last = now
 
 
 class SetEpochCallback(TrainerCallback):

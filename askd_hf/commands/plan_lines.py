@@ -1,0 +1,293 @@
+"""The lines of the plan that `--dry_run` prints."""
+
+import copy
+import csv
+import math
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import torch
+from datasets import Dataset
+from huggingface_hub import constants
+from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.trainer_utils import HubStrategy
+
+from ..arguments import ModelArguments
+from ..callbacks import blend_schedule
+from ..config import ASKDConfig, resolve_dtype
+from ..data import SpeechStream
+from ..data.cache_space import CacheSpace
+from ..evaluation.memory import memory_bytes
+from ..evaluation.model_info import describe_model
+from ..evaluation.planning import random_speedup
+from ..evaluation.speed import device_name
+from ..hub.provenance import Provenance, public_name
+from ..hub.upload import Repository
+from ..models.layers import copied_decoder_layers, copied_encoder_layers
+from ..models.lora import LoraArguments
+from ..models.window import POSITIONS_PER_SECOND
+from ..schedule import BlendState
+from ..training.datasets import SYNTHETIC
+from ..training.run_plan import RunLength, RunPlan, counted, duration, evaluations, saves, size
+from .distill import Models, Options, Speech
+from .measured_run import STEPS, Measured
+
+STUDENT, DATA, BEFORE, SCHEDULE, TIME, NEEDS, OUTPUT = SECTIONS = (
+    *("student", "data", "before training", "schedule", "time", "memory and disk", "output"),
+)
+TOKENS = 20  # per clip of a stream
+COLUMN = 14  # width of the numbers of a model
+
+
+class Shape(NamedTuple):
+    """What the size and the speed of a model depend on."""
+
+    config: WhisperConfig
+    extractor: WhisperFeatureExtractor
+    parameters: int
+    disk_bytes: float
+
+
+def student_shape(models: Models, config: ASKDConfig) -> Shape:
+    student, bytes_per_weight = models.student, getattr(torch, config.save_dtype).itemsize
+    parameters = student.num_parameters()
+    return Shape(student.config, models.processor.feature_extractor, parameters, parameters * bytes_per_weight)
+
+
+def teacher_shape(models: Models, model_args: ModelArguments, origin: Provenance) -> Shape | None:
+    """Return the shape of the teacher as it is stored; None without a teacher."""
+    if models.teacher is None:
+        return None
+    stored = describe_model(model_args.teacher, models.teacher).size_mb
+    parameters = origin.teacher.parameters
+    extractor = models.teacher_extractor or models.processor.feature_extractor
+    disk_bytes = 4 * parameters if stored is None else 1e6 * stored
+    config = copy.deepcopy(models.teacher.config)
+    config.vocab_size = origin.teacher.vocabulary  # in memory the teacher has the student's
+    return Shape(config, extractor, parameters, disk_bytes)
+
+
+def add_models(
+    plan: RunPlan, model_args: ModelArguments, student: Shape, teacher: Shape | None, trained_parameters: int
+) -> None:
+    """Add the origin of the student, and its size beside the teacher's."""
+    if model_args.student:
+        plan.add(STUDENT, "made from", model_args.student)
+    else:
+        encoder, decoder = copied_encoder_layers(student.config), copied_decoder_layers(student.config)
+        layers = "the encoder" if encoder is None else f"encoder layers {_listed(encoder)}"
+        plan.add(STUDENT, "made from", f"{layers} and decoder layers {_listed(decoder)} of {model_args.teacher}")
+    shapes = [student] if teacher is None else [student, teacher]
+    rows: dict[str, list[str]] = {
+        "": ["student", "teacher"][: len(shapes)],
+        "encoder layers": [str(shape.config.encoder_layers) for shape in shapes],
+        "decoder layers": [str(shape.config.decoder_layers) for shape in shapes],
+        "window": [f"{shape.config.max_source_positions / POSITIONS_PER_SECOND:g} s" for shape in shapes],
+        "tokens": [f"{shape.config.vocab_size:,}" for shape in shapes],
+        "parameters": [f"{shape.parameters:,}" for shape in shapes],
+        "on disk": [size(shape.disk_bytes) for shape in shapes],
+    }
+    for name, values in rows.items():
+        plan.add(STUDENT, name, "".join(f"{value:>{COLUMN}}" for value in values))
+    plan.add(STUDENT, "trained", f"{trained_parameters:>{COLUMN},}")
+
+
+def _listed(layers: list[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def add_speed(plan: RunPlan, config: ASKDConfig, student: Shape, teacher: Shape | None, tokens: int) -> None:
+    """Measure models of these shapes with random weights, and add the speedup."""
+    if teacher is None:
+        return
+    dtype = resolve_dtype("auto", config)
+    speedup = random_speedup(
+        (teacher.config, teacher.extractor), (student.config, student.extractor), 1, tokens, config.device, dtype
+    )
+    device = device_name(config.device)
+    threads = f", {counted(torch.get_num_threads(), 'thread')}" if config.device.type == "cpu" else ""
+    plan.add(
+        STUDENT,
+        "speed",
+        f"{speedup:.1f} times as fast as the teacher at batch size 1 ({tokens} tokens per clip, random weights, "
+        f"{device}{threads})",
+    )
+
+
+def mean_tokens(speech: Speech) -> int:
+    """Return the mean number of label tokens of the training clips."""
+    if isinstance(speech.train, SpeechStream):
+        return TOKENS
+    return max(round(sum(speech.train["label_tokens"][:]) / len(speech.train)), 1)
+
+
+def add_data(plan: RunPlan, config: ASKDConfig, speech: Speech, held_out: int, untranscribed: int) -> None:
+    """Add clips, hours and skipped rows of the training and evaluation sets.
+
+    Args:
+        config: with the directory that the lists of skipped rows are in.
+        untranscribed: number of clips of `--unlabeled_dataset` that are expected besides those in `speech`.
+    """
+    if isinstance(speech.train, SpeechStream):
+        plan.add(DATA, "training", "a stream: its clips are checked in training")
+    else:
+        text = f"{_amount(speech.train)}, {mean_tokens(speech)} label tokens per clip"
+        if untranscribed:
+            text += f"; and about {untranscribed:,} more that the teacher transcribes first"
+        plan.add(DATA, "training", text + _skipped(config.output_dir, "training"))
+    if held_out:
+        plan.add(DATA, "held out", f"{counted(held_out, 'training clip')}, for the adaptive schedule")
+    for name, split in speech.splits.items():
+        skipped = f"; {split.skipped:,} skipped" if split.skipped else ""
+        plan.add(DATA, f"evaluation {name}", _amount(split.clips) + skipped)
+
+
+def _amount(clips: Dataset) -> str:
+    return f"{counted(len(clips), 'clip')}, {duration(sum(clips['duration'][:]))}"
+
+
+def _skipped(directory: str, role: str) -> str:
+    """Return the number of skipped rows with the reasons, from the lists in a directory."""
+    kinds: Counter[str] = Counter()
+    for file in Path(directory).glob(f"skipped-{role}-*.csv"):
+        with file.open(newline="", encoding="utf-8") as opened:
+            kinds.update(row["reason"].partition(":")[0] for row in csv.DictReader(opened))
+    if not kinds:
+        return ""
+    reasons = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    return f"; {kinds.total():,} skipped ({reasons})"
+
+
+def add_cache(plan: RunPlan, name: str, directory: str, space: CacheSpace, seconds_per_clip: float) -> None:
+    """Add what a cache lacks and what that costs."""
+    missing = space.clips - space.cached
+    text = f"{directory}: {space.cached:,} of {counted(space.clips, 'clip')} cached"
+    if missing:
+        text += f"; {missing:,} to do: {duration(missing * seconds_per_clip)}, {size(space.missing_bytes)}"
+    if space.peak_bytes > space.missing_bytes:
+        text += f" ({size(space.peak_bytes)} while it is written)"
+    plan.add(BEFORE, name, f"{text}; {size(space.free_bytes)} free")
+
+
+def add_schedule(plan: RunPlan, config: ASKDConfig, length: RunLength, batch_size: int, is_adaptive: bool) -> None:
+    """Add the number of steps and the phases."""
+    accumulation = config.gradient_accumulation_steps
+    clips = f"{batch_size} clips" if accumulation == 1 else f"{batch_size} x {accumulation} clips"
+    if length.steps_per_epoch is None:
+        plan.add(SCHEDULE, "steps", f"{length.steps:,} of {clips}")
+    else:
+        epochs = f"{length.steps / length.steps_per_epoch:g}"
+        epoch = counted(length.steps_per_epoch, "step")
+        plan.add(SCHEDULE, "steps", f"{length.steps:,} of {clips}: {epochs} epochs of {epoch}")
+    plan.add(SCHEDULE, "phases", blend_schedule(config, length.steps).table())
+    if is_adaptive:
+        plan.add(SCHEDULE, "", "adaptive: with unreliable labels the teacher keeps more weight for longer")
+
+
+def add_time(
+    plan: RunPlan,
+    config: ASKDConfig,
+    length: RunLength,
+    measured: Measured,
+    held_out: int,
+    speech: Speech,
+    compares: bool,
+) -> None:
+    """Add the time of a step, an epoch, the run and its evaluation."""
+    schedule = blend_schedule(config, length.steps)
+    steps = {name: max(end - max(start, length.done), 0) for name, start, end, *_ in schedule.phases()}
+    longest = max(measured.step_seconds.values())
+    seconds = {name: measured.step_seconds.get(name, longest) for name in steps}
+    for name in steps:
+        text = f"{duration(seconds[name])} a step (median of {STEPS})"
+        if length.steps_per_epoch is not None:
+            text += f", {duration(seconds[name] * length.steps_per_epoch)} an epoch"
+        plan.add(TIME, f"{name} phase", text)
+    training, number = sum(steps[name] * seconds[name] for name in steps), sum(steps.values())
+    text = f"{duration(training)} for {counted(number, 'step')}{' left' if length.done else ''}"
+    if held_out and "teacher" in steps:
+        text += f"; {duration(number * max(seconds.values()))} if the teacher is kept to the end"
+    plan.add(TIME, "training", text)
+    if held_out and "teacher" in steps:
+        first = length.done // schedule.measured_every
+        times = max((schedule.teacher_end(BlendState()) - 1) // schedule.measured_every - first, 0)
+        clips_per_step = measured.batch_size * config.gradient_accumulation_steps
+        most = times * held_out / clips_per_step * seconds["teacher"]
+        plan.add(TIME, "held-out clips", f"{counted(times, 'measurement')}: at most {duration(most)}")
+    _add_evaluation(plan, config, length, measured.evaluation_seconds, speech)
+    if speech.splits and compares:
+        plan.add(TIME, "after training", "evaluation of student, initial student and teacher, if any: not measured")
+
+
+def _add_evaluation(
+    plan: RunPlan, config: ASKDConfig, length: RunLength, seconds: float | None, speech: Speech
+) -> None:
+    if seconds is None:
+        return
+    batches = sum(math.ceil(len(clips) / config.per_device_eval_batch_size) for clips in speech.evaluation.values())
+    times = evaluations(config, length)
+    if times:
+        each, total = duration(batches * seconds), duration(times * batches * seconds)
+        text = f"{counted(times, 'time')}, {each} each: {total}, and longer while the transcripts are too long"
+        plan.add(TIME, "evaluation", text)
+
+
+def add_needs(
+    plan: RunPlan, config: ASKDConfig, lora: LoraArguments, length: RunLength, measured: Measured, student: Shape
+) -> None:
+    """Add memory, and the disk space of checkpoints and student."""
+    device = config.device
+    if measured.peak_bytes is not None:
+        kind = "GPU memory" if device.type == "cuda" else "resident memory of the process"
+        total = memory_bytes(device)
+        of = "" if total is None else f" of {size(total)}"
+        plan.add(NEEDS, "peak memory", f"{size(measured.peak_bytes)}{of}, {kind}")
+    times, each = saves(config, length), size(measured.checkpoint_bytes)
+    if times is None:
+        plan.add(NEEDS, "checkpoints", f"after each better evaluation, {each} each")
+    elif times:
+        limit = config.save_total_limit
+        kept = times if limit is None else min(times, limit + (config.load_best_model_at_end and limit == 1))
+        in_all = size(kept * measured.checkpoint_bytes)
+        plan.add(NEEDS, "checkpoints", f"{counted(times, 'time')}, {each} each; {kept:,} kept: {in_all}")
+    else:
+        plan.add(NEEDS, "checkpoints", "none")
+    if lora.keep_adapter:
+        plan.add(NEEDS, "adapter", size(4 * measured.trained_parameters))
+    else:
+        plan.add(NEEDS, "student", f"{size(student.disk_bytes)} in {config.save_dtype}")
+
+
+def add_output(plan: RunPlan, config: ASKDConfig, checkpoint: str | None, repository: Repository | None) -> None:
+    """Add the directory of the run, what it resumes from, and what is pushed where."""
+    exists = "exists" if Path(config.output_dir).exists() else "will be created"
+    plan.add(OUTPUT, "directory", f"{config.output_dir} ({exists})")
+    plan.add(OUTPUT, "resumed from", checkpoint or "nothing: the run starts from the beginning")
+    if repository is None:
+        plan.add(OUTPUT, "pushed", "nothing")
+        return
+    visibility = {True: "private", False: "public", None: "as public or private as its owner's default"}
+    state = "exists" if repository.exists else "will be created"
+    branch = f", branch {config.hub_revision}" if config.hub_revision else ""
+    when = "at the end" if config.hub_strategy == HubStrategy.END else "at every checkpoint and at the end"
+    what = f"student, processor and model card, {when},"
+    plan.add(OUTPUT, "pushed", f"{what} to {repository.repo_id}{branch} ({state}, {visibility[repository.private]})")
+
+
+def add_library_caches(plan: RunPlan, options: Options, speech: Speech) -> None:
+    """Add what the caches of the libraries keep of this dry run. The run reads it there."""
+    data, models, noise = options.data, options.model, options.mix.no_speech_dataset
+    names = [models.teacher, models.student, *data.dataset, *data.eval_dataset, data.unlabeled_dataset]
+    names += [*models.encoder_recovery_dataset, None if noise == SYNTHETIC else noise]
+    hub = sorted({name for name in names if public_name(name)[1]})
+    if hub:
+        plan.add(OUTPUT, "downloads", f"of {', '.join(hub)}, kept in {constants.HF_HOME}")
+    train = [] if isinstance(speech.train, SpeechStream) else [speech.train]
+    root = Path(datasets.config.HF_DATASETS_CACHE).expanduser()
+    files = {Path(file["filename"]) for clips in (*train, *speech.evaluation.values()) for file in clips.cache_files}
+    converted = [file for file in files if file.is_relative_to(root)]
+    if converted:
+        total = size(sum(file.stat().st_size for file in converted))
+        plan.add(OUTPUT, "converted data", f"{total}, kept in {root}")
