@@ -125,7 +125,7 @@ def test_resuming_draws_the_same(tmp_path, processor, teacher, student, rows):
     changes = dict(max_steps=6, save_strategy="steps", save_steps=3, preset="ce")
     changes |= dict.fromkeys(("teacher_phase_ratio", "teacher_weight", "teacher_weight_end"))
     whole = trainer(tmp_path / "whole", processor, teacher, student, rows, **changes)
-    whole.train()  # two steps an epoch: it resumes in the middle of one
+    whole.train()  # two steps per epoch: it resumes in the middle of one
     resumed = trainer(tmp_path / "resumed", processor, teacher, student, rows, **changes)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):

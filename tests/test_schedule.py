@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from askd_hf.callbacks import AdaptiveBlendCallback
+from askd_hf.callbacks import blend_schedule
 from askd_hf.config import ASKDConfig
 from askd_hf.errors import UserError
 from askd_hf.schedule import PRESETS, BlendSchedule, BlendState, LabelsJudged
@@ -111,7 +111,7 @@ def test_presets_set_every_blend_field_and_an_explicit_value_wins(preset, tmp_pa
     config = ASKDConfig(output_dir=str(tmp_path), preset=preset)
     assert {name: getattr(config, name) for name in PRESETS[preset]} == PRESETS[preset]
     assert ASKDConfig(output_dir=str(tmp_path), preset=preset, temperature=3.0).temperature == 3.0
-    plan = AdaptiveBlendCallback(config)._schedule(100)
+    plan = blend_schedule(config, 100)
     for step in range(100):
         a, b = plan.weights(step, BlendState())
         assert a >= 0 and b >= 0 and a + b <= 1 and a * b == 0
@@ -120,12 +120,12 @@ def test_presets_set_every_blend_field_and_an_explicit_value_wins(preset, tmp_pa
 
 def test_kd_is_distil_whisper_up_to_a_factor(tmp_path):
     config = ASKDConfig(output_dir=str(tmp_path), preset="kd")
-    a = AdaptiveBlendCallback(config)._schedule(100).weights(57, BlendState()).teacher
+    a = blend_schedule(config, 100).weights(57, BlendState()).teacher
     assert a / (1 - a) == pytest.approx(1.0 / 0.8)
 
 
 def test_annealing_goes_from_the_teacher_to_the_labels(tmp_path):
-    plan = AdaptiveBlendCallback(ASKDConfig(output_dir=str(tmp_path), preset="annealing"))._schedule(100)
+    plan = blend_schedule(ASKDConfig(output_dir=str(tmp_path), preset="annealing"), 100)
     assert plan.weights(0, BlendState()) == (1.0, 0.0)
     assert plan.weights(50, BlendState()) == (0.5, 0.0)
     assert plan.weights(99, BlendState()) == (pytest.approx(0.01), 0.0)

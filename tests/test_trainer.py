@@ -147,7 +147,7 @@ def test_the_snapshot_is_the_student_of_its_epoch(tmp_path, teacher, student, re
             trail.append(model.model.decoder.layers[0].fc1.weight.detach().clone())
 
     trainer.add_callback(Trail())
-    trainer.train()  # 4 steps an epoch
+    trainer.train()  # 4 steps per epoch
     snapshot = trainer.blend.self_teacher.parameters["model.decoder.layers.0.fc1.weight"]
     assert [step for step, weight in enumerate(trail) if torch.equal(weight, snapshot)] == [taken_at]
 

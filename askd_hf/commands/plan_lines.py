@@ -195,15 +195,15 @@ def add_time(
     speech: Speech,
     compares: bool,
 ) -> None:
-    """Add the time of a step, an epoch, the run and its evaluation."""
+    """Add the time per step and per epoch, of the run and of its evaluation."""
     schedule = blend_schedule(config, length.steps)
     steps = {name: max(end - max(start, length.done), 0) for name, start, end, *_ in schedule.phases()}
     longest = max(measured.step_seconds.values())
     seconds = {name: measured.step_seconds.get(name, longest) for name in steps}
     for name in steps:
-        text = f"{duration(seconds[name])} a step (median of {STEPS})"
+        text = f"{duration(seconds[name])} per step (median of {STEPS})"
         if length.steps_per_epoch is not None:
-            text += f", {duration(seconds[name] * length.steps_per_epoch)} an epoch"
+            text += f", {duration(seconds[name] * length.steps_per_epoch)} per epoch"
         plan.add(TIME, f"{name} phase", text)
     training, number = sum(steps[name] * seconds[name] for name in steps), sum(steps.values())
     text = f"{duration(training)} for {counted(number, 'step')}{' left' if length.done else ''}"

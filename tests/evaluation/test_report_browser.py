@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     student.save_pretrained(directory / "student")
     load_processor(str(DEMO / "teacher")).save_pretrained(directory / "student")
     command = f"--model {directory / 'student'} --teacher {DEMO / 'teacher'} --dataset {DEMO / 'data'} --device cpu"
-    command += f" --eval_splits known unseen --max_eval_samples 50 --normalizer basic --output_dir {directory / 'out'}"
+    command += f" --eval_splits calls studio --max_eval_samples 30 --normalizer basic --output_dir {directory / 'out'}"
     command += " --n_resamples 200 --speed True --speed_clips 2 --speed_batch_sizes 1 2 --repetitions 1"
     main(command.split())
     return directory / "out"
@@ -135,6 +135,8 @@ def test_the_clips_are_those_that_differ_in_both_directions(open_report, folder)
         worse = {clip: student - teacher for clip, (student, teacher) in errors.items()}
         for direction in (1, -1):
             expected.append({clip: errors[clip] for clip in worse if direction * worse[clip] > 0})
+    assert [len(clips) > 0 for clips in expected] == [True, True, True, False]  # the teacher's studio speech is perfect
+    expected.pop()
     for details in page.locator("#clips details").all():
         clips = {}
         for article in details.locator("article").all():
@@ -179,7 +181,7 @@ def test_one_clip_plays_at_a_time(open_report):
 def test_headings_sort_their_table(open_report):
     page = open_report(WIDE)
     tables = page.locator("table:has(thead)").all()
-    assert len(tables) >= 8
+    assert len(tables) >= 7
     changed = 0
     for table in tables:
         before = cells(table)
