@@ -8,6 +8,7 @@ widen_teacher.py makes the teacher of the demo from it.
 import argparse
 import csv
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jiwer
@@ -156,6 +157,36 @@ def evaluate(model: WhisperForConditionalGeneration, processor: WhisperProcessor
     return jiwer.wer([row["transcription"] for row in rows], [text.strip() for text in predictions]), len(rows)
 
 
+def train(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    batch: Callable[[int], dict[str, torch.Tensor]],
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    eval_steps: int,
+) -> None:
+    """Train `model` on the batches of steps 1 to `steps`; print its loss, and its WER on the studio speech."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} M parameters")
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.01)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup_steps, steps)
+    began, losses = time.time(), []
+    for step in range(1, steps + 1):
+        loss = model(**batch(step)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if step % 20 == 0:
+            print(f"step {step} loss {np.mean(losses[-20:]):.3f} {(time.time() - began) / 60:.1f} min", flush=True)
+        if step % eval_steps == 0 or step == steps:
+            wer, count = evaluate(model, processor, HERE / "data" / "studio")
+            print(f"step {step} studio WER {wer:.2%} on {count} strings", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5400)
@@ -174,37 +205,17 @@ def main() -> None:
     processor = build_processor()
     model = build_model(processor).train()
     takes = load_takes("teacher")
-    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} M parameters")
 
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.01)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, min(200, args.steps // 10), args.steps)
-    began = time.time()
-    recent: list[float] = []
-    for step in range(1, args.steps + 1):
+    def batch(step: int) -> dict[str, torch.Tensor]:
         # Short strings first: cross-attention learns where a digit is before it has to learn the order of several.
         max_digits = min(5, 1 + int(5 * step / (0.25 * args.steps)))
-        loss = model(**make_batch(rng, takes, processor, args.batch_size, max_digits)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        recent.append(loss.item())
-        if step % 50 == 0:
-            minutes = (time.time() - began) / 60
-            print(f"step {step} loss {np.mean(recent):.3f} digits {max_digits} {minutes:.1f} min", flush=True)
-            recent = []
-        if step % args.eval_steps == 0:
-            wer, _ = evaluate(model, processor, HERE / "data" / "studio")
-            print(f"step {step} studio WER {wer:.2%}", flush=True)
+        return make_batch(rng, takes, processor, args.batch_size, max_digits)
 
+    train(model, processor, batch, args.steps, args.learning_rate, min(200, args.steps // 10), args.eval_steps)
     # A student made from this model's configuration should not inherit how the teacher was regularized.
     model.config.update({"apply_spec_augment": False, "dropout": 0.0})
     model.half().save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
-    wer, count = evaluate(model, processor, HERE / "data" / "studio")
-    print(f"studio: WER {wer:.2%} on {count} strings")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ to ignore. The new tokens are pieces of English words.
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from train_teacher import SPECIAL_TOKENS, evaluate, make_batch
+from train_teacher import SPECIAL_TOKENS, make_batch, train
 from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizer,
-    get_cosine_schedule_with_warmup,
 )
 from transformers.models.whisper.modeling_whisper import sinusoids
 
@@ -106,24 +104,15 @@ def main() -> None:
     processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=80, chunk_length=WINDOW), tokenizer)
     model = widen(short, old, tokenizer).train()
     takes = load_takes("teacher")
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} M parameters")
-    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.01)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, min(20, args.steps // 10), args.steps)
-    began, losses = time.time(), []
-    for step in range(1, args.steps + 1):
-        loss = model(**make_batch(rng, takes, processor, args.batch_size, 5)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        if step % 20 == 0:
-            print(f"step {step} loss {np.mean(losses[-20:]):.3f} {(time.time() - began) / 60:.1f} min", flush=True)
-        if step % args.eval_steps == 0 or step == args.steps:
-            wer, count = evaluate(model, processor, HERE / "data" / "studio")
-            print(f"step {step} studio WER {wer:.2%} on {count} strings", flush=True)
+    train(
+        model,
+        processor,
+        lambda step: make_batch(rng, takes, processor, args.batch_size, 5),
+        args.steps,
+        args.learning_rate,
+        min(20, args.steps // 10),
+        args.eval_steps,
+    )
     model.half().save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
 
