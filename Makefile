@@ -32,8 +32,6 @@ demo: $(INSTALLED)  ## distill the small shipped teacher for telephone calls, an
 	rm -rf runs/demo
 	$(DISTILL) --weight_teacher_by_label_prob True --teacher_cache_dir runs/demo/cache/labels
 	$(DISTILL) --preset ce --compare False --output_dir runs/demo/labels_only
-	$(BIN)/python examples/evaluate.py --model runs/demo/labels_only --dataset examples/demo/data \
-		--eval_splits calls studio --normalizer basic --batch_size 40 --output_dir runs/demo/labels_only/evaluation
 	$(BIN)/python examples/demo/compare.py --askd runs/demo/askd --labels_only runs/demo/labels_only \
 		--picture runs/demo/demo.png
 

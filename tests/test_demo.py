@@ -75,8 +75,6 @@ def test_the_demo_ends_with_a_student_that_beats_its_teacher_in_calls(tmp_path):
     calls, studio = results.sets
     assert (calls.name, studio.name) == ("calls", "studio")
     assert calls.comparison.confidence_interval[1] < 0  # points, student minus teacher
-    speedups = {(row.role, row.batch_size): row.speedup for row in results.speed.rows}
-    assert speedups["student", 1] >= 4
     labels_only = Results.load(tmp_path / "demo" / "labels_only" / "evaluation" / "results.json")
     for role, scores in (
         ("teacher", calls.scores["teacher"]),

@@ -1,4 +1,4 @@
-"""Compare the demo's two students with their teacher, in one table and one picture.
+"""Evaluate the demo's student of labels only, and compare both students with their teacher in a table and a picture.
 
 python examples/demo/compare.py --askd runs/demo/askd --labels_only runs/demo/labels_only --picture runs/demo/demo.png
 """
@@ -11,10 +11,12 @@ import matplotlib
 matplotlib.use("Agg")  # no window
 from matplotlib import pyplot as plt
 
+from askd_hf.commands.evaluate import main as evaluate
 from askd_hf.evaluation import Results
 from askd_hf.evaluation.result_tables import Table, interval_note, with_interval
 from askd_hf.evaluation.results import PartLatency, Scores
 
+DATA = Path(__file__).parent / "data"
 MODELS = ("teacher", "ASKD student", "student, labels only")
 TITLES = {"calls": "calls: 2 new voices on a noisy line", "studio": "studio: what the teacher was made for"}
 PARTS = ("features", "encoder", "decoder")
@@ -90,9 +92,13 @@ def draw(results: Results, scores: dict[str, list[Scores]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--askd", type=Path, required=True, help="output directory of a run, with its evaluation")
-    parser.add_argument("--labels_only", type=Path, required=True, help="the same with --preset ce")
+    parser.add_argument("--labels_only", type=Path, required=True, help="output directory of a run with --preset ce")
     parser.add_argument("--picture", type=Path, required=True)
     args = parser.parse_args()
+    evaluate(
+        ["--model", str(args.labels_only), "--output_dir", str(args.labels_only / "evaluation"), "--batch_size", "40"]
+        + ["--dataset", str(DATA), "--eval_splits", *TITLES, "--normalizer", "basic"]
+    )
     results, scores = read(args.askd, args.labels_only)
     draw(results, scores, args.picture)
     print(summary(results, scores).text())
