@@ -4,6 +4,7 @@ import gc
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads only get in each other's way
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get the directory of the process that started them
+    _home = tempfile.TemporaryDirectory(prefix="askd_hf-tests-")  # deleted at the end; the user's cache is left alone
+    os.environ["HF_HOME"] = _home.name
 
 import pytest
 

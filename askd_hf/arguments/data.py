@@ -143,7 +143,13 @@ class DataArguments:
         default=None, help="Maximum number of evaluation clips per split: the first ones are used."
     )
     preprocessing_num_workers: int | None = HfArg(
-        default=None, help="Number of processes that validate the clips. Default: the main process."
+        default=None,
+        help="Number of processes that check the clips. Default: one per core of this machine, for many clips.",
+    )
+    recheck: bool = HfArg(
+        default=False,
+        help="Decode every clip again to check it. Default: a file is decoded once; later runs use what was found "
+        "(kept in HF_HOME/askd_hf) as long as its path, size and time of change are the same.",
     )
     compare: bool = HfArg(
         default=True, help="After training, evaluate teacher, initial student and trained student on the same splits."
@@ -166,7 +172,7 @@ class DataArguments:
             if task not in ("transcribe", "translate", NONE):
                 raise UserError(f"--task must be one of transcribe, translate, got {task!r}")
         check_ranges(self, "leave it out for all clips", max_train_samples=COUNT, max_eval_samples=COUNT)
-        check_ranges(self, "leave it out for the main process", preprocessing_num_workers=COUNT)
+        check_ranges(self, "leave it out for one per core", preprocessing_num_workers=COUNT)
         check_ranges(self, min_duration_in_seconds=NOT_NEGATIVE, min_label_length=NOT_NEGATIVE)
         at_most = Range(above=0, infinite=True)  # infinity is the default
         check_ranges(self, max_duration_in_seconds=at_most, max_label_length=at_most)

@@ -120,6 +120,7 @@ def load_speech(args: EvaluationArguments, models: Models) -> Speech:
             limit=args.max_eval_samples,
             on_bad_audio=args.on_bad_audio,
             num_proc=args.num_workers or None,
+            recheck=args.recheck,
             report_file=Path(args.output_dir) / f"skipped-{spec.name}.csv",
         )
     timed = spread_clips(sets, args.speed_clips) if args.speed or args.speculative else None

@@ -121,6 +121,7 @@ def load_speech(args: PseudoLabelArguments, processor: WhisperProcessor) -> Data
         Limits(window),
         on_bad_audio=args.on_bad_audio,
         num_proc=workers,
+        recheck=args.recheck,
         report_file=Path(args.output_dir) / "skipped.csv",
         split=args.split,
     )

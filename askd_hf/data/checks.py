@@ -2,23 +2,21 @@
 
 import contextlib
 import csv
-import hashlib
-import itertools
 import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
-from torch.utils.data import DataLoader
 
 from ..errors import UserError
 from ..progress import Bar, progress_bar
-from .audio import AudioError, read_audio, silence
+from .audio_checks import AudioInfo, audio_infos
 from .columns import replace_column
 from .labels import timestamp_error
 from .markup import markup_error
@@ -27,7 +25,6 @@ from .speaking_rate import speaking_rate_error
 logger = logging.getLogger(__name__)
 
 MAX_LISTED = 10  # invalid clips in a message
-BATCH = 16  # clips that a decoding process returns at a time
 
 
 @dataclass(frozen=True)
@@ -105,11 +102,16 @@ def filter_invalid_clips(
     *,
     on_bad_audio: Literal["error", "skip"],
     num_proc: int | None = None,
+    recheck: bool = False,
+    share_work: bool = False,
     report_file: Path | None = None,
     split: str = "train",
     bar: Bar | None = None,
 ) -> Dataset:
-    """Decode every clip and tokenize every transcript, and drop the rows that are invalid or filtered out.
+    """Check the audio and the transcript of every row, and drop the rows that are invalid or filtered out.
+
+    A file is decoded once: later checks use what the first one found, in any process, as long as path, size and time
+    of change are the same. See `audio_infos`.
 
     A row is invalid if `read_audio` can't decode its audio (missing, corrupt, truncated, empty, ...), or for a reason
     of `limits.invalid_reason`, such as silence with a transcript, or a transcript too long for its audio. Row numbers
@@ -120,7 +122,9 @@ def filter_invalid_clips(
         tokenize: returns the label ids of a row without audio (`SpeechCollator.label_ids`); None if transcripts aren't
             used, and any is valid.
         on_bad_audio: "error" to raise if a row is invalid, "skip" to drop invalid rows with a warning.
-        num_proc: number of decoding processes; None for the current process.
+        num_proc, recheck: see `audio_infos`.
+        share_work: whether the processes of a distributed run check a part each, and tell each other what they found.
+            All must call this, with the same dataset.
         report_file: CSV file (row, clip, reason) for the dropped rows; written only if there are any.
         bar: the progress bar of several datasets. Default: one of this dataset.
 
@@ -130,65 +134,69 @@ def filter_invalid_clips(
 
     Raises `UserError` if there are invalid rows and `on_bad_audio` is "error", or no row is left.
     """
-    # workers get only the audio: in forked processes, the threads of tokenizers and torch can deadlock
-    audio, others = dataset.select_columns("audio"), iter(dataset.remove_columns("audio"))
-    batches = DataLoader(audio, BATCH, num_workers=num_proc or 0, collate_fn=_audio_infos)
-    durations, keys, label_lengths, invalid, filtered = [], [], [], {}, {}
+    process = PartialState() if share_work else None
+    processes, index = (process.num_processes, process.process_index) if process else (1, 0)
+    share = dataset.shard(processes, index, contiguous=True)
     with progress_bar(len(dataset), f"Checking {split}") if bar is None else contextlib.nullcontext(bar) as progress:
-        for number, (info, row) in enumerate(zip(itertools.chain.from_iterable(batches), others, strict=True)):
-            tokens, reason = None, None
-            try:
-                tokens = None if tokenize is None else len(tokenize(row | {"text": row["text"] or ""}))
-            except UserError as error:  # an unknown language
-                reason = str(error)
-            durations.append(info.duration)
-            keys.append(info.key)
-            label_lengths.append(tokens)
-            reason = limits.invalid_reason(info.error, info.duration, row, tokens, info.silence) or reason
-            if reason is not None:
-                invalid[number] = reason
-            elif reason := limits.filter_reason(info.duration, tokens):
-                filtered[number] = reason
-            progress.update()
-    validated = replace_column(dataset, "duration", durations)
+        infos = audio_infos(share.select_columns("audio"), num_proc, recheck, progress, processes)
+    found = _check_rows(share.remove_columns("audio"), infos, tokenize, limits)
+    if processes > 1:
+        found = _joined(gather_object([found]))
+    invalid, filtered = found.invalid, found.filtered
+    validated = replace_column(dataset, "duration", found.durations)
     if tokenize is not None:
-        validated = replace_column(validated, "label_tokens", label_lengths)
-    validated = replace_column(validated, "audio_key", keys)
+        validated = replace_column(validated, "label_tokens", found.label_lengths)
+    validated = replace_column(validated, "audio_key", found.keys)
     if not invalid and not filtered:
         return validated
     _report(invalid, filtered, dataset, on_bad_audio, report_file, split)
     return validated.select([row for row in range(len(dataset)) if row not in invalid and row not in filtered])
 
 
-class _AudioInfo(NamedTuple):
-    duration: float  # seconds
-    key: str  # see `audio_key`
-    error: str = ""
-    silence: str = ""  # see `audio.silence`
+@dataclass
+class _Checked:
+    """What is known of some rows, in their order, and by row number why rows are dropped."""
+
+    durations: list[float] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    label_lengths: list[int | None] = field(default_factory=list)
+    invalid: dict[int, str] = field(default_factory=dict)
+    filtered: dict[int, str] = field(default_factory=dict)
 
 
-def _audio_infos(rows: list[Mapping[str, Any]]) -> list[_AudioInfo]:
-    return [_audio_info(row) for row in rows]
+def _check_rows(
+    rows: Dataset,
+    infos: list[AudioInfo],
+    tokenize: Callable[[Mapping[str, Any]], list[int]] | None,
+    limits: Limits,
+) -> _Checked:
+    found = _Checked([info.duration for info in infos], [info.key for info in infos])
+    for number, (info, row) in enumerate(zip(infos, rows, strict=True)):
+        tokens, reason = None, None
+        try:
+            tokens = None if tokenize is None else len(tokenize(row | {"text": row["text"] or ""}))
+        except UserError as error:  # an unknown language
+            reason = str(error)
+        found.label_lengths.append(tokens)
+        reason = limits.invalid_reason(info.error, info.duration, row, tokens, info.silence) or reason
+        if reason is not None:
+            found.invalid[number] = reason
+        elif reason := limits.filter_reason(info.duration, tokens):
+            found.filtered[number] = reason
+    return found
 
 
-def _audio_info(row: Mapping[str, Any]) -> _AudioInfo:
-    try:
-        samples, rate = read_audio(row["audio"])
-    except AudioError as error:
-        return _AudioInfo(0.0, "", str(error))
-    return _AudioInfo(len(samples) / rate, audio_key(samples, rate), silence=silence(samples))
-
-
-def audio_key(samples: np.ndarray, rate: int) -> str:
-    """Return a hash of the audio, 32 hexadecimal digits. It doesn't depend on file name or lossless compression.
-
-    Args:
-        samples: float32 `(samples,)`, mono.
-        rate: sampling rate, Hz.
-    """
-    digest = hashlib.blake2b(f"{rate} ".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(samples, dtype="<f4").data)
-    return digest.hexdigest()
+def _joined(parts: list[_Checked]) -> _Checked:
+    """Concatenate what the processes found in their shares."""
+    whole = _Checked()
+    for part in parts:
+        first = len(whole.keys)
+        whole.invalid |= {first + row: reason for row, reason in part.invalid.items()}
+        whole.filtered |= {first + row: reason for row, reason in part.filtered.items()}
+        whole.durations += part.durations
+        whole.keys += part.keys
+        whole.label_lengths += part.label_lengths
+    return whole
 
 
 def _report(

@@ -45,6 +45,11 @@ class DecodingArguments:
     num_workers: int | None = HfArg(
         default=None, help="Processes that decode audio and compute features. Default: 4 with a GPU, else 0."
     )
+    recheck: bool = HfArg(
+        default=False,
+        help="Decode every clip again to check it. Default: a file is decoded once; later runs use what was found "
+        "(kept in HF_HOME/askd_hf) as long as its path, size and time of change are the same.",
+    )
 
     def __post_init__(self):
         import torch

@@ -46,6 +46,7 @@ def prepare_set(
     limit: int | None = None,
     on_bad_audio: Literal["error", "skip"] = "error",
     num_proc: int | None = None,
+    recheck: bool = False,
     report_file: Path | None = None,
 ) -> list[PreparedSet]:
     """Load a set and validate every clip.
@@ -59,7 +60,7 @@ def prepare_set(
         concatenate_seconds: evaluate these methods on recordings of up to this many seconds, made of consecutive
             transcribed clips.
         limit, num_proc: see `load_set`.
-        on_bad_audio, report_file: see `filter_invalid_clips`; for audio that can't be decoded.
+        on_bad_audio, recheck, report_file: see `filter_invalid_clips`; for audio that can't be decoded.
 
     Raises:
         UserError: as `load_set` and `filter_invalid_clips`; `concatenate_seconds` isn't greater than `window`; the
@@ -73,7 +74,7 @@ def prepare_set(
     speech = load_set(spec, limit, num_proc, text_required=not spec.no_speech)
     _check_transcripts(spec, speech)
     options: dict[str, Any] = dict(
-        limits=Limits(math.inf), on_bad_audio=on_bad_audio, num_proc=num_proc, split=spec.name
+        limits=Limits(math.inf), on_bad_audio=on_bad_audio, num_proc=num_proc, recheck=recheck, split=spec.name
     )
     valid = filter_invalid_clips(speech, None, report_file=report_file, **options)
     invalid = len(speech) - len(valid)

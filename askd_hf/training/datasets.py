@@ -86,7 +86,7 @@ def validate_split(
     collator: SpeechCollator,
     bar: Bar | None = None,
 ) -> Dataset:
-    """Return the valid rows that pass the filters. Every clip is decoded once.
+    """Return the valid rows that pass the filters. See `filter_invalid_clips`.
 
     Args:
         role: training or evaluation.
@@ -100,6 +100,8 @@ def validate_split(
         limits,
         on_bad_audio=data_args.on_bad_audio,
         num_proc=data_args.preprocessing_num_workers,
+        recheck=data_args.recheck,
+        share_work=True,
         report_file=Path(report_to) / f"skipped-{role}-{name}.csv",
         split=f"{role} split {name}",
         bar=bar,

@@ -301,7 +301,11 @@ def _unlabeled(models: ModelArguments, config: ASKDConfig) -> list[Dataset]:
     for name in models.encoder_recovery_dataset:
         clips = load_speech_dataset(name, None, "train", text_required=False)
         report = Path(config.output_dir) / f"skipped-recovery-{Path(name).name}.csv"
-        found.append(filter_invalid_clips(clips, None, Limits(float("inf")), on_bad_audio="skip", report_file=report))
+        found.append(
+            filter_invalid_clips(
+                clips, None, Limits(float("inf")), on_bad_audio="skip", share_work=True, report_file=report
+            )
+        )
     return found
 
 

@@ -95,10 +95,9 @@ def main() -> None:
     parser.add_argument("--labels_only", type=Path, required=True, help="output directory of a run with --preset ce")
     parser.add_argument("--picture", type=Path, required=True)
     args = parser.parse_args()
-    evaluate(
-        ["--model", str(args.labels_only), "--output_dir", str(args.labels_only / "evaluation"), "--batch_size", "40"]
-        + ["--dataset", str(DATA), "--eval_splits", *TITLES, "--normalizer", "basic"]
-    )
+    words = f"--eval_splits {' '.join(TITLES)} --normalizer basic --batch_size 40".split()
+    words += ["--model", str(args.labels_only), "--output_dir", str(args.labels_only / "evaluation")]
+    evaluate([*words, "--dataset", str(DATA)])
     results, scores = read(args.askd, args.labels_only)
     draw(results, scores, args.picture)
     print(summary(results, scores).text())

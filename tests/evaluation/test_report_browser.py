@@ -135,7 +135,12 @@ def test_the_clips_are_those_that_differ_in_both_directions(open_report, folder)
         worse = {clip: student - teacher for clip, (student, teacher) in errors.items()}
         for direction in (1, -1):
             expected.append({clip: errors[clip] for clip in worse if direction * worse[clip] > 0})
-    assert [len(clips) > 0 for clips in expected] == [True, True, True, False]  # the teacher's studio speech is perfect
+    assert [len(clips) > 0 for clips in expected] == [
+        True,
+        True,
+        True,
+        False,
+    ]  # the teacher's studio speech is perfect
     expected.pop()
     for details in page.locator("#clips details").all():
         clips = {}

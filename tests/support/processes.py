@@ -162,17 +162,23 @@ def killed_when(
 
 
 def launch_two(script: Path, *arguments, until: Callable[[], object] = lambda: False) -> Ended:
-    """A script in two processes on the CPU that know of each other, as `accelerate launch` would start them.
+    """A script in two processes on the CPU, see `launch`."""
+    return launch(2, script, *arguments, until=until)
 
-    Both are killed as soon as `until` holds, or one of them fails.
+
+def launch(number: int, script: Path, *arguments, until: Callable[[], object] = lambda: False) -> Ended:
+    """A script in processes on the CPU that know of each other, as `accelerate launch` would start them.
+
+    All are killed as soon as `until` holds, or one of them fails.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = dict(os.environ) | dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    shared = dict(os.environ) | dict(WORLD_SIZE=str(number), LOCAL_WORLD_SIZE=str(number), MASTER_ADDR="127.0.0.1")
     shared |= dict(MASTER_PORT=str(port), ACCELERATE_MIXED_PRECISION="no", ACCELERATE_DYNAMO_BACKEND="no")
     started = [
-        start(script, *arguments, environment=shared | dict(RANK=str(rank), LOCAL_RANK=str(rank))) for rank in (0, 1)
+        start(script, *arguments, environment=shared | dict(RANK=str(rank), LOCAL_RANK=str(rank)))
+        for rank in range(number)
     ]
     while any(process.poll() is None for process in started):
         if until() or any(process.poll() for process in started):  # the other would wait for it

@@ -1,0 +1,174 @@
+"""What the validation found in each audio file. It is kept on disk, so that a later start decodes nothing again."""
+
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset
+from huggingface_hub import constants
+from torch.utils.data import DataLoader
+
+from ..progress import Bar
+from .audio import AudioError, read_audio, silence
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # raise it if `read_audio`, `silence` or `audio_key` find something else in the same file
+BATCH = 16  # clips that a decoding process returns at a time
+CLIPS_PER_PROCESS = 500  # fewer clips are decoded before another process has started
+PART_CLIPS = 20_000  # are kept at a time, so that an interrupted check loses few
+MAX_FILES = 64  # more are merged
+SCHEMA = pa.schema(dict(file=pa.binary(16), duration=pa.float64(), key=pa.string(), silence=pa.string()))
+
+
+class AudioInfo(NamedTuple):
+    duration: float  # seconds
+    key: str  # see `audio_key`
+    error: str = ""
+    silence: str = ""  # see `audio.silence`
+
+
+def audio_infos(
+    audio: Dataset, num_proc: int | None, recheck: bool, bar: Bar, clips_per_update: int = 1
+) -> list[AudioInfo]:
+    """Return what is in each audio file: from an earlier check, or decoded.
+
+    Files that can't be decoded aren't kept: the next start decodes them again.
+
+    Args:
+        audio: with the column `audio` only.
+        num_proc: number of decoding processes; 0 for the current process. Default: None, as many as there are cores
+            for this process of a distributed run, and one per `CLIPS_PER_PROCESS` clips.
+        recheck: whether to decode all files.
+        clips_per_update: progress per clip.
+    """
+    files = [key for rows in audio.iter(1000) for key in map(file_key, rows["audio"])]
+    found: list[AudioInfo | None] = [None] * len(files) if recheck else _read_kept(files)
+    missing = [row for row, info in enumerate(found) if info is None]
+    bar.update(clips_per_update * (len(files) - len(missing)))
+    # Workers get only the audio: in forked processes, the threads of tokenizers and torch can deadlock.
+    workers = _processes(len(missing)) if num_proc is None else num_proc
+    for first in range(0, len(missing), PART_CLIPS):
+        part = missing[first : first + PART_CLIPS]
+        decoded: list[AudioInfo] = []
+        for infos in DataLoader(audio.select(part), BATCH, num_workers=workers, collate_fn=_decoded):
+            decoded += infos
+            bar.update(clips_per_update * len(infos))
+        _keep([(files[row], info) for row, info in zip(part, decoded, strict=True) if files[row] and not info.error])
+        for row, info in zip(part, decoded, strict=True):
+            found[row] = info
+    return [info for info in found if info is not None]
+
+
+def file_key(audio: Mapping[str, Any] | None) -> bytes | None:
+    """Return a hash of the file's path, size and time of change, or of the bytes or samples in the row.
+
+    Returns None if there is no such file.
+    """
+    if audio is None:
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    if audio.get("array") is not None:
+        samples = np.ascontiguousarray(audio["array"])
+        digest.update(f"{samples.dtype} {samples.shape} {audio.get('sampling_rate')} ".encode())
+        digest.update(samples.data)
+    elif audio.get("bytes") is not None:
+        digest.update(audio["bytes"])
+    else:
+        path = os.path.abspath(audio.get("path") or "")
+        try:
+            stat = os.stat(path)
+        except OSError:
+            return None
+        digest.update(f"{path}\0{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.digest()
+
+
+def audio_key(samples: np.ndarray, rate: int) -> str:
+    """Return a hash of the audio, 32 hexadecimal digits. It doesn't depend on file name or lossless compression.
+
+    Args:
+        samples: float32 `(samples,)`, mono.
+        rate: sampling rate, Hz.
+    """
+    digest = hashlib.blake2b(f"{rate} ".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(samples, dtype="<f4").data)
+    return digest.hexdigest()
+
+
+def kept_in() -> Path:
+    """Return the directory of what earlier checks found: `askd_hf/audio_checks-1` in `HF_HOME`."""
+    return Path(constants.HF_HOME) / "askd_hf" / f"audio_checks-{VERSION}"
+
+
+def _decoded(rows: Sequence[Mapping[str, Any]]) -> list[AudioInfo]:
+    return [_audio_info(row["audio"]) for row in rows]
+
+
+def _audio_info(audio: Mapping[str, Any] | None) -> AudioInfo:
+    try:
+        samples, rate = read_audio(audio)
+    except AudioError as error:
+        return AudioInfo(0.0, "", str(error))
+    return AudioInfo(len(samples) / rate, audio_key(samples, rate), silence=silence(samples))
+
+
+def _processes(clips: int) -> int:
+    """Return the number of decoding processes, 0 for the current one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), clips // CLIPS_PER_PROCESS)
+    return processes if processes > 1 else 0
+
+
+# ---- on disk ----
+
+
+def _read_kept(files: list[bytes | None]) -> list[AudioInfo | None]:
+    """Return what earlier checks found in the files of these keys, None for the others."""
+    kept = _table(sorted(kept_in().glob("*.parquet")))
+    rows = pc.index_in(pa.array(files, SCHEMA.field("file").type), value_set=kept["file"], skip_nulls=True)
+    columns = (kept[name].take(rows).to_pylist() for name in ("duration", "key", "silence"))
+    return [
+        None if key is None else AudioInfo(duration, key, silence=silent)
+        for duration, key, silent in zip(*columns, strict=True)
+    ]
+
+
+def _table(paths: Sequence[Path]) -> pa.Table:
+    tables = [SCHEMA.empty_table()]
+    for path in paths:
+        try:
+            tables.append(pq.read_table(path, schema=SCHEMA))
+        except FileNotFoundError:  # another run has merged it
+            continue
+        except (OSError, pa.ArrowInvalid) as error:
+            logger.warning("%s: can't be read, so its clips are decoded again: %s", path, error)
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _keep(found: list[tuple[bytes | None, AudioInfo]]) -> None:
+    """Write a file of what was found. No process reads a file before it is complete, and none changes one."""
+    if not found:
+        return
+    rows = [(file, info.duration, info.key, info.silence) for file, info in found]
+    table = pa.table(dict(zip(SCHEMA.names, zip(*rows, strict=True), strict=True)), schema=SCHEMA)
+    directory = kept_in()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        paths = sorted(directory.glob("*.parquet"))
+        merged = paths if len(paths) >= MAX_FILES else []
+        path = directory / f"{uuid.uuid4().hex}.parquet"
+        pq.write_table(pa.concat_tables([table, _table(merged)]), path.with_suffix(".unfinished"))
+        path.with_suffix(".unfinished").replace(path)
+        for old in merged:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s: can't be written, so the next start decodes the clips again: %s", directory, error)
