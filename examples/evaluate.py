@@ -17,6 +17,8 @@ def main() -> None:
     (args,) = parse("evaluate")
 
     # imported after the options, as --help needs none of it
+    from accelerate import PartialState
+
     from askd_hf.commands.evaluate import load_models, load_speech, report, score, time_models, write_manifests
 
     check_writable(Path(args.output_dir), "--output_dir")
@@ -30,8 +32,10 @@ def main() -> None:
     models = load_models(args)
     speech = load_speech(args, models)
 
-    # the transcript of every clip; those of an earlier run are used again
+    # the transcript of every clip, in all processes; those of an earlier run are used again
     write_manifests(args, models, speech)
+    if not PartialState().is_main_process:
+        return
 
     # WER and CER with intervals, insertions and repetitions, from the manifests alone
     results = score(args)

@@ -180,7 +180,9 @@ def test_processes_share_the_clips_and_find_what_one_finds(tmp_path):
     (one,), (expected,) = run(1, folder, tmp_path / "one", tmp_path / "result-1")
     assert one == [file.name for file in files]
     skipped = (tmp_path / "skipped-0.csv").read_text()
-    assert len(expected["clip"]) < 12 and "audio/007.wav,truncated" in skipped and "under --min_label_length" in skipped
+    assert (
+        len(expected["clip"]) < 12 and "audio/007.wav,truncated" in skipped and "under --min_label_length" in skipped
+    )
     for processes in (2, 4):
         home, result = tmp_path / str(processes), tmp_path / f"result-{processes}"
         decoded, found = run(processes, folder, home, result)

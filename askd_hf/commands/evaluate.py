@@ -17,10 +17,12 @@ needs neither models nor speech:
 Options can also be given in a YAML file: --config evaluation.yaml.
 """
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -85,6 +87,8 @@ def evaluate(args: EvaluationArguments) -> None:
     models = load_models(args)
     speech = load_speech(args, models)
     write_manifests(args, models, speech)
+    if not PartialState().is_main_process:
+        return
     results = score(args)
     report(args, results, speech)
     if speech.timed:
@@ -93,6 +97,7 @@ def evaluate(args: EvaluationArguments) -> None:
 
 def load_models(args: EvaluationArguments) -> Models:
     """Load student and teacher with their processors."""
+    args.start_processes()
     args.sets()  # raises UserError for sets that don't fit together
     names = {"student": args.model}
     if args.clip_context:
@@ -130,12 +135,12 @@ def load_speech(args: EvaluationArguments, models: Models) -> Speech:
 
 
 def write_manifests(args: EvaluationArguments, models: Models, speech: Speech) -> None:
-    """Transcribe every clip that has no transcript in `--output_dir` yet.
+    """Transcribe every clip that has no transcript in `--output_dir` yet, in all processes.
 
     Raises `UserError` if another run is writing there, or transcripts were made with other settings.
     """
     folder = Path(args.output_dir) / MANIFESTS_DIR
-    with locked(folder):
+    with locked(folder) if PartialState().is_local_main_process else contextlib.nullcontext():
         for processor in models.processors.values():
             save_spelling_normalizer(folder, processor.tokenizer.english_spelling_normalizer)
         jobs = plan_jobs(

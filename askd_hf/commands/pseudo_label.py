@@ -23,6 +23,7 @@ again. Options can also be given in a YAML file: --config labels.yaml.
 
 from pathlib import Path
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -80,10 +81,6 @@ def unlabeled_arguments(
     """
     if not model_args.teacher:
         raise UserError("--unlabeled_dataset requires --teacher, the model that transcribes it")
-    if config.world_size > 1:
-        raise UserError(
-            "--unlabeled_dataset is not supported with several processes: run `askd-hf pseudo-label` first"
-        )
     return PseudoLabelArguments(
         teacher=model_args.teacher,
         dataset=data_args.unlabeled_dataset,
@@ -101,6 +98,7 @@ def unlabeled_arguments(
 
 def load_teacher(args: PseudoLabelArguments) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """Load the teacher, after the output directory was checked."""
+    args.start_processes()
     check_writable(Path(args.output_dir), "--output_dir")
     processor = load_processor(args.teacher)
     teacher = load_whisper(args.teacher, attn_implementation=args.attn_implementation)
@@ -122,6 +120,7 @@ def load_speech(args: PseudoLabelArguments, processor: WhisperProcessor) -> Data
         on_bad_audio=args.on_bad_audio,
         num_proc=workers,
         recheck=args.recheck,
+        share_work=True,
         report_file=Path(args.output_dir) / "skipped.csv",
         split=args.split,
     )
@@ -166,9 +165,24 @@ def save_dataset(
 ) -> Path:
     """Save the clips that are kept with their transcripts and a card; apply `--concatenate` and `--hub_dataset_id`.
 
-    Returns the directory of the dataset.
+    The first process of each machine saves them. Returns the directory of the dataset.
     """
-    directory = Path(args.output_dir)
+    process = PartialState()
+    if process.is_local_main_process:
+        _save_dataset(args, teacher, processor, clips, transcripts, kept)
+    process.wait_for_everyone()
+    return Path(args.output_dir) / DATASET
+
+
+def _save_dataset(
+    args: PseudoLabelArguments,
+    teacher: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Dataset,
+    transcripts: list[PseudoLabel],
+    kept: list[int],
+) -> None:
+    directory, is_first = Path(args.output_dir), PartialState().is_main_process
     language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
     labeled = build_dataset(clips, transcripts, kept, language, args.task)
     if args.concatenate:
@@ -183,8 +197,9 @@ def save_dataset(
     card = dataset_card(args, labeled, len(clips), len(kept))
     labeled = write_dataset(labeled, directory, card)
     hours = sum(labeled["duration"]) / 3600
+    if not is_first:
+        return
     print(f"{len(labeled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
     if args.hub_dataset_id:
         advice = f"the labels are safe in {directory}: run the same command again, if need be after `hf auth login`"
         push_dataset(labeled, args.hub_dataset_id, card, advice + " with a token that may write there")
-    return directory / DATASET

@@ -10,6 +10,7 @@ clips or settings are never mixed with new ones.
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ class Manifest:
         self.overwrite_advice = overwrite_advice
         self.lines_file = folder / role / f"{name}.jsonl"
         self.metadata_file = folder / role / f"{name}.json"
+        self.parts = folder / role / f"{name}.parts"  # of several processes, see `shared_decoding`
 
     def prepare(self, metadata: ManifestMetadata, batch_size: int, overwrite: bool = False) -> int:
         """Write the metadata and make the file of lines ready for `append`.
@@ -92,6 +94,7 @@ class Manifest:
             then = self.metadata() if self.metadata_file.exists() else None
             if then is None or _differences(then, metadata):  # lines without metadata are of unknown settings
                 self.lines_file.unlink(missing_ok=True)
+                shutil.rmtree(self.parts, ignore_errors=True)
             lines = self._valid_lines()
             count = min(len(lines), metadata.rows)
             if count == metadata.rows:
@@ -119,11 +122,15 @@ class Manifest:
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Append lines and flush them to disk."""
-        content = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with disk_errors(f"manifest {self.lines_file}"), self.lines_file.open("ab") as file:
-            file.write(content.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.lines_file, rows)
+
+    def replace(self, rows: list[dict[str, Any]]) -> None:
+        """Write all lines, and mark the manifest as complete."""
+        unfinished = self.lines_file.with_name(f"{self.lines_file.name}.unfinished")
+        unfinished.unlink(missing_ok=True)
+        append_lines(unfinished, rows)
+        os.replace(unfinished, self.lines_file)
+        self.finish()
 
     def finish(self) -> None:
         """Mark the manifest as complete."""
@@ -153,6 +160,17 @@ class Manifest:
 
     def _write_metadata(self, metadata: ManifestMetadata) -> None:
         write_json(self.metadata_file, metadata)
+
+
+def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append one JSON object per line to a file, and flush it to disk. Raises `UserError` if it can't be written."""
+    content = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with disk_errors(f"manifest {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(content.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _differences(then: ManifestMetadata, now: ManifestMetadata) -> list[str]:

@@ -61,6 +61,13 @@ class DecodingArguments:
             self.device = str(torch.accelerator.current_accelerator() or "cpu")
         check_device(self.device)
 
+    def start_processes(self) -> None:
+        """Let the processes that `accelerate launch` has started know of each other, each with a GPU of its own."""
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            from accelerate import PartialState
+
+            self.device = str(PartialState(cpu=self.device == "cpu").device)
+
     def torch_dtype(self) -> "torch.dtype":
         """Return the dtype of `--dtype`; "auto" depends on the device."""
         import torch

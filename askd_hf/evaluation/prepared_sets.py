@@ -74,7 +74,12 @@ def prepare_set(
     speech = load_set(spec, limit, num_proc, text_required=not spec.no_speech)
     _check_transcripts(spec, speech)
     options: dict[str, Any] = dict(
-        limits=Limits(math.inf), on_bad_audio=on_bad_audio, num_proc=num_proc, recheck=recheck, split=spec.name
+        limits=Limits(math.inf),
+        on_bad_audio=on_bad_audio,
+        num_proc=num_proc,
+        recheck=recheck,
+        share_work=True,
+        split=spec.name,
     )
     valid = filter_invalid_clips(speech, None, report_file=report_file, **options)
     invalid = len(speech) - len(valid)

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import functools
+import itertools
 import shlex
 import sys
 import time
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
@@ -29,6 +32,7 @@ from .manifest import OVERWRITE_ADVICE, Manifest, ManifestMetadata, check_compar
 from .model_info import describe_model
 from .prepared_sets import PreparedSet
 from .results import CLIP_CONTEXT, EvaluatedModel
+from .shared_decoding import complete
 from .speed import attention_mask
 
 
@@ -57,6 +61,11 @@ class DecodingJob:
     manifest: Manifest
     metadata: ManifestMetadata
     done: int = 0  # number of lines that it already has
+
+    @property
+    def batch_size(self) -> int:
+        """Number of clips that are decoded, and appended to the manifest, at a time."""
+        return self.decoding.batch_size if self.prepared.method == "short_form" else 1
 
 
 def plan_jobs(
@@ -97,9 +106,9 @@ def plan_jobs(
             manifest = Manifest(folder, role, prepared.spec.name, overwrite_advice)
             jobs.append(DecodingJob(role, model, processor, prepared, decoding, manifest, metadata))
     _check_plan(folder, jobs, overwrite)
-    for job in jobs:
-        batch_size = decoding.batch_size if job.prepared.method == "short_form" else 1
-        job.done = job.manifest.prepare(job.metadata, batch_size, overwrite)
+    with PartialState().local_main_process_first():  # the others find what it has prepared
+        for job in jobs:
+            job.done = job.manifest.prepare(job.metadata, job.batch_size, overwrite)
     return jobs
 
 
@@ -162,14 +171,19 @@ def _metadata(
 def run_jobs(jobs: list[DecodingJob]) -> None:
     """Decode the clips that the manifests lack, with one progress bar."""
     total, done = sum(len(job.prepared.clips) for job in jobs), sum(job.done for job in jobs)
-    if done == total:
+    if not any(map(is_incomplete, jobs)):
         return
     with progress_bar(total, "Transcribing", done=done) as bar:
         for job in jobs:
-            if job.done < len(job.prepared.clips):
+            if is_incomplete(job):
                 bar.set_postfix_str(f"{job.role}, {job.prepared.spec.name}")
                 _run(job, bar)
         bar.set_postfix_str("")
+
+
+def is_incomplete(job: DecodingJob) -> bool:
+    """Return whether the manifest of any process lacks lines. All processes must ask."""
+    return any(gather_object([job.done < len(job.prepared.clips)]))
 
 
 def run_job(job: DecodingJob) -> None:
@@ -180,18 +194,21 @@ def run_job(job: DecodingJob) -> None:
 @torch.inference_mode()
 def _run(job: DecodingJob, bar: Bar) -> None:
     """Decode the clips that the manifest lacks, and append them batch by batch."""
-    clips = job.prepared.clips
     set_language(job.model, job.processor, job.prepared.spec.language, job.prepared.spec.task)
-    rest = clips.select(range(job.done, len(clips)))
+    decode = functools.partial(_batches_of_lines, job)
+    complete(job.manifest, job.prepared.clips, job.done, job.batch_size, decode, bar.update)
+
+
+def _batches_of_lines(job: DecodingJob, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
+    """Yield the manifest lines of each batch."""
     if _through_pipeline(job.prepared, job.decoding):
-        batches = _pipeline_batches(job, rest)
+        transcripts = _pipeline_transcripts(job, clips)
+        batches = iter(lambda: list(itertools.islice(transcripts, job.batch_size)), [])
     else:
-        batches = generate_batches(job.model, job.processor, rest, job.decoding, job.role == CLIP_CONTEXT)
-    rows = iter(rest.remove_columns("audio"))
-    for transcripts in batches:
-        job.manifest.append([_line(next(rows), transcript) for transcript in transcripts])
-        bar.update(len(transcripts))
-    job.manifest.finish()
+        batches = generate_batches(job.model, job.processor, clips, job.decoding, job.role == CLIP_CONTEXT)
+    rows = iter(clips.remove_columns("audio"))
+    for batch in batches:
+        yield [_line(next(rows), transcript) for transcript in batch]
 
 
 def _line(row: dict[str, Any], transcript: dict[str, Any]) -> dict[str, Any]:
@@ -268,8 +285,8 @@ def token_limit(
     return limit and min(limit, model.config.max_target_positions - len(processor.tokenizer.prefix_tokens))
 
 
-def _pipeline_batches(job: DecodingJob, clips: Dataset) -> Iterator[list[dict[str, Any]]]:
-    """Yield one transcript at a time, as `generate_batches`, with `chunks` if timestamps are requested."""
+def _pipeline_transcripts(job: DecodingJob, clips: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the transcripts, as `generate_batches`, with `chunks` if timestamps are requested."""
     transcripts = transcribe_long(
         job.model,
         job.processor,
@@ -281,4 +298,4 @@ def _pipeline_batches(job: DecodingJob, clips: Dataset) -> Iterator[list[dict[st
         max_length=job.decoding.generation_max_length,
     )
     for transcript in transcripts:
-        yield [dataclasses.asdict(transcript)]
+        yield dataclasses.asdict(transcript)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jiwer
+from accelerate import PartialState
 
 from ..errors import UserError, disk_errors
 from ..evaluation.metrics import normalize_pairs
@@ -174,15 +175,13 @@ def filter_transcripts(transcripts: list[PseudoLabel], limits: Thresholds, file:
     found = [reason_to_drop(transcript, limits) for transcript in transcripts]
     dropped = {i: reason for i, reason in enumerate(found) if reason is not None}
     counts = Counter(reason.reason for reason in dropped.values()).most_common()
-    with disk_errors(f"list of dropped clips {file}"), file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["clip", "reason", "value", "text", "reference"])
-        for i, reason in dropped.items():
-            value = "" if reason.value is None else f"{reason.value:.4g}"
-            writer.writerow([transcripts[i].clip, reason.reason, value, transcripts[i].text, transcripts[i].reference])
-    print(f"{len(found) - len(dropped)} of {len(found)} transcripts are kept; dropped ones are listed in {file}")
-    for text, count in counts:
-        print(f"  {count} dropped: {text}")
+    process = PartialState()
+    if process.is_local_main_process:
+        _list_dropped(transcripts, dropped, file)
+    if process.is_main_process:
+        print(f"{len(found) - len(dropped)} of {len(found)} transcripts are kept; dropped ones are listed in {file}")
+        for text, count in counts:
+            print(f"  {count} dropped: {text}")
     if len(dropped) == len(found):
         raise UserError(
             f"no transcript passed the filters ({counts[0][0]}): see {file}, and change the thresholds "
@@ -190,3 +189,12 @@ def filter_transcripts(transcripts: list[PseudoLabel], limits: Thresholds, file:
             "--repeated_5gram_threshold)"
         )
     return [i for i, reason in enumerate(found) if reason is None]
+
+
+def _list_dropped(transcripts: list[PseudoLabel], dropped: dict[int, DropReason], file: Path) -> None:
+    with disk_errors(f"list of dropped clips {file}"), file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["clip", "reason", "value", "text", "reference"])
+        for i, reason in dropped.items():
+            value = "" if reason.value is None else f"{reason.value:.4g}"
+            writer.writerow([transcripts[i].clip, reason.reason, value, transcripts[i].text, transcripts[i].reference])

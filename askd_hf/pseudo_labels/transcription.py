@@ -20,7 +20,8 @@ from ..data.languages import word_separator
 from ..errors import UserError
 from ..evaluation.long_form import Timestamps
 from ..evaluation.prepared_sets import PreparedSet
-from ..evaluation.transcribe import Decoding, DecodingJob, plan_jobs
+from ..evaluation.shared_decoding import complete
+from ..evaluation.transcribe import Decoding, DecodingJob, is_incomplete, plan_jobs
 from ..models.generation_config import no_timestamps
 from ..progress import progress_bar
 from .options import PseudoLabelArguments
@@ -114,18 +115,20 @@ def transcribe(job: DecodingJob) -> list[dict[str, Any]]:
     Raises `UserError` if a clip can no longer be decoded, the teacher's logits aren't finite, or the disk is full.
     """
     clips, total, done = job.prepared.clips, len(job.prepared.clips), job.done
-    if done < total:
-        rest = clips.select(range(done, total))
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        progress.update(number)
+
+    if is_incomplete(job):
+        decode = functools.partial(_transcribe_batches, job)
         try:
             with progress_bar(total, "Transcribing", done=done) as progress:
-                for lines in _transcribe_batches(job, rest):
-                    job.manifest.append(lines)
-                    done += len(lines)
-                    progress.update(len(lines))
+                complete(job.manifest, clips, job.done, job.decoding.batch_size, decode, count)
         except KeyboardInterrupt:
             print(f"\n{done} of {total} clips are transcribed; run the same command again to resume", file=sys.stderr)
             raise
-        job.manifest.finish()
     by_row = dict(zip(clips["row"], map(_with_current_names, job.manifest.rows()), strict=True))
     return [by_row[row] for row in range(total)]
 
