@@ -238,7 +238,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.greater_is_better: bool | None = not self.metric_for_best_model.endswith(("wer", "cer", "loss"))
 
     def _check_objective(self) -> None:
-        from .objective import DIVERGENCES, DIVERGENCES_WITH_MIX
+        from .objective import DIVERGENCES
         from .self_teacher import SELF_TEACHERS
 
         choices = {
@@ -254,8 +254,12 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         check_ranges(self, **dict.fromkeys(weights, SHARE))
         check_ranges(self, temperature=POSITIVE, hidden_weight=NOT_NEGATIVE, adaptive_window=COUNT)
         check_ranges(self, self_ema_decay=Range(low=0, below=1))
-        if self.divergence in DIVERGENCES_WITH_MIX:
+        if DIVERGENCES[self.divergence].uses_mix:
             check_ranges(self, divergence_beta=Range(above=0, below=1))
+        elif self.divergence_beta != type(self).divergence_beta:
+            raise UserError(
+                f"--divergence_beta {self.divergence_beta} has no effect with --divergence {self.divergence}"
+            )
         if self.self_weight and self.self_teacher == "none":
             raise UserError(f"--self_weight {self.self_weight} requires --self_teacher ema or snapshot")
         if self.hidden_weight and not self.uses_teacher:

@@ -10,7 +10,8 @@ clips `g_i` is 1, or the teacher's probability of the label.
 All functions return values per token, in float32 for models of any dtype. The trainer computes the sum and divides by
 `N`, because `N` counts the tokens of all accumulation steps and processes.
 
-To add a divergence, write a function of (target log-probs, student log-probs, mix) and add it to `DIVERGENCES`.
+To add a divergence, write a function of (target log-probs, student log-probs, mix) and add it with its formula to
+`DIVERGENCES`.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Divergence = Callable[[Tensor, Tensor, float], Tensor]
+DivergenceFunction = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -61,13 +62,26 @@ def skewed_kl(target: Tensor, student: Tensor, mix: float) -> Tensor:
     return _kl(target, _log_mixture(target, student, mix))
 
 
-DIVERGENCES: dict[str, Divergence] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "jensen_shannon": jensen_shannon,
-    "skewed_kl": skewed_kl,
+class Divergence(NamedTuple):
+    """A divergence that the option can choose."""
+
+    function: DivergenceFunction
+    formula: str  # for the model card, with {target}, {student} and, if the function uses `mix`, {mix}
+
+    @property
+    def uses_mix(self) -> bool:
+        return "{mix}" in self.formula
+
+    def __call__(self, target: Tensor, student: Tensor, mix: float) -> Tensor:
+        return self.function(target, student, mix)
+
+
+DIVERGENCES = {
+    "forward_kl": Divergence(forward_kl, "KL({target} ‖ {student})"),
+    "reverse_kl": Divergence(reverse_kl, "KL({student} ‖ {target})"),
+    "jensen_shannon": Divergence(jensen_shannon, "JSD_{mix}({target} ‖ {student})"),
+    "skewed_kl": Divergence(skewed_kl, "KL({target} ‖ {mix}·{target} + (1 - {mix})·{student})"),
 }
-DIVERGENCES_WITH_MIX = ("jensen_shannon", "skewed_kl")
 
 
 class TopK(NamedTuple):
@@ -169,7 +183,7 @@ def distillation_loss(
     teacher_weight: float = 0.0,
     self_weight: float = 0.0,
     temperature: float = 1.0,
-    divergence: Divergence = forward_kl,
+    divergence: DivergenceFunction = forward_kl,
     mix: float = 0.5,
     weight_teacher_by_label_prob: bool = False,
     teacher_mask: Tensor | None = None,

@@ -271,7 +271,9 @@ def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path
                     remove_checkpoints(cell)
                     cached |= {cell.labels} - {""}
                 else:
-                    failed.append(f"{cell.name}: {future.exception()}; see {log_file(cell, directory)}")
+                    error = future.exception()
+                    what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                    failed.append(f"{cell.name}: {what}; see {log_file(cell, directory)}")
                     progress.write(failed[-1], file=sys.stderr)
                 progress.update()
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from askd_hf.hub.card_training import objective
 from askd_hf.hub.provenance import BaseModelInfo, Provenance, TrainingData, cached_teacher
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.student import init_student
+from askd_hf.objective import DIVERGENCES
 
 MADE_UP = ("made-up-summary", "made-up-results", "you/made-up", True)
 
@@ -170,6 +171,14 @@ PS_KD = dict(teacher_phase_ratio=0.0, teacher_weight=0.0, teacher_weight_end=0.0
 def test_the_formula_has_the_terms_of_the_run(changes, formula):
     askd = dict(read_summary("made-up-summary").arguments, divergence="forward_kl", weight_teacher_by_label_prob=False)
     assert objective(askd | changes) == f"L = Σᵢ [ {formula} ] / N"
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_every_divergence_has_a_formula_of_teacher_and_student(name):
+    arguments = read_summary("made-up-summary").arguments | KD | dict(divergence=name, divergence_beta=0.25)
+    formula = objective(arguments)
+    assert "teacherᵢ" in formula and "studentᵢ" in formula and "{" not in formula
+    assert ("0.25" in formula) == DIVERGENCES[name].uses_mix
 
 
 # ---- licenses ----

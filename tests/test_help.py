@@ -5,10 +5,12 @@ A bare % in the help of an option ends argparse with a traceback.
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+from documents import GUIDES
 from scripts import ROOT, load_script
 
 from askd_hf.commands.main import COMMANDS, main
@@ -84,6 +86,11 @@ def test_the_help_names_every_divergence():
     """It can't be made of `DIVERGENCES`, whose module imports torch."""
     (field,) = (field for field in dataclasses.fields(ASKDConfig) if field.name == "divergence")
     assert field.metadata["help"] == f"Divergence from the soft targets: {', '.join(DIVERGENCES)}."
+
+
+def test_the_guide_names_every_divergence():
+    (row,) = re.findall(r"^\| `--divergence` .*", (GUIDES / "method.md").read_text(), re.MULTILINE)
+    assert set(DIVERGENCES) <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_h_is_help():

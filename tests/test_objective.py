@@ -10,15 +10,18 @@ from askd_hf.objective import DIVERGENCES, TopK, distillation_loss
 TOKENS, VOCABULARY = 7, 11
 
 
+# by name: the divergence of arrays of probabilities, computed without askd_hf; m is mix * p + (1 - mix) * q
+REFERENCES = {
+    "forward_kl": lambda p, q, m, mix: rel_entr(p, q).sum(-1),
+    "reverse_kl": lambda p, q, m, mix: rel_entr(q, p).sum(-1),
+    "jensen_shannon": lambda p, q, m, mix: mix * rel_entr(p, m).sum(-1) + (1 - mix) * rel_entr(q, m).sum(-1),
+    "skewed_kl": lambda p, q, m, mix: rel_entr(p, m).sum(-1),
+}
+
+
 def numpy_divergence(name, p, q, mix):
-    if name == "forward_kl":
-        return rel_entr(p, q).sum(-1)
-    if name == "reverse_kl":
-        return rel_entr(q, p).sum(-1)
-    m = mix * p + (1 - mix) * q
-    if name == "jensen_shannon":
-        return mix * rel_entr(p, m).sum(-1) + (1 - mix) * rel_entr(q, m).sum(-1)
-    return rel_entr(p, m).sum(-1)
+    assert name in REFERENCES, f"add the reference of {name} to REFERENCES"
+    return REFERENCES[name](p, q, mix * p + (1 - mix) * q, mix)
 
 
 def numpy_blend(

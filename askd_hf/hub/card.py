@@ -22,7 +22,7 @@ from ..evaluation.result_tables import (
     speedup,
 )
 from ..evaluation.results import Results
-from ..objective import DIVERGENCES_WITH_MIX
+from ..objective import DIVERGENCES
 from .card_sections import (
     STUDENT,
     TEACHER,
@@ -80,7 +80,7 @@ def render_card(
         uses_teacher=uses_teacher,
         uses_self=uses_self,
         has_no_speech_clips=has_no_speech_clips(summary),
-        divergences_with_mix=DIVERGENCES_WITH_MIX,
+        uses_mix=DIVERGENCES[summary.arguments["divergence"]].uses_mix,
         title_line=title_line(summary),
         results_line=None if results is None else results_line(results),
         base_model=base_model_sentence(summary),

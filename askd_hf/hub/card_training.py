@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..evaluation.result_tables import Table
-from ..objective import DIVERGENCES_WITH_MIX
+from ..objective import DIVERGENCES
 from .training_summary import TrainingSummary
 
 # shown in the objective and the schedule
@@ -44,13 +44,9 @@ def objective(arguments: dict[str, Any], no_speech_clips: bool = False) -> str:
 
 def divergence(target: str, arguments: dict[str, Any]) -> str:
     """Return the formula of T² D(target, student), with T as a number."""
-    name, beta = arguments["divergence"], f"{arguments['divergence_beta']:g}"
-    formula = {
-        "forward_kl": f"KL({target} ‖ studentᵢ)",
-        "reverse_kl": f"KL(studentᵢ ‖ {target})",
-        "jensen_shannon": f"JSD_{beta}({target} ‖ studentᵢ)",
-        "skewed_kl": f"KL({target} ‖ {beta}·{target} + (1 - {beta})·studentᵢ)",
-    }[name]
+    formula = DIVERGENCES[arguments["divergence"]].formula.format(
+        target=target, student="studentᵢ", mix=f"{arguments['divergence_beta']:g}"
+    )
     temperature = f"{arguments['temperature']:g}"
     return formula if temperature == "1" else f"{temperature}²·{formula}"
 
@@ -91,7 +87,7 @@ def hyperparameter_table(summary: TrainingSummary) -> str:
     unused |= set() if self_teacher else {"self_schedule", "self_teacher", "snapshot_strategy"}
     if not self_teacher or summary.arguments["self_teacher"] != "ema":
         unused.add("self_ema_decay")
-    if summary.arguments["divergence"] not in DIVERGENCES_WITH_MIX:
+    if not DIVERGENCES[summary.arguments["divergence"]].uses_mix:
         unused.add("divergence_beta")
     unused.add("num_train_epochs" if arguments["max_steps"] > 0 else "max_steps")
     rows = [
