@@ -5,11 +5,15 @@ No library is imported at the top: `askd-hf --help` doesn't wait for one, and `a
 
 import contextlib
 import errno
+import functools
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 # parts of the messages of torch.save when the disk is full
 TORCH_CANT_WRITE = ("PytorchStreamWriter failed", "inline_container.cc", "file write failed")
@@ -103,3 +107,9 @@ def exit_on_user_error() -> Iterator[None]:
 def _fail(message: str, status: int) -> int:
     print(f"\n{message}", file=sys.stderr, flush=True)
     return status
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning once per process, even if several splits of a dataset are read."""
+    logger.warning(message)

@@ -83,6 +83,7 @@ SHORTER = {
     "askd-hf distill --window_seconds": f"{TRAINING} --window_seconds 1 --teacher_top_k 8",
     "askd-hf distill --encoder_layers": f"{TRAINING} --encoder_layers 0, --encoder_recovery_epochs 1",
     "askd-hf plan": "--speedup 0.01",
+    "askd-hf prepare --audio_dir": "--target prepared",  # my_speech is here already
     "askd-hf finetune": TRAINING,
     "askd-hf cache-teacher": "--use_cpu",
     "askd-hf evaluate": EVALUATION,

@@ -11,6 +11,7 @@ from .. import __version__
 
 # subcommand -> what it does
 COMMANDS = {
+    "prepare": "make a dataset of a CSV file and audio files, split by speaker",
     "distill": "distill a Whisper model into a smaller one",
     "finetune": "fine-tune a Whisper model, with or without a teacher, whole or with LoRA",
     "plan": "propose window, vocabulary and layers of a student for a speed or a size",

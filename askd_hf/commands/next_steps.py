@@ -76,3 +76,16 @@ def next_steps(
         name = re.sub(r"[^\w.-]+", "-", Path(config.output_dir).absolute().name, flags=re.ASCII).strip("-.")
         repo_id = config.hub_model_id or f"you/{name}"
         yield "publish", ["askd-hf", "push", "--model_dir", config.output_dir, "--repo_id", repo_id]
+
+
+def better_step(log_history: list[dict[str, float]]) -> str | None:
+    """Return a sentence on the evaluation with the lowest word error rate, None if that is the last one.
+
+    Of several evaluation sets, the first one counts.
+    """
+    key = next((name for row in log_history for name in row if name.startswith("eval_") and name.endswith("wer")), "")
+    evaluations = [(row[key], int(row["step"])) for row in log_history if key in row]
+    if not evaluations or min(evaluations)[0] >= evaluations[-1][0]:
+        return None
+    (best, step), (last, last_step) = min(evaluations), evaluations[-1]
+    return f"the student is that of step {last_step}, {key} {last:.1f} %; step {step} had {best:.1f} %"

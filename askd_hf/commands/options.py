@@ -31,6 +31,10 @@ def options_of(command: str) -> tuple[type, ...]:
         from ..pseudo_labels.options import PseudoLabelArguments
 
         return (PseudoLabelArguments,)
+    if command == "prepare":
+        from ..arguments.prepare import PrepareArguments
+
+        return (PrepareArguments,)
     if command == "push":
         from ..arguments.push import PushArguments
 

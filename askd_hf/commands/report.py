@@ -18,7 +18,7 @@ from ..models.loading import load_processor, load_whisper
 from ..models.smaller_vocabulary import with_smaller_vocabulary
 from ..models.window import window_seconds
 from ..trainer import ASKDTrainer
-from .next_steps import print_next_steps
+from .next_steps import better_step, print_next_steps
 
 
 def report(
@@ -35,7 +35,14 @@ def report(
             clip.
     """
     config, clips, file = trainer.args, train_dataset, None
+    if not config.load_best_model_at_end and (note := better_step(trainer.state.log_history)):
+        print(f"\n{note}: --load_best_model_at_end keeps the best")
     if splits and data_args.compare:
+        clips = sum(len(split.clips) for split in splits.values())
+        print(
+            f"\nthe student is saved in {config.output_dir}; it is compared with its initial weights and its teacher"
+        )
+        print(f"on {clips:,} clips of {', '.join(splits)} (not with --no_compare)", flush=True)
         trainer.free_memory()
         print_comparison(model_args, data_args, splits, config)
     source = data_args.train_sources()[0]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Audio, Dataset
 
-from ..errors import UserError
+from ..errors import UserError, warn_once
 from .clip_files import check_inside, check_target, clip_file
-from .metadata import read_metadata, warn_once
+from .metadata import read_metadata
 from .splits import kind_of, split_directory
 
 # usual suffixes of the formats that `decode_audio` reads; `file_name` in a metadata file may have any suffix

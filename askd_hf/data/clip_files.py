@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ..errors import UserError
-from .metadata import warn_once
+from ..errors import UserError, warn_once
 
 
 @dataclass(frozen=True)

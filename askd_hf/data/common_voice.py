@@ -6,9 +6,9 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from ..errors import UserError
+from ..csv_files import csv_rows
+from ..errors import UserError, warn_once
 from .audiofolder import with_audio_files
-from .metadata import csv_rows, warn_once
 
 CLIPS = "clips"
 NEEDED = ("path", "sentence")

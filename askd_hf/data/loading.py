@@ -19,7 +19,7 @@ from datasets import (
 )
 from datasets.features.features import get_nested_type
 
-from ..errors import UserError
+from ..errors import UserError, warn_once
 from .audio_column import find_audio, with_audio, with_located
 from .columns import (
     AUDIO_FILE,
@@ -34,7 +34,6 @@ from .columns import (
     require_audio_files,
     with_features,
 )
-from .metadata import warn_once
 from .sources import load_split
 from .splits import KINDS
 

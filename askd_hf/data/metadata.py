@@ -1,10 +1,6 @@
 """Read metadata files of audio without type inference: a transcript "null" or "007" is text."""
 
-import csv
-import functools
 import json
-import logging
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
-from ..errors import UserError
+from ..csv_files import SEPARATORS, csv_rows
+from ..errors import UserError, warn_once
 from .columns import replace_column
-
-logger = logging.getLogger(__name__)
 
 EXPECTED = "file_name (the audio file, relative to the metadata file) and a transcript column such as transcription"
 # names of the column in other tools: NeMo, SpeechBrain, torchaudio, Common Voice, Kaldi converters
@@ -24,13 +19,6 @@ NOT_FILE_NAME = (
     *("file", "filename", "filepath", "file_path", "path", "audio", "audio_file", "audio_path", "audio_filepath"),
     *("wav", "wav_file", "wav_path", "wav_filename", "sound", "recording", "clip", "clip_path"),
 )
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-
-
-@functools.cache
-def warn_once(message: str) -> None:
-    """Log a warning once per process, even if several splits of a dataset are read."""
-    logger.warning(message)
 
 
 def read_metadata(file: Path) -> Dataset:
@@ -61,7 +49,9 @@ def _no_file_name(columns: list[str], file: Path) -> str:
             if separator in columns[0]:
                 return f"{message}, separated by commas, not by {name}"
     meant = next((name for name in columns if name.lower() in NOT_FILE_NAME or name.lower() == "file_name"), None)
-    return message if meant is None else f"{message}: rename the column {meant!r} to file_name"
+    if meant is None:
+        return message
+    return f"{message}: rename the column {meant!r} to file_name, or let askd-hf prepare make a dataset of the file"
 
 
 def _from_rows(rows: Iterator[list], file: Path) -> Dataset:
@@ -94,46 +84,6 @@ def _parquet(file: Path) -> Dataset:
             )
             table = table.remove_column(table.schema.get_field_index(field.name))
     return Dataset(table)
-
-
-def csv_rows(file: Path, delimiter: str = ",", quotes: bool = True) -> Iterator[list[str]]:
-    """Yield the header, then the rows. A column without a name is named "".
-
-    Not `pyarrow.csv`, which accepts an unclosed quote.
-
-    Raises `UserError` if two columns have the same name, a row has another length, or a quote isn't closed.
-    """
-    # utf-8-sig: spreadsheet programs write a byte order mark before the first column's name
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(
-            stream, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
-        )
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(header, file)
-            yield header
-            for fields in reader:
-                if fields and len(fields) != len(header):
-                    advice = "; enclose text with commas in double quotes" if delimiter == "," else ""
-                    raise UserError(
-                        f"{file}, line {reader.line_num}: {len(fields)} fields, the header has {len(header)} "
-                        f"({', '.join(header)}){advice}"
-                    )
-                if fields:
-                    yield fields
-        except csv.Error as error:
-            raise UserError(f"{file}, line {reader.line_num}: {error}") from None
-
-
-def _check_header(header: list[str], file: Path) -> None:
-    duplicates = [name for name, number in Counter(header).items() if name and number > 1]
-    if duplicates:
-        raise UserError(
-            f"{file}: several columns are named {', '.join(map(repr, duplicates))}; rename or remove all but one"
-        )
-    for place, name in enumerate(header, start=1):
-        if not name:
-            warn_once(f"{file}: column {place} has no name in the header and is ignored")
 
 
 def _json_rows(file: Path) -> Iterator[list]:

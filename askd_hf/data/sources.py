@@ -17,13 +17,12 @@ from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pa
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError
 from huggingface_hub import constants
 
-from ..errors import UserError
+from ..errors import UserError, warn_once
 from ..hub_access import hub_access, local_or_hub
 from .audiofolder import METADATA_FILES, audiofolder_splits, read_audiofolder
 from .clip_files import ClipFiles, was_downloaded
 from .common_voice import common_voice_splits, read_common_voice
 from .hub_audiofolder import load_hub_audiofolder
-from .metadata import warn_once
 from .splits import pick
 
 FORMATS = "a directory with metadata.csv, a directory saved by `datasets`, parquet files, or a Hub id"
@@ -49,7 +48,8 @@ def load_split(
             return _load_built(name, None, config, split, num_proc, streaming)
     path = Path(name).expanduser().resolve()
     if path.is_file() and path.suffix != ".parquet":
-        raise UserError(f"{name} is not a dataset; expected {FORMATS}")
+        made = f". Make one of it: askd-hf prepare --source {name} --target my_speech" if path.suffix == ".csv" else ""
+        raise UserError(f"{name} is not a dataset; expected {FORMATS}{made}")
     is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     folder = audiofolder_splits(path) if path.is_dir() else {}
     tables = common_voice_splits(path) if path.is_dir() and not (is_saved or folder) else {}
@@ -113,6 +113,10 @@ def _load_built(
             raise UserError(
                 f"{name}: with HF_HUB_OFFLINE, `datasets` can't find a dataset if only one split was downloaded. Run "
                 f"`hf download {name} --repo-type dataset --local-dir DIR` once, and use DIR as the dataset"
+            ) from None
+        if "Couldn't infer the same data file format" in str(error):
+            raise UserError(
+                f"{name} has files of several kinds, such as audio and tables; expected {FORMATS}"
             ) from None
         if "onfig" not in str(error):
             raise

@@ -17,8 +17,7 @@ from askd_hf.data.audio import MAX_BYTES, AudioError
 from askd_hf.data.augment import AugmentArguments, Augmenter
 from askd_hf.data.clip_files import ClipFiles
 from askd_hf.data.columns import replace_column
-from askd_hf.data.metadata import warn_once
-from askd_hf.errors import UserError
+from askd_hf.errors import UserError, warn_once
 from askd_hf.evaluation.prepared_sets import prepare_set
 from askd_hf.evaluation.suites import DatasetSpec
 from askd_hf.pseudo_labels.speech import load_clips

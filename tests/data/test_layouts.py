@@ -12,8 +12,7 @@ from speech import RATE, audiofolder, tone, write_csv
 
 from askd_hf.data import load_speech_dataset
 from askd_hf.data.languages import with_language
-from askd_hf.data.metadata import warn_once
-from askd_hf.errors import UserError
+from askd_hf.errors import UserError, warn_once
 from askd_hf.evaluation.suites import DatasetSpec, load_set
 from askd_hf.pseudo_labels.speech import load_clips
 

@@ -77,6 +77,17 @@ def make_recordings(folder: Path) -> None:
         soundfile.write(file, list(wave) * 4, rate)
 
 
+def make_list(folder: Path) -> None:
+    """A list of recordings with columns of its own, and the recordings."""
+    clips = write_speech(folder / "listed", clips=12)
+    (clips / "audio").rename(folder / "recordings")
+    with (clips / "metadata.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["recording;what_was_said;who"]
+    lines += [f"{row['file_name'].removeprefix('audio/')};{row['transcription']};{i}" for i, row in enumerate(rows)]
+    (folder / "transcripts.csv").write_text("\n".join(lines) + "\n")
+
+
 def make_packed(folder: Path) -> None:
     """Clips with the columns of `askd-hf pseudo-label --timestamps --concatenate`."""
     write_speech(folder)
@@ -123,6 +134,8 @@ def make_speech(folder: Path, named: Callable[[str], bool]) -> None:
         write_speech(folder / name, clips=6, seed=20)
     if named("my_recordings"):
         make_recordings(folder / "my_recordings")
+    if named("transcripts.csv"):
+        make_list(folder)
     if named("speechocean"):
         make_speakers(folder / "speechocean")
     if named("my_packed_speech"):

@@ -1,0 +1,193 @@
+r"""Make a dataset for askd-hf of a CSV file and the audio files that it names, split by speaker.
+
+    askd-hf prepare --source transcripts.csv --audio_dir recordings --target my_speech \
+        --audio_column recording --text_column what_was_said --speaker_column who
+
+Writes the directories train, validation and test, each with its clips and a metadata.csv with the columns file_name,
+transcription and speaker; other columns are kept. No speaker is in two of them, so the error rates are those of
+speakers that the student wasn't trained on. Of the speakers in sorted order, every fifth (0, 5, 10, ...) is for
+testing and every tenth (1, 11, ...) for validation. The audio files are linked, or copied where that isn't possible.
+"""
+
+import csv
+import os
+import random
+import shutil
+from pathlib import Path, PurePath
+
+from ..arguments.parser import parse_args
+from ..arguments.prepare import PrepareArguments
+from ..csv_files import SEPARATORS, csv_rows
+from ..errors import UserError, disk_errors
+from ..progress import progress
+from .options import options_of
+
+OPTIONS = options_of("prepare")
+SPLITS = ("train", "validation", "test")
+MAX_LISTED = 10  # missing files in a message
+FEW = 3  # speakers: an error rate of fewer says little about others
+
+Row = dict[str, str]
+
+
+def main(argv: list[str] | None = None) -> None:
+    prepare(*parse_args(OPTIONS, argv, "askd-hf prepare", __doc__))
+
+
+def prepare(args: PrepareArguments) -> None:
+    """Write the splits, as examples/prepare.py does step by step. Raises `UserError` for a wrong list of clips."""
+    clips = read_clips(args)
+    splits = split_by_speaker(args, clips)
+    write_splits(args, splits)
+    print_splits(args, splits)
+
+
+def read_clips(args: PrepareArguments) -> list[Row]:
+    """Return the rows with the columns file_name, transcription and speaker.
+
+    Raises `UserError` if a column, a file or all rows are missing, or two rows name the same file.
+    """
+    if Path(args.target).exists():
+        raise UserError(f"{args.target} already exists: choose another --target, or remove it first")
+    file = csv_file(args)
+    header, rows = read_rows(file)
+    wanted = dict(file_name=args.audio_column, transcription=args.text_column, speaker=args.speaker_column)
+    for option, column in zip(("audio_column", "text_column", "speaker_column"), wanted.values(), strict=True):
+        if column not in header and not (option == "speaker_column" and column == "none"):
+            also = ". Without speakers: --speaker_column none" if option == "speaker_column" else ""
+            raise UserError(f"{file} has no column {column!r}; it has {', '.join(header)}: give --{option}{also}")
+    if args.max_seconds is not None:
+        rows = [row for row in rows if duration(row, file) <= args.max_seconds]
+    others = [name for name in header if name and name not in {*wanted.values(), *wanted}]
+    clips = [
+        {new: row.get(column, "") for new, column in wanted.items()} | {name: row[name] for name in others}
+        for row in rows
+    ]
+    check_files(args, clips, file)
+    return clips
+
+
+def csv_file(args: PrepareArguments) -> Path:
+    source = Path(args.source)
+    file = source / "metadata.csv" if source.is_dir() else source
+    if not file.is_file():
+        raise UserError(f"--source {source}: expected a CSV file, or a directory with a metadata.csv")
+    return file
+
+
+def read_rows(file: Path) -> tuple[list[str], list[Row]]:
+    """Return the names of the columns, and the rows. The separator is the one that gives the most columns."""
+    headers = {separator: next(csv_rows(file, separator), []) for separator in (",", *SEPARATORS)}
+    separator = max(headers, key=lambda one: len(headers[one]))
+    header, *rows = csv_rows(file, separator)
+    if not rows:
+        raise UserError(f"{file} has no rows")
+    return header, [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def duration(row: Row, file: Path) -> float:
+    """Return the seconds in the column `duration`. Raises `UserError` if they aren't there."""
+    try:
+        return float(row["duration"])
+    except (KeyError, ValueError):
+        raise UserError(f"--max_seconds needs a column `duration` with seconds in every row of {file}") from None
+
+
+def audio_file(args: PrepareArguments, name: str) -> Path:
+    """Return the file of a row. An absolute path is itself."""
+    directory = Path(args.audio_dir) if args.audio_dir else csv_file(args).parent
+    return directory / name
+
+
+def file_name(name: str) -> str:
+    """Return the name of a row's file in its split: without the directories of a path that leads out of it."""
+    path = PurePath(name)
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+
+
+def check_files(args: PrepareArguments, clips: list[Row], file: Path) -> None:
+    """Raise `UserError` for files that are missing, or that would have the same name."""
+    missing = [
+        f"  row {row}: {clip['file_name'] or 'no file'}"
+        for row, clip in enumerate(clips)
+        if not clip["file_name"] or not audio_file(args, clip["file_name"]).is_file()
+    ]
+    if missing:
+        listed = missing[:MAX_LISTED] + ([f"  and {len(missing) - MAX_LISTED} more"] if missing[MAX_LISTED:] else [])
+        where = args.audio_dir or file.parent
+        lines = "\n".join(listed)
+        raise UserError(f"{len(missing)} of {len(clips)} audio files are not in {where}: give --audio_dir\n{lines}")
+    names: dict[str, str] = {}
+    for clip in clips:
+        other = names.setdefault(file_name(clip["file_name"]), clip["file_name"])
+        if other is not clip["file_name"]:
+            raise UserError(f"{file}: {other} and {clip['file_name']} are one file, or have the same name")
+
+
+def split_by_speaker(args: PrepareArguments, clips: list[Row]) -> dict[str, list[Row]]:
+    """Return the clips of each split. Without speakers each clip is one, in random order."""
+    if args.speaker_column == "none":
+        order = random.Random(0).sample(range(len(clips)), len(clips))
+    else:
+        speakers = sorted({clip["speaker"] for clip in clips})
+        numbers = {speaker: number for number, speaker in enumerate(speakers)}
+        order = [numbers[clip["speaker"]] for clip in clips]
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    for clip, number in zip(clips, order, strict=True):
+        splits[split_of(args, number)].append(clip)
+    if empty := [name for name, chosen in splits.items() if not chosen]:
+        raise UserError(
+            f"{max(order) + 1} speakers are too few: no clip for {', '.join(empty)}. Give a smaller --test_every or "
+            "--validation_every, or --speaker_column none"
+        )
+    return splits
+
+
+def split_of(args: PrepareArguments, number: int) -> str:
+    """Return the split of a speaker by its number in sorted order."""
+    if number % args.test_every == 0:
+        return "test"
+    return "validation" if number % args.validation_every == 1 else "train"
+
+
+def write_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
+    """Write the splits to `--target`, which exists only when they are complete."""
+    target = Path(args.target)
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    rows = [(name, clip) for name, clips in splits.items() for clip in clips]
+    with disk_errors(f"--target {target}"):
+        for name, clip in progress(rows, "Writing"):
+            copy = unfinished / name / file_name(clip["file_name"])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(audio_file(args, clip["file_name"]), copy)
+        for name, clips in splits.items():
+            with (unfinished / name / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+                fields = [field for field in clips[0] if field != "speaker" or args.speaker_column != "none"]
+                writer = csv.DictWriter(file, fields, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(clip | {"file_name": file_name(clip["file_name"])} for clip in clips)
+        unfinished.rename(target)
+
+
+def link_or_copy(source: Path, copy: Path) -> None:
+    try:
+        os.link(source.resolve(), copy)
+    except OSError:  # on another disk, or not supported
+        shutil.copyfile(source, copy)
+
+
+def print_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
+    """Print the size of each split, and how to train on them."""
+    for name, clips in splits.items():
+        speakers = len({clip["speaker"] for clip in clips})
+        who = "" if args.speaker_column == "none" else f" of {speakers} speaker{'s' * (speakers != 1)}"
+        words = sum(len(clip["transcription"].split()) for clip in clips)
+        print(f"{name}: {len(clips):,} clips{who}, {words:,} words")
+        if who and name != "train" and speakers < FEW:
+            print(f"  few speakers: a smaller --{name}_every makes the error rate of {name} more reliable")
+    print(
+        f"\ntrain a student:\n  askd-hf distill --teacher openai/whisper-small --dataset {args.target} "
+        f"--eval_splits validation\n\nand at the end, once:\n  askd-hf evaluate --model runs/YOUR_RUN "
+        f"--teacher openai/whisper-small --dataset {args.target} --eval_splits test"
+    )

@@ -1,0 +1,50 @@
+"""Read CSV files strictly: nothing is guessed, and a wrong row is an error that names its line."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import UserError, warn_once
+
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # beside the comma
+
+
+def csv_rows(file: Path, delimiter: str = ",", quotes: bool = True) -> Iterator[list[str]]:
+    """Yield the header, then the rows. A column without a name is named "".
+
+    Not `pyarrow.csv`, which accepts an unclosed quote.
+
+    Raises `UserError` if two columns have the same name, a row has another length, or a quote isn't closed.
+    """
+    # utf-8-sig: spreadsheet programs write a byte order mark before the first column's name
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.reader(
+            stream, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
+        )
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(header, file)
+            yield header
+            for fields in reader:
+                if fields and len(fields) != len(header):
+                    advice = "; enclose text with commas in double quotes" if delimiter == "," else ""
+                    raise UserError(
+                        f"{file}, line {reader.line_num}: {len(fields)} fields, the header has {len(header)} "
+                        f"({', '.join(header)}){advice}"
+                    )
+                if fields:
+                    yield fields
+        except csv.Error as error:
+            raise UserError(f"{file}, line {reader.line_num}: {error}") from None
+
+
+def _check_header(header: list[str], file: Path) -> None:
+    duplicates = [name for name, number in Counter(header).items() if name and number > 1]
+    if duplicates:
+        raise UserError(
+            f"{file}: several columns are named {', '.join(map(repr, duplicates))}; rename or remove all but one"
+        )
+    for place, name in enumerate(header, start=1):
+        if not name:
+            warn_once(f"{file}: column {place} has no name in the header and is ignored")

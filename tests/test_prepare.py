@@ -1,0 +1,153 @@
+"""`askd-hf prepare`: a CSV file with names of its own becomes a dataset whose splits share no speaker."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from speech import write_speech
+
+from askd_hf.commands import prepare
+from askd_hf.commands.main import main
+from askd_hf.commands.next_steps import better_step
+from askd_hf.data import load_speech_dataset
+
+SPLITS = ("train", "validation", "test")
+NAMES = ["--audio_column", "recording", "--text_column", "what was said", "--speaker_column", "who"]
+
+
+@pytest.fixture
+def recordings(tmp_path) -> Path:
+    """24 clips of 12 speakers."""
+    return write_speech(tmp_path / "speech", clips=24) / "audio"
+
+
+def write_list(
+    path: Path, recordings: Path, separator: str = ";", header=("recording", "what was said", "who", "city")
+):
+    """A list of the recordings, two of each speaker. The text has commas and quotes."""
+    rows = [
+        (file.name, f'one, "two" {file.stem}', f"speaker {number // 2:02}", "Rome")
+        for number, file in enumerate(sorted(recordings.iterdir()))
+    ]
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # as spreadsheet programs write
+        csv.writer(file, delimiter=separator).writerows([header, *rows])
+    return path
+
+
+def run(*arguments, error: str | None = None, capsys) -> str:
+    if error is None:
+        main(["prepare", *map(str, arguments)])
+    else:
+        with pytest.raises(SystemExit) as stop:
+            main(["prepare", *map(str, arguments)])
+        assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert error is None or error in err, err
+    return out
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_the_splits_share_no_speaker_and_lose_no_clip(tmp_path, recordings, capsys, separator):
+    listed = write_list(tmp_path / "list.csv", recordings, separator)
+    target = tmp_path / "out"
+    printed = run("--source", listed, "--audio_dir", recordings, "--target", target, *NAMES, capsys=capsys)
+    speakers, clips = {}, []
+    for split in SPLITS:
+        dataset = load_speech_dataset(str(target / split), None, "train")
+        speakers[split] = set(dataset["speaker"])
+        for row in dataset:
+            name = Path(row["clip"]).name
+            assert row["text"] == f'one, "two" {Path(name).stem}' and row["city"] == "Rome"
+            assert (target / split / name).read_bytes() == (recordings / name).read_bytes()
+            clips.append(name)
+    assert sorted(clips) == sorted(file.name for file in recordings.iterdir())
+    numbers = {name: sorted(int(speaker.split()[1]) for speaker in those) for name, those in speakers.items()}
+    assert numbers == dict(train=[2, 3, 4, 6, 7, 8, 9], validation=[1, 11], test=[0, 5, 10])
+    assert "train: 14 clips of 7 speakers, 42 words" in printed
+    assert "few speakers: a smaller --validation_every" in printed and "--test_every makes" not in printed
+
+
+def test_an_audiofolder_is_split_and_keeps_its_directories(tmp_path, recordings, capsys):
+    folder = recordings.parent
+    rows = list(csv.DictReader((folder / "metadata.csv").open(newline="")))
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "transcription", "speaker", "duration"])
+        writer.writerows((row["file_name"], row["transcription"], i, i) for i, row in enumerate(rows))
+    run("--source", folder, "--target", tmp_path / "out", "--max_seconds", 19, capsys=capsys)
+    assert sum(len(list((tmp_path / "out" / split / "audio").iterdir())) for split in SPLITS) == 20
+
+
+def test_without_speakers_clips_are_split(tmp_path, recordings, capsys):
+    listed = write_list(tmp_path / "list.csv", recordings)
+    options = "--source", listed, "--audio_dir", recordings, *NAMES[:4]
+    run(*options, "--target", tmp_path / "out", error="has no column 'speaker'", capsys=capsys)
+    for name in ("out", "again"):
+        run(*options, "--speaker_column", "none", "--target", tmp_path / name, capsys=capsys)
+    first, second = (
+        [(tmp_path / name / split / "metadata.csv").read_text() for split in SPLITS] for name in ("out", "again")
+    )
+    assert first == second and [text.count("\n") - 1 for text in first] == [16, 3, 5]
+
+
+def test_files_are_copied_where_they_cannot_be_linked(tmp_path, recordings, capsys, monkeypatch):
+    def link(*args):
+        raise OSError("another disk")
+
+    monkeypatch.setattr(prepare.os, "link", link)
+    listed = write_list(tmp_path / "list.csv", recordings)
+    run("--source", listed, "--audio_dir", recordings, "--target", tmp_path / "out", *NAMES, capsys=capsys)
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == 24
+
+
+def test_absolute_paths_are_themselves(tmp_path, recordings, capsys):
+    listed = write_list(tmp_path / "list.csv", recordings)
+    text = listed.read_text(encoding="utf-8-sig")
+    for file in recordings.iterdir():
+        text = text.replace(f"\n{file.name};", f"\n{file};")
+    listed.write_text(text)
+    run("--source", listed, "--target", tmp_path / "out", *NAMES, capsys=capsys)
+    assert len(list((tmp_path / "out").glob("*/*.wav"))) == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "error"),
+    [
+        (None, [], "has no column 'file_name'; it has recording, what was said, who, city: give --audio_column"),
+        (None, [*NAMES[:2], *NAMES[4:]], "has no column 'transcription'"),
+        ("missing", NAMES, "2 of 24 audio files are not in"),
+        ("twice", NAMES, "000.wav and 000.wav are one file, or have the same name"),
+        ("target", NAMES, "already exists: choose another --target"),
+        (None, [*NAMES, "--max_seconds", "3"], "--max_seconds needs a column `duration`"),
+        (None, [*NAMES, "--validation_every", "2", "--test_every", "2"], "no clip for train"),
+        (None, [*NAMES, "--test_every", "1"], "--test_every must be at least 2"),
+        ("none", NAMES, "expected a CSV file, or a directory with a metadata.csv"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(tmp_path, recordings, capsys, change, options, error):
+    listed = write_list(tmp_path / "list.csv", recordings)
+    if change == "missing":
+        for name in ("003.wav", "017.wav"):
+            (recordings / name).unlink()
+    elif change == "twice":
+        listed.write_text(listed.read_text().replace("001.wav;", "000.wav;"))
+    elif change == "target":
+        shutil.copytree(recordings, tmp_path / "out")
+    elif change == "none":
+        listed.unlink()
+    arguments = "--source", listed, "--audio_dir", recordings, "--target", tmp_path / "out", *options
+    before = sorted(tmp_path.rglob("*"))
+    run(*arguments, error=error, capsys=capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_better_step_than_the_last_is_named():
+    steps = [{"step": 9, "loss": 1.0}, *({"step": step, "eval_wer": wer} for step, wer in ((9, 30.5), (18, 36.2)))]
+    assert better_step(steps) == "the student is that of step 18, eval_wer 36.2 %; step 9 had 30.5 %"
+    assert better_step(steps[:2]) is None and better_step(steps[:1]) is None
+    sets = [
+        {"step": step, f"eval_{name}_wer": wer}
+        for step, name, wer in [(1, "a", 9), (1, "b", 5), (2, "a", 8), (2, "b", 6)]
+    ]
+    assert better_step(sets) is None
