@@ -125,3 +125,61 @@ def test_the_table_says_that_it_is_computed(monkeypatch, capsys):
         expected = cost.step_flops(scenario, cost.Shape(), 2, tokens, padded) / 1e9
         assert float(cells[scenario.name].replace(",", "")) == pytest.approx(expected, abs=0.06), scenario.name
     assert "Computed, not measured" in out
+
+
+def test_a_student_with_its_own_window_and_vocabulary(teacher, monkeypatch):
+    """Counted: the teacher's encoder on its whole window, and everything of the student at its own size."""
+    small = cost.Shape(
+        width=32, encoder_layers=2, decoder_layers=4, mels=8, vocabulary=100, positions=30, max_tokens=48
+    )
+    config = dict(d_model=32, encoder_ffn_dim=128, decoder_ffn_dim=128, num_mel_bins=8, vocab_size=100)
+    model = make_whisper(make_processor(), max_source_positions=30, max_target_positions=48, **config)
+    model.set_attn_implementation("eager")
+    student = init_student(model.requires_grad_(False), decoder_layers=2)
+    student.set_attn_implementation("eager")
+    student.model.decoder.requires_grad_(True)
+    student.model.encoder.requires_grad_(False)
+    features = torch.randn(CLIPS, SHAPE.mels, 2 * SHAPE.positions)
+    labels = torch.full((CLIPS, TOKENS), 5)
+
+    def step():
+        with torch.no_grad():
+            target = teacher(input_features=features, labels=labels).logits[..., :100]
+        short = features[..., : 2 * small.positions]
+        output = student(input_features=short, labels=labels)
+        F.kl_div(output.logits.log_softmax(-1), target.softmax(-1), reduction="sum").backward()
+
+    scenario = cost.Scenario("", 1, teacher=True)
+    expected = cost.step_flops(scenario, SHAPE, 2, TOKENS, TOKENS, small)
+    # the teacher here projects all 400 tokens
+    expected += cost.projection_forward(SHAPE, TOKENS) - cost.projection_forward(small, TOKENS)
+    assert counted(step) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_plan_of_several_sizes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cost_model.py", "--plan"])
+    cost.main()
+    out = capsys.readouterr().out
+    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| 1")]
+    assert [row[:2] for row in rows] == [
+        [hours, gpus] for hours in ("1,000", "10,000", "100,000") for gpus in ("1", "8", "64")
+    ]
+    assert "Computed, not measured" in out
+
+
+def test_what_a_step_waits_for():
+    cached, none = cost.SCENARIOS[4], cost.SCENARIOS[2]
+    args = cost.CostArguments()
+    assert cost.bottleneck(none, cost.Shape(), args) == "GPU"
+    # 32 clips of 1,500 x 1,280 float16 at 5 GB/s, and as many for each of the 8 GPUs of a node, whatever their number
+    one = 32 * (1500 * 1280 * 2 + cost.teacher_cache_bytes(49.5, 32)) / 5e9
+    for gpus, share in ((1, 1), (8, 8), (64, 8)):
+        args = cost.CostArguments(gpus=gpus)
+        assert cost.read_seconds(cached, cost.Shape(), args) == pytest.approx(share * one)
+        assert cost.bottleneck(cached, cost.Shape(), args) == "disk"
+    slow = cost.CostArguments(gpus=2, network_bandwidth=0.1)
+    assert cost.bottleneck(none, cost.Shape(), slow) == "network"
+    gradients = 4 * cost.trained_parameters(cost.Shape(), 2)
+    assert cost.network_seconds(cost.Shape(), slow) == pytest.approx(gradients / 0.1e9)
+    assert cost.network_seconds(cost.Shape(), cost.CostArguments()) == 0
+    assert cost.check_hours(cost.CostArguments(hours=1340 * 16, gpus=64)) == pytest.approx(1 / 8)

@@ -1,14 +1,17 @@
 r"""What distilling a large Whisper should cost, computed and not measured.
 
     python examples/benchmarks/cost_model.py --hours 1000 --epochs 10
+    python examples/benchmarks/cost_model.py --plan
 
 counts the floating-point operations of a training step, and the bytes that it moves, for Whisper large-v3 and a
-student with 2 decoder layers on one H100, and divides them by what the GPU, its memory and the disk can do. Every
+student with 2 decoder layers on H100s, and divides them by what the GPU, its memory, the disk and the network can do.
+--plan compares 1,000 to 100,000 hours on 1 to 64 GPUs, in nodes of 8 that each have a disk with the caches. Every
 function below is arithmetic that can be checked by hand; tests/test_cost_model.py checks the operations against
 PyTorch's own counter. What is assumed and what is left out is printed below the table.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from askd_hf.arguments.parser import parse_args
@@ -16,6 +19,7 @@ from askd_hf.errors import exit_on_user_error
 
 PEAK_FLOPS = 989e12  # an H100's bf16 matrix products, dense, a second
 MEMORY_BANDWIDTH = 3.35e12  # bytes a second of its memory
+GPUS_PER_NODE = 8
 
 ASSUMPTIONS = """\
 Computed, not measured. Assumed:
@@ -23,8 +27,10 @@ Computed, not measured. Assumed:
 - matrix products run in bf16 at {utilization:.0%} of the H100's {peak:.0f} TFLOP/s, the same in all rows: what isn't a
   matrix product, launching kernels and waiting for Python are in the rest;
 - weights, gradients, AdamW's moments and {passes} passes over the float32 logits move at {bandwidth:.2f} TB/s;
-- the caches are read at {read_bandwidth:g} GB/s while the GPU computes, and the slower of the two counts;
-- decoding audio, making features, evaluation and checkpoints cost nothing, in favor of the naive rows."""
+- each node of up to 8 GPUs reads the caches at {read_bandwidth:g} GB/s, and each GPU exchanges gradients at
+  {network_bandwidth:g} GB/s, while it computes: the slowest of the three counts;
+- clips are checked once, before training: {cores} cores per node decode {decoding_speed:g} s of audio per second each;
+- making features, decoding audio in training, evaluation and checkpoints cost nothing, in favor of the naive rows."""
 
 
 @dataclass
@@ -42,7 +48,15 @@ class CostArguments:
     decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of the student."})
     top_k: int = field(default=32, metadata={"help": "Tokens that the teacher cache holds at every label token."})
     utilization: float = field(default=0.4, metadata={"help": "Share of the GPU's peak that is reached."})
-    read_bandwidth: float = field(default=5.0, metadata={"help": "GB/s that the disk with the caches gives."})
+    read_bandwidth: float = field(default=5.0, metadata={"help": "GB/s that the disk of a node gives."})
+    gpus: int = field(default=1, metadata={"help": "GPUs, 8 per node."})
+    network_bandwidth: float = field(default=25.0, metadata={"help": "GB/s of gradients between two GPUs."})
+    cores: int = field(default=16, metadata={"help": "CPU cores of a node that check the clips."})
+    # 16 kHz Ogg Vorbis on one core of an EPYC, with a warm disk
+    decoding_speed: float = field(default=1340.0, metadata={"help": "Seconds of audio that a core decodes in one."})
+    window_seconds: int = field(default=30, metadata={"help": "Audio window of the student."})
+    vocabulary: int = field(default=51_866, metadata={"help": "Tokens of the student."})
+    plan: bool = field(default=False, metadata={"help": "Print hours, disk and bottleneck for 1 to 64 GPUs instead."})
 
 
 class Shape(NamedTuple):
@@ -80,11 +94,13 @@ SCENARIOS = [
     Scenario("ours, self phase", 0, self_teacher=True, reads_encoder=True),
 ]
 
+PLANNED = SCENARIOS[2:5]
+
 # ---- operations; a multiplication and its addition are 2 ----
 
 
 def encoder_forward(shape: Shape) -> float:
-    """FLOPs of the encoder for one clip; it always sees 30 s."""
+    """FLOPs of the encoder for one clip; it sees the whole window."""
     d, p = shape.width, shape.positions
     convolutions = 2 * 3 * shape.mels * d * (2 * p) + 2 * 3 * d * d * p  # kernels of 3, the second with stride 2
     projections = 4 * 2 * p * d * d
@@ -118,17 +134,32 @@ def projection_forward(shape: Shape, tokens: float) -> float:
     return 2 * tokens * shape.width * shape.vocabulary
 
 
-def step_flops(scenario: Scenario, shape: Shape, student_layers: int, tokens: float, padded: float) -> float:
-    """FLOPs of one clip in one training step, of `tokens` label tokens padded to `padded`."""
+def step_flops(
+    scenario: Scenario,
+    shape: Shape,
+    student_layers: int,
+    tokens: float,
+    padded: float,
+    student: Shape | None = None,
+) -> float:
+    """FLOPs of one clip in one training step, of `tokens` label tokens padded to `padded`.
+
+    Args:
+        student: the student's window and vocabulary. Default: those of the teacher, whose encoder output then serves
+            both. The teacher's projection leaves out the tokens that the student hasn't.
+    """
+    student = student or shape
     positions = shape.max_tokens if scenario.padded_to_all else padded
     projected = positions if scenario.projects_padding else tokens
-    total = scenario.encoder_passes * encoder_forward(shape)
+    total = scenario.encoder_passes * encoder_forward(student)
+    if scenario.teacher and student.positions != shape.positions:  # the teacher keeps its own window
+        total += encoder_forward(shape) - (scenario.encoder_passes == 2) * encoder_forward(student)
     if scenario.teacher:
-        total += decoder_forward(shape, shape.decoder_layers, positions) + projection_forward(shape, projected)
+        total += decoder_forward(shape, shape.decoder_layers, positions) + projection_forward(student, projected)
     if scenario.self_teacher:
-        total += decoder_forward(shape, student_layers, positions) + projection_forward(shape, projected)
-    total += decoder_forward(shape, student_layers, positions) + projection_forward(shape, projected)
-    return total + decoder_backward(shape, student_layers, positions) + 2 * projection_forward(shape, projected)
+        total += decoder_forward(student, student_layers, positions) + projection_forward(student, projected)
+    total += decoder_forward(student, student_layers, positions) + projection_forward(student, projected)
+    return total + decoder_backward(student, student_layers, positions) + 2 * projection_forward(student, projected)
 
 
 # ---- bytes ----
@@ -167,30 +198,53 @@ def read_bytes(scenario: Scenario, shape: Shape, tokens: float, k: int) -> float
 # ---- seconds ----
 
 
+def student_shape(shape: Shape, args: CostArguments) -> Shape:
+    """Return the teacher's shape with the student's window and vocabulary."""
+    return shape._replace(positions=50 * args.window_seconds, vocabulary=args.vocabulary)
+
+
 def compute_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
     """The GPU's seconds for one step."""
     tokens, padded = clip_tokens(args)
-    flops = args.batch_size * step_flops(scenario, shape, args.decoder_layers, tokens, padded)
+    student = student_shape(shape, args)
+    flops = args.batch_size * step_flops(scenario, shape, args.decoder_layers, tokens, padded, student)
     positions = shape.max_tokens if scenario.padded_to_all else padded
-    logits = args.batch_size * (positions if scenario.projects_padding else tokens) * shape.vocabulary
+    logits = args.batch_size * (positions if scenario.projects_padding else tokens) * student.vocabulary
     passes = OPTIMIZER_PASSES + (AVERAGE_PASSES if scenario.self_teacher else 0)
-    moved = 4 * (LOGIT_PASSES * logits + passes * trained_parameters(shape, args.decoder_layers))
+    moved = 4 * (LOGIT_PASSES * logits + passes * trained_parameters(student, args.decoder_layers))
     return flops / (args.utilization * PEAK_FLOPS) + moved / MEMORY_BANDWIDTH
 
 
 def read_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
-    """The disk's seconds for one step."""
+    """The disk's seconds for one step of all GPUs of a node."""
     tokens, _ = clip_tokens(args)
-    return args.batch_size * read_bytes(scenario, shape, tokens, args.top_k) / (args.read_bandwidth * 1e9)
+    clips = args.batch_size * min(args.gpus, GPUS_PER_NODE)
+    a_clip = read_bytes(scenario, student_shape(shape, args), tokens, args.top_k)
+    return clips * a_clip / (args.read_bandwidth * 1e9)
+
+
+def network_seconds(shape: Shape, args: CostArguments) -> float:
+    """The network's seconds for one step: a ring sends and receives 2 (n - 1) / n of the float32 gradients."""
+    gradients = 4 * trained_parameters(student_shape(shape, args), args.decoder_layers)
+    return 2 * (args.gpus - 1) / args.gpus * gradients / (args.network_bandwidth * 1e9)
 
 
 def cache_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
-    """The GPU's seconds for the passes over one clip that fill the caches, once before training."""
+    """A GPU's seconds for the passes over one clip that fill the caches, once before training."""
     tokens, padded = clip_tokens(args)
-    flops = encoder_forward(shape) if scenario.reads_encoder else 0.0
+    student = student_shape(shape, args)
+    flops = encoder_forward(student) if scenario.reads_encoder else 0.0
     if scenario.reads_teacher:
-        flops += decoder_forward(shape, shape.decoder_layers, padded) + projection_forward(shape, tokens)
+        if student.positions != shape.positions:
+            flops += encoder_forward(shape)
+        flops += decoder_forward(shape, shape.decoder_layers, padded) + projection_forward(student, tokens)
     return flops / (args.utilization * PEAK_FLOPS)
+
+
+def check_hours(args: CostArguments) -> float:
+    """Hours in which all nodes decode every clip once."""
+    nodes = math.ceil(args.gpus / GPUS_PER_NODE)
+    return args.hours / (args.decoding_speed * args.cores * nodes)
 
 
 def clip_tokens(args: CostArguments) -> tuple[float, float]:
@@ -205,21 +259,51 @@ def clip_tokens(args: CostArguments) -> tuple[float, float]:
 def row(scenario: Scenario, shape: Shape, args: CostArguments) -> dict[str, float]:
     """The numbers of one line; sizes and rates in giga-, times in hours or as named."""
     clips = 3600 * args.hours / args.clip_seconds
-    steps = args.epochs * clips / args.batch_size
+    steps = args.epochs * clips / (args.batch_size * args.gpus)
     tokens, padded = clip_tokens(args)
+    student = student_shape(shape, args)
     compute, reading = compute_seconds(scenario, shape, args), read_seconds(scenario, shape, args)
-    a_clip = read_bytes(scenario, shape, tokens, args.top_k)
-    once = clips * cache_seconds(scenario, shape, args) / 3600
+    step = max(compute, reading, network_seconds(shape, args))
+    a_clip = read_bytes(scenario, student, tokens, args.top_k)
+    once = clips * cache_seconds(scenario, shape, args) / args.gpus / 3600
     return {
-        "GFLOP a clip": step_flops(scenario, shape, args.decoder_layers, tokens, padded) / 1e9,
-        "ms a step": 1000 * max(compute, reading),
+        "GFLOP a clip": step_flops(scenario, shape, args.decoder_layers, tokens, padded, student) / 1e9,
+        "ms a step": 1000 * step,
         "of it GPU": 1000 * compute,
+        "checking clips, h": check_hours(args),
         "filling caches, h": once,
-        "training, h": steps * max(compute, reading) / 3600,
-        "in all, h": once + steps * max(compute, reading) / 3600,
+        "training, h": steps * step / 3600,
+        "in all, h": check_hours(args) + once + steps * step / 3600,
         "disk, GB": clips * a_clip / 1e9,
-        "read at full speed, GB/s": args.batch_size * a_clip / compute / 1e9,
+        "read at full speed, GB/s": args.batch_size * min(args.gpus, GPUS_PER_NODE) * a_clip / compute / 1e9,
     }
+
+
+def bottleneck(scenario: Scenario, shape: Shape, args: CostArguments) -> str:
+    """Return what a training step waits for."""
+    seconds = {
+        "GPU": compute_seconds(scenario, shape, args),
+        "disk": read_seconds(scenario, shape, args),
+        "network": network_seconds(shape, args),
+    }
+    return max(seconds, key=seconds.__getitem__)
+
+
+def plan_table(shape: Shape, args: CostArguments) -> str:
+    """Return hours in all, disk and bottleneck of several sizes."""
+    lines = ["| hours of audio | GPUs | " + " | ".join(f"{one.name}: h, TB, waits for" for one in PLANNED) + " |"]
+    lines.append("|---:|---:|" + "---|" * len(PLANNED))
+    for hours in (1_000, 10_000, 100_000):
+        for gpus in (1, 8, 64):
+            sized = replace(args, hours=hours, gpus=gpus)
+            cells = []
+            for scenario in PLANNED:
+                values = row(scenario, shape, sized)
+                disk = f"{values['disk, GB'] / 1000:,.1f}" if values["disk, GB"] else "0"
+                total = values["in all, h"]
+                cells.append(f"{total:,.{2 if total < 10 else 0}f}, {disk}, {bottleneck(scenario, shape, sized)}")
+            lines.append(f"| {hours:,} | {gpus} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def markdown(rows: dict[str, dict[str, float]]) -> str:
@@ -240,10 +324,17 @@ def main() -> None:
     tokens, padded = clip_tokens(args)
     clips = 3600 * args.hours / args.clip_seconds
     print(
-        f"Whisper large-v3, student with {args.decoder_layers} decoder layers, {args.hours:g} hours of audio: "
-        f"{clips:,.0f} clips, {args.epochs} epochs, {args.epochs * clips / args.batch_size:,.0f} steps\n"
+        f"Whisper large-v3, student with {args.decoder_layers} decoder layers, a window of {args.window_seconds} s "
+        f"and {args.vocabulary:,} tokens, {args.epochs} epochs"
     )
-    print(markdown({scenario.name: row(scenario, shape, args) for scenario in SCENARIOS}))
+    if not args.plan:
+        steps = args.epochs * clips / (args.batch_size * args.gpus)
+        print(f"{args.hours:g} hours of audio: {clips:,.0f} clips, {steps:,.0f} steps")
+    print()
+    if args.plan:
+        print(plan_table(shape, args))
+    else:
+        print(markdown({scenario.name: row(scenario, shape, args) for scenario in SCENARIOS}))
     assumed = vars(args) | dict(tokens=tokens, padded=padded, passes=LOGIT_PASSES)
     print("\n" + ASSUMPTIONS.format(peak=PEAK_FLOPS / 1e12, bandwidth=MEMORY_BANDWIDTH / 1e12, **assumed))
 
