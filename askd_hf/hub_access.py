@@ -103,7 +103,8 @@ def _upload_failure(error: Exception) -> str:
     rejection = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
     reason = _first_lines(rejection or error)
     if rejection is not None and rejection.response.status_code in (401, 403):
-        reason += "; log in with `hf auth login` or set HF_TOKEN, with a token that has write access"
+        reason += "; log in with `hf auth login` or set HF_TOKEN, with a token that has write access to the repository"
+        return f"the Hub rejected the upload ({reason})"
     return f"the Hub rejected the upload or can't be reached ({reason})"
 
 

@@ -97,7 +97,8 @@ def test_the_command_prints_students_and_how_to_make_the_first(monkeypatch, caps
     assert "clips that fit, %" in ended.stdout
     command = ended.stdout.strip().splitlines()[-1]
     assert command.startswith(f"askd-hf distill --teacher {teacher_dir} --decoder_layers 2 ")
-    assert "--vocabulary auto" in command and command.endswith(f"--dataset {speech}")
+    assert "--vocabulary auto" in command and f" --dataset {speech} --encoder_cache_dir" in command
+    assert command.endswith("--encoder_cache_dir cache/encoder --teacher_cache_dir cache/labels")
 
 
 def test_without_a_target_there_is_nothing_to_plan(monkeypatch, capsys, teacher_dir):

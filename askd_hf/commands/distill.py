@@ -51,6 +51,7 @@ from ..training.caches import check_caches, compress_teacher, with_encoder_cache
 from ..training.checkpoint_lookup import checkpoint_to_resume
 from ..training.datasets import (
     check_mix,
+    evaluation_rows,
     evaluation_speech,
     prepare_stream,
     spoken_in,
@@ -276,6 +277,7 @@ def load_speech(options: Options, models: Models) -> Speech:
     collator = make_collator(options, models)
     transcribe_unlabeled(options)
     multilingual = is_multilingual(models.student)
+    evaluation = evaluation_rows(data_args, multilingual)  # first, so that a split that isn't there is found at once
     train_dataset = training_speech(data_args, options.mix, config, collator, multilingual)
     if config.uses_teacher and models.teacher is None and not has_soft_labels(train_dataset):
         raise UserError(f"--preset {config.preset} requires --teacher; without a teacher choose --preset ps-kd")
@@ -284,7 +286,7 @@ def load_speech(options: Options, models: Models) -> Speech:
             "the dataset has cached soft labels of the unchanged clips: train on it without --augmentations, "
             "--timestamp_probability and --condition_on_prev_probability, or on the speech itself with the teacher"
         )
-    splits = evaluation_speech(data_args, config, collator, multilingual)
+    splits = evaluation_speech(evaluation, data_args, config, collator)
     if options.mix.streaming:
         prepare_stream(config)
     prepare_evaluation(config, list(splits))

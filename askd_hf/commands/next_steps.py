@@ -9,11 +9,13 @@ from pathlib import Path
 
 from ..arguments import DataArguments, ModelArguments, SpeechSource
 from ..config import ASKDConfig
+from ..data.json_files import read_json
 from ..evaluation.comparison import EVALUATION
 from ..hub.upload import CARD
 from ..training.checkpoint_lookup import checkpoint_directories
 
 OTHER_SPEECH = "other_speech"  # stands for a directory of the user
+WHOLE_WINDOW = 1500  # encoder positions of 30 s
 FILE = "speech.wav"  # stands for a file of the user
 
 
@@ -71,11 +73,20 @@ def next_steps(
     yield "evaluate on other speech", ["askd-hf", "evaluate", "--model", config.output_dir, *options]
 
     if config.push_to_hub:
-        yield "convert for faster-whisper", ["askd-hf", "export", "--model", config.output_dir]
+        yield export_step(Path(config.output_dir))
     else:
         name = re.sub(r"[^\w.-]+", "-", Path(config.output_dir).absolute().name, flags=re.ASCII).strip("-.")
         repo_id = config.hub_model_id or f"you/{name}"
         yield "publish", ["askd-hf", "push", "--model_dir", config.output_dir, "--repo_id", repo_id]
+
+
+def export_step(run: Path) -> tuple[str, list[str]]:
+    """Return the purpose and the words of the export. faster-whisper pads all audio to 30 s."""
+    command = ["askd-hf", "export", "--model", str(run)]
+    config = run / "config.json"  # not with --keep_adapter
+    if config.is_file() and read_json(config)["max_source_positions"] != WHOLE_WINDOW:
+        return "convert for CTranslate2", [*command, "--to", "ctranslate2"]
+    return "convert for faster-whisper", command
 
 
 def better_step(log_history: list[dict[str, float]]) -> str | None:

@@ -10,6 +10,7 @@ and the vocabulary the transcripts.
 
 import math
 import shlex
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -75,8 +76,10 @@ def plan(args: PlanArguments) -> Candidate:
     best = good[0]
     print_plan(args, good, costs)
     real = measured_speedup(config, processor.feature_extractor, best, args.batch_size, domain.tokens)
+    threads = torch.get_num_threads()
     print(
-        f"Measured with random weights, {torch.get_num_threads()} threads, batch size {args.batch_size}: {real:.1f}x"
+        f"The first one, measured as a whole with random weights (features, encoder, decoder) at batch size "
+        f"{args.batch_size} on {threads} thread{'s' * (threads > 1)}: {real:.1f}x. Other work on the machine changes it"
     )
     print(f"\n{command(args, best)}")
     return best
@@ -130,4 +133,8 @@ def command(args: PlanArguments, shape: Candidate) -> str:
     if args.language:
         words += ["--language", args.language]
     words += ["--dataset", args.dataset or "my_speech"]
+    splits = [name for name in ("validation", "dev", "test") if args.dataset and (Path(args.dataset) / name).is_dir()]
+    words += ["--eval_splits", splits[0]] if splits else []
+    words += ["--encoder_cache_dir", "cache/encoder"] if "--encoder_layers" not in words else []
+    words += ["--teacher_cache_dir", "cache/labels"]
     return shlex.join(map(str, words))

@@ -339,16 +339,10 @@ def _negatives(
     return no_speech_dataset
 
 
-def evaluation_speech(
-    data_args: DataArguments, config: ASKDConfig, collator: SpeechCollator, multilingual: bool
-) -> dict[str, EvalSplit]:
-    """Return the validated evaluation splits by name, each of one language and task.
-
-    The clips are sorted, longest first: a batch is decoded until its longest text ends.
-    """
+def evaluation_rows(data_args: DataArguments, multilingual: bool) -> dict[str, Dataset]:
+    """Return the rows of the evaluation splits by name. Nothing is decoded. Raises `UserError` for a missing split."""
     sources = data_args.eval_sources()
-    limits = model_limits(collator, data_args)
-    splits = {
+    return {
         name: clean_texts(
             without_soft_labels(load_split(source, data_args.max_eval_samples, data_args, multilingual)),
             data_args.text_case,
@@ -356,6 +350,19 @@ def evaluation_speech(
         )
         for source, name in zip(sources, names_of(sources), strict=True)
     }
+
+
+def evaluation_speech(
+    splits: dict[str, Dataset], data_args: DataArguments, config: ASKDConfig, collator: SpeechCollator
+) -> dict[str, EvalSplit]:
+    """Return the validated evaluation splits by name, each of one language and task.
+
+    The clips are sorted, longest first: a batch is decoded until its longest text ends.
+
+    Args:
+        splits: the result of `evaluation_rows`.
+    """
+    sources, limits = data_args.eval_sources(), model_limits(collator, data_args)
     found: dict[str, EvalSplit] = {}
     if not splits:
         return found

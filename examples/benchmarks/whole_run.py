@@ -36,7 +36,7 @@ from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.generation_config import is_multilingual, set_languages
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.schedule import PRESETS
-from askd_hf.training.datasets import evaluation_speech, training_speech
+from askd_hf.training.datasets import evaluation_rows, evaluation_speech, training_speech
 
 VARIANTS = ("naive", "uncached", "cached-32", "cached-8", "cached-128")
 
@@ -146,7 +146,9 @@ def evaluate(model_dir: Path, data_args: DataArguments, config: ASKDConfig) -> d
     """Cross-entropy, WER and CER on the evaluation split, as in training."""
     model, processor = load_whisper(str(model_dir)), load_processor(str(model_dir))
     collator = SpeechCollator(processor, model.config)
-    (split,) = evaluation_speech(data_args, config, collator, is_multilingual(model)).values()
+    (split,) = evaluation_speech(
+        evaluation_rows(data_args, is_multilingual(model)), data_args, config, collator
+    ).values()
     trainer = ASKDTrainer(
         model=model,
         args=replace(config, preset="ce", eval_strategy="no", **PRESETS["ce"]),
