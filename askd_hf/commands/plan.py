@@ -79,7 +79,7 @@ def plan(args: PlanArguments) -> Candidate:
     threads = torch.get_num_threads()
     print(
         f"The first one, measured as a whole with random weights (features, encoder, decoder) at batch size "
-        f"{args.batch_size} on {threads} thread{'s' * (threads > 1)}: {real:.1f}x. Other work on the machine changes it"
+        f"{args.batch_size} on {threads} thread{'s' * (threads > 1)}: {real:.1f}x. Other work slows it down"
     )
     print(f"\n{command(args, best)}")
     return best
