@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.developing
+# --no-compile: Python compiles what is imported; compiling everything takes longer than downloading it
+PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 export CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 .DEFAULT_GOAL := help
@@ -18,12 +20,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 		(echo "error: Python 3.11 or newer is needed; choose it with: make PYTHON=python3.12 ..." && exit 1)
 	$(PYTHON) -m venv $(VENV)
 	# torch first and pinned: without it the other packages would take a build several times as large
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(PIP) torch
+	$(PIP) --editable .
 	@touch $@
 
 $(DEVELOPING): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --editable '.[dev]'
 	@touch $@
 
 DISTILL := $(BIN)/python examples/distill.py --config examples/demo/demo.yaml

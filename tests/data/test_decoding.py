@@ -6,6 +6,7 @@ import struct
 import sys
 
 import av
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -13,6 +14,7 @@ from scripts import ROOT
 from speech import RATE, encoded, noise, tone
 
 from askd_hf.data import AudioError, decode_audio, load_speech_dataset
+from askd_hf.data.audio import resample
 from askd_hf.data.audiofolder import audio_files
 
 CUT = "truncated|corrupt|no audio track"
@@ -267,3 +269,13 @@ def test_an_m4a_works_in_a_dataset_and_is_found_in_a_folder(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\na.m4a,hello\n")
     (row,) = load_speech_dataset(str(tmp_path), None, "train")
     assert len(decode_audio(row["audio"])) == 3 * RATE
+
+
+@pytest.mark.parametrize("rate", [4_000, 8_000, 11_025, 22_050, 44_100, 48_000, 96_000])
+def test_resampling_is_that_of_librosa_to_the_bit(rate):
+    rng = np.random.default_rng(rate)
+    for length in (1, 7, rate // 3, rate + 1):
+        samples = (0.1 * rng.standard_normal(length)).astype(np.float32)
+        expected = librosa.resample(samples, orig_sr=rate, target_sr=16_000, res_type="soxr_hq")
+        found = resample(samples, rate)
+        assert found.dtype == np.float32 and np.array_equal(found, expected)
