@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.developing
-# --no-compile: Python compiles what is imported; compiling everything takes longer than downloading it
-PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# --no-compile: Python compiles and keeps what is imported; compiling all that is installed takes a minute longer
+PIP := $(BIN)/python -m pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) --constraint constraints.txt
 export CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 .DEFAULT_GOAL := help
