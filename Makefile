@@ -30,7 +30,7 @@ $(DEVELOPING): $(INSTALLED)
 
 DISTILL := $(BIN)/python examples/distill.py --config examples/demo/demo.yaml
 # The demo's teacher is wrong about a third of the words: its weight is multiplied by its probability of the label
-demo: $(INSTALLED)  ## distill the small shipped teacher for telephone calls, and compare (4 minutes on 2 CPU cores)
+demo: $(INSTALLED)  ## distill the small shipped teacher for telephone calls, and compare (3 minutes on 2 CPU cores)
 	rm -rf runs/demo
 	$(DISTILL) --weight_teacher_by_label_prob True --teacher_cache_dir runs/demo/cache/labels
 	$(DISTILL) --preset ce --compare False --output_dir runs/demo/labels_only
