@@ -118,6 +118,24 @@ def test_messages_are_printed_above_the_bar_and_all_is_restored(teacher_dir):
     assert logging.getLogger("askd_hf").handlers == handlers
 
 
+def test_what_transformers_says_of_its_own_code_is_hidden(teacher_dir):
+    import torch
+    from transformers.generation import utils
+
+    def generate() -> str:
+        utils.logger.warning_once.cache_clear()
+        model = WhisperForConditionalGeneration.from_pretrained(teacher_dir)
+        features = torch.zeros(1, model.config.num_mel_bins, 2 * model.config.max_source_positions)
+        with redirect_stderr(Terminal()) as terminal, readable_terminal():
+            model.generate(features, max_length=8, suppress_tokens=[1])
+            utils.logger.warning("something else")
+        return terminal.getvalue()
+
+    shown = generate()
+    assert "something else" in shown and "is deprecated and will be removed" not in shown
+    assert utils.logger.filters == []
+
+
 def test_the_bars_of_datasets_are_hidden_within_a_phase_only():
     import datasets
 

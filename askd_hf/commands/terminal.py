@@ -8,6 +8,8 @@ from typing import Any
 
 from .options import HELP
 
+# Whisper's own `generate` passes both to the general one: nobody else can mend it
+ADVICE_FOR_TRANSFORMERS = "Passing `generation_config` together with"
 LOGGERS = ("askd_hf", "transformers", "datasets", "huggingface_hub")
 
 
@@ -15,7 +17,8 @@ LOGGERS = ("askd_hf", "transformers", "datasets", "huggingface_hub")
 def readable_terminal() -> Iterator[None]:
     """Hide the bars for loading and writing weights, and print log messages above the bars, not into them.
 
-    Bars of downloads are shown. Everything is as before when the command ends.
+    A warning of transformers about its own code is hidden. Bars of downloads are shown. Everything is as before when
+    the command ends.
     """
     if not HELP.isdisjoint(sys.argv):  # transformers is imported without torch then, see `options.parse`
         yield
@@ -24,11 +27,18 @@ def readable_terminal() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     hook = transformers_logging.set_tqdm_hook(_hidden)
+    generation = logging.getLogger("transformers.generation.utils")
+    generation.addFilter(_is_for_users)
     try:
         with logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]):
             yield
     finally:
         transformers_logging.set_tqdm_hook(hook)
+        generation.removeFilter(_is_for_users)
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(ADVICE_FOR_TRANSFORMERS)
 
 
 def _hidden(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
