@@ -115,6 +115,7 @@ def test_nothing_is_left_on_disk(monkeypatch, capsys, caplog, tmp_path, teacher_
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     places = [tmp_path, teacher_dir, speech_dir, Path(datasets.config.HF_CACHE_HOME)]
+    monkeypatch.setattr("askd_hf.data.audio_checks.kept_in", lambda: tmp_path.with_name("kept"))  # the plan names it
     before = tree(*places)
     arguments = [f"--teacher={teacher_dir}", f"--dataset={speech_dir}", "--eval_splits=validation", "--use_cpu"]
     status, out, err = run_here(monkeypatch, capsys, *arguments, "--per_device_train_batch_size=4", "--dry_run", *more)

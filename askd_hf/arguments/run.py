@@ -17,6 +17,6 @@ class RunArguments:
         "measure three steps of each phase. Print the plan of the run: the student's size and expected speedup, "
         "schedule, time, memory, disk for caches and checkpoints, what is pushed. Transcribing "
         "--unlabeled_dataset, greedy layer selection, the recovery of the encoder and the caches are only measured on "
-        "a few clips. Nothing is saved or pushed. Downloads from the Hub, and datasets that have to be converted, "
-        "stay in the caches of their libraries.",
+        "a few clips. Nothing is saved or pushed. Downloads from the Hub, datasets that have to be converted, and "
+        "what was found in the clips (see --recheck) stay in their caches.",
     )

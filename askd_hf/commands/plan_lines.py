@@ -18,6 +18,7 @@ from ..arguments import ModelArguments
 from ..callbacks import blend_schedule
 from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechStream
+from ..data.audio_checks import kept_in
 from ..data.cache_space import CacheSpace
 from ..evaluation.memory import memory_bytes
 from ..evaluation.model_info import describe_model
@@ -264,6 +265,7 @@ def add_output(plan: RunPlan, config: ASKDConfig, checkpoint: str | None, reposi
     """Add the directory of the run, what it resumes from, and what is pushed where."""
     exists = "exists" if Path(config.output_dir).exists() else "will be created"
     plan.add(OUTPUT, "directory", f"{config.output_dir} ({exists})")
+    plan.add(OUTPUT, "found in the clips", f"kept in {kept_in()}, for the run")
     plan.add(OUTPUT, "resumed from", checkpoint or "nothing: the run starts from the beginning")
     if repository is None:
         plan.add(OUTPUT, "pushed", "nothing")
