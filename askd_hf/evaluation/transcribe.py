@@ -106,9 +106,13 @@ def plan_jobs(
             manifest = Manifest(folder, role, prepared.spec.name, overwrite_advice)
             jobs.append(DecodingJob(role, model, processor, prepared, decoding, manifest, metadata))
     _check_plan(folder, jobs, overwrite)
-    with PartialState().local_main_process_first():  # the others find what it has prepared
+    process = PartialState()
+    with process.local_main_process_first():  # the others find what it has prepared
         for job in jobs:
-            job.done = job.manifest.prepare(job.metadata, job.batch_size, overwrite)
+            if process.is_local_main_process:
+                job.done = job.manifest.prepare(job.metadata, job.batch_size, overwrite)
+            else:
+                job.done = len(job.manifest.rows())
     return jobs
 
 

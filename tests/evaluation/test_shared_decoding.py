@@ -58,14 +58,16 @@ def test_three_processes_write_what_one_writes(tmp_path, teacher_dir, speech_dir
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1)])
 def test_a_killed_run_is_resumed_by_another_number_of_processes(tmp_path, teacher_dir, speech_dir, before, after):
-    one = launch(1, EVALUATE, *evaluation(teacher_dir, speech_dir, tmp_path / "one"))
+    one = launch(1, EVALUATE, *evaluation(teacher_dir, speech_dir, tmp_path / "one"), "--batch_size", "1")
     assert one.returncode == 0, one.stderr[-3000:]
-    options = evaluation(teacher_dir, speech_dir, tmp_path / "killed")
+    options = [*evaluation(teacher_dir, speech_dir, tmp_path / "killed"), "--batch_size", "1"]
     manifests = tmp_path / "killed" / "manifests" / "student"
-    killed = launch(before, EVALUATE, *options, until=lambda: any(manifests.glob("*.parts/*.jsonl")))
-    assert killed.returncode != 0
-    kept = lines(tmp_path / "killed")
-    assert sum(map(len, kept.values())) > 0 and not (tmp_path / "killed" / "results.json").exists()
+
+    def has_begun() -> bool:
+        return any(part.read_bytes().endswith(b"\n") for part in manifests.glob("*.parts/*.jsonl"))
+
+    killed = launch(before, EVALUATE, *options, until=has_begun)
+    assert killed.returncode != 0 and not (tmp_path / "killed" / "results.json").exists()
     done = launch(after, EVALUATE, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert lines(tmp_path / "killed") == lines(tmp_path / "one") and not list(manifests.glob("*.parts"))
