@@ -14,6 +14,7 @@ from datasets import Dataset, Features
 from processes import launch
 from scripts import ROOT
 from speech import write_speech
+from torch.utils.data import DataLoader
 
 from askd_hf.data import Limits, audio_checks, filter_invalid_clips, load_speech_dataset
 from askd_hf.data.audio import read_audio
@@ -110,7 +111,7 @@ def test_audio_in_the_rows_is_known_by_its_bytes(folder, decoded):
     rows = [{"path": file.name, "bytes": file.read_bytes()} for file in files]
     for names in (rows, [row | {"path": None} for row in rows]):
         infos = audio_checks.audio_infos(
-            Dataset.from_dict({"audio": names}, Features(audio=AUDIO_FILE)), 0, False, NoBar()
+            Dataset.from_dict({"audio": names}, Features(audio=AUDIO_FILE)), 0, False, lambda clips: None
         )
     assert len(decoded) == 6
     assert [(info.duration, info.key) for info in infos] == [
@@ -119,9 +120,39 @@ def test_audio_in_the_rows_is_known_by_its_bytes(folder, decoded):
     ]
 
 
-class NoBar:
-    def update(self, n: int = 1) -> None:
-        pass
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_a_recheck_finds_replaces_what_was_found_before(folder, decoded, kept, monkeypatch, merged):
+    check(folder)
+    file = sorted(folder.rglob("*.wav"))[0]
+    stat = file.stat()
+    samples, rate = soundfile.read(file)
+    soundfile.write(file, samples[::-1], rate)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed = audio_checks.audio_key(*read_audio({"path": str(file), "bytes": None}))
+    assert check(folder)["audio_key"][0] != changed  # path, size and time are the same
+    if merged:
+        monkeypatch.setattr(audio_checks, "MAX_FILES", 1)
+    assert check(folder, recheck=True)["audio_key"][0] == changed
+    assert check(folder)["audio_key"][0] == changed and len(decoded) == 12
+    if merged:
+        assert [pq.read_metadata(file).num_rows for file in kept.iterdir()] == [6]
+
+
+def test_many_clips_are_decoded_by_a_process_per_core(folder, monkeypatch, kept):
+    started: list[int] = []
+
+    def loader(*args, num_workers: int, **options):
+        started.append(num_workers)
+        return DataLoader(*args, num_workers=num_workers, **options)
+
+    monkeypatch.setattr(audio_checks, "DataLoader", loader)
+    monkeypatch.setattr(audio_checks.os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    speech = load_speech_dataset(str(folder), None, "train")
+    found = []
+    for clips_per_process in (500, 3, 1):
+        monkeypatch.setattr(audio_checks, "CLIPS_PER_PROCESS", clips_per_process)
+        found.append(filter_invalid_clips(speech, None, Limits(30.0), on_bad_audio="error", recheck=True))
+    assert started == [0, 2, 3] and columns(found[0]) == columns(found[1]) == columns(found[2])
 
 
 def test_a_file_that_cannot_be_read_costs_its_clips_only(folder, decoded, kept, caplog):

@@ -3,8 +3,9 @@
 import hashlib
 import logging
 import os
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from datasets import Dataset
 from huggingface_hub import constants
 from torch.utils.data import DataLoader
 
-from ..progress import Bar
 from .audio import AudioError, read_audio, silence
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ SCHEMA = pa.schema(dict(file=pa.binary(16), duration=pa.float64(), key=pa.string
 
 
 class AudioInfo(NamedTuple):
+    """What is known of an audio file."""
+
     duration: float  # seconds
     key: str  # see `audio_key`
     error: str = ""
@@ -37,7 +39,7 @@ class AudioInfo(NamedTuple):
 
 
 def audio_infos(
-    audio: Dataset, num_proc: int | None, recheck: bool, bar: Bar, clips_per_update: int = 1
+    audio: Dataset, num_proc: int | None, recheck: bool, after_clips: Callable[[int], object]
 ) -> list[AudioInfo]:
     """Return what is in each audio file: from an earlier check, or decoded.
 
@@ -48,12 +50,12 @@ def audio_infos(
         num_proc: number of decoding processes; 0 for the current process. Default: None, as many as there are cores
             for this process of a distributed run, and one per `CLIPS_PER_PROCESS` clips.
         recheck: whether to decode all files.
-        clips_per_update: progress per clip.
+        after_clips: called with the number of clips of which everything is known, besides those of earlier calls.
     """
     files = [key for rows in audio.iter(1000) for key in map(file_key, rows["audio"])]
     found: list[AudioInfo | None] = [None] * len(files) if recheck else _read_kept(files)
     missing = [row for row, info in enumerate(found) if info is None]
-    bar.update(clips_per_update * (len(files) - len(missing)))
+    after_clips(len(files) - len(missing))
     # Workers get only the audio: in forked processes, the threads of tokenizers and torch can deadlock.
     workers = _processes(len(missing)) if num_proc is None else num_proc
     for first in range(0, len(missing), PART_CLIPS):
@@ -61,7 +63,7 @@ def audio_infos(
         decoded: list[AudioInfo] = []
         for infos in DataLoader(audio.select(part), BATCH, num_workers=workers, collate_fn=_decoded):
             decoded += infos
-            bar.update(clips_per_update * len(infos))
+            after_clips(len(infos))
         _keep([(files[row], info) for row, info in zip(part, decoded, strict=True) if files[row] and not info.error])
         for row, info in zip(part, decoded, strict=True):
             found[row] = info
@@ -132,8 +134,8 @@ def _processes(clips: int) -> int:
 
 
 def _read_kept(files: list[bytes | None]) -> list[AudioInfo | None]:
-    """Return what earlier checks found in the files of these keys, None for the others."""
-    kept = _table(sorted(kept_in().glob("*.parquet")))
+    """Return what the last check of each of these files found, None for files that were never checked."""
+    kept = _table(_newest_first(kept_in()))
     rows = pc.index_in(pa.array(files, SCHEMA.field("file").type), value_set=kept["file"], skip_nulls=True)
     columns = (kept[name].take(rows).to_pylist() for name in ("duration", "key", "silence"))
     return [
@@ -142,7 +144,13 @@ def _read_kept(files: list[bytes | None]) -> list[AudioInfo | None]:
     ]
 
 
+def _newest_first(directory: Path) -> list[Path]:
+    """Return the files of what was found. Their names begin with their time, in nanoseconds."""
+    return sorted(directory.glob("*.parquet"), reverse=True)
+
+
 def _table(paths: Sequence[Path]) -> pa.Table:
+    """Return the rows of the files in their order."""
     tables = [SCHEMA.empty_table()]
     for path in paths:
         try:
@@ -163,10 +171,12 @@ def _keep(found: list[tuple[bytes | None, AudioInfo]]) -> None:
     directory = kept_in()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        paths = sorted(directory.glob("*.parquet"))
+        paths = _newest_first(directory)
         merged = paths if len(paths) >= MAX_FILES else []
-        path = directory / f"{uuid.uuid4().hex}.parquet"
-        pq.write_table(pa.concat_tables([table, _table(merged)]), path.with_suffix(".unfinished"))
+        path = directory / f"{time.time_ns():020}-{uuid.uuid4().hex}.parquet"
+        table = pa.concat_tables([table, _table(merged)]).combine_chunks()
+        is_last_check = pc.equal(pc.index_in(table["file"], value_set=table["file"]), pa.array(range(len(table))))
+        pq.write_table(table.filter(is_last_check), path.with_suffix(".unfinished"))
         path.with_suffix(".unfinished").replace(path)
         for old in merged:
             old.unlink(missing_ok=True)

@@ -137,8 +137,16 @@ def filter_invalid_clips(
     process = PartialState() if share_work else None
     processes, index = (process.num_processes, process.process_index) if process else (1, 0)
     share = dataset.shard(processes, index, contiguous=True)
+    known = 0
+
+    def count(clips: int) -> None:
+        """Show the progress of all processes: as far as this one, the first, is with its share."""
+        nonlocal known
+        before, known = known, known + clips
+        progress.update(known * len(dataset) // len(share) - before * len(dataset) // len(share))
+
     with progress_bar(len(dataset), f"Checking {split}") if bar is None else contextlib.nullcontext(bar) as progress:
-        infos = audio_infos(share.select_columns("audio"), num_proc, recheck, progress, processes)
+        infos = audio_infos(share.select_columns("audio"), num_proc, recheck, count)
     found = _check_rows(share.remove_columns("audio"), infos, tokenize, limits)
     if processes > 1:
         found = _joined(gather_object([found]))
