@@ -167,39 +167,28 @@ def save_dataset(
 
     The first process of each machine saves them. Returns the directory of the dataset.
     """
-    process = PartialState()
+    directory, process = Path(args.output_dir), PartialState()
     if process.is_local_main_process:
-        _save_dataset(args, teacher, processor, clips, transcripts, kept)
+        language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
+        labeled = build_dataset(clips, transcripts, kept, language, args.task)
+        if args.concatenate:
+            labeled = concatenate_clips(
+                labeled,
+                processor.tokenizer,
+                max_duration_in_seconds=args.concatenate_seconds or processor.feature_extractor.chunk_length,
+                max_label_length=teacher.config.max_target_positions,
+                directory=directory,
+                num_proc=args.num_workers or None,
+            )
+        card = dataset_card(args, labeled, len(clips), len(kept))
+        labeled = write_dataset(labeled, directory, card)
+    if process.is_main_process:
+        hours = sum(labeled["duration"]) / 3600
+        print(f"{len(labeled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
+        if args.hub_dataset_id:
+            advice = (
+                f"the labels are safe in {directory}: run the same command again, if need be after `hf auth login`"
+            )
+            push_dataset(labeled, args.hub_dataset_id, card, advice + " with a token that may write there")
     process.wait_for_everyone()
-    return Path(args.output_dir) / DATASET
-
-
-def _save_dataset(
-    args: PseudoLabelArguments,
-    teacher: WhisperForConditionalGeneration,
-    processor: WhisperProcessor,
-    clips: Dataset,
-    transcripts: list[PseudoLabel],
-    kept: list[int],
-) -> None:
-    directory, is_first = Path(args.output_dir), PartialState().is_main_process
-    language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
-    labeled = build_dataset(clips, transcripts, kept, language, args.task)
-    if args.concatenate:
-        labeled = concatenate_clips(
-            labeled,
-            processor.tokenizer,
-            max_duration_in_seconds=args.concatenate_seconds or processor.feature_extractor.chunk_length,
-            max_label_length=teacher.config.max_target_positions,
-            directory=directory,
-            num_proc=args.num_workers or None,
-        )
-    card = dataset_card(args, labeled, len(clips), len(kept))
-    labeled = write_dataset(labeled, directory, card)
-    hours = sum(labeled["duration"]) / 3600
-    if not is_first:
-        return
-    print(f"{len(labeled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
-    if args.hub_dataset_id:
-        advice = f"the labels are safe in {directory}: run the same command again, if need be after `hf auth login`"
-        push_dataset(labeled, args.hub_dataset_id, card, advice + " with a token that may write there")
+    return directory / DATASET
