@@ -93,10 +93,9 @@ def duration(row: Row, file: Path) -> float:
         raise UserError(f"--max_seconds needs a column `duration` with seconds in every row of {file}") from None
 
 
-def audio_file(args: PrepareArguments, name: str) -> Path:
-    """Return the file of a row. An absolute path is itself."""
-    directory = Path(args.audio_dir) if args.audio_dir else csv_file(args).parent
-    return directory / name
+def audio_directory(args: PrepareArguments) -> Path:
+    """Return the directory that the files of the rows are in, unless their paths are absolute."""
+    return Path(args.audio_dir) if args.audio_dir else csv_file(args).parent
 
 
 def file_name(name: str) -> str:
@@ -107,16 +106,18 @@ def file_name(name: str) -> str:
 
 def check_files(args: PrepareArguments, clips: list[Row], file: Path) -> None:
     """Raise `UserError` for files that are missing, or that would have the same name."""
+    directory = audio_directory(args)
     missing = [
         f"  row {row}: {clip['file_name'] or 'no file'}"
         for row, clip in enumerate(clips)
-        if not clip["file_name"] or not audio_file(args, clip["file_name"]).is_file()
+        if not clip["file_name"] or not (directory / clip["file_name"]).is_file()
     ]
     if missing:
         listed = missing[:MAX_LISTED] + ([f"  and {len(missing) - MAX_LISTED} more"] if missing[MAX_LISTED:] else [])
-        where = args.audio_dir or file.parent
         lines = "\n".join(listed)
-        raise UserError(f"{len(missing)} of {len(clips)} audio files are not in {where}: give --audio_dir\n{lines}")
+        raise UserError(
+            f"{len(missing)} of {len(clips)} audio files are not in {directory}: give --audio_dir\n{lines}"
+        )
     names: dict[str, str] = {}
     for clip in clips:
         other = names.setdefault(file_name(clip["file_name"]), clip["file_name"])
@@ -152,7 +153,7 @@ def split_of(args: PrepareArguments, number: int) -> str:
 
 def write_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
     """Write the splits to `--target`, which exists only when they are complete."""
-    target = Path(args.target)
+    target, directory = Path(args.target), audio_directory(args)
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     rows = [(name, clip) for name, clips in splits.items() for clip in clips]
@@ -160,7 +161,7 @@ def write_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
         for name, clip in progress(rows, "Writing"):
             copy = unfinished / name / file_name(clip["file_name"])
             copy.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(audio_file(args, clip["file_name"]), copy)
+            link_or_copy(directory / clip["file_name"], copy)
         for name, clips in splits.items():
             with (unfinished / name / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
                 fields = [field for field in clips[0] if field != "speaker" or args.speaker_column != "none"]
