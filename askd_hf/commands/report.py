@@ -38,11 +38,10 @@ def report(
     if not config.load_best_model_at_end and (note := better_step(trainer.state.log_history)):
         print(f"\n{note}: --load_best_model_at_end keeps the best")
     if splits and data_args.compare:
-        clips = sum(len(split.clips) for split in splits.values())
-        print(
-            f"\nthe student is saved in {config.output_dir}; it is compared with its initial weights and its teacher"
-        )
-        print(f"on {clips:,} clips of {', '.join(splits)} (not with --no_compare)", flush=True)
+        others = "its initial weights and its teacher" if model_args.teacher else "its initial weights"
+        number = sum(len(split.clips) for split in splits.values())
+        print(f"\nthe student is saved in {config.output_dir}; it is compared with {others}")
+        print(f"on {number:,} clips of {', '.join(splits)} (not with --no_compare)", flush=True)
         trainer.free_memory()
         print_comparison(model_args, data_args, splits, config)
     source = data_args.train_sources()[0]

@@ -35,7 +35,7 @@ def complete(
         done: the number of lines that it has.
         batch_size: of `decode`.
         decode: yields the lines of each batch of some clips, in their order.
-        after_batch: called with the number of clips that are now done in all processes.
+        after_batch: called with the number of clips that all processes have decoded since the last call.
     """
     process = PartialState()
     if process.num_processes == 1 and not manifest.parts.exists():
