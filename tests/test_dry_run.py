@@ -115,13 +115,16 @@ def test_nothing_is_left_on_disk(monkeypatch, capsys, caplog, tmp_path, teacher_
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     places = [tmp_path, teacher_dir, speech_dir, Path(datasets.config.HF_CACHE_HOME)]
-    monkeypatch.setattr("askd_hf.data.audio_checks.kept_in", lambda: tmp_path.with_name("kept"))  # the plan names it
+    home = tmp_path.with_name("home")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(home))
     before = tree(*places)
     arguments = [f"--teacher={teacher_dir}", f"--dataset={speech_dir}", "--eval_splits=validation", "--use_cpu"]
     status, out, err = run_here(monkeypatch, capsys, *arguments, "--per_device_train_batch_size=4", "--dry_run", *more)
     assert status == 0, err
-    plan_of(out)
     assert tree(*places) == before
+    kept = home / "askd_hf" / "audio_checks-1"
+    assert plan_of(out)["output: found in the clips"] == f"kept in {kept}, for the run"
+    assert {file.parent for file in home.rglob("*") if file.is_file()} == {kept}
     assert str(tmp_path / "tmp") not in out + err + caplog.text  # temporary files are named nowhere
 
 
