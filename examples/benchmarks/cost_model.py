@@ -17,8 +17,8 @@ from typing import NamedTuple
 from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import exit_on_user_error
 
-PEAK_FLOPS = 989e12  # an H100's bf16 matrix products, dense, a second
-MEMORY_BANDWIDTH = 3.35e12  # bytes a second of its memory
+PEAK_FLOPS = 989e12  # an H100's bf16 matrix products, dense, per second
+MEMORY_BANDWIDTH = 3.35e12  # bytes per second of its memory
 GPUS_PER_NODE = 8
 
 ASSUMPTIONS = """\
@@ -39,12 +39,12 @@ class CostArguments:
 
     hours: float = field(default=1000.0, metadata={"help": "Hours of audio."})
     clip_seconds: float = field(default=15.0, metadata={"help": "Mean length of a clip."})
-    tokens_per_second: float = field(default=3.3, metadata={"help": "Label tokens in a second of speech."})
+    tokens_per_second: float = field(default=3.3, metadata={"help": "Label tokens per second of speech."})
     padding: float = field(
         default=1.5, metadata={"help": "The longest of a batch's labels, as a multiple of their mean length."}
     )
     epochs: int = field(default=10, metadata={"help": "Epochs of training."})
-    batch_size: int = field(default=32, metadata={"help": "Clips a step."})
+    batch_size: int = field(default=32, metadata={"help": "Clips per step and GPU."})
     decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of the student."})
     top_k: int = field(default=32, metadata={"help": "Tokens that the teacher cache holds at every label token."})
     utilization: float = field(default=0.4, metadata={"help": "Share of the GPU's peak that is reached."})
@@ -204,7 +204,7 @@ def student_shape(shape: Shape, args: CostArguments) -> Shape:
 
 
 def compute_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
-    """The GPU's seconds for one step."""
+    """Return the seconds of a GPU for one step."""
     tokens, padded = clip_tokens(args)
     student = student_shape(shape, args)
     flops = args.batch_size * step_flops(scenario, shape, args.decoder_layers, tokens, padded, student)
@@ -216,7 +216,7 @@ def compute_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> fl
 
 
 def read_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
-    """The disk's seconds for one step of all GPUs of a node."""
+    """Return the seconds that the disk of a node needs for one step of all its GPUs."""
     tokens, _ = clip_tokens(args)
     clips = args.batch_size * min(args.gpus, GPUS_PER_NODE)
     a_clip = read_bytes(scenario, student_shape(shape, args), tokens, args.top_k)
@@ -224,13 +224,16 @@ def read_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float
 
 
 def network_seconds(shape: Shape, args: CostArguments) -> float:
-    """The network's seconds for one step: a ring sends and receives 2 (n - 1) / n of the float32 gradients."""
+    """Return the seconds of exchanging gradients in one step.
+
+    A ring sends and receives 2 (n - 1) / n of the float32 gradients.
+    """
     gradients = 4 * trained_parameters(student_shape(shape, args), args.decoder_layers)
     return 2 * (args.gpus - 1) / args.gpus * gradients / (args.network_bandwidth * 1e9)
 
 
 def cache_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
-    """A GPU's seconds for the passes over one clip that fill the caches, once before training."""
+    """Return the seconds of a GPU for the passes over one clip that fill the caches, once before training."""
     tokens, padded = clip_tokens(args)
     student = student_shape(shape, args)
     flops = encoder_forward(student) if scenario.reads_encoder else 0.0
@@ -242,7 +245,7 @@ def cache_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> floa
 
 
 def check_hours(args: CostArguments) -> float:
-    """Hours in which all nodes decode every clip once."""
+    """Return the hours in which all nodes together decode every clip once."""
     nodes = math.ceil(args.gpus / GPUS_PER_NODE)
     return args.hours / (args.decoding_speed * args.cores * nodes)
 
@@ -267,8 +270,8 @@ def row(scenario: Scenario, shape: Shape, args: CostArguments) -> dict[str, floa
     a_clip = read_bytes(scenario, student, tokens, args.top_k)
     once = clips * cache_seconds(scenario, shape, args) / args.gpus / 3600
     return {
-        "GFLOP a clip": step_flops(scenario, shape, args.decoder_layers, tokens, padded, student) / 1e9,
-        "ms a step": 1000 * step,
+        "GFLOP per clip": step_flops(scenario, shape, args.decoder_layers, tokens, padded, student) / 1e9,
+        "ms per step": 1000 * step,
         "of it GPU": 1000 * compute,
         "checking clips, h": check_hours(args),
         "filling caches, h": once,
