@@ -223,7 +223,7 @@ def test_what_was_skipped_and_who_spoke_is_in_the_results(monkeypatch, capsys, t
     status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech, tmp_path / "run", *more))
     assert status == 0, err
     (result,) = Results.load(tmp_path / "run" / "evaluation" / "results.json").sets
-    assert (result.clips, result.excluded) == (5, {"invalid, skipped by --on_bad_audio": 1})
+    assert (result.clips, result.excluded) == (5, {"invalid, or longer than the window": 1})
     assert result.scores["student"].wer_by_speaker.keys() == set(speakers) and result.bootstrap_unit == "speaker"
 
 

@@ -138,7 +138,7 @@ def _prepared_set(name: str, split: EvalSplit) -> PreparedSet:
         ),
         "short_form",
         with_speakers(split.clips),
-        {"invalid, skipped by --on_bad_audio": split.skipped} if split.skipped else {},
+        {"invalid, or longer than the window": split.skipped} if split.skipped else {},
     )
 
 
