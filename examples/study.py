@@ -102,7 +102,7 @@ class Cell:
 def main() -> None:
     (args,) = parse_args((Arguments,), prog="python examples/study.py", description=__doc__)
     from askd_hf.evaluation.study import Study
-    from askd_hf.evaluation.study_report import write_study
+    from askd_hf.evaluation.study_report import FIGURE_FILE, REPORT_FILE, write_study
 
     directory = args.output_dir
     plan = read_plan(args.study)
@@ -118,10 +118,10 @@ def main() -> None:
         check_same_clips(results)
         study = Study(results, plan.baselines)
         in_domain = {name: options.get("in_domain", []) for name, options in plan.training.items()}
-        print(write_study(study, in_domain, {}, directory, plan.title))
+        tables = write_study(study, in_domain, {}, directory, plan.title)
         if plan.speed_set:
-            speed = measure_students(plan, study, directory)
-            print(write_study(study, in_domain, speed, directory, plan.title))
+            tables = write_study(study, in_domain, measure_students(plan, study, directory), directory, plan.title)
+        print(*(table.text() for table in tables), f"{directory / REPORT_FILE}, {FIGURE_FILE}", sep="\n\n")
     if failed or not results:
         raise UserError("; ".join(failed) or f"{directory / 'results.jsonl'} has no results of this study")
 

@@ -50,9 +50,24 @@ def test_compute_metrics_decodes_padded_tokens(processor):
     labels = np.array([row[1:] + [-100] * (width - len(row)) for row in ids])
     tokens = np.array([row[1:] + [processor.tokenizer.pad_token_id] * (width - len(row)) for row in ids])
     compute_metrics = compute_metrics_for(processor, "none")
-    assert compute_metrics(EvalPrediction(predictions=tokens, label_ids=labels)) == {"wer": 0.0, "cer": 0.0}
+    assert compute_metrics(EvalPrediction(predictions=tokens, label_ids=labels)) == {
+        "wer": 0.0,
+        "cer": 0.0,
+        "capped_wer": 0.0,
+        "loops": 0.0,
+    }
     tokens[1, 1] = processor.tokenizer.convert_tokens_to_ids("z")
     assert compute_metrics(EvalPrediction(predictions=tokens, label_ids=labels))["wer"] == 50.0
+
+
+def test_a_loop_is_counted_and_capped(processor):
+    predictions, labels = (
+        np.array([row + [-100] * (60 - len(row)) for row in processor.tokenizer(texts).input_ids])
+        for texts in (["ab " * 15, "abc"], ["ab", "abc"])
+    )
+    rates = compute_metrics_for(processor, "none")(EvalPrediction(predictions=predictions, label_ids=labels[:, 1:]))
+    assert rates["wer"] == 100 * 14 / 2
+    assert (rates["capped_wer"], rates["loops"]) == (50.0, 1.0)
 
 
 def test_compute_metrics_counts_marks_and_letters():
@@ -80,7 +95,7 @@ def test_compute_metrics_counts_marks_and_letters():
 
     rates = compute_metrics_for(processor, "auto")(EvalPrediction(predictions=rows(1), label_ids=rows(0)))
     # words: 1 of 2, 1 of 4 letters, 0 of 1, 0 of 2 (i am); characters: 1 of 5, 1 of 5, 0 of 3, 0 of 4
-    assert rates == pytest.approx({"wer": 100 * 2 / 9, "cer": 100 * 2 / 17})
+    assert rates == pytest.approx({"wer": 100 * 2 / 9, "cer": 100 * 2 / 17, "capped_wer": 100 * 2 / 9, "loops": 0.0})
     whispers = compute_metrics_for(processor, "basic")(EvalPrediction(predictions=rows(1), label_ids=rows(0)))
     assert whispers["wer"] != pytest.approx(rates["wer"])
 

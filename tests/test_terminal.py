@@ -241,6 +241,8 @@ def test_many_splits_are_several_lines():
     assert all(f"{name} {17.42 - number:.1f} %" in "\n".join(lines) for number, name in enumerate(names))
     only = [{"eval_wer": 17.42, "eval_runtime": 1.0}]
     assert evaluation_line(only, at(9, 10)) == "step  9/10  WER 17.4 %"
+    only[0] |= {"eval_loops": 2.0, "eval_capped_wer": 12.31}
+    assert evaluation_line(only, at(9, 10)) == "step  9/10  WER 17.4 % (2 loops, capped 12.3 %)"
 
 
 def test_what_is_printed_is_not_what_is_logged(capsys, tmp_path, teacher, student):

@@ -15,6 +15,7 @@ from ..data.languages import UNSPACED, language_code
 from ..errors import UserError
 from .evaluate_library import Metric, MetricInfo
 from .normalizers import MultilingualNormalizer, TextNormalizer, agree_on_optional_marks, unify_punctuation
+from .word_errors import capped_errors, count_errors, is_loop
 
 UNIFIED = "english-unified"
 MULTILINGUAL = "multilingual"
@@ -149,10 +150,18 @@ def _rates(references: list[str], predictions: list[str], by_letter: list[bool])
     return rates
 
 
+def _robust_rates(references: list[str], predictions: list[str]) -> dict[str, float]:
+    """Return the WER with at most as many errors as words per clip, in percent, and the number of loops."""
+    lengths = np.array([len(reference.split()) for reference in references])
+    errors = capped_errors(count_errors(jiwer.process_words(references, predictions)).total, lengths)
+    loops = sum(map(is_loop, references, predictions))
+    return {"capped_wer": 100 * float(errors.sum()) / max(int(lengths.sum()), 1), "loops": float(loops)}
+
+
 def compute_metrics_for(
     processor: WhisperProcessor, name: Normalizer, language: str | None = None
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return a `compute_metrics` function for Trainer, which computes WER and CER.
+    """Return a `compute_metrics` function for Trainer: WER, CER, capped WER (all in percent) and the number of loops.
 
     Its inputs are generated tokens and labels, `(clips, tokens)` each, padded with -100 or the padding token.
 
@@ -179,7 +188,8 @@ def compute_metrics_for(
             normalize_pairs([reference], [prediction], normalize)
             for reference, prediction, normalize in zip(*texts, of_clip, strict=True)
         ]
-        references = [reference for (reference,), _ in normalized]
-        return _rates(references, [prediction for _, (prediction,) in normalized], [n.by_letter for n in of_clip])
+        references, predictions = ([pair[side][0] for pair in normalized] for side in (0, 1))
+        rates = _rates(references, predictions, [n.by_letter for n in of_clip])
+        return rates | _robust_rates(references, predictions)
 
     return compute_metrics

@@ -39,6 +39,7 @@ HEADINGS = {
     "speedup": "speedup",
     "substitutions": "substitutions",
     "total": "total, s",
+    "verdict": "verdict",
     "wer": "WER, %",
     "wer_difference": "WER difference, points",
     "words": "words",
@@ -149,6 +150,14 @@ def speedup(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}x"
 
 
+def verdict(interval: tuple[float, float], words: int) -> str:
+    """Return in words what the interval of a difference says; "undecided on 398 words" if it includes 0."""
+    low, high = interval
+    if high < 0.0:
+        return "fewer errors"
+    return "more errors" if low > 0.0 else f"undecided on {words:,} words"
+
+
 def _optional(value: float | None, spec: str) -> str:
     return "" if value is None else f"{value:{spec}}"
 
@@ -217,9 +226,10 @@ def comparison_table(results: list[SetResult]) -> Table:
                     with_interval(paired.wer_difference, paired.confidence_interval, signed=True),
                     relative_difference(result),
                     f"{100 * paired.probability_of_improvement:.1f} %",
+                    verdict(paired.confidence_interval, result.reference_words),
                 ]
             )
-    names = ("wer_difference", "relative_difference", "probability_of_improvement")
+    names = ("wer_difference", "relative_difference", "probability_of_improvement", "verdict")
     notes = ["Paired bootstrap on the same clips. Negative: the first model is better"]
     return Table("Comparison", [HEADINGS["set"], "models", *_headings(*names)], rows, 2, notes)
 

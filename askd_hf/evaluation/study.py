@@ -22,14 +22,14 @@ from .bootstrap import (
     probability_of_improvement,
 )
 from .manifest import MANIFESTS_DIR, Manifest
-from .result_tables import Table, with_interval
+from .result_tables import Table, verdict, with_interval
 from .scoring import load_spelling_normalizer, normalized_texts
 from .word_errors import capped_errors, count_errors, is_loop
 
 TEACHER = "teacher"
 AXES = ("teacher", "student", "training", "method")
 System = tuple[str, str, str, str]  # a name of each axis
-COMPARISON_HEADINGS = ["baseline", "WER, points", "P", "capped, points", "P"]
+COMPARISON_HEADINGS = ["baseline", "WER, points", "P", "capped, points", "P", "verdict (capped)"]
 COMPARISON_NOTE = (
     "System minus baseline [95 % bootstrap interval over speakers (or clips) and seeds]. Negative: the system is "
     "better. P: probability of improvement, the share of resamples in which the system is better"
@@ -241,7 +241,9 @@ def error_table(study: Study, name: str) -> Table:
         rows.append([*study.labels(system), *cells])
     some = study.results[0].set(name)
     unit, units = bootstrap_units(some.speakers)
-    size = f"{len(some.words):,} clips, {sum(some.words):,} words, {units.max() + 1} {unit}s"
+    size = f"{len(some.words):,} clips, {sum(some.words):,} words"
+    if unit != "clip":
+        size += f", {units.max() + 1} {unit}s"
     header = [*study.headings(), "seeds", "WER, %", "capped per clip, %", "insertions, %", "loops"]
     notes = ["Mean over the seeds (lowest to highest). Loops of each seed"]
     return Table(f"{name}: {size}", header, rows, len(study.headings()), notes)
@@ -254,8 +256,8 @@ def comparison_table(study: Study, sets: list[str], title: str) -> Table:
         for name, baseline in study.baselines_of(system).items():
             ours, theirs = study.with_common_seeds(system, baseline)
             if ours:
-                pairs = ([seed_errors(results, sets, cap) for results in (ours, theirs)] for cap in (False, True))
-                rows.append([*study.labels(system), name, *(cell for pair in pairs for cell in _difference(*pair))])
+                pairs = [[seed_errors(results, sets, cap) for results in (ours, theirs)] for cap in (False, True)]
+                rows.append([*study.labels(system), name, *_compared(*pairs)])
     header = [*study.headings(), *COMPARISON_HEADINGS]
     return Table(title, header, rows, len(study.headings()) + 1, [COMPARISON_NOTE])
 
@@ -279,8 +281,8 @@ def pooled_table(study: Study, sets_of: dict[str, list[str]], title: str) -> Tab
             theirs = [(teacher, student, training, name) for training in trainings]
             if name == method or not {*ours, *theirs} <= known or not alike(study.seeds(ours + theirs)):
                 continue
-            pairs = ([_pool(study, systems, sets_of, cap) for systems in (ours, theirs)] for cap in (False, True))
-            rows.append([teacher, student, method, name, *(cell for pair in pairs for cell in _difference(*pair))])
+            pairs = [[_pool(study, systems, sets_of, cap) for systems in (ours, theirs)] for cap in (False, True)]
+            rows.append([teacher, student, method, name, *_compared(*pairs)])
     header = ["teacher", "student", "method", *COMPARISON_HEADINGS]
     return Table(title, header, rows, 4, [COMPARISON_NOTE, "Errors of all trainings summed per speaker (or clip)"])
 
@@ -297,12 +299,19 @@ def no_speech_table(study: Study, name: str) -> Table:
     return Table(f"{name}: {clips} without speech", header, rows, len(study.headings()), ["Of each seed"])
 
 
-def _difference(ours: SeedErrors, theirs: SeedErrors) -> tuple[str, str]:
-    """Return the difference of the mean error rates with its interval, and the probability of improvement."""
-    rates = resampled_means([ours, theirs])
-    value = float(ours.rates.mean() - theirs.rates.mean())
-    text = with_interval(value, confidence_interval(rates[0] - rates[1]), signed=True)
-    return text, f"{probability_of_improvement(rates[0], rates[1]):.3f}"
+def _compared(raw: list[SeedErrors], capped: list[SeedErrors]) -> list[str]:
+    """Return the cells of a comparison: difference of the mean error rates and probability of improvement, verdict.
+
+    Args:
+        raw, capped: errors of a system and of its baseline.
+    """
+    cells, interval = [], (0.0, 0.0)
+    for ours, theirs in (raw, capped):
+        rates = resampled_means([ours, theirs])
+        interval = confidence_interval(rates[0] - rates[1])
+        value = float(ours.rates.mean() - theirs.rates.mean())
+        cells += [with_interval(value, interval, signed=True), f"{probability_of_improvement(rates[0], rates[1]):.3f}"]
+    return [*cells, verdict(interval, int(capped[0].words.sum()))]
 
 
 def _pool(study: Study, systems: list[System], sets_of: dict[str, list[str]], capped: bool) -> SeedErrors:

@@ -17,8 +17,8 @@ REPORT_FILE, FIGURE_FILE = "study.md", "study.png"
 
 def write_study(
     study: Study, in_domain: dict[str, list[str]], speed: dict[str, Speed], directory: Path, title: str
-) -> Path:
-    """Write `study.md` and `study.png`, and return the path of the first.
+) -> list[Table]:
+    """Write `study.md` and `study.png`, and return the tables of the first.
 
     Args:
         in_domain: for each training, the names of the evaluation sets of its domain.
@@ -33,14 +33,15 @@ def write_study(
     tables.append(pooled_table(study, outside, "All trainings, sets of other domains"))
     tables += [no_speech_table(study, name) for name in study.sets(speech=False)]
     tables += [speed_table(one) for one in speed.values()]
-    sections = [_section(table) for table in tables if table.rows]
+    tables = [table for table in tables if table.rows]
+    sections = [_section(table) for table in tables]
     directory.mkdir(parents=True, exist_ok=True)
     if in_domain and speech:
         write_study_figure(study, in_domain, speed, directory / FIGURE_FILE)
         sections.insert(0, f"![{title}]({FIGURE_FILE})")
-    report = directory / REPORT_FILE
-    report.write_text("\n\n".join([f"# {title}", *sections]) + "\n", encoding="utf-8")
-    return report
+    text = "\n\n".join([f"# {title}", *sections]) + "\n"
+    (directory / REPORT_FILE).write_text(text, encoding="utf-8")
+    return tables
 
 
 def _section(table: Table) -> str:

@@ -97,6 +97,7 @@ def _prefix(logs: dict[str, Any]) -> str | None:
 def evaluation_line(evaluated: list[dict[str, Any]], state: TrainerState) -> str:
     """Return the line of an evaluation: the WER of each split in percent, or the loss where there is no WER.
 
+    A split with loops also has their number and the capped WER, as one loop can be many points of a WER.
     If there are many splits, it is continued in further lines.
 
     Args:
@@ -108,6 +109,8 @@ def evaluation_line(evaluated: list[dict[str, Any]], state: TrainerState) -> str
         wer, loss = logs.get(f"{prefix}_wer"), logs.get(f"{prefix}_loss")
         split = prefix.removeprefix("eval").removeprefix("_")
         value = f"{wer:.1f} %" if wer is not None else "-" if loss is None else _loss(loss)
+        if loops := round(logs.get(f"{prefix}_loops", 0)):
+            value += f" ({loops} loop{'s' if loops > 1 else ''}, capped {logs[f'{prefix}_capped_wer']:.1f} %)"
         cells.append((("eval loss" if wer is None else "WER"), f"{split} {value}".lstrip()))
     lines, name = [start], None
     for kind, cell in cells:

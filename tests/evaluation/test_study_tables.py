@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from askd_hf.evaluation.bootstrap import confidence_interval
+from askd_hf.evaluation.result_tables import verdict
 from askd_hf.evaluation.results import ModelSpeed, Speed, Timing
 from askd_hf.evaluation.study import (
     CellResult,
@@ -102,7 +103,7 @@ def study() -> Study:
 
 def test_the_error_rates_are_means_over_the_seeds(study):
     table = error_table(study, "own")
-    assert table.title == "own: 4 clips, 40 words, 4 clips"
+    assert table.title == "own: 4 clips, 40 words"
     assert table.header[:3] == ["training", "method", "seeds"]
     by_name = {" ".join(row[:2]).strip(): row[2:] for row in table.rows}
     assert by_name["teacher"][:2] == ["", "40.0"]
@@ -121,7 +122,8 @@ def test_systems_are_compared_with_the_same_training(study):
     assert ["a", "askd", "ce"] in compared and ["b", "askd", "teacher"] in compared
     assert not [row for row in compared if row[1] == row[2]]
     row = next(row for row in table.rows if row[:3] == ["a", "askd", "teacher"])
-    assert row[3].startswith("-28.75 [") and row[4] == "1.000"
+    assert row[3].startswith("-28.75 [") and row[4] == "1.000" and row[-1] == "fewer errors"
+    assert verdict((-1.0, 0.5), 1234) == "undecided on 1,234 words" and verdict((0.1, 0.5), 9) == "more errors"
 
 
 def test_trainings_are_pooled_and_a_clip_in_both_is_one_unit(study):
@@ -154,8 +156,9 @@ def test_the_report_has_every_table_and_the_figure(study, tmp_path):
         for role, speedup in (("short, a", 5.0), ("short, b", 5.1), ("teacher", 1.0))
     ]
     speed = Speed("own", 4, 12.0, 3, "cpu", "float32", 1, "sdpa", rows)
-    report = write_study(study, {"a": ["own"], "b": ["own"]}, {"tiny": speed}, tmp_path, "Title")
-    text = report.read_text()
+    tables = write_study(study, {"a": ["own"], "b": ["own"]}, {"tiny": speed}, tmp_path, "Title")
+    text = (tmp_path / "study.md").read_text()
+    assert [table.title for table in tables] == re.findall("^## (.*)$", text, re.MULTILINE)
     assert (tmp_path / "study.png").stat().st_size > 10_000 and "(study.png)" in text
     headings = re.findall("^## (.*)$", text, re.MULTILINE)
     assert len(headings) == 8 and headings[-1] == "Speed"
