@@ -19,6 +19,7 @@ from .self_teacher import SELF_TEACHERS, SelfTeacher
 
 BLEND_STATE_FILE = "blend_state.json"
 SELF_TEACHER_FILE = "self_teacher.safetensors"
+ADAPTIVE_NOTE = "adaptive: with unreliable labels the teacher keeps more weight, also in the second phase"
 
 
 def data_epoch(args: ASKDConfig, state: TrainerState, train_dataloader: DataLoader) -> int:
@@ -88,7 +89,7 @@ class AdaptiveBlendCallback(TrainerCallback):
         if state.is_world_process_zero:
             write(self.schedule.table())
             if self._held_out_clips:
-                write("adaptive: with unreliable labels the teacher keeps more weight for longer")
+                write(ADAPTIVE_NOTE)
 
     def on_step_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self._measure_labels(state.global_step)

@@ -78,7 +78,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         default=None,
         help=f"Decay of the teacher weight: {', '.join(TEACHER_SCHEDULES)}. adaptive: linear if the labels are "
         "reliable; with unreliable ones, such as wrong transcripts, the teacher keeps more weight, and keeps it "
-        "after its phase. The reliability is measured 40 times per run, on 5 %% of the training clips (at most "
+        "after its phase. The reliability is measured after every fortieth of the run, on 5 %% of the clips (at most "
         "128) that are held out of training; with fewer than 160 clips the decay is linear. Default: set by "
         "--preset.",
     )

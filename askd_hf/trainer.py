@@ -27,7 +27,7 @@ from .hub.provenance import Provenance
 from .hub.publisher import HubPublisher
 from .models.lora import load_adapter
 from .schedule import BlendWeights
-from .training import loss_sums
+from .training import loss_sums, run_callbacks
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
 from .training.checks import check_batches, check_teacher, is_random
@@ -36,7 +36,6 @@ from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
 from .training.model_runner import ModelRunner
 from .training.resuming import RunIdentity
-from .training.run_callbacks import SetEpochCallback, StopEarlyCallback, StopGracefullyCallback, ThroughputCallback
 from .training.skipped_rows import SkippedRows
 from .training.smaller_batch import InitialState, save_or_restore
 
@@ -104,17 +103,17 @@ class ASKDTrainer(Seq2SeqTrainer):
         # ---- callbacks ----
         self.log_lines = use_log_lines(self)
         self.blend = AdaptiveBlendCallback(args, self._judge_labels, len(held_out))
-        self.stop = StopGracefullyCallback()
-        self.throughput = ThroughputCallback()
-        for callback in (self.blend, self.stop, self.throughput):
+        self.stop = run_callbacks.StopGracefullyCallback()
+        self.throughput = run_callbacks.ThroughputCallback()
+        for callback in (self.blend, self.stop, self.throughput, run_callbacks.LogLastStepCallback()):
             self.add_callback(callback)
         if args.early_stopping_patience is not None:
-            self.add_callback(StopEarlyCallback())
+            self.add_callback(run_callbacks.StopEarlyCallback())
         self._seeded_dataset: SeededDataset | None = None
         # the rows of a stream already carry the collator's random seed
         if is_random(self.data_collator) and not isinstance(train_dataset, SpeechStream):
             self._seeded_dataset = SeededDataset(self.train_dataset, self.args.order_seed)
-            self.add_callback(SetEpochCallback(self._seeded_dataset))
+            self.add_callback(run_callbacks.SetEpochCallback(self._seeded_dataset))
 
         self.skipped = SkippedRows.of_run(args, train_dataset)
         self._clips: list[str] = []

@@ -68,8 +68,9 @@ class CacheArguments:
 
     encoder_cache_dir: str | None = HfArg(
         default=None,
-        help="Directory of the cache of the frozen encoder's outputs, which are computed before training: float16, 2 "
-        "* 1500 * d_model bytes per clip (1.2 MB for tiny, 3.8 MB for large). Outdated outputs are computed again. "
+        help="Directory of the cache of the frozen encoder's outputs, which are computed before training: float16, "
+        "100 * d_model bytes per second of the window (with 30 s 1.2 MB per clip for tiny, 3.8 MB for "
+        "large). Outdated outputs are computed again. "
         "Several runs can share it: --teacher_cache_dir uses the outputs of the teacher's whole encoder if an earlier "
         "run cached them.",
     )

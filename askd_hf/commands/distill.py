@@ -30,6 +30,7 @@ from ..arguments.parser import parse_args
 from ..config import ASKDConfig
 from ..data import SpeechCollator, SpeechStream
 from ..data.augment import AugmentArguments, Augmenter
+from ..data.sources import check_exist
 from ..data.teacher_cache import has_soft_labels
 from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
@@ -155,6 +156,7 @@ def prepare_run(options: Options) -> str | None:
     set_default_output_dir(config, model_args)
     check_mix(data_args, options.mix, config)
     check_directories(config, options.caches)
+    check_exist([*data_args.dataset, *data_args.eval_dataset, data_args.unlabeled_dataset])
     if not data_args.eval_sources():
         prepare_evaluation(config, [])
     checkpoint = None

@@ -114,11 +114,11 @@ def plan_run(run: Options, checkpoint: str | None, scratch: Scratch) -> RunPlan:
     plan_lines.add_models(plan, options.model, student, teacher, measured.trained_parameters)
     plan_lines.add_data(plan, config, speech, len(held_out), untranscribed)
     plan_lines.add_schedule(plan, config, length, measured.batch_size, bool(held_out))
-    plan_lines.add_time(plan, config, length, measured, len(held_out), speech, run.data.compare)
+    speedup = plan_lines.add_speed(plan, config, student, teacher, plan_lines.mean_tokens(speech))
+    plan_lines.add_time(plan, config, length, measured, len(held_out), speech, run.data.compare, speedup)
     plan_lines.add_needs(plan, config, options.lora, length, measured, student)
     plan_lines.add_output(plan, run.config, checkpoint, repository)
     plan_lines.add_library_caches(plan, run, speech)
-    plan_lines.add_speed(plan, config, student, teacher, plan_lines.mean_tokens(speech))
     return plan
 
 
@@ -180,6 +180,7 @@ def transcribe_sample(options: Options, scratch: Scratch, plan: RunPlan) -> int:
     expected = round(len(clips) * len(kept) / len(sample))
     if missing:
         text += f"; {missing:,} to do: {duration(missing * seconds)}"
+        plan.seconds += missing * seconds
     text += f"; {filters} keep {len(kept):,} of {len(sample):,}"
     if expected > len(kept):
         text += ".\nVocabulary, encoder recovery, caches and held-out clips are planned from these alone"
@@ -191,7 +192,7 @@ def without_selection(options: Options, models: Models, speech: Speech, plan: Ru
     """Return the options without `--layer_selection greedy`, whose cost is added to the plan."""
     trials, seconds = selection_cost(options.model, models.teacher, speech.train, speech.collator, options.config)
     text = f"{counted(trials, 'trial')}, at most {duration(trials * seconds)}. The plan is for evenly spread layers"
-    plan.add(plan_lines.BEFORE, "layer selection", text)
+    plan.add(plan_lines.BEFORE, "layer selection", text, trials * seconds)
     return options._replace(model=replace(options.model, layer_selection="spread"))
 
 
@@ -207,6 +208,7 @@ def measure_recovery(options: Options, models: Models, speech: Speech, scratch: 
         steps, seconds = recovery.measure(Path(scratch.directory(RECOVERY_DIR)), STEPS)
         epochs = counted(recovery.epochs, "epoch")
         text = f"{epochs}, {counted(steps, 'step')} of {duration(seconds)}: {duration(steps * seconds)}"
+        plan.seconds += steps * seconds
     plan.add(plan_lines.BEFORE, "encoder recovery", text)
 
 

@@ -15,7 +15,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.trainer_utils import HubStrategy
 
 from ..arguments import ModelArguments
-from ..callbacks import blend_schedule
+from ..callbacks import ADAPTIVE_NOTE, blend_schedule
 from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechStream
 from ..data.audio_checks import kept_in
@@ -99,10 +99,10 @@ def _listed(layers: list[int]) -> str:
     return ", ".join(map(str, layers))
 
 
-def add_speed(plan: RunPlan, config: ASKDConfig, student: Shape, teacher: Shape | None, tokens: int) -> None:
-    """Measure models of these shapes with random weights, and add the speedup."""
+def add_speed(plan: RunPlan, config: ASKDConfig, student: Shape, teacher: Shape | None, tokens: int) -> float | None:
+    """Measure models of these shapes with random weights, and add and return the speedup. None without a teacher."""
     if teacher is None:
-        return
+        return None
     dtype = resolve_dtype("auto", config)
     speedup = random_speedup(
         (teacher.config, teacher.extractor), (student.config, student.extractor), 1, tokens, config.device, dtype
@@ -115,6 +115,7 @@ def add_speed(plan: RunPlan, config: ASKDConfig, student: Shape, teacher: Shape 
         f"{speedup:.1f} times as fast as the teacher at batch size 1 ({tokens} tokens per clip, random weights, "
         f"{device}{threads})",
     )
+    return speedup
 
 
 def mean_tokens(speech: Speech) -> int:
@@ -169,7 +170,7 @@ def add_cache(plan: RunPlan, name: str, directory: str, space: CacheSpace, secon
         text += f"; {missing:,} to do: {duration(missing * seconds_per_clip)}, {size(space.missing_bytes)}"
     if space.peak_bytes > space.missing_bytes:
         text += f" ({size(space.peak_bytes)} while it is written)"
-    plan.add(BEFORE, name, f"{text}; {size(space.free_bytes)} free")
+    plan.add(BEFORE, name, f"{text}; {size(space.free_bytes)} free", missing * seconds_per_clip)
 
 
 def add_schedule(plan: RunPlan, config: ASKDConfig, length: RunLength, batch_size: int, is_adaptive: bool) -> None:
@@ -184,7 +185,7 @@ def add_schedule(plan: RunPlan, config: ASKDConfig, length: RunLength, batch_siz
         plan.add(SCHEDULE, "steps", f"{length.steps:,} of {clips}: {epochs} epochs of {epoch}")
     plan.add(SCHEDULE, "phases", blend_schedule(config, length.steps).table())
     if is_adaptive:
-        plan.add(SCHEDULE, "", "adaptive: with unreliable labels the teacher keeps more weight for longer")
+        plan.add(SCHEDULE, "", ADAPTIVE_NOTE)
 
 
 def add_time(
@@ -195,8 +196,14 @@ def add_time(
     held_out: int,
     speech: Speech,
     compares: bool,
+    speedup: float | None,
 ) -> None:
-    """Add the time per step and per epoch, of the run and of its evaluation."""
+    """Add the time per step and per epoch, of the run, of its evaluation, and of all that was added to the plan.
+
+    Args:
+        compares: whether student, initial student and teacher are evaluated after training.
+        speedup: of the student over its teacher; None without a teacher.
+    """
     schedule = blend_schedule(config, length.steps)
     steps = {name: max(end - max(start, length.done), 0) for name, start, end, *_ in schedule.phases()}
     longest = max(measured.step_seconds.values())
@@ -210,29 +217,41 @@ def add_time(
     text = f"{duration(training)} for {counted(number, 'step')}{' left' if length.done else ''}"
     if held_out and "teacher" in steps:
         text += f"; {duration(number * max(seconds.values()))} if the teacher is kept to the end"
-    plan.add(TIME, "training", text)
+    plan.add(TIME, "training", text, training)
     if held_out and "teacher" in steps:
         first = length.done // schedule.measured_every
         times = max((schedule.teacher_end(BlendState()) - 1) // schedule.measured_every - first, 0)
         clips_per_step = measured.batch_size * config.gradient_accumulation_steps
         most = times * held_out / clips_per_step * seconds["teacher"]
-        plan.add(TIME, "held-out clips", f"{counted(times, 'measurement')}: at most {duration(most)}")
-    _add_evaluation(plan, config, length, measured.evaluation_seconds, speech)
-    if speech.splits and compares:
-        plan.add(TIME, "after training", "evaluation of student, initial student and teacher, if any: not measured")
+        plan.add(TIME, "held-out clips", f"{counted(times, 'measurement')}: at most {duration(most)}", most)
+    if measured.evaluation_seconds is not None:
+        _add_evaluation(plan, config, length, measured.evaluation_seconds, speech, compares, speedup)
+    plan.add(TIME, "total", f"about {duration(plan.seconds)} on this machine")
 
 
 def _add_evaluation(
-    plan: RunPlan, config: ASKDConfig, length: RunLength, seconds: float | None, speech: Speech
+    plan: RunPlan,
+    config: ASKDConfig,
+    length: RunLength,
+    seconds: float,
+    speech: Speech,
+    compares: bool,
+    speedup: float | None,
 ) -> None:
-    if seconds is None:
-        return
+    """Add the time of evaluations in training and after it.
+
+    Args:
+        seconds: per batch of the student. The other arguments are those of `add_time`.
+    """
     batches = sum(math.ceil(len(clips) / config.per_device_eval_batch_size) for clips in speech.evaluation.values())
-    times = evaluations(config, length)
+    once, times = batches * seconds, evaluations(config, length)
     if times:
-        each, total = duration(batches * seconds), duration(times * batches * seconds)
-        text = f"{counted(times, 'time')}, {each} each: {total}, and longer while the transcripts are too long"
-        plan.add(TIME, "evaluation", text)
+        text = f"{counted(times, 'time')}, {duration(once)} each: {duration(times * once)}"
+        plan.add(TIME, "evaluation", f"{text}, and longer while the transcripts are too long", times * once)
+    if compares:
+        after = once * (2 + (speedup or 0.0))
+        models = "student and initial student" if speedup is None else "student, initial student and teacher"
+        plan.add(TIME, "after training", f"evaluation of {models}: {duration(after)}", after)
 
 
 def add_needs(

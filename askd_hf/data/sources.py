@@ -1,6 +1,7 @@
 """Load the rows of one split from a directory, a file or the Hub, with their original columns."""
 
 import glob
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,6 +29,18 @@ from .splits import pick
 FORMATS = "a directory with metadata.csv, a directory saved by `datasets`, parquet files, or a Hub id"
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
 Rows: TypeAlias = Dataset | IterableDataset
+
+
+def check_exist(names: Iterable[str | None]) -> None:
+    """Raise `UserError` if a dataset is neither a local path nor on the Hub, before models are downloaded.
+
+    Args:
+        names: local paths and Hub ids. None is left out.
+    """
+    for name in dict.fromkeys(filter(None, names)):
+        if "+" not in name and not local_or_hub(name):
+            with hub_access("the dataset", name, repo_type="dataset"):
+                pass  # it asks the Hub for the repository
 
 
 def load_split(

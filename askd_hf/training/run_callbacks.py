@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
 
 from ..callbacks import data_epoch
 from ..config import ASKDConfig
@@ -76,6 +77,14 @@ class StopGracefullyCallback(TrainerCallback):
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
+
+
+class LogLastStepCallback(TrainerCallback):
+    """Log the last step too, if the number of steps isn't a multiple of `logging_steps`."""
+
+    def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        if args.logging_strategy == IntervalStrategy.STEPS and state.global_step >= state.max_steps:
+            control.should_log = True
 
 
 class StopEarlyCallback(TrainerCallback):

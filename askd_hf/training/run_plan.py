@@ -19,10 +19,16 @@ class RunPlan:
     def __init__(self, title: str, sections: Sequence[str]):
         self.title = title
         self._sections: dict[str, list[tuple[str, str]]] = {section: [] for section in sections}
+        self.seconds = 0.0  # of what the lines describe
 
-    def add(self, section: str, name: str, text: str) -> None:
-        """Append a line to a section. Further lines of `text` are indented to the first."""
+    def add(self, section: str, name: str, text: str, seconds: float = 0.0) -> None:
+        """Append a line to a section. Further lines of `text` are indented to the first.
+
+        Args:
+            seconds: time that the run takes for it, for the total. Default: 0.
+        """
         self._sections[section].append((name, text))
+        self.seconds += seconds
 
     def __str__(self) -> str:
         width = max(len(name) for lines in self._sections.values() for name, _ in lines)
