@@ -22,6 +22,7 @@ from ..data.audio import SAMPLING_RATE, extract_features
 from ..data.encoder_cache import run_encoder
 from ..errors import UserError
 from ..models.window import POSITIONS_PER_SECOND, features_of
+from ..progress import progress
 from .latency import decode, measure_parts
 
 WINDOWS = (20, 15, 12, 10, 8, 6, 5, 4, 3, 2)  # seconds
@@ -113,7 +114,7 @@ def measure_costs(
     wave = np.random.default_rng(0).standard_normal(SAMPLING_RATE * 2).astype(np.float32) * 0.1
     features, full, stem, steps = {}, {}, {}, {}
     layers = encoder.layers, decoder.layers
-    for window in windows_up_to(whole):
+    for window in progress(windows_up_to(whole), "Measuring windows", "window"):
         short = features_of(extractor, window)
         features[window] = _seconds(lambda: extract_features(short, [wave] * batch_size))  # noqa: B023
         inputs = torch.zeros(batch_size, config.num_mel_bins, 2 * window * POSITIONS_PER_SECOND)
