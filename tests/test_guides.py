@@ -44,7 +44,6 @@ NOT_RUN = {
     "--output_dir runs/librispeech_words": "the English teacher made for this test has no timestamp tokens",
     "make demo": "minutes long: test_demo.py runs its script",
     "make test": "runs this test",
-    "python3 -m venv .venv && source .venv/bin/activate": "installs: make does it for all tests",
     "pip install -c constraints.txt .": "installs: test_wheel.py does it in a directory of its own",
     "pip install 'askd-hf[export]'": "needs the network",
     "git clone https://github.com/Jakobovski/free-spoken-digit-dataset": "needs the network",
