@@ -234,7 +234,7 @@ class ASKDTrainer(Seq2SeqTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if isinstance(self.train_dataset, SpeechStream):
             rows_per_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            return StreamSampler(self.train_dataset, self.args.max_steps * rows_per_step)
+            return StreamSampler(self.train_dataset, self.args.max_steps * rows_per_step, self._train_batch_size)
         sampler = super()._get_train_sampler(self.train_dataset)  # not the `SeededDataset`, which has no columns
         if isinstance(sampler, LengthGroupedSampler):
             return ResumableLengthGroupedSampler(sampler, self.args.order_seed, self._data_epoch)

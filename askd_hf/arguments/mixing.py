@@ -22,7 +22,8 @@ class MixArguments:
     )
     streaming: bool = HfArg(
         default=False,
-        help="Stream the training sets without downloading or validating them first. Requires --max_steps.",
+        help="Stream the training sets without downloading or validating them first. Requires --max_steps. Each "
+        "process reads its share of the files.",
     )
     shuffle_buffer_size: int = HfArg(
         default=1000, help="Size of the shuffle buffer per dataset, in clips, with --streaming."
@@ -38,7 +39,9 @@ class MixArguments:
     concatenate_probability: float = HfArg(
         default=0.0,
         help="Join two or three random clips of a speaker until joined clips are this share of the training clips. "
-        "Without a speaker column, clips of the same dataset. Reduces loops on longer clips. From 0 to below 1.",
+        "Without a speaker column, clips of the same dataset. Reduces loops on longer clips. From 0 to below 1. With "
+        "--streaming: probability that a clip is joined with those that follow, as many as fit into the window, which "
+        "also makes training faster. These clips aren't trained on one by one.",
     )
     timestamp_probability: float = HfArg(
         default=0.0,

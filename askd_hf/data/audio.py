@@ -50,13 +50,22 @@ def waveform(row: Mapping[str, Any]) -> np.ndarray:
     Raises `UserError` with the clip's name if decoding fails.
     """
     try:
-        waves = [decode_audio(audio) for audio in (row["audio"], *(row.get("more_audio") or []))]
-        pause = np.zeros(round(PAUSE * SAMPLING_RATE), dtype=np.float32)
-        return waves[0] if len(waves) == 1 else np.concatenate([part for wave in waves for part in (wave, pause)][:-1])
+        return with_pauses([decode_audio(audio) for audio in audio_files_of(row)])
     except AudioError as error:
         raise UserError(
             f"{row['clip']}: {error}. The file passed validation, so it has changed since or the disk failed"
         ) from error
+
+
+def audio_files_of(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the audio of a row, and of the clips that are joined with it."""
+    return [row["audio"], *(row.get("more_audio") or [])]
+
+
+def with_pauses(waves: list[np.ndarray]) -> np.ndarray:
+    """Join waveforms of 16 kHz, float32 `(samples,)` each, with pauses of `PAUSE` seconds."""
+    pause = np.zeros(round(PAUSE * SAMPLING_RATE), dtype=np.float32)
+    return waves[0] if len(waves) == 1 else np.concatenate([part for wave in waves for part in (wave, pause)][:-1])
 
 
 def extract_features(

@@ -12,7 +12,18 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperProcesso
 
 from ..arguments.renamed import renamed_keywords
 from ..errors import UserError
-from .audio import SAMPLING_RATE, AudioError, extract_features, read_audio, resample, silence, waveform
+from .audio import (
+    PAUSE,
+    SAMPLING_RATE,
+    AudioError,
+    audio_files_of,
+    extract_features,
+    read_audio,
+    resample,
+    silence,
+    waveform,
+    with_pauses,
+)
 from .audio_context import FRAMES_PER_POSITION, FRAMES_PER_SECOND, context_frames
 from .augment import Augmenter
 from .checks import Limits
@@ -162,8 +173,10 @@ class SpeechCollator:
         for row in rows:
             wave, error, silent, duration, tokens = None, "", "", 0.0, 0
             try:
-                samples, rate = read_audio(row["audio"])
-                wave, silent, duration = resample(samples, rate), silence(samples), len(samples) / rate
+                parts = [read_audio(audio) for audio in audio_files_of(row)]
+                wave = with_pauses([resample(*part) for part in parts])
+                silent = next(filter(None, (silence(samples) for samples, _ in parts)), "")
+                duration = sum(len(samples) / rate for samples, rate in parts) + PAUSE * (len(parts) - 1)
                 tokens = len(self.label_ids({**row, "text": row["text"] or ""}))
             except (AudioError, UserError) as caught:
                 error = str(caught)

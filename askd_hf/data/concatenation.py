@@ -54,7 +54,7 @@ def with_concatenated(
     chosen: dict[tuple[int, ...], None] = {}  # each once, in the order of the choice
     for _ in range(ATTEMPTS * number if speech else 0):
         clips = _choose(speech, group_of, generator)
-        while len(clips) > 1 and not _fits([rows[i] for i in clips], window_seconds, max_label_length):
+        while len(clips) > 1 and not fits([rows[i] for i in clips], window_seconds, max_label_length):
             clips.pop()
         if len(clips) > 1:
             chosen.setdefault(tuple(clips))
@@ -68,7 +68,7 @@ def with_concatenated(
             window_seconds,
         )
     audio = dataset.select_columns("audio")
-    joined = [_joined([rows[i] for i in clips], [audio[i]["audio"] for i in clips]) for clips in chosen]
+    joined = [joined_row([rows[i] for i in clips], [audio[i]["audio"] for i in clips]) for clips in chosen]
     features = Features(dataset.features | JOINED_COLUMNS)
     if not joined:
         return with_features(dataset, features)
@@ -86,20 +86,26 @@ def _choose(speech: list[int], group_of: dict[int, list[int]], generator: np.ran
     return clips
 
 
-def _fits(rows: list[dict[str, Any]], window_seconds: float, max_label_length: int) -> bool:
+def fits(rows: list[dict[str, Any]], window_seconds: float, max_label_length: int) -> bool:
+    """Return whether clips with `duration` and `label_tokens` fit into a window together."""
     duration = sum(row["duration"] for row in rows) + PAUSE * (len(rows) - 1)
     return duration <= window_seconds - MARGIN and sum(row["label_tokens"] for row in rows) <= max_label_length
 
 
-def _joined(rows: list[dict[str, Any]], audio: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of several clips. Values of other columns are those of the first."""
+def joined_row(rows: list[dict[str, Any]], audio: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of several clips. Values of other columns are those of the first.
+
+    Args:
+        rows: with `duration` and `label_tokens`, and without `audio` unless it is to be replaced.
+        audio: the files of the clips.
+    """
     first, offset, segments = rows[0], 0.0, []
     for row in rows:
         for segment in row.get("segments") or []:
             end = row["duration"] if segment["end"] is None else segment["end"]  # the last one may be open
             segments.append(segment | {"start": segment["start"] + offset, "end": end + offset})
         offset += row["duration"] + PAUSE
-    keys = [row["audio_key"] for row in rows]
+    keys = [row.get("audio_key", row["clip"]) for row in rows]  # a stream has no keys
     space = word_separator(first.get("language"), first.get("task"))
     times = {"segments": segments if all(row["segments"] for row in rows) else None} if "segments" in first else {}
     return (

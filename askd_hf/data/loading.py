@@ -40,6 +40,7 @@ from .splits import KINDS
 logger = logging.getLogger(__name__)
 
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "normalized_text")
+STREAM_SHARDS = 64  # of a loaded dataset that is streamed: shared out over processes, and shuffled
 CLIP_DIGEST_SIZE = 6  # bytes: in a million clips, two have the same name with a probability of 0.2 %
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null", "int", "uint")  # prefixes of Arrow types
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
@@ -107,7 +108,8 @@ def load_speech_dataset(
 def to_iterable_dataset(dataset: Dataset) -> IterableDataset:
     """Convert the result of `load_speech_dataset` to a stream. Raise `UserError` unless audio is stored as files."""
     require_audio_files(dataset.features["audio"], dataset[0]["clip"], "stream")
-    return dataset.to_iterable_dataset().cast_column("audio", AUDIO_FILE)
+    shards = min(STREAM_SHARDS, len(dataset))
+    return dataset.to_iterable_dataset(num_shards=shards).cast_column("audio", AUDIO_FILE)
 
 
 def _slice(dataset: Dataset, part: str, base: str) -> Dataset:

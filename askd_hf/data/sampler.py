@@ -1,6 +1,5 @@
 """Samplers, and the dataset wrapper that seeds the random augmentation of each row."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from .mix import SpeechStream
+from .stream import SpeechStream
 
 
 class ResumableLengthGroupedSampler(Sampler[int]):
@@ -35,20 +34,29 @@ class ResumableLengthGroupedSampler(Sampler[int]):
         return iter(LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator))
 
 
-class StreamSampler(Sampler[Mapping[str, Any]]):
+class StreamSampler(Sampler[Mapping[str, Any] | None]):
     """Yield the first `num_rows` rows of a stream in the main process; workers decode them.
 
     The order of the rows doesn't depend on the workers, and a resumed run skips rows without decoding them.
+
+    With several processes accelerate gives batch `i` to process `i % processes`. The rows of a stream are those of its
+    own process, and the rows of all other batches are None: nothing is read for them.
+
+    Args:
+        num_rows: of all processes.
+        batch_size: rows per batch. Default: 1.
     """
 
-    def __init__(self, stream: SpeechStream, num_rows: int):
-        self.stream, self.num_rows = stream, num_rows
+    def __init__(self, stream: SpeechStream, num_rows: int, batch_size: int = 1):
+        self.stream, self.num_rows, self.batch_size = stream, num_rows, batch_size
 
     def __len__(self) -> int:
         return self.num_rows
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        return itertools.islice(self.stream.rows(), self.num_rows)
+    def __iter__(self) -> Iterator[Mapping[str, Any] | None]:
+        rows, process, processes = self.stream.rows(), self.stream.process, self.stream.processes
+        for number in range(self.num_rows):
+            yield next(rows) if number // self.batch_size % processes == process else None
 
 
 class SeededDataset(Dataset):

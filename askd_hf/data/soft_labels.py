@@ -22,7 +22,7 @@ from ..projection import capture_lm_head_inputs
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .columns import is_text
 from .encoder_cache import feature_settings, weights_digest
-from .mix import SpeechStream
+from .stream import SpeechStream
 
 TOKEN_CHUNK_SIZE = 1024  # label tokens projected onto the vocabulary at a time
 RECOMPUTE = "compute its soft labels again with examples/cache_teacher.py or --teacher_cache_dir DIR"

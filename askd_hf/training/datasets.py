@@ -24,17 +24,17 @@ from ..data import (
     with_no_speech,
 )
 from ..data.columns import JOINED_COLUMNS, longest_first, with_features
-from ..data.concatenation import with_concatenated
 from ..data.languages import language_code, with_language, without_language
 from ..data.long_clips import cut_long_clips
 from ..data.no_speech import as_no_speech, synthetic_no_speech
-from ..data.soft_labels import has_soft_labels, without_soft_labels
+from ..data.soft_labels import without_soft_labels
+from ..data.stream import warn_of_whole_reads
 from ..data.text import basic_normalizer, replace_column
 from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
 from ..evaluation.metrics import normalizer_for, text_language
-from ..evaluation.suites import with_speakers
 from ..progress import Bar, hide_datasets_bars, progress_bar
+from .joined_clips import concatenated, packing_of
 
 SYNTHETIC = "synthetic"  # value of --no_speech_dataset
 CHECKPOINTS_OF_A_STREAM = 10  # per run
@@ -171,6 +171,7 @@ def training_speech(
         # the languages in the rows of a stream aren't known in advance
         pairs = {(language_code(s.language) or "en", s.task or "transcribe") for s in sources} if multilingual else ()
         no_speech_dataset = _negatives(mix_args, data_args, collator, sorted(pairs))
+        warn_of_whole_reads(names, splits, config.world_size)
         return SpeechStream(
             [select_training_columns(split) for split in splits],
             mix_args.dataset_probabilities,
@@ -179,6 +180,9 @@ def training_speech(
             None if no_speech_dataset is None else select_training_columns(to_iterable_dataset(no_speech_dataset)),
             mix_args.no_speech_probability,
             data_args.on_bad_audio,
+            packing=packing_of(mix_args, data_args, collator),
+            process=config.process_index,
+            processes=config.world_size,
         )
     limits = training_limits(collator, data_args)
     with progress_bar(sum(map(len, splits)), "Checking training clips") as bar:
@@ -187,7 +191,7 @@ def training_speech(
             for split, name in zip(splits, names, strict=True)
         ]
     if mix_args.concatenate_probability:
-        checked = [_concatenated(split, mix_args, data_args, collator, seed) for split in checked]
+        checked = [concatenated(split, mix_args, data_args, collator, seed) for split in checked]
     speech = mix(checked, mix_args.dataset_probabilities, seed)
     spoken = sorted({pair for split in checked for pair in spoken_in(split)}) if multilingual else []
     no_speech_dataset = _negatives(mix_args, data_args, collator, spoken)
@@ -200,20 +204,6 @@ def training_speech(
             no_speech_dataset = with_features(no_speech_dataset, Features(no_speech_dataset.features | JOINED_COLUMNS))
         speech = with_no_speech(speech, no_speech_dataset, mix_args.no_speech_probability, seed)
     return speech
-
-
-def _concatenated(
-    speech: Dataset, mix_args: MixArguments, data_args: DataArguments, collator: SpeechCollator, seed: int
-) -> Dataset:
-    """Return a training set with the clips that `--concatenate_probability` joins."""
-    if has_soft_labels(speech):
-        raise UserError(
-            "--concatenate_probability is not supported with a dataset of cached soft labels, which are of single "
-            "clips: give the speech itself as --dataset, and --teacher_cache_dir"
-        )
-    window = collator.processor.feature_extractor.chunk_length
-    longest = int(min(collator.config.max_target_positions, data_args.max_label_length))
-    return with_concatenated(with_speakers(speech), mix_args.concatenate_probability, window, longest, seed)
 
 
 def training_splits(
@@ -296,8 +286,6 @@ def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConf
     data_args.eval_sources()
     if mix_args.streaming and data_args.long_clips == "cut":
         raise UserError("--long_clips cut is not supported with --streaming: choose skip")
-    if mix_args.streaming and mix_args.concatenate_probability:
-        raise UserError("--concatenate_probability is not supported with --streaming")
     if mix_args.streaming and config.max_steps <= 0:
         raise UserError("--streaming requires --max_steps: the length of an epoch is unknown")
     if mix_args.streaming and config.train_sampling_strategy == "group_by_length":

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Subset
@@ -49,7 +50,10 @@ def hold_out(dataset: Any) -> tuple[Any, Sequence[Any]]:
     """
     if isinstance(dataset, SpeechStream):
         chosen: Sequence[Any]
-        training, chosen, speech = dataset.hold_out(SHARE, ROWS_OF_A_STREAM)
+        # read by one process only; all hold out the same clips
+        found = [dataset.choose_held_out(SHARE, ROWS_OF_A_STREAM) if PartialState().is_main_process else None]
+        ((chosen, speech),) = broadcast_object_list(found)
+        training = dataset.without(chosen)
     elif hasattr(dataset, "__len__"):
         training, chosen, speech = _hold_out_rows(dataset)
     else:

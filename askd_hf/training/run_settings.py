@@ -170,6 +170,8 @@ def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict
             shuffle_buffer_size=train_dataset.buffer_size,
             no_speech_dataset=train_dataset.no_speech_dataset is not None,
             no_speech_probability=train_dataset.no_speech_probability,
+            concatenate_probability=0.0 if train_dataset.packing is None else train_dataset.packing.probability,
+            processes=train_dataset.processes,  # each reads its share of the shards
         )
     elif has_length(train_dataset):
         values["clips"] = len(train_dataset)
@@ -231,7 +233,7 @@ def check_same_run(saved: dict[str, Any], present: dict[str, Any], checkpoint: s
         old, new = saved[name], present[name]
         if old == new or name == "processes" or (name in BEST_MODEL and None in (old, new)):
             continue
-        changed.append(f"{DESCRIPTIONS.get(name, name)} {_shown(old)} -> {_shown(new)}")
+        changed += _differences(DESCRIPTIONS.get(name, name), old, new)
     if changed:
         raise UserError(
             f"the settings of the checkpoint {checkpoint} differ ({', '.join(changed)}): resume with its options, "
@@ -261,6 +263,14 @@ def warn_of_unknown(saved: dict[str, Any], present: dict[str, Any], checkpoint: 
             "random numbers of dropout and SpecAugment are not",
             *(checkpoint, saved["processes"], present["processes"]),
         )
+
+
+def _differences(name: str, old: Any, new: Any) -> list[str]:
+    """Return "NAME OLD -> NEW"; of two dictionaries that of each value that differs, as NAME.KEY."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [f"{name} {_shown(old)} -> {_shown(new)}"]
+    keys = [key for key in old | new if old.get(key) != new.get(key)]
+    return [change for key in keys for change in _differences(f"{name}.{key}", old.get(key), new.get(key))]
 
 
 def _shown(value: Any) -> str:

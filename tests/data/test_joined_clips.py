@@ -1,7 +1,9 @@
 """Clips joined at random: what is in a joined row, its audio and its caches, and that nothing held out comes back."""
 
+import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,22 @@ from models import make_processor, make_whisper
 from scripts import distill_options, run_here
 from speech import write_csv
 
-from askd_hf.data import Limits, SpeechCollator, cache_encoder, filter_invalid_clips, load_speech_dataset
+from askd_hf.data import (
+    Limits,
+    SpeechCollator,
+    SpeechStream,
+    cache_encoder,
+    filter_invalid_clips,
+    load_speech_dataset,
+    select_training_columns,
+    to_iterable_dataset,
+)
 from askd_hf.data.audio import waveform
 from askd_hf.data.columns import SEGMENTS
 from askd_hf.data.concatenation import with_concatenated
 from askd_hf.data.mix import with_no_speech
 from askd_hf.data.no_speech import synthetic_no_speech
+from askd_hf.data.packing import Packing
 from askd_hf.hub.training_summary import count_clips, count_concatenated
 from askd_hf.training.held_out import hold_out
 
@@ -185,3 +197,63 @@ def test_runs_with_joined_clips_and_without_share_a_teacher_cache(monkeypatch, c
         counts.append(re.search(r"(\d+) of (\d+) cached", out).groups())
     (none, single), (found, joined), (all_of, again) = (map(int, count) for count in counts)
     assert none == 0 and found == single == all_of == again < joined  # the single clips are computed once
+
+
+# ---- streams ----
+
+
+def packed(folder: Path, probability: float, **options) -> tuple[SpeechCollator, SpeechStream]:
+    collator = SpeechCollator(make_processor(), make_whisper(make_processor()).config, limits=Limits(1.0, 64))
+    rows = select_training_columns(to_iterable_dataset(load_speech_dataset(str(folder), None, "train")))
+    packing = Packing(probability, 1.0, 64, lambda row: len(collator.label_ids(row)))
+    return collator, SpeechStream([rows], packing=packing, seed=3, **options)
+
+
+def epoch_of(stream: SpeechStream) -> list[dict]:
+    return list(itertools.takewhile(lambda row: row["rng_key"][1] == 0, stream.rows()))
+
+
+@pytest.mark.parametrize("probability", [1.0, 0.3])
+def test_a_packed_stream_has_each_clip_once_and_fills_the_window(folder, probability):
+    collator, stream = packed(folder, probability)
+    single, rows = epoch_of(replace(stream, packing=None)), epoch_of(stream)
+    assert [part for row in rows for part in parts(row)] == [parts(row)[0] for row in single]  # and in the same order
+    durations = {parts(row)[0]: soundfile.info(row["audio"]["path"]).duration for row in single}
+    joined = [row for row in rows if len(parts(row)) > 1]
+    for row, following in itertools.pairwise(rows):
+        seconds = sum(durations[part] for part in parts(row)) + 0.1 * (len(parts(row)) - 1)
+        assert seconds <= 0.5 + 1e-9  # of the window of 1 s, 0.5 s stay free
+        if probability == 1.0:
+            assert seconds + 0.1 + durations[parts(following)[0]] > 0.5  # no further one fits
+    assert joined if probability == 1.0 else 0 < len(joined) < len(rows) / 2
+    assert epoch_of(stream) == rows
+    batch = collator(joined[:2])
+    assert not batch["skipped"] and len(batch["labels"]) == 2
+    for row, labels in zip(joined[:2], batch["labels"].tolist(), strict=True):
+        texts = [next(one["text"] for one in single if parts(one)[0] == part).strip() for part in parts(row)]
+        assert labels[: len(collator.label_ids(row))] == collator.label_ids({**row, "text": " ".join(texts)})
+        wave = waveform(row)
+        for part in parts(row):
+            assert np.isclose(wave, (part + 1) / 64).sum() == round(RATE * durations[part]) - 1
+
+
+def test_a_stream_does_not_join_what_differs_or_is_broken(folder, tmp_path):
+    _, stream = packed(folder, 1.0)
+    rows = epoch_of(replace(stream, packing=None))[:8]
+    for row in rows:
+        row["audio"] = {"path": str(folder / "0.wav"), "bytes": None}
+    rows[1]["language"], rows[3]["text"], rows[5]["no_speech"] = "fr", "", True
+    rows[7]["audio"] = {"path": None, "bytes": b"broken"}
+    clips = [row["clip"] for row in rows]
+    found = [row["clip"] for row in stream.packing.pack(rows, (0,))]
+    assert found == clips
+
+
+def test_a_bad_clip_of_a_joined_one_is_named(folder, tmp_path):
+    collator, stream = packed(folder, 1.0)
+    row = next(row for row in epoch_of(stream) if row.get("more_audio"))
+    truncated = tmp_path / "truncated.wav"
+    truncated.write_bytes(Path(row["more_audio"][0]["path"]).read_bytes()[:1000])
+    row["more_audio"][0]["path"] = str(truncated)
+    ((name, reason, is_invalid),) = collator([row])["skipped"]
+    assert name == row["clip"] and "truncated" in reason and is_invalid

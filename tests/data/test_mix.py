@@ -4,11 +4,15 @@ import itertools
 import logging
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from datasets import Audio, Dataset
+from accelerate.data_loader import prepare_data_loader
+from datasets import Audio, Dataset, load_dataset
 from speech import audiofolder
+from torch.utils.data import BatchSampler, DataLoader
 
 from askd_hf.data import (
     Limits,
@@ -26,6 +30,7 @@ from askd_hf.data import (
 from askd_hf.data.columns import AUDIO_FILE
 from askd_hf.data.languages import with_language, without_language
 from askd_hf.data.no_speech import as_no_speech
+from askd_hf.data.stream import warn_of_whole_reads
 from askd_hf.errors import UserError
 
 COLUMNS = ["audio", "text", "clip", "language", "task", "segments", "prompt", "no_speech"]
@@ -180,6 +185,88 @@ def test_a_streams_sampler_gives_rows(two):
     rows = list(sampler)
     assert [row["text"] for row in rows] == first(stream, 20)
     assert stream[rows[0]] is rows[0]
+
+
+def counted_reads(clips: int, **options) -> tuple[list[int], "SpeechStream"]:
+    """A stream of clips `0`, `1`, ..., and the clips that were read from it."""
+    read: list[int] = []
+
+    def note(row: dict) -> dict:
+        read.append(int(row["clip"]))
+        return row
+
+    audio = [{"path": f"{i}.wav", "bytes": None} for i in range(clips)]
+    rows = Dataset.from_dict({"clip": [str(i) for i in range(clips)], "audio": audio, "text": ["a"] * clips})
+    rows = rows.cast_column("audio", Audio(decode=False))
+    return read, SpeechStream([select_training_columns(to_iterable_dataset(rows).map(note))], **options)
+
+
+def batches_of(stream: SpeechStream, process: int, processes: int, steps: int, batch_size: int) -> list[list[dict]]:
+    """The batches that accelerate gives to a process."""
+    stream = replace(stream, process=process, processes=processes)
+    sampler = StreamSampler(stream, steps * processes * batch_size, batch_size)
+    loader = DataLoader(stream, batch_sampler=BatchSampler(sampler, batch_size, drop_last=False), collate_fn=list)
+    return list(prepare_data_loader(loader, num_processes=processes, process_index=process, put_on_device=False))
+
+
+def test_processes_read_their_shares_only():
+    """8 processes that train on 40 of 400 rows each read at most 1.25 times as many."""
+    seen: list[str] = []
+    keys: set[tuple[int, ...]] = set()
+    total = 0
+    for process in range(8):
+        read, stream = counted_reads(400, seed=3)
+        batches = batches_of(stream, process, 8, steps=10, batch_size=4)
+        assert len(batches) == 10 and all(len(batch) == 4 for batch in batches)
+        rows = [row for batch in batches for row in batch]
+        total += len(read)  # all of its share, for the shuffle buffer
+        seen += [row["clip"] for row in rows]
+        keys |= {row["rng_key"] for row in rows}
+        rest = batches_of(counted_reads(400, seed=3)[1], process, 8, steps=10, batch_size=4)
+        assert rest == batches  # defined by the seed
+    assert len(set(seen)) == 320 and len(keys) == 320 and total <= 1.25 * 320
+
+
+@pytest.mark.parametrize(("clips", "processes"), [(5, 2), (5, 3), (12, 8), (400, 3)])
+def test_all_processes_together_have_each_clip_once_in_an_epoch(clips, processes):
+    epoch: list[str] = []
+    for process in range(processes):
+        stream = replace(counted_reads(clips, seed=5)[1], process=process, processes=processes)
+        epoch += [row["clip"] for row in itertools.takewhile(lambda row: row["rng_key"][1] == 0, stream.rows())]
+    assert sorted(map(int, epoch)) == list(range(clips))
+
+
+def test_a_process_has_other_clips_in_the_next_epoch():
+    stream = replace(counted_reads(40, seed=5)[1], process=0, processes=4)
+    rows = list(itertools.islice(stream.rows(), 20))
+    first, second = ({row["clip"] for row in rows if row["rng_key"][1] == epoch} for epoch in (0, 1))
+    assert len(first) == len(second) == 10 and first != second
+
+
+def test_a_file_is_shared_out_by_its_row_groups(monkeypatch, tmp_path, caplog):
+    """And by its rows if it has too few of them."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # 5 seconds per epoch of Parquet
+    rows = Dataset.from_dict({"clip": [str(i) for i in range(12)], "text": ["a"] * 12})
+    for size, warned in ((2, False), (12, True)):
+        file = tmp_path / f"{size}.parquet"
+        pq.write_table(rows.data.table, file, row_group_size=size)
+        streamed = load_dataset("parquet", data_files=str(file), split="train", streaming=True)
+        assert streamed.num_shards == 1
+        clips = []
+        for process in range(4):
+            stream = SpeechStream([select_training_columns(streamed)], process=process, processes=4)
+            of_process = list(itertools.takewhile(lambda row: row["rng_key"][1] == 0, stream.rows()))
+            assert 2 <= len(of_process) <= 4
+            clips += [row["clip"] for row in of_process]
+        assert sorted(map(int, clips)) == list(range(12))
+        warn_of_whole_reads([str(file)], [streamed], 4)
+        assert ("has 1 shards for 4 processes: each process reads it whole" in caplog.text) == warned
+
+
+def test_an_empty_share_ends_by_name():
+    stream = replace(counted_reads(2)[1], process=3, processes=4)
+    with pytest.raises(UserError, match="no rows for process 3 of 4"):
+        next(stream.rows())
 
 
 def test_drawn_rows_know_their_epoch(two):

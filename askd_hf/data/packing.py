@@ -1,0 +1,79 @@
+"""Clips of a stream that are joined to fill the window."""
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from ..errors import UserError
+from .concatenation import fits, joined_row
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Join clips of a stream with those that follow, as many as fit into the window.
+
+    The clips have the same language and task, and have speech. Unlike those of `with_concatenated`, they aren't also
+    trained on one by one, so that fewer windows are encoded.
+    """
+
+    probability: float  # that a row is joined with the next ones
+    window_seconds: float  # of the student. Joined clips leave 0.5 s of it free
+    max_label_length: int  # in label tokens
+    label_length: Callable[[Mapping[str, Any]], int]  # label tokens of a row
+
+    def pack(self, rows: Iterable[dict[str, Any]], rng_key: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Yield the rows in their order, some of them joined.
+
+        Args:
+            rng_key: integers that seed the choice.
+        """
+        generator = np.random.default_rng([*rng_key, 0])
+        waiting: list[dict[str, Any]] = []  # begin a joined clip
+        for row in rows:
+            if waiting:
+                known = self._with_lengths(row)
+                if known is not None and _alike(waiting[0], known) and self._fits([*waiting, known]):
+                    waiting.append(known)
+                    continue
+                yield _join(waiting)
+                waiting = []
+            if generator.random() < self.probability and (known := self._with_lengths(row)) is not None:
+                waiting = [known]
+            else:
+                yield row
+        if waiting:
+            yield _join(waiting)
+
+    def _fits(self, rows: list[dict[str, Any]]) -> bool:
+        return fits(rows, self.window_seconds, self.max_label_length)
+
+    def _with_lengths(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return a row with `duration` and `label_tokens`. None for one without speech, and an invalid one."""
+        if row["no_speech"] or not (row["text"] or "").strip():
+            return None
+        duration = _duration(row["audio"])
+        try:
+            return None if duration is None else {**row, "duration": duration, "label_tokens": self.label_length(row)}
+        except UserError:  # the collator reports it
+            return None
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one[name] == other[name] for name in ("language", "task"))
+
+
+def _join(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return rows[0] if len(rows) == 1 else joined_row(rows, [row["audio"] for row in rows])
+
+
+def _duration(audio: Mapping[str, Any]) -> float | None:
+    """Return the seconds that the header of a clip states; None if it can't be read."""
+    try:
+        info = soundfile.info(audio["path"] if audio.get("bytes") is None else io.BytesIO(audio["bytes"]))
+    except (soundfile.LibsndfileError, OSError, TypeError):
+        return None
+    return info.frames / info.samplerate
