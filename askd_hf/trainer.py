@@ -35,6 +35,7 @@ from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
 from .training.model_runner import ModelRunner
+from .training.node_disks import collect_files
 from .training.resuming import RunIdentity
 from .training.skipped_rows import SkippedRows
 from .training.smaller_batch import InitialState, save_or_restore
@@ -333,6 +334,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         super()._save_rng_state(output_dir)
         # trainer_state.json, which completes a checkpoint, is written next: wait for the files of all processes
         self.accelerator.wait_for_everyone()
+        if self.args.world_size > 1:
+            collect_files(Path(output_dir, f"rng_state_{self.args.process_index}.pth"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.blend.load(Path(resume_from_checkpoint))

@@ -1,6 +1,7 @@
 """The teacher's labels on disk against the teacher itself, and against all that happens to files."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -283,7 +284,8 @@ def test_a_pass_that_was_killed_while_it_saved_goes_on(teacher, collator, folder
     label(tmp_path / "cache", clips.select(range(3)), collator, teacher)
     done = run_there(RUN, folder, tmp_path / "cache", where)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
-    assert (tmp_path / "cache.replaced").exists() and (tmp_path / "cache").exists() == (where == "cleaning up")
+    assert len(load_from_disk(tmp_path / "cache")) == (3 if where == "saving" else CLIPS)
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) > 1 and (tmp_path / "cache.unfinished").exists()
     sizes = transcribed_by(teacher)
     again = label(tmp_path / "cache", clips, collator, teacher)
     assert sizes == []  # all parts were done
@@ -291,8 +293,30 @@ def test_a_pass_that_was_killed_while_it_saved_goes_on(teacher, collator, folder
     other = speech(write_speech(tmp_path / "more", 2, seed=9))
     label(tmp_path / "cache", other, collator, teacher)
     assert len(load_from_disk(tmp_path / "cache")) == CLIPS + 2
+    listed = json.loads((tmp_path / "cache" / "state.json").read_text())["_data_files"]
+    assert sorted(file.name for file in (tmp_path / "cache").glob("*.arrow")) == sorted(f["filename"] for f in listed)
     left = {"cache", "speech", "more"}
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_added_clips_leave_the_stored_files_alone(teacher, collator, clips, tmp_path):
+    first = label(tmp_path / "cache", clips, collator, teacher)
+    before = {file: (file.stat().st_ino, file.read_bytes()) for file in (tmp_path / "cache").glob("*.arrow")}
+    expected = rows(first)
+    other = speech(write_speech(tmp_path / "more", 2, seed=9))
+    added = label(tmp_path / "cache", other, collator, teacher)
+    assert {file: (file.stat().st_ino, file.read_bytes()) for file in before} == before
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == len(before) + 1
+    assert rows(first) == expected == rows(label(tmp_path / "cache", clips, collator, teacher))  # a run that reads it
+    assert_plain(added, teacher, collator)
+
+
+def test_a_disk_without_links_gets_copies(monkeypatch, teacher, collator, clips, tmp_path):
+    def no_links(*_):
+        raise OSError("not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert_plain(label(tmp_path / "cache", clips, collator, teacher), teacher, collator)
 
 
 def test_parts_of_another_teacher_are_not_taken(processor, teacher, collator, folder, clips, tmp_path):

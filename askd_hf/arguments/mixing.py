@@ -1,6 +1,7 @@
 """Options of dataset mixing and of the caches on disk."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
@@ -76,6 +77,10 @@ class CacheArguments:
         "large). Outdated outputs are computed again. "
         "Several runs can share it: --teacher_cache_dir uses the outputs of the teacher's whole encoder if an earlier "
         "run cached them.",
+    )
+    encoder_cache_dtype: Literal["float16", "int8"] = HfArg(
+        default="float16",
+        help="How --encoder_cache_dir stores outputs. int8: 8-bit integers with a scale per position, half the size.",
     )
     teacher_cache_dir: str | None = HfArg(
         default=None,

@@ -49,7 +49,6 @@ from ..models.vocabulary import with_vocabulary_of
 from ..models.window import check_window, shortest_context, window_seconds, with_window_of
 from ..trainer import ASKDTrainer
 from ..training.caches import check_caches, compress_teacher, with_encoder_cache, with_soft_labels
-from ..training.checkpoint_lookup import checkpoint_to_resume
 from ..training.datasets import (
     check_mix,
     evaluation_rows,
@@ -59,7 +58,8 @@ from ..training.datasets import (
     training_limits,
     training_speech,
 )
-from ..training.encoder_recovery import EncoderRecovery, is_recovering, recovery_epochs
+from ..training.encoder_recovery import RECOVERY_DIR, EncoderRecovery, is_recovering, recovery_epochs
+from ..training.node_disks import checkpoint_on_all_nodes, copy_to_other_nodes, resume_after_restart
 from ..training.run_dir import (
     check_directories,
     exit_non_main_processes,
@@ -160,8 +160,11 @@ def prepare_run(options: Options) -> str | None:
     if not data_args.eval_sources():
         prepare_evaluation(config, [])
     checkpoint = None
+    config.resume_from_checkpoint = resume_after_restart(config.output_dir, config.resume_from_checkpoint)
+    if config.resume_from_checkpoint:
+        copy_to_other_nodes(Path(config.output_dir, RECOVERY_DIR))
     if not is_recovering(config):
-        checkpoint = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
+        checkpoint = checkpoint_on_all_nodes(config.output_dir, config.resume_from_checkpoint)
     if checkpoint is not None:
         check_options(config, checkpoint)
     if options.lora.keep_adapter:

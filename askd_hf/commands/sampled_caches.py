@@ -64,7 +64,7 @@ def _add_encoder_cache(
     dtype = resolve_dtype("auto", config)
     with_encoder_cache(sample.collator, student, [sample.train, *sample.evaluation.values()], temporary, config)
     clips = [speech.train, *speech.evaluation.values()]
-    space = encoder_cache_space(student, models.processor, clips, directory, dtype)
+    space = encoder_cache_space(student, models.processor, clips, directory, dtype, options.caches.encoder_cache_dtype)
     encoder = student.to(config.device).model.encoder
 
     def encode(batch: dict[str, Any]) -> None:
@@ -83,11 +83,8 @@ def _fill_teacher_cache(
     settings = soft_label_settings(teacher, speech.collator, options.model, caches, config, extractor)
     space = teacher_cache_space(settings, speech.train, speech.collator, caches.teacher_cache_dir)
     # outputs of the teacher's encoder: of an earlier run, else those of the student's encoder if it is the same
-    directories = (caches.encoder_cache_dir, speech.train), (options_of_sample.caches.encoder_cache_dir, sample.train)
-    found = [
-        collator_of_teacher(speech.collator, teacher, extractor, clips, directory, config)
-        for directory, clips in directories
-    ]
+    both = (caches, speech.train), (options_of_sample.caches, sample.train)
+    found = [collator_of_teacher(speech.collator, teacher, extractor, clips, of, config) for of, clips in both]
     collator = next((one for one in found if one.encoder_cache is not None), found[0])
     filled = fill_caches(options_of_sample, models, sample)  # the teacher is on its device now, in its dtype
 

@@ -1,7 +1,7 @@
 """Cache of encoder outputs on disk: the output of a frozen encoder for a clip is the same in every epoch and run.
 
     DIR/FINGERPRINT/settings.json    settings hashed to the fingerprint: weights, features, compute dtype
-    DIR/FINGERPRINT/part-00000.f16   one row of positions * d_model float16 values per clip
+    DIR/FINGERPRINT/part-00000.f16   one row of positions * d_model float16 values per clip; or 8-bit integers
     DIR/FINGERPRINT/part-00000.keys  one `audio_key` per line; line i belongs to row i
 
 A row is valid once its key is written, after the row itself was fsynced. A killed writer leaves at most an incomplete
@@ -25,18 +25,17 @@ whisper-tiny.en in float32:
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
-from io import FileIO
+import socket
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from transformers import PreTrainedModel, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
@@ -45,133 +44,38 @@ from ..errors import UserError, disk_errors
 from ..progress import progress_bar
 from .audio import extract_features, waveform
 from .audio_context import audio_context
-from .cache_space import CacheSpace, free_bytes
+from .cache_space import CacheSpace
+from .encoder_store import INT8, SETTINGS_FILE, EncoderCache
 
 FORMAT = 1  # increase it when the files or the features change: caches of another format are ignored
 ENCODER_SHAPE = ("num_mel_bins", "d_model", "max_source_positions", "encoder_layers", "encoder_attention_heads")
 ENCODER_SETTINGS = (*ENCODER_SHAPE, "encoder_ffn_dim", "activation_function", "scale_embedding")
 NOT_IN_FEATURES = ("feature_extractor_type", "processor_class", "return_attention_mask")  # these don't change them
+WAITING_BATCHES = 2  # in memory until they are written
 RESERVE = 500_000_000  # bytes of disk space to leave free
 
 
-class EncoderCache:
-    """Encoder outputs by `audio_key`, as filled by `cache_encoder`.
+def encoder_fingerprint(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, dtype_name: str, stored: str = "float16"
+) -> str:
+    """Return a hash, 32 hexadecimal digits, of everything that a cached output of given audio depends on.
 
-    A pickled cache contains only the arguments. The receiving process opens the files itself.
-
-    Args:
-        folder: `DIR/FINGERPRINT`.
-        positions, width: shape of an output.
-    """
-
-    def __init__(self, folder: Path, positions: int, width: int):
-        self.folder, self.positions, self.width = folder, positions, width
-        self.row_bytes = 2 * positions * width
-        self.reload()
-
-    def __reduce__(self):
-        return EncoderCache, (self.folder, self.positions, self.width)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
-
-    def matches(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> bool:
-        """Return whether the outputs are those of this model's current encoder with the features of this processor."""
-        computed_in = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))["computed_in"]
-        return self.folder.name == encoder_fingerprint(model, processor, computed_in)
-
-    def reload(self) -> None:
-        """Read the files again, with the outputs that this and other processes have added."""
-        self._parts: list[np.ndarray] = []  # memory-mapped, (rows, positions, width)
-        self._places: dict[str, tuple[int, int]] = {}  # key -> (part, row)
-        for data in sorted(self.folder.glob("part-*.f16")):
-            keys = _complete_keys(data, self.row_bytes)
-            if keys:
-                self._places.update((key, (len(self._parts), row)) for row, key in enumerate(keys))
-                shape = (len(keys), self.positions, self.width)
-                self._parts.append(np.memmap(data, np.float16, mode="r", shape=shape))
-
-    def read(self, keys: list[str]) -> Tensor:
-        """Return the outputs of `keys`, float16 `(clips, positions, width)`. Raise `UserError` if one is missing."""
-        missing = [key for key in keys if key not in self]
-        if missing:
-            raise UserError(
-                f"encoder cache {self.folder}: no cached encoder output for {len(missing)} of {len(keys)} clips "
-                f"(audio_key {missing[0]}, ...). The cache was complete when training started, so its files have "
-                "changed; restart to recompute them"
-            )
-        outputs = np.empty((len(keys), self.positions, self.width), np.float16)
-        for output, key in zip(outputs, keys, strict=True):
-            part, row = self._places[key]
-            output[:] = self._parts[part][row]
-        return torch.from_numpy(outputs)
-
-    def space(self, keys: list[str]) -> CacheSpace:
-        """Return the disk space for the outputs of these distinct keys."""
-        cached = sum(key in self for key in keys)
-        missing = (len(keys) - cached) * self.row_bytes
-        return CacheSpace(len(keys), cached, missing, missing, free_bytes(self.folder))
-
-    @contextlib.contextmanager
-    def open_writer(self) -> Iterator[Callable[[list[str], Tensor], None]]:
-        """Yield a function `append(keys, outputs)`; outputs are float16 `(clips, positions, width)`."""
-        with contextlib.ExitStack() as stack:
-            with disk_errors(f"encoder cache {self.folder}"):
-                part = self._acquire_part(stack)
-                stored_keys = _complete_keys(part, self.row_bytes)
-                data, lines = (stack.enter_context(FileIO(part.with_suffix(end), "ab")) for end in (".f16", ".keys"))
-                # drop the incomplete tail of a killed writer, which no reader has used
-                data.truncate(len(stored_keys) * self.row_bytes)
-                lines.truncate(sum(len(key) + 1 for key in stored_keys))
-
-            def append(keys: list[str], outputs: Tensor) -> None:
-                with disk_errors(f"encoder cache {self.folder}"):
-                    # in this order, so that every key on disk has its row
-                    _write(data, outputs.contiguous().numpy().tobytes())
-                    _write(lines, "".join(f"{key}\n" for key in keys).encode("ascii"))
-
-            yield append
-
-    def _acquire_part(self, stack: contextlib.ExitStack) -> Path:
-        """Return the first part that isn't locked, locked until `stack` is closed."""
-        for number in itertools.count():
-            part = self.folder / f"part-{number:05d}.f16"
-            with contextlib.suppress(Timeout):
-                stack.enter_context(FileLock(part.with_suffix(".lock"), timeout=0))
-                return part
-        raise AssertionError("parts are numbered without end")
-
-
-def _complete_keys(data: Path, row_bytes: int) -> list[str]:
-    """Return the keys of the valid rows of a part, in order."""
-    file = data.with_suffix(".keys")
-    if not file.exists():
-        return []
-    lines = file.read_bytes().split(b"\n")[:-1]  # after the last newline: nothing, or an incomplete key
-    # a power failure can leave zeros in a line
-    keys = [key.decode("ascii") for key in itertools.takewhile(bytes.isalnum, lines)]
-    return keys[: data.stat().st_size // row_bytes]
-
-
-def _write(file: FileIO, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[file.write(rest) :]
-    os.fsync(file.fileno())
-
-
-def encoder_fingerprint(model: WhisperForConditionalGeneration, processor: WhisperProcessor, dtype_name: str) -> str:
-    """Return a hash, 32 hexadecimal digits, of everything that the encoder's output for given audio depends on.
-
-    It covers the encoder's config and weights, the feature extractor's settings, and the compute dtype. Device and
-    attention implementation aren't included, as they only affect rounding.
+    It covers the encoder's config and weights, the feature extractor's settings, and the dtypes. Device and attention
+    implementation aren't included, as they only affect rounding.
 
     Args:
         model: the model with the encoder.
         processor: its processor.
         dtype_name: the compute dtype, such as "float32" or "bfloat16".
+        stored: how outputs are stored, "float16" or "int8".
     """
-    return _digest(_settings(model, processor, dtype_name))
+    return _digest(_settings(model, processor, dtype_name, stored))
+
+
+def matches(cache: EncoderCache, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> bool:
+    """Return whether the outputs are those of this model's current encoder with the features of this processor."""
+    computed_in = cache.settings["computed_in"]
+    return cache.folder.name == encoder_fingerprint(model, processor, computed_in, cache.stored)
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -188,15 +92,22 @@ def feature_settings(extractor: WhisperFeatureExtractor) -> dict[str, Any]:
     return {name: value for name, value in extractor.to_dict().items() if name not in NOT_IN_FEATURES}
 
 
-def _settings(model: WhisperForConditionalGeneration, processor: WhisperProcessor, dtype_name: str) -> dict[str, Any]:
+def _settings(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, dtype_name: str, stored: str
+) -> dict[str, Any]:
     encoder = model.model.encoder
-    return {
+    settings = {
         "format": FORMAT,
         "encoder": {name: getattr(model.config, name) for name in ENCODER_SETTINGS},
         "weights": {"as float32": weights_digest(encoder), "dtype": str(encoder.dtype).removeprefix("torch.")},
         "computed_in": dtype_name,
         "features": feature_settings(processor.feature_extractor),
     }
+    return settings | {"stored": stored} if stored == INT8 else settings
+
+
+def _open(folder: Path, model: WhisperForConditionalGeneration, stored: str) -> EncoderCache:
+    return EncoderCache(folder, model.config.max_source_positions, model.config.d_model, stored)
 
 
 def _digest(settings: dict[str, Any]) -> str:
@@ -215,6 +126,7 @@ def cache_encoder(
     process_index: int = 0,
     num_processes: int = 1,
     num_workers: int = 0,
+    stored: str = "float16",
 ) -> EncoderCache:
     """Compute the encoder outputs that are missing in `directory`, once per distinct clip.
 
@@ -231,15 +143,16 @@ def cache_encoder(
         dtype: float32, or the dtype of autocast: bfloat16 or float16.
         process_index, num_processes: the share of this process.
         num_workers: number of processes that decode audio and compute features; 0 for the current one.
+        stored: "float16"; or "int8", for 8-bit integers with a scale per position, in half the space.
 
     Raises:
         UserError: the disk is full, the features are random, an output exceeds float16, or a clip can't be decoded.
     """
     _check_deterministic(model, processor)
-    settings = _settings(model, processor, str(dtype).removeprefix("torch."))
+    settings = _settings(model, processor, str(dtype).removeprefix("torch."), stored)
     folder = Path(directory) / _digest(settings)
     _write_settings(folder, settings)
-    cache = EncoderCache(folder, model.config.max_source_positions, model.config.d_model)
+    cache = _open(folder, model, stored)
     read = ("audio", "more_audio", "clip", "audio_key")
     clips: ConcatDataset = ConcatDataset(
         [dataset.select_columns([name for name in read if name in dataset.column_names]) for dataset in datasets]
@@ -248,20 +161,28 @@ def cache_encoder(
     space = cache.space(list(rows))
     if process_index == 0:
         size = f"{space.clips} clips, {_gigabytes(space.clips * cache.row_bytes)} on disk"
-        cached = f"({space.cached} of {space.clips} cached)"
-        print(f"encoder cache {folder}: {size} {cached}; {_gigabytes(space.free_bytes)} free", flush=True)
+        there = f"({space.cached} of {space.clips} cached)"
+        print(f"encoder cache {folder}: {size} {there}; {_gigabytes(space.free_bytes)} free", flush=True)
     _check_disk_space(folder, space)
     # divide all clips, not the missing ones: other processes may already have added some
     share = list(rows.items())[process_index::num_processes]
-    missing = Subset(clips, [row for key, row in share if key not in cache])
+    cached_keys = cache.has([key for key, _ in share])
+    missing = Subset(clips, [row for (_, row), cached in zip(share, cached_keys, strict=True) if not cached])
     if len(missing) > 0:
         collate = functools.partial(_collate, processor.feature_extractor)
         batches = DataLoader(missing, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
         progress = progress_bar(len(missing), "Encoder outputs")
-        with _moved(model.model.encoder, device) as encoder, cache.open_writer() as append, progress:
+        # a thread writes while the next batch is computed
+        writer, written = ThreadPoolExecutor(max_workers=1), deque[Future]()
+        with _moved(model.model.encoder, device) as encoder, cache.open_writer() as append, progress, writer:
             for batch in batches:
-                append(batch["audio_key"], _encode_batch(encoder, batch, dtype))
+                if len(written) == WAITING_BATCHES:
+                    written.popleft().result()
+                outputs = _encode_batch(encoder, batch, dtype)
+                written.append(writer.submit(append, batch["audio_key"], outputs))
                 progress.update(len(batch["audio_key"]))
+            for one in written:
+                one.result()
         cache.reload()
     return cache
 
@@ -272,16 +193,15 @@ def encoder_cache_space(
     datasets: list[Dataset],
     directory: str | Path,
     dtype: torch.dtype,
+    stored: str = "float16",
 ) -> CacheSpace:
     """Return the disk space that `cache_encoder` takes for these arguments. Nothing is computed or written.
 
     Raises `UserError` if the disk is too small, or the features are random.
     """
     _check_deterministic(model, processor)
-    folder = Path(directory) / encoder_fingerprint(model, processor, str(dtype).removeprefix("torch."))
-    space = EncoderCache(folder, model.config.max_source_positions, model.config.d_model).space(
-        [*_first_rows(datasets)]
-    )
+    folder = Path(directory) / encoder_fingerprint(model, processor, str(dtype).removeprefix("torch."), stored)
+    space = _open(folder, model, stored).space([*_first_rows(datasets)])
     _check_disk_space(folder, space)
     return space
 
@@ -300,16 +220,17 @@ def find_encoder_cache(
     datasets: list[Dataset],
     directory: str | Path,
     dtype: torch.dtype,
+    stored: str = "float16",
 ) -> EncoderCache | None:
     """Return the cache of this encoder in `directory` if it has the outputs of all clips, else None.
 
     Nothing is computed. The arguments are those of `cache_encoder`.
     """
-    folder = Path(directory) / encoder_fingerprint(model, processor, str(dtype).removeprefix("torch."))
-    if not (folder / "settings.json").is_file():
+    folder = Path(directory) / encoder_fingerprint(model, processor, str(dtype).removeprefix("torch."), stored)
+    if not (folder / SETTINGS_FILE).is_file():
         return None
-    cache = EncoderCache(folder, model.config.max_source_positions, model.config.d_model)
-    return cache if all(key in cache for dataset in datasets for key in dataset["audio_key"][:]) else None
+    cache = _open(folder, model, stored)
+    return cache if all(cache.has(dataset["audio_key"][:]).all() for dataset in datasets) else None
 
 
 def _collate(extractor: WhisperFeatureExtractor, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -365,13 +286,13 @@ def _check_deterministic(model: WhisperForConditionalGeneration, processor: Whis
 
 
 def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    if (folder / "settings.json").exists():
+    if (folder / SETTINGS_FILE).exists():
         return
     with disk_errors(f"encoder cache {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"settings.{os.getpid()}.tmp"
+        unfinished = folder / f"settings.{socket.gethostname()}.{os.getpid()}.tmp"
         unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(folder / "settings.json")
+        unfinished.replace(folder / SETTINGS_FILE)
 
 
 def _check_disk_space(folder: Path, space: CacheSpace) -> None:

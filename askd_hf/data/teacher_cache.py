@@ -1,16 +1,15 @@
 """Compute the teacher's soft labels once and save them with the dataset: training then needs no teacher."""
 
-import contextlib
 import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset, DatasetInfo, Features, concatenate_datasets, load_from_disk
 from torch.utils.data import DataLoader
 from transformers import WhisperForConditionalGeneration
@@ -21,7 +20,8 @@ from ..progress import hide_datasets_bars, progress_bar
 from .cache_space import CacheSpace, free_bytes
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .columns import JOINED_COLUMNS, with_current_names, with_features
-from .locks import locked
+from .dataset_files import add_files, has_columns, replaced
+from .shared_disk import locked_for, processes_sharing
 from .soft_labels import (
     KEY_COLUMN,
     SETTINGS_COLUMN,
@@ -50,9 +50,9 @@ def cache_teacher(
 ) -> Dataset:
     """Return the rows of the dataset with soft labels from `directory`; missing ones are computed first.
 
-    `directory` is a dataset of `save_to_disk` with all rows that were ever cached there, including their audio. An
-    interrupted pass resumes where it stopped. With several processes, which must share the disk, each computes a part,
-    and the main process saves the result.
+    `directory` is a dataset of `save_to_disk` with all rows that were ever cached there, including their audio. New
+    rows are added as further files. An interrupted pass resumes where it stopped. The processes that share the disk
+    compute a part each; without a shared disk each node computes all.
 
     Args:
         load_teacher: returns the teacher on its device, in its working dtype. Called only if soft labels are missing.
@@ -67,14 +67,18 @@ def cache_teacher(
         UserError: `directory` has soft labels of another teacher, temperature or k, or other columns; another run is
             writing there; or the disk is full.
     """
-    directory = Path(directory)
-    _finish_renaming(directory)
+    directory, process = Path(directory), PartialState()
+    sharing = processes_sharing(directory.absolute().parent)
+    is_first = process.process_index == sharing[0]
+    if is_first:
+        _finish_renaming(directory)
+    process.wait_for_everyone()
     stored, dataset = _with_equal_columns(_open(directory, settings), without_soft_labels(dataset), directory)
     keys = label_keys(dataset, collator)
     stored_keys = set() if stored is None else set(stored[KEY_COLUMN][:])
-    # each key once, and the same for all processes: nothing is saved to `directory` before all have finished
+    # each key once, and the same for all processes of a disk: nothing is saved before all have finished
     missing = {key: row for row, key in enumerate(keys) if key not in stored_keys}
-    if PartialState().is_main_process:
+    if is_first:
         top_k = json.loads(settings)["top_k"]
         print(
             f"teacher cache {directory}: {len(dataset)} clips, {_label_bytes(dataset, top_k) / 1e6:.1f} MB of soft "
@@ -82,19 +86,20 @@ def cache_teacher(
             flush=True,
         )
         _check_disk_space(directory, _space(directory, dataset, len(set(keys)), missing, top_k))
-    if missing:
-        process = PartialState()
+    if any([bool(missing)] if process.num_processes == 1 else gather_object([bool(missing)])):
         unfinished = _unfinished(directory)
-        with disk_errors(f"--teacher_cache_dir {directory}"), _locked(unfinished):
-            share = list(missing.items())[process.process_index :: process.num_processes]
-            _compute_parts(
-                load_teacher(), settings, dataset, share, collator, unfinished, batch_size, autocast, num_workers
-            )
+        with disk_errors(f"--teacher_cache_dir {directory}"), locked_for(unfinished, sharing):
+            share = list(missing.items())[sharing.index(process.process_index) :: len(sharing)]
+            if share:
+                _compute_parts(
+                    load_teacher(), settings, dataset, share, collator, unfinished, batch_size, autocast, num_workers
+                )
             process.wait_for_everyone()
-            if process.is_main_process:
-                # skip parts that were saved by a process which was killed before it removed them
-                parts = _parts(unfinished, settings)
-                _save(stored, [part for part in parts if not stored_keys.issuperset(part[KEY_COLUMN][:])], directory)
+            if is_first:
+                # skip parts that were added by a process which was killed before it removed them
+                parts = _parts(unfinished, settings).items()
+                if new := [path for path, part in parts if not stored_keys.issuperset(part[KEY_COLUMN][:])]:
+                    add_files(stored, new, directory)
                 shutil.rmtree(unfinished)
             process.wait_for_everyone()
         stored = with_current_names(load_from_disk(str(directory)))
@@ -114,7 +119,9 @@ def teacher_cache_space(
     directory = Path(directory)
     stored, dataset = _with_equal_columns(_open(directory, settings), without_soft_labels(dataset), directory)
     unfinished = _parts(_unfinished(directory), settings)
-    done = {key for part in (*unfinished, *([] if stored is None else [stored])) for key in part[KEY_COLUMN][:]}
+    done = {
+        key for part in (*unfinished.values(), *([] if stored is None else [stored])) for key in part[KEY_COLUMN][:]
+    }
     keys = label_keys(dataset, collator)
     missing = {key: row for row, key in enumerate(keys) if key not in done}
     space = _space(directory, dataset, len(set(keys)), missing, json.loads(settings)["top_k"])
@@ -135,7 +142,7 @@ def _compute_parts(
 ) -> None:
     """Compute soft labels for the clips `(key, row)` missing in `unfinished`, and save parts of `PART_CLIPS` clips."""
     options = json.loads(settings)
-    done = {key for part in _parts(unfinished, settings) for key in part[KEY_COLUMN][:]}
+    done = {key for part in _parts(unfinished, settings).values() for key in part[KEY_COLUMN][:]}
     share = [(key, row) for key, row in share if key not in done]
     clips = dataset.select([row for _, row in share], keep_in_memory=True)
     columns: dict[str, list] = {name: [] for name in SOFT_LABEL_COLUMNS}
@@ -188,33 +195,13 @@ def _write_part(clips: Dataset, columns: dict[str, list], unfinished: Path) -> N
     saving.rename(part)
 
 
-def _parts(unfinished: Path, settings: str) -> list[Dataset]:
-    """Load the parts of interrupted passes. Raise `UserError` if their settings differ."""
+def _parts(unfinished: Path, settings: str) -> dict[Path, Dataset]:
+    """Load the parts of interrupted passes by directory. Raise `UserError` if their settings differ."""
     directories = [part for part in sorted(unfinished.glob("part-*")) if part.suffix != ".saving"]
-    parts = [with_current_names(load_from_disk(str(part))) for part in directories]
-    for part in parts:
+    parts = {part: with_current_names(load_from_disk(str(part))) for part in directories}
+    for part in parts.values():
         check_same_settings(part, settings, str(unfinished))
     return parts
-
-
-def _save(stored: Dataset | None, parts: list[Dataset], directory: Path) -> None:
-    """Save the `stored` rows and the parts to `directory` atomically."""
-    merged = concatenate_datasets(parts if stored is None else [stored, *parts])
-    saving, old = (directory.with_name(f"{directory.name}.{suffix}") for suffix in ("saving", "replaced"))
-    shutil.rmtree(saving, ignore_errors=True)
-    with hide_datasets_bars():
-        merged.save_to_disk(str(saving))
-    if directory.exists():
-        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed before the last line
-        directory.rename(old)
-    saving.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _locked(unfinished: Path) -> AbstractContextManager[None]:
-    """Lock the directory for all processes of this run. Raise `UserError` if another run has locked it."""
-    unfinished.mkdir(parents=True, exist_ok=True)
-    return locked(unfinished) if PartialState().is_main_process else contextlib.nullcontext()
 
 
 def _with_equal_columns(stored: Dataset | None, dataset: Dataset, directory: Path) -> tuple[Dataset | None, Dataset]:
@@ -241,12 +228,10 @@ def _unfinished(directory: Path) -> Path:
 
 
 def _finish_renaming(directory: Path) -> None:
-    """Restore the saved rows if a process was killed between the two renames of `_save`."""
-    process = PartialState()
-    old = directory.with_name(f"{directory.name}.replaced")
-    if process.is_main_process and old.is_dir() and not directory.exists():
+    """Restore the saved rows if a process was killed between the two renames of `add_files`."""
+    old = replaced(directory)
+    if old.is_dir() and not directory.exists():
         old.rename(directory)
-    process.wait_for_everyone()
 
 
 def _open(directory: Path, settings: str) -> Dataset | None:
@@ -269,9 +254,10 @@ def _space(directory: Path, dataset: Dataset, distinct: int, missing: dict[str, 
     """Return the disk space for the `missing` rows, {key: row}, of a number of `distinct` clips."""
     rows = dataset.select(list(missing.values()), keep_in_memory=True)
     added = _audio_bytes(rows) + _label_bytes(rows, top_k) if missing else 0
-    stored = sum(file.stat().st_size for file in directory.iterdir()) if missing and directory.is_dir() else 0
-    # old and new rows exist twice while they are merged
-    peak = stored + 2 * added
+    peak = added
+    if missing and directory.is_dir() and not has_columns(directory, dataset.features | SOFT_LABEL_FEATURES):
+        # the stored rows are written again, with new columns, beside the parts
+        peak += added + sum(file.stat().st_size for file in directory.iterdir())
     return CacheSpace(distinct, distinct - len(missing), added, peak, free_bytes(directory))
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -13,6 +14,7 @@ from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream, cache_encoder
 from ..data.augment import AugmentArguments
 from ..data.encoder_cache import find_encoder_cache
+from ..data.shared_disk import processes_sharing
 from ..data.soft_labels import (
     SOFT_LABEL_COLUMNS,
     check_soft_labels,
@@ -92,6 +94,7 @@ def with_encoder_cache(
             "--encoder_cache_dir requires a model without SpecAugment, layerdrop and dropout, which change the "
             "outputs of the encoder in every epoch: set them to 0 in its config.json, or train without the cache"
         )
+    sharing = processes_sharing(Path(caches.encoder_cache_dir))  # without a shared disk each node computes all clips
     cache = cache_encoder(
         model,
         collator.processor,
@@ -100,9 +103,10 @@ def with_encoder_cache(
         batch_size=config.per_device_eval_batch_size,
         device=config.device,
         dtype=resolve_dtype("auto", config),
-        process_index=config.process_index,
-        num_processes=config.world_size,
+        process_index=sharing.index(config.process_index),
+        num_processes=len(sharing),
         num_workers=config.dataloader_num_workers,
+        stored=caches.encoder_cache_dtype,
     )
     PartialState().wait_for_everyone()
     cache.reload()
@@ -145,7 +149,7 @@ def with_soft_labels(
         lambda: place_teacher(compress_teacher(teacher, models, config), config.device).eval(),
         settings,
         dataset,
-        collator_of_teacher(collator, teacher, teacher_extractor, dataset, caches.encoder_cache_dir, config),
+        collator_of_teacher(collator, teacher, teacher_extractor, dataset, caches, config),
         caches.teacher_cache_dir,
         batch_size=config.per_device_eval_batch_size,
         autocast=autocast_dtype(config),
@@ -179,12 +183,12 @@ def collator_of_teacher(
     teacher: WhisperForConditionalGeneration,
     teacher_extractor: WhisperFeatureExtractor | None,
     dataset: Dataset,
-    encoder_cache_dir: str | None,
+    caches: CacheArguments,
     config: ASKDConfig,
 ) -> SpeechCollator:
     """Return the collator of the batches that the teacher computes soft labels of.
 
-    It reads the outputs of the teacher's encoder from `encoder_cache_dir` if those of all clips are there.
+    It reads the outputs of the teacher's encoder from `--encoder_cache_dir` if those of all clips are there.
 
     Args:
         collator: of the student, with or without its encoder cache.
@@ -193,11 +197,12 @@ def collator_of_teacher(
     """
     if teacher_extractor is not None:
         collator = replace(collator, processor=WhisperProcessor(teacher_extractor, collator.processor.tokenizer))
-    if encoder_cache_dir is None:
+    if caches.encoder_cache_dir is None:
         return collator
     # the student's, if it has the teacher's encoder and window, or that of an earlier run with the whole window
     dtype_of_cache = resolve_dtype("auto", config)
-    found = find_encoder_cache(teacher, collator.processor, [dataset], encoder_cache_dir, dtype_of_cache)
+    directory, stored = caches.encoder_cache_dir, caches.encoder_cache_dtype
+    found = find_encoder_cache(teacher, collator.processor, [dataset], directory, dtype_of_cache, stored)
     return replace(collator, encoder_cache=found)
 
 

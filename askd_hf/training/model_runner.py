@@ -17,6 +17,7 @@ from ..callbacks import AdaptiveBlendCallback
 from ..config import ASKDConfig
 from ..data import TEACHER_COLUMNS, SpeechCollator, run_encoder
 from ..data.audio_context import audio_context
+from ..data.encoder_cache import matches
 from ..errors import UserError
 from ..models.layers import LayerPairs, copied_encoder_layers, is_pruned_encoder, matched_layers
 from ..models.student import check_pair, encoder_is_deterministic, same_encoder
@@ -103,7 +104,7 @@ class ModelRunner:
         cache = self.collator.encoder_cache if isinstance(self.collator, SpeechCollator) else None
         if cache is not None:
             self._check_cache_is_valid()
-            if not cache.matches(self.student, self.collator.processor):
+            if not matches(cache, self.student, self.collator.processor):
                 raise UserError(
                     f"encoder cache {cache.folder}: it was made with another encoder or other features than the "
                     "student's; compute it again"

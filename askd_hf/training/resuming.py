@@ -5,7 +5,7 @@ from typing import Any
 
 from ..callbacks import BLEND_STATE_FILE, read_blend_state
 from ..config import ASKDConfig
-from .checkpoint_lookup import checkpoint_to_resume
+from .node_disks import checkpoint_on_all_nodes
 from .run_settings import (
     best_model_settings,
     check_same_run,
@@ -63,7 +63,7 @@ class RunIdentity:
         resume_from = None
         if resume_from_checkpoint:
             name = "last" if resume_from_checkpoint is True else str(resume_from_checkpoint)
-            resume_from = checkpoint_to_resume(self.args.output_dir, name)
+            resume_from = checkpoint_on_all_nodes(self.args.output_dir, name)
         self._settings = settings_of(self.args, trainer, trainer.train_dataset)
         if resume_from is not None:
             check_checkpoint(resume_from, self._settings | config_settings(self.args))

@@ -7,6 +7,7 @@ import signal
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -23,6 +24,7 @@ from askd_hf.data import (
     SpeechCollator,
     encoder_fingerprint,
 )
+from askd_hf.data.encoder_cache import matches
 from askd_hf.errors import UserError
 
 ROW_BYTES = 2 * 50 * 16
@@ -231,12 +233,40 @@ def test_writers_take_different_parts_and_reload_sees_both(tmp_path):
         append_other(["c"], ones)
     assert part(cache, "keys", 0).read_text() == "a\nb\n"
     assert part(cache, "keys", 1).read_text() == "b\nc\n"
-    assert "a" not in cache
+    assert cache.has(["a", "b"]).tolist() == [False, False]
     cache.reload()
+    assert cache.has(["c", "nothing", "a", "aa", ""]).tolist() == [True, False, True, False, False]
     assert torch.equal(cache.read(["a", "b", "c"]), torch.cat([ones, twos, ones]))
     with cache.open_writer() as append:  # the parts are free again
         append(["d"], twos)
     assert part(cache, "keys", 0).read_text() == "a\nb\nd\n"
+
+
+def test_eight_bits_are_the_nearest_steps_of_each_position(model, processor, clips, tmp_path):
+    exact, cache = (
+        cached(model, processor, [clips], tmp_path / "cache", stored=stored) for stored in ("float16", "int8")
+    )
+    assert exact.folder != cache.folder and cache.row_bytes < 0.6 * exact.row_bytes
+    assert matches(cache, model, processor) and matches(exact, model, processor)
+    outputs = plain(model, processor, clips).numpy()
+    steps = np.abs(outputs).max(axis=-1, keepdims=True) / 127
+    found = cache.read(clips["audio_key"][:]).numpy()
+    assert np.all(np.abs(found - outputs) <= 0.505 * steps + 0.002 * np.abs(outputs))  # and the rounding of float16
+    assert np.mean(np.abs(found - outputs)) > 0.1 * steps.mean()  # it isn't float16
+    again = EncoderCache(cache.folder, 50, 16, "int8")
+    assert torch.equal(again.read(clips["audio_key"][:]), torch.from_numpy(found))
+    assert torch.equal(pickle.loads(pickle.dumps(cache)).read(clips["audio_key"][:2]), torch.from_numpy(found[:2]))
+
+
+def test_a_silent_position_stays_zero(tmp_path):
+    cache = EncoderCache(tmp_path, 2, 4, "int8")
+    outputs = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [1.0, -2.0, 0.5, 60000.0]]]).half()
+    with cache.open_writer() as append:
+        append(["a"], outputs)
+    cache.reload()
+    read = cache.read(["a"]).float()
+    assert torch.equal(read[0, 0], torch.zeros(4)) and read.isfinite().all()
+    torch.testing.assert_close(read[0, 1], outputs[0, 1].float(), atol=60000 / 254 * 1.01, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +288,7 @@ def test_a_torn_tail_is_healed(model, processor, clips, tmp_path, rows, keys, co
     with part(cache, "keys").open("ab") as file:
         file.write(keys)
     cache.reload()
-    assert [key in cache for key in clips["audio_key"]] == [True] * complete + [False] * (6 - complete)
+    assert cache.has(clips["audio_key"][:]).tolist() == [True] * complete + [False] * (6 - complete)
     more = speech(write_speech(tmp_path / "more", clips=3, seed=7))
     batches = encoded_by(model)
     cache = cached(model, processor, [clips, more], tmp_path / "cache", batch_size=1)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,20 +166,32 @@ def launch_two(script: Path, *arguments, until: Callable[[], object] = lambda: F
     return launch(2, script, *arguments, until=until)
 
 
-def launch(number: int, script: Path, *arguments, until: Callable[[], object] = lambda: False) -> Ended:
+def launch(
+    number: int,
+    script: Path,
+    *arguments,
+    until: Callable[[], object] = lambda: False,
+    nodes: Sequence[Path] = (),
+) -> Ended:
     """A script in processes on the CPU that know of each other, as `accelerate launch` would start them.
 
     All are killed as soon as `until` holds, or one of them fails.
+
+    Args:
+        nodes: the disk of each node, in which its processes run, with a Hugging Face cache of its own. Relative paths
+            in `arguments` are on it. Default: all processes run here.
     """
+    of_node = number // max(len(nodes), 1)
+    places = [node for node in nodes for _ in range(of_node)] or [None] * number
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = dict(os.environ) | dict(WORLD_SIZE=str(number), LOCAL_WORLD_SIZE=str(number), MASTER_ADDR="127.0.0.1")
+    shared = dict(os.environ) | dict(WORLD_SIZE=str(number), LOCAL_WORLD_SIZE=str(of_node), MASTER_ADDR="127.0.0.1")
     shared |= dict(MASTER_PORT=str(port), ACCELERATE_MIXED_PRECISION="no", ACCELERATE_DYNAMO_BACKEND="no")
-    started = [
-        start(script, *arguments, environment=shared | dict(RANK=str(rank), LOCAL_RANK=str(rank)))
-        for rank in range(number)
-    ]
+    started = []
+    for rank, place in enumerate(places):
+        own = dict(RANK=str(rank), LOCAL_RANK=str(rank % of_node)) | ({} if place is None else {"HF_HOME": str(place)})
+        started.append(start(script, *arguments, directory=place, environment=shared | own))
     while any(process.poll() is None for process in started):
         if until() or any(process.poll() for process in started):  # the other would wait for it
             for process in started:

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from models import make_processor, make_whisper
 from soft_labels import PART_CLIPS, label, speech, transcribed_by
 
-from askd_hf.data import SpeechCollator, teacher_cache
+from askd_hf.data import SpeechCollator, dataset_files, teacher_cache
 from askd_hf.training.run_dir import exit_non_main_processes
 
 faulthandler.dump_traceback_later(200, exit=True)  # a hang shows where it is
@@ -28,14 +28,13 @@ def kill(*_) -> None:
 
 if killed == ["labelling"]:  # in the third batch
     teacher.register_forward_pre_hook(lambda *_: calls.append(1) if len(calls) < 2 else kill())
-if killed == ["saving"]:  # when the old dataset has been renamed, and the new one not yet
-    rename = Path.rename
-    Path.rename = lambda path, target: kill() if target == directory else rename(path, target)
-if killed == ["cleaning up"]:  # when the new dataset is in its place, and the old one isn't gone yet
+if killed == ["saving"]:  # when the new files are in the directory, and its list of files isn't written yet
+    dataset_files.write_json = kill
+if killed == ["cleaning up"]:  # when the list of files is written, and the parts aren't removed yet
     rmtree = teacher_cache.shutil.rmtree
-    replaced = directory.with_name(f"{directory.name}.replaced")
+    unfinished = directory.with_name(f"{directory.name}.unfinished")
     teacher_cache.shutil.rmtree = lambda path, *args, **kwargs: (
-        kill() if path == replaced and replaced.exists() else rmtree(path, *args, **kwargs)
+        kill() if path == unfinished else rmtree(path, *args, **kwargs)
     )
 sizes = transcribed_by(teacher)
 label(directory, speech(folder), SpeechCollator(processor, teacher.config), teacher)

@@ -1,0 +1,122 @@
+"""Checkpoints of runs on several nodes that share no disk: the first process has them, the other nodes get copies."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from ..data.shared_disk import processes_sharing
+from ..errors import UserError, disk_errors
+from .checkpoint_lookup import checkpoint_directories, checkpoint_to_resume, checkpoints
+from .encoder_recovery import RECOVERY_DIR
+
+CHUNK_BYTES = 64 * 2**20  # sent at a time
+
+
+def checkpoint_on_all_nodes(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
+    """Return `checkpoint_to_resume` of the first process, and copy it to the nodes that don't share its disk.
+
+    All processes must call it.
+
+    Raises `UserError` in all processes as `checkpoint_to_resume` does in the first.
+    """
+    process = PartialState()
+    if process.num_processes == 1:
+        return checkpoint_to_resume(output_dir, resume_from_checkpoint)
+    found: list[Any] = [None, None]
+    if process.is_main_process:
+        try:
+            found[0] = checkpoint_to_resume(output_dir, resume_from_checkpoint)
+        except UserError as error:
+            found[1] = str(error)
+    checkpoint, problem = broadcast_object_list(found)
+    if problem is not None:
+        raise UserError(problem)
+    if checkpoint is not None:
+        copy_to_other_nodes(Path(checkpoint))
+    return checkpoint
+
+
+def resume_after_restart(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
+    """Return `last` if torchrun has started the processes again (`--max-restarts`), and there is something to resume.
+
+    Otherwise return `resume_from_checkpoint`. All processes must call it.
+    """
+    process, restarts = PartialState(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if process.num_processes > 1:  # torchrun counts on the node of the process that ended
+        restarts = max(gather_object([restarts]))
+    if resume_from_checkpoint or not restarts:
+        return resume_from_checkpoint
+    run = Path(output_dir)
+    found = bool(checkpoints(run)) or ((run / RECOVERY_DIR).is_dir() and not checkpoint_directories(run))
+    if process.num_processes > 1:
+        (found,) = broadcast_object_list([found])
+    return "last" if found else resume_from_checkpoint
+
+
+def copy_to_other_nodes(directory: Path) -> None:
+    """Copy a directory of the first process to the nodes that don't share its disk, unless they have it already.
+
+    All processes must call it. Nothing is copied if the first process has no such directory.
+    """
+    process = PartialState()
+    if process.num_processes == 1:
+        return
+    sharing = processes_sharing(directory.absolute().parent)
+    (sizes,) = broadcast_object_list([_sizes(directory) if process.is_main_process else None])
+    receives = 0 not in sharing and process.process_index == sharing[0] and sizes != _sizes(directory)
+    if not sizes or not any(gather_object([receives])):
+        return
+    copying = directory.with_name(f"{directory.name}.copying")
+    with disk_errors(str(directory)):
+        if receives:
+            shutil.rmtree(copying, ignore_errors=True)
+        for name in sizes:
+            _send(directory / name, copying / name if receives else None)
+        if receives:
+            shutil.rmtree(directory, ignore_errors=True)
+            copying.rename(directory)
+    process.wait_for_everyone()
+
+
+def _send(source: Path, target: Path | None) -> None:
+    """Send a file of the first process. Write it to `target` in the processes that have one."""
+    chunks = _chunks(source) if PartialState().is_main_process else iter(())
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"")
+    while True:
+        (chunk,) = broadcast_object_list([next(chunks, b"")])
+        if not chunk:
+            return
+        if target is not None:
+            with target.open("ab") as file:
+                file.write(chunk)
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while chunk := opened.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    """Return the sizes of the files in a directory by relative path; empty if it doesn't exist."""
+    files = sorted(file for file in directory.rglob("*") if file.is_file())
+    return {str(file.relative_to(directory)): file.stat().st_size for file in files}
+
+
+def collect_files(file: Path) -> None:
+    """Write a small file of each process, which has the same directory, to the first process where it lacks them.
+
+    All processes must call it, each with a name of its own.
+    """
+    sent = gather_object([(file.name, file.read_bytes())])
+    if PartialState().is_main_process:
+        for name, content in sent:
+            if not file.with_name(name).exists():
+                file.with_name(name).write_bytes(content)
