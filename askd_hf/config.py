@@ -125,6 +125,12 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         help="Train the decoder only. Default: True. False if --encoder_layers removes layers and "
         "--encoder_recovery_epochs is 0.",
     )
+    spec_augment: bool = HfArg(
+        default=False,
+        help="SpecAugment: mask parts of the student's features in training, as mask_time_prob, mask_feature_prob and "
+        "their lengths in its config.json say. Teacher and self-teacher take all features. The config.json of the "
+        "trained student keeps its own apply_spec_augment. False: as in config.json.",
+    )
     hidden_weight: float | None = HfArg(
         default=None,
         help="Weight of the loss between the hidden states of the student's encoder and the teacher's. It is "

@@ -213,7 +213,7 @@ def test_a_teachers_answers_are_for_clips_as_they_are(monkeypatch, capsys, tmp_p
     ended = run_here(monkeypatch, capsys, *arguments)
     assert ended[0] == 0, ended[2]
     again = f"--teacher {teacher_dir} --dataset {labelled} --output_dir {tmp_path / 'other'} --use_cpu"
-    for more in ("--timestamp_probability 0.5", "--augmentations gain"):
+    for more in ("--timestamp_probability 0.5", "--augmentations gain --augment_teacher True"):
         ended = run_here(monkeypatch, capsys, *again.split(), *more.split())
         assert ended[0] == 2 and "the dataset has cached soft labels of the unchanged clips" in ended[2]
 

@@ -56,7 +56,7 @@ IMPOSSIBLE = {
         "timestamp_probability": [-0.1, 1.1, NAN, INF],
         "condition_on_prev_probability": [-0.1, 1.1, NAN],
     },
-    AugmentArguments: {"augment_probability": [0, 1.5, NAN]},
+    AugmentArguments: {"augment_probability": [0, 1.5, NAN], "snr_db": [5, NAN, INF]},
     CacheArguments: {"teacher_top_k": [0, -1]},
     LoraArguments: {"lora_r": [0, -1], "lora_alpha": [0, -1, NAN, INF], "lora_dropout": [-0.1, 1, NAN]},
     ASKDConfig: {

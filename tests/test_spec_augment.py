@@ -7,10 +7,12 @@ import torch
 from models import make_whisper
 from speech import write_speech
 from training import Clips, make_trainer
+from transformers import WhisperConfig
 
 from askd_hf.data import Limits, SpeechCollator, filter_invalid_clips, load_speech_dataset
 from askd_hf.data.soft_labels import teacher_settings
 from askd_hf.data.teacher_cache import cache_teacher
+from askd_hf.errors import UserError
 from askd_hf.models.student import init_student
 
 MASKS = dict(apply_spec_augment=True, mask_time_prob=0.5, mask_time_length=4)
@@ -91,6 +93,30 @@ def test_the_self_teacher_hears_what_the_student_would_without_masks(tmp_path, s
     trainer.train()
     assert len(in_training) == 3 and min(in_training) > 0
     assert len(by_self) == 3 and max(by_self) == 0
+
+
+def test_the_option_masks_in_training_and_the_saved_student_has_its_own_config(tmp_path, teacher):
+    student = init_student(teacher)
+    student.config.update({"mask_time_prob": 0.5, "mask_time_length": 4})
+    assert not student.config.apply_spec_augment
+    trainer = make_trainer(tmp_path, teacher, student, max_steps=3, spec_augment=True, preset="kd")
+    of_teacher, of_student = heard_by(trainer.teacher.model.encoder), heard_by(trainer.model.model.encoder)
+    trainer.train()
+    assert len(of_student) == 3 and all((features == 0).sum() > 100 for features in of_student)
+    assert len(of_teacher) == 3 and not any((features == 0).any() for features in of_teacher)
+    trainer.save_model()
+    saved = WhisperConfig.from_pretrained(tmp_path)
+    assert (saved.apply_spec_augment, saved.mask_time_prob) == (False, 0.5)
+    assert trainer.model.config.apply_spec_augment
+
+
+def test_the_option_without_masks_is_refused(tmp_path, teacher):
+    student = init_student(teacher)
+    student.config.update({"mask_time_prob": 0.0, "mask_feature_prob": 0.0})
+    with pytest.raises(
+        UserError, match="--spec_augment True has no effect: mask_time_prob and mask_feature_prob are 0"
+    ):
+        make_trainer(tmp_path, teacher, student, spec_augment=True)
 
 
 def test_in_evaluation_nobody_hears_masks(tmp_path, teacher, student):

@@ -125,7 +125,7 @@ FORMER = {
         ("freeze_feature_encoder", "--freeze_encoder True", LEAVE_OUT),
         ("forced_decoder_ids", "--language and --task"),
         ("suppress_tokens", "set suppress_tokens in the model's generation_config.json"),
-        ("apply_spec_augment", "set apply_spec_augment in the model's config.json"),
+        ("apply_spec_augment", "--spec_augment True", LEAVE_OUT),
         # distil-whisper
         ("teacher_name_or_path teacher_checkpoint", "--teacher MODEL"),
         ("student_model_name_or_path", "--model MODEL"),

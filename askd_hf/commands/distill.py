@@ -49,6 +49,7 @@ from ..models.vocabulary import with_vocabulary_of
 from ..models.window import check_window, shortest_context, window_seconds, with_window_of
 from ..trainer import ASKDTrainer
 from ..training.caches import check_caches, compress_teacher, with_encoder_cache, with_soft_labels
+from ..training.checks import check_speed
 from ..training.datasets import (
     check_mix,
     evaluation_rows,
@@ -58,8 +59,8 @@ from ..training.datasets import (
     training_limits,
     training_speech,
 )
-from ..training.encoder_recovery import RECOVERY_DIR, EncoderRecovery, is_recovering, recovery_epochs
-from ..training.node_disks import checkpoint_on_all_nodes, copy_to_other_nodes, resume_after_restart
+from ..training.encoder_recovery import EncoderRecovery, recovery_epochs
+from ..training.node_disks import find_checkpoint
 from ..training.run_dir import (
     check_directories,
     exit_non_main_processes,
@@ -159,12 +160,7 @@ def prepare_run(options: Options) -> str | None:
     check_exist([*data_args.dataset, *data_args.eval_dataset, data_args.unlabeled_dataset])
     if not data_args.eval_sources():
         prepare_evaluation(config, [])
-    checkpoint = None
-    config.resume_from_checkpoint = resume_after_restart(config.output_dir, config.resume_from_checkpoint)
-    if config.resume_from_checkpoint:
-        copy_to_other_nodes(Path(config.output_dir, RECOVERY_DIR))
-    if not is_recovering(config):
-        checkpoint = checkpoint_on_all_nodes(config.output_dir, config.resume_from_checkpoint)
+    checkpoint = find_checkpoint(config)
     if checkpoint is not None:
         check_options(config, checkpoint)
     if options.lora.keep_adapter:
@@ -206,8 +202,11 @@ def load_models(options: Options) -> Models:
         extractor = None if shares_features else teacher_processor.feature_extractor
         check_pair(teacher, student, own_features=True)
     recovered = recovery_epochs(model_args, config, student, options.mix.streaming) > 0
-    prepare_encoder(config, compressed=is_pruned_encoder(student.config) and not recovered)
+    pruned = is_pruned_encoder(student.config) and not recovered
+    prepare_encoder(config, compressed=pruned)
     check_caches(options.caches, model_args, config, student.config.vocab_size, options.mix, options.augment)
+    by_default = config.hidden_weight is None and pruned and not options.caches.teacher_cache_dir
+    check_speed(options.augment, options.mix.timestamp_probability, config, bool(config.hidden_weight or by_default))
     return Models(teacher, student, processor, extractor)
 
 
@@ -288,7 +287,7 @@ def load_speech(options: Options, models: Models) -> Speech:
         raise UserError(f"--preset {config.preset} requires --teacher; without a teacher choose --preset ps-kd")
     if config.uses_teacher and has_soft_labels(train_dataset) and collator.changes_targets:
         raise UserError(
-            "the dataset has cached soft labels of the unchanged clips: train on it without --augmentations, "
+            "the dataset has cached soft labels of the unchanged clips: train on it without --augment_teacher, "
             "--timestamp_probability and --condition_on_prev_probability, or on the speech itself with the teacher"
         )
     splits = evaluation_speech(evaluation, data_args, config, collator)
@@ -336,6 +335,8 @@ def fill_caches(options: Options, models: Models, speech: Speech) -> tuple[Model
     runs_teacher = config.uses_teacher and (config.eval_teacher_losses or not has_soft_labels(train_dataset))
     if teacher is not None and runs_teacher:
         teacher = compress_teacher(teacher, model_args, config)
+        if extractor is None and collator.keeps_teacher_clean and not has_soft_labels(train_dataset):
+            extractor = models.processor.feature_extractor
         collator = replace(collator, teacher_extractor=extractor)
     else:
         teacher = None

@@ -1,6 +1,6 @@
-"""Waveform augmentation of training clips with `audiomentations`: speed, noise, gain and codec, in this order.
+"""Waveform augmentation of training clips: speed, reverb, noise, gain and codec, in this order.
 
-SpecAugment, on the features, is configured in the model's config (`apply_spec_augment`).
+All but reverb are those of `audiomentations`. SpecAugment, on the features, is `ASKDConfig.spec_augment`.
 """
 
 import contextlib
@@ -8,15 +8,17 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from ..arguments.augment import GAIN_DB, MP3_KBPS, SNR_DB, SPEED, AugmentArguments
+from ..arguments.augment import DIRECT_DB, GAIN_DB, MP3_KBPS, REVERB_SECONDS, SPEED, AugmentArguments
 from ..errors import UserError
 from .audio import SAMPLING_RATE
 from .audiofolder import AUDIO_SUFFIXES, audio_files
+from .degradations import reverberate
 
 Transform = Callable[[np.ndarray, int], np.ndarray]
 
@@ -46,10 +48,12 @@ class Augmenter:
         if "speed" in options.augmentations:
             slowest, fastest = SPEED
             self.speed = library.Resample(round(SAMPLING_RATE / fastest), round(SAMPLING_RATE / slowest), p=p)
+        if "reverb" in options.augmentations:
+            self.transforms.append(Reverb(p))
         if "noise" in options.augmentations and options.noise_dir is None:
-            self.transforms.append(library.AddGaussianSNR(*SNR_DB, p=p))
+            self.transforms.append(library.AddGaussianSNR(*options.snr_db, p=p))
         elif "noise" in options.augmentations:
-            self.transforms.append(library.AddBackgroundNoise(_noise_files(options.noise_dir), *SNR_DB, p=p))
+            self.transforms.append(library.AddBackgroundNoise(noise_files(options.noise_dir), *options.snr_db, p=p))
         if "gain" in options.augmentations:
             self.transforms.append(library.Gain(*GAIN_DB, p=p))
         self.codec: Transform | None = None
@@ -88,6 +92,19 @@ class Augmenter:
         return changed if len(changed) <= self.max_samples else wave
 
 
+@dataclass
+class Reverb:
+    """Put clips into random rooms with the probability `p`. The random numbers are those of the global generators."""
+
+    p: float
+
+    def __call__(self, wave: np.ndarray, rate: int) -> np.ndarray:
+        if random.random() >= self.p:
+            return wave
+        rng = np.random.default_rng(np.random.randint(2**32, size=4, dtype=np.uint32))
+        return reverberate(wave, rng.uniform(*REVERB_SECONDS), rng.uniform(*DIRECT_DB), rng)
+
+
 @contextlib.contextmanager
 def _seeded(rng_key: Sequence[int]) -> Iterator[None]:
     """Seed the global generators of `random` and numpy, which `audiomentations` uses, and restore them afterwards."""
@@ -115,7 +132,7 @@ def _audiomentations():
     return audiomentations
 
 
-def _noise_files(folder: str) -> list[str]:
+def noise_files(folder: str) -> list[str]:
     """Return the audio files in the folder, sorted. Raise `UserError` if there are none or one is unreadable."""
     files = [os.path.abspath(file) for file in audio_files(Path(folder).expanduser())]
     if not files:

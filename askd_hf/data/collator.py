@@ -51,12 +51,14 @@ class SpeechCollator:
             masks only speech.
         encoder_cache: cache with the outputs of the student's encoder for all clips (`cache_encoder`). Batches then
             have encoder outputs in place of features, and no audio is decoded. Default: None.
-        teacher_extractor: feature extractor of a teacher with another encoder than the student's. Batches then also
-            have features for the teacher. Default: None.
+        teacher_extractor: feature extractor of a teacher with another encoder than the student's, or of any teacher
+            that takes clean clips while the student's are augmented. Batches then also have features for the teacher.
+            Default: None.
         timestamp_probability: probability of timestamps in the labels of a row with `segments`. Default: 0.
         condition_on_prev_probability: probability of the prompt in the decoder input of a row with `prompt`.
             Default: 0.
-        augmenter: waveform augmentation, the same for student and teacher. Default: None.
+        augmenter: waveform augmentation of the student's audio. The teacher takes the clean clips, unless
+            `augment_teacher` in its options. Default: None.
         shortest_context: shortest audio context of a training batch in seconds. Each batch gets a random context: at
             least this, at least `CONTEXT_MARGIN` more than its longest clip, and at most the window. Evaluation uses
             the whole window. Default: None, for the whole window in training too.
@@ -91,7 +93,8 @@ class SpeechCollator:
                 raise UserError("--timestamp_probability: the model's vocabulary has no timestamps")
         if self.augmenter is not None and self.encoder_cache is not None:
             raise UserError(
-                "--augmentations can't be combined with --encoder_cache_dir: augmented audio differs in every epoch"
+                "--augmentations can't be combined with --encoder_cache_dir: the student's audio differs in every "
+                "epoch"
             )
         if self.shortest_context is not None and self.encoder_cache is not None:
             raise UserError(
@@ -102,14 +105,18 @@ class SpeechCollator:
     @property
     def is_random(self) -> bool:
         """Whether the batch of a clip may differ between epochs."""
-        return self.changes_targets or self.shortest_context is not None
+        return self.changes_targets or self.augmenter is not None or self.shortest_context is not None
+
+    @property
+    def keeps_teacher_clean(self) -> bool:
+        """Whether the student alone takes augmented audio."""
+        return self.augmenter is not None and not self.augmenter.options.augment_teacher
 
     @property
     def changes_targets(self) -> bool:
         """Whether the labels of a clip, or the audio that the teacher takes, may differ between epochs."""
-        return (
-            self.timestamp_probability > 0.0 or self.condition_on_prev_probability > 0.0 or self.augmenter is not None
-        )
+        augments_teacher = self.augmenter is not None and not self.keeps_teacher_clean
+        return self.timestamp_probability > 0.0 or self.condition_on_prev_probability > 0.0 or augments_teacher
 
     def label_ids(self, row: Mapping[str, Any]) -> list[int]:
         """Return the labels of a row: prefix, text and end of text, without timestamps and prompt.
@@ -129,6 +136,7 @@ class SpeechCollator:
             attention_mask: int `(batch, frames)`; only with SpecAugment.
             encoder_outputs: float16 `(batch, positions, d_model)`; only with `encoder_cache`.
             teacher_input_features: float32 `(batch, mel bins of the teacher, frames)`; only with `teacher_extractor`.
+                Left out if `keeps_teacher_clean` and they equal the student's, as in evaluation.
             decoder_input_ids, labels: int64 `(batch, longest)`, padded with the padding token and -100.
             clip: list of str.
             no_speech: bool `(batch,)`; only if some clip has no speech.
@@ -148,12 +156,16 @@ class SpeechCollator:
             waves = [waveform(row) for row in rows]  # decoded once for both models
         if not rows:
             return batch | self._dummy_batch()
+        clean = waves
         waves, time_factors = self._augment(rows, waves)
         if self.encoder_cache is None:
             batch |= extract_features(self.processor.feature_extractor, waves, self.config.apply_spec_augment)
         else:
             batch["encoder_outputs"] = self.encoder_cache.read([row["audio_key"] for row in rows])
-        if self.teacher_extractor is not None:
+        if self.teacher_extractor is not None and self.keeps_teacher_clean:
+            if "rng_key" in rows[0] or not self._has_same_extractor():
+                batch["teacher_input_features"] = self._teacher_features(clean, None)
+        elif self.teacher_extractor is not None:
             batch["teacher_input_features"] = self._teacher_features(waves, batch.get("input_features"))
         if self.shortest_context is not None and "rng_key" in rows[0]:
             self._shorten_context(batch, rows, max(map(len, waves)) / SAMPLING_RATE)
@@ -249,10 +261,12 @@ class SpeechCollator:
 
     def _teacher_features(self, waves: list[np.ndarray], student_features: Tensor | None) -> Tensor:
         """Return the teacher's features. Equal student features are copied, as SpecAugment changes them in place."""
-        same = self.teacher_extractor.to_dict() == self.processor.feature_extractor.to_dict()
-        if student_features is not None and same:
+        if student_features is not None and self._has_same_extractor():
             return student_features.clone()
         return extract_features(self.teacher_extractor, waves)["input_features"]
+
+    def _has_same_extractor(self) -> bool:
+        return self.teacher_extractor.to_dict() == self.processor.feature_extractor.to_dict()
 
 
 SpeechCollator.__init__ = renamed_keywords(  # type: ignore[method-assign]

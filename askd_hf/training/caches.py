@@ -42,7 +42,20 @@ def check_caches(
 ) -> None:
     """Raise `UserError` for options of the caches that don't fit the other options."""
     if augment is not None and augment.augmentations and caches.encoder_cache_dir:
-        raise UserError("--augmentations is not supported with --encoder_cache_dir: it changes a clip in every epoch")
+        raise UserError(
+            "--augmentations is not supported with --encoder_cache_dir: the student's encoder takes other audio in "
+            "every epoch. Leave out --encoder_cache_dir; --teacher_cache_dir still caches the teacher's labels"
+        )
+    if augment is not None and augment.augment_teacher and caches.teacher_cache_dir:
+        raise UserError(
+            "--augment_teacher True is not supported with --teacher_cache_dir, whose labels are of the clean clips: "
+            "leave out one of them"
+        )
+    if config.spec_augment and caches.encoder_cache_dir:
+        raise UserError(
+            "--spec_augment True is not supported with --encoder_cache_dir: it changes the outputs of the encoder in "
+            "every epoch. Leave out --encoder_cache_dir; --teacher_cache_dir still caches the teacher's labels"
+        )
     if mix_args is not None and mix_args.streaming and (caches.encoder_cache_dir or caches.teacher_cache_dir):
         raise UserError(
             "--encoder_cache_dir and --teacher_cache_dir are not supported with --streaming, as they require all clips"

@@ -56,6 +56,8 @@ class StudentSaver:
             self._name_base()
         # saved with the student later: Trainer disables the cache and adds to the generation config
         self._use_cache = self.student.config.use_cache
+        # before --spec_augment, which is of this run: whoever trains the student further decides anew
+        self._spec_augment = self.student.config.apply_spec_augment
         self._generation_config = copy.deepcopy(self.student.generation_config)
         self._generation_config._from_model_config = False  # or `from_pretrained` would not read it
         if self._generation_config.max_length is None:
@@ -113,14 +115,15 @@ class StudentSaver:
             trained: whether the student was trained. The config of a student of `init_student` records this, so that
                 its encoder no longer counts as just pruned.
         """
-        in_training = student.config.use_cache, student.generation_config
-        student.config.use_cache, student.generation_config = self._use_cache, self._generation_config
+        in_training = student.config.use_cache, student.config.apply_spec_augment, student.generation_config
+        student.config.use_cache, student.config.apply_spec_augment = self._use_cache, self._spec_augment
+        student.generation_config = self._generation_config
         if trained and hasattr(student.config, COPIED_LAYERS):
             getattr(student.config, COPIED_LAYERS)["trained"] = True
         try:
             yield
         finally:
-            student.config.use_cache, student.generation_config = in_training
+            student.config.use_cache, student.config.apply_spec_augment, student.generation_config = in_training
 
     def _finish_student(self, directory: Path, dtype: torch.dtype, processor: ProcessorMixin | None) -> None:
         """Complete a directory that Trainer has written.

@@ -5,6 +5,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration
 
+from ..arguments.augment import AugmentArguments
 from ..config import ASKDConfig
 from ..data import SpeechCollator
 from ..data.soft_labels import check_settings
@@ -38,16 +39,45 @@ def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> N
     """Raise `UserError` if the collator changes clips at random and an option doesn't allow that."""
     if not is_random(collator):
         return
+    runs_teacher = args.uses_teacher and not teacher_is_cached
     if teacher_is_cached and args.uses_teacher and collator.changes_targets:
         raise UserError(
-            "the teacher's cached labels are of the unchanged clips: --augment, --timestamp_probability and "
+            "the teacher's cached labels are of the unchanged clips: --augment_teacher, --timestamp_probability and "
             "--condition_on_prev_probability are not supported with them"
         )
+    if collator.augmenter is not None:
+        if collator.keeps_teacher_clean and collator.teacher_extractor is None and runs_teacher:
+            raise UserError(
+                "the student's clips are augmented and the teacher's are not, and the batches have no features for "
+                "the teacher: create them with SpeechCollator(..., teacher_extractor=processor.feature_extractor)"
+            )
+        check_speed(collator.augmenter.options, collator.timestamp_probability, args, bool(args.hidden_weight))
     if args.dataloader_persistent_workers:
         raise UserError(
             "--dataloader_persistent_workers is not supported with --augmentations, --timestamp_probability, "
             "--condition_on_prev_probability and a range of --window_seconds: the workers would repeat the random "
             "numbers of the first epoch"
+        )
+
+
+def check_speed(
+    augment: AugmentArguments, timestamp_probability: float, args: ASKDConfig, has_hidden_loss: bool
+) -> None:
+    """Raise `UserError` if the student's clips have another speed than the teacher's, and times are compared.
+
+    Text tokens have no times: the teacher's distribution at each of them is that of the same text.
+    """
+    if "speed" not in augment.augmentations or augment.augment_teacher or not args.uses_teacher:
+        return
+    if timestamp_probability:
+        raise UserError(
+            "--augmentations speed moves the timestamps of --timestamp_probability, and the teacher takes the clip at "
+            "its own speed: leave out speed, or give --augment_teacher True"
+        )
+    if has_hidden_loss:
+        raise UserError(
+            "--augmentations speed moves the frames of the student's clip, and the hidden-state loss compares them "
+            "with the teacher's: leave out speed, or give --hidden_weight 0 or --augment_teacher True"
         )
 
 

@@ -20,6 +20,7 @@ from ..data.audio_context import audio_context
 from ..data.encoder_cache import matches
 from ..errors import UserError
 from ..models.layers import LayerPairs, copied_encoder_layers, is_pruned_encoder, matched_layers
+from ..models.spec_augment import enable_spec_augment
 from ..models.student import check_pair, encoder_is_deterministic, same_encoder
 from ..models.teacher_memory import place_teacher
 from ..objective import DIVERGENCES, LossTerms, TopK, hidden_state_loss
@@ -62,6 +63,7 @@ class ModelRunner:
     ):
         self.student, self.args, self.collator, self.accelerator = student, args, collator, accelerator
         self.teacher_is_cached = teacher_is_cached
+        enable_spec_augment(student.config, args.spec_augment)
         pruned = is_pruned_encoder(student.config)
         prepare_encoder(args, pruned)
         self._freeze_encoder()
@@ -79,7 +81,8 @@ class ModelRunner:
             self.layer_pairs = matched_layers(*layers, copied_encoder_layers(student.config))
         self.check_encoder()
         if self.teacher is not None:
-            encoder_runs = not (self.teacher_has_student_encoder and self.encoder_is_fixed())
+            shares = self.teacher_has_student_encoder and not self._keeps_teacher_clean()
+            encoder_runs = not (shares and self.encoder_is_fixed())
             place_teacher(self.teacher, args.device, encoder_runs)
 
     def _freeze_encoder(self) -> None:
@@ -116,8 +119,11 @@ class ModelRunner:
     def _context_varies(self) -> bool:
         return isinstance(self.collator, SpeechCollator) and self.collator.shortest_context is not None
 
+    def _keeps_teacher_clean(self) -> bool:
+        return isinstance(self.collator, SpeechCollator) and self.collator.keeps_teacher_clean
+
     def encoder_is_fixed(self) -> bool:
-        """Return whether the output of the student's encoder for a clip is the same at every step."""
+        """Return whether the output of the student's encoder for the same features is the same at every step."""
         return bool(self.args.freeze_encoder) and encoder_is_deterministic(self.student.config)
 
     def _check_cache_is_valid(self) -> None:
@@ -247,7 +253,9 @@ class ModelRunner:
             return TopK(*(inputs[name][label_mask] for name in TEACHER_COLUMNS)), None
         batch = dict(batch)
         batch.pop("attention_mask", None)  # for SpecAugment only
-        if "encoder_outputs" in batch and self.teacher_has_student_encoder:
+        # batches of augmented clips have the features of the clean ones for the teacher
+        takes_clean = self._keeps_teacher_clean() and "teacher_input_features" in inputs
+        if "encoder_outputs" in batch and self.teacher_has_student_encoder and not takes_clean:
             batch.pop("input_features", None)
             batch["encoder_outputs"] = (batch["encoder_outputs"][0].to(self.teacher.dtype),)
         else:

@@ -9,12 +9,28 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from ..config import ASKDConfig
 from ..data.shared_disk import processes_sharing
 from ..errors import UserError, disk_errors
 from .checkpoint_lookup import checkpoint_directories, checkpoint_to_resume, checkpoints
-from .encoder_recovery import RECOVERY_DIR
+from .encoder_recovery import RECOVERY_DIR, is_recovering
 
 CHUNK_BYTES = 64 * 2**20  # sent at a time
+
+
+def find_checkpoint(config: ASKDConfig) -> str | None:
+    """Return the checkpoint to resume from; None if there is none, or the encoder is to be recovered first.
+
+    Sets `resume_from_checkpoint` if torchrun has started the processes again. All processes must call it.
+
+    Raises `UserError` as `checkpoint_to_resume` does.
+    """
+    config.resume_from_checkpoint = resume_after_restart(config.output_dir, config.resume_from_checkpoint)
+    if config.resume_from_checkpoint:
+        copy_to_other_nodes(Path(config.output_dir, RECOVERY_DIR))
+        if is_recovering(config):
+            return None
+    return checkpoint_on_all_nodes(config.output_dir, config.resume_from_checkpoint)
 
 
 def checkpoint_on_all_nodes(output_dir: str, resume_from_checkpoint: str | None) -> str | None:

@@ -183,9 +183,10 @@ def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict
             collator.condition_on_prev_probability,
         )
         values["shortest_context"] = collator.shortest_context
-        values["augmentations"] = None
+        values |= dict.fromkeys(("augmentations", "snr_db", "augment_teacher"))
         if collator.augmenter is not None:
             options = asdict(collator.augmenter.options)
+            values |= {name: options.pop(name) for name in ("snr_db", "augment_teacher")}
             values["augmentations"] = options | {"noise_dir": options["noise_dir"] is not None}
         if collator.limits is not None:
             values["filters"] = asdict(collator.limits)

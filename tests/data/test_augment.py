@@ -16,6 +16,7 @@ from transformers import WhisperFeatureExtractor
 from askd_hf.arguments.augment import AUGMENTATIONS, GAIN_DB, SNR_DB, SPEED, AugmentArguments
 from askd_hf.data.audio import extract_features
 from askd_hf.data.augment import Augmenter
+from askd_hf.data.degradations import impulse_response, reverberate
 from askd_hf.errors import UserError
 
 KEYS = [(3, epoch, row) for epoch in range(2) for row in range(20)]
@@ -126,6 +127,31 @@ def test_noise_has_its_distance_from_the_speech(noises, recorded):
         distances.append(rms_db(clip) - rms_db(noisy - clip))
     # of a recording that is repeated, only the piece has exactly the level
     assert SNR_DB[0] - 0.2 < min(distances) < SNR_DB[0] + 5 and SNR_DB[1] - 5 < max(distances) < SNR_DB[1] + 0.2
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_noise_reaches_the_lowest_ratio_that_is_asked(noises, recorded):
+    augment = augmenter("noise", noise_dir=str(noises) if recorded else None, snr_db=[0.0, 0.0])
+    clip = 0.1 * tone(seconds=1.0)
+    for rng_key in KEYS[:10]:
+        assert rms_db(clip) - rms_db(augment(clip, rng_key)[0] - clip) == pytest.approx(0.0, abs=0.2)
+
+
+def test_a_room_decays_as_it_should_and_moves_nothing():
+    rng = np.random.default_rng(0)
+    response = impulse_response(0.5, 3.0, rng)
+    direct, tail = response[0], response[1:]
+    assert 10 * np.log10(direct**2 / (tail**2).sum()) == pytest.approx(3.0)
+    energy = 10 * np.log10(np.cumsum(tail[::-1] ** 2)[::-1] / (tail**2).sum())  # Schroeder's integral
+    fall = [np.argmax(energy < level) / RATE for level in (-5, -25)]
+    assert 3 * (fall[1] - fall[0]) == pytest.approx(0.5, rel=0.1)
+    clip = (0.1 * rng.standard_normal(RATE)).astype(np.float32)
+    wet = reverberate(clip, 0.5, 3.0, np.random.default_rng(1))
+    assert wet.shape == clip.shape and wet.dtype == np.float32 and rms_db(wet) == pytest.approx(rms_db(clip), abs=1e-4)
+    expected = np.convolve(clip, impulse_response(0.5, 3.0, np.random.default_rng(1)))[: len(clip)]
+    np.testing.assert_allclose(wet / wet.std(), expected / expected.std(), atol=1e-4)
+    correlation = np.fft.irfft(np.fft.rfft(wet, 2 * RATE) * np.fft.rfft(clip, 2 * RATE).conj())
+    assert np.abs(correlation).argmax() == 0
 
 
 def test_all_noises_of_the_folder_are_used_and_nothing_else(noises):
@@ -250,7 +276,10 @@ def test_whisper_takes_the_result():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(augmentations=["reverb"]), "--augmentations must be among speed, noise, gain, codec, got 'reverb'"),
+        (
+            dict(augmentations=["echo"]),
+            "--augmentations must be among speed, reverb, noise, gain, codec, got 'echo'",
+        ),
         (
             dict(augmentations=["gain"], augment_probability=0.0),
             r"--augment_probability must be above 0 and at most 1, got 0\.0",
@@ -260,8 +289,12 @@ def test_whisper_takes_the_result():
             r"--augment_probability must be above 0 and at most 1, got 1\.5",
         ),
         (dict(augmentations=["gain"], noise_dir="rain"), "--noise_dir requires --augmentations noise"),
+        (dict(augmentations=["gain"], snr_db=[0.0, 9.0]), "--snr_db requires --augmentations noise"),
+        (dict(augmentations=["noise"], snr_db=[9.0, 0.0]), "--snr_db must be two numbers, the lowest first"),
+        (dict(augmentations=["noise"], snr_db=[9.0]), "--snr_db must be two numbers, .*got 9"),
+        (dict(augment_teacher=True), "--augment_teacher True requires --augmentations"),
     ],
-    ids=["effect", "never", "more than always", "unused noise"],
+    ids=["effect", "never", "more than always", "unused noise", "unused SNR", "order", "one SNR", "unused teacher"],
 )
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(UserError, match=message):

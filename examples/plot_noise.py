@@ -1,0 +1,31 @@
+"""Plot the WER of several models against the signal-to-noise ratio, from their evaluations on noisy sets.
+
+    python examples/plot_noise.py runs/evaluation-clean runs/evaluation-noisy picture.png
+
+The sets are those of examples/noisy_sets.py. Bars are the 95 % intervals of the evaluations.
+"""
+
+import argparse
+from pathlib import Path
+
+from askd_hf.errors import UserError, exit_on_user_error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluations", type=Path, nargs="+", help="Output directories of askd-hf evaluate.")
+    parser.add_argument("picture", type=Path, help="Image to write, such as picture.png.")
+    args = parser.parse_args()
+    from askd_hf.evaluation.noise_figure import scores_by_condition, write_noise_figure
+    from askd_hf.evaluation.results import Results
+
+    files = [directory / "results.json" for directory in args.evaluations]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise UserError(f"{', '.join(missing)}: no such file; give the output directories of askd-hf evaluate")
+    evaluations = [Results.load(file) for file in files]
+    write_noise_figure(scores_by_condition(evaluations), args.picture)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
