@@ -5,12 +5,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.developing
-# --no-compile: Python compiles and keeps what is imported; compiling all that is installed takes a minute longer
-PIP := $(BIN)/python -m pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# uv takes a tenth of pip's time. It gets the package indexes that pip is configured with. If it fails, pip installs
+pip_option = $(shell $(PYTHON) -m pip config list 2>/dev/null | sed -n "s/^.*\.$(1)='\(.*\)'$$/\1/p" | sed 's/\\n/ /g' | tail -n 1)
+UV = $(BIN)/uv pip install --python $(BIN)/python --index-strategy unsafe-best-match \
+	$(addprefix --constraint ,constraints.txt $(call pip_option,constraint)) \
+	$(addprefix --default-index ,$(call pip_option,index-url)) \
+	$(addprefix --index ,$(call pip_option,extra-index-url)) $(addprefix --find-links ,$(call pip_option,find-links))
+# where the tests look for the npm package @huggingface/transformers
+export NODE_PACKAGES ?= $(abspath $(VENV))/node/node_modules
+TRANSFORMERS_JS := $(NODE_PACKAGES)/@huggingface/transformers/package.json
+NODE := $(and $(shell command -v node),$(wildcard $(TRANSFORMERS_JS)))
 export CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu test-browser cards lint format hooks wheel clean
+.PHONY: help demo test test-slow test-gpu test-browser test-node cards lint format hooks wheel clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,13 +28,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		(echo "error: Python 3.11 or newer is needed; choose it with: make PYTHON=python3.12 ..." && exit 1)
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) uv
 	# torch first and pinned: without it the other packages would take a build several times as large
-	$(PIP) torch
-	$(PIP) --editable .
+	$(UV) torch || $(PIP) torch
+	$(UV) --editable . || $(PIP) --editable .
 	@touch $@
 
 $(DEVELOPING): $(INSTALLED)
-	$(PIP) --editable '.[dev]'
+	$(UV) --editable '.[dev]' || $(PIP) --editable '.[dev]'
 	@touch $@
 
 DISTILL := $(BIN)/python examples/distill.py --config examples/demo/demo.yaml
@@ -39,7 +49,8 @@ demo: $(INSTALLED)  ## distill the small shipped teacher for telephone calls, an
 
 test: $(DEVELOPING)  ## the tests, without the slow ones
 	@test -n "$(CHROMIUM)" || echo "Chromium isn't installed: without the tests in a browser, see make test-browser"
-	$(BIN)/python -m pytest -m 'not slow and not gpu$(if $(CHROMIUM),, and not browser)' -n auto --maxprocesses 4 --dist worksteal --durations=15
+	@test -n "$(NODE)" || echo "Node.js or transformers.js isn't installed: without their tests, see make test-node"
+	$(BIN)/python -m pytest -m 'not slow and not gpu$(if $(CHROMIUM),, and not browser)$(if $(NODE),, and not node)' -n auto --maxprocesses 4 --dist worksteal --durations=15
 
 test-slow: $(DEVELOPING)  ## the slow tests: the whole demo, the wheel, compiled models, fresh interpreters
 	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
@@ -52,7 +63,15 @@ test-gpu: $(DEVELOPING)  ## the tests that need a CUDA card
 test-browser: $(DEVELOPING)  ## the tests of the HTML report in Chromium (Debian's package chromium, or CHROMIUM=path)
 	@test -n "$(CHROMIUM)" || \
 		(echo "error: Chromium is needed: apt-get install chromium, or make test-browser CHROMIUM=path" && exit 1)
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m 'browser and not node'
+
+# the scripts of the package download a CUDA library
+$(TRANSFORMERS_JS):
+	@command -v npm >/dev/null || (echo "error: Node.js 20 or newer with npm is needed: nodejs.org" && exit 1)
+	npm install --silent --no-save --ignore-scripts --prefix $(dir $(NODE_PACKAGES)) @huggingface/transformers@4.3.2
+
+test-node: $(DEVELOPING) $(TRANSFORMERS_JS)  ## exported models in transformers.js: Node.js, and Chromium if installed
+	$(BIN)/python -m pytest -m 'node$(if $(CHROMIUM),, and not browser)'
 
 cards: $(DEVELOPING)  ## render the golden model cards of model_cards/ again
 	$(BIN)/python tests/support/make_cards.py

@@ -21,15 +21,13 @@ from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.data.audio_context import audio_context
 from askd_hf.errors import UserError
 from askd_hf.export import ctranslate2 as export
+from askd_hf.export.comparison import agreement, input_features, transcribe_transformers
 from askd_hf.export.ctranslate2 import (
-    agreement,
     check_extra,
     export_ctranslate2,
-    input_features,
     transcribe_at_clip_context,
     transcribe_ctranslate2,
     transcribe_faster_whisper,
-    transcribe_transformers,
 )
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.loading import load_processor, load_whisper

@@ -46,6 +46,7 @@ NOT_RUN = {
     "make test": "runs this test",
     "pip install -c constraints.txt .": "installs: test_wheel.py does it in a directory of its own",
     "pip install 'askd-hf[export]'": "needs the network",
+    "pip install 'askd-hf[onnx]'": "needs the network",
     "git clone https://github.com/Jakobovski/free-spoken-digit-dataset": "needs the network",
     "tensorboard --logdir runs": "a server, which doesn't end",
 }
@@ -57,6 +58,7 @@ SLOW = (
     "python examples/demo/train_teacher.py",  # transcribes 80 clips
     "python examples/demo/widen_teacher.py",  # needs what the one before it saves
     "python examples/benchmarks/training_step.py --loss_memory --batch_size 32 --label_tokens 128 128",  # 3 processes
+    "askd-hf export --model runs/my-student --to onnx --dataset my_test_speech --language fr",  # traces it
 )
 # documents whose commands `make test` runs; `make test-slow` runs those of the others
 FAST = ("README", "publishing", "several-gpus")
@@ -67,7 +69,7 @@ def in_its_suite(document: Path):
     return document if fast else pytest.param(document, marks=pytest.mark.slow)
 
 
-WITH_SLOW = (ROOT / "examples" / "demo" / "README.md", GUIDES / "speed.md")
+WITH_SLOW = (ROOT / "examples" / "demo" / "README.md", GUIDES / "speed.md", GUIDES / "publishing.md")
 
 TOKEN = "hf_tokenThatMayWrite"
 FIGURE = ROOT / "examples" / "demo" / "run.png"
@@ -233,7 +235,7 @@ def test_the_commands_of_a_document_run(document, hub, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", WITH_SLOW, ids=lambda document: document.parent.name)
+@pytest.mark.parametrize("document", WITH_SLOW, ids=lambda document: f"{document.parent.name}-{document.stem}")
 def test_the_slow_commands_of_a_document_run(document, hub, monkeypatch, capsys):
     make_place(document.read_text(encoding="utf-8"))
     failures = run_document(document, True, hub, monkeypatch, capsys)

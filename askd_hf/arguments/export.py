@@ -8,26 +8,36 @@ from transformers.hf_argparser import HfArg
 
 from ..errors import UserError
 
+# The types of the weights by runtime. A further runtime gets an entry here, in `to`, and in RUNTIMES of
+# commands/export.py.
+QUANTIZATIONS = {
+    "ctranslate2": (
+        *("float32", "float16", "bfloat16", "int16"),
+        *("int8", "int8_float32", "int8_float16", "int8_bfloat16"),
+    ),
+    "onnx": ("float32", "int8"),
+}
+
 
 @dataclass
 class ExportArguments:
     """The model, the format, and the clips to compare transcripts on."""
 
     model: str = HfArg(help="Whisper model: a directory or a Hub id.")
-    to: Literal["ctranslate2"] = HfArg(
+    to: Literal["ctranslate2", "onnx"] = HfArg(
         default="ctranslate2",
-        help="The runtime. ONNX and ggml are left out: optimum-onnx 0.1 needs transformers 4, the converter of "
-        "onnxruntime-genai 0.18 fails on a decoder that has fewer layers than the encoder, as all students have, and "
-        "whisper.cpp's is in no package.",
+        help="The runtime. onnx is for onnxruntime and transformers.js. ggml is left out: whisper.cpp's converter is "
+        "in no package.",
     )
     output_dir: str | None = HfArg(
         default=None,
-        help="Directory to write, which must not exist. Default: MODEL-ctranslate2 in the current directory.",
+        help="Directory to write, which must not exist. Default: MODEL-ctranslate2 or MODEL-onnx in the current "
+        "directory.",
     )
     quantization: (
         Literal["float32", "float16", "bfloat16", "int16", "int8", "int8_float32", "int8_float16", "int8_bfloat16"]
         | None
-    ) = HfArg(default=None, help="Type of the weights. Default: float32.")
+    ) = HfArg(default=None, help="Type of the weights. Default: float32. --to onnx has float32 and int8 alone.")
     dataset: str | None = HfArg(
         default=None, help="Speech to compare on, as `askd-hf distill` takes it. Default: none."
     )
@@ -45,6 +55,11 @@ class ExportArguments:
     def __post_init__(self):
         if self.output_dir is None:
             self.output_dir = f"{Path(self.model).name}-{self.to}"
+        types = QUANTIZATIONS[self.to]
+        if self.quantization not in (None, *types):
+            raise UserError(f"--to {self.to} has --quantization {' or '.join(types)}, got {self.quantization}")
+        if self.clip_context and self.to != "ctranslate2":
+            raise UserError("--clip_context requires --to ctranslate2")
         if self.max_samples < 1:
             raise UserError(f"--max_samples must be at least 1, got {self.max_samples}")
         if self.clip_context and self.dataset is None:

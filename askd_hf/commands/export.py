@@ -1,4 +1,4 @@
-r"""Convert a Whisper model to CTranslate2, and compare its transcripts with those of transformers.
+r"""Convert a Whisper model to another runtime, and compare its transcripts with those of transformers.
 
     pip install 'askd-hf[export]'
     askd-hf export --model runs/student --output_dir student-ct2 --dataset my_speech
@@ -7,6 +7,11 @@ writes a directory that faster-whisper loads, `faster_whisper.WhisperModel("stud
 are transcribed with transformers and with the converted model, both greedily and without timestamps. Texts that differ
 are shown. --quantization int8 stores weights in 8 bits, a quarter of the size.
 
+    pip install 'askd-hf[onnx]'
+    askd-hf export --model runs/student --to onnx --output_dir student-onnx --dataset my_speech
+
+writes a directory that onnxruntime and transformers.js load, in Node.js or in a browser: examples/web has a page.
+
 faster-whisper gives word timestamps only if the model's `generation_config.json` has alignment heads in layers that
 the model has.
 """
@@ -14,40 +19,36 @@ the model has.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.export import ExportArguments
 from ..arguments.parser import parse_args
 from ..data import SAMPLING_RATE, decode_audio, load_speech_dataset
 from ..errors import UserError
-from ..evaluation.metrics import error_rates, text_normalizer
-from ..export.ctranslate2 import (
-    agreement,
-    alignment_heads,
-    check_extra,
-    check_output_dir,
-    export_ctranslate2,
-    faster_whisper_obstacle,
-    transcribe_at_clip_context,
-    transcribe_ctranslate2,
-    transcribe_faster_whisper,
-    transcribe_transformers,
-)
+from ..evaluation.metrics import text_normalizer
+from ..export import ctranslate2, onnx
+from ..export.comparison import Clip, Transcripts, check_output_dir, transcribe_transformers
 from ..models.generation_config import set_language
 from ..models.loading import check_processor, load_processor, load_whisper
 from ..progress import progress
+from . import export_ctranslate2, export_onnx
 from .options import options_of
 
 OPTIONS = options_of("export")
 
 
-class Clip(NamedTuple):
-    """A clip to compare transcripts on."""
+class Runtime(NamedTuple):
+    """What the command calls for a value of `--to`."""
 
-    name: str
-    wave: np.ndarray  # 16 kHz, float32, `(samples,)`
-    text: str  # the transcript of the dataset
+    check_extra: Callable[[], None]  # raises `UserError` if packages are missing
+    convert: Callable[[ExportArguments, WhisperForConditionalGeneration, WhisperProcessor], None]
+    compare: Callable[[ExportArguments, WhisperForConditionalGeneration, WhisperProcessor, Transcripts], None]
+
+
+RUNTIMES = {
+    "ctranslate2": Runtime(ctranslate2.check_extra, export_ctranslate2.convert, export_ctranslate2.compare),
+    "onnx": Runtime(onnx.check_extra, export_onnx.convert, export_onnx.compare),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,7 +71,7 @@ def export(args: ExportArguments) -> None:
 
 def load_model(args: ExportArguments) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """Load the model and its processor, after packages and output directory were checked."""
-    check_extra()
+    RUNTIMES[args.to].check_extra()
     check_output_dir(args.output_dir)
     model, processor = load_whisper(args.model), load_processor(args.model)
     check_processor(model, processor)
@@ -101,15 +102,7 @@ def load_clips(args: ExportArguments, processor: WhisperProcessor) -> list[Clip]
 
 def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
     """Write the converted model to `--output_dir`."""
-    export_ctranslate2(model, processor, args.output_dir, args.quantization)
-    obstacle = faster_whisper_obstacle(model, processor)
-    if obstacle is None:
-        print(f"{args.output_dir}: faster_whisper.WhisperModel({args.output_dir!r})")
-    else:
-        print(f"{args.output_dir}: ctranslate2.models.Whisper({args.output_dir!r})")
-        print(f"faster-whisper can't run this model: {obstacle}")
-    if alignment_heads(model) is None:
-        print("No word timestamps: the model's generation config names no alignment heads that its decoder has")
+    RUNTIMES[args.to].convert(args, model, processor)
 
 
 def compare(
@@ -121,39 +114,6 @@ def compare(
     """Transcribe the clips with transformers and with the converted model, and print the texts that differ."""
     # a multilingual model's language is a code by now; the others are English-only
     language = getattr(model.generation_config, "language", None) or "en"
-    normalize: Callable[[str], str] = text_normalizer(processor, None if args.task == "translate" else language)
-    names, waves = [clip.name for clip in clips], [clip.wave for clip in clips]
-    expected = transcribe_transformers(model, processor, progress(waves, "transformers"))
-    shown = progress(waves, "ctranslate2")
-    texts = transcribe_ctranslate2(args.output_dir, processor, shown, model.config.max_target_positions)
-    print(agreement("ctranslate2", names, expected, texts, normalize))
-    if args.clip_context:
-        compare_contexts(args, processor, clips, model.config.max_target_positions, normalize)
-    if faster_whisper_obstacle(model, processor) is not None:
-        return
-    shown = progress(waves, "faster-whisper")
-    texts = transcribe_faster_whisper(args.output_dir, shown, language, args.task)
-    print(agreement("faster-whisper", names, expected, texts, normalize))
-    print(
-        "(greedy, no timestamps; ctranslate2 had the features of transformers; faster-whisper makes its own, and pads "
-        "them with zeros where Whisper has silence)"
-    )
-
-
-def compare_contexts(
-    args: ExportArguments,
-    processor: WhisperProcessor,
-    clips: list[Clip],
-    positions: int,
-    normalize: Callable[[str], str],
-) -> None:
-    """Print WER and time of CTranslate2 with the whole window and with the audio context of each clip."""
-    shown = progress([clip.wave for clip in clips], "ctranslate2, both contexts")
-    both = transcribe_at_clip_context(args.output_dir, processor, shown, positions)
-    references = [clip.text for clip in clips]
-    window, own = (error_rates(texts, references, normalize)["wer"] for texts in (both.window_texts, both.clip_texts))
-    print(
-        f"ctranslate2, {len(clips)} clips: WER {window:.2f} %, {both.window_seconds:.2f} s with the whole window of "
-        f"{processor.feature_extractor.chunk_length} s; WER {own:.2f} %, {both.clip_seconds:.2f} s at the audio "
-        f"context of each clip: {both.window_seconds / both.clip_seconds:.2f}x (batch size 1)"
-    )
+    normalize = text_normalizer(processor, None if args.task == "translate" else language)
+    texts = transcribe_transformers(model, processor, progress([clip.wave for clip in clips], "transformers"))
+    RUNTIMES[args.to].compare(args, model, processor, Transcripts(clips, texts, language, normalize))

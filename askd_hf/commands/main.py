@@ -19,7 +19,7 @@ COMMANDS = {
     "pseudo-label": "transcribe speech with a teacher and keep the good transcripts",
     "cache-teacher": "save the teacher's most probable tokens with the speech",
     "push": "publish a student on the Hub with a model card",
-    "export": "convert a model to CTranslate2 and compare the transcripts",
+    "export": "convert a model to CTranslate2 or ONNX and compare the transcripts",
     "env": "print versions, devices and settings, to paste into a bug report",
 }
 ALIASES = {"distil": "distill"}

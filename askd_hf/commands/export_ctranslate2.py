@@ -1,0 +1,70 @@
+"""The steps of `askd-hf export --to ctranslate2`."""
+
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..arguments.export import ExportArguments
+from ..evaluation.metrics import error_rates
+from ..export.comparison import Transcripts
+from ..export.ctranslate2 import (
+    alignment_heads,
+    export_ctranslate2,
+    faster_whisper_obstacle,
+    transcribe_at_clip_context,
+    transcribe_ctranslate2,
+    transcribe_faster_whisper,
+)
+from ..progress import progress
+
+
+def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+    """Write the converted model to `--output_dir`, and print which runtimes load it."""
+    export_ctranslate2(model, processor, args.output_dir, args.quantization)
+    obstacle = faster_whisper_obstacle(model, processor)
+    if obstacle is None:
+        print(f"{args.output_dir}: faster_whisper.WhisperModel({args.output_dir!r})")
+    else:
+        print(f"{args.output_dir}: ctranslate2.models.Whisper({args.output_dir!r})")
+        print(f"faster-whisper can't run this model: {obstacle}")
+    if alignment_heads(model) is None:
+        print("No word timestamps: the model's generation config names no alignment heads that its decoder has")
+
+
+def compare(
+    args: ExportArguments,
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    expected: Transcripts,
+) -> None:
+    """Transcribe with CTranslate2 and, if it can, with faster-whisper, and print the texts that differ."""
+    positions = model.config.max_target_positions
+    shown = progress(expected.waves, "ctranslate2")
+    texts = transcribe_ctranslate2(args.output_dir, processor, shown, positions)
+    print(expected.agreement("ctranslate2", texts))
+    if args.clip_context:
+        compare_contexts(args, processor, expected, positions)
+    if faster_whisper_obstacle(model, processor) is not None:
+        return
+    shown = progress(expected.waves, "faster-whisper")
+    texts = transcribe_faster_whisper(args.output_dir, shown, expected.language, args.task)
+    print(expected.agreement("faster-whisper", texts))
+    print(
+        "(greedy, no timestamps; ctranslate2 had the features of transformers; faster-whisper makes its own, and pads "
+        "them with zeros where Whisper has silence)"
+    )
+
+
+def compare_contexts(
+    args: ExportArguments, processor: WhisperProcessor, expected: Transcripts, positions: int
+) -> None:
+    """Print WER and time of CTranslate2 with the whole window and with the audio context of each clip."""
+    shown = progress(expected.waves, "ctranslate2, both contexts")
+    both = transcribe_at_clip_context(args.output_dir, processor, shown, positions)
+    references = [clip.text for clip in expected.clips]
+    window, own = (
+        error_rates(texts, references, expected.normalize)["wer"] for texts in (both.window_texts, both.clip_texts)
+    )
+    print(
+        f"ctranslate2, {len(references)} clips: WER {window:.2f} %, {both.window_seconds:.2f} s with the whole window "
+        f"of {processor.feature_extractor.chunk_length} s; WER {own:.2f} %, {both.clip_seconds:.2f} s at the audio "
+        f"context of each clip: {both.window_seconds / both.clip_seconds:.2f}x (batch size 1)"
+    )

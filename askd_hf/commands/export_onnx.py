@@ -1,0 +1,35 @@
+"""The steps of `askd-hf export --to onnx`."""
+
+from pathlib import Path
+
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..arguments.export import ExportArguments
+from ..export.comparison import Transcripts, word_errors
+from ..export.onnx import export_onnx, restrictions, transcribe_onnx
+from ..progress import progress
+
+
+def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+    """Write the converted model to `--output_dir`, and print its size and what transformers.js can't do with it."""
+    export_onnx(model, processor, args.output_dir, args.quantization)
+    size = sum(file.stat().st_size for file in Path(args.output_dir, "onnx").iterdir())
+    print(f"{args.output_dir}: {size / 1e6:.1f} MB in onnx/, for onnxruntime and transformers.js")
+    for restriction in restrictions(model, processor):
+        print(f"transformers.js: {restriction}")
+
+
+def compare(
+    args: ExportArguments,
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    expected: Transcripts,
+) -> None:
+    """Transcribe with onnxruntime, and print the texts that differ and the WER of both."""
+    texts = transcribe_onnx(args.output_dir, processor, progress(expected.waves, "onnxruntime"))
+    print(expected.agreement("onnxruntime", texts))
+    references = [clip.text for clip in expected.clips]
+    errors = word_errors({"transformers": expected.texts, "onnxruntime": texts}, references, expected.normalize)
+    if errors is not None:
+        print(errors)
+    print("(greedy, no timestamps; onnxruntime had the features of transformers)")

@@ -1,0 +1,146 @@
+"""What the export to every runtime needs: a new directory, and a comparison with the transcripts of transformers."""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..arguments.writable import check_writable
+from ..data import SAMPLING_RATE
+from ..errors import UserError
+from ..evaluation.metrics import error_rates
+
+MAX_EXAMPLES = 5  # differing texts shown in a report
+
+
+def check_output_dir(output_dir: str | Path) -> Path:
+    """Return the path of the output directory. Raises `UserError` if it exists and isn't empty, or isn't writable."""
+    path = Path(output_dir)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError(f"--output_dir {output_dir} already exists. Use another directory, or remove it first")
+    check_writable(path, "--output_dir")
+    return path
+
+
+class Clip(NamedTuple):
+    """A clip to compare transcripts on."""
+
+    name: str
+    wave: np.ndarray  # 16 kHz, float32, `(samples,)`
+    text: str  # the transcript of the dataset
+
+
+class Transcripts(NamedTuple):
+    """What the texts of a runtime are compared with."""
+
+    clips: list[Clip]
+    texts: list[str]  # of transformers
+    language: str  # the code
+    normalize: Callable[[str], str]  # for the WER
+
+    @property
+    def waves(self) -> list[np.ndarray]:
+        return [clip.wave for clip in self.clips]
+
+    def agreement(self, runtime: str, texts: list[str]) -> "Agreement":
+        """Compare the texts of a runtime with those of transformers."""
+        return agreement(runtime, [clip.name for clip in self.clips], self.texts, texts, self.normalize)
+
+
+@torch.inference_mode()
+def transcribe_transformers(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Iterable[np.ndarray]
+) -> list[str]:
+    """Transcribe with transformers: greedy, without timestamps, one clip at a time.
+
+    Language and task are those of `set_language`.
+
+    Args:
+        clips: float32 mono at 16 kHz, `(samples,)` each, at most one window long.
+    """
+    greedy = copy.deepcopy(model.generation_config)
+    greedy.update(num_beams=1, do_sample=False)
+    greedy.return_timestamps = False
+    # without the prompt; CTranslate2 limits the text to half of the decoder's positions
+    greedy.max_length = model.config.max_target_positions // 2
+    texts = []
+    for clip in clips:
+        features = input_features(processor, clip).to(model.device, model.dtype)
+        mask = torch.ones_like(features[:, 0]).long()
+        tokens = model.generate(features, attention_mask=mask, generation_config=greedy)
+        texts += processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return texts
+
+
+def input_features(processor: WhisperProcessor, clip: np.ndarray) -> torch.Tensor:
+    """Return the features of a clip, `(1, mel bins, frames)`."""
+    return processor.feature_extractor(clip, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
+
+
+@dataclass
+class Agreement:
+    """Comparison of the texts of a runtime with those of transformers.
+
+    Attributes:
+        texts: for each clip its name, the text of transformers and the text of the runtime.
+        wer: WER of the runtime with the texts of transformers as references, in percent, both normalized. None if all
+            texts of transformers are empty.
+    """
+
+    runtime: str
+    texts: list[tuple[str, str, str]]
+    wer: float | None
+
+    @property
+    def differing(self) -> list[tuple[str, str, str]]:
+        return [texts for texts in self.texts if texts[1] != texts[2]]
+
+    def __str__(self) -> str:
+        count, differing = len(self.texts), self.differing
+        if not differing:
+            return f"{self.runtime}: same text as transformers for all {count} clips"
+        lines = [f"{self.runtime}: different text than transformers for {len(differing)} of {count} clips"]
+        if self.wer is not None:
+            lines[0] += f"; WER against transformers {self.wer:.2f} %"
+        width = max(len("transformers"), len(self.runtime)) + 1
+        for clip, *texts in differing[:MAX_EXAMPLES]:
+            lines.append(f"  {clip}")
+            for runtime, text in zip(("transformers", self.runtime), texts, strict=True):
+                lines.append(f"    {runtime + ':':<{width}} {text}")
+        if len(differing) > MAX_EXAMPLES:
+            lines.append(f"  ... and {len(differing) - MAX_EXAMPLES} more")
+        return "\n".join(lines)
+
+
+def agreement(
+    runtime: str, names: list[str], expected: list[str], predicted: list[str], normalize: Callable[[str], str]
+) -> Agreement:
+    """Compare the texts of a runtime with those of transformers, without leading and trailing spaces.
+
+    Args:
+        expected, predicted: texts of transformers and of the runtime.
+        normalize: text normalizer for the WER.
+    """
+    texts = [(name, one.strip(), other.strip()) for name, one, other in zip(names, expected, predicted, strict=True)]
+    wer = None
+    if any(normalize(reference).strip() for _, reference, _ in texts):
+        wer = error_rates([text for _, _, text in texts], [reference for _, reference, _ in texts], normalize)["wer"]
+    return Agreement(runtime, texts, wer)
+
+
+def word_errors(texts: dict[str, list[str]], references: list[str], normalize: Callable[[str], str]) -> str | None:
+    """Return a line with the WER of each runtime against the dataset's transcripts. None if all are empty.
+
+    Args:
+        texts: the transcripts of the clips by the name of the runtime.
+    """
+    if not any(normalize(reference).strip() for reference in references):
+        return None
+    rates = {runtime: error_rates(found, references, normalize)["wer"] for runtime, found in texts.items()}
+    listed = ", ".join(f"{runtime} {rate:.2f} %" for runtime, rate in rates.items())
+    return f"WER against the transcripts of the dataset, {len(references)} clips: {listed}"
