@@ -47,6 +47,10 @@ NOT_RUN = {
     "pip install -c constraints.txt .": "installs: test_wheel.py does it in a directory of its own",
     "pip install 'askd-hf[export]'": "needs the network",
     "pip install 'askd-hf[onnx]'": "needs the network",
+    "pip install 'askd-hf[ggml]'": "needs the network",
+    "askd-hf export --model runs/my-student --to ggml --dataset my_test_speech --language fr": "whisper.cpp can't run "
+    "the model made for this test: test_export_ggml.py exports others",
+    "whisper-cli -m my-student-ggml/ggml-model-f16.bin -l fr -nt -nfa -f speech.wav": "in no package",
     "git clone https://github.com/Jakobovski/free-spoken-digit-dataset": "needs the network",
     "tensorboard --logdir runs": "a server, which doesn't end",
 }

@@ -16,6 +16,7 @@ QUANTIZATIONS = {
         *("int8", "int8_float32", "int8_float16", "int8_bfloat16"),
     ),
     "onnx": ("float32", "int8"),
+    "ggml": ("f16", "q8_0", "q5_0"),
 }
 
 
@@ -24,20 +25,26 @@ class ExportArguments:
     """The model, the format, and the clips to compare transcripts on."""
 
     model: str = HfArg(help="Whisper model: a directory or a Hub id.")
-    to: Literal["ctranslate2", "onnx"] = HfArg(
+    to: Literal["ctranslate2", "onnx", "ggml"] = HfArg(
         default="ctranslate2",
-        help="The runtime. onnx is for onnxruntime and transformers.js. ggml is left out: whisper.cpp's converter is "
-        "in no package.",
+        help="The runtime: ctranslate2 for faster-whisper, onnx for onnxruntime and transformers.js, ggml for "
+        "whisper.cpp.",
     )
     output_dir: str | None = HfArg(
         default=None,
-        help="Directory to write, which must not exist. Default: MODEL-ctranslate2 or MODEL-onnx in the current "
-        "directory.",
+        help="Directory to write, which must not exist. Default: MODEL-ctranslate2, MODEL-onnx or MODEL-ggml in the "
+        "current directory.",
     )
-    quantization: (
-        Literal["float32", "float16", "bfloat16", "int16", "int8", "int8_float32", "int8_float16", "int8_bfloat16"]
-        | None
-    ) = HfArg(default=None, help="Type of the weights. Default: float32. --to onnx has float32 and int8 alone.")
+    # fmt: off
+    quantization: Literal[
+        "float32", "float16", "bfloat16", "int16", "int8", "int8_float32", "int8_float16", "int8_bfloat16",
+        "f16", "q8_0", "q5_0",
+    ] | None = HfArg(
+        default=None,
+        help="Type of the weights. onnx: float32 or int8. ggml: f16, or q8_0 or q5_0 for blocks of 8 or 5 bits. The "
+        "others are of ctranslate2. Default: float32, with ggml f16.",
+    )
+    # fmt: on
     dataset: str | None = HfArg(
         default=None, help="Speech to compare on, as `askd-hf distill` takes it. Default: none."
     )

@@ -11,11 +11,13 @@ are shown. --quantization int8 stores weights in 8 bits, a quarter of the size.
     askd-hf export --model runs/student --to onnx --output_dir student-onnx --dataset my_speech
 
 writes a directory that onnxruntime and transformers.js load, in Node.js or in a browser: examples/web has a page.
+--to ggml (pip install 'askd-hf[ggml]') writes a file for whisper.cpp.
 
 faster-whisper gives word timestamps only if the model's `generation_config.json` has alignment heads in layers that
 the model has.
 """
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,12 +28,12 @@ from ..arguments.parser import parse_args
 from ..data import SAMPLING_RATE, decode_audio, load_speech_dataset
 from ..errors import UserError
 from ..evaluation.metrics import text_normalizer
-from ..export import ctranslate2, onnx
+from ..export import ctranslate2, ggml, onnx
 from ..export.comparison import Clip, Transcripts, check_output_dir, transcribe_transformers
 from ..models.generation_config import set_language
 from ..models.loading import check_processor, load_processor, load_whisper
 from ..progress import progress
-from . import export_ctranslate2, export_onnx
+from . import export_ctranslate2, export_ggml, export_onnx
 from .options import options_of
 
 OPTIONS = options_of("export")
@@ -48,6 +50,7 @@ class Runtime(NamedTuple):
 RUNTIMES = {
     "ctranslate2": Runtime(ctranslate2.check_extra, export_ctranslate2.convert, export_ctranslate2.compare),
     "onnx": Runtime(onnx.check_extra, export_onnx.convert, export_onnx.compare),
+    "ggml": Runtime(ggml.check_ggml_extra, export_ggml.convert, export_ggml.compare),
 }
 
 
@@ -115,5 +118,7 @@ def compare(
     # a multilingual model's language is a code by now; the others are English-only
     language = getattr(model.generation_config, "language", None) or "en"
     normalize = text_normalizer(processor, None if args.task == "translate" else language)
+    start = time.perf_counter()
     texts = transcribe_transformers(model, processor, progress([clip.wave for clip in clips], "transformers"))
-    RUNTIMES[args.to].compare(args, model, processor, Transcripts(clips, texts, language, normalize))
+    expected = Transcripts(clips, texts, language, normalize, time.perf_counter() - start)
+    RUNTIMES[args.to].compare(args, model, processor, expected)

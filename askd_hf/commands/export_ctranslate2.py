@@ -36,17 +36,20 @@ def compare(
     expected: Transcripts,
 ) -> None:
     """Transcribe with CTranslate2 and, if it can, with faster-whisper, and print the texts that differ."""
-    positions = model.config.max_target_positions
-    shown = progress(expected.waves, "ctranslate2")
-    texts = transcribe_ctranslate2(args.output_dir, processor, shown, positions)
-    print(expected.agreement("ctranslate2", texts))
+    positions, directory = model.config.max_target_positions, args.output_dir
+    print(
+        expected.compare("ctranslate2", lambda waves: transcribe_ctranslate2(directory, processor, waves, positions))
+    )
     if args.clip_context:
         compare_contexts(args, processor, expected, positions)
     if faster_whisper_obstacle(model, processor) is not None:
         return
-    shown = progress(expected.waves, "faster-whisper")
-    texts = transcribe_faster_whisper(args.output_dir, shown, expected.language, args.task)
-    print(expected.agreement("faster-whisper", texts))
+    print(
+        expected.compare(
+            "faster-whisper",
+            lambda waves: transcribe_faster_whisper(directory, waves, expected.language, args.task),
+        )
+    )
     print(
         "(greedy, no timestamps; ctranslate2 had the features of transformers; faster-whisper makes its own, and pads "
         "them with zeros where Whisper has silence)"
@@ -57,7 +60,7 @@ def compare_contexts(
     args: ExportArguments, processor: WhisperProcessor, expected: Transcripts, positions: int
 ) -> None:
     """Print WER and time of CTranslate2 with the whole window and with the audio context of each clip."""
-    shown = progress(expected.waves, "ctranslate2, both contexts")
+    shown = progress([clip.wave for clip in expected.clips], "ctranslate2, both contexts")
     both = transcribe_at_clip_context(args.output_dir, processor, shown, positions)
     references = [clip.text for clip in expected.clips]
     window, own = (

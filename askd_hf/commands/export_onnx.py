@@ -5,9 +5,8 @@ from pathlib import Path
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.export import ExportArguments
-from ..export.comparison import Transcripts, word_errors
+from ..export.comparison import Transcripts
 from ..export.onnx import export_onnx, restrictions, transcribe_onnx
-from ..progress import progress
 
 
 def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
@@ -25,11 +24,6 @@ def compare(
     processor: WhisperProcessor,
     expected: Transcripts,
 ) -> None:
-    """Transcribe with onnxruntime, and print the texts that differ and the WER of both."""
-    texts = transcribe_onnx(args.output_dir, processor, progress(expected.waves, "onnxruntime"))
-    print(expected.agreement("onnxruntime", texts))
-    references = [clip.text for clip in expected.clips]
-    errors = word_errors({"transformers": expected.texts, "onnxruntime": texts}, references, expected.normalize)
-    if errors is not None:
-        print(errors)
+    """Transcribe with onnxruntime, and print the texts that differ, the WER and the time of both."""
+    print(expected.compare("onnxruntime", lambda waves: transcribe_onnx(args.output_dir, processor, waves)))
     print("(greedy, no timestamps; onnxruntime had the features of transformers)")

@@ -1,6 +1,7 @@
 """What the export to every runtime needs: a new directory, and a comparison with the transcripts of transformers."""
 
 import copy
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..arguments.writable import check_writable
 from ..data import SAMPLING_RATE
 from ..errors import UserError
 from ..evaluation.metrics import error_rates
+from ..progress import progress
 
 MAX_EXAMPLES = 5  # differing texts shown in a report
 
@@ -42,14 +44,24 @@ class Transcripts(NamedTuple):
     texts: list[str]  # of transformers
     language: str  # the code
     normalize: Callable[[str], str]  # for the WER
+    seconds: float  # that transformers took
 
-    @property
-    def waves(self) -> list[np.ndarray]:
-        return [clip.wave for clip in self.clips]
+    def compare(self, runtime: str, transcribe: Callable[[Iterable[np.ndarray]], list[str]]) -> str:
+        """Transcribe the clips, and return the texts that differ, the WER and the time of both.
 
-    def agreement(self, runtime: str, texts: list[str]) -> "Agreement":
-        """Compare the texts of a runtime with those of transformers."""
-        return agreement(runtime, [clip.name for clip in self.clips], self.texts, texts, self.normalize)
+        Args:
+            transcribe: returns the texts of waveforms, which it takes one at a time. Loading the model counts.
+        """
+        start = time.perf_counter()
+        texts = transcribe(progress([clip.wave for clip in self.clips], runtime))
+        seconds = {"transformers": self.seconds, runtime: time.perf_counter() - start}
+        names, references = ([getattr(clip, name) for clip in self.clips] for name in ("name", "text"))
+        lines = [str(agreement(runtime, names, self.texts, texts, self.normalize))]
+        lines.append(word_errors({"transformers": self.texts, runtime: texts}, references, self.normalize))
+        taken = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+        threads = torch.get_num_threads()
+        lines.append(f"{len(names)} clips, one at a time, {threads} thread{'s' * (threads > 1)}: {taken}")
+        return "\n".join(filter(None, lines))
 
 
 @torch.inference_mode()

@@ -1,0 +1,37 @@
+"""The steps of `askd-hf export --to ggml`."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..arguments.export import ExportArguments
+from ..export.comparison import Transcripts
+from ..export.ggml import check_ggml, export_ggml, ggml_file, transcribe_whisper_cpp
+
+DEFAULT = "f16"
+
+
+def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+    """Write the converted model to `--output_dir`, and print its size and the command that transcribes with it."""
+    quantization = args.quantization or DEFAULT
+    check_ggml(model, processor, quantization)
+    file = export_ggml(model, processor, args.output_dir, quantization)
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, whisper-cli -m {file} -nt -nfa -f speech.wav")
+
+
+def compare(
+    args: ExportArguments,
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    expected: Transcripts,
+) -> None:
+    """Transcribe with whisper.cpp, and print the texts that differ, the WER and the time of both."""
+    file, threads = ggml_file(args.output_dir, args.quantization or DEFAULT), torch.get_num_threads()
+
+    def transcribe(waves: Iterable[np.ndarray]) -> list[str]:
+        return transcribe_whisper_cpp(file, model, waves, expected.language, args.task, threads)
+
+    print(expected.compare("whisper.cpp", transcribe))
+    print("(greedy, no timestamps; whisper.cpp makes its own features)")
