@@ -5,6 +5,7 @@ Every field is a command-line option and a key of the YAML file given by `--conf
 Can be imported without torch, for `--help`: what imports torch is imported when it is used.
 """
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
+MOST_WORKERS = 8  # of a loader, by default
 UNNAMED_RUN = "runs/unnamed"
 # evaluated with `eval_teacher_losses` only
 TEACHER_METRICS = ("total_loss", "teacher_loss", "self_loss", "teacher_ce", "top1_agreement", "hidden_loss")
@@ -167,7 +169,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         "it also requires --use_cpu.",
     )
     dataloader_num_workers: int | None = HfArg(
-        default=None, help="Worker processes that decode audio and compute features. Default: 4 with a GPU, else 0."
+        default=None,
+        help="Worker processes that decode audio and compute features. Default: with a GPU "
+        "its share of the cores less one, at most 8, else 0.",
     )
     eval_strategy: str | None = HfArg(
         default=None, help="When to evaluate: no, steps, epoch. Default: epoch if there are evaluation splits."
@@ -297,9 +301,13 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
             self.bf16 = supported and not (self.use_cpu or self.fp16)
         if self.dataloader_num_workers is None:
-            self.dataloader_num_workers = 4 if gpu else 0
+            # of this machine's processes, one per GPU
+            share = (os.cpu_count() or 1) // max(torch.accelerator.device_count(), 1) if gpu else 0
+            self.dataloader_num_workers = min(MOST_WORKERS, max(share - 1, 1)) if gpu else 0
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = gpu
+        if self.dataloader_pin_memory and self.accelerator_config is None:  # type: ignore[has-type]
+            self.accelerator_config = {"non_blocking": True}  # copies from pinned memory don't wait for the GPU
 
     def _check_training(self) -> None:
         """Raise `UserError` for options of Trainer that are not supported."""

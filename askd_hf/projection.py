@@ -38,22 +38,39 @@ class LMHeadInputs(NamedTuple):
         return LMHeadInputs(self.hidden.to(dtype), self.weight.to(dtype))
 
 
+def label_positions(labels: Tensor) -> Tensor:
+    """Return the positions of the label tokens in the flattened labels, int64 `(tokens,)`.
+
+    The size of the result depends on the values: a GPU has to finish its work first. `SpeechCollator` therefore
+    computes it on the CPU.
+
+    Args:
+        labels: `(batch, tokens)`, -100 where there is no label.
+    """
+    return (labels.flatten() != -100).nonzero()[:, 0]
+
+
+def at_positions(values: Tensor, positions: Tensor) -> Tensor:
+    """Return the values `(batch, tokens, ...)` at `label_positions`, `(label tokens, ...)`."""
+    return values.flatten(0, 1).index_select(0, positions)
+
+
 @contextlib.contextmanager
 def capture_lm_head_inputs(
-    model: WhisperForConditionalGeneration, label_mask: Tensor, keep_logits: bool = False
+    model: WhisperForConditionalGeneration, positions: Tensor, keep_logits: bool = False
 ) -> Iterator[list[LMHeadInputs]]:
-    """Capture the inputs of the LM head at masked positions, and skip the projection.
+    """Capture the inputs of the LM head at some positions, and skip the projection.
 
     A hook works through the wrappers of DDP and autocast, and captures the weight that `functional_call` substitutes.
 
     Args:
-        label_mask: `(batch, tokens)` bool.
+        positions: of the flattened batch, see `label_positions`.
         keep_logits: True to compute the logits of all positions. Else the model's logits are empty.
     """
     captured: list[LMHeadInputs] = []
 
     def capture(projection: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-        hidden = args[0][label_mask]
+        hidden = at_positions(args[0], positions)
         captured.append(LMHeadInputs(hidden, projection.weight))
         return None if keep_logits else (hidden[:0],)
 

@@ -117,9 +117,8 @@ class ASKDTrainer(Seq2SeqTrainer):
             self.add_callback(run_callbacks.SetEpochCallback(self._seeded_dataset))
 
         self.skipped = SkippedRows.of_run(args, train_dataset)
-        self._clips: list[str] = []
-        self.train_sums = loss_sums.new_sums(args.device)
-        self.eval_sums = loss_sums.new_sums(args.device)
+        self._clips, self._update = list[str](), list[loss_sums.ClipLosses]()
+        self.train_sums, self.eval_sums = (loss_sums.new_sums(args.device) for _ in range(2))
 
     @property
     def teacher(self) -> WhisperForConditionalGeneration | None:
@@ -152,6 +151,7 @@ class ASKDTrainer(Seq2SeqTrainer):
             self.stop.restore()
 
     def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        self._update = []  # an attempt with a larger batch may have ended in the middle of an update
         if self.args.auto_find_batch_size:
             self._initial_state = save_or_restore(self, self._initial_state, resume_from_checkpoint)
         return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -216,18 +216,19 @@ class ASKDTrainer(Seq2SeqTrainer):
             model, inputs, self.blend.weights, self.blend, keep_logits=return_outputs, gradient_scale=scale
         )
         if model.training:
-            loss_sums.check_finite(terms, inputs["labels"], self._clips, self.state.global_step)
-            self.train_sums += loss_sums.sums_by_clip(terms, inputs["labels"]).sum(0)
-        across = self.args.average_tokens_across_devices
-        processes = self.accelerator.num_processes // self.get_tp_size() if across else 1
+            by_clip = loss_sums.sums_by_clip(terms, inputs["labels"], self.runner.positions_of(inputs))
+            self._update.append(loss_sums.ClipLosses(by_clip[:, 0], self._clips))
+            self.train_sums += by_clip.sum(0)
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         loss = loss_sums.mean_over_tokens(total, len(terms.total), num_items_in_batch, processes)
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # Check before the optimizer step, so that no checkpoint contains NaNs. The scaler of fp16 skips such steps
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self.accelerator.scaler is None:
-            loss_sums.check_gradient(grad_norm, self._clips, self.state.global_step)
+        # Check before the optimizer step, so that no checkpoint contains NaNs. The scaler of fp16 skips such gradients
+        checked = grad_norm if self.accelerator.scaler is None else None
+        loss_sums.check_finite(self._update, checked, self.state.global_step)
+        self._update = []
         return grad_norm
 
     # ---- batches ----
@@ -270,7 +271,8 @@ class ASKDTrainer(Seq2SeqTrainer):
             weights = self.blend.weights if self.args.eval_teacher_losses else BlendWeights()
             _, terms, outputs = self.runner.run(model, inputs, weights, self.blend)
         # one row per clip, so that gathering can drop the clips that pad the last batch under DDP
-        by_clip = self.accelerator.gather_for_metrics(loss_sums.sums_by_clip(terms, labels))
+        by_clip = loss_sums.sums_by_clip(terms, labels, self.runner.positions_of(inputs))
+        by_clip = self.accelerator.gather_for_metrics(by_clip)
         self.eval_sums += by_clip.sum(0)
         loss = terms.ce.mean()
         if prediction_loss_only or not self.args.predict_with_generate:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import subprocess
 import sys
 import weakref
@@ -306,6 +307,8 @@ def pretend_gpu(monkeypatch, capability: int) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=capability))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", real_bf16_support)
     monkeypatch.setattr(Seq2SeqTrainingArguments, "__post_init__", without_device)
 
@@ -322,7 +325,8 @@ def test_bf16_is_the_default_where_it_is_computed_in(monkeypatch, tmp_path, capa
     config = ASKDConfig(output_dir=str(tmp_path), **options)
     assert config.bf16 is bf16
     gpu = not options.get("use_cpu", False)
-    assert (config.dataloader_num_workers, config.dataloader_pin_memory) == (4 if gpu else 0, gpu)
+    assert (config.dataloader_num_workers, config.dataloader_pin_memory) == (5 if gpu else 0, gpu)
+    assert config.accelerator_config == ({"non_blocking": True} if gpu else None)
     argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert parse_args((ASKDConfig,), argv)[0].bf16 is bf16  # and on the command line
     assert ASKDConfig(output_dir=str(tmp_path), dataloader_num_workers=2).dataloader_num_workers == 2

@@ -10,7 +10,7 @@ from training import Clips, collate
 
 from askd_hf import projection
 from askd_hf.objective import DIVERGENCES, TopK, distillation_loss
-from askd_hf.projection import LMHeadInputs, capture_lm_head_inputs, chunked_distillation_loss
+from askd_hf.projection import LMHeadInputs, capture_lm_head_inputs, chunked_distillation_loss, label_positions
 
 CHUNK, ROWS = 4, 3  # tokens projected, and of these given to the objective, at once; 3 doesn't divide 4
 VOCABULARY, WIDTH = 23, 6
@@ -300,26 +300,26 @@ def inputs(model):
 def test_the_hidden_states_of_the_label_tokens_are_noted_and_not_projected(model, inputs):
     labels = inputs.pop("labels")
     inputs["decoder_input_ids"] = labels.clamp_min(0)
-    real = labels != -100
+    real, positions = labels != -100, label_positions(labels)
     expected = model(**inputs).logits
-    with capture_lm_head_inputs(model, real) as captured:
+    with capture_lm_head_inputs(model, positions) as captured:
         outputs = model(**inputs)
     ((hidden, weight),) = captured
     assert outputs.logits.numel() == 0 and hidden.shape == (real.sum(), 16) and 0 < real.sum() < real.numel()
     assert weight is model.proj_out.weight
     torch.testing.assert_close(hidden @ weight.T, expected[real])
-    with capture_lm_head_inputs(model, real, keep_logits=True) as captured:
+    with capture_lm_head_inputs(model, positions, keep_logits=True) as captured:
         assert torch.equal(model(**inputs).logits, expected)
     assert torch.equal(captured[0].hidden, hidden)
 
 
 def test_gradients_of_the_whole_model_are_those_of_its_own_logits(model, inputs):
-    real = inputs["labels"] != -100
+    real, positions = inputs["labels"] != -100, label_positions(inputs["labels"])
     labels = inputs["labels"][real]
     gradients = []
     for chunked in (False, True):
         model.zero_grad()
-        with capture_lm_head_inputs(model, real, keep_logits=not chunked) as captured:
+        with capture_lm_head_inputs(model, positions, keep_logits=not chunked) as captured:
             outputs = model(**inputs | ({"labels": None, "decoder_input_ids": inputs["labels"].clamp_min(0)}))
         loss = (
             chunked_distillation_loss(captured[0], labels)[0]
@@ -334,10 +334,10 @@ def test_gradients_of_the_whole_model_are_those_of_its_own_logits(model, inputs)
 
 
 def test_weights_of_a_functional_call_are_noted(model, inputs):
-    real = inputs["labels"] != -100
+    real, positions = inputs["labels"] != -100, label_positions(inputs["labels"])
     inputs["decoder_input_ids"] = inputs.pop("labels").clamp_min(0)
     others = {name: 0.5 * parameter.detach() for name, parameter in model.named_parameters()}
-    with torch.no_grad(), capture_lm_head_inputs(model, real) as captured:
+    with torch.no_grad(), capture_lm_head_inputs(model, positions) as captured:
         functional_call(model, others, kwargs=inputs, tie_weights=True)
     assert torch.equal(captured[0].weight, 0.5 * model.proj_out.weight)
     with torch.no_grad():
@@ -346,11 +346,11 @@ def test_weights_of_a_functional_call_are_noted(model, inputs):
 
 
 def test_the_model_projects_again_afterwards_even_after_an_exception(model, inputs):
-    real = inputs["labels"] != -100
-    with capture_lm_head_inputs(model, real):
+    real, positions = inputs["labels"] != -100, label_positions(inputs["labels"])
+    with capture_lm_head_inputs(model, positions):
         model(**inputs | {"labels": None, "decoder_input_ids": inputs["labels"].clamp_min(0)})
     assert model(**inputs).logits.shape == (*real.shape, model.config.vocab_size)
-    with pytest.raises(ZeroDivisionError), capture_lm_head_inputs(model, real) as captured:
+    with pytest.raises(ZeroDivisionError), capture_lm_head_inputs(model, positions) as captured:
         raise ZeroDivisionError
     assert model(**inputs).logits.shape == (*real.shape, model.config.vocab_size)
     assert captured == []

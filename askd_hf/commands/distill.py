@@ -157,7 +157,6 @@ def prepare_run(options: Options) -> str | None:
     set_default_output_dir(config, model_args)
     check_mix(data_args, options.mix, config)
     check_directories(config, options.caches)
-    check_exist([*data_args.dataset, *data_args.eval_dataset, data_args.unlabeled_dataset])
     if not data_args.eval_sources():
         prepare_evaluation(config, [])
     checkpoint = find_checkpoint(config)
@@ -167,6 +166,7 @@ def prepare_run(options: Options) -> str | None:
         loadable_base(model_args.student, config.push_to_hub)
     if model_args.teacher_dtype == "int8":
         check_int8()
+    check_exist([*data_args.dataset, *data_args.eval_dataset, data_args.unlabeled_dataset])
     return checkpoint
 
 

@@ -12,6 +12,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperProcesso
 
 from ..arguments.renamed import renamed_keywords
 from ..errors import UserError
+from ..projection import label_positions
 from .audio import (
     PAUSE,
     SAMPLING_RATE,
@@ -138,6 +139,7 @@ class SpeechCollator:
             teacher_input_features: float32 `(batch, mel bins of the teacher, frames)`; only with `teacher_extractor`.
                 Left out if `keeps_teacher_clean` and they equal the student's, as in evaluation.
             decoder_input_ids, labels: int64 `(batch, longest)`, padded with the padding token and -100.
+            label_positions: int64 `(label tokens,)`, see `askd_hf.projection.label_positions`.
             clip: list of str.
             no_speech: bool `(batch,)`; only if some clip has no speech.
             skipped: list of (clip, reason, whether the row is invalid rather than filtered); only with `limits`.
@@ -248,7 +250,8 @@ class SpeechCollator:
             pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True, padding_value=value)
             for sequences, value in ((inputs, self.config.pad_token_id), (labels, LABEL_PAD_TOKEN_ID))
         ]
-        return dict(zip(("decoder_input_ids", "labels"), padded, strict=True))
+        batch = dict(zip(("decoder_input_ids", "labels"), padded, strict=True))
+        return batch | {"label_positions": label_positions(batch["labels"])}
 
     def _dummy_batch(self) -> dict[str, Any]:
         """Return a batch with all labels masked: every process must run the same number of steps."""

@@ -18,7 +18,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from ..errors import UserError
 from ..objective import TopK
-from ..projection import capture_lm_head_inputs
+from ..projection import at_positions, capture_lm_head_inputs, label_positions
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .columns import is_text
 from .encoder_cache import feature_settings, weights_digest
@@ -206,7 +206,7 @@ def compute_soft_labels(
     """
     device = teacher.device
     labels = batch["labels"].to(device)
-    label_mask = labels != -100
+    positions = label_positions(labels)
     if "decoder_input_ids" in batch:
         decoder_input_ids = batch["decoder_input_ids"].to(device)
     else:
@@ -218,9 +218,9 @@ def compute_soft_labels(
     else:
         inputs["input_features"] = batch["input_features"].to(device, teacher.dtype)
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        with capture_lm_head_inputs(teacher, label_mask) as captured:
+        with capture_lm_head_inputs(teacher, positions) as captured:
             teacher(**inputs)
         hidden, weight = captured[0].in_compute_dtype()
-    chunks = zip(hidden.split(TOKEN_CHUNK_SIZE), labels[label_mask].split(TOKEN_CHUNK_SIZE), strict=True)
+    chunks = zip(hidden.split(TOKEN_CHUNK_SIZE), at_positions(labels, positions).split(TOKEN_CHUNK_SIZE), strict=True)
     targets = [TopK.from_logits(h @ weight.T, tokens, top_k, temperature) for h, tokens in chunks]
     return TopK(*(torch.cat(column) for column in zip(*targets, strict=True)))

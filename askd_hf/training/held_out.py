@@ -143,15 +143,15 @@ class HeldOutClips:
         counts = torch.zeros(4, device=args.device)
         for held_out in self.batches(collator, args):
             inputs = send_to_device(held_out.inputs, args.device)
-            label_mask = inputs["labels"] != -100
+            positions = runner.positions_of(inputs)
             batch = runner.model_inputs(inputs)
             with accelerator.autocast():
                 runner.encode(student, batch, with_states=False)
                 if held_out.choices is None:  # the teacher runs once per clip
-                    held_out.choices = first_choices(runner.teacher_target(inputs, batch, label_mask)[0])
+                    held_out.choices = first_choices(runner.teacher_target(inputs, batch, positions)[0])
                 if "encoder_outputs" in batch:
                     batch.pop("input_features", None)
-                with capture_lm_head_inputs(student, label_mask) as captured:
+                with capture_lm_head_inputs(student, positions) as captured:
                     student(**batch)
                 counts += judge(captured[0], inputs, held_out.choices, student.config.eos_token_id)
             if runner.encoder_is_fixed():  # a frozen encoder, too

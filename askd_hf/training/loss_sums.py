@@ -1,7 +1,6 @@
 """From the terms of the objective to the loss of the backward pass and the log, and the check that they are finite."""
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +24,10 @@ SHOWN = 8  # clips that a message names
 
 
 def gradient_scale(accelerator: Accelerator, num_items_in_batch: Tensor | int | None) -> float:
-    """Return the factor of the gradient in the backward pass; not 1 in float16 only, which has a gradient scaler."""
+    """Return the factor of the gradient in the backward pass; not 1 in float16 only, which has a gradient scaler.
+
+    In float16 the GPU is waited for.
+    """
     if accelerator.scaler is None:
         return 1.0
     return float(accelerator.scaler.get_scale() / (num_items_in_batch or 1))
@@ -59,13 +61,14 @@ def new_sums(device: torch.device) -> Tensor:
     )
 
 
-def sums_by_clip(terms: LossTerms, labels: Tensor) -> Tensor:
+def sums_by_clip(terms: LossTerms, labels: Tensor, positions: Tensor) -> Tensor:
     """Return the sum of each term over the label tokens of each clip, then the number of tokens in each sum.
 
-    Both are 0 for a term that wasn't computed.
+    Both are 0 for a term that wasn't computed. The first is the sum of the total.
 
     Args:
         labels: `(batch, tokens)`, -100 where there is no label.
+        positions: the `label_positions` of `labels`.
 
     Returns:
         `(batch, 2 * terms)`.
@@ -74,10 +77,10 @@ def sums_by_clip(terms: LossTerms, labels: Tensor) -> Tensor:
     label_mask = labels != -100
     columns = []
     for term in LOG_NAMES:
-        column = terms.total.new_zeros(labels.shape)
+        column = terms.total.new_zeros(labels.numel())
         if term in measured:
-            column[label_mask] = measured[term]
-        columns.append(column.sum(1))
+            column.index_copy_(0, positions, measured[term].to(column.dtype))
+        columns.append(column.view(labels.shape).sum(1))
     columns += [label_mask.sum(1).to(columns[0].dtype) * (term in measured) for term in LOG_NAMES]
     return torch.stack(columns, dim=1)
 
@@ -115,30 +118,39 @@ class NonFiniteLossError(UserError):
     """The loss or the gradient is NaN or infinite. The weights are those of the last update and still finite."""
 
 
-def check_finite(terms: LossTerms, labels: Tensor, clips: list[str], step: int) -> None:
-    """Raise `NonFiniteLossError`, which names the clips, if the objective isn't finite at every label token.
+class ClipLosses(NamedTuple):
+    """The losses of the clips of a micro-batch."""
+
+    losses: Tensor  # `(batch,)`
+    names: list[str]  # of the clips; may be empty
+
+
+def check_finite(update: list[ClipLosses], grad_norm: Any, step: int) -> None:
+    """Raise `NonFiniteLossError`, which names the clips, if a loss or the gradient of an update isn't finite.
+
+    The GPU is waited for once.
 
     Args:
-        terms: of the label tokens.
-        labels: `(batch, tokens)`, -100 where there is no label.
-        clips: the names of the batch's clips; may be empty.
+        update: of all micro-batches.
+        grad_norm: the norm of the gradient. None if it isn't to be checked.
         step: the number of updates so far.
     """
-    if torch.isfinite(terms.total.sum()):
+    losses = torch.cat([part.losses for part in update]) if update else torch.zeros(0)
+    if torch.isfinite(losses.sum() + (0.0 if grad_norm is None else grad_norm)):
         return
-    rows = (labels != -100).nonzero()[:, 0][~torch.isfinite(terms.total)].unique().tolist()
-    names = [clips[row] if row < len(clips) else f"row {row} of the batch" for row in rows]
+    names = [
+        part.names[row] if row < len(part.names) else f"row {row} of the batch"
+        for part in update
+        for row in (~part.losses.isfinite()).nonzero()[:, 0].tolist()
+    ]
+    if not names:
+        last = update[-1].names[:SHOWN] if update else []
+        raise NonFiniteLossError(
+            f"the gradient is not finite at step {step}, last clips: {', '.join(last)}. Lower the learning rate. All "
+            "checkpoints are from before this step"
+        )
     raise NonFiniteLossError(
-        f"the loss is not finite at step {step}, in {len(names)} of {len(labels)} clips: "
+        f"the loss is not finite at step {step}, in {len(names)} of {len(losses)} clips: "
         f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}. Lower the learning rate or check these "
         "clips. All checkpoints are from before this step"
     )
-
-
-def check_gradient(grad_norm: Any, clips: list[str], step: int) -> None:
-    """Raise `NonFiniteLossError` if the norm of the gradient is NaN or infinite. None passes."""
-    if grad_norm is not None and not math.isfinite(grad_norm):
-        raise NonFiniteLossError(
-            f"the gradient is not finite at step {step}, last clips: {', '.join(clips[:SHOWN])}. Lower the learning "
-            "rate. All checkpoints are from before this step"
-        )

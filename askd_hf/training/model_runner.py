@@ -24,7 +24,13 @@ from ..models.spec_augment import enable_spec_augment
 from ..models.student import check_pair, encoder_is_deterministic, same_encoder
 from ..models.teacher_memory import place_teacher
 from ..objective import DIVERGENCES, LossTerms, TopK, hidden_state_loss
-from ..projection import LMHeadInputs, capture_lm_head_inputs, chunked_distillation_loss
+from ..projection import (
+    LMHeadInputs,
+    at_positions,
+    capture_lm_head_inputs,
+    chunked_distillation_loss,
+    label_positions,
+)
 from ..schedule import BlendWeights
 from .run_dir import prepare_encoder, prepare_hidden_loss
 from .run_settings import models_digest
@@ -32,7 +38,7 @@ from .run_settings import models_digest
 logger = logging.getLogger(__name__)
 
 # columns of a batch that aren't inputs of the models
-NOT_FOR_MODELS = ("labels", "no_speech", "teacher_input_features", *TEACHER_COLUMNS)
+NOT_FOR_MODELS = ("labels", "label_positions", "no_speech", "teacher_input_features", *TEACHER_COLUMNS)
 
 
 class ModelRunner:
@@ -168,8 +174,7 @@ class ModelRunner:
             The objective summed over the label tokens, its terms at each label token, and the student's outputs.
         """
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        labels = inputs["labels"]
-        label_mask = labels != -100
+        labels, positions = inputs["labels"], self.positions_of(inputs)
         has_speech = ~inputs["no_speech"][:, None].expand_as(labels) if "no_speech" in inputs else None
         batch = self.model_inputs(inputs)
         pairs = self.layer_pairs if weights.teacher > 0.0 else None
@@ -179,19 +184,19 @@ class ModelRunner:
             with torch.no_grad(), self.accelerator.autocast():
                 self.encode(model, batch, with_states=pairs is not None)
                 if weights.teacher > 0.0:
-                    targets["teacher"], teacher_states = self.teacher_target(inputs, batch, label_mask, pairs)
+                    targets["teacher"], teacher_states = self.teacher_target(inputs, batch, positions, pairs)
                 if weights.self > 0.0:
-                    targets["self_teacher"] = self._self_teacher_target(student, batch, label_mask, blend.self_teacher)
+                    targets["self_teacher"] = self._self_teacher_target(student, batch, positions, blend.self_teacher)
             if "encoder_outputs" in batch:
                 batch.pop("input_features", None)
             if pairs is not None:
                 batch["output_hidden_states"] = pairs.student
-            with capture_lm_head_inputs(student, label_mask, keep_logits) as captured:
+            with capture_lm_head_inputs(student, positions, keep_logits) as captured:
                 outputs = model(**batch)
         with self.accelerator.autocast():
             total, terms = chunked_distillation_loss(
                 captured[0],
-                labels[label_mask],
+                at_positions(labels, positions),
                 **targets,
                 teacher_weight=weights.teacher,
                 self_weight=weights.self,
@@ -199,16 +204,23 @@ class ModelRunner:
                 divergence=DIVERGENCES[self.args.divergence],
                 mix=self.args.divergence_beta,
                 weight_teacher_by_label_prob=self.args.weight_teacher_by_label_prob,
-                teacher_mask=None if has_speech is None else has_speech[label_mask],
+                teacher_mask=None if has_speech is None else at_positions(has_speech, positions),
                 gradient_scale=gradient_scale,
             )
             if pairs is not None:
                 states = [outputs.encoder_hidden_states[i] for i in pairs.student]
                 # the teacher's window may be longer
                 teacher_states = [state[:, : states[0].shape[1]] for state in teacher_states]
-                terms.hidden = hidden_state_loss(states, teacher_states).repeat_interleave(label_mask.sum(1))
+                of_clip = positions // labels.shape[1]
+                terms.hidden = hidden_state_loss(states, teacher_states).index_select(0, of_clip)
                 total = total + self._weigh_hidden(terms, weights)
         return total, terms, outputs
+
+    @staticmethod
+    def positions_of(inputs: dict[str, Tensor]) -> Tensor:
+        """Return the `label_positions` of a batch, which `SpeechCollator` has computed."""
+        positions = inputs.get("label_positions")
+        return label_positions(inputs["labels"]) if positions is None else positions
 
     def model_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """Return the arguments of the model: the batch without labels, with the decoder's inputs."""
@@ -243,14 +255,14 @@ class ModelRunner:
             batch["encoder_outputs"] = (run_encoder(student.model.encoder, batch["input_features"]),)
 
     def teacher_target(
-        self, inputs: dict[str, Tensor], batch: dict[str, Any], label_mask: Tensor, pairs: LayerPairs | None = None
+        self, inputs: dict[str, Tensor], batch: dict[str, Any], positions: Tensor, pairs: LayerPairs | None = None
     ) -> tuple[LMHeadInputs | TopK, list[Tensor] | None]:
         """Return the teacher's soft target at the label tokens, cached or computed.
 
         With `pairs` also the hidden states of its encoder, one `(batch, positions, d_model)` per layer.
         """
         if set(TEACHER_COLUMNS) <= inputs.keys():
-            return TopK(*(inputs[name][label_mask] for name in TEACHER_COLUMNS)), None
+            return TopK(*(at_positions(inputs[name], positions) for name in TEACHER_COLUMNS)), None
         batch = dict(batch)
         batch.pop("attention_mask", None)  # for SpecAugment only
         # batches of augmented clips have the features of the clean ones for the teacher
@@ -269,18 +281,18 @@ class ModelRunner:
             batch["input_features"] = features.to(self.teacher.dtype)
         if pairs is not None:
             batch["output_hidden_states"] = pairs.teacher
-        with capture_lm_head_inputs(self.teacher, label_mask) as captured:
+        with capture_lm_head_inputs(self.teacher, positions) as captured:
             outputs = self.teacher(**batch)
         states = None if pairs is None else [outputs.encoder_hidden_states[i] for i in pairs.teacher]
         return captured[0], states
 
     def _self_teacher_target(
-        self, student: nn.Module, batch: dict[str, Any], label_mask: Tensor, self_teacher: Callable[..., Any]
+        self, student: nn.Module, batch: dict[str, Any], positions: Tensor, self_teacher: Callable[..., Any]
     ) -> LMHeadInputs:
         """Return the self-teacher's soft target at the label tokens. It includes the encoder if that is trained."""
         if not self.args.freeze_encoder:
             batch = {name: value for name, value in batch.items() if name != "encoder_outputs"}
-        with capture_lm_head_inputs(student, label_mask) as captured:
+        with capture_lm_head_inputs(student, positions) as captured:
             self_teacher(student, batch)
         return captured[0]
 

@@ -22,6 +22,8 @@ from ..hub.training_summary import has_lost_patience
 
 logger = logging.getLogger(__name__)
 
+EXCHANGED_EVERY = 8  # updates
+
 
 class StopGracefullyCallback(TrainerCallback):
     """On Ctrl-C or SIGTERM, finish the current update, save a checkpoint and stop. A second Ctrl-C stops immediately.
@@ -56,6 +58,9 @@ class StopGracefullyCallback(TrainerCallback):
     def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         requested = self.requested
         if args.world_size > 1:  # all processes must stop at the same update
+            # they exchange it seldom on GPUs, which are waited for
+            if args.device.type != "cpu" and state.global_step % EXCHANGED_EVERY:
+                return
             flag = torch.tensor(int(requested), device=args.device)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
             requested = bool(flag.item())

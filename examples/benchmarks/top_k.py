@@ -23,7 +23,13 @@ from askd_hf import init_student, load_whisper
 from askd_hf.arguments.parser import parse_args
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.objective import TopK
-from askd_hf.projection import LMHeadInputs, capture_lm_head_inputs, chunked_distillation_loss
+from askd_hf.projection import (
+    LMHeadInputs,
+    at_positions,
+    capture_lm_head_inputs,
+    chunked_distillation_loss,
+    label_positions,
+)
 
 
 @dataclass
@@ -90,26 +96,26 @@ def distance(
 ) -> Distance:
     """T^2*KL to the teacher's top-k, or with None to all of it, and its gradient."""
     labels = batch["labels"]
-    real = labels != -100
+    positions = label_positions(labels)
     inputs = dict(
         input_features=batch["input_features"],
         decoder_input_ids=decoder_inputs(labels, student.config),
         use_cache=False,
     )
-    with torch.no_grad(), capture_lm_head_inputs(teacher, real) as captured:
+    with torch.no_grad(), capture_lm_head_inputs(teacher, positions) as captured:
         teacher(**inputs)
     target: LMHeadInputs | TopK = captured[0]
     rest = 0.0
     if k is not None:
-        target = TopK.from_logits(F.linear(*target), labels[real], k, temperature)
+        target = TopK.from_logits(F.linear(*target), at_positions(labels, positions), k, temperature)
         rest = target.log_rest.exp().mean().item()
-    with capture_lm_head_inputs(student, real) as captured:
+    with capture_lm_head_inputs(student, positions) as captured:
         student(**inputs)
     total, _ = chunked_distillation_loss(
-        captured[0], labels[real], teacher=target, teacher_weight=1.0, temperature=temperature
+        captured[0], at_positions(labels, positions), teacher=target, teacher_weight=1.0, temperature=temperature
     )
     trained = [p for p in student.parameters() if p.requires_grad]
-    mean = total / real.sum()
+    mean = total / len(positions)
     # in float64, as float32 loses the third digit over so many weights
     gradient = torch.cat([g.flatten().double() for g in torch.autograd.grad(mean, trained)])
     return Distance(mean.item(), gradient, rest)

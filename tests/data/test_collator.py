@@ -38,7 +38,10 @@ def test_labels_of_an_english_only_tokenizer(small, rows):
     assert batch["labels"].dtype == torch.int64
     assert batch["labels"].tolist() == expected
     assert batch["clip"] == ["audio/0.wav", "audio/1.wav", "audio/2.wav"]
-    assert set(batch) == {"input_features", "decoder_input_ids", "labels", "clip"}
+    assert set(batch) == {"input_features", "decoder_input_ids", "labels", "label_positions", "clip"}
+    assert batch["labels"].flatten()[batch["label_positions"]].tolist() == [
+        i for row in expected for i in row if i >= 0
+    ]
 
 
 def test_labels_of_a_multilingual_tokenizer_decode_to_the_text(small):
