@@ -104,6 +104,7 @@ SHORTER = {
     "python examples/benchmarks/schedules.py": f"{TRAINING} --noises 0.3 --seeds 1 --max_train_samples 4 "
     "--max_eval_samples 2",
     "python examples/benchmarks/top_k.py": "--top_k 1 8 --batches 1",
+    "python examples/benchmarks/cache_precision.py": "--clips 2",
     "python examples/benchmarks/training_step.py": STEP,
     "python examples/benchmarks/training_step.py --sweep": f"{STEP} --sweep_values 4 8",
     "python examples/benchmarks/training_step.py --trainer_overhead": f"{STEP} --trainer_overhead 3",

@@ -84,17 +84,17 @@ class EncoderCache:
             )
         outputs = np.empty((len(keys), self.positions, self.width), np.float16)
         for output, (part, row) in zip(outputs, self._places[index], strict=True):
-            output[:] = self._unpacked(self._parts[part][row])
+            output[:] = self.unpacked(self._parts[part][row])
         return torch.from_numpy(outputs)
 
-    def _unpacked(self, row: np.ndarray) -> np.ndarray:
+    def unpacked(self, row: np.ndarray) -> np.ndarray:
         """Return a stored output, float16 `(positions, width)`."""
         if self.stored != INT8:
             return row.view(np.float16).reshape(self.positions, self.width)
         scales, values = row[: 2 * self.positions].view(np.float16), row[2 * self.positions :].view(np.int8)
         return scales[:, None] * values.reshape(self.positions, self.width)
 
-    def _packed(self, outputs: Tensor) -> bytes:
+    def packed(self, outputs: Tensor) -> bytes:
         """Return the bytes of outputs, float16 `(clips, positions, width)`."""
         if self.stored != INT8:
             return outputs.contiguous().numpy().tobytes()
@@ -127,7 +127,7 @@ class EncoderCache:
             def append(keys: list[str], outputs: Tensor) -> None:
                 with disk_errors(f"encoder cache {self.folder}"):
                     # in this order, so that every key on disk has its row
-                    _write(data, self._packed(outputs))
+                    _write(data, self.packed(outputs))
                     _write(lines, "".join(f"{key}\n" for key in keys).encode("ascii"))
 
             yield append
