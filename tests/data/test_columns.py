@@ -124,7 +124,7 @@ def test_columns_called_as_trainings_own_are_dropped_and_said(tmp_path, caplog, 
     (row,) = speech
     processor = make_processor()
     batch = SpeechCollator(processor, make_whisper(processor).config)([row])
-    assert set(batch) == {"input_features", "decoder_input_ids", "labels", "clip"}
+    assert set(batch) == {"input_features", "decoder_input_ids", "labels", "label_positions", "clip"}
     if not stream:
         assert not has_soft_labels(speech)
 
