@@ -1,11 +1,13 @@
 """What only a CUDA card shows. `make test-gpu` runs it; `make test` leaves it out."""
 
+import warnings
+
 import pytest
 import torch
 from training import history, make_trainer, options
 
 from askd_hf.config import ASKDConfig
-from askd_hf.projection import LMHeadInputs, chunked_distillation_loss
+from askd_hf.projection import LMHeadInputs, chunked_distillation_loss, label_positions
 
 pytestmark = pytest.mark.gpu
 
@@ -115,3 +117,23 @@ def test_a_compiled_step_is_the_plain_one(tmp_path, teacher, student):
         tmp_path / "compiled", teacher, student, torch_compile=True, torch_compile_backend="inductor", **changes
     )
     torch.testing.assert_close(compiled, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_micro_batch_waits_for_the_causal_masks_only(tmp_path, teacher, student):
+    """One of the student and one of the teacher, in transformers; see test_synchronizations.py."""
+    trainer = make_trainer(
+        tmp_path, teacher, student, use_cpu=False, preset="kd", max_steps=2, dataloader_num_workers=0
+    )
+    trainer.train()
+    trainer.state.global_step = 1
+    batch = next(iter(trainer.get_train_dataloader()))
+    batch["label_positions"] = label_positions(batch["labels"])
+    inputs = trainer._prepare_inputs(batch)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.compute_loss(trainer.model.train(), inputs, num_items_in_batch=torch.tensor(9, device="cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing" in str(warning.message) for warning in caught) <= 2

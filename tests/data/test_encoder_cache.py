@@ -394,7 +394,14 @@ def test_batches_from_the_cache_need_no_audio(model, processor, clips, tmp_path)
     shutil.rmtree(tmp_path / "speech")
     batch = SpeechCollator(processor, model.config, cache)(list(clips))
     assert list(batch) == ["encoder_outputs", "decoder_input_ids", "labels", "label_positions", "clip"]
-    assert list(both) == ["encoder_outputs", "teacher_input_features", "decoder_input_ids", "labels", "label_positions", "clip"]
+    assert list(both) == [
+        "encoder_outputs",
+        "teacher_input_features",
+        "decoder_input_ids",
+        "labels",
+        "label_positions",
+        "clip",
+    ]
     assert torch.equal(both["teacher_input_features"], expected["input_features"])
     for got in (batch, both):
         assert torch.equal(got["encoder_outputs"], cache.read(clips["audio_key"][:]))
