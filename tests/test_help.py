@@ -12,8 +12,10 @@ import sys
 import pytest
 from documents import GUIDES
 from scripts import ROOT, load_script
+from transformers import Seq2SeqTrainingArguments
 
 from askd_hf.commands.main import COMMANDS, main
+from askd_hf.commands.options import options_of
 from askd_hf.config import ASKDConfig
 from askd_hf.objective import DIVERGENCES
 
@@ -91,6 +93,23 @@ def test_the_help_names_every_divergence():
 def test_the_guide_names_every_divergence():
     (row,) = re.findall(r"^\| `--divergence` .*", (GUIDES / "method.md").read_text(), re.MULTILINE)
     assert set(DIVERGENCES) <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_help_describes_our_options_and_help_all_also_those_of_the_trainer():
+    short, long = (quick_help("-m", "askd_hf.commands.main", "distill", option) for option in ("--help", "--help_all"))
+    options = {
+        option: set(re.findall(r"^  --(\w+)", text, re.MULTILINE)) for option, text in (("h", short), ("a", long))
+    }
+    training = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init}
+    assert options["a"] == {
+        field.name for one in options_of("distill") for field in dataclasses.fields(one) if field.init
+    } | {"config", "help_all"}
+    left_out = options["a"] - options["h"]
+    assert left_out < training and {"adam_beta1", "fsdp"} < left_out
+    assert not left_out & set(ASKDConfig.__annotations__)
+    names = short[short.index("other options of Seq2SeqTrainingArguments") :].partition(":")[2]
+    assert set(re.findall(r"\w+", names)) == left_out
+    assert len(short.splitlines()) < 450
 
 
 def test_h_is_help():

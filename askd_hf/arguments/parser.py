@@ -12,13 +12,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..errors import UserError
+from .help import HELP_ALL, HelpFormatter, shorten_help
 from .renamed import current_name, rename_arguments, unknown_options
 
 NULL = ("", "null", "~")  # YAML's null, as text
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show the defaults, and the lines of the description as they are written."""
 
 
 class _Parser(HfArgumentParser):
@@ -40,12 +37,14 @@ def parse_args(
         UserError: options that none of `types` has, all of them in one message, or invalid values.
     """
     argv = sys.argv[1:] if argv is None else argv
-    usage = f"{prog} [OPTIONS]" if prog else None  # else all options are listed twice
+    usage = f"{prog or Path(sys.argv[0]).name} [OPTIONS]"  # else all options are listed twice
     texts = dict(prog=prog, usage=usage, description=description)
-    parser = _Parser(types, allow_abbrev=False, formatter_class=_HelpFormatter, **texts)
+    parser = _Parser(types, allow_abbrev=False, formatter_class=HelpFormatter, **texts)
     parser.add_argument(
         "--config", type=Path, metavar="FILE.yaml", help="YAML file with options; the command line overrides them."
     )
+    parser.add_argument(*HELP_ALL, action="help", help="Show this, with all options of the Trainer, and exit.")
+    shorten_help(parser, types, argv)
     config_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_only.error = parser.error  # type: ignore[method-assign]  # both parsers complain in one way
     config_only.add_argument("--config", type=Path)
@@ -72,7 +71,7 @@ def parse_args(
 def _check_names(argv: list[str], known: list[str]) -> None:
     """Raise `UserError` for unknown options in `argv`. The option `a_b` may be written `--a-b`, `--no_a_b`."""
     names = [word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--") and word != "--"]
-    exists = {*known, *(f"no_{name}" for name in known), "help"}
+    exists = {*known, *(f"no_{name}" for name in known), "help", "help_all"}
     if unknown := [name for name in names if name.replace("-", "_") not in exists]:
         raise UserError(unknown_options(unknown, known))
 

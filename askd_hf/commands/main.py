@@ -62,8 +62,9 @@ def run(name: str, options: list[str]) -> None:
 
     # env works without any package
     with exit_on_user_error(), contextlib.nullcontext() if name == "env" else readable_terminal():
-        if name != "env" and not HELP.isdisjoint(options):
-            show_help(name)
+        asked = [option for option in options if option in HELP]
+        if name != "env" and asked:
+            show_help(name, asked[0])
         importlib.import_module(f"askd_hf.commands.{name.replace('-', '_')}").main(options)
 
 

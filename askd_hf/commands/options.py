@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TRAINING = ("distill", "finetune", "cache-teacher")
-HELP = {"-h", "--help"}
+HELP = ("-h", "--help", "--help_all", "--help-all")
 
 
 def options_of(command: str) -> tuple[type, ...]:
@@ -70,7 +70,7 @@ def parse(
         argv: the arguments. Default: those of the process.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if command in TRAINING and not HELP.isdisjoint(arguments):
+    if command in TRAINING and not set(arguments).isdisjoint(HELP):
         _hide_torch()
     from ..arguments.parser import parse_args
 
@@ -87,7 +87,11 @@ def _hide_torch() -> None:
         os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that torch is missing
 
 
-def show_help(command: str) -> None:
-    """Print the options of a command with the docstring of its module, which isn't imported, and end the process."""
+def show_help(command: str, option: str) -> None:
+    """Print the options of a command with the docstring of its module, which isn't imported, and end the process.
+
+    Args:
+        option: one of `HELP`.
+    """
     source = Path(__file__).with_name(f"{command.replace('-', '_')}.py").read_text(encoding="utf-8")
-    parse(command, ["--help"], f"askd-hf {command}", ast.get_docstring(ast.parse(source), clean=False))
+    parse(command, [option], f"askd-hf {command}", ast.get_docstring(ast.parse(source), clean=False))

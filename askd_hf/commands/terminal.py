@@ -20,7 +20,7 @@ def readable_terminal() -> Iterator[None]:
     A warning of transformers about its own code is hidden. Bars of downloads are shown. Everything is as before when
     the command ends.
     """
-    if not HELP.isdisjoint(sys.argv):  # transformers is imported without torch then, see `options.parse`
+    if not set(sys.argv).isdisjoint(HELP):  # transformers is imported without torch then, see `options.parse`
         yield
         return
     from tqdm.contrib.logging import logging_redirect_tqdm
