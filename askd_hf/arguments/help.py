@@ -61,7 +61,11 @@ def shorten_help(parser: argparse.ArgumentParser, types: Iterable[type], argv: S
         parser: has the options of `types`.
         argv: the command line. All options are described if it has one of `HELP_ALL`.
     """
-    hidden = set() if set(argv) & {*HELP_ALL} else trainer_options(types)
+    hidden = trainer_options(types)
+    if hidden:
+        parser.add_argument(*HELP_ALL, action="help", help="Show this, with all options of the Trainer, and exit.")
+    if set(argv) & {*HELP_ALL}:
+        hidden = set()
     if hidden:
         names = textwrap.fill(", ".join(sorted(hidden)), width=98, initial_indent="  ", subsequent_indent="  ")
         parser.epilog = f"other options of Seq2SeqTrainingArguments, described by {HELP_ALL[0]}:\n{names}"

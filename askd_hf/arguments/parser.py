@@ -12,7 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..errors import UserError
-from .help import HELP_ALL, HelpFormatter, shorten_help
+from .help import HelpFormatter, shorten_help
 from .renamed import current_name, rename_arguments, unknown_options
 
 NULL = ("", "null", "~")  # YAML's null, as text
@@ -43,7 +43,6 @@ def parse_args(
     parser.add_argument(
         "--config", type=Path, metavar="FILE.yaml", help="YAML file with options; the command line overrides them."
     )
-    parser.add_argument(*HELP_ALL, action="help", help="Show this, with all options of the Trainer, and exit.")
     shorten_help(parser, types, argv)
     config_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_only.error = parser.error  # type: ignore[method-assign]  # both parsers complain in one way
