@@ -127,6 +127,11 @@ class AdaptiveBlendCallback(TrainerCallback):
         if self.self_teacher is not None:
             self.self_teacher.after_update(model)
 
+    def on_train_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs):
+        # a run that was stopped goes on from a checkpoint with the weights of its last step
+        if self.config.average and self.self_teacher is not None and state.global_step >= state.max_steps:
+            self.self_teacher.copy_to(model)
+
     def logs(self) -> dict[str, float]:
         """Return the weights of the last update and the measurements of an adaptive schedule.
 

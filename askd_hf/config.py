@@ -101,6 +101,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     self_ema_decay: float = HfArg(
         default=0.99, help="Decay of the moving average per update, with --self_teacher ema."
     )
+    average: bool = HfArg(
+        default=False,
+        help="Publish the self-teacher's averaged weights, in place of those of the last step. Checkpoints have both.",
+    )
     snapshot_strategy: str | None = HfArg(
         default=None, help="When to copy the student into the snapshot again: no, epoch. Default: set by --preset."
     )
@@ -274,6 +278,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"--self_weight {self.self_weight} requires --self_teacher ema or snapshot")
         if self.hidden_weight and not self.uses_teacher:
             raise UserError(f"--hidden_weight {self.hidden_weight} requires a teacher phase")
+        if self.average and (self.self_teacher != "ema" or not self.self_weight or self.load_best_model_at_end):
+            raise UserError(
+                "--average requires --self_teacher ema, a --self_weight above 0 and the last step's student"
+            )
         if self.snapshot_strategy == "epoch" and self.self_teacher != "snapshot":
             raise UserError("--snapshot_strategy epoch requires --self_teacher snapshot")
 

@@ -27,6 +27,13 @@ class SelfTeacher:
         trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
         self.parameters = {name: parameter.detach().clone() for name, parameter in trained}
 
+    @torch.no_grad()
+    def copy_to(self, student: nn.Module) -> None:
+        """Give the student the parameters of the self-teacher."""
+        trained = dict(student.named_parameters())
+        for name, parameter in self.parameters.items():
+            trained[name].copy_(parameter)
+
     def load(self, parameters: dict[str, Tensor]) -> None:
         """Load the parameters of a checkpoint, in the dtypes and on the devices of the current ones."""
         if parameters.keys() != self.parameters.keys():

@@ -176,6 +176,12 @@ class ASKDTrainer(Seq2SeqTrainer):
             set_seed(self.args.seed, device_specific=True)
         return started
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer would train a step more if a finished run whose last epoch isn't whole is resumed
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
     def free_memory(self) -> None:
         """Free the teacher, the self-teacher and the optimizer, and move the student to the CPU."""
         self.runner.teacher = self.blend.self_teacher = self.optimizer = self.lr_scheduler = None

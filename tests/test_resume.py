@@ -88,6 +88,18 @@ def test_resuming_with_clips_grouped_by_length_is_bit_exact(tmp_path, teacher, s
     assert len({round(row["loss"], 6) for row in whole.state.log_history if "loss" in row}) == STEPS
 
 
+def test_a_finished_run_whose_last_epoch_is_not_whole_is_not_trained_further(tmp_path, teacher, student):
+    """Trainer's own loop trains a sixth step."""
+    changes = dict(max_steps=5, save_strategy="steps", save_steps=5, lr_scheduler_type="constant")
+    whole = make_trainer(tmp_path, teacher, student, **changes)
+    whole.train()
+    resumed = make_trainer(tmp_path, teacher, student, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert resumed.state.global_step == 5
+    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_the_teacher_is_not_even_touched_when_the_run_resumes_in_the_self_phase(tmp_path, teacher, student):
     changes = dict(max_steps=STEPS, save_strategy="steps", save_steps=8)
     make_trainer(tmp_path, teacher, student, **changes).train()

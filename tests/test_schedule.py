@@ -164,6 +164,8 @@ def test_an_impossible_option_is_refused_by_name(tmp_path, option, value, messag
             dict(teacher_weight=0.0, teacher_weight_end=0.3, teacher_schedule="adaptive"),
             "--teacher_schedule adaptive requires",
         ),
+        (dict(preset="kd", average=True), "--average requires --self_teacher ema"),
+        (dict(average=True, load_best_model_at_end=True), "--average requires .* the last step's student"),
         (dict(preset="kd", teacher_schedule="adaptive"), "--teacher_schedule adaptive has no effect"),
         (dict(preset="ps-kd", teacher_schedule="adaptive"), "--teacher_schedule adaptive has no effect"),
         (dict(preset="ce", teacher_schedule="cosine"), "--teacher_schedule cosine has no effect"),

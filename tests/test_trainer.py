@@ -137,6 +137,24 @@ def test_the_ema_is_the_average_by_its_formula(tmp_path, teacher, student):
     torch.testing.assert_close(trainer.blend.self_teacher.parameters[name], average)
 
 
+def test_average_publishes_the_self_teacher_also_after_resuming(tmp_path, teacher, student):
+    options = dict(max_steps=5, teacher_phase_ratio=0.4, self_ema_decay=0.7, save_strategy="steps", save_steps=1)
+    options |= dict(save_total_limit=None)
+    plain = make_trainer(tmp_path / "plain", teacher, copy.deepcopy(student), **options)
+    plain.train()
+    for checkpoint in (None, "checkpoint-4", "checkpoint-5"):  # of the last, only the averaging is left to do
+        trainer = make_trainer(tmp_path / "averaged", teacher, copy.deepcopy(student), average=True, **options)
+        trainer.train(resume_from_checkpoint=checkpoint and str(tmp_path / "averaged" / checkpoint))
+        trainer.save_model()
+        published = load_file(tmp_path / "averaged" / "model.safetensors")
+        saved = load_file(tmp_path / "averaged" / "checkpoint-5" / "model.safetensors")
+        assert plain.blend.self_teacher.parameters
+        for name, average in plain.blend.self_teacher.parameters.items():
+            assert torch.equal(published[name], average), name
+            assert torch.equal(saved[name], plain.model.get_parameter(name)), name
+            assert not torch.equal(published[name], saved[name]), name
+
+
 @pytest.mark.parametrize(("refresh", "taken_at"), [("never", 0), ("epoch", 8)])
 def test_the_snapshot_is_the_student_of_its_epoch(tmp_path, teacher, student, refresh, taken_at):
     trainer = make_trainer(tmp_path, teacher, student, preset="ps-kd", snapshot_strategy=refresh, max_steps=10)

@@ -38,7 +38,7 @@ PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate")
 # Arguments that change the result of a run. Only these are published; none of them is a token or a path.
 ARGUMENTS = (
     *("preset", "teacher_weight", "teacher_weight_end", "teacher_phase_ratio", "teacher_schedule", "adaptive_window"),
-    *("self_weight", "self_schedule", "self_teacher", "self_ema_decay", "snapshot_strategy"),
+    *("self_weight", "self_schedule", "self_teacher", "self_ema_decay", "average", "snapshot_strategy"),
     *("temperature", "divergence", "divergence_beta", "weight_teacher_by_label_prob"),
     *("freeze_encoder", "hidden_weight", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
