@@ -159,6 +159,14 @@ class EvaluationArguments(DecodingArguments):
     normalizer: Normalizer = HfArg(default="auto", help=f"Text normalizer, applied before scoring. {NORMALIZER_HELP}")
     n_resamples: int = HfArg(default=N_RESAMPLES, help="Number of bootstrap resamples for the confidence intervals.")
     num_beams: int = HfArg(default=1, help="Number of beams; 1 is greedy decoding.")
+    no_repeat_ngram_size: int = HfArg(
+        default=0, help="Against loops: no sequence of this many tokens occurs twice in a text. 0: off."
+    )
+    temperature_fallback: bool = HfArg(
+        default=False,
+        help="Against loops, as OpenAI's Whisper: decode a clip again at temperatures 0.2 to 1 while its text "
+        "compresses too well (1.35, in tokens) or its mean log-probability is below -1. Sampled with a fixed seed.",
+    )
     timestamps: Literal["none", "segment", "word"] = HfArg(
         default="none",
         help="Also write timestamps of segments or words to the manifests (chunks). The texts may differ slightly "
@@ -210,6 +218,14 @@ class EvaluationArguments(DecodingArguments):
             raise UserError("--max_duration_in_seconds is not supported with --long_form, which is for long clips")
         if self.clip_context and (self.long_form or self.timestamps != "none"):
             raise UserError("--clip_context is not supported with --long_form and --timestamps, which decode windows")
+        if self.no_repeat_ngram_size < 0:
+            raise UserError(f"--no_repeat_ngram_size must be at least 0, got {self.no_repeat_ngram_size}")
+        if (self.no_repeat_ngram_size or self.temperature_fallback) and (self.long_form or self.timestamps != "none"):
+            raise UserError(
+                "--no_repeat_ngram_size and --temperature_fallback are not supported with --long_form and --timestamps"
+            )
+        if self.temperature_fallback and self.num_beams > 1:
+            raise UserError("--temperature_fallback requires --num_beams 1")
         if self.speculative and self.teacher is None:
             raise UserError("--speculative requires --teacher")
         if not self.speed_batch_sizes or min(self.speed_batch_sizes) < 1:
@@ -255,7 +271,15 @@ class EvaluationArguments(DecodingArguments):
     def decoding(self) -> "Decoding":
         from .transcribe import Decoding
 
-        return Decoding(self.num_beams, self.generation_max_length, self.timestamps, self.batch_size, self.num_workers)
+        return Decoding(
+            self.num_beams,
+            self.generation_max_length,
+            self.timestamps,
+            self.batch_size,
+            self.num_workers,
+            self.no_repeat_ngram_size,
+            self.temperature_fallback,
+        )
 
 
 def _base_name(name: str) -> str:

@@ -1,5 +1,6 @@
 """Decode evaluation sets and write the transcripts to manifests."""
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -35,6 +36,11 @@ from .results import CLIP_CONTEXT, EvaluatedModel
 from .shared_decoding import complete
 from .speed import attention_mask
 
+# of OpenAI's Whisper; its compression ratio of 2.4 in characters is 1.35 in tokens (transformers' documentation)
+TEMPERATURE_FALLBACK = dict(
+    temperature=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), compression_ratio_threshold=1.35, logprob_threshold=-1.0
+)
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -47,6 +53,13 @@ class Decoding:
     timestamps: Timestamps = "none"  # "segment" or "word" timestamps are written to the manifest as `chunks`
     batch_size: int = 16
     num_workers: int = 0  # processes that decode audio and compute features; 0 for the main process
+    no_repeat_ngram_size: int = 0
+    temperature_fallback: bool = False
+
+    def help_against_loops(self) -> dict[str, Any]:
+        """Return the settings besides greedy or beam search, {} if there are none."""
+        settings = dict(no_repeat_ngram_size=self.no_repeat_ngram_size, temperature_fallback=self.temperature_fallback)
+        return {name: value for name, value in settings.items() if value}
 
 
 @dataclass
@@ -154,6 +167,7 @@ def _metadata(
             generation_max_length=decoding.generation_max_length,
             timestamps=decoding.timestamps,
             dtype=str(model.dtype).removeprefix("torch."),
+            **decoding.help_against_loops(),
         ),
         runtime=dict(
             batch_size=decoding.batch_size,
@@ -247,13 +261,17 @@ def generate_batches(
     options = dict(num_beams=decoding.num_beams, do_sample=False, return_timestamps=False, **no_timestamps(model))
     if decoding.generation_max_length is not None:
         options["max_length"] = decoding.generation_max_length
+    if decoding.no_repeat_ngram_size:
+        options["no_repeat_ngram_size"] = decoding.no_repeat_ngram_size
+    if decoding.temperature_fallback:
+        options |= TEMPERATURE_FALLBACK
     not_text = {model.generation_config.pad_token_id, processor.tokenizer.eos_token_id}
     collate = functools.partial(_features, processor.feature_extractor, clip_context)
     audio = clips.select_columns(["audio", "clip"])
     for batch in DataLoader(audio, decoding.batch_size, collate_fn=collate, num_workers=decoding.num_workers):
         features = batch.to(model.device, model.dtype)
         start = time.perf_counter()
-        with audio_context(model.model.encoder, features.shape[-1]):
+        with audio_context(model.model.encoder, features.shape[-1]), fixed_seed(decoding.temperature_fallback):
             tokens = model.generate(features, attention_mask=attention_mask(features), **options).tolist()
         transcription_time = (time.perf_counter() - start) / len(tokens)
         texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -262,6 +280,17 @@ def generate_batches(
             dict(text=text, tokens=count, transcription_time=transcription_time)
             for text, count in zip(texts, counts, strict=True)
         ]
+
+
+@contextlib.contextmanager
+def fixed_seed(wanted: bool) -> Iterator[None]:
+    """Seed each batch alike, so that a resumed run samples the same texts. The state before is restored."""
+    if not wanted:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def _features(extractor: WhisperFeatureExtractor, clip_context: bool, rows: list[dict[str, Any]]) -> torch.Tensor:

@@ -88,3 +88,32 @@ def test_labels_are_no_work_where_none_are_needed(source, tmp_path, monkeypatch)
     (job,) = plan_jobs(models, prepared, Decoding(batch_size=2), tmp_path / "manifests", **options)
     run_job(job)
     assert len(job.manifest.rows()) == 5
+
+
+def ngrams(ids: list[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+
+
+def test_help_against_loops_changes_the_texts_and_is_named_in_the_manifest(source, processor, tmp_path):
+    """The untrained model repeats itself up to its limit."""
+    model = make_whisper(processor, seed=2)
+    prepared = prepare_set(source, window=1.0)
+    found = {}
+    for name, decoding in {
+        "greedy": Decoding(batch_size=2),
+        "ngrams": Decoding(batch_size=2, no_repeat_ngram_size=3),
+        "fallback": Decoding(batch_size=2, temperature_fallback=True),
+        "again": Decoding(batch_size=2, temperature_fallback=True),
+    }.items():
+        torch.rand(1)  # the texts don't depend on the state of the generator
+        options = dict(device=torch.device("cpu"), dtype=torch.float32)
+        (job,) = plan_jobs({"student": ("x", model, processor)}, prepared, decoding, tmp_path / name, **options)
+        run_job(job)
+        found[name] = [line["prediction"] for line in job.manifest.rows()]
+        settings = job.manifest.metadata().decoding
+        assert settings.get("no_repeat_ngram_size") == (3 if name == "ngrams" else None)
+        assert settings.get("temperature_fallback") == (True if name in ("fallback", "again") else None)
+    ids = {name: [processor.tokenizer(text).input_ids for text in texts] for name, texts in found.items()}
+    assert any(len(set(ngrams(clip, 3))) < len(ngrams(clip, 3)) for clip in ids["greedy"])
+    assert found["ngrams"] != found["greedy"] != found["fallback"]
+    assert found["fallback"] == found["again"]
