@@ -5,7 +5,6 @@ Every field is a command-line option and a key of the YAML file given by `--conf
 Can be imported without torch, for `--help`: what imports torch is imported when it is used.
 """
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +12,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.training_args import OptimizerNames
 
+from .arguments.machine import available_cores
 from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, check_choice, check_ranges
 from .arguments.renamed import accepts_renamed
 from .errors import UserError
@@ -183,6 +183,11 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     save_strategy: str = HfArg(default="epoch", help="When to save checkpoints: no, steps, epoch, best.")
     save_total_limit: int | None = HfArg(default=2, help="Maximum number of checkpoints to keep.")
     logging_steps: float = HfArg(default=25, help="Log every this many steps; below 1 a fraction of the run.")
+    logging_nan_inf_filter: bool = HfArg(
+        default=False,
+        help="Look at the loss after every micro-batch, for which the GPU is waited for. Without it, the losses and "
+        "the gradient of every update are checked: training stops at a NaN.",
+    )
     report_to: list[str] = HfArg(
         default_factory=lambda: ["none"],
         help="Where to log besides trainer_state.json: one or more of tensorboard, trackio, wandb and the others of "
@@ -249,7 +254,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
             self.metric_for_best_model: str | None = "wer" if self.predict_with_generate else "loss"
         if self.metric_for_best_model and self.greater_is_better is None:
-            self.greater_is_better: bool | None = not self.metric_for_best_model.endswith(("wer", "cer", "loss"))
+            self.greater_is_better: bool | None = not self.metric_for_best_model.endswith(
+                ("wer", "cer", "loss", "loops")
+            )
 
     def _check_objective(self) -> None:
         from .objective import DIVERGENCES
@@ -278,10 +285,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"--self_weight {self.self_weight} requires --self_teacher ema or snapshot")
         if self.hidden_weight and not self.uses_teacher:
             raise UserError(f"--hidden_weight {self.hidden_weight} requires a teacher phase")
-        if self.average and (self.self_teacher != "ema" or not self.self_weight or self.load_best_model_at_end):
-            raise UserError(
-                "--average requires --self_teacher ema, a --self_weight above 0 and the last step's student"
-            )
+        if self.average and (self.self_teacher != "ema" or not self.self_weight):
+            raise UserError("--average requires --self_teacher ema and a --self_weight above 0")
+        if self.average and self.load_best_model_at_end:
+            raise UserError("--average is not supported with --load_best_model_at_end, which publishes a checkpoint")
         if self.snapshot_strategy == "epoch" and self.self_teacher != "snapshot":
             raise UserError("--snapshot_strategy epoch requires --self_teacher snapshot")
 
@@ -310,7 +317,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.bf16 = supported and not (self.use_cpu or self.fp16)
         if self.dataloader_num_workers is None:
             # of this machine's processes, one per GPU
-            share = (os.cpu_count() or 1) // max(torch.accelerator.device_count(), 1) if gpu else 0
+            share = available_cores() // max(torch.accelerator.device_count(), 1) if gpu else 0
             self.dataloader_num_workers = min(MOST_WORKERS, max(share - 1, 1)) if gpu else 0
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = gpu

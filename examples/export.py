@@ -1,4 +1,4 @@
-r"""Convert a Whisper model to CTranslate2 or ONNX, and compare its transcripts: the steps of `askd-hf export`.
+r"""Convert a Whisper model to CTranslate2, ONNX or ggml, and compare its transcripts: the steps of `askd-hf export`.
 
     pip install 'askd-hf[export]'
     python examples/export.py --model runs/student --output_dir student-ct2 --dataset my_speech
@@ -20,7 +20,7 @@ def main() -> None:
     model, processor = load_model(args)
     clips = load_clips(args, processor)  # None without --dataset
 
-    # the directory that faster_whisper.WhisperModel loads, or transformers.js with --to onnx
+    # the directory that faster_whisper.WhisperModel loads, transformers.js with --to onnx, whisper.cpp with --to ggml
     convert(args, model, processor)
 
     # transcripts of transformers and of the other runtime on the same clips

@@ -102,8 +102,8 @@ def split_noises(args: Arguments) -> list[str]:
 
 
 def load_clips(args: Arguments) -> "Dataset":
-    """Return the clips with a transcript. Raises `UserError` if there are none."""
-    from askd_hf.data import load_speech_dataset
+    """Return the clips with a transcript. Raises `UserError` if there are none, or one can't be decoded."""
+    from askd_hf.data import Limits, filter_invalid_clips, load_speech_dataset
     from askd_hf.evaluation.prepared_sets import spread
     from askd_hf.evaluation.suites import with_speakers
 
@@ -111,7 +111,8 @@ def load_clips(args: Arguments) -> "Dataset":
     speech = speech.select([row for row, text in enumerate(speech["text"][:]) if text and text.strip()])
     if not len(speech):
         raise UserError(f"{args.dataset}: no clip of split {args.split!r} has a transcript")
-    return spread(speech, args.max_clips or len(speech))
+    clips = spread(speech, args.max_clips or len(speech))
+    return filter_invalid_clips(clips, None, Limits(math.inf), on_bad_audio="error", split=args.split)
 
 
 def write_splits(args: Arguments, clips: "Dataset", noises: list[str]) -> list[str]:
@@ -121,21 +122,24 @@ def write_splits(args: Arguments, clips: "Dataset", noises: list[str]) -> list[s
     from askd_hf.data.audio import SAMPLING_RATE, waveform
     from askd_hf.progress import progress
 
+    unfinished = Path(f"{args.output_dir}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
     rows: dict[str, list[dict[str, Any]]] = {}
     for number, clip in enumerate(progress(clips, "Noisy clips", "clip")):
         file = Path("audio", f"{number:05d}.flac")
         speaker = {"speaker": clip["speaker"]} if "speaker" in clip else {}
         for name, condition, noise, wave in conditions(args, clip["clip"], waveform(clip), noises):
-            target = Path(args.output_dir, name, file)
+            target = unfinished / name / file
             target.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(target, wave, SAMPLING_RATE, subtype="PCM_16")
             row = {"file_name": file.as_posix(), "transcription": clip["text"], **speaker}
             rows.setdefault(name, []).append(row | {"condition": condition, "noise": noise, "source": clip["clip"]})
     for name, of_split in rows.items():
-        with Path(args.output_dir, name, "metadata.csv").open("w", newline="", encoding="utf-8") as stream:
+        with (unfinished / name / "metadata.csv").open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, of_split[0].keys())
             writer.writeheader()
             writer.writerows(of_split)
+    unfinished.rename(args.output_dir)
     return list(rows)
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 from processes import run_there
 from scripts import ROOT
 
@@ -52,6 +53,22 @@ def test_held_memory_is_that_of_what_is_needed(comparison):
     held = {name: result["held_bytes"] for name, result in comparison.items()}
     assert held["a"] == held["c"] == held["d"] > held["f-ema"] == held["f-snapshot"] > held["b"]
     assert held["e"] == held["b"] == held["g"]  # no teacher, and no copy of the student
+
+
+def test_operations_are_counted_and_distillation_with_caches_takes_those_of_the_floor(comparison):
+    flops = {name: sum(result["flops"]) for name, result in comparison.items()}
+    assert flops["a448"] > flops["a"] > flops["c"] > flops["d"] > flops["e"]
+    assert flops["e"] == pytest.approx(flops["g"], rel=0.02)
+    assert {result["waits"] for result in comparison.values()} == {None}  # on a CPU nothing waits for a GPU
+
+
+def test_operations_of_a_product(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
+    from utilization import count_flops
+
+    layer, features = torch.nn.Linear(5, 7), torch.ones(3, 5, requires_grad=True)
+    # forward, and backward for the weights and for the features
+    assert count_flops(lambda: layer(features).sum().backward()) == 3 * 2 * 3 * 5 * 7
 
 
 @pytest.mark.slow

@@ -15,12 +15,14 @@ import jiwer
 import numpy as np
 import pytest
 import torch
-from models import make_processor, make_whisper
+from models import make_multilingual, make_processor, make_whisper
 from pywhispercpp.model import Model
 from scripts import ROOT
 from spoken_digits import TEACHER
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
+from askd_hf.arguments.export import ExportArguments
+from askd_hf.commands import export_ggml as export_command
 from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.export.comparison import transcribe_transformers
@@ -34,7 +36,7 @@ from askd_hf.export.ggml import (
     to_q8_0,
     transcribe_whisper_cpp,
 )
-from askd_hf.models.generation_config import allow_silence
+from askd_hf.models.generation_config import allow_silence, set_language
 from askd_hf.models.loading import load_processor, load_whisper
 
 SPEECH = ROOT / "examples" / "demo" / "data" / "studio"
@@ -389,6 +391,22 @@ def test_an_export_leaves_nothing_but_its_file_and_overwrites_nothing(tmp_path, 
     assert {file.name for file in exported["f16"].parent.parent.iterdir()} == {"f16", "q8_0", "q5_0"}
     with pytest.raises(UserError, match="already exists"):
         export_ggml(model, processor, exported["f16"].parent)
+
+
+@pytest.mark.parametrize(
+    ("language", "task", "options"),
+    [("zh", "transcribe", " -l zh"), ("zh", "translate", " -l zh -tr"), (None, "", "")],
+)
+def test_the_printed_command_names_the_language(tmp_path, monkeypatch, capsys, language, task, options):
+    """whisper-cli takes all speech as English otherwise."""
+    monkeypatch.setattr(export_command, "check_ggml", lambda *args: None)
+    monkeypatch.setattr(export_command, "export_ggml", lambda *args: Path(__file__))
+    model, its_processor = make_multilingual() if language else (make_whisper(make_processor()), make_processor())
+    if language:
+        set_language(model, its_processor, language, task)
+    args = ExportArguments(model="x", to="ggml", output_dir=str(tmp_path), task=task or "transcribe")
+    export_command.convert(args, model, its_processor)
+    assert f"whisper-cli -m {__file__}{options} -nt" in capsys.readouterr().out
 
 
 def test_without_the_extra_the_user_is_told_what_to_install(monkeypatch):

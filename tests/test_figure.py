@@ -10,7 +10,10 @@ TRAINING = [
     dict(step=10, loss=3.0, teacher_weight=1.0, self_weight=0.0, ce_loss=2.0, teacher_loss=3.0),
     dict(step=20, loss=1.0, teacher_weight=0.0, self_weight=0.2, ce_loss=1.0, self_loss=0.1),
 ]
-EVALUATION = [dict(step=0, eval_known_wer=150.0), dict(step=20, eval_known_wer=12.0, eval_unseen_wer=30.0)]
+EVALUATION = [
+    dict(step=0, eval_known_wer=150.0, eval_known_capped_wer=90.0),
+    dict(step=20, eval_known_wer=12.0, eval_known_capped_wer=11.0, eval_unseen_wer=30.0),
+]
 
 
 @pytest.fixture

@@ -112,6 +112,12 @@ def test_help_describes_our_options_and_help_all_also_those_of_the_trainer():
     assert len(short.splitlines()) < 450
 
 
+@pytest.mark.parametrize("command", ["evaluate", "prepare"])
+def test_help_all_is_help_without_options_of_the_trainer(command):
+    asked = [quick_help("-m", "askd_hf.commands.main", command, option) for option in ("--help", "--help_all")]
+    assert asked[0] == asked[1] and "--help_all" not in asked[0]
+
+
 def test_h_is_help():
     assert quick_help("-m", "askd_hf.commands.main", "plan", "-h").startswith("usage: askd-hf plan")
 

@@ -150,6 +150,15 @@ def test_mistakes_are_named(monkeypatch, capsys, place, more, message):
     shutil.rmtree("noisy", ignore_errors=True)
 
 
+def test_a_clip_that_cant_be_decoded_is_named_before_anything_is_written(monkeypatch, capsys, place):
+    last = rows(place / "speech" / "test")[-1]["file_name"]
+    (place / "speech" / "test" / last).write_bytes(b"broken")
+    given = ("--dataset", place / "speech", "--noise_dir", place / "noises", "--output_dir", place / "noisy")
+    status, _, err = run_here(monkeypatch, capsys, *given, file=SCRIPT)
+    assert status == 2 and Path(last).name in err, err
+    assert not list(place.glob("noisy*"))
+
+
 # ---- the plot ----
 
 

@@ -146,6 +146,8 @@ def test_a_better_step_than_the_last_is_named():
     steps = [{"step": 9, "loss": 1.0}, *({"step": step, "eval_wer": wer} for step, wer in ((9, 30.5), (18, 36.2)))]
     assert better_step(steps) == "the student is that of step 18, eval_wer 36.2 %; step 9 had 30.5 %"
     assert better_step(steps[:2]) is None and better_step(steps[:1]) is None
+    sorted_keys = [dict(sorted({**row, "eval_capped_wer": 10.0 * number}.items())) for number, row in enumerate(steps)]
+    assert better_step(sorted_keys) == better_step(steps)  # as trainer_state.json has them
     sets = [
         {"step": step, f"eval_{name}_wer": wer}
         for step, name, wer in [(1, "a", 9), (1, "b", 5), (2, "a", 8), (2, "b", 6)]

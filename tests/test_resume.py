@@ -26,7 +26,7 @@ from askd_hf.errors import UserError
 from askd_hf.models.lora import LoraArguments, with_lora
 from askd_hf.models.student import init_student
 from askd_hf.training.checkpoint_lookup import checkpoint_to_resume, checkpoints
-from askd_hf.training.run_callbacks import StopGracefullyCallback
+from askd_hf.training.run_callbacks import StopGracefullyCallback, updates_between_exchanges
 from askd_hf.training.run_settings import check_options, is_harmless
 
 STEPS = 10  # 4 steps an epoch
@@ -470,6 +470,11 @@ def test_the_epoch_of_the_data_is_exact(tmp_path):
         loader, last = DataLoader(range(batches)), 5 * batches - 1
         state = TrainerState(global_step=last, epoch=math.nextafter(5.0, 6.0))
         assert data_epoch(args, state, loader) == 4
+
+
+@pytest.mark.parametrize(("seconds", "updates"), [(math.inf, 1), (10.0, 1), (0.7, 2), (0.001, 8)])
+def test_processes_on_gpus_exchange_a_signal_within_two_seconds(seconds, updates):
+    assert updates_between_exchanges(seconds) == updates
 
 
 def test_a_forked_worker_neither_prints_nor_stops_anything(tmp_path, models, capfd):

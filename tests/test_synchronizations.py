@@ -31,13 +31,15 @@ class Waits(TorchDispatchMode):
             index is not None and index.dtype == torch.bool for index in args[1]
         )
         sized = name == "repeat_interleave" and not (kwargs or {}).get("output_size")
-        if (name in WAITING or masked or sized) and not is_of_transformers():
+        if (name in WAITING or masked or sized) and not is_of_others():
             self.found.append(name)
         return function(*args, **(kwargs or {}))
 
 
-def is_of_transformers() -> bool:
-    return any(frame.name == "find_packed_sequence_indices" for frame in traceback.extract_stack())
+def is_of_others() -> bool:
+    """Whether it is in transformers' causal mask, or where batches are made, on the CPU."""
+    stack = traceback.extract_stack()
+    return any(frame.name == "find_packed_sequence_indices" or frame.filename.endswith("fetch.py") for frame in stack)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,20 @@ def test_a_micro_batch_waits_for_nothing(tmp_path, teacher, student, options):
         del batch["label_positions"], batch["clip"]
         trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(9))
     assert waits.found
+
+
+def test_more_micro_batches_per_update_wait_no_more(tmp_path, teacher, student):
+    """The whole loop of Trainer, which looks at the loss of each micro-batch by default."""
+    processor = make_processor()
+    speech = load_speech_dataset(str(write_speech(tmp_path / "speech", clips=8)), None, "train")
+    collator = SpeechCollator(processor, student.config)
+    clips = filter_invalid_clips(speech, collator.label_ids, Limits(1.0, 20), on_bad_audio="error")
+    waits = {}
+    for name, pieces, more in (("one", 1, {}), ("four", 4, {}), ("filter", 4, dict(logging_nan_inf_filter=True))):
+        options = dict(max_steps=2, per_device_train_batch_size=8 // pieces, gradient_accumulation_steps=pieces)
+        trainer = make_trainer(tmp_path / name, teacher, student, preset="kd", **options, **more)
+        trainer.train_dataset, trainer.data_collator = clips, collator
+        with Waits() as found:
+            trainer.train()
+        waits[name] = len(found.found)
+    assert waits["one"] == waits["four"] < waits["filter"]

@@ -62,8 +62,8 @@ def shorten_help(parser: argparse.ArgumentParser, types: Iterable[type], argv: S
         argv: the command line. All options are described if it has one of `HELP_ALL`.
     """
     hidden = trainer_options(types)
-    if hidden:
-        parser.add_argument(*HELP_ALL, action="help", help="Show this, with all options of the Trainer, and exit.")
+    text = "Show this, with all options of the Trainer, and exit." if hidden else argparse.SUPPRESS
+    parser.add_argument(*HELP_ALL, action="help", help=text)
     if set(argv) & {*HELP_ALL}:
         hidden = set()
     if hidden:

@@ -17,6 +17,7 @@ faster-whisper gives word timestamps only if the model's `generation_config.json
 the model has.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.export import ExportArguments
 from ..arguments.parser import parse_args
-from ..data import SAMPLING_RATE, decode_audio, load_speech_dataset
+from ..data import SAMPLING_RATE, Limits, decode_audio, filter_invalid_clips, load_speech_dataset
 from ..errors import UserError
 from ..evaluation.metrics import text_normalizer
 from ..export import ctranslate2, ggml, onnx
@@ -93,7 +94,8 @@ def load_clips(args: ExportArguments, processor: WhisperProcessor) -> list[Clip]
     window = processor.feature_extractor.chunk_length
     speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
     number = min(args.max_samples, len(speech))
-    rows = speech.select(range(number))
+    # a clip that can't be decoded is an error, which names it
+    rows = filter_invalid_clips(speech.select(range(number)), None, Limits(math.inf), on_bad_audio="error")
     clips = [Clip(row["clip"], decode_audio(row["audio"]), row["text"] or "") for row in rows]
     clips = [clip for clip in clips if len(clip.wave) <= window * SAMPLING_RATE]
     if len(clips) < number:

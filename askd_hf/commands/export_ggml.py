@@ -9,6 +9,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from ..arguments.export import ExportArguments
 from ..export.comparison import Transcripts
 from ..export.ggml import check_ggml, export_ggml, ggml_file, transcribe_whisper_cpp
+from ..models.generation_config import is_multilingual
 
 DEFAULT = "f16"
 
@@ -18,7 +19,11 @@ def convert(args: ExportArguments, model: WhisperForConditionalGeneration, proce
     quantization = args.quantization or DEFAULT
     check_ggml(model, processor, quantization)
     file = export_ggml(model, processor, args.output_dir, quantization)
-    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, whisper-cli -m {file} -nt -nfa -f speech.wav")
+    options = ""
+    if is_multilingual(model):  # whisper-cli takes speech as English without -l
+        options = f" -l {getattr(model.generation_config, 'language', None) or 'auto'}"
+        options += " -tr" if args.task == "translate" else ""
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, whisper-cli -m {file}{options} -nt -nfa -f speech.wav")
 
 
 def compare(

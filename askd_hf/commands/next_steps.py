@@ -11,6 +11,7 @@ from ..arguments import DataArguments, ModelArguments, SpeechSource
 from ..config import ASKDConfig
 from ..data.json_files import read_json
 from ..evaluation.comparison import EVALUATION
+from ..hub.figure import wer_names
 from ..hub.upload import CARD
 from ..training.checkpoint_lookup import checkpoint_directories
 
@@ -94,7 +95,7 @@ def better_step(log_history: list[dict[str, float]]) -> str | None:
 
     Of several evaluation sets, the first one counts.
     """
-    key = next((name for row in log_history for name in row if name.startswith("eval_") and name.endswith("wer")), "")
+    key = next(iter(wer_names(log_history)), "")
     evaluations = [(row[key], int(row["step"])) for row in log_history if key in row]
     if not evaluations or min(evaluations)[0] >= evaluations[-1][0]:
         return None

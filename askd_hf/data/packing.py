@@ -9,6 +9,7 @@ import numpy as np
 import soundfile
 
 from ..errors import UserError
+from .checks import Limits
 from .concatenation import fits, joined_row
 
 
@@ -17,12 +18,12 @@ class Packing:
     """Join clips of a stream with those that follow, as many as fit into the window.
 
     The clips have the same language and task, and have speech. Unlike those of `with_concatenated`, they aren't also
-    trained on one by one, so that fewer windows are encoded.
+    trained on one by one, so that fewer windows are encoded. Clips that the user's filters drop stay alone. The audio
+    is decoded by the collator: a clip that can't be decoded takes the others of its row with it.
     """
 
     probability: float  # that a row is joined with the next ones
-    window_seconds: float  # of the student. Joined clips leave 0.5 s of it free
-    max_label_length: int  # in label tokens
+    limits: Limits  # joined clips leave 0.5 s of the window free
     label_length: Callable[[Mapping[str, Any]], int]  # label tokens of a row
 
     def pack(self, rows: Iterable[dict[str, Any]], rng_key: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -49,17 +50,23 @@ class Packing:
             yield _join(waiting)
 
     def _fits(self, rows: list[dict[str, Any]]) -> bool:
-        return fits(rows, self.window_seconds, self.max_label_length)
+        tokens = int(min(self.limits.max_target_positions, self.limits.max_label_length))
+        return fits(rows, self.limits.chunk_length, tokens)
 
     def _with_lengths(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return a row with `duration` and `label_tokens`. None for one without speech, and an invalid one."""
+        """Return a row with `duration` and `label_tokens`; None for one that stays alone."""
         if row["no_speech"] or not (row["text"] or "").strip():
             return None
         duration = _duration(row["audio"])
+        if duration is None:
+            return None
         try:
-            return None if duration is None else {**row, "duration": duration, "label_tokens": self.label_length(row)}
+            tokens = self.label_length(row)
         except UserError:  # the collator reports it
             return None
+        if self.limits.filter_reason(duration, tokens) is not None:
+            return None
+        return {**row, "duration": duration, "label_tokens": tokens}
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -9,6 +9,12 @@ if TYPE_CHECKING:
 LOSSES = {"ce_loss": "labels (cross-entropy)", "teacher_loss": "teacher (T²·D)", "self_loss": "self (T²·D)"}
 
 
+def wer_names(log_history: list[dict[str, Any]]) -> list[str]:
+    """Return the keys of the word error rates in the logs, without the capped ones, in the order of the logs."""
+    names = dict.fromkeys(key for row in log_history for key in row if key.startswith("eval_"))
+    return [name for name in names if name.endswith("wer") and not name.endswith("capped_wer")]
+
+
 def write_run_figure(log_history: list[dict[str, Any]], path: Path) -> None:
     """Plot a run and save the figure.
 
@@ -19,7 +25,7 @@ def write_run_figure(log_history: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure  # takes a second, and few processes draw
 
     training = [row for row in log_history if "teacher_weight" in row]
-    names = sorted({key for row in log_history for key in row if key.startswith("eval_") and key.endswith("wer")})
+    names = sorted(wer_names(log_history))
     panels = 3 if names else 2
     # not pyplot, which has global state that the training process may use itself
     figure = Figure(figsize=(8, 2.5 * panels), layout="constrained")

@@ -167,6 +167,7 @@ def training_speech(
     cut_long = data_args.long_clips == "cut"
     splits = training_splits(data_args, collator, multilingual, mix_args.streaming, cut_long)
     _check_columns(mix_args, splits)
+    limits = training_limits(collator, data_args)
     if mix_args.streaming:
         # the languages in the rows of a stream aren't known in advance
         pairs = {(language_code(s.language) or "en", s.task or "transcribe") for s in sources} if multilingual else ()
@@ -180,18 +181,17 @@ def training_speech(
             None if no_speech_dataset is None else select_training_columns(to_iterable_dataset(no_speech_dataset)),
             mix_args.no_speech_probability,
             data_args.on_bad_audio,
-            packing=packing_of(mix_args, data_args, collator),
+            packing=packing_of(mix_args, limits, collator),
             process=config.process_index,
             processes=config.world_size,
         )
-    limits = training_limits(collator, data_args)
     with progress_bar(sum(map(len, splits)), "Checking training clips") as bar:
         checked = [
             validate_split("training", name, split, limits, data_args, report_to, collator, bar)
             for split, name in zip(splits, names, strict=True)
         ]
     if mix_args.concatenate_probability:
-        checked = [concatenated(split, mix_args, data_args, collator, seed) for split in checked]
+        checked = [concatenated(split, mix_args, limits, seed) for split in checked]
     speech = mix(checked, mix_args.dataset_probabilities, seed)
     spoken = sorted({pair for split in checked for pair in spoken_in(split)}) if multilingual else []
     no_speech_dataset = _negatives(mix_args, data_args, collator, spoken)

@@ -2,8 +2,9 @@
 
 from datasets import Dataset
 
-from ..arguments import DataArguments, MixArguments
+from ..arguments import MixArguments
 from ..data import SpeechCollator
+from ..data.checks import Limits
 from ..data.concatenation import with_concatenated
 from ..data.packing import Packing
 from ..data.soft_labels import has_soft_labels
@@ -11,24 +12,21 @@ from ..errors import UserError
 from ..evaluation.suites import with_speakers
 
 
-def packing_of(mix_args: MixArguments, data_args: DataArguments, collator: SpeechCollator) -> Packing | None:
+def packing_of(mix_args: MixArguments, limits: Limits, collator: SpeechCollator) -> Packing | None:
     """Return how clips of a stream are joined; None without `--concatenate_probability`."""
     if not mix_args.concatenate_probability:
         return None
-    longest = int(min(collator.config.max_target_positions, data_args.max_label_length))
-    window = collator.processor.feature_extractor.chunk_length
-    return Packing(mix_args.concatenate_probability, window, longest, lambda row: len(collator.label_ids(row)))
+    return Packing(mix_args.concatenate_probability, limits, lambda row: len(collator.label_ids(row)))
 
 
-def concatenated(
-    speech: Dataset, mix_args: MixArguments, data_args: DataArguments, collator: SpeechCollator, seed: int
-) -> Dataset:
+def concatenated(speech: Dataset, mix_args: MixArguments, limits: Limits, seed: int) -> Dataset:
     """Return a training set with the clips that `--concatenate_probability` joins."""
     if has_soft_labels(speech):
         raise UserError(
             "--concatenate_probability is not supported with a dataset of cached soft labels, which are of single "
             "clips: give the speech itself as --dataset, and --teacher_cache_dir"
         )
-    window = collator.processor.feature_extractor.chunk_length
-    longest = int(min(collator.config.max_target_positions, data_args.max_label_length))
-    return with_concatenated(with_speakers(speech), mix_args.concatenate_probability, window, longest, seed)
+    longest = int(min(limits.max_target_positions, limits.max_label_length))
+    return with_concatenated(
+        with_speakers(speech), mix_args.concatenate_probability, limits.chunk_length, longest, seed
+    )

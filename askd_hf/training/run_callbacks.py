@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import time
@@ -22,7 +23,14 @@ from ..hub.training_summary import has_lost_patience
 
 logger = logging.getLogger(__name__)
 
-EXCHANGED_EVERY = 8  # updates
+# On GPUs, which an exchange waits for, the processes of a run tell each other of a signal this seldom. The grace time
+# after SIGTERM is 30 s with Slurm, in which a checkpoint has to be written
+MOST_UPDATES, MOST_SECONDS = 8, 2.0
+
+
+def updates_between_exchanges(seconds: float) -> int:
+    """Return the number of updates until the next exchange, for the seconds that an update takes."""
+    return max(1, min(MOST_UPDATES, math.floor(MOST_SECONDS / seconds)))
 
 
 class StopGracefullyCallback(TrainerCallback):
@@ -38,6 +46,8 @@ class StopGracefullyCallback(TrainerCallback):
         self.requested = False
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
+        self._next_exchange = 0  # update after which the processes tell each other of a signal
+        self._last_exchange: tuple[int, float] | None = None  # update, time
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -49,6 +59,7 @@ class StopGracefullyCallback(TrainerCallback):
 
     def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self.stopped = self.requested = False
+        self._next_exchange, self._last_exchange = 0, None
         self._process = os.getpid()
         try:
             self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -58,17 +69,27 @@ class StopGracefullyCallback(TrainerCallback):
     def on_step_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         requested = self.requested
         if args.world_size > 1:  # all processes must stop at the same update
-            # they exchange it seldom on GPUs, which are waited for
-            if args.device.type != "cpu" and state.global_step % EXCHANGED_EVERY:
+            if state.global_step < self._next_exchange:
                 return
-            flag = torch.tensor(int(requested), device=args.device)
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            requested = bool(flag.item())
+            requested = self._exchange(args, state.global_step)
         if requested and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True
             control.should_evaluate = False
             control.should_training_stop = True
+
+    def _exchange(self, args: ASKDConfig, step: int) -> bool:
+        """Return whether any process has got a signal, and set the update of the next exchange, the same for all."""
+        now = time.monotonic()
+        last_step, last_time = self._last_exchange or (step, now)
+        seconds = (now - last_time) / max(step - last_step, 1) or math.inf
+        self._last_exchange = step, now
+        values = torch.tensor([float(self.requested), seconds], device=args.device)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        requested, seconds = values.tolist()
+        seldom = args.device.type != "cpu"
+        self._next_exchange = step + (updates_between_exchanges(seconds) if seldom else 1)
+        return bool(requested)
 
     def on_epoch_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         if self.stopped:

@@ -47,6 +47,7 @@ import transformers
 from steps import Batch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
+from utilization import count_flops, count_waits
 
 from askd_hf import init_student
 from askd_hf.arguments.parser import parse_args
@@ -91,6 +92,13 @@ class BenchmarkArguments:
         metadata={"help": "Trainer's torch.compile of the student, in the variants b to f."},
     )
     attn_implementation: str = field(default="sdpa", metadata={"help": "Attention: sdpa, eager, flash_attention_2."})
+    peak_tflops: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak of the device in its dtype in 10^12 operations per second, such as 989 for an H200 in "
+            "bfloat16: for the share of it that each variant reaches."
+        },
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU although there is a GPU."})
     sweep: Literal["batch", "labels", "vocabulary", "decoder_layers", "clips"] | None = field(
         default=None,
@@ -198,6 +206,7 @@ def main() -> None:
         report["label_tokens"] = [(batch["labels"] != -100).sum(1).tolist() for batch in bench.batches]
         report["variants"] = measure(bench, args.variants, with_memory=True)
         print_comparison(report["variants"])
+        print_utilization(report["variants"], report["label_tokens"], args.peak_tflops)
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
@@ -256,6 +265,11 @@ def measure(bench: Bench, names: list[str], with_memory: bool) -> dict[str, dict
             batch = columns_for(name, bench, longest)
             results[name]["peak_bytes"] = peak_bytes(lambda: update[name](batch), args.device)  # noqa: B023
             results[name]["held_bytes"] = steps.held_bytes(update[name].held())
+            results[name]["waits"] = count_waits(lambda: update[name](batch), args.device)  # noqa: B023
+            results[name]["flops"] = [
+                count_flops(lambda: update[name](columns_for(name, bench, i)))  # noqa: B023
+                for i in range(len(bench.batches))
+            ]
     return results
 
 
@@ -294,6 +308,21 @@ def print_comparison(results: dict[str, dict[str, Any]]) -> None:
         rows.append([*row, megabytes(result["held_bytes"]), megabytes(result["peak_bytes"])])
     steps.print_table(heads, rows)
     print("(x a: times as fast as a; / g: times the floor; in a step: more than is held, at its peak)")
+
+
+def print_utilization(
+    results: dict[str, dict[str, Any]], label_tokens: list[list[int]], peak_tflops: float | None
+) -> None:
+    """Print what each variant makes of the device, at the mean batch and the median time."""
+    tokens = statistics.mean(map(sum, label_tokens))
+    rows = []
+    for name, result in results.items():
+        seconds, flops = statistics.median(result["seconds"]), statistics.mean(result["flops"])
+        tflops = flops / seconds / 1e12
+        share = f"{100 * tflops / peak_tflops:.1f}" if peak_tflops else "n/a"
+        waits = "n/a" if result["waits"] is None else str(result["waits"])
+        rows.append([name, f"{tokens / seconds:,.0f}", f"{flops / 1e9:,.0f}", f"{tflops:.3f}", share, waits])
+    steps.print_table(["", "label tokens per s", "GFLOP", "TFLOP/s", "% of the peak", "waits for the GPU"], rows)
 
 
 def megabytes(number: int | None) -> str:

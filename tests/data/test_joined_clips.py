@@ -201,11 +201,15 @@ def test_runs_with_joined_clips_and_without_share_a_teacher_cache(monkeypatch, c
 
 # ---- streams ----
 
+LIMITS = Limits(1.0, 64)
 
-def packed(folder: Path, probability: float, **options) -> tuple[SpeechCollator, SpeechStream]:
-    collator = SpeechCollator(make_processor(), make_whisper(make_processor()).config, limits=Limits(1.0, 64))
+
+def packed(
+    folder: Path, probability: float, limits: Limits = LIMITS, **options
+) -> tuple[SpeechCollator, SpeechStream]:
+    collator = SpeechCollator(make_processor(), make_whisper(make_processor()).config, limits=limits)
     rows = select_training_columns(to_iterable_dataset(load_speech_dataset(str(folder), None, "train")))
-    packing = Packing(probability, 1.0, 64, lambda row: len(collator.label_ids(row)))
+    packing = Packing(probability, limits, lambda row: len(collator.label_ids(row)))
     return collator, SpeechStream([rows], packing=packing, seed=3, **options)
 
 
@@ -247,6 +251,22 @@ def test_a_stream_does_not_join_what_differs_or_is_broken(folder, tmp_path):
     clips = [row["clip"] for row in rows]
     found = [row["clip"] for row in stream.packing.pack(rows, (0,))]
     assert found == clips
+
+
+def test_filters_are_those_of_the_clips_that_are_joined(folder):
+    single = epoch_of(packed(folder, 0.0)[1])
+    durations = {row["clip"]: soundfile.info(row["audio"]["path"]).duration for row in single}
+    low, high = np.quantile([*durations.values()], [0.2, 0.8])
+    limits = replace(LIMITS, min_duration_in_seconds=low, max_duration_in_seconds=high)
+    collator, stream = packed(folder, 1.0, limits)
+    kept = {parts(row)[0] for row in single if low <= durations[row["clip"]] <= high}
+    rows = epoch_of(stream)
+    batch = collator(rows)
+    skipped = {name for name, _, invalid in batch["skipped"] if not invalid}
+    assert skipped == {clip for clip, seconds in durations.items() if not low <= seconds <= high}
+    trained_on = [part for row in rows if row["clip"] not in skipped for part in parts(row)]
+    assert len(trained_on) == len(kept) and {*trained_on} == kept
+    assert any(len(parts(row)) > 1 for row in rows)
 
 
 def test_a_bad_clip_of_a_joined_one_is_named(folder, tmp_path):
