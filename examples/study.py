@@ -154,7 +154,6 @@ def make_cells(plan: Plan, directory: Path) -> list[Cell]:
         cell = Cell(teacher, student, training, method, seed)
         cell.options = {
             "encoder_cache_dir": str(directory / "cache" / "encoder"),
-            "teacher_cache_dir": str(directory / "cache" / "-".join((teacher, student, training))),
             "compare": "False",
             "save_total_limit": "1",
             **plan.options,
@@ -165,9 +164,19 @@ def make_cells(plan: Plan, directory: Path) -> list[Cell]:
             "seed": str(seed),
             "output_dir": str(directory / "runs" / cell.name),
         }
+        labels = "-".join((teacher, student, training, f"temperature {temperature_of(cell.options)}"))
+        cell.options.setdefault("teacher_cache_dir", str(directory / "cache" / labels))
         cell.options.pop("in_domain", None)
         cells.append(cell)
     return cells
+
+
+def temperature_of(options: Options) -> str:
+    """Return the temperature of the teacher's labels, for which they are cached."""
+    from askd_hf.schedule import PRESETS
+
+    preset = options.get("preset", "askd")  # a wrong one is found by `check_cells`
+    return options.get("temperature") or format(PRESETS.get(preset, {}).get("temperature", 1.0), "g")
 
 
 def check_cells(cells: list[Cell], evaluation: dict[str, Options]) -> None:
