@@ -182,6 +182,11 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     )
     save_strategy: str = HfArg(default="epoch", help="When to save checkpoints: no, steps, epoch, best.")
     save_total_limit: int | None = HfArg(default=2, help="Maximum number of checkpoints to keep.")
+    resume_from_checkpoint: str | None = HfArg(
+        default=None,
+        help="Checkpoint to resume from: a directory; last, for the last complete one in --output_dir; or auto, which "
+        "is last, or a start if there is none yet.",
+    )
     logging_steps: float = HfArg(default=25, help="Log every this many steps; below 1 a fraction of the run.")
     logging_nan_inf_filter: bool = HfArg(
         default=False,

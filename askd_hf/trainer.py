@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import ProcessorMixin, Seq2SeqTrainer, WhisperForConditionalGeneration
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
@@ -334,6 +335,7 @@ class ASKDTrainer(Seq2SeqTrainer):
             # before Trainer writes trainer_state.json, which completes a checkpoint
             if self.args.should_save:
                 directory.mkdir(parents=True, exist_ok=True)
+                (directory / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of a run that was resumed before this step
                 self.blend.save(directory)
                 self.skipped.save(directory, skipped)
             super()._save_checkpoint(model, trial)

@@ -1,5 +1,6 @@
 """Two nodes, each with a disk of its own: distilling with both caches, killed and resumed; the other commands."""
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def test_nodes_without_a_shared_disk_fill_a_cache_each_and_resume(
     options += ["--per_device_train_batch_size", str(8 // processes)]
     ended = launch(processes, script, *options, nodes=whole)
     assert ended.returncode == 0, ended.stderr[-3000:]
+    if processes == 2:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     saved = nodes[0] / "run" / "checkpoint-2" / "trainer_state.json"
     killed = launch(processes, script, *options, nodes=nodes, until=saved.exists)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
@@ -50,9 +53,29 @@ def test_nodes_without_a_shared_disk_fill_a_cache_each_and_resume(
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     else:
         options += ["--resume_from_checkpoint", "last"]
-    ended = launch(processes, script, *options, nodes=nodes)
+    ended = launch(processes, script, *options, "--compare", "True", nodes=nodes)
     assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count(" WER, % ") == 1  # the first process compares the models, alone
     keys = [cached_keys(disk) for disk in (*whole, *nodes)]
     assert len(keys[0]) == 16 + 6 and all(sorted({*of_disk}) == of_disk == keys[0] for of_disk in keys)
     assert list(nodes[1].glob("run/checkpoint-*/model.safetensors"))  # a copy
     assert_equal(whole[0], nodes[0])
+
+
+@pytest.mark.slow
+def test_a_node_with_an_empty_disk_joins_a_run_whose_encoder_was_recovered(teacher_dir, speech_dir, tmp_path):
+    script, nodes = SCRIPTS / "distill.py", disks(tmp_path / "nodes")
+    more = ("--encoder_layers", "0,", "--encoder_recovery_epochs", "1", "--per_device_train_batch_size", "4")
+    options = distill_options(teacher_dir, speech_dir, "run", *EVERY_STEP.split(), *more)
+    saved = nodes[0] / "run" / "checkpoint-2" / "trainer_state.json"
+    killed = launch(2, script, *options, nodes=nodes, until=saved.exists)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    shutil.rmtree(nodes[1])
+    nodes[1].mkdir()
+    ended = launch(2, script, *options, "--resume_from_checkpoint", "last", nodes=nodes)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    # in a new run, the recovered encoder that is left on the second node isn't taken
+    options[options.index("run")] = "again"
+    shutil.copytree(nodes[1] / "run" / "encoder_recovery", nodes[1] / "again" / "encoder_recovery")
+    ended = launch(2, script, *options, nodes=nodes)
+    assert ended.returncode == 0, ended.stderr[-3000:]

@@ -203,6 +203,7 @@ def test_a_compiled_run_is_the_same_run(tmp_path, deep_teacher):
     for compiled in ({}, dict(torch_compile=True, torch_compile_backend="eager")):
         counters.clear()
         runs.append(make_trainer(tmp_path, deep_teacher, student, evaluation, **changes, **compiled))
+        assert (runs[-1].teacher._compiled_call_impl is not None) == bool(compiled)
         runs[-1].train()
         assert (counters["stats"]["unique_graphs"] > 0) == bool(compiled)
     plain, compiled = (

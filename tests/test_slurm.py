@@ -5,7 +5,6 @@ import shlex
 import stat
 import subprocess
 
-import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from scripts import ROOT
 
@@ -20,8 +19,7 @@ def test_accelerate_reads_the_configuration():
     assert (config.num_machines, config.num_processes, config.distributed_type.value) == (2, 16, "MULTI_GPU")
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_the_job_starts_a_launcher_per_node_and_resumes(tmp_path, stopped):
+def test_the_job_starts_a_launcher_per_node_and_resumes(tmp_path):
     """srun, scontrol and accelerate are replaced by scripts that print what they get."""
     programs = {
         "scontrol": "echo node7; echo node8",
@@ -33,8 +31,6 @@ def test_the_job_starts_a_launcher_per_node_and_resumes(tmp_path, stopped):
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"#!/usr/bin/env bash\n{text}\n")
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    if stopped:
-        (tmp_path / "runs" / "large-v3" / "checkpoint-500").mkdir(parents=True)
     environment = os.environ | dict(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", SLURM_JOB_NODELIST="node[7-8]")
     command = ["bash", str(SLURM / "distill.sbatch")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
@@ -43,5 +39,5 @@ def test_the_job_starts_a_launcher_per_node_and_resumes(tmp_path, stopped):
     assert words[3:9] == ["--machine_rank", "1", "--main_process_ip", "node7", "--main_process_port", "29500"]
     assert words[9:12] == ["-m", "askd_hf.commands.main", "distill"]
     *_, config = parse_args(options_of("distill"), words[12:])
-    assert config.resume_from_checkpoint == ("last" if stopped else None)
+    assert config.resume_from_checkpoint == "auto"
     assert config.output_dir == "runs/large-v3"

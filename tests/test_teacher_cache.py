@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from models import make_whisper
-from processes import launch_two, run_there
+from processes import launch_two, run_there, start
 from scripts import ROOT
 from soft_labels import BATCH, CLIPS, PART_CLIPS, TEMPERATURE, TOP_K, label, settings, speech, transcribed_by
 from speech import write_speech
@@ -28,6 +28,9 @@ from askd_hf.data import (
     teacher_cache,
 )
 from askd_hf.data.columns import replace_column
+from askd_hf.data.concatenation import with_concatenated
+from askd_hf.data.locks import locked
+from askd_hf.data.shared_disk import locked_for
 from askd_hf.data.soft_labels import SOFT_LABEL_COLUMNS, SOFT_LABEL_FEATURES, check_soft_labels, teacher_settings
 from askd_hf.data.teacher_cache import cache_teacher
 from askd_hf.errors import UserError
@@ -279,6 +282,33 @@ def test_a_pass_that_was_killed_goes_on(teacher, collator, folder, clips, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "whole", "speech"}
 
 
+def test_a_killed_pass_goes_on_with_joined_clips_and_then_without(
+    teacher, collator, folder, clips, tmp_path, small_parts
+):
+    done = run_there(RUN, folder, tmp_path / "cache", "labelling")
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    joined = with_concatenated(clips, 0.5, 2.5, 20, seed=0)
+    sizes = transcribed_by(teacher)
+    labeled = label(tmp_path / "cache", joined, collator, teacher)
+    assert sum(sizes) == len(joined) - 2 * BATCH and len(joined) > CLIPS
+    assert_plain(labeled.select(range(CLIPS)), teacher, collator)
+    assert labeled["joined_keys"][:] == joined["joined_keys"][:]
+    sizes.clear()
+    assert_plain(label(tmp_path / "cache", clips, collator, teacher), teacher, collator)
+    assert sizes == []
+
+
+def test_parts_with_other_columns_are_named_before_the_teacher_runs(
+    teacher, collator, folder, clips, tmp_path, small_parts
+):
+    run_there(RUN, folder, tmp_path / "cache", "labelling")
+    before = sorted(tmp_path.rglob("*"))
+    sizes = transcribed_by(teacher)
+    with pytest.raises(UserError, match=r"cache.unfinished has clips of an interrupted run, with other columns"):
+        label(tmp_path / "cache", replace_column(clips, "speaker", ["x"] * CLIPS), collator, teacher)
+    assert sizes == [] and sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("where", ["saving", "cleaning up"])
 def test_a_pass_that_was_killed_while_it_saved_goes_on(teacher, collator, folder, clips, tmp_path, small_parts, where):
     label(tmp_path / "cache", clips.select(range(3)), collator, teacher)
@@ -327,18 +357,61 @@ def test_parts_of_another_teacher_are_not_taken(processor, teacher, collator, fo
         label(tmp_path / "cache", clips, collator, teacher)
 
 
-def test_a_second_run_on_a_directory_in_use_is_refused(teacher, collator, clips, tmp_path):
+def test_a_second_run_waits_for_the_first_and_takes_its_labels(teacher, collator, folder, clips, tmp_path):
     """It starts when the first one has begun and asks for its teacher."""
+    started = []
 
     def load_teacher():
-        message = r"cache\.unfinished is in use by another run: wait until it finishes, or stop it"
-        with pytest.raises(UserError, match=message):
-            label(tmp_path / "cache", clips, collator, teacher)
+        started.append(start(RUN, folder, tmp_path / "cache"))
+        started[0].wait_until(lambda: "cache.unfinished is in use by another run: waiting" in started[0].printed())
         return teacher
 
     first = cache_teacher(load_teacher, settings(teacher), clips, collator, tmp_path / "cache", batch_size=BATCH)
     assert_plain(first, teacher, collator)
+    ended = started[0].ended()
+    assert ended.returncode == 0 and "process 0: 0 clips" in ended.stdout, ended.stderr[-3000:]
     assert rows(label(tmp_path / "cache", clips, collator, teacher)) == rows(first)
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "speech"}
+
+
+def test_rows_that_another_run_adds_before_this_one_writes_are_kept(
+    monkeypatch, teacher, collator, clips, tmp_path, small_parts
+):
+    """The other run begins after this one has looked what is missing, and ends before it writes."""
+    half, locks = clips.select(range(CLIPS // 2)), []
+
+    def locked_late(*arguments):
+        if not locks:
+            locks.append(arguments)
+            label(tmp_path / "cache", half, collator, teacher)
+        return locked_for(*arguments)
+
+    monkeypatch.setattr(teacher_cache, "locked_for", locked_late)
+    sizes = transcribed_by(teacher)
+    rest = clips.select(range(2, CLIPS))
+    assert_plain(label(tmp_path / "cache", rest, collator, teacher), teacher, collator)
+    assert sum(sizes) == CLIPS
+    assert sorted(load_from_disk(tmp_path / "cache")["clip"]) == sorted(clips["clip"])
+
+
+def test_a_run_that_begins_while_the_parts_are_removed_is_not_in_the_way(
+    monkeypatch, teacher, collator, clips, tmp_path
+):
+    remove, begun = shutil.rmtree, []
+
+    def remove_slowly(path, *args, **options):
+        if path.exists() and path.parent == tmp_path:
+            begun.append(path)
+            with locked(tmp_path / "cache.unfinished"):
+                pass
+        remove(path, *args, **options)
+
+    monkeypatch.setattr(teacher_cache.shutil, "rmtree", remove_slowly)
+    label(tmp_path / "cache", clips, collator, teacher)
+    monkeypatch.undo()
+    assert len(begun) == 1
+    other = label(tmp_path / "cache", clips, collator, teacher)
+    assert_plain(other, teacher, collator)
 
 
 def test_two_processes_label_half_each(teacher, collator, folder, clips, tmp_path, small_parts):

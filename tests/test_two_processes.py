@@ -1,4 +1,4 @@
-"""What a run in two processes has in common with one in a single process, and how it is interrupted and resumed."""
+"""What a run in two or four processes has in common with one in a single process; interrupted and resumed runs."""
 
 import json
 from collections.abc import Callable
@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from models import make_processor
-from processes import launch_two
+from processes import launch, launch_two
 from scripts import ROOT
 from training import NAMES, Clips, answer_right, collate, history, make_trainer
 
 from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.training.checkpoint_lookup import checkpoints
 
+RUN = ROOT / "tests" / "support" / "distributed_run.py"
 HALVED = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2)
 ADAPTIVE = dict(preset="askd", teacher_schedule="adaptive", adaptive_window=2, clips=180)  # 9 are held out
 HIDDEN = dict(
@@ -32,7 +33,7 @@ RUNS = {
 def launched(tmp_path_factory) -> Path:
     """The directory of all runs in two processes: one launch, of which imports are the longest part."""
     directory = tmp_path_factory.mktemp("two")
-    done = launch_two(ROOT / "tests" / "support" / "distributed_run.py", directory, json.dumps(RUNS))
+    done = launch_two(RUN, directory, json.dumps(RUNS))
     assert done.returncode == 0, done.stderr[-3000:]
     return directory
 
@@ -61,6 +62,26 @@ def test_two_processes_give_the_trajectory_and_the_evaluation_of_one(tmp_path, t
     for name in ("eval_loss", "eval_wer", "eval_cer"):
         assert two["metrics"][name] == pytest.approx(metrics[name], rel=1e-5), name
     assert metrics["eval_wer"] > 0.0 and metrics["eval_cer"] > 0.0
+
+
+@pytest.mark.slow
+def test_four_processes_give_the_trajectory_and_the_evaluation_of_one(tmp_path, teacher, student):
+    runs = {"adaptive": ADAPTIVE | dict(per_device_train_batch_size=1, gradient_accumulation_steps=2)}
+    runs["hidden"] = HIDDEN | dict(per_device_train_batch_size=2)
+    done = launch(4, RUN, tmp_path / "four", json.dumps(runs))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, changes in dict(adaptive=ADAPTIVE, hidden=HIDDEN).items():
+        one = in_one(tmp_path / name, teacher, student, **changes)
+        answer_right(one, clips=3)
+        metrics = one.evaluate()
+        for process in range(4):
+            seen = json.loads((tmp_path / "four" / name / f"{process}.json").read_text())
+            torch.testing.assert_close(torch.tensor(seen["history"]), history(one, *NAMES), rtol=1e-4, atol=1e-6)
+            same = {key for key in metrics if key.endswith(("loss", "_wer", "_cer"))}
+            assert len(same) >= (3 if name == "adaptive" else 2)
+            assert {key: seen["metrics"][key] for key in same} == pytest.approx(
+                {key: metrics[key] for key in same}, rel=1e-4
+            )
 
 
 def test_two_processes_have_the_hidden_state_loss_of_one(tmp_path, teacher, student, seen):

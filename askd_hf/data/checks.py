@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -17,7 +18,7 @@ from datasets import Dataset
 from ..errors import UserError
 from ..progress import Bar, progress_bar
 from .audio_checks import AudioInfo, audio_infos
-from .columns import replace_column
+from .columns import iterate_rows, replace_column
 from .labels import timestamp_error
 from .markup import markup_error
 from .speaking_rate import speaking_rate_error
@@ -151,10 +152,11 @@ def filter_invalid_clips(
     if processes > 1:
         found = _joined(gather_object([found]))
     invalid, filtered = found.invalid, found.filtered
-    validated = replace_column(dataset, "duration", found.durations)
+    # arrays, as `datasets` would pickle lists for the fingerprint
+    validated = replace_column(dataset, "duration", pa.array(found.durations, pa.float64()))
     if tokenize is not None:
-        validated = replace_column(validated, "label_tokens", found.label_lengths)
-    validated = replace_column(validated, "audio_key", found.keys)
+        validated = replace_column(validated, "label_tokens", pa.array(found.label_lengths, pa.int64()))
+    validated = replace_column(validated, "audio_key", pa.array(found.keys, pa.string()))
     if not invalid and not filtered:
         return validated
     _report(invalid, filtered, dataset, on_bad_audio, report_file, split)
@@ -179,7 +181,7 @@ def _check_rows(
     limits: Limits,
 ) -> _Checked:
     found = _Checked([info.duration for info in infos], [info.key for info in infos])
-    for number, (info, row) in enumerate(zip(infos, rows, strict=True)):
+    for number, (info, row) in enumerate(zip(infos, iterate_rows(rows), strict=True)):
         tokens, reason = None, None
         try:
             tokens = None if tokenize is None else len(tokenize(row | {"text": row["text"] or ""}))

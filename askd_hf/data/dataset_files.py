@@ -12,6 +12,7 @@ from datasets.config import DATASET_STATE_JSON_FILENAME
 from datasets.fingerprint import generate_random_fingerprint
 
 from ..progress import hide_datasets_bars
+from .columns import with_features
 from .json_files import read_json, write_json
 
 
@@ -23,22 +24,25 @@ def add_files(stored: Dataset | None, parts: list[Path], directory: Path) -> Non
 
     Args:
         stored: the rows of `directory`, with the columns of the parts. None if the directory is empty or missing.
-        parts: datasets of `save_to_disk`, with equal columns.
+        parts: datasets of `save_to_disk`. A column that one of them lacks is None in its rows.
     """
-    features = load_from_disk(str(parts[0])).features
-    if stored is not None and has_columns(directory, features):
+    rows = [load_from_disk(str(part)) for part in parts]
+    features = rows[0].features
+    equal = all(part.features == features for part in rows)
+    if equal and stored is not None and has_columns(directory, features):
         _add(parts, directory)
         return
     saving, old = directory.with_name(f"{directory.name}.saving"), replaced(directory)
     shutil.rmtree(saving, ignore_errors=True)
-    if stored is None:
+    if equal and stored is None:
         shutil.copytree(parts[0], saving, ignore=lambda *_: _data_files(parts[0]))
         write_json(saving / DATASET_STATE_JSON_FILENAME, _state(parts[0]) | {"_data_files": []})
         _add(parts, saving)
     else:
+        rows = [*([] if stored is None else [stored]), *rows]
+        features = Features({name: feature for part in rows for name, feature in part.features.items()})
         with hide_datasets_bars():
-            rows = [load_from_disk(str(part)) for part in parts]
-            concatenate_datasets([stored, *rows]).save_to_disk(str(saving))
+            concatenate_datasets([with_features(part, features) for part in rows]).save_to_disk(str(saving))
     if directory.exists():
         shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed before the last line
         directory.rename(old)

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from ..errors import UserError
-from .columns import replace_column
+from .columns import iterate_rows, replace_column
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def with_language(
     if isinstance(dataset, IterableDataset):
         columns = Features(dict(dataset.features) | {column: Value("string") for column in fixed})
         return dataset.map(normalize, features=columns)
-    rows = dataset.select_columns(list(features)) if features else [{}] * len(dataset)
+    rows = iterate_rows(dataset.select_columns(list(features))) if features else [{}] * len(dataset)
     values = [normalize(row) for row in rows]
     if "task" in features and values and not any(row["task"] in TASKS for row in values):
         raise UserError(

@@ -1,15 +1,23 @@
 """Find out which processes of a distributed run share a disk, and lock a directory for all of them."""
 
 import contextlib
+import logging
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import SystemRandom
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..errors import UserError, disk_errors
 from .locks import locked
+
+logger = logging.getLogger(__name__)
+
+PAUSE = (0.2, 1.0)  # seconds between two attempts to lock a directory, at random
 
 
 def processes_sharing(directory: Path) -> list[int]:
@@ -33,22 +41,38 @@ def processes_sharing(directory: Path) -> list[int]:
     return sorted(found | {process.process_index})
 
 
+def of_main_process(value: Any) -> Any:
+    """Return the value of the main process, in all processes. All must call it."""
+    return value if PartialState().num_processes == 1 else broadcast_object_list([value])[0]
+
+
 @contextlib.contextmanager
 def locked_for(directory: Path, processes: list[int]) -> Iterator[None]:
-    """Lock a directory for these processes. All processes of the run must call it, each with those it shares it with.
+    """Lock a directory for these processes. While another run has locked it, wait.
 
-    Raises `UserError` in all processes if another run has locked one of the directories.
+    All processes of the run must call it, each with those it shares its directory with. They wait as long as one of
+    the directories is locked, and hold none of the others meanwhile: two runs on several nodes don't wait for each
+    other.
     """
-    process = PartialState()
-    with contextlib.ExitStack() as stack:
-        problem = None
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            if process.process_index == processes[0]:
-                stack.enter_context(locked(directory))
-        except UserError as error:
-            problem = str(error)
-        problems = [problem] if process.num_processes == 1 else gather_object([problem])
-        if found := next(filter(None, problems), None):
-            raise UserError(found)
-        yield
+    process, waits = PartialState(), False
+    while True:
+        with contextlib.ExitStack() as stack:
+            is_free = process.process_index != processes[0] or _lock(directory, stack)
+            if process.num_processes > 1:
+                is_free = all(gather_object([is_free]))
+            if is_free:
+                yield
+                return
+        if process.is_main_process and not waits:
+            logger.warning("%s is in use by another run: waiting until it has finished or is stopped", directory)
+        waits = True
+        time.sleep(SystemRandom().uniform(*PAUSE))
+
+
+def _lock(directory: Path, stack: contextlib.ExitStack) -> bool:
+    """Return whether the directory could be locked until `stack` is closed."""
+    try:
+        stack.enter_context(locked(directory))
+    except (UserError, FileNotFoundError):  # it is locked, or was just removed
+        return False
+    return True

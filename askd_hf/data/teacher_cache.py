@@ -1,9 +1,10 @@
 """Compute the teacher's soft labels once and save them with the dataset: training then needs no teacher."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -51,8 +52,9 @@ def cache_teacher(
     """Return the rows of the dataset with soft labels from `directory`; missing ones are computed first.
 
     `directory` is a dataset of `save_to_disk` with all rows that were ever cached there, including their audio. New
-    rows are added as further files. An interrupted pass resumes where it stopped. The processes that share the disk
-    compute a part each; without a shared disk each node computes all.
+    rows are added as further files. An interrupted pass resumes where it stopped. While another run adds rows, this
+    one waits, and takes what it added. The processes that share the disk compute a part each; without a shared disk
+    each node computes all.
 
     Args:
         load_teacher: returns the teacher on its device, in its working dtype. Called only if soft labels are missing.
@@ -64,20 +66,15 @@ def cache_teacher(
         num_workers: number of processes that decode audio; 0 for the current one.
 
     Raises:
-        UserError: `directory` has soft labels of another teacher, temperature or k, or other columns; another run is
-            writing there; or the disk is full.
+        UserError: `directory` has soft labels of another teacher, temperature or k, or other columns; or
+            the disk is full.
     """
     directory, process = Path(directory), PartialState()
     sharing = processes_sharing(directory.absolute().parent)
-    is_first = process.process_index == sharing[0]
-    if is_first:
-        _finish_renaming(directory)
-    process.wait_for_everyone()
-    stored, dataset = _with_equal_columns(_open(directory, settings), without_soft_labels(dataset), directory)
+    is_first, unfinished = process.process_index == sharing[0], _unfinished(directory)
+    dataset = without_soft_labels(dataset)
     keys = label_keys(dataset, collator)
-    stored_keys = set() if stored is None else set(stored[KEY_COLUMN][:])
-    # each key once, and the same for all processes of a disk: nothing is saved before all have finished
-    missing = {key: row for row, key in enumerate(keys) if key not in stored_keys}
+    stored, dataset, missing = _missing(directory, settings, dataset, keys)
     if is_first:
         top_k = json.loads(settings)["top_k"]
         print(
@@ -86,9 +83,10 @@ def cache_teacher(
             flush=True,
         )
         _check_disk_space(directory, _space(directory, dataset, len(set(keys)), missing, top_k))
-    if any([bool(missing)] if process.num_processes == 1 else gather_object([bool(missing)])):
-        unfinished = _unfinished(directory)
-        with disk_errors(f"--teacher_cache_dir {directory}"), locked_for(unfinished, sharing):
+    if _in_any_process(bool(missing) or _was_killed_while_renaming(directory)):
+        with _writing(directory, sharing):
+            # again, as another run may have added rows
+            stored, dataset, missing = _missing(directory, settings, dataset, keys)
             share = list(missing.items())[sharing.index(process.process_index) :: len(sharing)]
             if share:
                 _compute_parts(
@@ -96,15 +94,55 @@ def cache_teacher(
                 )
             process.wait_for_everyone()
             if is_first:
+                stored_keys = set() if stored is None else set(stored[KEY_COLUMN][:])
                 # skip parts that were added by a process which was killed before it removed them
-                parts = _parts(unfinished, settings).items()
+                parts = _parts(unfinished, settings, dataset.features).items()
                 if new := [path for path, part in parts if not stored_keys.issuperset(part[KEY_COLUMN][:])]:
                     add_files(stored, new, directory)
-                shutil.rmtree(unfinished)
             process.wait_for_everyone()
-        stored = with_current_names(load_from_disk(str(directory)))
+            stored = with_current_names(load_from_disk(str(directory)))
     rows = {key: row for row, key in enumerate(stored[KEY_COLUMN][:])}
     return stored.select([rows[key] for key in keys], keep_in_memory=True)
+
+
+def _in_any_process(condition: bool) -> bool:
+    """Return whether the condition holds in any process. All processes must call it."""
+    return condition if PartialState().num_processes == 1 else any(gather_object([condition]))
+
+
+def _missing(
+    directory: Path, settings: str, dataset: Dataset, keys: list[str]
+) -> tuple[Dataset | None, Dataset, dict[str, int]]:
+    """Return the saved rows, the dataset with their columns, and the row of each key that isn't saved.
+
+    Each key is there once, in the same order in all processes.
+    """
+    stored, dataset = _with_equal_columns(_open(directory, settings), dataset, directory)
+    stored_keys = set() if stored is None else set(stored[KEY_COLUMN][:])
+    return stored, dataset, {key: row for row, key in enumerate(keys) if key not in stored_keys}
+
+
+@contextlib.contextmanager
+def _writing(directory: Path, sharing: list[int]) -> Iterator[None]:
+    """Let no other run write to the cache, and remove the parts at the end. While another run is writing, wait.
+
+    All processes must call it.
+    """
+    process, unfinished = PartialState(), _unfinished(directory)
+    removed = directory.with_name(f"{directory.name}.removed")
+    with disk_errors(f"--teacher_cache_dir {directory}"), locked_for(unfinished, sharing):
+        if process.process_index == sharing[0]:
+            shutil.rmtree(removed, ignore_errors=True)
+            if _was_killed_while_renaming(directory):
+                replaced(directory).rename(directory)
+        process.wait_for_everyone()
+        yield
+        process.wait_for_everyone()
+        if process.process_index == sharing[0]:
+            # the lock is in the directory: another run that starts now makes a new one, and isn't in the way
+            unfinished.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
+        process.wait_for_everyone()
 
 
 def teacher_cache_space(
@@ -118,7 +156,7 @@ def teacher_cache_space(
     """
     directory = Path(directory)
     stored, dataset = _with_equal_columns(_open(directory, settings), without_soft_labels(dataset), directory)
-    unfinished = _parts(_unfinished(directory), settings)
+    unfinished = _parts(_unfinished(directory), settings, dataset.features)
     done = {
         key for part in (*unfinished.values(), *([] if stored is None else [stored])) for key in part[KEY_COLUMN][:]
     }
@@ -142,7 +180,7 @@ def _compute_parts(
 ) -> None:
     """Compute soft labels for the clips `(key, row)` missing in `unfinished`, and save parts of `PART_CLIPS` clips."""
     options = json.loads(settings)
-    done = {key for part in _parts(unfinished, settings).values() for key in part[KEY_COLUMN][:]}
+    done = {key for part in _parts(unfinished, settings, dataset.features).values() for key in part[KEY_COLUMN][:]}
     share = [(key, row) for key, row in share if key not in done]
     clips = dataset.select([row for _, row in share], keep_in_memory=True)
     columns: dict[str, list] = {name: [] for name in SOFT_LABEL_COLUMNS}
@@ -195,12 +233,24 @@ def _write_part(clips: Dataset, columns: dict[str, list], unfinished: Path) -> N
     saving.rename(part)
 
 
-def _parts(unfinished: Path, settings: str) -> dict[Path, Dataset]:
-    """Load the parts of interrupted passes by directory. Raise `UserError` if their settings differ."""
+def _parts(unfinished: Path, settings: str, columns: Features) -> dict[Path, Dataset]:
+    """Load the parts of interrupted passes by directory.
+
+    Raises `UserError` if their settings differ, or their columns from `columns` by more than `JOINED_COLUMNS`.
+    """
     directories = [part for part in sorted(unfinished.glob("part-*")) if part.suffix != ".saving"]
     parts = {part: with_current_names(load_from_disk(str(part))) for part in directories}
     for part in parts.values():
         check_same_settings(part, settings, str(unfinished))
+        own, others = (
+            {name: feature for name, feature in features.items() if name not in (*SOFT_LABEL_COLUMNS, *JOINED_COLUMNS)}
+            for features in (columns, part.features)
+        )
+        if own != others:
+            raise UserError(
+                f"{unfinished} has clips of an interrupted run, with other columns ({', '.join(others)}) than this "
+                f"dataset ({', '.join(own)}): remove it, or choose another --teacher_cache_dir"
+            )
     return parts
 
 
@@ -227,15 +277,15 @@ def _unfinished(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.unfinished")
 
 
-def _finish_renaming(directory: Path) -> None:
-    """Restore the saved rows if a process was killed between the two renames of `add_files`."""
-    old = replaced(directory)
-    if old.is_dir() and not directory.exists():
-        old.rename(directory)
+def _was_killed_while_renaming(directory: Path) -> bool:
+    """Return whether a process was killed between the two renames of `add_files`, or is there now."""
+    return replaced(directory).is_dir() and not directory.exists()
 
 
 def _open(directory: Path, settings: str) -> Dataset | None:
     """Load the saved rows; None if there are none. Raise `UserError` if their settings don't match the run's."""
+    if _was_killed_while_renaming(directory):
+        directory = replaced(directory)
     if not directory.exists() or not any(directory.iterdir()):
         return None
     try:

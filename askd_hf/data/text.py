@@ -14,7 +14,7 @@ from datasets.features.features import get_nested_type
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from ..errors import UserError
-from .columns import SEGMENTS, replace_column
+from .columns import SEGMENTS, iterate_rows, replace_column
 from .languages import lower_case
 from .markup import has_markup, read_markup
 
@@ -49,8 +49,9 @@ def clean_texts(
     """
     streamed = isinstance(dataset, IterableDataset)
     used = [column for column in (*TRANSCRIPT_COLUMNS, "language", "task") if column in dataset.column_names]
-    sample = dataset.take(SAMPLE_SIZE) if streamed else dataset
-    rows = [_parse_markup({column: row[column] for column in used}) for row in sample.select_columns(used)]
+    transcripts = dataset.select_columns(used)
+    sample = transcripts.take(SAMPLE_SIZE) if streamed else iterate_rows(transcripts)
+    rows = [_parse_markup({column: row[column] for column in used}) for row in sample]
     columns = [column for column in used if column in TRANSCRIPT_COLUMNS]
     timed = sum(row.get("segments") is not None and has_markup(row["original"]) for row in rows)
     if timed:

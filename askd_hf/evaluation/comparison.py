@@ -71,6 +71,7 @@ def evaluate_models(
         generation_max_length=config.generation_max_length,
         batch_size=config.per_device_eval_batch_size,
         num_workers=config.dataloader_num_workers,
+        share_work=False,  # the other processes have ended
     )
     for _, _, processor in models.values():
         save_spelling_normalizer(folder / MANIFESTS_DIR, processor.tokenizer.english_spelling_normalizer)

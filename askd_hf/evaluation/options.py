@@ -277,8 +277,8 @@ class EvaluationArguments(DecodingArguments):
             self.timestamps,
             self.batch_size,
             self.num_workers,
-            self.no_repeat_ngram_size,
-            self.temperature_fallback,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            temperature_fallback=self.temperature_fallback,
         )
 
 

@@ -27,6 +27,7 @@ def complete(
     batch_size: int,
     decode: Callable[[Dataset], Iterable[Lines]],
     after_batch: Callable[[int], object],
+    share_work: bool = True,
 ) -> None:
     """Decode the clips that the manifest lacks.
 
@@ -36,9 +37,10 @@ def complete(
         batch_size: of `decode`.
         decode: yields the lines of each batch of some clips, in their order.
         after_batch: called with the number of clips that all processes have decoded since the last call.
+        share_work: False if this process decodes all of them, whatever the others do.
     """
     process = PartialState()
-    if process.num_processes == 1 and not manifest.parts.exists():
+    if not share_work or (process.num_processes == 1 and not manifest.parts.exists()):
         for lines in decode(clips.select(range(done, len(clips)))):
             manifest.append(lines)
             after_batch(len(lines))

@@ -53,6 +53,7 @@ class Decoding:
     timestamps: Timestamps = "none"  # "segment" or "word" timestamps are written to the manifest as `chunks`
     batch_size: int = 16
     num_workers: int = 0  # processes that decode audio and compute features; 0 for the main process
+    share_work: bool = True  # whether all processes of a distributed run decode; False for this one alone
     no_repeat_ngram_size: int = 0
     temperature_fallback: bool = False
 
@@ -120,7 +121,8 @@ def plan_jobs(
             jobs.append(DecodingJob(role, model, processor, prepared, decoding, manifest, metadata))
     _check_plan(folder, jobs, overwrite)
     process = PartialState()
-    with process.local_main_process_first():  # the others find what it has prepared
+    # the others find what it has prepared
+    with process.local_main_process_first() if decoding.share_work else contextlib.nullcontext():
         for job in jobs:
             if process.is_local_main_process:
                 job.done = job.manifest.prepare(job.metadata, job.batch_size, overwrite)
@@ -200,8 +202,9 @@ def run_jobs(jobs: list[DecodingJob]) -> None:
 
 
 def is_incomplete(job: DecodingJob) -> bool:
-    """Return whether the manifest of any process lacks lines. All processes must ask."""
-    return any(gather_object([job.done < len(job.prepared.clips)]))
+    """Return whether the manifest of any process lacks lines. All processes that share the work must ask."""
+    lacks_lines = job.done < len(job.prepared.clips)
+    return any(gather_object([lacks_lines])) if job.decoding.share_work else lacks_lines
 
 
 def run_job(job: DecodingJob) -> None:
@@ -214,7 +217,8 @@ def _run(job: DecodingJob, bar: Bar) -> None:
     """Decode the clips that the manifest lacks, and append them batch by batch."""
     set_language(job.model, job.processor, job.prepared.spec.language, job.prepared.spec.task)
     decode = functools.partial(_batches_of_lines, job)
-    complete(job.manifest, job.prepared.clips, job.done, job.batch_size, decode, bar.update)
+    share_work = job.decoding.share_work
+    complete(job.manifest, job.prepared.clips, job.done, job.batch_size, decode, bar.update, share_work)
 
 
 def _batches_of_lines(job: DecodingJob, clips: Dataset) -> Iterator[list[dict[str, Any]]]:

@@ -37,6 +37,7 @@ from ..data import SAMPLING_RATE, Limits, filter_invalid_clips, load_speech_data
 from ..data.audio import extract_features, waveform
 from ..data.audio_context import audio_context
 from ..data.encoder_cache import weights_digest
+from ..data.shared_disk import of_main_process, processes_sharing
 from ..errors import UserError
 from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_encoder, layers_to_copy, merged_layers
 from ..models.lora import ADAPTER_WEIGHTS
@@ -150,10 +151,10 @@ class EncoderRecovery:
         """
         folder = Path(self.config.output_dir) / RECOVERY_DIR
         resume = self.config.resume_from_checkpoint not in (None, "", "False", "false")
-        if not resume and PartialState().is_main_process:
+        if not resume and PartialState().process_index == processes_sharing(folder.absolute().parent)[0]:
             shutil.rmtree(folder, ignore_errors=True)
         PartialState().wait_for_everyone()
-        if (folder / ENCODER_FILE).is_file():
+        if of_main_process((folder / ENCODER_FILE).is_file()):  # the other nodes have a copy then
             self._load(folder / ENCODER_FILE)
         else:
             self._train_or_stop(folder)

@@ -10,27 +10,36 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..config import ASKDConfig
-from ..data.shared_disk import processes_sharing
+from ..data.shared_disk import of_main_process, processes_sharing
 from ..errors import UserError, disk_errors
 from .checkpoint_lookup import checkpoint_directories, checkpoint_to_resume, checkpoints
 from .encoder_recovery import RECOVERY_DIR, is_recovering
 
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # of torchrun
+LAUNCHED = ".launched-by-torchrun"  # marks a run whose first start was not refused
 CHUNK_BYTES = 64 * 2**20  # sent at a time
 
 
 def find_checkpoint(config: ASKDConfig) -> str | None:
     """Return the checkpoint to resume from; None if there is none, or the encoder is to be recovered first.
 
-    Sets `resume_from_checkpoint` if torchrun has started the processes again. All processes must call it.
+    Sets `resume_from_checkpoint` if it is `auto`, or torchrun has started the processes again. All processes must call
+    it.
 
     Raises `UserError` as `checkpoint_to_resume` does.
     """
-    config.resume_from_checkpoint = resume_after_restart(config.output_dir, config.resume_from_checkpoint)
+    run = Path(config.output_dir)
+    config.resume_from_checkpoint = last_if_exists(run, config.resume_from_checkpoint)
     if config.resume_from_checkpoint:
-        copy_to_other_nodes(Path(config.output_dir, RECOVERY_DIR))
-        if is_recovering(config):
+        copy_to_other_nodes(run / RECOVERY_DIR)
+        if of_main_process(is_recovering(config)):
             return None
-    return checkpoint_on_all_nodes(config.output_dir, config.resume_from_checkpoint)
+    checkpoint = checkpoint_on_all_nodes(config.output_dir, config.resume_from_checkpoint)
+    if RESTARTS in os.environ and PartialState().is_main_process:
+        with disk_errors(str(run)):
+            run.mkdir(parents=True, exist_ok=True)
+            (run / LAUNCHED).touch()
+    return checkpoint
 
 
 def checkpoint_on_all_nodes(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
@@ -57,21 +66,23 @@ def checkpoint_on_all_nodes(output_dir: str, resume_from_checkpoint: str | None)
     return checkpoint
 
 
-def resume_after_restart(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
-    """Return `last` if torchrun has started the processes again (`--max-restarts`), and there is something to resume.
+def last_if_exists(run: Path, resume_from_checkpoint: str | None) -> str | None:
+    """Return `last` for `auto`, or None if there is nothing to resume yet. Return other values as they are.
 
-    Otherwise return `resume_from_checkpoint`. All processes must call it.
+    If torchrun has started the processes again (`--max-restarts`), no value counts as `auto`, unless the first start
+    was refused, such as for an earlier run in the directory. All processes must call it.
     """
-    process, restarts = PartialState(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    process, restarts = PartialState(), int(os.environ.get(RESTARTS, "0"))
     if process.num_processes > 1:  # torchrun counts on the node of the process that ended
         restarts = max(gather_object([restarts]))
-    if resume_from_checkpoint or not restarts:
+    if not restarts and process.is_main_process:
+        (run / LAUNCHED).unlink(missing_ok=True)
+    if not resume_from_checkpoint and restarts and of_main_process((run / LAUNCHED).exists()):
+        resume_from_checkpoint = "auto"
+    if resume_from_checkpoint != "auto":
         return resume_from_checkpoint
-    run = Path(output_dir)
     found = bool(checkpoints(run)) or ((run / RECOVERY_DIR).is_dir() and not checkpoint_directories(run))
-    if process.num_processes > 1:
-        (found,) = broadcast_object_list([found])
-    return "last" if found else resume_from_checkpoint
+    return "last" if of_main_process(found) else None
 
 
 def copy_to_other_nodes(directory: Path) -> None:
@@ -82,11 +93,12 @@ def copy_to_other_nodes(directory: Path) -> None:
     process = PartialState()
     if process.num_processes == 1:
         return
-    sharing = processes_sharing(directory.absolute().parent)
-    (sizes,) = broadcast_object_list([_sizes(directory) if process.is_main_process else None])
-    receives = 0 not in sharing and process.process_index == sharing[0] and sizes != _sizes(directory)
-    if not sizes or not any(gather_object([receives])):
+    own = _sizes(directory)
+    sizes = of_main_process(own)
+    if not sizes or all(gather_object([own == sizes])):
         return
+    sharing = processes_sharing(directory.absolute().parent)
+    receives = 0 not in sharing and process.process_index == sharing[0] and own != sizes
     copying = directory.with_name(f"{directory.name}.copying")
     with disk_errors(str(directory)):
         if receives:

@@ -32,29 +32,30 @@ def lines(directory: Path) -> dict[str, list[dict]]:
     }
 
 
+@pytest.mark.parametrize("processes", [3, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("script", "options"), [(EVALUATE, evaluation), (PSEUDO_LABEL, labeling)])
-def test_several_processes_write_what_one_writes(tmp_path, teacher_dir, speech_dir, script, options):
-    """Three on a machine, and two on nodes that share no disk, each of which has all lines in the end."""
+def test_several_processes_write_what_one_writes(tmp_path, teacher_dir, speech_dir, script, options, processes):
+    """Several on a machine, and two on nodes that share no disk, each of which has all lines in the end."""
     if script == PSEUDO_LABEL:  # a teacher with timestamps whose transcripts end
         teacher_dir = save_teacher(tmp_path / "teacher")
         seconds = [0.3, 0.4, 0.25, 0.9, 0.5, 0.2, 0.35]
         speech_dir = write_clips(tmp_path / "clips", seconds, {"speaker": list("aaaabbb")})
-    runs = {1: ["one"], 3: ["three"], 2: ["node0", "node1"]}
+    runs = {1: ["one"], processes: ["several"], 2: ["node0", "node1"]}
     printed = {}
-    for processes, disks in runs.items():
+    for number, disks in runs.items():
         for disk in disks:
             (tmp_path / disk).mkdir()
         nodes = [tmp_path / disk for disk in disks]
-        done = launch(processes, script, *options(teacher_dir, speech_dir, Path("found")), nodes=nodes)
+        done = launch(number, script, *options(teacher_dir, speech_dir, Path("found")), nodes=nodes)
         assert done.returncode == 0, done.stderr[-3000:]
-        printed[processes] = done.stdout
+        printed[number] = done.stdout
     one, *others = (tmp_path / disk / "found" for disks in runs.values() for disk in disks)
     expected = lines(one)
     assert sum(map(len, expected.values())) == (22 if script == EVALUATE else 7)
     assert [lines(other) for other in others] == [expected] * 3
     assert files(one) == files(others[0]) == files(others[1])
-    for processes in (2, 3):
-        assert len(printed[processes].splitlines()) == len(printed[1].splitlines())  # by one process only
+    for number in (2, processes):
+        assert len(printed[number].splitlines()) == len(printed[1].splitlines())  # by one process only
     if script == EVALUATE:
         scores = [json.loads((found / "results.json").read_text())["sets"] for found in (one, *others[:2])]
         assert scores[0] == scores[1] == scores[2]

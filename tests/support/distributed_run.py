@@ -1,4 +1,4 @@
-"""Tiny training runs in two processes, for test_two_processes.py: DIRECTORY RUNS_AS_JSON, {name: options}.
+"""Tiny training runs in several processes, for test_two_processes.py: DIRECTORY RUNS_AS_JSON, {name: options}.
 
 Each process writes what it saw of a run into DIRECTORY/NAME/PROCESS.json. With `interrupt_second_process_at` a run is
 three: a whole one with SpecAugment, one that is interrupted at that step by the second process, which is also slow to
@@ -7,6 +7,7 @@ save its random state, and one that resumes from there.
 
 import faulthandler
 import json
+import os
 import signal
 import sys
 import time
@@ -90,7 +91,7 @@ if __name__ == "__main__":
         directory = Path(sys.argv[1]) / name
         step = changes.pop("interrupt_second_process_at", None)
         trainer, seen = run(directory, **changes) if step is None else interrupted_run(directory, step, **changes)
-        assert trainer.args.world_size == 2
+        assert trainer.args.world_size == int(os.environ["WORLD_SIZE"])
         seen |= {"step": trainer.state.global_step, "stopped": trainer.stop.stopped}
         seen |= {"history": history(trainer, *NAMES).tolist()}
         directory.mkdir(exist_ok=True)

@@ -31,11 +31,9 @@ if killed == ["labelling"]:  # in the third batch
 if killed == ["saving"]:  # when the new files are in the directory, and its list of files isn't written yet
     dataset_files.write_json = kill
 if killed == ["cleaning up"]:  # when the list of files is written, and the parts aren't removed yet
-    rmtree = teacher_cache.shutil.rmtree
+    rename = Path.rename
     unfinished = directory.with_name(f"{directory.name}.unfinished")
-    teacher_cache.shutil.rmtree = lambda path, *args, **kwargs: (
-        kill() if path == unfinished else rmtree(path, *args, **kwargs)
-    )
+    Path.rename = lambda path, target: kill() if path == unfinished else rename(path, target)
 sizes = transcribed_by(teacher)
 label(directory, speech(folder), SpeechCollator(processor, teacher.config), teacher)
 print(f"process {PartialState().process_index}: {sum(sizes)} clips", flush=True)
