@@ -354,6 +354,11 @@ def test_models_that_cannot_be_used_are_refused(monkeypatch, capsys, tmp_path, t
     assert status == 2 and "no such file or directory" in err
     status, _, err = run_here(monkeypatch, capsys, "--dataset", speech_dir)
     assert status == 2 and "--teacher is required" in err
+    more = ("--teacher_offload", "True", "--torch_compile", "True")
+    status, _, err = run_here(
+        monkeypatch, capsys, *options(teacher_dir / "nothing", speech_dir, tmp_path / "run", *more)
+    )
+    assert status == 2 and "--teacher_offload is not supported with --torch_compile" in err
 
 
 def test_without_the_hub_one_line_says_so_and_names_the_demo(monkeypatch, capsys, tmp_path):

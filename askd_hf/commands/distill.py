@@ -167,6 +167,8 @@ def prepare_run(options: Options) -> str | None:
         loadable_base(model_args.student, config.push_to_hub)
     if model_args.teacher_dtype == "int8":
         check_int8()
+    if model_args.teacher_offload and config.torch_compile:
+        raise UserError("--teacher_offload is not supported with --torch_compile, which compiles the teacher too")
     check_exist([*data_args.dataset, *data_args.eval_dataset, data_args.unlabeled_dataset])
     return checkpoint
 
