@@ -31,6 +31,7 @@ def main() -> None:
     )
     from askd_hf.commands.dry_run import dry_run
     from askd_hf.commands.report import report
+    from askd_hf.commands.select_heads import select_heads_after_training
     from askd_hf.hub.provenance import Provenance
 
     options = Options(*parsed)
@@ -65,6 +66,10 @@ def main() -> None:
     trainer = make_trainer(options, models, speech, origin)
     del models  # the trainer frees the teacher after its phase
     train(trainer, checkpoint)
+
+    # the attention heads that give the times of words are those whose times are nearest to the teacher's
+    if options.run.select_alignment_heads:
+        select_heads_after_training(trainer, options.model, speech.splits, speech.train)
 
     # WER of student, student before training and teacher; a transcript; the model card; the push to the Hub
     report(trainer, options.model, options.data, speech.splits, speech.train)

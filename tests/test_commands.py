@@ -28,7 +28,7 @@ def test_help_lists_the_commands():
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     listed = re.findall(r"^  ([\w-]+)  +\S", done.stdout, re.MULTILINE)
-    assert listed == list(COMMANDS) and len(listed) == 10
+    assert listed == list(COMMANDS) and len(listed) == 11
 
 
 def test_the_package_has_the_entry_point():

@@ -80,6 +80,7 @@ def test_a_multilingual_student_speaks_its_language(monkeypatch, capsys, tmp_pat
     arguments = options(
         tmp_path / "teacher", speech_dir, tmp_path / "run", "--eval_splits", "validation", "--max_steps", 2
     )
+    arguments.append("--no_select_alignment_heads")
     status, _, err = run_here(monkeypatch, capsys, *arguments)
     assert status == 2 and "--language is required" in err
     status, _, err = run_here(monkeypatch, capsys, *arguments, "--language", "klingon")

@@ -11,6 +11,12 @@ class RunArguments:
 
     _argument_group_name = "run"
 
+    select_alignment_heads: bool = HfArg(
+        default=True,
+        help="After training, select the student's heads for word timestamps: those whose word times on 32 training "
+        "clips are nearest to the teacher's. Nothing is done without a --teacher with alignment heads, as OpenAI's "
+        "models have. askd-hf select-heads does it later.",
+    )
     dry_run: bool = HfArg(
         default=False,
         help="Do everything up to training: check options, models, data and access to the Hub, build the student, and "

@@ -74,6 +74,7 @@ from ..training.student_vocabulary import check_vocabulary_size, reduce_student,
 from .options import options_of
 from .pseudo_label import pseudo_label, unlabeled_arguments
 from .report import report
+from .select_heads import select_heads_after_training
 
 OPTIONS = options_of("distill")
 
@@ -140,6 +141,8 @@ def distill(*arguments: Any) -> None:
     trainer = make_trainer(options, models, speech, origin)
     del models
     train(trainer, checkpoint)
+    if options.run.select_alignment_heads:
+        select_heads_after_training(trainer, options.model, speech.splits, speech.train)
     report(trainer, options.model, options.data, speech.splits, speech.train)
 
 

@@ -14,7 +14,7 @@ writes a directory that onnxruntime and transformers.js load, in Node.js or in a
 --to ggml (pip install 'askd-hf[ggml]') writes a file for whisper.cpp.
 
 faster-whisper gives word timestamps only if the model's `generation_config.json` has alignment heads in layers that
-the model has.
+the model has: see `askd-hf select-heads`.
 """
 
 import math

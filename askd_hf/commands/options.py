@@ -39,6 +39,10 @@ def options_of(command: str) -> tuple[type, ...]:
         from ..arguments.push import PushArguments
 
         return (PushArguments,)
+    if command == "select-heads":
+        from ..arguments.select_heads import SelectHeadsArguments
+
+        return (SelectHeadsArguments,)
     if command == "export":
         from ..arguments.export import ExportArguments
 

@@ -36,6 +36,7 @@ from .result_tables import (
     size_on_disk,
     speed_conditions,
     speedup,
+    word_time_table,
 )
 from .results import CONFIDENCE, ModelSpeed, Results, Scores, SetResult
 
@@ -133,6 +134,7 @@ def _context(results: Results, folder: Path, sets: Sequence[PreparedSet]) -> dic
         "size_on_disk": size_on_disk,
         "speed_conditions": speed_conditions,
         "parts": None if results.speed is None else part_table(results.speed),
+        "word_times": word_time_table(results.sets),
     }
 
 

@@ -42,6 +42,9 @@ HEADINGS = {
     "verdict": "verdict",
     "wer": "WER, %",
     "wer_difference": "WER difference, points",
+    "within_100ms": "within 0.1 s, %",
+    "within_200ms": "within 0.2 s, %",
+    "word_time_error": "mean difference, s",
     "words": "words",
 }
 COMBINING_MARKS_NOTE = (
@@ -50,6 +53,7 @@ COMBINING_MARKS_NOTE = (
 CAPPED_NOTE = (
     "Capped: a clip has at most as many errors as words. Loop: a text with more than 2 x the reference's words + 10"
 )
+WORD_TIMES_NOTE = "Starts and ends of the words that both the model and the last one, the teacher, have written"
 PLAIN_TEXT_NOTE = "in lower-case text without punctuation, for every normalizer"
 PARTS_NOTE = "Median of 3 interleaved repetitions. Without beam search, fallback and text decoding"
 RTFX_NOTE = "RTFx: seconds of audio transcribed per second"
@@ -99,6 +103,7 @@ def format_results(results: Results) -> str:
         ]
     if results.sets:
         tables.append(hallucination_table(results.sets))
+    tables.append(word_time_table(results.sets))
     if results.speed is not None:
         tables += [speed_table(results.speed, ranges=True), part_table(results.speed)]
     if results.speculative is not None:
@@ -282,6 +287,18 @@ def hallucination_table(results: list[SetResult]) -> Table:
     names = ("insertion_rate", "capped_wer", "loops", "repeated_5grams", "clips_at_limit", "no_speech_hallucinations")
     notes = [CAPPED_NOTE, f"Repeated 5-grams and no-speech clips with text are counted {PLAIN_TEXT_NOTE}"]
     return Table("Hallucination indicators", _headings("set", "model", *names), rows, 2, notes)
+
+
+def word_time_table(results: list[SetResult]) -> Table:
+    """Return how near the word timestamps of all models are to those of the last one, for sets that have them."""
+    rows = [
+        [set_name(result), role, f"{times.words:,}", f"{times.error:.3f}"]
+        + [f"{share:.1f}" for share in (times.within_100ms, times.within_200ms)]
+        for result, role, scores in _pairs(results)
+        if (times := scores.word_times) is not None
+    ]
+    header = _headings("set", "model", "words", "word_time_error", "within_100ms", "within_200ms")
+    return Table("Word timestamps", header, rows, 2, [WORD_TIMES_NOTE])
 
 
 def excluded_lines(results: list[SetResult]) -> list[str]:

@@ -33,6 +33,17 @@ class EvaluatedModel:
 
 
 @dataclass
+class WordTimes:
+    """Starts and ends of words against those of the last model, the teacher."""
+
+    words: int  # number of words that both models have written
+    error: float  # mean absolute difference of starts and ends in seconds
+    # within_100ms, within_200ms: share of the starts and ends whose difference is at most 0.1 or 0.2 s, in percent
+    within_100ms: float
+    within_200ms: float
+
+
+@dataclass
 class Scores:
     """Scores of one model on one set. Texts are normalized unless stated otherwise."""
 
@@ -63,6 +74,8 @@ class Scores:
     # number of clips whose text was cut off at the token limit; None if unknown, as for clips transcribed through the
     # pipeline
     clips_at_limit: int | None = None
+    # None without word timestamps, for the last model, and if no words agree
+    word_times: WordTimes | None = None
 
 
 @dataclass

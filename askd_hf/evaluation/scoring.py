@@ -46,6 +46,7 @@ from .word_errors import (
     plain_words,
     repeated_ngrams,
 )
+from .word_times import compare_word_times
 
 SPELLING_FILE = "normalizer.json"  # in the directory of the manifests; OpenAI's models have a file of this name
 
@@ -134,6 +135,10 @@ def score_set(
     scores = {
         role: _scores(texts, role, errors, rates.get(role), metadata[role]) for role, errors in word_errors.items()
     }
+    if all(one.decoding["timestamps"] == "word" for one in metadata.values()):
+        *others, baseline = texts.rows
+        for role in others:
+            scores[role].word_times = compare_word_times(texts.rows[role], texts.rows[baseline])
     return SetResult(
         **{key: value for key, value in first.set.items() if key != "no_speech"},
         method=first.method,

@@ -20,6 +20,7 @@ from ..evaluation.result_tables import (
     part_table,
     speed_table,
     speedup,
+    word_time_table,
 )
 from ..evaluation.results import Results
 from ..objective import DIVERGENCES
@@ -128,7 +129,7 @@ def evaluation(results: Results) -> dict[str, Any]:
     """Return the tables and sentences of the evaluation section."""
     speech = [entry for entry in results.sets if entry.has_speech]
     tables = [error_rate_table(speech), comparison_table(speech), error_type_table(speech)] if speech else []
-    tables += [hallucination_table(results.sets), model_table(results)]
+    tables += [hallucination_table(results.sets), word_time_table(results.sets), model_table(results)]
     if results.speed:
         tables += [speed_table(results.speed), part_table(results.speed)]
     return dict(

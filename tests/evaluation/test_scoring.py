@@ -144,6 +144,33 @@ def test_a_loop_is_counted_and_capped(tmp_path):
     assert scores.loops == 1
 
 
+def test_word_times_are_compared_with_the_teachers(tmp_path):
+    texts = [("ann", "a b c", "a b c"), ("ben", "d", "d")]
+    student = [[(0.0, 0.5, " A,"), (0.5, 1.0, " x"), (1.05, 2.0, " c")], [(0.3, 0.6, " d")]]
+    teacher = [[(0.1, 0.5, " a"), (0.5, 1.1, " b"), (1.1, 1.7, " c.")], [(0.1, 0.6, " d")]]
+    decoding = dict(num_beams=1, generation_max_length=None, timestamps="word", dtype="float32")
+    write(tmp_path, "student", texts, chunks=student, decoding=decoding)
+    write(tmp_path, "teacher", texts, chunks=teacher, decoding=decoding)
+    results = score_directory(tmp_path)
+    scores = results.sets[0].scores
+    # a, c and d: 0.1 and 0, 0.05 and 0.3, 0.2 and 0 s
+    found = scores["student"].word_times
+    assert (found.words, found.error) == (3, pytest.approx(0.65 / 6)) and scores["teacher"].word_times is None
+    assert (found.within_100ms, found.within_200ms) == (pytest.approx(100 * 4 / 6), pytest.approx(100 * 5 / 6))
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == results
+    assert "words  mean difference, s  within 0.1 s, %  within 0.2 s, %\n" in format_results(results)
+    assert "3               0.108             66.7             83.3" in format_results(results)
+    page = write_report(results, tmp_path).read_text()
+    assert "<td>0.108</td>" in page and "Word timestamps" in page
+
+
+def test_without_word_times_nothing_is_said_of_them(evaluation):
+    results = score_directory(evaluation)
+    assert results.sets[0].scores["student"].word_times is None
+    assert "Word timestamps" not in format_results(results) + write_report(results, evaluation).read_text()
+
+
 def test_one_clip_has_no_interval(tmp_path):
     for role, text in (("student", "a b c"), ("teacher", "a b c d")):
         write(tmp_path, role, [("ann", "a b c d", text)])

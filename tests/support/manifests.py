@@ -35,8 +35,8 @@ SPOKEN = [  # speaker, reference, the student's text, the teacher's
 ]
 
 
-def write(directory, role, texts, name="spoken", **changes):
-    """Write a complete manifest; texts are (speaker, reference, prediction)."""
+def write(directory, role, texts, name="spoken", chunks=None, **changes):
+    """Write a complete manifest; texts are (speaker, reference, prediction), chunks the word times of each text."""
     metadata = dataclasses.replace(SETTINGS, role=role, weights=role, rows=len(texts), **changes)
     metadata.set = {**SETTINGS.set, "name": name} | changes.get("set", {})
     manifest = Manifest(directory / "manifests", role, name)
@@ -46,7 +46,7 @@ def write(directory, role, texts, name="spoken", **changes):
         line = dict(
             clip=f"{i}.wav", reference=reference, prediction=prediction, duration=3.6, transcription_time=0.5, tokens=3
         )
-        lines.append(line | ({"speaker": speaker} if speaker else {}))
+        lines.append(line | ({"speaker": speaker} if speaker else {}) | ({"chunks": chunks[i]} if chunks else {}))
     manifest.append(lines)
     manifest.finish()
     return manifest
