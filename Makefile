@@ -53,7 +53,7 @@ test: $(DEVELOPING)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m 'not slow and not gpu$(if $(CHROMIUM),, and not browser)$(if $(NODE),, and not node)' -n auto --maxprocesses 4 --dist worksteal --durations=15
 
 test-slow: $(DEVELOPING)  ## the slow tests: the whole demo, the wheel, compiled models, fresh interpreters
-	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m 'slow$(if $(NODE),, and not node)' -n auto --maxprocesses 4 --dist worksteal
 
 # one card, as a trainer in one process takes no more
 test-gpu: export CUDA_VISIBLE_DEVICES ?= 0

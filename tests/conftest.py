@@ -71,6 +71,26 @@ def teacher(processor) -> "WhisperForConditionalGeneration":
 
 
 @pytest.fixture(scope="session")
+def speech() -> list[dict]:
+    """Twelve clips of the demo, which its teacher knows."""
+    from scripts import ROOT
+
+    from askd_hf.data import load_speech_dataset
+
+    return list(
+        load_speech_dataset(str(ROOT / "examples" / "demo" / "data" / "studio"), None, "train").select(range(12))
+    )
+
+
+@pytest.fixture(scope="session")
+def clips(speech) -> list:
+    """Their waveforms."""
+    from askd_hf.data import decode_audio
+
+    return [decode_audio(row["audio"]) for row in speech]
+
+
+@pytest.fixture(scope="session")
 def speech_dir(tmp_path_factory) -> Path:
     """A directory with the splits train, 16 clips, and validation, 6."""
     from speech import write_speech

@@ -102,6 +102,14 @@ def test_what_was_not_measured_is_left_out(changes, gone):
     assert "None" not in whole + part
 
 
+def test_an_assistant_that_is_slower_is_not_offered():
+    summary, results = read_summary("made-up-summary"), read_results("made-up-results")
+    slower = dataclasses.replace(results, speculative=dataclasses.replace(results.speculative, speedup=0.9))
+    texts = [str(render_card(summary, each, "you/made-up")) for each in (results, slower)]
+    assert ["assistant_model" in text for text in texts] == [True, False]
+    assert ["the teacher alone is at least as fast" in text for text in texts] == [False, True]
+
+
 def test_nothing_of_this_machine_is_in_the_cards():
     for path in CARDS:
         text = path.read_text(encoding="utf-8")

@@ -17,17 +17,16 @@ from processes import run_there
 from scripts import ROOT
 from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
-from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.data.audio_context import audio_context
 from askd_hf.errors import UserError
 from askd_hf.export import ctranslate2 as export
-from askd_hf.export.comparison import agreement, input_features, transcribe_transformers
+from askd_hf.export.comparison import agreement, input_features, transformers_transcriber
 from askd_hf.export.ctranslate2 import (
     check_extra,
+    ctranslate2_transcriber,
     export_ctranslate2,
+    faster_whisper_transcriber,
     transcribe_at_clip_context,
-    transcribe_ctranslate2,
-    transcribe_faster_whisper,
 )
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.loading import load_processor, load_whisper
@@ -67,16 +66,6 @@ def long_exported(tmp_path_factory, saved_long) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def speech() -> list[dict]:
-    return list(load_speech_dataset(str(SPEECH), None, "train").select(range(12)))
-
-
-@pytest.fixture(scope="module")
-def clips(speech) -> list[np.ndarray]:
-    return [decode_audio(row["audio"]) for row in speech]
-
-
 def test_the_converted_model_gives_the_tokens_of_transformers(exported, teacher, processor, clips):
     converted = ctranslate2.models.Whisper(str(exported), device="cpu")
     prompt = processor.tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>"])
@@ -106,7 +95,7 @@ def test_ctranslate2_takes_the_context_of_each_clip(exported, teacher, processor
     contexts = [min(2 * math.ceil(50 * (len(clip) / 16_000 + 0.64)), 300) for clip in clips]
     assert taken[2:] == [frames for context in contexts for frames in (300, context)]  # the first clip twice
     assert min(contexts) < 200
-    assert both.window_texts == transcribe_ctranslate2(exported, processor, clips, positions)
+    assert both.window_texts == [*map(ctranslate2_transcriber(exported, processor, positions), clips)]
     expected = []
     for clip, frames in zip(clips, contexts, strict=True):
         features = input_features(processor, clip)[..., :frames]
@@ -119,10 +108,10 @@ def test_ctranslate2_takes_the_context_of_each_clip(exported, teacher, processor
 
 def test_faster_whisper_hears_what_transformers_hears(long_exported, clips):
     model, processor = long_teacher()
-    expected = [text.strip() for text in transcribe_transformers(model, processor, clips)]
+    expected = [text.strip() for text in [*map(transformers_transcriber(model, processor), clips)]]
     # faster-whisper pads features with zeros instead of silence, so these clips fill the window
     padded = [np.pad(clip, (0, 30 * 16_000 - len(clip))) for clip in clips]
-    predicted = transcribe_faster_whisper(long_exported, padded, "en", "transcribe")
+    predicted = [*map(faster_whisper_transcriber(long_exported, "en", "transcribe"), padded)]
     assert [text.strip() for text in predicted] == expected
     assert len({text for text in expected if len(text.split()) > 1}) > 6
 
@@ -134,9 +123,9 @@ def test_a_multilingual_model_is_asked_in_the_language_given(tmp_path):
         model.save_pretrained(tmp_path / language)
         set_language(model, processor, language, "transcribe")
         clips = [np.random.default_rng(seed).normal(0, 0.1, 16_000).astype(np.float32) for seed in range(3)]
-        expected = transcribe_transformers(model.eval(), processor, clips)
+        expected = [*map(transformers_transcriber(model.eval(), processor), clips)]
         export_ctranslate2(model, processor, tmp_path / f"{language}-out")
-        predicted = transcribe_ctranslate2(tmp_path / f"{language}-out", processor, clips, 32)
+        predicted = [*map(ctranslate2_transcriber(tmp_path / f"{language}-out", processor, 32), clips)]
         assert predicted == expected  # random weights: texts up to the token limit
         assert max(map(len, predicted)) > 8
         texts.add(tuple(predicted))
@@ -146,20 +135,22 @@ def test_a_multilingual_model_is_asked_in_the_language_given(tmp_path):
 def test_8_bits_take_less_than_half_the_size_and_hear_nearly_the_same(
     tmp_path, exported, teacher, processor, speech, clips
 ):
+    weights = {name: weight.clone() for name, weight in teacher.state_dict().items()}
     export_ctranslate2(teacher, processor, tmp_path / "int8", "int8")
+    assert all(torch.equal(weight, weights[name]) for name, weight in teacher.state_dict().items())
     sizes = [(directory / "model.bin").stat().st_size for directory in (tmp_path / "int8", exported)]
     assert sizes[0] < sizes[1] / 2
-    predicted = [text.strip() for text in transcribe_ctranslate2(tmp_path / "int8", processor, clips, 64)]
+    predicted = [text.strip() for text in [*map(ctranslate2_transcriber(tmp_path / "int8", processor, 64), clips)]]
     assert 100 * jiwer.wer([row["text"] for row in speech], predicted) <= 10
 
 
 def test_a_planted_difference_is_reported(tmp_path, teacher, processor, speech, clips):
-    expected = transcribe_transformers(teacher, processor, clips)
+    expected = [*map(transformers_transcriber(teacher, processor), clips)]
     with torch.no_grad():  # simulates a broken conversion: two layers swapped
         layers = teacher.model.decoder.layers
         layers[1], layers[2] = layers[2], layers[1]
     export_ctranslate2(teacher, processor, tmp_path / "swapped")
-    predicted = transcribe_ctranslate2(tmp_path / "swapped", processor, clips, 64)
+    predicted = [*map(ctranslate2_transcriber(tmp_path / "swapped", processor, 64), clips)]
     result = agreement("ctranslate2", [row["clip"] for row in speech], expected, predicted, str)
     differing = [i for i in range(len(clips)) if expected[i].strip() != predicted[i].strip()]
     assert differing

@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import json
 import re
 import struct
 import sys
@@ -15,17 +14,17 @@ import jiwer
 import numpy as np
 import pytest
 import torch
+from english_shape import ENGLISH, SPECIAL, with_english_ids, with_english_shape
 from models import make_multilingual, make_processor, make_whisper
 from pywhispercpp.model import Model
 from scripts import ROOT
 from spoken_digits import TEACHER
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from askd_hf.arguments.export import ExportArguments
 from askd_hf.commands import export_ggml as export_command
-from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
-from askd_hf.export.comparison import transcribe_transformers
+from askd_hf.export.comparison import transformers_transcriber
 from askd_hf.export.ggml import (
     check_ggml_extra,
     expected_ids,
@@ -34,24 +33,12 @@ from askd_hf.export.ggml import (
     ggml_obstacle,
     to_q5_0,
     to_q8_0,
-    transcribe_whisper_cpp,
+    whisper_cpp_transcriber,
 )
 from askd_hf.models.generation_config import allow_silence, set_language
 from askd_hf.models.loading import load_processor, load_whisper
 
 SPEECH = ROOT / "examples" / "demo" / "data" / "studio"
-ENGLISH = 51864  # tokens of OpenAI's English-only models
-SPECIAL = {  # of them
-    "<|endoftext|>": 50256,
-    "<|startoftranscript|>": 50257,
-    "<|en|>": 50258,
-    "<|translate|>": 50357,
-    "<|transcribe|>": 50358,
-    "<|startoflm|>": 50359,
-    "<|startofprev|>": 50360,
-    "<|nospeech|>": 50361,
-    "<|notimestamps|>": 50362,
-}
 # OpenAI's names in a layer of the decoder
 LAYER = {
     "attn_ln": "self_attn_layer_norm",
@@ -68,52 +55,6 @@ LAYER = {
     "mlp.0": "fc1",
     "mlp.2": "fc2",
 }
-
-
-# ---- the demo's teacher in a shape that whisper.cpp runs ----
-
-
-def with_english_ids(tokenizer: WhisperTokenizer, directory: Path) -> WhisperTokenizer:
-    """The same text tokens, the special tokens at the ids of OpenAI's English-only models, and fillers between."""
-    tokenizer.save_pretrained(directory)
-    file = directory / "tokenizer.json"
-    state = json.loads(file.read_text(encoding="utf-8"))
-    text = {token: i for token, i in state["model"]["vocab"].items() if token not in SPECIAL}
-    taken = {*text.values(), *SPECIAL.values()}
-    fillers = {f"<{i}>": i for i in range(SPECIAL["<|notimestamps|>"]) if i not in taken}
-    state["model"]["vocab"] = text | SPECIAL | fillers
-    for token in state["added_tokens"]:
-        token["id"] = SPECIAL[token["content"]]
-    for name, token in state["post_processor"]["special_tokens"].items():
-        token["ids"] = [SPECIAL[name]]
-    file.write_text(json.dumps(state), encoding="utf-8")
-    return WhisperTokenizer.from_pretrained(directory)
-
-
-def with_english_shape(teacher: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
-    """The same model with wide feed-forward layers and 51,864 tokens. What the teacher lacks is zero."""
-    config = copy.deepcopy(teacher.config)
-    config.vocab_size, wide = ENGLISH, 4 * config.d_model
-    config.encoder_ffn_dim = config.decoder_ffn_dim = wide
-    config.eos_token_id = config.bos_token_id = config.pad_token_id = SPECIAL["<|endoftext|>"]
-    config.decoder_start_token_id = SPECIAL["<|startoftranscript|>"]
-    model = WhisperForConditionalGeneration(config)
-    padded = {}
-    for name, weight in teacher.state_dict().items():
-        size = model.state_dict()[name].shape
-        padded[name] = torch.zeros(size)
-        padded[name][tuple(slice(length) for length in weight.shape)] = weight
-    rows = teacher.model.decoder.embed_tokens.weight
-    for old, new in zip(range(296, 305), SPECIAL.values(), strict=True):
-        padded["model.decoder.embed_tokens.weight"][old] = 0
-        padded["model.decoder.embed_tokens.weight"][new] = rows[old]
-    padded["proj_out.weight"] = padded["model.decoder.embed_tokens.weight"]
-    model.load_state_dict(padded)
-    generation = model.generation_config = copy.deepcopy(teacher.generation_config)
-    generation.eos_token_id = generation.bos_token_id = generation.pad_token_id = SPECIAL["<|endoftext|>"]
-    generation.decoder_start_token_id = SPECIAL["<|startoftranscript|>"]
-    generation.no_timestamps_token_id = SPECIAL["<|notimestamps|>"]
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -142,19 +83,9 @@ def exported(tmp_path_factory, shared_model, processor) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def speech() -> list[dict]:
-    return list(load_speech_dataset(str(SPEECH), None, "train").select(range(12)))
-
-
-@pytest.fixture(scope="module")
-def clips(speech) -> list[np.ndarray]:
-    return [decode_audio(row["audio"]) for row in speech]
-
-
-@pytest.fixture(scope="module")
 def expected(shared_model, processor, clips) -> list[str]:
     """What transformers hears."""
-    return [text.strip() for text in transcribe_transformers(shared_model, processor, clips)]
+    return [text.strip() for text in [*map(transformers_transcriber(shared_model, processor), clips)]]
 
 
 # ---- the reader ----
@@ -297,25 +228,25 @@ def test_the_size_is_that_of_the_bits(exported):
 
 def test_whisper_cpp_hears_what_transformers_hears(exported, shared_model, clips, expected):
     """In a window of 3 s, computing its own features."""
-    heard = transcribe_whisper_cpp(exported["f16"], shared_model, clips, "en", "transcribe")
+    heard = [*map(whisper_cpp_transcriber(exported["f16"], shared_model, "en", "transcribe"), clips)]
     assert heard == expected
     assert len({text for text in expected if len(text.split()) > 1}) > 6
 
 
 @pytest.mark.parametrize("quantization", ["q8_0", "q5_0"])
 def test_whisper_cpp_hears_nearly_the_same_with_blocks(exported, shared_model, speech, clips, quantization):
-    heard = transcribe_whisper_cpp(exported[quantization], shared_model, clips, "en", "transcribe")
+    heard = [*map(whisper_cpp_transcriber(exported[quantization], shared_model, "en", "transcribe"), clips)]
     assert 100 * jiwer.wer([row["text"] for row in speech], heard) <= 10
 
 
 def test_the_end_of_text_is_suppressed_first_as_the_generation_config_says(exported, model, processor):
     silence = [np.zeros(16_000, np.float32)]
     model.generation_config.begin_suppress_tokens = [SPECIAL["<|endoftext|>"]]
-    assert transcribe_whisper_cpp(exported["f16"], model, silence, "en", "transcribe") != [""]
+    assert [*map(whisper_cpp_transcriber(exported["f16"], model, "en", "transcribe"), silence)] != [""]
     allow_silence(model)
-    expected = transcribe_transformers(model, processor, silence)
+    expected = [*map(transformers_transcriber(model, processor), silence)]
     assert expected == [""]
-    assert transcribe_whisper_cpp(exported["f16"], model, silence, "en", "transcribe") == expected
+    assert [*map(whisper_cpp_transcriber(exported["f16"], model, "en", "transcribe"), silence)] == expected
 
 
 @pytest.mark.parametrize("size", [51864, 51865, 51866])

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import soundfile
 from models import make_multilingual
+from node import LIBRARY, PACKAGES
 from scripts import ROOT
 from spoken_digits import TEACHER
 from traced_once import traced_once
 
 from askd_hf import init_student
 from askd_hf.data import decode_audio, load_speech_dataset
-from askd_hf.export.comparison import transcribe_transformers
+from askd_hf.export.comparison import transformers_transcriber
 from askd_hf.export.onnx import export_onnx
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.loading import load_processor, load_whisper
@@ -29,8 +30,6 @@ pytestmark = pytest.mark.node
 DEMO = ROOT / "examples" / "demo"
 WEB = ROOT / "examples" / "web"
 SCRIPT = Path(__file__).parent / "support" / "transcribe.mjs"
-PACKAGES = Path(os.environ.get("NODE_PACKAGES") or ROOT / ".venv" / "node" / "node_modules")
-LIBRARY = PACKAGES / "@huggingface" / "transformers"
 RUNTIME = PACKAGES / "onnxruntime-web" / "dist"
 
 
@@ -67,7 +66,7 @@ def exported(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(clips) -> list[str]:
-    texts = transcribe_transformers(load_whisper(str(TEACHER)).eval(), load_processor(str(TEACHER)), clips)
+    texts = [*map(transformers_transcriber(load_whisper(str(TEACHER)).eval(), load_processor(str(TEACHER))), clips)]
     assert len(set(texts)) > 5
     return [text.strip() for text in texts]
 
@@ -103,7 +102,7 @@ def test_a_multilingual_model_takes_the_language_given(tmp_path, files, clips):
         soundfile.write(tmp_path / f"{i}.wav", clip, 16_000, subtype="FLOAT")
     for language in ("en", "zh"):
         set_language(model, processor, language, "transcribe")
-        texts = transcribe_transformers(model, processor, short)
+        texts = [*map(transformers_transcriber(model, processor), short)]
         wavs = [tmp_path / f"{i}.wav" for i in range(2)]
         found[language] = by_node(tmp_path / "out", wavs, language=language, task="transcribe", max_new_tokens=16)
         assert found[language] == [text.strip() for text in texts]

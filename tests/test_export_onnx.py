@@ -18,14 +18,14 @@ from askd_hf.arguments.export import ExportArguments
 from askd_hf.commands.export import export
 from askd_hf.errors import UserError
 from askd_hf.export import onnx_graphs
-from askd_hf.export.comparison import transcribe_transformers, word_errors
+from askd_hf.export.comparison import transformers_transcriber, word_errors
 from askd_hf.export.onnx import (
     OnnxWhisper,
     check_extra,
     export_onnx,
+    onnx_transcriber,
     portable_generation_config,
     restrictions,
-    transcribe_onnx,
 )
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.smaller_vocabulary import choose_tokens, smaller_tokenizer, with_smaller_vocabulary
@@ -124,8 +124,8 @@ def test_without_earlier_steps_what_they_are_said_to_be_is_ignored(exported):
 @pytest.mark.parametrize("name", ["f32", "large"])
 def test_the_texts_are_those_of_transformers(exported, name):
     model, processor, directory = exported
-    expected = transcribe_transformers(model, processor, waves(4))
-    assert transcribe_onnx(directory / name, processor, waves(4)) == expected
+    expected = [*map(transformers_transcriber(model, processor), waves(4))]
+    assert [*map(onnx_transcriber(directory / name, processor), waves(4))] == expected
     assert max(map(len, expected)) > 8
 
 
@@ -133,10 +133,10 @@ def test_the_language_is_that_of_the_prompt(exported):
     model, processor, directory = exported
     if model.generation_config.is_multilingual:
         set_language(model, processor, "en", "translate")
-        expected = transcribe_transformers(model, processor, waves(4))
-        assert transcribe_onnx(directory / "f32", processor, waves(4)) == expected
+        expected = [*map(transformers_transcriber(model, processor), waves(4))]
+        assert [*map(onnx_transcriber(directory / "f32", processor), waves(4))] == expected
         set_language(model, processor, "zh", "transcribe")
-        assert transcribe_transformers(model, processor, waves(4)) != expected
+        assert [*map(transformers_transcriber(model, processor), waves(4))] != expected
 
 
 def test_8_bits_are_nearly_the_same_and_smaller(exported):
@@ -151,7 +151,7 @@ def test_8_bits_are_nearly_the_same_and_smaller(exported):
     expected = logits(model, features, tokens)
     difference = np.abs(np.concatenate([first, then], axis=1) - expected)
     assert 1e-4 < difference.max() < 0.1 * np.abs(expected).max()
-    assert len(transcribe_onnx(directory / "int8", processor, waves(2))) == 2
+    assert len([*map(onnx_transcriber(directory / "int8", processor), waves(2))]) == 2
     weights = [
         sum(len(weight.raw_data) for weight in onnx.load(file).graph.initializer)
         for file in sorted(

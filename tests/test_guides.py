@@ -24,7 +24,7 @@ import fake_hub
 import numpy as np
 import pytest
 import soundfile
-from documents import DOCUMENTS, GUIDES, IDS, ROOT, blocks, code_blocks, commands_in
+from documents import DOCUMENTS, GUIDES, ROOT, blocks, code_blocks, commands_in, document_id
 from fake_hub import FakeHub, hub_of_this_process
 from places import make_place
 from transformers import WhisperForConditionalGeneration
@@ -45,12 +45,6 @@ NOT_RUN = {
     "make demo": "minutes long: test_demo.py runs its script",
     "make test": "runs this test",
     "pip install -c constraints.txt .": "installs: test_wheel.py does it in a directory of its own",
-    "pip install 'askd-hf[export]'": "needs the network",
-    "pip install 'askd-hf[onnx]'": "needs the network",
-    "pip install 'askd-hf[ggml]'": "needs the network",
-    "askd-hf export --model runs/my-student --to ggml --dataset my_test_speech --language fr": "whisper.cpp can't run "
-    "the model made for this test: test_export_ggml.py exports others",
-    "whisper-cli -m my-student-ggml/ggml-model-f16.bin -l fr -nt -nfa -f speech.wav": "in no package",
     "git clone https://github.com/Jakobovski/free-spoken-digit-dataset": "needs the network",
     "tensorboard --logdir runs": "a server, which doesn't end",
 }
@@ -62,10 +56,13 @@ SLOW = (
     "python examples/demo/train_teacher.py",  # transcribes 80 clips
     "python examples/demo/widen_teacher.py",  # needs what the one before it saves
     "python examples/benchmarks/training_step.py --loss_memory --batch_size 32 --label_tokens 128 128",  # 3 processes
-    "askd-hf export --model runs/my-student --to onnx --dataset my_test_speech --language fr",  # traces it
 )
 # documents whose commands `make test` runs; `make test-slow` runs those of the others
 FAST = ("README", "publishing", "several-gpus")
+
+
+# test_runtimes.py runs this one, on a model that all runtimes run
+RUN_HERE = [document for document in DOCUMENTS if document != GUIDES / "runtimes.md"]
 
 
 def in_its_suite(document: Path):
@@ -73,7 +70,7 @@ def in_its_suite(document: Path):
     return document if fast else pytest.param(document, marks=pytest.mark.slow)
 
 
-WITH_SLOW = (ROOT / "examples" / "demo" / "README.md", GUIDES / "speed.md", GUIDES / "publishing.md")
+WITH_SLOW = (ROOT / "examples" / "demo" / "README.md", GUIDES / "speed.md")
 
 TOKEN = "hf_tokenThatMayWrite"
 FIGURE = ROOT / "examples" / "demo" / "run.png"
@@ -225,7 +222,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[FakeHub]:
         yield hub
 
 
-@pytest.mark.parametrize("document", [in_its_suite(document) for document in DOCUMENTS], ids=IDS)
+@pytest.mark.parametrize("document", map(in_its_suite, RUN_HERE), ids=document_id)
 def test_the_commands_of_a_document_run(document, hub, monkeypatch, capsys):
     # a third of the time of such short runs; test_figure.py draws it
     monkeypatch.setattr(upload, "write_run_figure", lambda log, file: shutil.copy(FIGURE, file))
@@ -248,7 +245,7 @@ def test_the_slow_commands_of_a_document_run(document, hub, monkeypatch, capsys)
 
 
 def test_no_exception_is_stale():
-    printed = [words for document in DOCUMENTS for text in blocks(document, "bash") for words in commands_in(text)]
+    printed = [words for document in RUN_HERE for text in blocks(document, "bash") for words in commands_in(text)]
     assert {*NOT_RUN, *SLOW} <= {shlex.join(words) for words in printed}
     for words in SHORTER:
         assert any(set(words.split()) <= set(as_one_process(command)) for command in printed), words

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import os
 import subprocess
 import sys
 import weakref
@@ -309,7 +308,7 @@ def pretend_gpu(monkeypatch, capability: int) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=capability))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr("askd_hf.config.available_cores", lambda: 12)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", real_bf16_support)
     monkeypatch.setattr(Seq2SeqTrainingArguments, "__post_init__", without_device)
 

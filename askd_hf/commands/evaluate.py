@@ -36,12 +36,14 @@ from ..evaluation import (
     PreparedSet,
     Results,
     check_can_assist,
+    check_can_save,
     format_results,
     measure_speculative,
     measure_speed,
     plan_jobs,
     prepare_set,
     run_jobs,
+    save_draft_length,
     save_spelling_normalizer,
     score_directory,
     spread_clips,
@@ -109,6 +111,10 @@ def load_models(args: EvaluationArguments) -> Models:
     for role, model in models.items():
         check_processor(model, processors[role])
         check_max_length(model, args.generation_max_length)
+    if args.speculative:
+        check_can_assist(models["teacher"], models["student"])
+    if args.save_num_assistant_tokens:
+        check_can_save(args.model)
     return Models(names, models, processors)
 
 
@@ -129,8 +135,6 @@ def load_speech(args: EvaluationArguments, models: Models) -> Speech:
             report_file=Path(args.output_dir) / f"skipped-{spec.name}.csv",
         )
     timed = spread_clips(sets, args.speed_clips) if args.speed or args.speculative else None
-    if args.speculative:
-        check_can_assist(models.models["teacher"], models.models["student"])
     return Speech(sets, timed)
 
 
@@ -186,9 +190,15 @@ def time_models(args: EvaluationArguments, models: Models, speech: Speech, resul
             models.processors["teacher"],
             clips,
             timed_set.name,
+            num_assistant_tokens=sorted(set(args.num_assistant_tokens)),
             repetitions=args.repetitions,
             max_length=args.generation_max_length,
         )
+        if args.save_num_assistant_tokens:
+            file = check_can_save(args.model)
+            saved = save_draft_length(file, results.speculative)
+            what = f"num_assistant_tokens {results.speculative.num_assistant_tokens}" if saved else "not changed"
+            print(f"{file}: {what}")
     return results
 
 

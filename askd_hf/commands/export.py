@@ -30,7 +30,7 @@ from ..data import SAMPLING_RATE, Limits, decode_audio, filter_invalid_clips, lo
 from ..errors import UserError
 from ..evaluation.metrics import text_normalizer
 from ..export import ctranslate2, ggml, onnx
-from ..export.comparison import Clip, Transcripts, check_output_dir, transcribe_transformers
+from ..export.comparison import Clip, Transcripts, check_output_dir, transformers_transcriber
 from ..models.generation_config import set_language
 from ..models.loading import check_processor, load_processor, load_whisper
 from ..progress import progress
@@ -120,7 +120,8 @@ def compare(
     # a multilingual model's language is a code by now; the others are English-only
     language = getattr(model.generation_config, "language", None) or "en"
     normalize = text_normalizer(processor, None if args.task == "translate" else language)
+    transcribe = transformers_transcriber(model, processor)
     start = time.perf_counter()
-    texts = transcribe_transformers(model, processor, progress([clip.wave for clip in clips], "transformers"))
+    texts = [transcribe(wave) for wave in progress([clip.wave for clip in clips], "transformers")]
     expected = Transcripts(clips, texts, language, normalize, time.perf_counter() - start)
     RUNTIMES[args.to].compare(args, model, processor, expected)

@@ -1,5 +1,6 @@
 """The steps of `askd-hf export --to ctranslate2`."""
 
+import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.export import ExportArguments
@@ -7,11 +8,11 @@ from ..evaluation.metrics import error_rates
 from ..export.comparison import Transcripts
 from ..export.ctranslate2 import (
     alignment_heads,
+    ctranslate2_transcriber,
     export_ctranslate2,
     faster_whisper_obstacle,
+    faster_whisper_transcriber,
     transcribe_at_clip_context,
-    transcribe_ctranslate2,
-    transcribe_faster_whisper,
 )
 from ..progress import progress
 
@@ -37,19 +38,14 @@ def compare(
 ) -> None:
     """Transcribe with CTranslate2 and, if it can, with faster-whisper, and print the texts that differ."""
     positions, directory = model.config.max_target_positions, args.output_dir
-    print(
-        expected.compare("ctranslate2", lambda waves: transcribe_ctranslate2(directory, processor, waves, positions))
-    )
+    threads = torch.get_num_threads()
+    print(expected.compare("ctranslate2", ctranslate2_transcriber(directory, processor, positions, threads)))
     if args.clip_context:
         compare_contexts(args, processor, expected, positions)
     if faster_whisper_obstacle(model, processor) is not None:
         return
-    print(
-        expected.compare(
-            "faster-whisper",
-            lambda waves: transcribe_faster_whisper(directory, waves, expected.language, args.task),
-        )
-    )
+    transcribe = faster_whisper_transcriber(directory, expected.language, args.task, threads)
+    print(expected.compare("faster-whisper", transcribe))
     print(
         "(greedy, no timestamps; ctranslate2 had the features of transformers; faster-whisper makes its own, and pads "
         "them with zeros where Whisper has silence)"

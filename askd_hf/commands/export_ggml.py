@@ -1,14 +1,11 @@
 """The steps of `askd-hf export --to ggml`."""
 
-from collections.abc import Iterable
-
-import numpy as np
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.export import ExportArguments
 from ..export.comparison import Transcripts
-from ..export.ggml import check_ggml, export_ggml, ggml_file, transcribe_whisper_cpp
+from ..export.ggml import check_ggml, export_ggml, ggml_file, whisper_cpp_transcriber
 from ..models.generation_config import is_multilingual
 
 DEFAULT = "f16"
@@ -34,9 +31,6 @@ def compare(
 ) -> None:
     """Transcribe with whisper.cpp, and print the texts that differ, the WER and the time of both."""
     file, threads = ggml_file(args.output_dir, args.quantization or DEFAULT), torch.get_num_threads()
-
-    def transcribe(waves: Iterable[np.ndarray]) -> list[str]:
-        return transcribe_whisper_cpp(file, model, waves, expected.language, args.task, threads)
-
+    transcribe = whisper_cpp_transcriber(file, model, expected.language, args.task, threads)
     print(expected.compare("whisper.cpp", transcribe))
     print("(greedy, no timestamps; whisper.cpp makes its own features)")

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.export import ExportArguments
 from ..export.comparison import Transcripts
-from ..export.onnx import export_onnx, restrictions, transcribe_onnx
+from ..export.onnx import export_onnx, onnx_transcriber, restrictions
 
 
 def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
@@ -25,5 +26,6 @@ def compare(
     expected: Transcripts,
 ) -> None:
     """Transcribe with onnxruntime, and print the texts that differ, the WER and the time of both."""
-    print(expected.compare("onnxruntime", lambda waves: transcribe_onnx(args.output_dir, processor, waves)))
+    directory, threads = args.output_dir, torch.get_num_threads()
+    print(expected.compare("onnxruntime", onnx_transcriber(directory, processor, threads)))
     print("(greedy, no timestamps; onnxruntime had the features of transformers)")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .transcribe import Decoding
 
 N_RESAMPLES = 10_000
+ASSISTANT_TOKENS = (1, 2, 4, 8)  # numbers of proposed tokens that are measured by default
 LONG_FORM_METHODS = ("sequential", "chunked")
 
 
@@ -186,6 +187,15 @@ class EvaluationArguments(DecodingArguments):
     speculative: bool = HfArg(
         default=False, help="Measure the teacher's speculative decoding with the student as assistant."
     )
+    num_assistant_tokens: list[int] = HfArg(
+        default_factory=lambda: [*ASSISTANT_TOKENS],
+        help="Numbers of tokens that the student proposes at once in --speculative; each is measured.",
+    )
+    save_num_assistant_tokens: bool = HfArg(
+        default=False,
+        help="Write the number of --num_assistant_tokens with the highest speedup to generation_config.json of "
+        "--model, where `generate(assistant_model=student)` reads it, unless the teacher alone is as fast.",
+    )
     speed_clips: int = HfArg(
         default=32, help="Number of clips for --speed and --speculative, taken at equal distances in the first set."
     )
@@ -228,6 +238,11 @@ class EvaluationArguments(DecodingArguments):
             raise UserError("--temperature_fallback requires --num_beams 1")
         if self.speculative and self.teacher is None:
             raise UserError("--speculative requires --teacher")
+        if self.save_num_assistant_tokens and not self.speculative:
+            raise UserError("--save_num_assistant_tokens requires --speculative")
+        if not self.num_assistant_tokens or min(self.num_assistant_tokens) < 1:
+            numbers = " ".join(map(str, self.num_assistant_tokens)) or "none"
+            raise UserError(f"--num_assistant_tokens must be at least 1, got {numbers}")
         if not self.speed_batch_sizes or min(self.speed_batch_sizes) < 1:
             sizes = " ".join(map(str, self.speed_batch_sizes)) or "none"
             raise UserError(f"--speed_batch_sizes must be at least 1, got {sizes}")

@@ -34,6 +34,7 @@ from .result_tables import (
     part_table,
     relative_difference,
     size_on_disk,
+    speculative_table,
     speed_conditions,
     speedup,
     word_time_table,
@@ -133,6 +134,7 @@ def _context(results: Results, folder: Path, sets: Sequence[PreparedSet]) -> dic
         "relative_difference": relative_difference,
         "size_on_disk": size_on_disk,
         "speed_conditions": speed_conditions,
+        "speculative_table": None if results.speculative is None else speculative_table(results.speculative),
         "parts": None if results.speed is None else part_table(results.speed),
         "word_times": word_time_table(results.sets),
     }

@@ -358,10 +358,31 @@ def part_table(speed: Speed) -> Table:
 
 
 def speculative_table(result: Speculative) -> Table:
-    identical = f"{result.identical} of {result.clips}"
-    seconds = [f"{result.teacher.median:.2f}", f"{result.assisted.median:.2f}"]
-    accepted = f"{100 * result.acceptance_rate:.1f} %"
-    header = [HEADINGS["set"], *_headings("speedup", "acceptance_rate", "identical"), "teacher, s", "with student, s"]
-    notes = ["The student proposes tokens, the teacher accepts or rejects them; greedy, batch size 1"]
-    row = [result.set, speedup(result.speedup), accepted, identical, *seconds]
-    return Table("Speculative decoding", header, [row], 1, notes)
+    """Return the speculative decoding by number of proposed tokens."""
+    header = ["proposed at once", *_headings("speedup", "acceptance_rate", "identical"), "s per clip"]
+    rows = [["teacher alone", "", "", "", f"{result.teacher.median / result.clips:.3f}"]]
+    for length in result.draft_lengths:
+        faster = with_interval(length.speedup, length.speedup_range)
+        identical, seconds = f"{length.identical} of {result.clips}", f"{length.assisted.median / result.clips:.3f}"
+        accepted = f"{100 * length.acceptance_rate:.1f} %"
+        number = "as configured" if length.num_assistant_tokens is None else str(length.num_assistant_tokens)
+        rows.append([number, faster, accepted, identical, seconds])
+    notes = [
+        f"{result.clips} clips of {result.set}, greedy, batch size 1, interleaved; median [lowest, highest]",
+        speculative_verdict(result),
+    ]
+    if result.differing:
+        notes.append(f"Tokens differ from the teacher's for {', '.join(result.differing)}")
+    return Table("Speculative decoding", header, rows, 1, notes)
+
+
+def speculative_verdict(result: Speculative) -> str:
+    """Return whether the student as assistant makes its teacher faster, in a sentence without its full stop."""
+    best = result.best
+    number = "" if best.num_assistant_tokens is None else f" (num_assistant_tokens {best.num_assistant_tokens})"
+    said = f"Speculative decoding is {speedup(best.speedup)} as fast as the teacher alone{number}"
+    if best.speedup <= 1:
+        return f"{said}: don't use it"
+    if best.speedup_range is not None and best.speedup_range[0] <= 1:
+        return f"{said}, and not faster in every repetition: no clear gain"
+    return said

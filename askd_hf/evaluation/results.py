@@ -197,16 +197,47 @@ class Speed:
 
 
 @dataclass
-class Speculative:
-    """Speculative decoding with the student as the `assistant_model` of its teacher, one clip at a time."""
+class DraftLength:
+    """Speculative decoding with one number of proposed tokens per step of the teacher."""
 
-    set: str
-    clips: int
+    num_assistant_tokens: int | None  # None in results of earlier versions
     identical: int  # number of clips with exactly the teacher's tokens
     acceptance_rate: float  # share of the student's proposed tokens that the teacher accepted
     speedup: float  # over the teacher alone, greedy, batch size 1, interleaved; median over the repetitions
+    assisted: Timing
+    speedup_range: tuple[float, float] | None = None  # lowest and highest over the repetitions
+
+
+@dataclass
+class Speculative:
+    """Speculative decoding with the student as the `assistant_model` of its teacher, one clip at a time.
+
+    `identical`, `acceptance_rate`, `speedup` and `assisted` are those of the number of proposed tokens with the
+    highest speedup.
+    """
+
+    set: str
+    clips: int
+    identical: int
+    acceptance_rate: float
+    speedup: float
     teacher: Timing
     assisted: Timing
+    num_assistant_tokens: int | None = None  # None in results of earlier versions
+    # one entry per measured number of proposed tokens
+    draft_lengths: list[DraftLength] = field(default_factory=list)
+    # names of the clips whose tokens differ from the teacher's for any of the numbers
+    differing: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.draft_lengths:  # results of an earlier version
+            rates = (self.identical, self.acceptance_rate, self.speedup)
+            self.draft_lengths = [DraftLength(self.num_assistant_tokens, *rates, self.assisted)]
+
+    @property
+    def best(self) -> DraftLength:
+        """The entry with the highest speedup."""
+        return max(self.draft_lengths, key=lambda length: length.speedup)
 
 
 @dataclass

@@ -7,19 +7,30 @@ import contextlib
 import copy
 import logging
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, WhisperForCausalLM, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    WhisperForCausalLM,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 from transformers.generation import AssistedCandidateGenerator
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from ..arguments.writable import check_writable
+from ..data.json_files import read_json, write_json
 from ..errors import UserError
 from ..models.student import pair_differences, same_encoder
 from ..progress import progress
-from .results import Speculative
+from .options import ASSISTANT_TOKENS
+from .results import DraftLength, Speculative
 from .speed import GREEDY, check_same_setup, clip_durations, clip_features, synchronized_time, timing
 
 
@@ -31,22 +42,25 @@ def measure_speculative(
     dataset: Dataset,
     set_name: str,
     *,
+    num_assistant_tokens: Sequence[int] = ASSISTANT_TOKENS,
     repetitions: int = 5,
     max_length: int | None = None,
 ) -> Speculative:
     """Measure the teacher's greedy decoding with and without the student as assistant, one clip at a time.
 
-    A first untimed pass compares the tokens and counts the proposals. In the timed passes both variants decode each
-    clip in turn; the first one changes with every repetition. Times are of the whole `generate`, encoder included,
-    without audio decoding and feature extraction.
+    A first untimed pass compares the tokens and counts the proposals. In the timed passes all variants decode each
+    clip in turn; every second repetition has them in reverse order. Times are of the whole `generate`, encoder
+    included, without audio decoding and feature extraction.
 
     If the student has the teacher's encoder, its decoder takes the teacher's encoder output; otherwise the student
-    encodes the clip itself. The number of proposed tokens and the confidence they require are in the student's
-    generation config: `num_assistant_tokens`, `assistant_confidence_threshold`.
+    encodes the clip itself. The student stops a proposal at a token that it gives less probability than
+    `assistant_confidence_threshold` of its generation config (0.4 by default in transformers).
 
     Args:
         processor: processor of both models.
         dataset: from `load_speech_dataset`: clips of at most one window (30 s).
+        num_assistant_tokens: numbers of tokens that the student proposes at once, constant over a clip; each is
+            measured.
         repetitions: timed passes over all clips.
         max_length: maximum number of tokens per clip. Default: from the teacher's generation config.
 
@@ -61,44 +75,116 @@ def measure_speculative(
     clips = clip_features(teacher, processor, dataset)
     limit = {} if max_length is None else {"max_length": max_length}
     with as_assistant(student, teacher) as assistant, _without_warnings():
-        variants = {"teacher": dict(GREEDY, **limit), "assisted": dict(GREEDY, **limit, assistant_model=assistant)}
 
-        def run(variant: str, clip: Tensor) -> Tensor:
+        def run(clip: Tensor, proposed: int) -> Tensor:
             # No attention mask, which Whisper ignores: with one, an assistant with an encoder loses its position in
             # the cache (transformers 5.23), proposes other tokens and can exceed its last position.
-            return teacher.generate(clip[None], **variants[variant])
+            if not proposed:
+                return teacher.generate(clip[None], **GREEDY, **limit)
+            _set_draft_length(assistant.generation_config, proposed)
+            return teacher.generate(clip[None], **GREEDY, **limit, assistant_model=assistant)
 
-        with count_proposals() as proposals:
-            pairs = ((run("teacher", clip), run("assisted", clip)) for clip in progress(clips, "Speculative decoding"))
-            identical = sum(torch.equal(alone, assisted) for alone, assisted in pairs)
-        if proposals.proposed == 0:
-            raise UserError("speculative decoding: the student proposed no tokens; increase --generation_max_length")
-        seconds = {variant: [0.0] * repetitions for variant in variants}
-        for repetition in progress(range(repetitions), "Timing speculative decoding", "pass"):
-            order = list(variants) if repetition % 2 == 0 else list(reversed(variants))
-            for clip in clips:
-                for variant in order:
-                    start = synchronized_time(teacher.device)
-                    run(variant, clip)
-                    seconds[variant][repetition] += synchronized_time(teacher.device) - start
-    ratios = [alone / assisted for alone, assisted in zip(seconds["teacher"], seconds["assisted"], strict=True)]
+        alone = [run(clip, 0) for clip in progress(clips, "Teacher alone")]
+        same, rates = dict[int, list[bool]](), dict[int, float]()
+        for number in num_assistant_tokens:
+            with count_proposals() as proposals:
+                shown = progress(list(zip(clips, alone, strict=True)), f"Speculative decoding, {number} at once")
+                same[number] = [torch.equal(tokens, run(clip, number)) for clip, tokens in shown]
+            if proposals.proposed == 0:
+                raise UserError(
+                    "speculative decoding: the student proposed no tokens; increase --generation_max_length"
+                )
+            rates[number] = proposals.accepted / proposals.proposed
+        seconds = _time_interleaved(run, clips, [0, *num_assistant_tokens], repetitions, teacher.device)
+    lengths = [
+        _draft_length(number, sum(same[number]), rates[number], seconds[0], seconds[number])
+        for number in num_assistant_tokens
+    ]
+    best = max(lengths, key=lambda length: length.speedup)
     return Speculative(
         set=set_name,
         clips=len(clips),
-        identical=identical,
-        acceptance_rate=proposals.accepted / proposals.proposed,
-        speedup=statistics.median(ratios),
-        teacher=timing(seconds["teacher"]),
-        assisted=timing(seconds["assisted"]),
+        identical=best.identical,
+        acceptance_rate=best.acceptance_rate,
+        speedup=best.speedup,
+        teacher=timing(seconds[0]),
+        assisted=best.assisted,
+        num_assistant_tokens=best.num_assistant_tokens,
+        draft_lengths=lengths,
+        differing=[name for i, name in enumerate(dataset["clip"]) if not all(equal[i] for equal in same.values())],
     )
+
+
+def _time_interleaved(
+    run: Callable[[Tensor, int], Tensor],
+    clips: list[Tensor],
+    variants: list[int],
+    repetitions: int,
+    device: torch.device,
+) -> dict[int, list[float]]:
+    """Return the seconds of each variant for all clips, by repetition."""
+    seconds = {variant: [0.0] * repetitions for variant in variants}
+    for repetition in progress(range(repetitions), "Timing speculative decoding", "pass"):
+        order = variants if repetition % 2 == 0 else variants[::-1]
+        for clip in clips:
+            for variant in order:
+                start = synchronized_time(device)
+                run(clip, variant)
+                seconds[variant][repetition] += synchronized_time(device) - start
+    return seconds
+
+
+def _draft_length(number: int, identical: int, rate: float, alone: list[float], assisted: list[float]) -> DraftLength:
+    ratios = [of_teacher / of_both for of_teacher, of_both in zip(alone, assisted, strict=True)]
+    return DraftLength(
+        num_assistant_tokens=number,
+        identical=identical,
+        acceptance_rate=rate,
+        speedup=statistics.median(ratios),
+        assisted=timing(assisted),
+        speedup_range=(min(ratios), max(ratios)),
+    )
+
+
+def _set_draft_length(config: GenerationConfig, number: int) -> None:
+    """Set how many tokens an assistant proposes at once: `AssistedCandidateGenerator` reads it from its config."""
+    config.num_assistant_tokens, config.num_assistant_tokens_schedule = number, "constant"
+
+
+def check_can_save(model: str) -> Path:
+    """Return the generation config's file in the directory `model`. Raise `UserError` if it isn't there."""
+    file = Path(model) / GENERATION_CONFIG_NAME
+    if not file.is_file():
+        raise UserError(
+            f"--save_num_assistant_tokens writes to {GENERATION_CONFIG_NAME} in the directory of --model, and {model} "
+            "has none. Give the directory of a model"
+        )
+    check_writable(file.parent, "--model")
+    return file
+
+
+def save_draft_length(file: Path, result: Speculative) -> bool:
+    """Write the number of proposed tokens with the highest speedup to the student's generation config.
+
+    Returns False, and changes nothing, if the teacher alone is as fast.
+
+    Args:
+        file: from `check_can_save`.
+    """
+    if result.speedup <= 1:
+        return False
+    config = read_json(file)
+    config |= {"num_assistant_tokens": result.num_assistant_tokens, "num_assistant_tokens_schedule": "constant"}
+    write_json(file, config)
+    return True
 
 
 def check_can_assist(teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration) -> None:
     """Raise `UserError` unless student and teacher have the same vocabulary and features."""
     if differences := pair_differences(teacher, student):
         raise UserError(
-            f"--speculative is not supported for this teacher and student: {'; '.join(differences)}. Remove "
-            "--speculative"
+            f"--speculative is not supported for this teacher and student: {'; '.join(differences)}. A student with "
+            "another window or vocabulary can't propose tokens to the teacher. Remove --speculative"
         )
 
 

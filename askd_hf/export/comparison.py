@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from ..evaluation.metrics import error_rates
 from ..progress import progress
 
 MAX_EXAMPLES = 5  # differing texts shown in a report
+Transcriber = Callable[[np.ndarray], str]  # from a waveform at 16 kHz, float32, `(samples,)`, to its text
 
 
 def check_output_dir(output_dir: str | Path) -> Path:
@@ -46,47 +47,45 @@ class Transcripts(NamedTuple):
     normalize: Callable[[str], str]  # for the WER
     seconds: float  # that transformers took
 
-    def compare(self, runtime: str, transcribe: Callable[[Iterable[np.ndarray]], list[str]]) -> str:
+    def compare(self, runtime: str, transcribe: Transcriber) -> str:
         """Transcribe the clips, and return the texts that differ, the WER and the time of both.
 
         Args:
-            transcribe: returns the texts of waveforms, which it takes one at a time. Loading the model counts.
+            transcribe: has loaded its model, which isn't timed, and uses as many threads as torch.
         """
         start = time.perf_counter()
-        texts = transcribe(progress([clip.wave for clip in self.clips], runtime))
+        texts = [transcribe(wave) for wave in progress([clip.wave for clip in self.clips], runtime)]
         seconds = {"transformers": self.seconds, runtime: time.perf_counter() - start}
         names, references = ([getattr(clip, name) for clip in self.clips] for name in ("name", "text"))
         lines = [str(agreement(runtime, names, self.texts, texts, self.normalize))]
         lines.append(word_errors({"transformers": self.texts, runtime: texts}, references, self.normalize))
         taken = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
         threads = torch.get_num_threads()
-        lines.append(f"{len(names)} clips, one at a time, {threads} thread{'s' * (threads > 1)}: {taken}")
+        lines.append(
+            f"{len(names)} clips, one at a time, {threads} thread{'s' * (threads > 1)}, without loading: {taken}"
+        )
         return "\n".join(filter(None, lines))
 
 
-@torch.inference_mode()
-def transcribe_transformers(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Iterable[np.ndarray]
-) -> list[str]:
-    """Transcribe with transformers: greedy, without timestamps, one clip at a time.
+def transformers_transcriber(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> Transcriber:
+    """Return a function that transcribes a clip of at most one window: greedy, without timestamps.
 
     Language and task are those of `set_language`.
-
-    Args:
-        clips: float32 mono at 16 kHz, `(samples,)` each, at most one window long.
     """
     greedy = copy.deepcopy(model.generation_config)
     greedy.update(num_beams=1, do_sample=False)
     greedy.return_timestamps = False
     # without the prompt; CTranslate2 limits the text to half of the decoder's positions
     greedy.max_length = model.config.max_target_positions // 2
-    texts = []
-    for clip in clips:
+
+    @torch.inference_mode()
+    def transcribe(clip: np.ndarray) -> str:
         features = input_features(processor, clip).to(model.device, model.dtype)
         mask = torch.ones_like(features[:, 0]).long()
         tokens = model.generate(features, attention_mask=mask, generation_config=greedy)
-        texts += processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return texts
+        return processor.tokenizer.decode(tokens[0], skip_special_tokens=True)
+
+    return transcribe
 
 
 def input_features(processor: WhisperProcessor, clip: np.ndarray) -> torch.Tensor:

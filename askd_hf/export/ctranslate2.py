@@ -1,5 +1,6 @@
 """Export a Whisper model to CTranslate2, the runtime of faster-whisper, and transcribe with it."""
 
+import copy
 import json
 import tempfile
 import time
@@ -14,7 +15,7 @@ from ..data import SAMPLING_RATE
 from ..data.audio_context import context_frames
 from ..errors import UserError, disk_errors
 from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads, is_multilingual
-from .comparison import check_output_dir, input_features
+from .comparison import Transcriber, check_output_dir, input_features
 
 FASTER_WHISPER_WINDOW = 30  # seconds; faster-whisper supports no other window
 WARM_UP = ((False, False), (True, False))  # untimed passes of the first clip: whether at its own context, timed
@@ -78,7 +79,8 @@ def export_ctranslate2(
         """Converts the loaded model."""
 
         def load_model(self, *args: Any, **kwargs: Any) -> WhisperForConditionalGeneration:
-            return model
+            # the converter makes integers of float32 weights in place
+            return copy.deepcopy(model) if (quantization or "").startswith("int") else model
 
         def load_tokenizer(self, *args: Any, **kwargs: Any) -> Any:
             return processor.tokenizer
@@ -105,19 +107,20 @@ def export_ctranslate2(
 # ---- transcripts of the same clips ----
 
 
-def transcribe_ctranslate2(
-    directory: str | Path, processor: WhisperProcessor, clips: Iterable[np.ndarray], positions: int
-) -> list[str]:
-    """Transcribe as `transcribe_transformers` with CTranslate2. The features are the same: differences are due to it.
+def ctranslate2_transcriber(
+    directory: str | Path, processor: WhisperProcessor, positions: int, threads: int = 0
+) -> Transcriber:
+    """Load a model that transcribes as `transformers_transcriber`'s does, from the same features.
 
     Args:
-        clips: as for `transcribe_transformers`.
+        directory: the result of `export_ctranslate2`.
         positions: `max_target_positions` of the decoder.
+        threads: 0 for CTranslate2's default.
     """
     import ctranslate2
 
-    model = ctranslate2.models.Whisper(str(directory), device="cpu")
-    return [_generate(model, processor, input_features(processor, clip).numpy(), positions) for clip in clips]
+    model = ctranslate2.models.Whisper(str(directory), device="cpu", intra_threads=threads)
+    return lambda clip: _generate(model, processor, input_features(processor, clip).numpy(), positions)
 
 
 def _generate(model: Any, processor: WhisperProcessor, features: np.ndarray, positions: int) -> str:
@@ -148,7 +151,7 @@ def transcribe_at_clip_context(
     """Transcribe each clip with CTranslate2 at the whole window, then at its own audio context.
 
     Args:
-        clips, positions: as for `transcribe_ctranslate2`.
+        clips, positions: see `ctranslate2_transcriber`.
     """
     import ctranslate2
 
@@ -169,18 +172,21 @@ def transcribe_at_clip_context(
     return ContextComparison(texts[False], texts[True], seconds[False], seconds[True])
 
 
-def transcribe_faster_whisper(
-    directory: str | Path, clips: Iterable[np.ndarray], language: str, task: str
-) -> list[str]:
-    """Transcribe as `transcribe_transformers` with faster-whisper, which computes its own features."""
+def faster_whisper_transcriber(directory: str | Path, language: str, task: str, threads: int = 0) -> Transcriber:
+    """Load a model that transcribes as `transformers_transcriber`'s does, from features of its own.
+
+    Args:
+        threads: 0 for CTranslate2's default.
+    """
     import faster_whisper
 
-    model = faster_whisper.WhisperModel(str(directory), device="cpu")
+    model = faster_whisper.WhisperModel(str(directory), device="cpu", cpu_threads=threads)
     # without the temperature fallback and the no-speech check of faster-whisper
     options = dict(beam_size=1, temperature=0.0, without_timestamps=True, condition_on_previous_text=False)
     options |= dict(no_speech_threshold=None, log_prob_threshold=None, compression_ratio_threshold=None)
-    texts = []
-    for clip in clips:
+
+    def transcribe(clip: np.ndarray) -> str:
         segments, _ = model.transcribe(clip, language=language, task=task, **options)
-        texts.append("".join(segment.text for segment in segments))
-    return texts
+        return "".join(segment.text for segment in segments)
+
+    return transcribe

@@ -7,7 +7,6 @@ no word timestamps by attention (DTW).
 
 import struct
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +18,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from ..data import SAMPLING_RATE
 from ..errors import UserError, disk_errors
 from ..models.generation_config import MULTILINGUAL_VOCABULARY
-from .comparison import check_output_dir
+from .comparison import Transcriber, check_output_dir
 
 MAGIC = 0x67676D6C
 N_FFT, HOP_LENGTH = 400, 160  # samples; whisper.cpp supports no others
@@ -270,20 +269,16 @@ def _joined(scale: np.ndarray, *integers: np.ndarray) -> bytes:
 # ---- transcripts ----
 
 
-def transcribe_whisper_cpp(
-    file: str | Path,
-    model: WhisperForConditionalGeneration,
-    clips: Iterable[np.ndarray],
-    language: str,
-    task: str,
-    threads: int = 1,
-) -> list[str]:
-    """Transcribe as `transcribe_transformers` with whisper.cpp, which computes its own features.
+def whisper_cpp_transcriber(
+    file: str | Path, model: WhisperForConditionalGeneration, language: str, task: str, threads: int = 1
+) -> Transcriber:
+    """Load a model that transcribes as `transformers_transcriber`'s does, from features of its own.
+
+    It returns no text for clips shorter than 0.1 s.
 
     Args:
-        file: what `export_ggml` wrote.
+        file: the result of `export_ggml`.
         model: the exported model; its generation config says which tokens to suppress.
-        clips: as for `transcribe_transformers`; whisper.cpp returns no text for clips shorter than 0.1 s.
     """
     from pywhispercpp.model import Model
 
@@ -299,4 +294,4 @@ def transcribe_whisper_cpp(
     # flash attention also attends to padding behind the window
     context: Any = dict(use_gpu=False, flash_attn=False)
     whisper = Model(str(file), redirect_whispercpp_logs_to=None, context_params=context, **options)
-    return ["".join(segment.text for segment in whisper.transcribe(clip)) for clip in clips]
+    return lambda clip: "".join(segment.text for segment in whisper.transcribe(clip))

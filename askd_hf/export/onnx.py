@@ -7,7 +7,6 @@ The directory is one that transformers.js loads: config, tokenizer and feature e
 import copy
 import json
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import GenerationConfig, WhisperForConditionalGeneration, Whis
 
 from ..errors import UserError, disk_errors
 from ..models.generation_config import is_multilingual
-from .comparison import check_output_dir, input_features
+from .comparison import Transcriber, check_output_dir, input_features
 from .onnx_graphs import DECODER, ENCODER, join_decoder, quantize, save_graph, write_graphs
 
 DEFAULT_LANGUAGE = "<|en|>"  # of transformers.js
@@ -137,14 +136,18 @@ def portable_generation_config(model: WhisperForConditionalGeneration) -> Genera
 
 
 class OnnxWhisper:
-    """An exported model in onnxruntime on one CPU thread or more, decoding greedily.
+    """An exported model in onnxruntime on the CPU, decoding greedily.
 
     Args:
         directory: of `export_onnx`.
+        threads: of onnxruntime, which doesn't read OMP_NUM_THREADS.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, threads: int = 1):
         import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
 
         directory = Path(directory)
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -154,7 +157,7 @@ class OnnxWhisper:
         self.generation = GenerationConfig.from_pretrained(directory)
         self.encoder, self.decoder = (
             onnxruntime.InferenceSession(
-                directory / "onnx" / f"{name}{ending}.onnx", providers=["CPUExecutionProvider"]
+                directory / "onnx" / f"{name}{ending}.onnx", options, providers=["CPUExecutionProvider"]
             )
             for name in (ENCODER, DECODER)
         )
@@ -207,12 +210,17 @@ class OnnxWhisper:
         return found
 
 
-def transcribe_onnx(directory: str | Path, processor: WhisperProcessor, clips: Iterable[np.ndarray]) -> list[str]:
-    """Transcribe as `transcribe_transformers` with onnxruntime. The features are the same."""
-    model = OnnxWhisper(directory)
-    texts = []
-    for clip in clips:
+def onnx_transcriber(directory: str | Path, processor: WhisperProcessor, threads: int = 1) -> Transcriber:
+    """Load a model that transcribes as `transformers_transcriber`'s does, from the same features.
+
+    Args:
+        directory: the result of `export_onnx`.
+    """
+    model = OnnxWhisper(directory, threads)
+
+    def transcribe(clip: np.ndarray) -> str:
         features = input_features(processor, clip).numpy()
         tokens = model.generate(features, processor.tokenizer.prefix_tokens, model.positions // 2)
-        texts.append(processor.tokenizer.decode(tokens, skip_special_tokens=True))
-    return texts
+        return processor.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    return transcribe

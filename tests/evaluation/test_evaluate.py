@@ -253,6 +253,8 @@ def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
         ("--model x --dataset y --long_form both", "one or more of sequential, chunked, got both"),
         ("--model x --dataset y --concatenate_seconds 60", "--long_form"),
         ("--model x --dataset y --speculative True", "--teacher"),
+        ("--model x --dataset y --save_num_assistant_tokens True", "requires --speculative"),
+        ("--model x --dataset y --num_assistant_tokens 4 0", "--num_assistant_tokens must be at least 1, got 4 0"),
         ("--score_only True", "--score_only requires --output_dir"),
         ("--model x --dataset y --batch_size 0", "must be at least 1, got 0"),
         ("--model x --dataset y --speed_batch_sizes 4 0", "--speed_batch_sizes must be at least 1, got 4 0"),
@@ -339,11 +341,12 @@ def test_scores_are_there_before_anything_is_timed(evaluate, tmp_path, models, s
 def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, models):
     speech = write_speech(tmp_path / "speech", clips=6)
     out = tmp_path / "out"
+    student = shutil.copytree(models / "student", tmp_path / "student")
     run = evaluate(
-        *("--model", models / "student", "--teacher", models / "teacher", "--dataset", speech, "--output_dir", out),
+        *("--model", student, "--teacher", models / "teacher", "--dataset", speech, "--output_dir", out),
         *("--device", "cpu", "--long_form", "chunked", "--concatenate_seconds", 2.5, "--generation_max_length", 5),
         *("--speed", "True", "--speculative", "True", "--speed_clips", 4, "--speed_batch_sizes", 1, 2),
-        *("--repetitions", 2),
+        *("--repetitions", 2, "--num_assistant_tokens", 3, 2, 3, "--save_num_assistant_tokens", "True"),
     )
     assert run.returncode == 0, run.stderr
     results = Results.load(out / "results.json")
@@ -358,6 +361,10 @@ def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, mo
     ]
     assert (results.speed.set, results.speed.clips, results.speculative.clips) == ("speech", 4, 4)
     assert "RTFx" in run.stdout and "Speculative decoding" in run.stdout
+    found = results.speculative
+    assert [each.num_assistant_tokens for each in found.draft_lengths] == [2, 3]
+    config = json.loads((student / "generation_config.json").read_text())
+    assert config.get("num_assistant_tokens") == (found.num_assistant_tokens if found.speedup > 1 else None)
 
     again = evaluate("--score_only", "True", "--output_dir", out, "--normalizer", "none")
     assert again.returncode == 0, again.stderr

@@ -8,7 +8,10 @@ ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "examples" / "guides"
 DOCUMENTS = [ROOT / "README.md", ROOT / "examples" / "README.md", ROOT / "examples" / "demo" / "README.md"]
 DOCUMENTS += sorted(GUIDES.glob("*.md"))
-IDS = [str(document.relative_to(ROOT).with_suffix("")) for document in DOCUMENTS]
+
+
+def document_id(document: Path) -> str:
+    return str(document.relative_to(ROOT).with_suffix(""))
 
 
 def code_blocks(document: Path) -> list[tuple[str, str]]:
