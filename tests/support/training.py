@@ -83,9 +83,9 @@ def options(output_dir, **changes) -> dict:
 def make_trainer(
     output_dir, teacher, student, eval_dataset=None, compute_metrics=None, processor=None, clips=16, **changes
 ):
-    """An `ASKDTrainer` on copies of the models; of 10 steps of the preset askd 6 are teacher phase, from 0.8 on."""
+    """An `ASKDTrainer` on copies of the models; of 10 steps of the preset askd 6 are teacher phase, from 0.8 to 0."""
     if changes.get("preset", "askd") == "askd":
-        changes = dict(teacher_weight=0.8, teacher_phase_ratio=0.6) | changes
+        changes = dict(teacher_weight=0.8, teacher_weight_end=0.0, teacher_phase_ratio=0.6) | changes
     return ASKDTrainer(
         model=copy.deepcopy(student),
         args=ASKDConfig(**options(output_dir, **changes)),
