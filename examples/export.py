@@ -1,4 +1,6 @@
-r"""Convert a Whisper model to CTranslate2, ONNX or ggml, and compare its transcripts: the steps of `askd-hf export`.
+r"""Convert a Whisper model to CTranslate2, ONNX, ggml or sherpa-onnx, and compare its transcripts.
+
+The steps of `askd-hf export`:
 
     pip install 'askd-hf[export]'
     python examples/export.py --model runs/student --output_dir student-ct2 --dataset my_speech
@@ -20,7 +22,8 @@ def main() -> None:
     model, processor = load_model(args)
     clips = load_clips(args, processor)  # None without --dataset
 
-    # the directory that faster_whisper.WhisperModel loads, transformers.js with --to onnx, whisper.cpp with --to ggml
+    # the directory that faster_whisper.WhisperModel loads, transformers.js with --to onnx, whisper.cpp with --to ggml,
+    # sherpa-onnx with --to sherpa-onnx
     convert(args, model, processor)
 
     # transcripts of transformers and of the other runtime on the same clips

@@ -226,7 +226,7 @@ def test_the_model_is_left_as_it_was():
     model, _ = english()
     model.train()
     attention, heads = model.config._attn_implementation, model.generation_config.alignment_heads
-    with onnx_graphs._exportable(model):
+    with onnx_graphs.exportable(model):
         assert model.config._attn_implementation == "eager"
     assert (model.config._attn_implementation, model.training) == (attention, True)
     model.generation_config.task = "transcribe"

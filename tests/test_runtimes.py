@@ -153,6 +153,12 @@ def test_onnxruntime(graphs, expected, capsys):
     assert printed("askd_hf.export.onnx", capsys) == expected
 
 
+@pytest.mark.slow  # traces the graphs
+def test_sherpa_onnx(place, expected, capsys):
+    export("sherpa-onnx")
+    assert printed("sherpa_onnx", capsys) == expected
+
+
 @pytest.mark.slow
 @pytest.mark.node
 def test_transformers_js(graphs, place, expected):

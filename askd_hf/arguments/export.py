@@ -17,6 +17,7 @@ QUANTIZATIONS = {
     ),
     "onnx": ("float32", "int8"),
     "ggml": ("f16", "q8_0", "q5_0"),
+    "sherpa-onnx": ("float32", "int8"),
 }
 
 
@@ -25,15 +26,15 @@ class ExportArguments:
     """The model, the format, and the clips to compare transcripts on."""
 
     model: str = HfArg(help="Whisper model: a directory or a Hub id.")
-    to: Literal["ctranslate2", "onnx", "ggml"] = HfArg(
+    to: Literal["ctranslate2", "onnx", "ggml", "sherpa-onnx"] = HfArg(
         default="ctranslate2",
         help="The runtime: ctranslate2 for faster-whisper, onnx for onnxruntime and transformers.js, ggml for "
-        "whisper.cpp.",
+        "whisper.cpp, sherpa-onnx for sherpa-onnx.",
     )
     output_dir: str | None = HfArg(
         default=None,
-        help="Directory to write, which must not exist. Default: MODEL-ctranslate2, MODEL-onnx or MODEL-ggml in the "
-        "current directory.",
+        help="Directory to write, which must not exist. Default: MODEL-ctranslate2, MODEL-onnx, MODEL-ggml or "
+        "MODEL-sherpa-onnx in the current directory.",
     )
     # fmt: off
     quantization: Literal[
@@ -41,8 +42,8 @@ class ExportArguments:
         "f16", "q8_0", "q5_0",
     ] | None = HfArg(
         default=None,
-        help="Type of the weights. onnx: float32 or int8. ggml: f16, or q8_0 or q5_0 for blocks of 8 or 5 bits. The "
-        "others are of ctranslate2. Default: float32, with ggml f16.",
+        help="Type of the weights. onnx, sherpa-onnx: float32 or int8. ggml: f16, or q8_0 or q5_0 for blocks of 8 or "
+        "5 bits. The others are of ctranslate2. Default: float32, with ggml f16.",
     )
     # fmt: on
     dataset: str | None = HfArg(

@@ -11,7 +11,8 @@ are shown. --quantization int8 stores weights in 8 bits, a quarter of the size.
     askd-hf export --model runs/student --to onnx --output_dir student-onnx --dataset my_speech
 
 writes a directory that onnxruntime and transformers.js load, in Node.js or in a browser: examples/web has a page.
---to ggml (pip install 'askd-hf[ggml]') writes a file for whisper.cpp.
+--to ggml (pip install 'askd-hf[ggml]') writes a file for whisper.cpp, --to sherpa-onnx
+(pip install 'askd-hf[sherpa-onnx]') a directory for sherpa-onnx.
 
 faster-whisper gives word timestamps only if the model's `generation_config.json` has alignment heads in layers that
 the model has: see `askd-hf select-heads`.
@@ -29,12 +30,12 @@ from ..arguments.parser import parse_args
 from ..data import SAMPLING_RATE, Limits, decode_audio, filter_invalid_clips, load_speech_dataset
 from ..errors import UserError
 from ..evaluation.metrics import text_normalizer
-from ..export import ctranslate2, ggml, onnx
+from ..export import ctranslate2, ggml, onnx, sherpa_onnx
 from ..export.comparison import Clip, Transcripts, check_output_dir, transformers_transcriber
 from ..models.generation_config import set_language
 from ..models.loading import check_processor, load_processor, load_whisper
 from ..progress import progress
-from . import export_ctranslate2, export_ggml, export_onnx
+from . import export_ctranslate2, export_ggml, export_onnx, export_sherpa_onnx
 from .options import options_of
 
 OPTIONS = options_of("export")
@@ -52,6 +53,9 @@ RUNTIMES = {
     "ctranslate2": Runtime(ctranslate2.check_extra, export_ctranslate2.convert, export_ctranslate2.compare),
     "onnx": Runtime(onnx.check_extra, export_onnx.convert, export_onnx.compare),
     "ggml": Runtime(ggml.check_ggml_extra, export_ggml.convert, export_ggml.compare),
+    "sherpa-onnx": Runtime(
+        sherpa_onnx.check_sherpa_onnx_extra, export_sherpa_onnx.convert, export_sherpa_onnx.compare
+    ),
 }
 
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "cache-teacher": "save the teacher's most probable tokens with the speech",
     "select-heads": "select a student's alignment heads, for word timestamps",
     "push": "publish a student on the Hub with a model card",
-    "export": "convert a model to CTranslate2, ONNX or ggml and compare the transcripts",
+    "export": "convert a model to CTranslate2, ONNX, ggml or sherpa-onnx and compare the transcripts",
     "env": "print versions, devices and settings, to paste into a bug report",
 }
 ALIASES = {"distil": "distill"}

@@ -192,13 +192,18 @@ def _write_filters(file: BinaryIO, filters: np.ndarray) -> None:
 
 def _write_tokens(file: BinaryIO, tokenizer: WhisperTokenizer) -> None:
     """Write the bytes of the text tokens by id. whisper.cpp adds the special tokens, which follow."""
+    tokens = text_tokens(tokenizer)
+    file.write(struct.pack("<i", len(tokens)))
+    for token in tokens:
+        file.write(struct.pack("<i", len(token)) + token)
+
+
+def text_tokens(tokenizer: WhisperTokenizer) -> list[bytes]:
+    """Return the bytes of the tokens before the end of text, by id. No bytes if there is no token with an id."""
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     names = {i: token for token, i in tokenizer.get_vocab().items()}
     count = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    file.write(struct.pack("<i", count))
-    for i in range(count):
-        token = bytes(byte_of[character] for character in names.get(i, ""))
-        file.write(struct.pack("<i", len(token)) + token)
+    return [bytes(byte_of[character] for character in names.get(i, "")) for i in range(count)]
 
 
 def tensor_name(name: str) -> str:

@@ -104,17 +104,17 @@ def write_graphs(model: WhisperForConditionalGeneration, directory: Path) -> tup
     names = cache_names("past_key_values", layers)
     outputs = ["logits", *(name for name in cache_names("present", layers) if ".decoder." in name)]
     encoder, first, step = (directory / f"{name}.onnx" for name in (ENCODER, "first_past", "step"))
-    with _exportable(model):
+    with exportable(model):
         batch = {0: dim[BATCH]}
-        _export(Encoder(model), (features,), ["input_features"], ["last_hidden_state"], (batch,), encoder)
+        write_graph(Encoder(model), (features,), ["input_features"], ["last_hidden_state"], (batch,), encoder)
         state_sizes = (batch | {1: dim[POSITIONS]},)
-        _export(FirstPast(model), (states,), ["encoder_hidden_states"], names, state_sizes, first)
+        write_graph(FirstPast(model), (states,), ["encoder_hidden_states"], names, state_sizes, first)
         step_sizes = (batch | {1: dim[LENGTH]}, sizes)
-        _export(Step(model), (tokens, past), ["input_ids", *names], outputs, step_sizes, step)
+        write_graph(Step(model), (tokens, past), ["input_ids", *names], outputs, step_sizes, step)
     return encoder, first, step
 
 
-def _export(
+def write_graph(
     module: nn.Module,
     inputs: tuple[Any, ...],
     input_names: list[str],
@@ -138,7 +138,7 @@ def _export(
 
 
 @contextlib.contextmanager
-def _exportable(model: WhisperForConditionalGeneration) -> Iterator[None]:
+def exportable(model: WhisperForConditionalGeneration) -> Iterator[None]:
     """Switch to attention written in plain operations, without gradients and the messages of torch's exporter."""
     attention, training = model.config._attn_implementation, model.training
     log = logging.getLogger("torch.onnx")

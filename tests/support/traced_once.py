@@ -4,17 +4,20 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from transformers import WhisperForConditionalGeneration
 
-from askd_hf.export import onnx, onnx_graphs
+from askd_hf.export import onnx
 
 
 @contextlib.contextmanager
-def traced_once(model: WhisperForConditionalGeneration, directory: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Trace a model to `directory`, and let `export_onnx` take copies of its graphs."""
-    traced = onnx_graphs.write_graphs(model, directory)
+def traced_once(
+    model: WhisperForConditionalGeneration, directory: Path, exporter: ModuleType = onnx
+) -> Iterator[pytest.MonkeyPatch]:
+    """Trace a model to `directory`, and let the export of a module take copies of its graphs."""
+    traced = exporter.write_graphs(model, directory)
 
     def copies(model: WhisperForConditionalGeneration, parts: Path) -> tuple[Path, ...]:
         for file in directory.glob("*.onnx*"):
@@ -22,5 +25,5 @@ def traced_once(model: WhisperForConditionalGeneration, directory: Path) -> Iter
         return tuple(parts / file.name for file in traced)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx, "write_graphs", copies)
+        patch.setattr(exporter, "write_graphs", copies)
         yield patch
