@@ -217,6 +217,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         given = {name for name in PRESETS[self.preset] if getattr(self, name) is not None}
         for name in PRESETS[self.preset].keys() - given:
             setattr(self, name, PRESETS[self.preset][name])
+        if "teacher_weight_end" not in given:  # a preset's decay doesn't become a growth
+            self.teacher_weight_end = min(self.teacher_weight_end, self.teacher_weight)
         if self.self_teacher == "none" and "self_weight" not in given:
             self.self_weight = 0.0
         if self.output_dir is None:

@@ -39,6 +39,7 @@ from askd_hf.schedule import TEACHER_SCHEDULES
 NOT_RUN = {
     "python examples/study.py --study examples/studies/digits.yaml": "minutes long: test_study.py runs a smaller one",
     "python examples/study.py --study examples/studies/levers.yaml": "hours long",
+    "python examples/study.py --study examples/studies/defaults.yaml": "hours long",
     "python examples/study.py --study examples/studies/presets.yaml": "hours long",
     "askd-hf pseudo-label --teacher openai/whisper-tiny.en --dataset librispeech --word_timestamps "
     "--output_dir runs/librispeech_words": "the English teacher made for this test has no timestamp tokens",

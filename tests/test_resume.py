@@ -200,7 +200,8 @@ def resumed(whole, models, directory, **changes) -> ASKDTrainer:
 
 def old_and_new(**changes) -> list[str]:
     """What the message names of changed options, which had the values of `whole`."""
-    before = ASKDConfig(**options("nowhere", teacher_weight=0.8, teacher_phase_ratio=0.6, self_teacher="snapshot"))
+    weights = dict(teacher_weight=0.8, teacher_weight_end=0.0, teacher_phase_ratio=0.6)
+    before = ASKDConfig(**options("nowhere", self_teacher="snapshot", **weights))
     saved = before.to_dict()
     pairs = [(name, saved[name], value) for name, value in changes.items()]
     return [f"{name} {old} -> {new}" for name, old, new in pairs]

@@ -131,6 +131,13 @@ def test_annealing_goes_from_the_teacher_to_the_labels(tmp_path):
     assert plan.weights(99, BlendState()) == (pytest.approx(0.01), 0.0)
 
 
+@pytest.mark.parametrize(("start", "end"), [(1.0, 0.5), (0.7, 0.5), (0.3, 0.3), (0.0, 0.0)])
+def test_the_end_of_a_preset_is_at_most_the_start_that_is_given(tmp_path, start, end):
+    config = ASKDConfig(output_dir=str(tmp_path), teacher_weight=start)
+    assert (config.teacher_weight, config.teacher_weight_end) == (start, end)
+    assert config.uses_teacher is (start > 0)
+
+
 def test_the_table_names_the_phases():
     table = schedule().table()
     assert "teacher        0 - 59       0.800 -> 0.210    0.000 -> 0.000" in table
