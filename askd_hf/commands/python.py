@@ -4,6 +4,7 @@ from typing import Any
 
 from ..arguments.parser import as_arguments, parse_args
 from . import distill as command
+from .terminal import readable_terminal
 
 
 def distill(**options: Any) -> str:
@@ -20,7 +21,8 @@ def distill(**options: Any) -> str:
     """
     given = {name: _as_text(value) for name, value in options.items() if value is not None}
     parsed = parse_args(command.OPTIONS, as_arguments(given))
-    command.distill(*parsed)
+    with readable_terminal():
+        command.distill(*parsed)
     return parsed[-1].output_dir
 
 
