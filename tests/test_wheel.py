@@ -58,7 +58,6 @@ def built(tmp_path_factory):
     return directory / "dist"
 
 
-@pytest.mark.slow
 def test_the_source_distribution_has_its_tests_and_the_demo_with_its_license(built):
     (archive,) = built.glob("*.tar.gz")
     with tarfile.open(archive) as file:
@@ -80,7 +79,6 @@ def test_the_source_distribution_has_its_tests_and_the_demo_with_its_license(bui
     assert not [name for name in names if "__pycache__" in name]
 
 
-@pytest.mark.slow
 def test_the_wheel_works_alone(built, tmp_path):
     (wheel,) = built.glob("*.whl")
     assert wheel.name.split("-")[:2] == ["askd_hf", askd_hf.__version__]
