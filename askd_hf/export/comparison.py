@@ -1,8 +1,10 @@
 """What the export to every runtime needs: a new directory, and a comparison with the transcripts of transformers."""
 
+import contextlib
 import copy
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.writable import check_writable
 from ..data import SAMPLING_RATE
-from ..errors import UserError
+from ..errors import UserError, disk_errors
 from ..evaluation.metrics import error_rates
 from ..progress import progress
 
@@ -28,6 +30,23 @@ def check_output_dir(output_dir: str | Path) -> Path:
         raise UserError(f"--output_dir {output_dir} already exists. Use another directory, or remove it first")
     check_writable(path, "--output_dir")
     return path
+
+
+@contextlib.contextmanager
+def written_whole(output_dir: str | Path) -> Iterator[tuple[Path, Path]]:
+    """Yield an empty directory, which is renamed to `output_dir` at the end, and one for temporary files.
+
+    An interrupted export leaves neither. Raises `UserError` as `check_output_dir` does, and if the disk is full.
+    """
+    path = check_output_dir(output_dir)
+    with disk_errors(f"--output_dir {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as unfinished:
+            directory, parts = Path(unfinished) / "model", Path(unfinished) / "parts"
+            directory.mkdir()
+            parts.mkdir()
+            yield directory, parts
+            directory.replace(path)
 
 
 class Clip(NamedTuple):

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +12,9 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..data import SAMPLING_RATE
 from ..data.audio_context import context_frames
-from ..errors import UserError, disk_errors
+from ..errors import UserError
 from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads, is_multilingual
-from .comparison import Transcriber, check_output_dir, input_features
+from .comparison import Transcriber, input_features, written_whole
 
 FASTER_WHISPER_WINDOW = 30  # seconds; faster-whisper supports no other window
 WARM_UP = ((False, False), (True, False))  # untimed passes of the first clip: whether at its own context, timed
@@ -85,23 +84,17 @@ def export_ctranslate2(
         def load_tokenizer(self, *args: Any, **kwargs: Any) -> Any:
             return processor.tokenizer
 
-    output_dir = check_output_dir(output_dir)
-    with disk_errors(f"--output_dir {output_dir}"):
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        # a temporary directory, so that an interrupted export leaves no incomplete output directory
-        with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
-            directory, source = Path(unfinished) / "model", Path(unfinished) / "source"
-            model.config.save_pretrained(source)  # read by the converter
-            Loaded(str(source)).convert(str(directory), quantization=quantization)
-            config_file = directory / "config.json"
-            config = json.loads(config_file.read_text(encoding="utf-8"))
-            config.pop("alignment_heads", None)
-            if heads := alignment_heads(model):
-                config["alignment_heads"] = heads
-            config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            processor.tokenizer.save_pretrained(directory)
-            processor.feature_extractor.save_pretrained(directory)
-            directory.replace(output_dir)
+    with written_whole(output_dir) as (directory, source):
+        model.config.save_pretrained(source)  # read by the converter
+        Loaded(str(source)).convert(str(directory), quantization=quantization, force=True)
+        config_file = directory / "config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config.pop("alignment_heads", None)
+        if heads := alignment_heads(model):
+            config["alignment_heads"] = heads
+        config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        processor.tokenizer.save_pretrained(directory)
+        processor.feature_extractor.save_pretrained(directory)
 
 
 # ---- transcripts of the same clips ----

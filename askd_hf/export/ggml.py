@@ -6,7 +6,6 @@ no word timestamps by attention (DTW).
 """
 
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,9 +15,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from ..data import SAMPLING_RATE
-from ..errors import UserError, disk_errors
+from ..errors import UserError
 from ..models.generation_config import MULTILINGUAL_VOCABULARY
-from .comparison import Transcriber, check_output_dir
+from .comparison import Transcriber, written_whole
 
 MAGIC = 0x67676D6C
 N_FFT, HOP_LENGTH = 400, 160  # samples; whisper.cpp supports no others
@@ -154,23 +153,15 @@ def export_ggml(
     Raises `UserError` if `output_dir` isn't empty or can't be written, and as `check_ggml` does.
     """
     check_ggml(model, processor, quantization)
-    output_dir = check_output_dir(output_dir)
-    file_name = ggml_file(output_dir, quantization).name
-    with disk_errors(f"--output_dir {output_dir}"):
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        # a temporary directory, so that an interrupted export leaves no incomplete output directory
-        with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
-            directory = Path(unfinished) / "model"
-            directory.mkdir()
-            with (directory / file_name).open("wb") as file:
-                _write_header(file, model, FILE_TYPES[quantization])
-                _write_filters(file, processor.feature_extractor.mel_filters)
-                _write_tokens(file, processor.tokenizer)
-                for source, weight in model.state_dict().items():
-                    if source != "proj_out.weight":  # the token embeddings
-                        _write_tensor(file, tensor_name(source), weight.float().cpu().numpy(), quantization)
-            directory.replace(output_dir)
-    return output_dir / file_name
+    file = ggml_file(output_dir, quantization)
+    with written_whole(output_dir) as (directory, _), (directory / file.name).open("wb") as opened:
+        _write_header(opened, model, FILE_TYPES[quantization])
+        _write_filters(opened, processor.feature_extractor.mel_filters)
+        _write_tokens(opened, processor.tokenizer)
+        for source, weight in model.state_dict().items():
+            if source != "proj_out.weight":  # the token embeddings
+                _write_tensor(opened, tensor_name(source), weight.float().cpu().numpy(), quantization)
+    return file
 
 
 def ggml_file(output_dir: str | Path, quantization: str) -> Path:

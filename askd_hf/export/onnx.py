@@ -6,16 +6,15 @@ The directory is one that transformers.js loads: config, tokenizer and feature e
 
 import copy
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from ..errors import UserError, disk_errors
+from ..errors import UserError
 from ..models.generation_config import is_multilingual
-from .comparison import Transcriber, check_output_dir, input_features
+from .comparison import Transcriber, input_features, written_whole
 from .onnx_graphs import DECODER, ENCODER, join_decoder, quantize, save_graph, write_graphs
 
 DEFAULT_LANGUAGE = "<|en|>"  # of transformers.js
@@ -67,18 +66,11 @@ def export_onnx(
 
     Raises `UserError` if `output_dir` isn't empty or can't be written.
     """
-    output_dir = check_output_dir(output_dir)
     dtype = "q8" if quantization == "int8" else "fp32"
-    with disk_errors(f"--output_dir {output_dir}"):
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        # a temporary directory, so that an interrupted export leaves no incomplete output directory
-        with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
-            directory, parts = Path(unfinished) / "model", Path(unfinished) / "parts"
-            for each in (directory / "onnx", parts):
-                each.mkdir(parents=True)
-            large = _write_onnx(model, parts, directory / "onnx", dtype)
-            _write_configs(model, processor, directory, {"dtype": dtype} | large)
-            directory.replace(output_dir)
+    with written_whole(output_dir) as (directory, parts):
+        (directory / "onnx").mkdir()
+        large = _write_onnx(model, parts, directory / "onnx", dtype)
+        _write_configs(model, processor, directory, {"dtype": dtype} | large)
 
 
 def _write_onnx(model: WhisperForConditionalGeneration, parts: Path, output: Path, dtype: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ number of layers, a smaller vocabulary and a shorter window are possible.
 """
 
 import base64
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..data import SAMPLING_RATE
-from ..errors import UserError, disk_errors
+from ..errors import UserError
 from ..models.generation_config import is_multilingual
 from . import onnx
-from .comparison import Transcriber, check_output_dir
+from .comparison import Transcriber, written_whole
 from .ggml import HOP_LENGTH, N_FFT, text_tokens
 from .onnx_graphs import quantize, save_graph
 from .sherpa_onnx_graphs import write_graphs
@@ -93,23 +92,15 @@ def export_sherpa_onnx(
     import onnx_ir as ir
 
     check_sherpa_onnx(model, processor)
-    output_dir = check_output_dir(output_dir)
-    with disk_errors(f"--output_dir {output_dir}"):
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        # a temporary directory, so that an interrupted export leaves no incomplete output directory
-        with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
-            directory, parts = Path(unfinished) / "model", Path(unfinished) / "parts"
-            for each in (directory, parts):
-                each.mkdir()
-            metadata = sherpa_onnx_metadata(model, processor)
-            for traced, file in zip(write_graphs(model, parts), model_files(directory, quantization), strict=False):
-                if quantization == "int8":
-                    quantize(traced, traced := traced.with_name(f"8_bits_{traced.name}"))
-                graph = ir.load(traced)
-                graph.metadata_props.update(metadata)  # read from the encoder only
-                save_graph(graph, file)
-            _write_tokens(processor, directory / "tokens.txt")
-            directory.replace(output_dir)
+    with written_whole(output_dir) as (directory, parts):
+        metadata = sherpa_onnx_metadata(model, processor)
+        for traced, file in zip(write_graphs(model, parts), model_files(directory, quantization), strict=False):
+            if quantization == "int8":
+                quantize(traced, traced := traced.with_name(f"8_bits_{traced.name}"))
+            graph = ir.load(traced)
+            graph.metadata_props.update(metadata)  # read from the encoder only
+            save_graph(graph, file)
+        _write_tokens(processor, directory / "tokens.txt")
 
 
 def model_files(directory: str | Path, quantization: str | None = None) -> tuple[Path, Path, Path]:
