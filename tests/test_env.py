@@ -66,7 +66,7 @@ def test_it_has_the_required_packages_and_those_of_the_extras():
     lines = [line for line in requires("askd-hf") if not line.startswith("askd-hf")]
     assert len(lines) > 20
     for line in lines:
-        name, extra = re.match(r"[\w-]+", line)[0], re.search(r'extra == "(\w+)"', line)
+        name, extra = re.match(r"[\w-]+", line)[0], re.search(r'extra == "([\w-]+)"', line)
         try:
             found = version(name)
         except PackageNotFoundError:
