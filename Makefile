@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.developing
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# uv takes a tenth of pip's time. It gets the package indexes that pip is configured with. If it fails, pip installs
+# uv takes a tenth of pip's time. If it fails, pip installs. uv prefers an extra index to the default one, even if it has
+# only the wheel without compiled libraries, so extra indexes serve torch alone, whose CPU build may be there
 pip_option = $(shell $(PYTHON) -m pip config list 2>/dev/null | sed -n "s/^.*\.$(1)='\(.*\)'$$/\1/p" | sed 's/\\n/ /g' | tail -n 1)
-UV = $(BIN)/uv pip install --python $(BIN)/python --index-strategy unsafe-best-match \
+UV = $(BIN)/uv pip install --python $(BIN)/python \
 	$(addprefix --constraint ,constraints.txt $(call pip_option,constraint)) \
-	$(addprefix --default-index ,$(call pip_option,index-url)) \
-	$(addprefix --index ,$(call pip_option,extra-index-url)) $(addprefix --find-links ,$(call pip_option,find-links))
+	$(addprefix --default-index ,$(call pip_option,index-url)) $(addprefix --find-links ,$(call pip_option,find-links))
+UV_TORCH = $(UV) --index-strategy unsafe-best-match $(addprefix --index ,$(call pip_option,extra-index-url)) torch
 # where the tests look for the npm package @huggingface/transformers
 export NODE_PACKAGES ?= $(abspath $(VENV))/node/node_modules
 TRANSFORMERS_JS := $(NODE_PACKAGES)/@huggingface/transformers/package.json
@@ -30,7 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) uv
 	# torch first and pinned: without it the other packages would take a build several times as large
-	$(UV) torch || $(PIP) torch
+	$(UV_TORCH) || $(PIP) torch
 	$(UV) --editable . || $(PIP) --editable .
 	@touch $@
 
