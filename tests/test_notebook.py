@@ -1,6 +1,9 @@
 """The notebook of examples/, executed by a Jupyter kernel, with a Hub on the loopback."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -33,6 +36,29 @@ def test_it_goes_from_clips_to_a_published_student(tmp_path, monkeypatch, teache
     kinds = [kind for cell in notebook.cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
     assert kinds.count("image/png") == 1 and kinds.count("text/markdown") == 3
     assert (tmp_path / "runs" / "notebook" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_it_installs_itself_where_askd_hf_is_missing(tmp_path, monkeypatch):
+    """As in Colab: an environment with Jupyter's kernel, an empty directory, and the address of the repository."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
+    monkeypatch.setenv("PIP_CONSTRAINT", str(ROOT / "constraints.txt"))
+    subprocess.run([python, "-m", "pip", "install", "-q", "ipykernel"], check=True)
+    kernel = ["install", "--prefix", python.parents[1], "--name", "bare"]
+    subprocess.run([python, "-m", "ipykernel", *kernel], check=True, capture_output=True)
+    monkeypatch.setenv("JUPYTER_PATH", str(python.parents[1] / "share" / "jupyter"))
+    (tmp_path / "gitconfig").write_text(f'[url "file://{ROOT}"]\n\tinsteadOf = https://github.com/askd-hf/askd-hf\n')
+    notebook = stored()
+    (settings,) = (cell for cell in notebook.cells if cell.cell_type == "code" and "OPTIONS = " in cell.source)
+    settings.source += "\nOPTIONS |= dict(max_steps=2, num_train_epochs=1, teacher_weight=0.5, teacher_top_k=8)\n"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    path = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "GIT_CONFIG_GLOBAL": tmp_path / "gitconfig"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | path
+    client = NotebookClient(notebook, timeout=900, kernel_name="bare", resources={"metadata": {"path": str(empty)}})
+    client.execute(env={name: str(value) for name, value in environment.items()})
+    assert (empty / "askd-hf" / "runs" / "notebook" / "model.safetensors").is_file()
 
 
 def test_its_stored_outputs_are_those_of_one_run_from_top_to_bottom():
