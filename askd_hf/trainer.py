@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -199,6 +199,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         inputs = dict(inputs)
         self._clips = inputs.pop("clip", self._clips)
         self.skipped.add(inputs.pop("skipped", []), self.state.global_step)
+        inputs = send_to_device(inputs, self.args.device)  # also `WaveformFeatures`, which super() would leave
         return super()._prepare_inputs(inputs)
 
     def compute_loss(

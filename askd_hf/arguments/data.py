@@ -146,6 +146,11 @@ class DataArguments:
         default=None,
         help="Number of processes that check the clips. Default: one per core of this machine, for many clips.",
     )
+    features_on_device: bool = HfArg(
+        default=False,
+        help="Compute the audio features of training and evaluation batches on the device of the models, in place of "
+        "the worker processes: for many GPUs per CPU core.",
+    )
     recheck: bool = HfArg(
         default=False,
         help="Decode every clip again to check it. Default: a file is decoded once; later runs use what was found "

@@ -312,6 +312,7 @@ def make_collator(options: Options, models: Models) -> SpeechCollator:
         condition_on_prev_probability=options.mix.condition_on_prev_probability,
         shortest_context=shortest_context(options.model),
         augmenter=Augmenter(augment, extractor.n_samples) if augment.augmentations else None,
+        features_on_device=options.data.features_on_device,
     )
 
 

@@ -28,6 +28,7 @@ from .audio import (
 from .audio_context import FRAMES_PER_POSITION, FRAMES_PER_SECOND, context_frames
 from .augment import Augmenter
 from .checks import Limits
+from .device_features import WaveformFeatures, attention_mask
 from .encoder_cache import EncoderCache
 from .labels import LABEL_PAD_TOKEN_ID, DecoderTokens, build_decoder_tokens, token_id
 
@@ -63,6 +64,8 @@ class SpeechCollator:
         shortest_context: shortest audio context of a training batch in seconds. Each batch gets a random context: at
             least this, at least `CONTEXT_MARGIN` more than its longest clip, and at most the window. Evaluation uses
             the whole window. Default: None, for the whole window in training too.
+        features_on_device: leave the features to the device that the batch is moved to: batches have
+            `WaveformFeatures` in place of feature tensors. Default: False.
         limits: validate rows here (streaming): invalid or filtered rows are dropped and listed in `batch["skipped"]`.
             Default: None, for rows validated by `filter_invalid_clips`.
 
@@ -79,6 +82,7 @@ class SpeechCollator:
     condition_on_prev_probability: float = 0.0
     augmenter: Augmenter | None = None
     shortest_context: float | None = None
+    features_on_device: bool = False
     limits: Limits | None = None
 
     def __post_init__(self):
@@ -134,6 +138,7 @@ class SpeechCollator:
 
         Returns:
             input_features: float32 `(batch, mel bins, frames)`; not with `encoder_cache`.
+                With `features_on_device` this and `teacher_input_features` are `WaveformFeatures`.
             attention_mask: int `(batch, frames)`; only with SpecAugment.
             encoder_outputs: float16 `(batch, positions, d_model)`; only with `encoder_cache`.
             teacher_input_features: float32 `(batch, mel bins of the teacher, frames)`; only with `teacher_extractor`.
@@ -161,7 +166,7 @@ class SpeechCollator:
         clean = waves
         waves, time_factors = self._augment(rows, waves)
         if self.encoder_cache is None:
-            batch |= extract_features(self.processor.feature_extractor, waves, self.config.apply_spec_augment)
+            batch |= self._student_features(waves)
         else:
             batch["encoder_outputs"] = self.encoder_cache.read([row["audio_key"] for row in rows])
         if self.teacher_extractor is not None and self.keeps_teacher_clean:
@@ -221,14 +226,14 @@ class SpeechCollator:
         Args:
             longest_clip: seconds.
         """
-        window = batch["input_features"].shape[-1]
+        window = self.processor.feature_extractor.nb_max_frames
         shortest = max(context_frames(longest_clip, window), round((self.shortest_context or 0.0) * FRAMES_PER_SECOND))
         lowest, highest = (frames // FRAMES_PER_POSITION for frames in (min(shortest, window), window))
         rng = np.random.default_rng([*rows[0]["rng_key"], CONTEXT_STREAM])
         frames = FRAMES_PER_POSITION * int(rng.integers(lowest, highest, endpoint=True))
         for name in ("input_features", "attention_mask"):
             if name in batch:
-                batch[name] = batch[name][..., :frames].contiguous()
+                batch[name] = _first_frames(batch[name], frames)
 
     def _decoder_tokens(self, row: Mapping[str, Any], time_factor: float) -> DecoderTokens:
         timestamps = prompt = False
@@ -257,16 +262,26 @@ class SpeechCollator:
     def _dummy_batch(self) -> dict[str, Any]:
         """Return a batch with all labels masked: every process must run the same number of steps."""
         waves = [np.zeros(SAMPLING_RATE // 2, dtype=np.float32)]
-        batch = extract_features(self.processor.feature_extractor, waves, self.config.apply_spec_augment)
+        batch = self._student_features(waves)
         if self.teacher_extractor is not None:
             batch["teacher_input_features"] = self._teacher_features(waves, batch["input_features"])
         tokens = DecoderTokens([self.config.decoder_start_token_id], [LABEL_PAD_TOKEN_ID])
         return batch | self._pad_tokens([tokens]) | {"clip": ["(none)"]}
 
-    def _teacher_features(self, waves: list[np.ndarray], student_features: Tensor | None) -> Tensor:
+    def _student_features(self, waves: list[np.ndarray]) -> dict[str, Any]:
+        """Return `input_features`, and with SpecAugment the `attention_mask`."""
+        extractor, with_mask = self.processor.feature_extractor, self.config.apply_spec_augment
+        if not self.features_on_device:
+            return extract_features(extractor, waves, with_mask)
+        features = {"input_features": WaveformFeatures.of(extractor, waves)}
+        return features | ({"attention_mask": attention_mask(waves, extractor)} if with_mask else {})
+
+    def _teacher_features(self, waves: list[np.ndarray], student_features: Any) -> Any:
         """Return the teacher's features. Equal student features are copied, as SpecAugment changes them in place."""
         if student_features is not None and self._has_same_extractor():
-            return student_features.clone()
+            return student_features if self.features_on_device else student_features.clone()
+        if self.features_on_device:
+            return WaveformFeatures.of(self.teacher_extractor, waves)
         return extract_features(self.teacher_extractor, waves)["input_features"]
 
     def _has_same_extractor(self) -> bool:
@@ -276,6 +291,12 @@ class SpeechCollator:
 SpeechCollator.__init__ = renamed_keywords(  # type: ignore[method-assign]
     timestamps="timestamp_probability", prompts="condition_on_prev_probability"
 )(SpeechCollator.__init__)
+
+
+def _first_frames(features: Any, frames: int) -> Any:
+    if isinstance(features, WaveformFeatures):
+        return features.cut(frames)
+    return features[..., :frames].contiguous()
 
 
 def _soft_labels(rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:

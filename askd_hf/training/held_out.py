@@ -26,6 +26,7 @@ from torch.utils.data import Subset
 from transformers import TrainingArguments
 
 from ..data import SpeechStream
+from ..data.device_features import WaveformFeatures
 from ..objective import TopK
 from ..projection import LMHeadInputs, capture_lm_head_inputs
 from ..schedule import LabelsJudged
@@ -128,7 +129,9 @@ class HeldOutClips:
             size = args.per_device_eval_batch_size
             batches = [collator(own_rows[start : start + size]) for start in range(0, len(own_rows), size)]
             # without the names of clips and the skipped rows of a stream
-            self._batches = [HeldOutBatch({k: v for k, v in b.items() if isinstance(v, Tensor)}) for b in batches]
+            self._batches = [
+                HeldOutBatch({k: v for k, v in b.items() if isinstance(v, Tensor | WaveformFeatures)}) for b in batches
+            ]
         return self._batches
 
     @torch.no_grad()
