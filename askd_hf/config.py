@@ -6,7 +6,7 @@ Can be imported without torch, for `--help`: what imports torch is imported when
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import Seq2SeqTrainingArguments
 from transformers.hf_argparser import HfArg
@@ -396,6 +396,13 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     def order_seed(self) -> int:
         """The seed of the order of the clips: `data_seed`, or `seed` if `data_seed` is None."""
         return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def compile_options(self) -> dict[str, Any] | None:
+        """The arguments of `torch.compile`, None without `torch_compile`. Trainer compiles the student only."""
+        if not self.torch_compile:
+            return None
+        return dict(backend=self.torch_compile_backend, mode=self.torch_compile_mode)
 
     @property
     def uses_teacher(self) -> bool:

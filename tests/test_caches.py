@@ -1,6 +1,7 @@
 """Training on cached encoder outputs and cached labels of the teacher, against training without caches."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -17,14 +18,17 @@ from scripts import DISTILL as SCRIPT
 from scripts import ROOT, run_here, steps_printed
 from soft_labels import label, speech
 from speech import write_speech
+from torch._dynamo.utils import counters
 from training import options
 
+from askd_hf.arguments import CacheArguments, ModelArguments
 from askd_hf.config import ASKDConfig
 from askd_hf.data import TEACHER_COLUMNS, SpeechCollator, cache_encoder
 from askd_hf.errors import UserError
 from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.student import init_student
 from askd_hf.trainer import ASKDTrainer
+from askd_hf.training.caches import with_encoder_cache, with_soft_labels
 from askd_hf.training.checkpoint_lookup import checkpoint_to_resume
 
 LABELLER = ROOT / "examples" / "cache_teacher.py"
@@ -382,3 +386,31 @@ def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsy
     assert "(16 of 16 cached)" in out
     a, b = (weights(tmp_path / name) for name in ("whole", "killed"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_both_caches_compile_their_model_if_asked(tmp_path, processor, teacher, clips):
+    """With the outputs and labels of models that aren't compiled, and without a compiled model left behind."""
+    caches = CacheArguments(
+        encoder_cache_dir=str(tmp_path / "encoder"), teacher_cache_dir=str(tmp_path / "labels"), teacher_top_k=8
+    )
+    cached = {}
+    for compiled in ({}, dict(torch_compile=True, torch_compile_backend="eager")):
+        counters.clear()
+        config = ASKDConfig(**options(tmp_path / "run", **compiled))
+        of_run = {
+            name: getattr(caches, name) + str(len(compiled)) for name in ("encoder_cache_dir", "teacher_cache_dir")
+        }
+        caches_of_run = dataclasses.replace(caches, **of_run)
+        student = copy.deepcopy(teacher)
+        collator = with_encoder_cache(
+            SpeechCollator(processor, student.config), student, [clips], caches_of_run, config
+        )
+        encoders = counters["stats"]["unique_graphs"]
+        own = dataclasses.replace(collator, encoder_cache=None)
+        without = dataclasses.replace(caches_of_run, encoder_cache_dir=None)
+        labels = with_soft_labels(clips, copy.deepcopy(teacher), own, ModelArguments(teacher="tiny"), without, config)
+        assert (encoders > 0) == (counters["stats"]["unique_graphs"] > encoders) == bool(compiled)
+        assert student.model.encoder._compiled_call_impl is None
+        cached[bool(compiled)] = collator.encoder_cache.read(clips["audio_key"]), labels["teacher_log_probs"]
+    assert torch.equal(cached[False][0], cached[True][0])
+    assert cached[False][1] == cached[True][1]

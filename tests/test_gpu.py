@@ -2,11 +2,14 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from training import history, make_trainer, options
+from transformers import WhisperFeatureExtractor
 
 from askd_hf.config import ASKDConfig
+from askd_hf.data.device_features import WaveformFeatures
 from askd_hf.projection import LMHeadInputs, chunked_distillation_loss, label_positions
 
 pytestmark = pytest.mark.gpu
@@ -117,6 +120,15 @@ def test_a_compiled_step_is_the_plain_one(tmp_path, teacher, student):
         tmp_path / "compiled", teacher, student, torch_compile=True, torch_compile_backend="inductor", **changes
     )
     torch.testing.assert_close(compiled, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_features_on_the_card_are_whispers_own():
+    extractor = WhisperFeatureExtractor()
+    clips = [np.random.default_rng(i).standard_normal(16_000 * i).astype(np.float32) for i in (1, 7)]
+    own = extractor(clips, sampling_rate=16_000, return_tensors="pt").input_features
+    features = WaveformFeatures.of(extractor, clips).pin_memory().to("cuda", non_blocking=True)
+    assert features.device.type == "cuda"
+    torch.testing.assert_close(features.cpu(), own, rtol=0.0, atol=1e-4)
 
 
 def test_a_micro_batch_waits_for_the_causal_masks_only(tmp_path, teacher, student):

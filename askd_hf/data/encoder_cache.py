@@ -29,7 +29,7 @@ import json
 import os
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ def cache_encoder(
     num_processes: int = 1,
     num_workers: int = 0,
     stored: str = "float16",
+    compile_options: dict[str, Any] | None = None,
 ) -> EncoderCache:
     """Compute the encoder outputs that are missing in `directory`, once per distinct clip.
 
@@ -144,6 +145,7 @@ def cache_encoder(
         process_index, num_processes: the share of this process.
         num_workers: number of processes that decode audio and compute features; 0 for the current one.
         stored: "float16"; or "int8", for 8-bit integers with a scale per position, in half the space.
+        compile_options: arguments of `torch.compile`. Default: None, for an encoder that isn't compiled.
 
     Raises:
         UserError: the disk is full, the features are random, an output exceeds float16, or a clip can't be decoded.
@@ -174,11 +176,13 @@ def cache_encoder(
         progress = progress_bar(len(missing), "Encoder outputs")
         # a thread writes while the next batch is computed
         writer, written = ThreadPoolExecutor(max_workers=1), deque[Future]()
+        # not `Module.compile`, as the encoder is the caller's
+        compiled = None if compile_options is None else torch.compile(model.model.encoder, **compile_options)
         with _moved(model.model.encoder, device) as encoder, cache.open_writer() as append, progress, writer:
             for batch in batches:
                 if len(written) == WAITING_BATCHES:
                     written.popleft().result()
-                outputs = _encode_batch(encoder, batch, dtype)
+                outputs = _encode_batch(encoder, batch, dtype, compiled)
                 written.append(writer.submit(append, batch["audio_key"], outputs))
                 progress.update(len(batch["audio_key"]))
             for one in written:
@@ -248,22 +252,25 @@ def _moved(encoder: PreTrainedModel, device: torch.device) -> Iterator[PreTraine
         encoder.to(original_device).train(training)
 
 
-def run_encoder(encoder: nn.Module, features: Tensor) -> Tensor:
+def run_encoder(encoder: nn.Module, features: Tensor, compiled: Callable[..., Any] | None = None) -> Tensor:
     """Return the outputs `(clips, positions, d_model)` of a frozen encoder for features `(clips, mel bins, frames)`.
 
-    The features may be shorter than the encoder's window.
+    The features may be shorter than the encoder's window. `compiled` is the compiled encoder, if it is to run.
 
     On a CPU two clips are run at a time. This is 20 % faster than 16 clips, whose activations don't fit in its caches.
     """
     chunk_size = 2 if features.device.type == "cpu" else len(features)
+    forward = encoder if compiled is None else compiled
     with audio_context(encoder, features.shape[-1]):
-        return torch.cat([encoder(part).last_hidden_state for part in features.split(chunk_size)])
+        return torch.cat([forward(part).last_hidden_state for part in features.split(chunk_size)])
 
 
-def _encode_batch(encoder: PreTrainedModel, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
+def _encode_batch(
+    encoder: PreTrainedModel, batch: dict[str, Any], dtype: torch.dtype, compiled: Callable[..., Any] | None
+) -> Tensor:
     """Return the outputs, float16 `(batch, positions, d_model)`, on the CPU."""
     with torch.no_grad(), torch.autocast(encoder.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        outputs = run_encoder(encoder, batch["input_features"].to(encoder.device, encoder.dtype))
+        outputs = run_encoder(encoder, batch["input_features"].to(encoder.device, encoder.dtype), compiled)
     outputs = outputs.to(torch.float16).cpu()
     finite = outputs.isfinite().flatten(1).all(dim=1).tolist()
     if not all(finite):

@@ -120,6 +120,7 @@ def with_encoder_cache(
         num_processes=len(sharing),
         num_workers=config.dataloader_num_workers,
         stored=caches.encoder_cache_dtype,
+        compile_options=config.compile_options,
     )
     PartialState().wait_for_everyone()
     cache.reload()
@@ -159,7 +160,7 @@ def with_soft_labels(
         check_soft_labels(dataset, collator, config.temperature, settings)
         return dataset
     return cache_teacher(
-        lambda: place_teacher(compress_teacher(teacher, models, config), config.device).eval(),
+        lambda: _for_soft_labels(teacher, models, config),
         settings,
         dataset,
         collator_of_teacher(collator, teacher, teacher_extractor, dataset, caches, config),
@@ -168,6 +169,15 @@ def with_soft_labels(
         autocast=autocast_dtype(config),
         num_workers=config.dataloader_num_workers,
     )
+
+
+def _for_soft_labels(
+    teacher: WhisperForConditionalGeneration, models: ModelArguments, config: ASKDConfig
+) -> WhisperForConditionalGeneration:
+    teacher = place_teacher(compress_teacher(teacher, models, config), config.device).eval()
+    if config.compile_options is not None:
+        teacher.compile(**config.compile_options)
+    return teacher
 
 
 def soft_label_settings(

@@ -90,8 +90,8 @@ class ModelRunner:
             shares = self.teacher_has_student_encoder and not self._keeps_teacher_clean()
             encoder_runs = not (shares and self.encoder_is_fixed())
             place_teacher(self.teacher, args.device, encoder_runs)
-            if args.torch_compile:  # Trainer compiles the student only
-                self.teacher.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+            if args.compile_options is not None:
+                self.teacher.compile(**args.compile_options)
 
     def _freeze_encoder(self) -> None:
         encoder = self.student.model.encoder
