@@ -45,7 +45,7 @@ NOT_RUN = {
     "--output_dir runs/librispeech_words": "the English teacher made for this test has no timestamp tokens",
     "make demo": "minutes long: test_demo.py runs its script",
     "make test": "runs this test",
-    "pip install -c constraints.txt .": "installs: test_wheel.py does it in a directory of its own",
+    "pip install -c constraints.txt .": "installs: a slow test of test_wheel.py does it in a new environment",
     "git clone https://github.com/Jakobovski/free-spoken-digit-dataset": "needs the network",
     "tensorboard --logdir runs": "a server, which doesn't end",
 }

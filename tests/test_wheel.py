@@ -1,6 +1,7 @@
 """What a user installs: the wheel has everything that it needs, the source distribution can run its own tests."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -93,3 +94,24 @@ def test_the_wheel_works_alone(built, tmp_path):
     run(*pip, wheel, cwd=empty, PIP_DISABLE_PIP_VERSION_CHECK="1")
     paths = os.pathsep.join(map(str, (installed, ROOT / "tests" / "support")))
     run("-c", CHILD, installed, cwd=empty, PYTHONPATH=paths)
+
+
+@pytest.mark.slow
+def test_the_readmes_installation_has_all_that_a_run_needs(tmp_path):
+    """The command of the README, in a clone and a new environment, without the packages of development."""
+    command = "pip install -c constraints.txt ."
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
+    clone, environment = tmp_path / "askd-hf", tmp_path / "venv"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    paths = dict(PATH=f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}", PYTHONPATH="")
+
+    def there(command: str) -> str:
+        done = subprocess.run(shlex.split(command), cwd=clone, env=os.environ | paths, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    there(command)
+    assert "askd_hf" in there("askd-hf env")
+    assert "steps" in there("python examples/distill.py --config examples/demo/demo.yaml --dry_run True")
+    assert "pytest" not in there("pip list")  # for development only

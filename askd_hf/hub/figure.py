@@ -64,6 +64,9 @@ def _draw_error_rates(axes: "Axes", log_history: list[dict[str, Any]], names: li
         label = name.removeprefix("eval_").removesuffix("wer").strip("_") or "evaluation"
         axes.plot(*zip(*points, strict=True), marker="o", label=label)
     axes.set(ylabel="WER, %", yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    from matplotlib.ticker import LogFormatter
+
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 30 and 40 within a decade
     axes.legend()
     axes.grid(alpha=0.3, which="both")

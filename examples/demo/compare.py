@@ -9,17 +9,20 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")  # no window
+import numpy as np
 from matplotlib import pyplot as plt
 
 from askd_hf.commands.evaluate import main as evaluate
 from askd_hf.evaluation import Results
+from askd_hf.evaluation.bootstrap import bootstrap_units, confidence_interval, resampled_rates
 from askd_hf.evaluation.result_tables import Table, interval_note, with_interval
 from askd_hf.evaluation.results import PartLatency, Scores
+from askd_hf.evaluation.study import set_errors
 
 DATA = Path(__file__).parent / "data"
 MODELS = ("teacher", "ASKD student", "student, labels only")
 TITLES = {"calls": "calls: 2 new voices on a noisy line", "studio": "studio: what the teacher was made for"}
-PARTS = ("features", "encoder", "decoder")
+PARTS = {"features": "0.75", "encoder": "0.5", "decoder": "0.25"}  # shades of gray
 
 
 def read(askd: Path, labels_only: Path) -> tuple[Results, dict[str, list[Scores]]]:
@@ -42,7 +45,17 @@ def milliseconds(row: PartLatency) -> list[float]:
     return [1000 * seconds for seconds in (row.features, row.encoder, row.decoder + row.projection)]
 
 
-def summary(results: Results, scores: dict[str, list[Scores]]) -> Table:
+def difference(askd: Path, labels_only: Path, split: str) -> str:
+    """Return the WER of the ASKD student minus that of the student trained on labels only, with its interval."""
+    ours, theirs = (set_errors(run / "evaluation", split, split, "basic") for run in (askd, labels_only))
+    words = np.array(ours.words)
+    _, units = bootstrap_units(ours.speakers)
+    first, second = resampled_rates(np.array([ours.errors, theirs.errors]), words, units)
+    points = 100 * (sum(ours.errors) - sum(theirs.errors)) / words.sum()
+    return with_interval(points, confidence_interval(first - second), signed=True)
+
+
+def summary(results: Results, scores: dict[str, list[Scores]], askd: Path, labels_only: Path) -> Table:
     sizes = [results.models[role].parameters for role in ("teacher", "student", "student")]
     parts = parts_of(results)
     rows = []
@@ -55,10 +68,13 @@ def summary(results: Results, scores: dict[str, list[Scores]]) -> Table:
         rows.append([name, *rates, f"{sizes[number] / 1e6:.2f} M", f"{faster:.1f}x", *times])
     notes = [interval_note(results.sets)]
     for entry in results.sets:
-        difference = with_interval(entry.comparison.wer_difference, entry.comparison.confidence_interval, signed=True)
-        notes.append(f"{entry.name}, ASKD student - teacher: {difference} points, {entry.reference_words} words")
+        to_teacher = entry.comparison
+        points = with_interval(to_teacher.wer_difference, to_teacher.confidence_interval, signed=True)
+        notes.append(f"{entry.name}, ASKD student - teacher: {points} points, {entry.reference_words} words")
+        notes.append(f"{entry.name}, ASKD student - labels only: {difference(askd, labels_only, entry.split)} points")
     conditions = f"{results.speed.device}, {results.speed.threads} thread" + "s" * (results.speed.threads > 1)
     notes.append(f"One clip at a time. features, encoder, decoder: ms per clip; {conditions}")
+    notes.append("Both students have the same shape: the time is that of the ASKD student")
     header = ["model", *(f"{name}: WER, %" for name in scores), "size", "as fast", *PARTS]
     return Table("The demo", header, rows, 1, notes)
 
@@ -66,6 +82,7 @@ def summary(results: Results, scores: dict[str, list[Scores]]) -> Table:
 def draw(results: Results, scores: dict[str, list[Scores]], path: Path) -> None:
     """Plot the WER on both sets with its intervals, and the latency by part."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    axes[1].sharey(axes[0])
     colors = ("tab:gray", "tab:blue", "tab:orange")
     for ax, (name, of_set) in zip(axes, scores.items(), strict=False):
         rates = [entry.wer for entry in of_set]
@@ -79,7 +96,7 @@ def draw(results: Results, scores: dict[str, list[Scores]], path: Path) -> None:
         ax.set(title=TITLES.get(name, name), ylabel="WER, %, with 95 % interval")
     left = [0.0] * len(MODELS)
     for part, times in zip(PARTS, zip(*map(milliseconds, parts_of(results)), strict=True), strict=True):
-        axes[-1].barh(MODELS, times, left=left, label=part)
+        axes[-1].barh(MODELS, times, left=left, label=part, color=PARTS[part])
         left = [start + time for start, time in zip(left, times, strict=True)]
     axes[-1].set(title="time per clip, one at a time", xlabel="ms")
     axes[-1].legend(fontsize="small")
@@ -100,7 +117,7 @@ def main() -> None:
     evaluate([*words, "--dataset", str(DATA)])
     results, scores = read(args.askd, args.labels_only)
     draw(results, scores, args.picture)
-    print(summary(results, scores).text())
+    print(summary(results, scores, args.askd, args.labels_only).text())
     print(f"\nThe picture: {args.picture}")
     print(f"The report, with audio: {args.askd / 'evaluation' / 'report.html'}")
     print(f"The model card: {args.askd / 'README.md'}")
