@@ -19,7 +19,7 @@ from askd_hf.data.soft_labels import SETTINGS_COLUMN
 from askd_hf.evaluation.results import Results
 from askd_hf.hub.card import TEMPLATE, inherited_license, model_index, render_card
 from askd_hf.hub.card_sections import results_line
-from askd_hf.hub.card_training import objective
+from askd_hf.hub.card_training import hyperparameter_table, objective
 from askd_hf.hub.provenance import BaseModelInfo, Provenance, TrainingData, cached_teacher
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.student import init_student
@@ -187,6 +187,13 @@ def test_every_divergence_has_a_formula_of_teacher_and_student(name):
     formula = objective(arguments)
     assert "teacherᵢ" in formula and "studentᵢ" in formula and "{" not in formula
     assert ("0.25" in formula) == DIVERGENCES[name].uses_mix
+
+
+def test_a_divergence_of_the_runs_own_script_has_its_name():
+    arguments = read_summary("made-up-summary").arguments | KD | dict(divergence="my_tv")
+    assert "2²·my_tv(teacherᵢ, studentᵢ)" in objective(arguments)
+    summary = dataclasses.replace(read_summary("made-up-summary"), arguments=arguments)
+    assert "`divergence_beta`" not in hyperparameter_table(summary)
 
 
 # ---- licenses ----

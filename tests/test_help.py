@@ -87,12 +87,13 @@ def test_help_of_a_script_imports_no_heavy_library(file):
 def test_the_help_names_every_divergence():
     """It can't be made of `DIVERGENCES`, whose module imports torch."""
     (field,) = (field for field in dataclasses.fields(ASKDConfig) if field.name == "divergence")
-    assert field.metadata["help"] == f"Divergence from the soft targets: {', '.join(DIVERGENCES)}."
+    expected = f"Divergence from the soft targets: {', '.join(DIVERGENCES)}."
+    assert field.metadata["help"] == expected, "name it in the help of `divergence` in askd_hf/config.py"
 
 
 def test_the_guide_names_every_divergence():
     (row,) = re.findall(r"^\| `--divergence` .*", (GUIDES / "method.md").read_text(), re.MULTILINE)
-    assert set(DIVERGENCES) <= set(re.findall(r"`(\w+)`", row))
+    assert set(DIVERGENCES) <= set(re.findall(r"`(\w+)`", row)), "name it in the table of options in method.md"
 
 
 def test_help_describes_our_options_and_help_all_also_those_of_the_trainer():

@@ -20,7 +20,7 @@ from tiny_teacher import save_teacher
 
 from askd_hf.arguments.parser import as_arguments
 from askd_hf.errors import UserError
-from askd_hf.evaluation.study import CellResult
+from askd_hf.evaluation.study import CellResult, source_digest
 
 SCRIPT = ROOT / "examples" / "study.py"
 PLAN = {
@@ -83,6 +83,22 @@ def test_finished_cells_are_read_and_half_a_line_is_not(study, tmp_path):
     assert list(study.read_results(tmp_path, cells, EVALUATION)) == ["t/short/own/ce/1"]
     study.save_result(results[1], tmp_path)
     assert (tmp_path / "results.jsonl").read_text() == lines[0] + lines[1]
+
+
+def test_cells_of_other_code_are_named(study, tmp_path, capsys, monkeypatch):
+    now = source_digest()
+    results = [
+        CellResult("t", [], "short", "own", "kd", seed, code=code) for seed, code in enumerate((now, "", "old"))
+    ]
+    study.warn_of_other_code(results[:2], tmp_path / "results.jsonl")  # of this code, and of a version without digest
+    assert capsys.readouterr().err == ""
+    study.warn_of_other_code(results, tmp_path / "results.jsonl")
+    assert (
+        "1 cells were run with other code of askd_hf, and aren't run again: t/short/own/kd/2"
+        in capsys.readouterr().err
+    )
+    monkeypatch.setattr(Path, "read_bytes", lambda file: b"other code")
+    assert source_digest() != now
 
 
 def test_a_line_of_other_options_is_refused(study, tmp_path):

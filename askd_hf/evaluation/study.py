@@ -4,6 +4,7 @@ The bootstrap resamples speakers (or clips) and seeds, so a difference counts on
 speakers and other seeds change. All systems share the resamples.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import jiwer
 import numpy as np
 
 from ..arguments import Normalizer
+from ..errors import UserError
 from .bootstrap import (
     MAX_DRAWN_UNITS,
     N_RESAMPLES,
@@ -31,8 +33,9 @@ AXES = ("teacher", "student", "training", "method")
 System = tuple[str, str, str, str]  # a name of each axis
 COMPARISON_HEADINGS = ["baseline", "WER, points", "P", "capped, points", "P", "verdict (capped)"]
 COMPARISON_NOTE = (
-    "System minus baseline [95 % bootstrap interval over speakers (or clips) and seeds]. Negative: the system is "
-    "better. P: probability of improvement, the share of resamples in which the system is better"
+    "System minus baseline [95 % bootstrap interval over {unit}s and seeds]. Negative: the system is better. P: "
+    "probability of improvement, the share of resamples in which the system is better. The verdict is that of the "
+    "capped errors, as one loop can decide the WER"
 )
 
 
@@ -90,6 +93,7 @@ class CellResult:
     options: dict[str, Any] = field(default_factory=dict)  # of `askd-hf distill`
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)  # of `askd-hf evaluate`, by set
     parameters: int = 0
+    code: str = ""  # `source_digest` of the package that trained it
 
     @property
     def system(self) -> System:
@@ -98,6 +102,26 @@ class CellResult:
 
     def set(self, name: str) -> SetErrors:
         return next(one for one in self.sets if one.name == name)
+
+
+def source_digest() -> str:
+    """Return a digest of the package's Python files."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
+
+
+def check_same_clips(results: Sequence[CellResult]) -> None:
+    """Raise `UserError` unless all models were evaluated on the same sets and clips."""
+    first, *others = results
+    for other in others:
+        if [one.name for one in other.sets] != [one.name for one in first.sets]:
+            raise UserError(f"{other.system} was evaluated on other sets than {first.system}: remove its line")
+        for ours, theirs in zip(first.sets, other.sets, strict=True):
+            if ours.data != theirs.data:
+                raise UserError(
+                    f"{ours.name}: {other.system} and {first.system} were evaluated on other clips. Give "
+                    "max_duration_in_seconds in `evaluation`, the shortest window of the students"
+                )
 
 
 @dataclass
@@ -245,7 +269,10 @@ def error_table(study: Study, name: str) -> Table:
     if unit != "clip":
         size += f", {units.max() + 1} {unit}s"
     header = [*study.headings(), "seeds", "WER, %", "capped per clip, %", "insertions, %", "loops"]
-    notes = ["Mean over the seeds (lowest to highest). Loops of each seed"]
+    notes = [
+        "Mean over the seeds (lowest to highest). Capped: a clip has at most as many errors as words. Loops of each "
+        "seed: clips with more than 10 words and more than twice as many as the reference"
+    ]
     return Table(f"{name}: {size}", header, rows, len(study.headings()), notes)
 
 
@@ -259,7 +286,8 @@ def comparison_table(study: Study, sets: list[str], title: str) -> Table:
                 pairs = [[seed_errors(results, sets, cap) for results in (ours, theirs)] for cap in (False, True)]
                 rows.append([*study.labels(system), name, *_compared(*pairs)])
     header = [*study.headings(), *COMPARISON_HEADINGS]
-    return Table(title, header, rows, len(study.headings()) + 1, [COMPARISON_NOTE])
+    units = [bootstrap_units(study.results[0].set(name).speakers)[0] for name in sets]
+    return Table(title, header, rows, len(study.headings()) + 1, [_comparison_note(units)])
 
 
 def pooled_table(study: Study, sets_of: dict[str, list[str]], title: str) -> Table:
@@ -284,7 +312,9 @@ def pooled_table(study: Study, sets_of: dict[str, list[str]], title: str) -> Tab
             pairs = [[_pool(study, systems, sets_of, cap) for systems in (ours, theirs)] for cap in (False, True)]
             rows.append([teacher, student, method, name, *_compared(*pairs)])
     header = ["teacher", "student", "method", *COMPARISON_HEADINGS]
-    return Table(title, header, rows, 4, [COMPARISON_NOTE, "Errors of all trainings summed per speaker (or clip)"])
+    names = dict.fromkeys(name for sets in sets_of.values() for name in sets)
+    note = _comparison_note([bootstrap_units(study.results[0].set(name).speakers)[0] for name in names])
+    return Table(title, header, rows, 4, [note, "Errors of all trainings are summed"])
 
 
 def no_speech_table(study: Study, name: str) -> Table:
@@ -323,6 +353,10 @@ def _pool(study: Study, systems: list[System], sets_of: dict[str, list[str]], ca
     errors = [np.sum([one.errors for one in of_set], axis=0) for of_set in of_sets.values()]
     words = [np.sum([one.words for one in of_set], axis=0) for of_set in of_sets.values()]
     return SeedErrors(np.concatenate(errors, axis=1), np.concatenate(words))
+
+
+def _comparison_note(units: Iterable[str]) -> str:
+    return COMPARISON_NOTE.format(unit="s or ".join(dict.fromkeys(units)))
 
 
 def _spread(rates: np.ndarray) -> str:

@@ -23,7 +23,6 @@ from ..evaluation.result_tables import (
     word_time_table,
 )
 from ..evaluation.results import Results
-from ..objective import DIVERGENCES
 from .card_sections import (
     STUDENT,
     TEACHER,
@@ -40,6 +39,7 @@ from .card_sections import (
     was_distilled,
 )
 from .card_training import (
+    divergence_formula,
     has_no_speech_clips,
     hyperparameter_table,
     objective,
@@ -81,7 +81,7 @@ def render_card(
         uses_teacher=uses_teacher,
         uses_self=uses_self,
         has_no_speech_clips=has_no_speech_clips(summary),
-        uses_mix=DIVERGENCES[summary.arguments["divergence"]].uses_mix,
+        uses_mix="{mix}" in divergence_formula(summary.arguments["divergence"]),
         title_line=title_line(summary),
         results_line=None if results is None else results_line(results),
         base_model=base_model_sentence(summary),

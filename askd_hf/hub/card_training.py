@@ -23,6 +23,14 @@ def uses(arguments: dict[str, Any]) -> tuple[bool, bool]:
     return teacher, arguments["self_weight"] > 0 and (arguments["teacher_phase_ratio"] < 1 or not teacher)
 
 
+def divergence_formula(name: str) -> str:
+    """Return the formula of a divergence, with {target}, {student} and {mix}.
+
+    For a divergence that the script of the run has added itself, and this process hasn't, it is the name.
+    """
+    return DIVERGENCES[name].formula if name in DIVERGENCES else f"{name}({{target}}, {{student}})"
+
+
 def objective(arguments: dict[str, Any], no_speech_clips: bool = False) -> str:
     """Return the formula of the objective, with the terms that the run used.
 
@@ -44,7 +52,7 @@ def objective(arguments: dict[str, Any], no_speech_clips: bool = False) -> str:
 
 def divergence(target: str, arguments: dict[str, Any]) -> str:
     """Return the formula of T² D(target, student), with T as a number."""
-    formula = DIVERGENCES[arguments["divergence"]].formula.format(
+    formula = divergence_formula(arguments["divergence"]).format(
         target=target, student="studentᵢ", mix=f"{arguments['divergence_beta']:g}"
     )
     temperature = f"{arguments['temperature']:g}"
@@ -87,7 +95,7 @@ def hyperparameter_table(summary: TrainingSummary) -> str:
     unused |= set() if self_teacher else {"self_schedule", "self_teacher", "snapshot_strategy"}
     if not self_teacher or summary.arguments["self_teacher"] != "ema":
         unused.add("self_ema_decay")
-    if not DIVERGENCES[summary.arguments["divergence"]].uses_mix:
+    if "{mix}" not in divergence_formula(summary.arguments["divergence"]):
         unused.add("divergence_beta")
     unused.add("num_train_epochs" if arguments["max_steps"] > 0 else "max_steps")
     rows = [
