@@ -20,6 +20,7 @@ def main() -> None:
     from accelerate import PartialState
 
     from askd_hf.commands.evaluate import load_models, load_speech, report, score, time_models, write_manifests
+    from askd_hf.commands.next_steps import print_publishing
 
     check_writable(Path(args.output_dir), "--output_dir")
 
@@ -44,6 +45,9 @@ def main() -> None:
     # --speed and --speculative
     if speech.timed:
         report(args, time_models(args, models, speech, results), speech)
+
+    # the command that publishes the model with these results
+    print_publishing(args.model, Path(args.output_dir) / "results.json")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import re
 
 import jinja2
+import numpy as np
 import pytest
 import yaml
 from datasets import Dataset
@@ -141,15 +142,19 @@ def test_the_examples_of_the_card_run(tmp_path):
     processor.save_pretrained(tmp_path)
     summary = read_summary("made-up-summary")
     summary.provenance.teacher.name = str(source)
-    summary.student = dataclasses.replace(summary.student, timestamps=False)  # its vocabulary has no timestamp tokens
+    # its vocabulary has no timestamp tokens
+    summary.student = dataclasses.replace(summary.student, timestamps=False, window=3.0)
     text = render_card(summary, None, str(tmp_path)).text
-    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(examples) == 2
+    plain, long, assisted = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "return_timestamps" not in text and "Without `chunk_length_s`, longer audio is an error" in text
     clip = decode_audio({"path": str(ROOT / "examples/demo/data/studio/audio/george-000.ogg"), "bytes": None})
-    for example in examples:
-        example = example.replace('"speech.flac"', "dict(clip)").replace("transcribe(dict", "text = transcribe(dict")
-        names = {"clip": {"raw": clip, "sampling_rate": 16000}}
-        exec(example, names)
+    names = {"clip": {"raw": clip, "sampling_rate": 16000}, "twice": {"raw": np.tile(clip, 2), "sampling_rate": 16000}}
+    for example in (plain, long, assisted):
+        example = example.replace('"speech.flac"', "dict(clip)").replace('"lecture.flac"', "dict(twice)")
+        exec(example.replace("transcribe(dict", "text = transcribe(dict"), names)
+        if example == plain:  # as the card says of a clip beyond the window
+            with pytest.raises(ValueError, match=r"30 seconds"):
+                names["transcribe"](dict(names["twice"]))
     assert names["text"] == " eight nine five three"  # the teacher's text, although the assistant is untrained
 
 
@@ -448,3 +453,14 @@ def test_the_first_line_has_the_capped_rates_if_a_model_loops():
     for scores in results.sets[0].scores.values():
         scores.loops = 0
     assert "38.25" not in results_line(results)
+
+
+def test_the_first_line_has_the_tokens_if_they_differ_much():
+    """The speedup depends on them."""
+    results = read_results("accented-results")
+    assert results_line(results).endswith(
+        "The student wrote 6.62 tokens per clip, the teacher 8.62, and each token takes time."  # 106 and 138, 16 clips
+    )
+    for row in results.speed.rows:
+        row.tokens = 130 if row.role == "student" else 100
+    assert "tokens per clip" not in results_line(results)

@@ -132,7 +132,8 @@ def test_numbers_are_probed_lists_stay_and_a_resumed_run_has_the_layers_it_began
     assert encoder == ",".join(map(str, select_encoder_layers(deep, batches, 2)))
     (layer,) = select_decoder_layers(deep, batches, 1)
     assert decoder == f"{layer}," and init_student(deep, decoder).config.decoder_layers == 1
-    assert "encoder layers" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"encoder layers {encoder}: " in out and f"decoder layer {layer}: " in out
     # not probed again, and not for other numbers
     heard.clear()
     checkpoint = str(tmp_path / "checkpoint-3")

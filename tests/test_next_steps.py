@@ -16,7 +16,7 @@ from scripts import ROOT, distill_options, run_here
 from speech import write_speech
 
 from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource
-from askd_hf.commands.next_steps import next_steps, places
+from askd_hf.commands.next_steps import next_steps, places, print_publishing
 
 TOKEN = "hf_tokenThatMayWrite"
 RUN = "it's a (first) run"  # a directory whose name a shell would take apart
@@ -49,12 +49,25 @@ def test_the_commands_of_a_run_do_what_they_say(monkeypatch, capsys, tmp_path, t
     assert evaluate[:2] == ["askd-hf", "evaluate"]
     evaluated = run_here(monkeypatch, capsys, *evaluate[2:], file=ROOT / "examples" / "evaluate.py")
     assert evaluated.returncode == 0 and "Comparison:" in evaluated.stdout and " basic" in evaluated.stdout
+    (push_results,) = (shlex.split(command) for command in commands_of(evaluated.stdout))
+    assert push_results[:-2] == push and push_results[-2] == "--results"
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert push[:2] == ["askd-hf", "push"] and push[-1] == "you/it-s-a-first-run"
     with hub_of_this_process(tmp_path / "hub", {TOKEN: "write"}, monkeypatch) as hub:
-        mine = [*push[2:-1], push[-1].replace("you/", f"{USER}/")]
-        published = run_here(monkeypatch, capsys, *mine, file=ROOT / "examples" / "push.py")
-    assert published.returncode == 0 and f"models/{USER}/it-s-a-first-run" in hub.commits
+        for words, speech in ((push, "validation"), (push_results, "other_speech")):
+            mine = [word.replace("you/", f"{USER}/") for word in words[2:]]
+            published = run_here(monkeypatch, capsys, *mine, file=ROOT / "examples" / "push.py")
+            assert published.returncode == 0 and f"models/{USER}/it-s-a-first-run" in hub.commits
+            page = f"{hub.endpoint}/{USER}/it-s-a-first-run"
+            assert re.fullmatch(rf"published: {page}\ncommit: {page}/commit/\w+\n", published.stdout)
+            card = (hub.root / "models" / USER / "it-s-a-first-run" / "README.md").read_text()
+            assert f"\n| {speech} | student | " in card
+
+
+def test_nothing_is_to_be_published_of_a_model_that_is_not_of_a_run(tmp_path, capsys):
+    print_publishing(str(tmp_path), tmp_path / "results.json")
+    print_publishing("openai/whisper-tiny", tmp_path / "results.json")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow

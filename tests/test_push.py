@@ -149,6 +149,23 @@ def test_own_results_become_the_cards(hub, run):
     assert card.data.eval_results[0].metric_value == 11.11
 
 
+@pytest.mark.parametrize(("wer", "warned"), [(20.0, False), (656.2, True)])
+def test_a_student_with_far_more_errors_than_its_teacher_is_warned_of(hub, run, caplog, wer, warned):
+    place = results_of(run, run / "evaluation" / "results.json")
+    results = Results.load(place)
+    results.sets[0].scores["student"].wer = wer  # the teacher's is 10.0
+    results.save(place)
+    publish(run, "me/x", license="mit")
+    line = "the student makes far more errors than its teacher: WER 656.2 % and 10.0 % on made-up-fr"
+    assert [record.message for record in caplog.records if "license" in record.message] == []
+    assert [record.message for record in caplog.records if "errors" in record.message] == [line] * warned
+
+
+def test_a_card_without_a_license_is_warned_of(hub, run, caplog):
+    publish(run, "me/x")
+    assert "no license, because none was found for the model that training started from: give one with" in caplog.text
+
+
 # ---- what the Hub refuses, and what isn't its fault ----
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -301,6 +302,7 @@ def test_a_run_gives_a_student_that_loads_without_us(monkeypatch, capsys, tmp_pa
     assert ended.returncode == 0, ended.stderr
     student, processor = load_whisper(str(out)), load_processor(str(out))
     teacher_tokenizer = load_processor(str(place / "teacher")).tokenizer
+    assert re.search(r"million weights instead of [\d.]+ with all tokens$", ended.stderr, re.MULTILINE)
     assert student.config.vocab_size == len(processor.tokenizer) < 420 and student.config.max_source_positions == 50
     assert [tokens(processor.tokenizer, text) for text in TEXTS] == [tokens(teacher_tokenizer, text) for text in TEXTS]
     facts = json.loads((out / "training.json").read_text())["provenance"]["teacher"]

@@ -53,6 +53,7 @@ from ..evaluation.long_form import Method
 from ..evaluation.results import CLIP_CONTEXT
 from ..models.generation_config import set_language
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
+from .next_steps import print_publishing
 from .options import options_of
 
 OPTIONS = options_of("evaluate")
@@ -95,6 +96,7 @@ def evaluate(args: EvaluationArguments) -> None:
     report(args, results, speech)
     if speech.timed:
         report(args, time_models(args, models, speech, results), speech)
+    print_publishing(args.model, Path(args.output_dir) / "results.json")
 
 
 def load_models(args: EvaluationArguments) -> Models:

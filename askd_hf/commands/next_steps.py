@@ -1,4 +1,4 @@
-"""The end of a run: where everything is, and the commands that come next."""
+"""The end of a run or an evaluation: where everything is, and the commands that come next."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from ..config import ASKDConfig
 from ..data.json_files import read_json
 from ..evaluation.comparison import EVALUATION
 from ..hub.figure import wer_names
+from ..hub.training_summary import SUMMARY_FILE
 from ..hub.upload import CARD
 from ..training.checkpoint_lookup import checkpoint_directories
 
@@ -76,9 +77,19 @@ def next_steps(
     if config.push_to_hub:
         yield export_step(Path(config.output_dir))
     else:
-        name = re.sub(r"[^\w.-]+", "-", Path(config.output_dir).absolute().name, flags=re.ASCII).strip("-.")
-        repo_id = config.hub_model_id or f"you/{name}"
-        yield "publish", ["askd-hf", "push", "--model_dir", config.output_dir, "--repo_id", repo_id]
+        yield "publish", push_command(config.output_dir, config.hub_model_id)
+
+
+def push_command(run: str, repo_id: str | None = None) -> list[str]:
+    """Return the words of the command that publishes a run. Default: as `you/` and the name of its directory."""
+    name = re.sub(r"[^\w.-]+", "-", Path(run).absolute().name, flags=re.ASCII).strip("-.")
+    return ["askd-hf", "push", "--model_dir", run, "--repo_id", repo_id or f"you/{name}"]
+
+
+def print_publishing(run: str, results: Path) -> None:
+    """Print the command that publishes an evaluated model with these results. Nothing unless it is of a run."""
+    if (Path(run) / SUMMARY_FILE).is_file():
+        print(f"\npublish with these results:\n  {shlex.join([*push_command(run), '--results', str(results)])}")
 
 
 def export_step(run: Path) -> tuple[str, list[str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..arguments.parser import parse_args
 from ..arguments.push import PushArguments
-from ..hub.upload import publish
+from ..hub.upload import publish, published_lines
 from .options import options_of
 
 OPTIONS = options_of("push")
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def push(args: PushArguments) -> str:
-    """Publish a student, print the address of the commit and return it.
+    """Publish a student, print the addresses of its page and of the commit, and return that of the commit.
 
     Raises `UserError` if the directory is incomplete or the push fails.
     """
@@ -37,5 +37,5 @@ def push(args: PushArguments) -> str:
         revision=args.revision,
         license=args.license,
     )
-    print(f"published: {address}")
+    print(published_lines(address))
     return address

@@ -12,6 +12,7 @@ from ..data import SAMPLING_RATE, SpeechStream, decode_audio
 from ..errors import UserError, memory_errors
 from ..evaluation import format_results
 from ..evaluation.comparison import EvalSplit, evaluate_models
+from ..hub.upload import published_lines
 from ..models.from_arguments import load_student, load_teacher
 from ..models.generation_config import no_timestamps
 from ..models.loading import load_processor, load_whisper
@@ -54,7 +55,7 @@ def report(
     trainer.create_model_card()
     print_next_steps(model_args, data_args, config, source, file)
     if config.push_to_hub:
-        print(f"\npublished: {trainer.push_to_hub()}")
+        print(f"\n{published_lines(str(trainer.push_to_hub()))}")
 
 
 def print_comparison(

@@ -37,6 +37,7 @@ from .result_tables import (
     speculative_table,
     speed_conditions,
     speedup,
+    token_notes,
     word_time_table,
 )
 from .results import CONFIDENCE, ModelSpeed, Results, Scores, SetResult
@@ -134,6 +135,7 @@ def _context(results: Results, folder: Path, sets: Sequence[PreparedSet]) -> dic
         "relative_difference": relative_difference,
         "size_on_disk": size_on_disk,
         "speed_conditions": speed_conditions,
+        "token_notes": token_notes,
         "speculative_table": None if results.speculative is None else speculative_table(results.speculative),
         "parts": None if results.speed is None else part_table(results.speed),
         "word_times": word_time_table(results.sets),

@@ -57,6 +57,7 @@ WORD_TIMES_NOTE = "Starts and ends of the words that both the model and the last
 PLAIN_TEXT_NOTE = "in lower-case text without punctuation, for every normalizer"
 PARTS_NOTE = "Median of 3 interleaved repetitions. Without beam search, fallback and text decoding"
 RTFX_NOTE = "RTFx: seconds of audio transcribed per second"
+TOKEN_RATIO = 1.3  # of the tokens of two models; above it they are named beside the speedup
 
 
 @dataclass
@@ -331,6 +332,7 @@ def speed_table(speed: Speed, ranges: bool = False) -> Table:
     ]
     times = _headings("speedup", "rtfx", "latency", "total", "encoder", "decoder", "peak_memory_mb")
     notes = [f"Median{' [minimum, maximum]' if ranges else ''} of {speed_conditions(speed)}", RTFX_NOTE]
+    notes += token_notes(speed)
     return Table("Speed", [HEADINGS["model"], "batch size", *times], rows, 1, notes)
 
 
@@ -343,6 +345,23 @@ def speed_conditions(speed: Speed) -> str:
         f"{speed.repetitions} interleaved repetitions with greedy decoding; {clips} of {speed.set}, "
         f"{speed.audio_seconds:.0f} s of audio; {machine}. Audio decoding and feature extraction are not included"
     )
+
+
+def token_notes(speed: Speed) -> list[str]:
+    """Return a sentence, without its full stop, on each model that wrote many more or fewer tokens than the last one.
+
+    The counts are those of the first batch size.
+    """
+    rows = [row for row in speed.rows if row.batch_size == speed.rows[0].batch_size]
+    notes = []
+    for row in rows[:-1]:
+        fewer, more = sorted([row.tokens, rows[-1].tokens])
+        if more > TOKEN_RATIO * fewer:
+            own, other = (f"{each.tokens / speed.clips:.3g}" for each in (row, rows[-1]))
+            notes.append(
+                f"The {row.role} wrote {own} tokens per clip, the {rows[-1].role} {other}, and each token takes time"
+            )
+    return notes
 
 
 def part_table(speed: Speed) -> Table:

@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from ..evaluation.result_tables import Table, set_name, speedup
+from ..evaluation.result_tables import Table, set_name, speedup, token_notes
 from ..evaluation.results import Results, SetResult
 from .card_training import has_no_speech_clips, uses
 from .provenance import HUB, BaseModelInfo, TrainingData
@@ -130,6 +130,7 @@ def results_line(results: Results) -> str | None:
     line = f"Word error rate: {join_words(rates)}."
     if speedups:
         line += f" Speedup over the teacher: {join_words(speedups)}.{shape_sentence(results)}"
+        line += "".join(f" {note}." for note in token_notes(results.speed))
     return line
 
 

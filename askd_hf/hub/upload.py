@@ -20,7 +20,7 @@ from ..hub_access import hub_upload
 from ..models.checkpoint_files import PROCESSOR_FILES
 from ..models.loading import load_whisper
 from ..models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_base
-from .card import STUDENT, render_card
+from .card import STUDENT, TEACHER, render_card
 from .figure import write_run_figure
 from .provenance import public_name
 from .training_summary import SUMMARY_FILE, TrainingSummary
@@ -33,6 +33,7 @@ CONFIGS = ("config.json", ADAPTER_CONFIG)  # of a whole model; of an adapter
 # Allowlist: no other file is uploaded.
 PUBLISHED = (*WEIGHTS, *CONFIGS, *PROCESSOR_FILES, SUMMARY_FILE, CARD, FIGURE)
 RESULTS = Path("evaluation") / "results.json"  # in the output directory of a run
+MANY_ERRORS = 2.0  # times the teacher's WER; a push warns of a student with more
 RETRY_DELAYS = (1.0, 4.0)  # seconds before the second and the third attempt
 
 Response = TypeVar("Response")
@@ -50,6 +51,8 @@ def publish(
     commit_message: str = "Upload the student",
 ) -> str:
     """Publish a run with a new card, and return the URL of the commit.
+
+    Logs a warning if the card has no license, and if the student's WER is more than `MANY_ERRORS` times the teacher's.
 
     Args:
         directory: output directory of a run, or one of its checkpoints.
@@ -71,7 +74,10 @@ def publish(
     advice = resume_advice(directory, repo_id, results=results, private=private, revision=revision, license=license)
     with hub_upload(advice):
         repo_id = create_repository(repo_id, private, token, revision)
-    write_card(directory, repo_id, found, license)
+    card = write_card(directory, repo_id, found, license)
+    for warning in (_license_warning(card), _error_warning(found)):
+        if warning:
+            logger.warning(warning)
     with hub_upload(advice):
         return upload(directory, repo_id, token, revision, commit_message)
 
@@ -130,6 +136,22 @@ def write_card(directory: Path, repo_id: str, results: Results | None, license: 
         card = render_card(summary, results, repo_id, (directory / FIGURE).is_file(), license)
         card.save(directory / CARD)
     return card
+
+
+def _license_warning(card: ModelCard) -> str | None:
+    if card.data.get("license") is not None:
+        return None
+    base = card.data.get("base_model") or "the model that training started from"
+    return f"the card has no license, because none was found for {base}: give one with askd-hf push --license"
+
+
+def _error_warning(results: Results | None) -> str | None:
+    found = []
+    for entry in results.sets if results else []:
+        student, teacher = (entry.scores[role].wer if role in entry.scores else None for role in (STUDENT, TEACHER))
+        if student is not None and teacher is not None and student > MANY_ERRORS * teacher:
+            found.append(f"{student:.1f} % and {teacher:.1f} % on {entry.name}")
+    return f"the student makes far more errors than its teacher: WER {', '.join(found)}" if found else None
 
 
 def find_results(directory: Path, given: Path | None = None) -> Results | None:
@@ -257,6 +279,12 @@ def upload(directory: Path, repo_id: str, token: str | None, revision: str | Non
         return done.commit_url
 
     return retried(commit)
+
+
+def published_lines(commit_url: str) -> str:
+    """Return two lines for the user: the page of a published model, and its commit."""
+    page, _, _ = commit_url.rpartition("/commit/")
+    return f"published: {page}\ncommit: {commit_url}"
 
 
 def published(name: str) -> bool:

@@ -224,8 +224,8 @@ def _remove_greedily(
             kept.remove(ranking[0])
     spread = evenly_spread(keep, available)
     report(
-        f"{kind} layers {_listed(kept)}: cross-entropy {cost(kept):.3f}; spread evenly, {_listed(spread)}: "
-        f"{cost(spread):.3f}; all: {cost(list(range(available))):.3f}"
+        f"{kind} layer{'s' if keep > 1 else ''} {_listed(kept)}: cross-entropy {cost(kept):.3f}; spread evenly, "
+        f"{_listed(spread)}: {cost(spread):.3f}; all: {cost(list(range(available))):.3f}"
     )
     return kept
 

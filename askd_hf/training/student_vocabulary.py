@@ -88,7 +88,7 @@ def reduce_student(
     smaller = smaller_tokenizer(tokenizer, size, kept, window)
     reduced = with_smaller_vocabulary(student, tokenizer, smaller, window)
     logger.warning(
-        "vocabulary: %d of the teacher's %d tokens; %.1f million weights instead of %.1f",
+        "vocabulary: %d of the teacher's %d tokens; %.1f million weights instead of %.1f with all tokens",
         reduced.config.vocab_size,
         size,
         reduced.num_parameters() / 1e6,

@@ -15,6 +15,24 @@ def test_speed_is_said_to_be_greedy(tmp_path):
     assert "repetitions with greedy decoding" in format_results(results())
 
 
+@pytest.mark.parametrize(
+    ("student", "note"),
+    [
+        (4140, "The student wrote 207 tokens per clip, the teacher 37, and each token takes time."),
+        (520, "The student wrote 26 tokens per clip, the teacher 37, and each token takes time."),
+        (960, None),  # 1.297 times as many
+    ],
+)
+def test_the_speedup_has_the_tokens_if_they_differ_much(tmp_path, student, note):
+    found = results()
+    for row in found.speed.rows:
+        if row.batch_size == 1:
+            row.tokens = student if row.role == "student" else 740
+    page, _ = render(found, tmp_path)
+    for text in (page.all("div", "tile")[1].text, format_results(found)):
+        assert (note in text) if note else ("wrote" not in text)
+
+
 @pytest.mark.parametrize("num_beams", [4, "4, 1"])
 def test_speed_of_greedy_decoding_is_not_drawn_against_the_wer_of_beams(tmp_path, num_beams):
     found = results()

@@ -132,6 +132,8 @@ def make_speech(folder: Path, named: Callable[[str], bool]) -> None:
         write_speech(folder / "my_test_speech", clips=3)
     for name in filter(named, ("my_audio", "my_noises")):
         write_speech(folder / name, clips=6, seed=20)
+    if named("my_clips"):
+        write_speech(folder / "my_clips", clips=24)
     if named("my_recordings"):
         make_recordings(folder / "my_recordings")
     if named("transcripts.csv"):
