@@ -128,7 +128,7 @@ class AdaptiveBlendCallback(TrainerCallback):
             self.self_teacher.after_update(model)
 
     def on_train_end(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs):
-        # a run that was stopped goes on from a checkpoint with the weights of its last step
+        # not after an interruption: the run resumes with the unaveraged weights
         if self.config.average and self.self_teacher is not None and state.global_step >= state.max_steps:
             self.self_teacher.copy_to(model)
 

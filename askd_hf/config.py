@@ -12,7 +12,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.training_args import OptimizerNames
 
-from .arguments.machine import available_cores
+from .arguments.machine import cores_per_process
 from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, check_choice, check_ranges
 from .arguments.renamed import accepts_renamed
 from .errors import UserError
@@ -69,7 +69,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         default=None, help="Teacher weight at the first step, 0 to 1. Default: set by --preset."
     )
     teacher_weight_end: float | None = HfArg(
-        default=None, help="Teacher weight at the end of the teacher phase, 0 to 1. Default: set by --preset."
+        default=None,
+        help="Teacher weight at the end of the teacher phase, 0 to 1. Default: set by --preset, at most "
+        "--teacher_weight.",
     )
     teacher_phase_ratio: float | None = HfArg(
         default=None,
@@ -174,8 +176,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     )
     dataloader_num_workers: int | None = HfArg(
         default=None,
-        help="Worker processes that decode audio and compute features. Default: with a GPU "
-        "its share of the cores less one, at most 8, else 0.",
+        help="Worker processes that decode audio and compute features. Default: with a GPU the cores of each "
+        "process of the run less one, at least 1 and at most 8, else 0.",
     )
     eval_strategy: str | None = HfArg(
         default=None, help="When to evaluate: no, steps, epoch. Default: epoch if there are evaluation splits."
@@ -184,14 +186,14 @@ class ASKDConfig(Seq2SeqTrainingArguments):
     save_total_limit: int | None = HfArg(default=2, help="Maximum number of checkpoints to keep.")
     resume_from_checkpoint: str | None = HfArg(
         default=None,
-        help="Checkpoint to resume from: a directory; last, for the last complete one in --output_dir; or auto, which "
-        "is last, or a start if there is none yet.",
+        help="Checkpoint to resume from: a directory; last, for the last complete one in --output_dir; or auto: the "
+        "last complete one, or a new run if there is none.",
     )
     logging_steps: float = HfArg(default=25, help="Log every this many steps; below 1 a fraction of the run.")
     logging_nan_inf_filter: bool = HfArg(
         default=False,
-        help="Look at the loss after every micro-batch, for which the GPU is waited for. Without it, the losses and "
-        "the gradient of every update are checked: training stops at a NaN.",
+        help="Leave NaN and infinite losses out of the logged loss. Synchronizes the GPU after every micro-batch. "
+        "Training stops at a NaN with or without it.",
     )
     report_to: list[str] = HfArg(
         default_factory=lambda: ["none"],
@@ -217,7 +219,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         given = {name for name in PRESETS[self.preset] if getattr(self, name) is not None}
         for name in PRESETS[self.preset].keys() - given:
             setattr(self, name, PRESETS[self.preset][name])
-        if "teacher_weight_end" not in given:  # a preset's decay doesn't become a growth
+        if "teacher_weight_end" not in given:  # else a smaller --teacher_weight would grow to the preset's end
             self.teacher_weight_end = min(self.teacher_weight_end, self.teacher_weight)
         if self.self_teacher == "none" and "self_weight" not in given:
             self.self_weight = 0.0
@@ -294,6 +296,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             raise UserError(f"--hidden_weight {self.hidden_weight} requires a teacher phase")
         if self.average and (self.self_teacher != "ema" or not self.self_weight):
             raise UserError("--average requires --self_teacher ema and a --self_weight above 0")
+        if self.average and self.uses_teacher and self.teacher_phase_ratio == 1.0:
+            raise UserError("--average has no effect: with --teacher_phase_ratio 1 there is no self phase")
         if self.average and self.load_best_model_at_end:
             raise UserError("--average is not supported with --load_best_model_at_end, which publishes a checkpoint")
         if self.snapshot_strategy == "epoch" and self.self_teacher != "snapshot":
@@ -323,9 +327,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
             self.bf16 = supported and not (self.use_cpu or self.fp16)
         if self.dataloader_num_workers is None:
-            # of this machine's processes, one per GPU
-            share = available_cores() // max(torch.accelerator.device_count(), 1) if gpu else 0
-            self.dataloader_num_workers = min(MOST_WORKERS, max(share - 1, 1)) if gpu else 0
+            self.dataloader_num_workers = min(MOST_WORKERS, max(cores_per_process() - 1, 1)) if gpu else 0
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = gpu
         if self.dataloader_pin_memory and self.accelerator_config is None:  # type: ignore[has-type]

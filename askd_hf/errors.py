@@ -65,9 +65,19 @@ def saving_errors(directory: Path, kept: Callable[[], str]) -> Iterator[None]:
         raise UserError(f"{directory} couldn't be saved: {reason}. {kept()}") from error
 
 
+def training_memory_message(batch_size: int) -> str:
+    """Return the message of `memory_errors` about a training batch: the options that need less memory."""
+    return (
+        f"out of memory with a batch size of {batch_size}. Halve --per_device_train_batch_size and double "
+        "--gradient_accumulation_steps, which gives the same result, or give --auto_find_batch_size True. --bf16, "
+        "--teacher_cache_dir (no teacher in memory), --teacher_dtype int8, --teacher_offload and --lora_r also save "
+        "memory"
+    )
+
+
 @contextlib.contextmanager
-def memory_errors(batch_size: int) -> Iterator[None]:
-    """Turn out of memory in training into a `UserError`, with options that need less memory."""
+def memory_errors(message: str) -> Iterator[None]:
+    """Turn out of memory into a `UserError` that begins with `message`: what to do."""
     try:
         yield
     except RuntimeError as error:
@@ -77,12 +87,7 @@ def memory_errors(batch_size: int) -> Iterator[None]:
             raise UserError("out of memory in evaluation: lower --per_device_eval_batch_size") from error
         if not (should_reduce_batch_size(error) or str(error).startswith(NONE_FITS)):
             raise
-        raise UserError(
-            f"out of memory with a batch size of {batch_size}. Halve --per_device_train_batch_size and double "
-            "--gradient_accumulation_steps, which gives the same result, or give --auto_find_batch_size True. --bf16, "
-            "--teacher_cache_dir (no teacher in memory), --teacher_dtype int8, --teacher_offload and --lora_r also "
-            f"save memory. ({error})"
-        ) from error
+        raise UserError(f"{message}. ({error})") from error
 
 
 @contextlib.contextmanager

@@ -198,8 +198,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Our choices: the values of the ASKD paper are not public. On a small training set a teacher weight that starts at
     # 1.0 and lasts for 0.8 of the run gave a lower cross-entropy on held-out speech than 0.8 for 0.6 of the run. An
     # adaptive schedule was as good as a linear one with clean labels and better with noisy labels
-    # (examples/benchmarks/schedules.py). A weight that decays to 0.5 made fewer errors than one that decays to 0, on
-    # held-out speech of the domain and outside of it (examples/studies/defaults.yaml).
+    # (examples/benchmarks/schedules.py). A weight that decays to 0.5 probably made fewer errors than one that decays
+    # to 0 on held-out speech of the domain (P 0.95), and no more outside of it (examples/studies/defaults.yaml).
     "askd": LABELS_ONLY
     | dict(teacher_weight=1.0, teacher_weight_end=0.5, teacher_phase_ratio=0.8, teacher_schedule="adaptive")
     | dict(temperature=2.0, self_weight=0.3, self_schedule="linear", self_teacher="ema"),

@@ -29,7 +29,7 @@ class SelfTeacher:
 
     @torch.no_grad()
     def copy_to(self, student: nn.Module) -> None:
-        """Give the student the parameters of the self-teacher."""
+        """Copy the self-teacher's parameters into the student."""
         trained = dict(student.named_parameters())
         for name, parameter in self.parameters.items():
             trained[name].copy_(parameter)

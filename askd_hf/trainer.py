@@ -23,7 +23,7 @@ from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import ASKDConfig
 from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, StreamSampler
 from .data.soft_labels import has_soft_labels
-from .errors import UserError, memory_errors, saving_errors
+from .errors import UserError, memory_errors, saving_errors, training_memory_message
 from .hub.provenance import Provenance
 from .hub.publisher import HubPublisher
 from .models.lora import load_adapter
@@ -145,7 +145,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         resume_from_checkpoint = self.identity.begin(self, resume_from_checkpoint)
         self._initial_state: InitialState | None = None
         try:
-            with memory_errors(self.args.train_batch_size):
+            with memory_errors(training_memory_message(self.args.train_batch_size)):
                 return super().train(resume_from_checkpoint, **kwargs)
         finally:
             self._initial_state = None

@@ -102,7 +102,10 @@ def split_noises(args: Arguments) -> list[str]:
 
 
 def load_clips(args: Arguments) -> "Dataset":
-    """Return the clips with a transcript. Raises `UserError` if there are none, or one can't be decoded."""
+    """Return the clips with a transcript. Invalid clips are left out with a warning that names them.
+
+    Raises `UserError` if no clip is left.
+    """
     from askd_hf.data import Limits, filter_invalid_clips, load_speech_dataset
     from askd_hf.evaluation.prepared_sets import spread
     from askd_hf.evaluation.suites import with_speakers
@@ -112,7 +115,7 @@ def load_clips(args: Arguments) -> "Dataset":
     if not len(speech):
         raise UserError(f"{args.dataset}: no clip of split {args.split!r} has a transcript")
     clips = spread(speech, args.max_clips or len(speech))
-    return filter_invalid_clips(clips, None, Limits(math.inf), on_bad_audio="error", split=args.split)
+    return filter_invalid_clips(clips, None, Limits(math.inf), on_bad_audio="skip", split=args.split)
 
 
 def write_splits(args: Arguments, clips: "Dataset", noises: list[str]) -> list[str]:
@@ -122,7 +125,8 @@ def write_splits(args: Arguments, clips: "Dataset", noises: list[str]) -> list[s
     from askd_hf.data.audio import SAMPLING_RATE, waveform
     from askd_hf.progress import progress
 
-    unfinished = Path(f"{args.output_dir}.unfinished")
+    output = Path(args.output_dir)
+    unfinished = output.with_name(f"{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     rows: dict[str, list[dict[str, Any]]] = {}
     for number, clip in enumerate(progress(clips, "Noisy clips", "clip")):
@@ -139,7 +143,7 @@ def write_splits(args: Arguments, clips: "Dataset", noises: list[str]) -> list[s
             writer = csv.DictWriter(stream, of_split[0].keys())
             writer.writeheader()
             writer.writerows(of_split)
-    unfinished.rename(args.output_dir)
+    unfinished.rename(output)
     return list(rows)
 
 

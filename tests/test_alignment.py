@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from spoken_digits import SpokenString, long_teacher, save_long_teacher, spoken_strings
 
-from askd_hf.export.ctranslate2 import alignment_heads, export_ctranslate2
+from askd_hf.export.ctranslate2 import export_ctranslate2
+from askd_hf.models.generation_config import alignment_heads
 from askd_hf.models.student import init_student
 
 HEADS = [[2, 0], [2, 3], [3, 0], [3, 3]]  # of the demo's teacher, which follow the speech well

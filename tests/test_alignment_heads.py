@@ -2,11 +2,14 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from models import make_processor, make_whisper
+from datasets import Dataset
+from fake_hub import hub_of_this_process
+from models import make_multilingual, make_processor, make_whisper
 from scripts import ROOT, run_here
 from speech import write_speech
 from spoken_digits import spoken_strings
@@ -15,11 +18,13 @@ from transformers.generation.utils import GenerateEncoderDecoderOutput
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 
 from askd_hf.arguments.select_heads import SelectHeadsArguments
+from askd_hf.commands import select_heads as commands
 from askd_hf.commands.main import main
 from askd_hf.commands.select_heads import select_heads
 from askd_hf.data import load_speech_dataset
 from askd_hf.data.audio import waveform
 from askd_hf.errors import UserError
+from askd_hf.models import word_times
 from askd_hf.models.alignment_heads import AlignedClip, best_heads, boundary_errors, select_alignment_heads
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.student import init_student
@@ -75,15 +80,15 @@ def test_token_times_are_those_of_generate():
     _, *expected = output["token_timestamps"][0].tolist()
     with attending(model):
         states, positions = encode(model, processor, wave)
-        attention = attention_of_heads(model, states, positions, [start, first], text[:-1])
-    assert positions == 250 and attention.shape == (4, 2, len(text), 250)
-    times = 0.02 * align(np.mean([attention[1, 0], attention[3, 1]], axis=0)[None])[0]
+        attention = attention_of_heads(model, states, positions, [start, first], text[:-1], [[1, 0], [3, 1]])
+    assert positions == 250 and attention.shape == (2, len(text), 250)
+    times = 0.02 * align(attention.mean(0)[None])[0]
     assert times.tolist() == pytest.approx(expected[: len(text)], abs=1e-6) and len(set(expected)) == 3
 
 
 def test_words_are_matched_by_their_texts():
-    mine, theirs = [" Well,", " he", " said", " no."], [" well", " said", " he", " no"]
-    matches = matching_words(mine, theirs)
+    words, others = [" Well,", " he", " said", " no."], [" well", " said", " he", " no"]
+    matches = matching_words(words, others)
     assert matches[0] == (0, 0) and matches[-1] == (3, 3) and len(matches) == 3
     assert matching_words(["a"], ["b"]) == matching_words([], ["b"]) == []
 
@@ -92,6 +97,22 @@ def test_words_begin_and_end_at_tokens():
     tokenizer = make_processor().tokenizer
     words = split_words(tokenizer, tokenizer("Ġab c".replace("Ġ", " "), add_special_tokens=False).input_ids)
     assert words.texts == [" ab", " c"] and words.starts.tolist() == [0, 3] and words.ends.tolist() == [3, 5]
+
+
+@pytest.mark.parametrize(
+    "language, task, row, expected",
+    [
+        ("zh", "transcribe", {}, [" a", "b"]),  # without spaces, each character is a word
+        ("zh", "translate", {}, [" ab"]),
+        ("zh", "transcribe", dict(language="zh", task="translate"), [" ab"]),
+        ("en", "transcribe", dict(language="zh", task="transcribe"), [" a", "b"]),
+    ],
+)
+def test_the_words_of_a_translation_are_english(language, task, row, expected):
+    _, processor = make_multilingual()
+    tokenizer = processor.tokenizer
+    tokenizer.set_prefix_tokens(language=language, task=task)
+    assert split_words(tokenizer, tokenizer(" ab", add_special_tokens=False).input_ids, **row).texts == expected
 
 
 # ---- selection ----
@@ -111,11 +132,27 @@ def test_the_heads_that_know_the_times_are_selected():
     noise = np.random.default_rng(0).standard_normal((4, 60)).astype(np.float32)
     attention = np.stack([noise, ridge(late), ridge(known), np.full((4, 60), np.nan, np.float32)])
     clips = [AlignedClip(attention, np.array([1, 2, 3]), 0.02 * np.array(known[1:]))] * 2
-    errors = boundary_errors(clips, [[1], [2], [3], [1, 2]])
+    sets = [[1], [2], [3], [1, 2]]
+    errors = boundary_errors(clips, [np.stack([attention[heads].mean(0) for heads in sets])] * 2)
     assert errors[0] == pytest.approx(0.1) and errors[1] == 0.0 and errors[2] == np.inf
     assert best_heads(clips) == [2]
     with pytest.raises(UserError, match="the attention of all heads is NaN"):
         best_heads([clip._replace(attention=clip.attention[3:]) for clip in clips])
+
+
+def test_the_heads_with_the_smallest_joint_error_are_selected():
+    """Noisy heads are better together."""
+    known, rng = [0, 10, 25, 40], np.random.default_rng(1)
+    attention = [ridge(known) + scale * rng.standard_normal((4, 60)).astype(np.float32) for scale in (5, 2, 2, 2, 9)]
+    clip = AlignedClip(np.stack(attention), np.array([1, 2, 3]), 0.02 * np.array(known[1:]))
+
+    def error(heads: list[int]) -> float:
+        texts, times = _dynamic_time_warping(-np.mean([attention[head] for head in heads], axis=0).astype(np.float64))
+        return 0.02 * float(np.mean([abs(times[texts == row][0] - known[row]) for row in (1, 2, 3)]))
+
+    ranking = sorted(range(5), key=lambda head: error([head]))
+    best = min((ranking[:n] for n in range(1, 6)), key=error)
+    assert best_heads([clip]) == sorted(best) and 1 < len(best) < 5
 
 
 def times_of(model, processor, row, heads):
@@ -178,6 +215,41 @@ def test_clips_without_words_or_too_long_are_left_out(tmp_path, teacher):
         select_alignment_heads(teacher, processor, teacher, processor, rows[3:])
     with pytest.raises(UserError, match="no alignment heads in its generation config"):
         select_alignment_heads(teacher, processor, make_whisper(processor), processor, rows)
+
+
+def without_variation(model, layer: int, head: int) -> None:
+    """All tokens give all positions the same weight, so that the head has NaN."""
+    query = model.model.decoder.layers[layer].encoder_attn.q_proj
+    rows = slice(head * 8, (head + 1) * 8)
+    with torch.no_grad():
+        query.weight[rows], query.bias[rows] = 0.0, 0.0
+
+
+def test_a_head_with_nan_matters_only_where_it_is_used(tmp_path, teacher, student):
+    processor, rows = make_processor(), spaced(tmp_path)
+    with_heads(teacher, [[1, 0], [3, 1]])
+    with_heads(student, [[1, 1]])
+    without_variation(teacher, 0, 0)
+    without_variation(student, 1, 1)
+    selection = select_alignment_heads(student, processor, teacher, processor, rows)
+    assert selection.clips == 6 and selection.error < 0.5 and [1, 1] not in selection.heads
+    assert selection.former_error == np.inf
+    assert "on average; the former heads have no times, as their attention has NaN (18 words" in str(selection)
+    without_variation(teacher, 3, 1)
+    with pytest.raises(UserError, match=r"none of 6 clips .* without NaN in the teacher's attention"):
+        select_alignment_heads(student, processor, teacher, processor, rows)
+
+
+def test_only_the_teachers_alignment_heads_are_filtered(tmp_path, monkeypatch, teacher, student):
+    processor, rows, shapes = make_processor(), spaced(tmp_path, 1), []
+    median_filter = word_times._median_filter
+    monkeypatch.setattr(
+        word_times,
+        "_median_filter",
+        lambda weights, width: (shapes.append(weights.shape), median_filter(weights, width))[1],
+    )
+    select_alignment_heads(student, processor, with_heads(teacher, [[1, 0], [3, 1], [3, 0]]), processor, rows)
+    assert [shape[0] for shape in shapes] == [3, 4]  # of the teacher; all of the student's two layers
 
 
 @pytest.mark.slow
@@ -246,14 +318,35 @@ def test_what_the_command_refuses(tmp_path):
         select_heads(SelectHeadsArguments(student, teacher, speech))
 
 
-@pytest.mark.parametrize("selects", [True, False])
-def test_a_run_ends_with_the_selection(tmp_path, monkeypatch, capsys, selects):
+def test_a_shortage_of_memory_is_named_with_a_remedy(tmp_path, monkeypatch, capsys):
+    student, teacher, _ = saved_pair(tmp_path)
+
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(commands, "select_alignment_heads", fails)
+    config = SimpleNamespace(output_dir=student, device="cpu")
+    trainer = SimpleNamespace(args=config, free_memory=lambda: None)
+    commands.select_heads_after_training(trainer, SimpleNamespace(teacher=teacher), {}, Dataset.from_dict({"a": [1]}))
+    expected = (
+        f"alignment heads aren't selected: out of memory: run askd-hf select-heads --model {student} --device cpu."
+    )
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("selects, pushes", [(True, False), (True, True), (False, False)])
+def test_a_run_ends_with_the_selection(tmp_path, monkeypatch, capsys, selects, pushes):
     _, teacher, speech = saved_pair(tmp_path)
     run = tmp_path / "run"
     options = ["--max_steps", 1, "--use_cpu", "--per_device_train_batch_size", 2, "--dataloader_num_workers", 0]
     options += ["--output_dir", run] + ([] if selects else ["--no_select_alignment_heads"])
-    status, out, err = run_here(monkeypatch, capsys, "--teacher", teacher, "--dataset", speech, *options)
+    options += ["--push_to_hub", "--hub_model_id", "me/x", "--hub_token", "hf_writer"] if pushes else []
+    with hub_of_this_process(tmp_path / "hub", {"hf_writer": "write"}, monkeypatch):
+        status, out, err = run_here(monkeypatch, capsys, "--teacher", teacher, "--dataset", speech, *options)
     assert status == 0, err
+    if pushes:
+        file = "generation_config.json"
+        assert (tmp_path / "hub" / "models" / "me" / "x" / file).read_bytes() == (run / file).read_bytes()
     heads = load_whisper(str(run)).generation_config.alignment_heads
     assert ("alignment heads [layer, head]" in out) == selects
     if not selects:

@@ -9,18 +9,20 @@ import ctranslate2
 import jiwer
 import numpy as np
 import pytest
+import soundfile
 import torch
 from fake_hub import serve_hub
 from hub import hub_environment
 from models import make_multilingual
 from processes import run_there
 from scripts import ROOT
+from speech import RATE, audiofolder, tone
 from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
 from askd_hf.data.audio_context import audio_context
 from askd_hf.errors import UserError
 from askd_hf.export import ctranslate2 as export
-from askd_hf.export.comparison import agreement, input_features, transformers_transcriber
+from askd_hf.export.comparison import agreement, input_features, load_clips, transformers_transcriber
 from askd_hf.export.ctranslate2 import (
     check_extra,
     ctranslate2_transcriber,
@@ -224,6 +226,21 @@ def test_a_model_of_the_hub_is_exported_and_one_with_other_windows_compared_in_c
     )
     written = tmp_path / "student-ctranslate2"
     assert (written / "model.bin").read_bytes() == (exported / "model.bin").read_bytes()
+
+
+def test_clips_that_are_silent_broken_or_too_long_are_named_and_left_out(tmp_path, caplog):
+    folder = audiofolder(tmp_path / "speech", ["one", "two", "three", "four", "five"])
+    soundfile.write(folder / "audio" / "1.wav", np.zeros(RATE), RATE)
+    (folder / "audio" / "2.wav").write_bytes(b"broken")
+    soundfile.write(folder / "audio" / "3.wav", tone(seconds=3.1), RATE)
+    clips = load_clips(str(folder), None, "train", 5, 3.0)
+    assert [(clip.name, clip.text) for clip in clips] == [("audio/0.wav", "one"), ("audio/4.wav", "five")]
+    np.testing.assert_array_equal(clips[1].wave, soundfile.read(folder / "audio" / "4.wav", dtype="float32")[0])
+    for reason in ("audio/1.wav: silent", "audio/2.wav: not an audio file", "1 longer than the window of 3 s"):
+        assert reason in caplog.text
+    assert "--on_bad_audio" not in caplog.text
+    with pytest.raises(UserError, match=r"1 of 1 clips are filtered out \(1 longer .* so no clip is left"):
+        load_clips(str(folder), None, "train", 1, 0.1)
 
 
 def test_without_the_extra_the_user_is_told_what_to_install(monkeypatch):

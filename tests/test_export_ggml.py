@@ -304,7 +304,7 @@ def test_other_shapes_are_refused(model, processor):
         assert reason in ggml_obstacle(model, processor)
         setattr(model.config, name, before)
     extractor = WhisperFeatureExtractor(feature_size=80, hop_length=80)
-    assert "400 samples every 160" in ggml_obstacle(model, WhisperProcessor(extractor, processor.tokenizer))
+    assert "400 samples, a hop of 160" in ggml_obstacle(model, WhisperProcessor(extractor, processor.tokenizer))
     model.proj_out.weight = torch.nn.Parameter(model.proj_out.weight + 1)
     assert "other weights there" in ggml_obstacle(model, processor)
 

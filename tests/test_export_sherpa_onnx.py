@@ -15,6 +15,7 @@ from traced_once import traced_once
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from askd_hf.arguments.export import ExportArguments
+from askd_hf.commands import export_sherpa_onnx as command
 from askd_hf.commands.export import export
 from askd_hf.errors import UserError
 from askd_hf.export import sherpa_onnx as exporter
@@ -225,8 +226,22 @@ def test_the_command_exports_a_short_window_and_a_small_vocabulary(tmp_path, cap
     printed = capsys.readouterr().out
     assert "sherpa-onnx: same text as transformers for all 6 clips" in printed
     assert "6 clips: transformers 0.00 %, sherpa-onnx 0.00 %" in printed
-    assert "cuts audio longer than 3 s off" in printed
+    assert "cuts off audio after 3 s" in printed
     assert {file.name for file in tmp_path.rglob("*")} == {"out", "encoder.onnx", "decoder.onnx", "tokens.txt"}
+
+
+def test_the_size_printed_is_that_of_all_files(tmp_path, monkeypatch, capsys, processor):
+    """The weights of a large graph are in a file of their own."""
+    sizes = {"encoder.onnx": 100_000, "encoder.onnx_data": 7_000_000, "decoder.onnx": 1_000_000, "tokens.txt": 50_000}
+
+    def export_sizes(model, processor, directory, quantization):
+        for name, size in sizes.items():
+            (tmp_path / name).write_bytes(bytes(size))
+
+    monkeypatch.setattr(command, "export_sherpa_onnx", export_sizes)
+    arguments = ExportArguments(model="student", to="sherpa-onnx", output_dir=str(tmp_path))
+    command.convert(arguments, None, processor)
+    assert capsys.readouterr().out.startswith(f"{tmp_path}: 8.2 MB, ")  # 8.15
 
 
 # ---- what it can't run, and errors ----
@@ -234,16 +249,16 @@ def test_the_command_exports_a_short_window_and_a_small_vocabulary(tmp_path, cap
 
 def test_what_sherpa_onnx_cannot_do_is_said(processor):
     said = " ".join(restrictions(processor))
-    assert "no word timestamps" in said and "6 tokens per second" in said and "longer than 1 s" in said
+    assert "no word timestamps" in said and "6 tokens per second" in said and "cuts off audio after 1 s" in said
 
 
 def test_a_model_that_sherpa_onnx_cant_run_is_refused_by_what_is_wrong(tmp_path):
     model, processor = make_model()
     assert sherpa_onnx_obstacle(model, processor) is None
     extractor = WhisperFeatureExtractor(feature_size=8, hop_length=80)
-    assert "400 samples every 160" in sherpa_onnx_obstacle(model, WhisperProcessor(extractor, processor.tokenizer))
+    assert "400 samples, a hop of 160" in sherpa_onnx_obstacle(model, WhisperProcessor(extractor, processor.tokenizer))
     model.generation_config.lang_to_id["<|fr|>"] = 2
-    with pytest.raises(UserError, match=r"^sherpa-onnx can't run this model: .* lacks <\|fr\|>"):
+    with pytest.raises(UserError, match=r"^sherpa-onnx can't run this model: it requires .* <\|fr\|>, which"):
         export_sherpa_onnx(model, processor, tmp_path / "out")
     assert not any(tmp_path.iterdir())
 

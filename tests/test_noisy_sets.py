@@ -150,13 +150,23 @@ def test_mistakes_are_named(monkeypatch, capsys, place, more, message):
     shutil.rmtree("noisy", ignore_errors=True)
 
 
-def test_a_clip_that_cant_be_decoded_is_named_before_anything_is_written(monkeypatch, capsys, place):
-    last = rows(place / "speech" / "test")[-1]["file_name"]
-    (place / "speech" / "test" / last).write_bytes(b"broken")
-    given = ("--dataset", place / "speech", "--noise_dir", place / "noises", "--output_dir", place / "noisy")
-    status, _, err = run_here(monkeypatch, capsys, *given, file=SCRIPT)
-    assert status == 2 and Path(last).name in err, err
-    assert not list(place.glob("noisy*"))
+def test_clips_that_are_silent_or_broken_are_named_and_left_out(monkeypatch, capsys, caplog, place):
+    names = [row["file_name"] for row in rows(place / "speech" / "test")]
+    soundfile.write(place / "speech" / "test" / names[1], np.zeros(RATE), RATE)
+    (place / "speech" / "test" / names[3]).write_bytes(b"broken")
+    out = made(monkeypatch, capsys, place, "noisy")
+    assert "2 clips in each of 7 conditions" in out
+    assert [Path(row["source"]).name for row in rows(place / "noisy" / "clean")] == ["000.wav", "002.wav"]
+    assert f"{names[1]}: silent" in caplog.text and f"{names[3]}: not an audio file" in caplog.text
+    assert "--on_bad_audio" not in caplog.text
+
+
+def test_the_output_directory_may_end_in_a_slash(monkeypatch, capsys, place):
+    given = ("--dataset", place / "speech", "--noise_dir", place / "noises", "--output_dir", f"{place / 'noisy'}/")
+    status, _, err = run_here(monkeypatch, capsys, *given, "--max_clips", 1, "--snr_db", 0, file=SCRIPT)
+    assert status == 0, err
+    assert {path.name for path in place.iterdir()} == {"speech", "noises", "noisy"}
+    assert {path.name for path in (place / "noisy").iterdir()} == {"clean", "snr0", "reverb", "codec"}
 
 
 # ---- the plot ----

@@ -14,9 +14,10 @@ from training import Clips, collate, history, make_trainer, options
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
 from askd_hf import ASKDTrainer
-from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource, names_of
+from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource, machine, names_of
 from askd_hf.arguments.parser import parse_args
 from askd_hf.config import ASKDConfig
+from askd_hf.data import audio_checks
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.lora import LoraArguments, with_lora
@@ -308,7 +309,8 @@ def pretend_gpu(monkeypatch, capability: int) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=capability))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    monkeypatch.setattr("askd_hf.config.available_cores", lambda: 12)
+    monkeypatch.setattr(machine, "available_cores", lambda: 12)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of torchrun
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", real_bf16_support)
     monkeypatch.setattr(Seq2SeqTrainingArguments, "__post_init__", without_device)
 
@@ -330,6 +332,21 @@ def test_bf16_is_the_default_where_it_is_computed_in(monkeypatch, tmp_path, capa
     argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert parse_args((ASKDConfig,), argv)[0].bf16 is bf16  # and on the command line
     assert ASKDConfig(output_dir=str(tmp_path), dataloader_num_workers=2).dataloader_num_workers == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(6, None, 5), (6, 2, 2), (12, None, 8), (24, 2, 8), (4, 4, 1), (2, 4, 1)]
+)
+def test_the_cores_are_shared_by_the_processes_and_not_by_the_gpus(monkeypatch, tmp_path, cores, processes, workers):
+    """Slurm gives each process cores of its own, and lets it see all GPUs."""
+    pretend_gpu(monkeypatch, 8)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    monkeypatch.setattr(machine, "available_cores", lambda: cores)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert ASKDConfig(output_dir=str(tmp_path)).dataloader_num_workers == workers
+    assert audio_checks._processes(10**6) == (max(cores // (processes or 1), 1) if workers > 1 else 0)
 
 
 IMPORTS = """

@@ -172,6 +172,7 @@ def test_an_impossible_option_is_refused_by_name(tmp_path, option, value, messag
             "--teacher_schedule adaptive requires",
         ),
         (dict(preset="kd", average=True), "--average requires --self_teacher ema"),
+        (dict(average=True, teacher_phase_ratio=1.0), "--average has no effect: with --teacher_phase_ratio 1"),
         (dict(average=True, load_best_model_at_end=True), "--average is not supported with --load_best_model_at_end"),
         (dict(preset="kd", teacher_schedule="adaptive"), "--teacher_schedule adaptive has no effect"),
         (dict(preset="ps-kd", teacher_schedule="adaptive"), "--teacher_schedule adaptive has no effect"),
@@ -195,7 +196,11 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, options, message):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(teacher_phase_ratio=1.0), dict(teacher_schedule="constant"), dict(self_weight=0.0), dict(preset="ce")],
+    [
+        *(dict(teacher_phase_ratio=1.0), dict(teacher_schedule="constant"), dict(self_weight=0.0), dict(preset="ce")),
+        dict(average=True, teacher_phase_ratio=0.9),
+        dict(average=True, teacher_weight=0.0, teacher_phase_ratio=1.0),  # without a teacher, all is the self phase
+    ],
 )
 def test_what_a_preset_leaves_without_effect_is_nobodys_mistake(tmp_path, options):
     ASKDConfig(output_dir=str(tmp_path), **options)

@@ -47,10 +47,14 @@ class ExportArguments:
     )
     # fmt: on
     dataset: str | None = HfArg(
-        default=None, help="Speech to compare on, as `askd-hf distill` takes it. Default: none."
+        default=None,
+        help="Speech to compare on, as `askd-hf distill` takes it. Clips that are invalid or longer than the model's "
+        "window are left out. Default: none.",
     )
     dataset_config: str | None = HfArg(default=None, help="Configuration of a Hub dataset.")
-    split: str = HfArg(default="train", help="Split of --dataset. A directory without splits is the split train.")
+    split: str = HfArg(
+        default="train", help="Split of --dataset. A directory without splits has the split train only."
+    )
     max_samples: int = HfArg(default=20, help="Number of clips to compare on, the first of --dataset.")
     clip_context: bool = HfArg(
         default=False,

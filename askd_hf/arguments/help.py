@@ -55,7 +55,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def shorten_help(parser: argparse.ArgumentParser, types: Iterable[type], argv: Sequence[str]) -> None:
-    """Describe no option twice, and with `--help` only the common options of the Trainer.
+    """Hide the `--no_x` spellings and, without `--help_all`, the less common options of the Trainer.
 
     Args:
         parser: has the options of `types`.
@@ -64,7 +64,7 @@ def shorten_help(parser: argparse.ArgumentParser, types: Iterable[type], argv: S
     hidden = trainer_options(types)
     text = "Show this, with all options of the Trainer, and exit." if hidden else argparse.SUPPRESS
     parser.add_argument(*HELP_ALL, action="help", help=text)
-    if set(argv) & {*HELP_ALL}:
+    if not set(argv).isdisjoint(HELP_ALL):
         hidden = set()
     if hidden:
         names = textwrap.fill(", ".join(sorted(hidden)), width=98, initial_indent="  ", subsequent_indent="  ")

@@ -19,9 +19,11 @@ class SelectHeadsArguments:
         help="Whisper model with alignment heads, as OpenAI's have: a local directory or a Hub id. The student's word "
         "times are compared with its word times."
     )
-    dataset: str = HfArg(help="Transcribed speech, as `askd-hf distill` takes it. The training set will do.")
+    dataset: str = HfArg(help="Transcribed speech, as `askd-hf distill` takes it. The training set is suitable.")
     dataset_config: str | None = HfArg(default=None, help="Configuration of a Hub dataset.")
-    split: str = HfArg(default="train", help="Split of --dataset. A directory without splits is the split train.")
+    split: str = HfArg(
+        default="train", help="Split of --dataset. A directory without splits has the split train only."
+    )
     audio_column_name: str | None = HfArg(default=None, help="Audio column of --dataset. Default: found by its name.")
     text_column_name: str | None = HfArg(
         default=None, help="Transcript column of --dataset. Default: found by its name."

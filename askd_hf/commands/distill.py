@@ -13,7 +13,7 @@ Every epoch after the first, and every further run, is several times faster if t
 most probable tokens are cached on disk: --encoder_cache_dir cache/encoder --teacher_cache_dir cache/teacher.
 
 Options can also be given in a YAML file: --config run.yaml. To resume an interrupted run, repeat the command with
---resume_from_checkpoint last; with auto in place of last, the first start can have it too. On several GPUs:
+--resume_from_checkpoint last. --resume_from_checkpoint auto also works for the first start. On several GPUs:
 accelerate launch -m askd_hf.commands.main distill ...
 """
 

@@ -25,6 +25,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..arguments.parser import parse_args
 from ..arguments.writable import check_writable
@@ -36,7 +37,6 @@ from ..evaluation import (
     PreparedSet,
     Results,
     check_can_assist,
-    check_can_save,
     format_results,
     measure_speculative,
     measure_speed,
@@ -51,7 +51,7 @@ from ..evaluation import (
 )
 from ..evaluation.long_form import Method
 from ..evaluation.results import CLIP_CONTEXT
-from ..models.generation_config import set_language
+from ..models.generation_config import generation_config_file, set_language
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
 from .next_steps import print_publishing
 from .options import options_of
@@ -116,7 +116,7 @@ def load_models(args: EvaluationArguments) -> Models:
     if args.speculative:
         check_can_assist(models["teacher"], models["student"])
     if args.save_num_assistant_tokens:
-        check_can_save(args.model)
+        generation_config_file(args.model, "--save_num_assistant_tokens")  # raises UserError if there is none
     return Models(names, models, processors)
 
 
@@ -197,10 +197,10 @@ def time_models(args: EvaluationArguments, models: Models, speech: Speech, resul
             max_length=args.generation_max_length,
         )
         if args.save_num_assistant_tokens:
-            file = check_can_save(args.model)
-            saved = save_draft_length(file, results.speculative)
-            what = f"num_assistant_tokens {results.speculative.num_assistant_tokens}" if saved else "not changed"
-            print(f"{file}: {what}")
+            saved = save_draft_length(args.model, results.speculative)
+            number = f"num_assistant_tokens {results.speculative.num_assistant_tokens}"
+            what = number if saved else "not changed, as the teacher alone is at least as fast"
+            print(f"{Path(args.model) / GENERATION_CONFIG_NAME}: {what}")
     return results
 
 

@@ -18,7 +18,6 @@ faster-whisper gives word timestamps only if the model's `generation_config.json
 the model has: see `askd-hf select-heads`.
 """
 
-import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,10 +26,8 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.export import ExportArguments
 from ..arguments.parser import parse_args
-from ..data import SAMPLING_RATE, Limits, decode_audio, filter_invalid_clips, load_speech_dataset
-from ..errors import UserError
 from ..evaluation.metrics import text_normalizer
-from ..export import ctranslate2, ggml, onnx, sherpa_onnx
+from ..export import comparison, ctranslate2, ggml, onnx, sherpa_onnx
 from ..export.comparison import Clip, Transcripts, check_output_dir, transformers_transcriber
 from ..models.generation_config import set_language
 from ..models.loading import check_processor, load_processor, load_whisper
@@ -89,24 +86,11 @@ def load_model(args: ExportArguments) -> tuple[WhisperForConditionalGeneration, 
 
 
 def load_clips(args: ExportArguments, processor: WhisperProcessor) -> list[Clip] | None:
-    """Return the clips to compare on. None without `--dataset`.
-
-    Clips longer than the model's window are left out.
-    """
+    """Return the clips to compare on. None without `--dataset`."""
     if args.dataset is None:
         return None
     window = processor.feature_extractor.chunk_length
-    speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
-    number = min(args.max_samples, len(speech))
-    # a clip that can't be decoded is an error, which names it
-    rows = filter_invalid_clips(speech.select(range(number)), None, Limits(math.inf), on_bad_audio="error")
-    clips = [Clip(row["clip"], decode_audio(row["audio"]), row["text"] or "") for row in rows]
-    clips = [clip for clip in clips if len(clip.wave) <= window * SAMPLING_RATE]
-    if len(clips) < number:
-        print(f"{number - len(clips)} clips longer than {window} s are left out")
-    if not clips:
-        raise UserError(f"--dataset {args.dataset}: none of its first {args.max_samples} clips fits {window} s")
-    return clips
+    return comparison.load_clips(args.dataset, args.dataset_config, args.split, args.max_samples, window)
 
 
 def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:

@@ -27,7 +27,10 @@ def convert(args: ExportArguments, model: WhisperForConditionalGeneration, proce
         print(f"{args.output_dir}: ctranslate2.models.Whisper({args.output_dir!r})")
         print(f"faster-whisper can't run this model: {obstacle}")
     if alignment_heads(model) is None:
-        print("No word timestamps: the model's generation config names no alignment heads that its decoder has")
+        print(
+            "No word timestamps: the generation config has no alignment heads of this model. Select them with askd-hf "
+            "select-heads"
+        )
 
 
 def compare(

@@ -1,17 +1,19 @@
 """The steps of `askd-hf export --to sherpa-onnx`."""
 
+from pathlib import Path
+
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.export import ExportArguments
 from ..export.comparison import Transcripts
-from ..export.sherpa_onnx import export_sherpa_onnx, model_files, restrictions, sherpa_onnx_transcriber
+from ..export.sherpa_onnx import export_sherpa_onnx, restrictions, sherpa_onnx_transcriber
 
 
 def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
     """Write the converted model to `--output_dir`, and print its size and what sherpa-onnx can't do with it."""
     export_sherpa_onnx(model, processor, args.output_dir, args.quantization)
-    size = sum(file.stat().st_size for file in model_files(args.output_dir, args.quantization))
+    size = sum(file.stat().st_size for file in Path(args.output_dir).iterdir())
     print(f"{args.output_dir}: {size / 1e6:.1f} MB, for sherpa_onnx.OfflineRecognizer.from_whisper")
     for restriction in restrictions(processor):
         print(f"sherpa-onnx: {restriction}")

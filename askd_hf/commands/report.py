@@ -63,7 +63,7 @@ def print_comparison(
 ) -> None:
     """Evaluate student, initial student and teacher, and print the tables. A `UserError` is only printed."""
     try:
-        with memory_errors(config.per_device_eval_batch_size):
+        with memory_errors("out of memory: run askd-hf evaluate with a smaller --batch_size"):
             models = models_to_compare(model_args, config.output_dir)
             results = evaluate_models(models, splits, data_args.normalizer, config)
             print(f"\n{format_results(results)}")

@@ -10,7 +10,6 @@ timestamps. `askd-hf distill` does the same at the end of training.
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from transformers import GenerationConfig, WhisperForConditionalGeneration, Whis
 from ..arguments import ModelArguments
 from ..arguments.parser import parse_args
 from ..arguments.select_heads import SelectHeadsArguments
-from ..arguments.writable import check_writable
 from ..data import Limits, SpeechStream, filter_invalid_clips
 from ..data.text import clean_texts
 from ..errors import UserError, memory_errors
@@ -29,7 +27,7 @@ from ..evaluation.options import check_device
 from ..evaluation.prepared_sets import spread
 from ..evaluation.suites import DatasetSpec, load_set
 from ..models.alignment_heads import CLIPS, Selection, save_alignment_heads, select_alignment_heads
-from ..models.generation_config import set_language
+from ..models.generation_config import generation_config_file, set_language
 from ..models.loading import check_processor, load_processor, load_whisper
 from ..models.lora import is_adapter
 from ..trainer import ASKDTrainer
@@ -55,12 +53,7 @@ def select_heads(args: SelectHeadsArguments) -> None:
 
 def load_models(args: SelectHeadsArguments) -> tuple[Model, Model]:
     """Load the student and the teacher, each with its processor."""
-    if not (Path(args.model) / "generation_config.json").is_file():
-        raise UserError(
-            f"--model {args.model} must be a local directory with a generation_config.json, to which the alignment "
-            "heads are written"
-        )
-    check_writable(Path(args.model), "--model")
+    generation_config_file(args.model, "askd-hf select-heads")  # raises UserError if there is none
     device = args.device or str(torch.accelerator.current_accelerator() or "cpu")
     check_device(device)
     models = []
@@ -111,14 +104,14 @@ def select_heads_after_training(
         return
     trainer.free_memory()
     try:
-        with memory_errors(1):
+        with memory_errors(f"out of memory: run askd-hf select-heads --model {config.output_dir} --device cpu"):
             names = config.output_dir, model_args.teacher
             student, teacher = ((load_whisper(name).to(config.device), load_processor(name)) for name in names)
             selection = select_alignment_heads(*student, *teacher, spread(clips, CLIPS))
     except UserError as error:  # the student is trained and saved: continue with the report
         print(f"alignment heads aren't selected: {error}", file=sys.stderr)
         return
-    trainer.model.generation_config.alignment_heads = selection.heads  # it is saved again for the Hub
+    trainer.saver.set_alignment_heads(selection.heads)  # for --push_to_hub, which saves the student again
     save(config.output_dir, selection)
 
 

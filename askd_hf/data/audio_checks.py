@@ -17,7 +17,7 @@ from datasets import Dataset
 from huggingface_hub import constants
 from torch.utils.data import DataLoader
 
-from ..arguments.machine import available_cores
+from ..arguments.machine import cores_per_process
 from .audio import AudioError, read_audio, silence
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _audio_info(audio: Mapping[str, Any] | None) -> AudioInfo:
 
 def _processes(clips: int) -> int:
     """Return the number of decoding processes, 0 for the current one."""
-    processes = min(available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), clips // CLIPS_PER_PROCESS)
+    processes = min(cores_per_process(), clips // CLIPS_PER_PROCESS)
     return processes if processes > 1 else 0
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,16 @@ class Limits:
     def for_no_speech(self) -> "Limits":
         """Return the limits of clips without speech: those of the model, and empty transcripts are valid."""
         return Limits(self.chunk_length, self.max_target_positions, allow_empty_text=True, skip_long=self.skip_long)
+
+    def for_joined(self) -> "Limits":
+        """Return the limits of joined clips: those of the model. The user's filters were applied to each clip."""
+        return replace(
+            self,
+            min_duration_in_seconds=0.0,
+            max_duration_in_seconds=math.inf,
+            min_label_length=0,
+            max_label_length=math.inf,
+        )
 
     def invalid_reason(
         self, audio_error: str, duration: float, row: Mapping[str, Any], label_tokens: int | None, silence: str = ""

@@ -200,9 +200,10 @@ class SpeechCollator:
             except (AudioError, UserError) as caught:
                 error = str(caught)
             limits = self.limits.for_no_speech() if row.get("no_speech") else self.limits
+            if row.get("more_audio"):
+                limits = limits.for_joined()
             invalid = limits.invalid_reason(error, duration, row, tokens, silent)
-            # the filters were applied to the clips that are joined
-            reason = invalid or (None if row.get("more_audio") else limits.filter_reason(duration, tokens))
+            reason = invalid or limits.filter_reason(duration, tokens)
             if reason:
                 skipped.append((row["clip"], reason, invalid is not None))
             else:

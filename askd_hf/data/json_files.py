@@ -51,6 +51,11 @@ def write_json(path: Path, data: Any) -> None:
     os.replace(unfinished, path)
 
 
+def update_json(path: Path, values: dict[str, Any]) -> None:
+    """Set keys of the JSON object in a file. The other keys don't change."""
+    write_json(path, read_json(path) | values)
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -19,7 +19,7 @@ class Packing:
 
     The clips have the same language and task, and have speech. Unlike those of `with_concatenated`, they aren't also
     trained on one by one, so that fewer windows are encoded. Clips that the user's filters drop stay alone. The audio
-    is decoded by the collator: a clip that can't be decoded takes the others of its row with it.
+    is decoded by the collator. If one clip can't be decoded, the whole joined row is dropped.
     """
 
     probability: float  # that a row is joined with the next ones

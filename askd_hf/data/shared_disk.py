@@ -50,9 +50,8 @@ def of_main_process(value: Any) -> Any:
 def locked_for(directory: Path, processes: list[int]) -> Iterator[None]:
     """Lock a directory for these processes. While another run has locked it, wait.
 
-    All processes of the run must call it, each with those it shares its directory with. They wait as long as one of
-    the directories is locked, and hold none of the others meanwhile: two runs on several nodes don't wait for each
-    other.
+    All processes of the run must call it, each with those it shares its directory with. While any of the directories
+    is locked, the run holds no lock, so that two runs on several nodes can't deadlock.
     """
     process, waits = PartialState(), False
     while True:

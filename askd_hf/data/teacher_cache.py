@@ -83,7 +83,7 @@ def cache_teacher(
             flush=True,
         )
         _check_disk_space(directory, _space(directory, dataset, len(set(keys)), missing, top_k))
-    if _in_any_process(bool(missing) or _was_killed_while_renaming(directory)):
+    if _in_any_process(bool(missing) or _is_between_renames(directory)):
         with _writing(directory, sharing):
             # again, as another run may have added rows
             stored, dataset, missing = _missing(directory, settings, dataset, keys)
@@ -124,7 +124,7 @@ def _missing(
 
 @contextlib.contextmanager
 def _writing(directory: Path, sharing: list[int]) -> Iterator[None]:
-    """Let no other run write to the cache, and remove the parts at the end. While another run is writing, wait.
+    """Lock the cache for this run, and remove the parts at the end. Waits while another run holds the lock.
 
     All processes must call it.
     """
@@ -133,13 +133,14 @@ def _writing(directory: Path, sharing: list[int]) -> Iterator[None]:
     with disk_errors(f"--teacher_cache_dir {directory}"), locked_for(unfinished, sharing):
         if process.process_index == sharing[0]:
             shutil.rmtree(removed, ignore_errors=True)
-            if _was_killed_while_renaming(directory):
+            if _is_between_renames(directory):
                 replaced(directory).rename(directory)
         process.wait_for_everyone()
         yield
         process.wait_for_everyone()
         if process.process_index == sharing[0]:
-            # the lock is in the directory: another run that starts now makes a new one, and isn't in the way
+            # renamed before it is removed: the lock file is inside, and another run may create the directory again
+            # at once
             unfinished.rename(removed)
             shutil.rmtree(removed, ignore_errors=True)
         process.wait_for_everyone()
@@ -277,14 +278,14 @@ def _unfinished(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.unfinished")
 
 
-def _was_killed_while_renaming(directory: Path) -> bool:
-    """Return whether a process was killed between the two renames of `add_files`, or is there now."""
+def _is_between_renames(directory: Path) -> bool:
+    """Return whether `add_files` is between its two renames, in a running or a killed process."""
     return replaced(directory).is_dir() and not directory.exists()
 
 
 def _open(directory: Path, settings: str) -> Dataset | None:
     """Load the saved rows; None if there are none. Raise `UserError` if their settings don't match the run's."""
-    if _was_killed_while_renaming(directory):
+    if _is_between_renames(directory):
         directory = replaced(directory)
     if not directory.exists() or not any(directory.iterdir()):
         return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .result_tables import format_results
     from .results import Results
     from .scoring import save_spelling_normalizer, score_directory
-    from .speculative import check_can_assist, check_can_save, measure_speculative, save_draft_length
+    from .speculative import check_can_assist, measure_speculative, save_draft_length
     from .speed import measure_speed
     from .suites import DatasetSpec, suite_sets
     from .transcribe import Decoding, DecodingJob, plan_jobs, run_job, run_jobs
@@ -31,7 +31,7 @@ _PUBLIC = {
     "result_tables": ("format_results",),
     "results": ("Results",),
     "scoring": ("save_spelling_normalizer", "score_directory"),
-    "speculative": ("check_can_assist", "check_can_save", "measure_speculative", "save_draft_length"),
+    "speculative": ("check_can_assist", "measure_speculative", "save_draft_length"),
     "speed": ("measure_speed",),
     "suites": ("DatasetSpec", "suite_sets"),
     "transcribe": ("Decoding", "DecodingJob", "plan_jobs", "run_job", "run_jobs"),

@@ -122,8 +122,8 @@ def check_can_transcribe(model: WhisperForConditionalGeneration, method: Method,
         heads = getattr(generation, "alignment_heads", None)
         if not heads:
             raise UserError(
-                f"word timestamps require alignment_heads, which {name} doesn't have in its generation config. Use "
-                "--timestamps segment"
+                f"word timestamps require alignment_heads, which {name} doesn't have in its generation config. "
+                "Select them with askd-hf select-heads, or use --timestamps segment"
             )
         outside = [
             [layer, head]
@@ -133,8 +133,8 @@ def check_can_transcribe(model: WhisperForConditionalGeneration, method: Method,
         if outside:
             raise UserError(
                 f"{name} has {config.decoder_layers} decoder layers with {config.decoder_attention_heads} heads, but "
-                f"its alignment_heads contain [layer, head] {outside} (from 0), which are of another model. Recompute "
-                "or remove them, or use --timestamps segment"
+                f"its alignment_heads contain [layer, head] {outside} (from 0), which are of another model. Select "
+                "its own with askd-hf select-heads, or use --timestamps segment"
             )
 
 

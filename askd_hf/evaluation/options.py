@@ -165,8 +165,8 @@ class EvaluationArguments(DecodingArguments):
     )
     temperature_fallback: bool = HfArg(
         default=False,
-        help="Against loops, as OpenAI's Whisper: decode a clip again at temperatures 0.2 to 1 while its text "
-        "compresses too well (1.35, in tokens) or its mean log-probability is below -1. Sampled with a fixed seed.",
+        help="Against loops, as OpenAI's Whisper: decode a clip again at temperatures 0.2 to 1 while the compression "
+        "ratio of its tokens exceeds 1.35 or its mean log-probability is below -1. Sampled with a fixed seed.",
     )
     timestamps: Literal["none", "segment", "word"] = HfArg(
         default="none",
@@ -208,6 +208,7 @@ class EvaluationArguments(DecodingArguments):
         check_ranges(self, num_beams=COUNT, n_resamples=COUNT, speed_clips=COUNT, repetitions=COUNT)
         check_ranges(self, concatenate_seconds=POSITIVE, max_duration_in_seconds=Range(above=0, infinite=True))
         check_ranges(self, "leave it out for all clips", max_eval_samples=COUNT)
+        check_ranges(self, no_repeat_ngram_size=NOT_NEGATIVE, num_assistant_tokens=COUNT, speed_batch_sizes=COUNT)
         if self.score_only:
             if self.output_dir is None:
                 raise UserError("--score_only requires --output_dir")
@@ -228,8 +229,6 @@ class EvaluationArguments(DecodingArguments):
             raise UserError("--max_duration_in_seconds is not supported with --long_form, which is for long clips")
         if self.clip_context and (self.long_form or self.timestamps != "none"):
             raise UserError("--clip_context is not supported with --long_form and --timestamps, which decode windows")
-        if self.no_repeat_ngram_size < 0:
-            raise UserError(f"--no_repeat_ngram_size must be at least 0, got {self.no_repeat_ngram_size}")
         if (self.no_repeat_ngram_size or self.temperature_fallback) and (self.long_form or self.timestamps != "none"):
             raise UserError(
                 "--no_repeat_ngram_size and --temperature_fallback are not supported with --long_form and --timestamps"
@@ -240,12 +239,9 @@ class EvaluationArguments(DecodingArguments):
             raise UserError("--speculative requires --teacher")
         if self.save_num_assistant_tokens and not self.speculative:
             raise UserError("--save_num_assistant_tokens requires --speculative")
-        if not self.num_assistant_tokens or min(self.num_assistant_tokens) < 1:
-            numbers = " ".join(map(str, self.num_assistant_tokens)) or "none"
-            raise UserError(f"--num_assistant_tokens must be at least 1, got {numbers}")
-        if not self.speed_batch_sizes or min(self.speed_batch_sizes) < 1:
-            sizes = " ".join(map(str, self.speed_batch_sizes)) or "none"
-            raise UserError(f"--speed_batch_sizes must be at least 1, got {sizes}")
+        for name in ("num_assistant_tokens", "speed_batch_sizes"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} requires at least one number")
         super().__post_init__()
         from .metrics import normalizer_for, text_language
 

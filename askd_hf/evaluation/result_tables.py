@@ -53,7 +53,7 @@ COMBINING_MARKS_NOTE = (
 CAPPED_NOTE = (
     "Capped: a clip has at most as many errors as words. Loop: a text with more than 2 x the reference's words + 10"
 )
-WORD_TIMES_NOTE = "Starts and ends of the words that both the model and the last one, the teacher, have written"
+WORD_TIMES_NOTE = "Starts and ends of the words in both the model's and the teacher's transcript"
 PLAIN_TEXT_NOTE = "in lower-case text without punctuation, for every normalizer"
 PARTS_NOTE = "Median of 3 interleaved repetitions. Without beam search, fallback and text decoding"
 RTFX_NOTE = "RTFx: seconds of audio transcribed per second"
@@ -378,7 +378,7 @@ def part_table(speed: Speed) -> Table:
 
 def speculative_table(result: Speculative) -> Table:
     """Return the speculative decoding by number of proposed tokens."""
-    header = ["proposed at once", *_headings("speedup", "acceptance_rate", "identical"), "s per clip"]
+    header = ["tokens per proposal", *_headings("speedup", "acceptance_rate", "identical"), "s per clip"]
     rows = [["teacher alone", "", "", "", f"{result.teacher.median / result.clips:.3f}"]]
     for length in result.draft_lengths:
         faster = with_interval(length.speedup, length.speedup_range)
@@ -400,7 +400,7 @@ def speculative_verdict(result: Speculative) -> str:
     best = result.best
     number = "" if best.num_assistant_tokens is None else f" (num_assistant_tokens {best.num_assistant_tokens})"
     said = f"Speculative decoding is {speedup(best.speedup)} as fast as the teacher alone{number}"
-    if best.speedup <= 1:
+    if not result.is_faster:
         return f"{said}: don't use it"
     if best.speedup_range is not None and best.speedup_range[0] <= 1:
         return f"{said}, and not faster in every repetition: no clear gain"

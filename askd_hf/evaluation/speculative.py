@@ -24,8 +24,7 @@ from transformers import (
 from transformers.generation import AssistedCandidateGenerator
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from ..arguments.writable import check_writable
-from ..data.json_files import read_json, write_json
+from ..data.json_files import update_json
 from ..errors import UserError
 from ..models.student import pair_differences, same_encoder
 from ..progress import progress
@@ -135,7 +134,9 @@ def _time_interleaved(
 
 
 def _draft_length(number: int, identical: int, rate: float, alone: list[float], assisted: list[float]) -> DraftLength:
-    ratios = [of_teacher / of_both for of_teacher, of_both in zip(alone, assisted, strict=True)]
+    ratios = [
+        teacher_seconds / assisted_seconds for teacher_seconds, assisted_seconds in zip(alone, assisted, strict=True)
+    ]
     return DraftLength(
         num_assistant_tokens=number,
         identical=identical,
@@ -151,31 +152,18 @@ def _set_draft_length(config: GenerationConfig, number: int) -> None:
     config.num_assistant_tokens, config.num_assistant_tokens_schedule = number, "constant"
 
 
-def check_can_save(model: str) -> Path:
-    """Return the generation config's file in the directory `model`. Raise `UserError` if it isn't there."""
-    file = Path(model) / GENERATION_CONFIG_NAME
-    if not file.is_file():
-        raise UserError(
-            f"--save_num_assistant_tokens writes to {GENERATION_CONFIG_NAME} in the directory of --model, and {model} "
-            "has none. Give the directory of a model"
-        )
-    check_writable(file.parent, "--model")
-    return file
-
-
-def save_draft_length(file: Path, result: Speculative) -> bool:
+def save_draft_length(model: str | Path, result: Speculative) -> bool:
     """Write the number of proposed tokens with the highest speedup to the student's generation config.
 
-    Returns False, and changes nothing, if the teacher alone is as fast.
+    Returns False, and changes nothing, if the teacher alone is at least as fast.
 
     Args:
-        file: from `check_can_save`.
+        model: directory of the student.
     """
-    if result.speedup <= 1:
+    if not result.is_faster:
         return False
-    config = read_json(file)
-    config |= {"num_assistant_tokens": result.num_assistant_tokens, "num_assistant_tokens_schedule": "constant"}
-    write_json(file, config)
+    values = {"num_assistant_tokens": result.num_assistant_tokens, "num_assistant_tokens_schedule": "constant"}
+    update_json(Path(model) / GENERATION_CONFIG_NAME, values)
     return True
 
 

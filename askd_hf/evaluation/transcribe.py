@@ -57,8 +57,8 @@ class Decoding:
     no_repeat_ngram_size: int = 0
     temperature_fallback: bool = False
 
-    def help_against_loops(self) -> dict[str, Any]:
-        """Return the settings besides greedy or beam search, {} if there are none."""
+    def loop_settings(self) -> dict[str, Any]:
+        """Return the settings against loops that are on."""
         settings = dict(no_repeat_ngram_size=self.no_repeat_ngram_size, temperature_fallback=self.temperature_fallback)
         return {name: value for name, value in settings.items() if value}
 
@@ -169,7 +169,7 @@ def _metadata(
             generation_max_length=decoding.generation_max_length,
             timestamps=decoding.timestamps,
             dtype=str(model.dtype).removeprefix("torch."),
-            **decoding.help_against_loops(),
+            **decoding.loop_settings(),
         ),
         runtime=dict(
             batch_size=decoding.batch_size,
@@ -275,7 +275,9 @@ def generate_batches(
     for batch in DataLoader(audio, decoding.batch_size, collate_fn=collate, num_workers=decoding.num_workers):
         features = batch.to(model.device, model.dtype)
         start = time.perf_counter()
-        with audio_context(model.model.encoder, features.shape[-1]), fixed_seed(decoding.temperature_fallback):
+        # a seed per batch, so that a resumed run samples the same texts
+        seeded = fixed_seed(model.device) if decoding.temperature_fallback else contextlib.nullcontext()
+        with audio_context(model.model.encoder, features.shape[-1]), seeded:
             tokens = model.generate(features, attention_mask=attention_mask(features), **options).tolist()
         transcription_time = (time.perf_counter() - start) / len(tokens)
         texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -287,12 +289,10 @@ def generate_batches(
 
 
 @contextlib.contextmanager
-def fixed_seed(wanted: bool) -> Iterator[None]:
-    """Seed each batch alike, so that a resumed run samples the same texts. The state before is restored."""
-    if not wanted:
-        yield
-        return
-    with torch.random.fork_rng():
+def fixed_seed(device: torch.device) -> Iterator[None]:
+    """Seed the random numbers of the CPU and of `device` within the block, and restore their state."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         yield
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ..data.labels import TIME_PRECISION
 from ..models.word_times import matching_words
 from .results import WordTimes
 
-STEP = 0.02  # seconds between two timestamps
 LIMITS = {"within_100ms": 0.1, "within_200ms": 0.2}  # seconds
 
 
@@ -28,5 +28,5 @@ def compare_word_times(lines: Sequence[dict[str, Any]], baseline: Sequence[dict[
     if not errors:
         return None
     differences = np.array(errors)
-    within = {name: 100 * float((differences < limit + STEP / 2).mean()) for name, limit in LIMITS.items()}
+    within = {name: 100 * float((differences < limit + TIME_PRECISION / 2).mean()) for name, limit in LIMITS.items()}
     return WordTimes(len(errors) // 2, float(differences.mean()), **within)

@@ -14,7 +14,8 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.writable import check_writable
-from ..data import SAMPLING_RATE
+from ..data import SAMPLING_RATE, Limits, filter_invalid_clips, load_speech_dataset
+from ..data.audio import waveform
 from ..errors import UserError, disk_errors
 from ..evaluation.metrics import error_rates
 from ..progress import progress
@@ -33,10 +34,10 @@ def check_output_dir(output_dir: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def written_whole(output_dir: str | Path) -> Iterator[tuple[Path, Path]]:
-    """Yield an empty directory, which is renamed to `output_dir` at the end, and one for temporary files.
+def atomic_output_dir(output_dir: str | Path) -> Iterator[tuple[Path, Path]]:
+    """Yield an empty directory, renamed to `output_dir` when the block ends, and one for temporary files.
 
-    An interrupted export leaves neither. Raises `UserError` as `check_output_dir` does, and if the disk is full.
+    If the block fails, both are removed. Raises `UserError` as `check_output_dir` does, and if the disk is full.
     """
     path = check_output_dir(output_dir)
     with disk_errors(f"--output_dir {path}"):
@@ -55,6 +56,18 @@ class Clip(NamedTuple):
     name: str
     wave: np.ndarray  # 16 kHz, float32, `(samples,)`
     text: str  # the transcript of the dataset
+
+
+def load_clips(dataset: str, config: str | None, split: str, max_samples: int, window: float) -> list[Clip]:
+    """Return up to `max_samples` clips, the first of the split.
+
+    Clips that are invalid, or longer than `window` seconds, are left out with a warning that names them. Raises
+    `UserError` if none is left.
+    """
+    speech = load_speech_dataset(dataset, config, split)
+    first, limits = speech.select(range(min(max_samples, len(speech)))), Limits(window, skip_long=True)
+    rows = filter_invalid_clips(first, None, limits, on_bad_audio="skip", split=split)
+    return [Clip(row["clip"], waveform(row), row["text"] or "") for row in rows]
 
 
 class Transcripts(NamedTuple):

@@ -13,8 +13,8 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from ..data import SAMPLING_RATE
 from ..data.audio_context import context_frames
 from ..errors import UserError
-from ..models.generation_config import MULTILINGUAL_VOCABULARY, existing_heads, is_multilingual
-from .comparison import Transcriber, input_features, written_whole
+from ..models.generation_config import MULTILINGUAL_VOCABULARY, alignment_heads, is_multilingual
+from .comparison import Transcriber, atomic_output_dir, input_features
 
 FASTER_WHISPER_WINDOW = 30  # seconds; faster-whisper supports no other window
 WARM_UP = ((False, False), (True, False))  # untimed passes of the first clip: whether at its own context, timed
@@ -48,12 +48,6 @@ def faster_whisper_obstacle(model: WhisperForConditionalGeneration, processor: W
 # ---- to CTranslate2 ----
 
 
-def alignment_heads(model: WhisperForConditionalGeneration) -> list[list[int]] | None:
-    """Return the alignment heads `[layer, head]` for word timestamps; None if there are none, or one doesn't exist."""
-    heads = getattr(model.generation_config, "alignment_heads", None)  # absent unless generation_config.json has it
-    return existing_heads(heads, model.config.decoder_layers, model.config.decoder_attention_heads)
-
-
 def export_ctranslate2(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
@@ -84,7 +78,7 @@ def export_ctranslate2(
         def load_tokenizer(self, *args: Any, **kwargs: Any) -> Any:
             return processor.tokenizer
 
-    with written_whole(output_dir) as (directory, source):
+    with atomic_output_dir(output_dir) as (directory, source):
         model.config.save_pretrained(source)  # read by the converter
         Loaded(str(source)).convert(str(directory), quantization=quantization, force=True)
         config_file = directory / "config.json"

@@ -17,7 +17,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from ..data import SAMPLING_RATE
 from ..errors import UserError
 from ..models.generation_config import MULTILINGUAL_VOCABULARY
-from .comparison import Transcriber, written_whole
+from .comparison import Transcriber, atomic_output_dir
 
 MAGIC = 0x67676D6C
 N_FFT, HOP_LENGTH = 400, 160  # samples; whisper.cpp supports no others
@@ -99,7 +99,9 @@ def ggml_obstacle(model: WhisperForConditionalGeneration, processor: WhisperProc
     if not model.proj_out.weight.equal(model.model.decoder.embed_tokens.weight):
         return "it projects onto the vocabulary by the token embeddings, and this model has other weights there"
     if (extractor.n_fft, extractor.hop_length, extractor.sampling_rate) != (N_FFT, HOP_LENGTH, SAMPLING_RATE):
-        return f"it computes features by {N_FFT} samples every {HOP_LENGTH} at {SAMPLING_RATE} Hz only"
+        return (
+            f"it computes features only with frames of {N_FFT} samples, a hop of {HOP_LENGTH} and {SAMPLING_RATE:,} Hz"
+        )
     return _vocabulary_obstacle(processor.tokenizer, config.vocab_size)
 
 
@@ -154,7 +156,7 @@ def export_ggml(
     """
     check_ggml(model, processor, quantization)
     file = ggml_file(output_dir, quantization)
-    with written_whole(output_dir) as (directory, _), (directory / file.name).open("wb") as opened:
+    with atomic_output_dir(output_dir) as (directory, _), (directory / file.name).open("wb") as opened:
         _write_header(opened, model, FILE_TYPES[quantization])
         _write_filters(opened, processor.feature_extractor.mel_filters)
         _write_tokens(opened, processor.tokenizer)
@@ -275,6 +277,7 @@ def whisper_cpp_transcriber(
     Args:
         file: the result of `export_ggml`.
         model: the exported model; its generation config says which tokens to suppress.
+        threads: number of CPU threads. Default: 1.
     """
     from pywhispercpp.model import Model
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, WhisperForConditionalGeneration, Whis
 
 from ..errors import UserError
 from ..models.generation_config import is_multilingual
-from .comparison import Transcriber, input_features, written_whole
+from .comparison import Transcriber, atomic_output_dir, input_features
 from .onnx_graphs import DECODER, ENCODER, join_decoder, quantize, save_graph, write_graphs
 
 DEFAULT_LANGUAGE = "<|en|>"  # of transformers.js
@@ -40,7 +40,7 @@ def restrictions(model: WhisperForConditionalGeneration, processor: WhisperProce
     window = processor.feature_extractor.chunk_length
     found = ["no word timestamps: the graphs have no cross-attentions"]
     if window != 30:
-        found.append(f"it cuts audio longer than {window} s off, unless it is called with chunk_length_s={window}")
+        found.append(f"it cuts off audio after {window} s, unless it is called with chunk_length_s={window}")
     if is_multilingual(model) and getattr(model.generation_config, "language", None) is None:
         if DEFAULT_LANGUAGE in model.generation_config.lang_to_id:
             found.append("it doesn't detect the language: it takes English unless it is called with language=")
@@ -67,7 +67,7 @@ def export_onnx(
     Raises `UserError` if `output_dir` isn't empty or can't be written.
     """
     dtype = "q8" if quantization == "int8" else "fp32"
-    with written_whole(output_dir) as (directory, parts):
+    with atomic_output_dir(output_dir) as (directory, parts):
         (directory / "onnx").mkdir()
         large = _write_onnx(model, parts, directory / "onnx", dtype)
         _write_configs(model, processor, directory, {"dtype": dtype} | large)
@@ -207,6 +207,7 @@ def onnx_transcriber(directory: str | Path, processor: WhisperProcessor, threads
 
     Args:
         directory: the result of `export_onnx`.
+        threads: number of CPU threads. Default: 1.
     """
     model = OnnxWhisper(directory, threads)
 

@@ -16,15 +16,15 @@ from ..data import SAMPLING_RATE
 from ..errors import UserError
 from ..models.generation_config import is_multilingual
 from . import onnx
-from .comparison import Transcriber, written_whole
+from .comparison import Transcriber, atomic_output_dir
 from .ggml import HOP_LENGTH, N_FFT, text_tokens
 from .onnx_graphs import quantize, save_graph
 from .sherpa_onnx_graphs import write_graphs
 
 MAINTAINER = "askd-hf"
-MOST_FRAMES = 3000  # to which sherpa-onnx shortens its padding
-TOKENS_PER_SECOND = 6  # sherpa-onnx ends the text of a clip behind them
-DELAY = 80  # samples by which sherpa-onnx's frames are behind Whisper's
+MOST_FRAMES = 3000  # sherpa-onnx pads a clip to at most this many frames
+TOKENS_PER_SECOND = 6  # sherpa-onnx stops decoding after this many tokens per second of the clip
+DELAY = 80  # samples; sherpa-onnx's frames are this much later than Whisper's
 
 
 def check_sherpa_onnx_extra() -> None:
@@ -51,12 +51,14 @@ def sherpa_onnx_obstacle(model: WhisperForConditionalGeneration, processor: Whis
     """Return why sherpa-onnx can't run a model; None if it can."""
     extractor, vocabulary = processor.feature_extractor, processor.tokenizer.get_vocab()
     if (extractor.n_fft, extractor.hop_length, extractor.sampling_rate) != (N_FFT, HOP_LENGTH, SAMPLING_RATE):
-        return f"it computes features by {N_FFT} samples every {HOP_LENGTH} at {SAMPLING_RATE} Hz only"
+        return (
+            f"it computes features only with frames of {N_FFT} samples, a hop of {HOP_LENGTH} and {SAMPLING_RATE:,} Hz"
+        )
     required = ["<|startoftranscript|>", "<|notimestamps|>"]
     if is_multilingual(model):
         required += ["<|transcribe|>", "<|translate|>", *model.generation_config.lang_to_id]
     if missing := [name for name in required if name not in vocabulary]:
-        return f"it begins each text with special tokens, and this model lacks {missing[0]}"
+        return f"it requires the special token {missing[0]}, which this model lacks"
     return None
 
 
@@ -68,7 +70,7 @@ def restrictions(processor: WhisperProcessor) -> list[str]:
         f"it ends a text after {TOKENS_PER_SECOND} tokens per second of the clip: append silence if this is too few",
     ]
     if window < 30:
-        found.append(f"it cuts audio longer than {window} s off")
+        found.append(f"it cuts off audio after {window} s")
     return found
 
 
@@ -92,12 +94,15 @@ def export_sherpa_onnx(
     import onnx_ir as ir
 
     check_sherpa_onnx(model, processor)
-    with written_whole(output_dir) as (directory, parts):
+    with atomic_output_dir(output_dir) as (directory, parts):
         metadata = sherpa_onnx_metadata(model, processor)
-        for traced, file in zip(write_graphs(model, parts), model_files(directory, quantization), strict=False):
+        graphs = model_files(directory, quantization)[:2]
+        for traced, file in zip(write_graphs(model, parts), graphs, strict=True):
+            source = traced
             if quantization == "int8":
-                quantize(traced, traced := traced.with_name(f"8_bits_{traced.name}"))
-            graph = ir.load(traced)
+                source = traced.with_name(f"8_bits_{traced.name}")
+                quantize(traced, source)
+            graph = ir.load(source)
             graph.metadata_props.update(metadata)  # read from the encoder only
             save_graph(graph, file)
         _write_tokens(processor, directory / "tokens.txt")
@@ -172,6 +177,7 @@ def sherpa_onnx_transcriber(
         directory: the result of `export_sherpa_onnx`.
         language: the code; of no effect for an English-only model.
         quantization: of `export_sherpa_onnx`.
+        threads: number of CPU threads. Default: 1.
     """
     import sherpa_onnx
 

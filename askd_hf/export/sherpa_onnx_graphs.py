@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         past = EncoderDecoderCache(own, cross)
         states = self.decoder.embed_tokens(tokens) + self.decoder.embed_positions.weight[positions]
         for layer in self.decoder.layers:
-            # only that there are states of the encoder counts: their keys and values are in the cache
+            # the layer only tests that encoder_hidden_states isn't None: keys and values come from the cache
             states = layer(states, mask[None, None], encoder_hidden_states=keys[0], past_key_values=past)
         logits = self.proj_out(self.decoder.layer_norm(states)) + self.suppress_tokens
         logits = logits + (offset == 0) * self.begin_suppress_tokens

@@ -18,8 +18,8 @@ from ..evaluation.result_tables import (
     hallucination_table,
     model_table,
     part_table,
+    speculative_verdict,
     speed_table,
-    speedup,
     word_time_table,
 )
 from ..evaluation.results import Results
@@ -97,7 +97,6 @@ def render_card(
         evaluation=None if results is None else evaluation(results),
         code=join_code,
         plural=plural,
-        speedup=speedup,
     )
 
 
@@ -136,6 +135,7 @@ def evaluation(results: Results) -> dict[str, Any]:
         tables=[_section(table) for table in tables if table.rows],
         excluded=excluded_lines(results.sets),
         speculative=results.speculative,
+        speculative_verdict=results.speculative and speculative_verdict(results.speculative),
         settings=settings_table(results.settings),
         observed=[line for entry in results.sets for line in observed_errors(entry)],
     )

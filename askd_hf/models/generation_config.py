@@ -5,10 +5,13 @@ lack these fields, and many have no generation_config.json at all.
 """
 
 import logging
+from pathlib import Path
 
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from ..arguments.writable import check_writable
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -76,14 +79,19 @@ def _read_forced_ids(model: WhisperForConditionalGeneration) -> None:
     config.forced_decoder_ids = None
 
 
+def alignment_heads(model: WhisperForConditionalGeneration) -> list[list[int]] | None:
+    """Return the alignment heads, [layer, head], of the generation config. None without any, or if one is missing."""
+    heads = getattr(model.generation_config, "alignment_heads", None)  # absent unless generation_config.json has it
+    return existing_heads(heads, model.config.decoder_layers, model.config.decoder_attention_heads)
+
+
 def drop_missing_heads(model: WhisperForConditionalGeneration) -> None:
     """Remove the alignment heads if the decoder lacks some of their layers: word timestamps would crash."""
-    heads = getattr(model.generation_config, "alignment_heads", None)
-    shape = model.config.decoder_layers, model.config.decoder_attention_heads
-    if heads is not None and existing_heads(heads, *shape) is None:
+    if getattr(model.generation_config, "alignment_heads", None) is not None and alignment_heads(model) is None:
         del model.generation_config.alignment_heads
         logger.warning(
-            "%s: no word timestamps, as the model lacks some alignment heads of its generation config",
+            "%s: no word timestamps, as the model lacks some alignment heads of its generation config. Select them "
+            "with askd-hf select-heads",
             model.name_or_path or "the model",
         )
 
@@ -93,6 +101,20 @@ def existing_heads(heads: list[list[int]] | None, layers: int, heads_per_layer: 
     if not heads or not all(0 <= layer < layers and 0 <= head < heads_per_layer for layer, head in heads):
         return None
     return heads
+
+
+def generation_config_file(model: str | Path, writer: str) -> Path:
+    """Return the file of a model's generation config, to which `writer`, an option or a command, writes.
+
+    Raises `UserError` if `--model` isn't a local directory with this file, or isn't writable.
+    """
+    file = Path(model) / GENERATION_CONFIG_NAME
+    if not file.is_file():
+        raise UserError(
+            f"--model {model} must be a local directory with a {GENERATION_CONFIG_NAME}, to which {writer} writes"
+        )
+    check_writable(file.parent, "--model")
+    return file
 
 
 def set_language(

@@ -7,7 +7,7 @@ of their attention weights, normalized over the tokens and smoothed over time.
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,6 @@ from ..data.audio import extract_features, waveform
 from ..data.audio_context import FRAMES_PER_POSITION
 from ..data.encoder_cache import run_encoder
 from ..data.labels import TIME_PRECISION, prefix_ids, text_ids
-from ..data.text import written_language
 
 DIAGONAL, NEXT_ROW, NEXT_COLUMN = range(3)  # steps of a path, as transformers number them
 UNSPOKEN = re.compile(r"[\W_]+")
@@ -38,20 +37,25 @@ class Words(NamedTuple):
     ends: np.ndarray
 
 
-def split_words(tokenizer: WhisperTokenizer, tokens: list[int], language: str | None = None) -> Words:
+def split_words(
+    tokenizer: WhisperTokenizer, tokens: list[int], language: str | None = None, task: str | None = None
+) -> Words:
     """Split the tokens of a transcript into words, as transformers do for word timestamps.
 
     Args:
-        language: a code; None for the tokenizer's, or else English.
+        language: of the audio, a code; None for the tokenizer's, or else English.
+        task: with "translate" the transcript is English; None for the tokenizer's.
     """
     language = language or tokenizer.language or "en"
+    if (task or tokenizer.task) == "translate":
+        language = "en"
     words, _, indices = _combine_tokens_into_words(tokenizer, tokens, LANGUAGES.get(language, language))
     return Words(words, np.array([of[0] for of in indices]), np.array([of[-1] + 1 for of in indices]))
 
 
 @contextlib.contextmanager
 def attending(*models: WhisperForConditionalGeneration) -> Iterator[None]:
-    """Give models eager attention, which returns its weights, and evaluation mode, within the block."""
+    """Within the block, use eager attention, which returns its weights, and evaluation mode."""
     before = [(model, model.config._attn_implementation, model.training) for model in models]
     try:
         for model in models:
@@ -76,25 +80,33 @@ def encode(
 
 @torch.inference_mode()
 def attention_of_heads(
-    model: WhisperForConditionalGeneration, states: Tensor, positions: int, prefix: list[int], text: list[int]
+    model: WhisperForConditionalGeneration,
+    states: Tensor,
+    positions: int,
+    prefix: list[int],
+    text: list[int],
+    heads: Sequence[Sequence[int]],
 ) -> np.ndarray:
-    """Return the normalized and smoothed cross-attention of all heads of all layers, teacher-forced on a transcript.
+    """Return the normalized and smoothed cross-attention of some heads, teacher-forced on a transcript.
 
-    The heads of a model whose attention underflows to 0 for all tokens have NaN there, as in transformers.
+    A head whose weights have no variation over the tokens at some position has NaN there (division by a standard
+    deviation of 0), as in transformers.
 
     Args:
         model: with eager attention, in evaluation mode.
         states, positions: see `encode`.
         prefix: tokens before the text, `<|notimestamps|>` last.
         text: tokens of the text.
+        heads: (layer, head) each.
 
     Returns:
-        float32 `(decoder layers, heads, text tokens + 1, positions)`. Row `i` is from the token before text token `i`,
-        whose prediction it is for; the last row is that of the end.
+        float32 `(heads, text tokens + 1, positions)`. Row `i` is the query that predicts text token `i`; the last row
+        predicts the end of text.
     """
     tokens = torch.tensor([[*prefix, *text]], device=model.device)
     output = model.model.decoder(tokens, encoder_hidden_states=states, use_cache=False, output_attentions=True)
-    weights = torch.cat(output.cross_attentions).float()[:, :, len(prefix) - 1 :, :positions]
+    weights = torch.stack([output.cross_attentions[layer][0, head] for layer, head in heads])
+    weights = weights[:, len(prefix) - 1 :, :positions].float()
     std, mean = torch.std_mean(weights, dim=-2, keepdim=True, correction=0)
     return _median_filter((weights - mean) / std, model.config.median_filter_width).cpu().numpy()
 
@@ -102,7 +114,7 @@ def attention_of_heads(
 def align(matrices: np.ndarray) -> np.ndarray:
     """Return the column at which each row of the best path begins, as transformers' `_dynamic_time_warping`.
 
-    All matrices are computed at once, one diagonal at a time: a tenth of the time or less.
+    All matrices are processed together, one anti-diagonal per step: at most a tenth of the time of transformers' loop.
 
     Args:
         matrices: mean attention `(matrices, rows, columns)`, without NaN.
@@ -156,18 +168,19 @@ def time_words(
         model: with alignment heads in its generation config.
         row: `audio`, `clip`, `text`; optionally `language` and `task`.
     """
+    prefix, text = transcript_tokens(processor.tokenizer, row)
     with attending(model):
-        prefix, text = transcript_tokens(processor.tokenizer, row)
-        attention = attention_of_heads(model, *encode(model, processor, waveform(row)), prefix, text)
-    mean = np.mean([attention[layer, head] for layer, head in model.generation_config.alignment_heads], axis=0)
-    words, times = split_words(processor.tokenizer, text, written_language(row)), to_seconds(align(mean[None])[0])
+        encoded = encode(model, processor, waveform(row))
+        attention = attention_of_heads(model, *encoded, prefix, text, model.generation_config.alignment_heads)
+    words = split_words(processor.tokenizer, text, row.get("language"), row.get("task"))
+    times = to_seconds(align(attention.mean(0, keepdims=True))[0])
     return list(zip(times[words.starts].tolist(), times[words.ends].tolist(), words.texts, strict=True))
 
 
 def matching_words(words: list[str], others: list[str]) -> list[tuple[int, int]]:
     """Return the indices of the words that two texts have in common, in order. Case and punctuation don't count."""
-    mine, theirs = ([UNSPOKEN.sub("", word).lower() or word for word in of] for of in (words, others))
-    blocks = difflib.SequenceMatcher(None, mine, theirs, autojunk=False).get_matching_blocks()
+    keys, other_keys = ([UNSPOKEN.sub("", word).lower() or word for word in of] for of in (words, others))
+    blocks = difflib.SequenceMatcher(None, keys, other_keys, autojunk=False).get_matching_blocks()
     return [(block.a + i, block.b + i) for block in blocks for i in range(block.size)]
 
 

@@ -103,6 +103,10 @@ class StudentSaver:
         if self.args.should_save and self.is_student(directory):
             save_training_summary(directory, trainer, self.adapter, self.keeps_adapter)
 
+    def set_alignment_heads(self, heads: list[list[int]]) -> None:
+        """Set the alignment heads, [layer, head], of the generation config that `save` writes."""
+        self._generation_config.alignment_heads = heads
+
     def is_student(self, directory: Path) -> bool:
         """Return whether a student is saved in `directory`, rather than the checkpoint of an adapter."""
         return self.adapter is None or not is_checkpoint(directory)

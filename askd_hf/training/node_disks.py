@@ -16,7 +16,8 @@ from .checkpoint_lookup import checkpoint_directories, checkpoint_to_resume, che
 from .encoder_recovery import RECOVERY_DIR, is_recovering
 
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # of torchrun
-LAUNCHED = ".launched-by-torchrun"  # marks a run whose first start was not refused
+# file in the output directory: the first start of this torchrun launch passed its checks
+LAUNCHED = ".launched-by-torchrun"
 CHUNK_BYTES = 64 * 2**20  # sent at a time
 
 
@@ -69,8 +70,8 @@ def checkpoint_on_all_nodes(output_dir: str, resume_from_checkpoint: str | None)
 def last_if_exists(run: Path, resume_from_checkpoint: str | None) -> str | None:
     """Return `last` for `auto`, or None if there is nothing to resume yet. Return other values as they are.
 
-    If torchrun has started the processes again (`--max-restarts`), no value counts as `auto`, unless the first start
-    was refused, such as for an earlier run in the directory. All processes must call it.
+    After a restart by torchrun (`--max-restarts`), an unset value is treated as `auto`, unless the first start failed
+    its checks, such as for an earlier run in the directory. All processes must call it.
     """
     process, restarts = PartialState(), int(os.environ.get(RESTARTS, "0"))
     if process.num_processes > 1:  # torchrun counts on the node of the process that ended

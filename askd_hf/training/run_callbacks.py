@@ -23,8 +23,8 @@ from ..hub.training_summary import has_lost_patience
 
 logger = logging.getLogger(__name__)
 
-# On GPUs, which an exchange waits for, the processes of a run tell each other of a signal this seldom. The grace time
-# after SIGTERM is 30 s with Slurm, in which a checkpoint has to be written
+# On GPUs an exchange of the stop signal synchronizes the device, so it happens at most every MOST_UPDATES updates or
+# about every MOST_SECONDS. Slurm kills a job 30 s after SIGTERM; the checkpoint must be written by then.
 MOST_UPDATES, MOST_SECONDS = 8, 2.0
 
 
@@ -79,7 +79,7 @@ class StopGracefullyCallback(TrainerCallback):
             control.should_training_stop = True
 
     def _exchange(self, args: ASKDConfig, step: int) -> bool:
-        """Return whether any process has got a signal, and set the update of the next exchange, the same for all."""
+        """Return whether any process has received a signal, and set the update of the next exchange, as in all."""
         now = time.monotonic()
         last_step, last_time = self._last_exchange or (step, now)
         seconds = (now - last_time) / max(step - last_step, 1) or math.inf

@@ -1,13 +1,12 @@
-r"""Many clips: seconds and memory of a first and a second start, from the options to the order of the clips.
+r"""Measure seconds and memory of the first and the second start with many clips.
 
     python examples/benchmarks/many_rows.py --rows 60000 120000 240000
 
 Makes two datasets of clips of a second, noise in FLAC of a few hundred bytes, embedded in Parquet files: three
 quarters of the rows and one quarter, mixed with the probabilities 0.7 and 0.3. Each start is a process of its own,
 which loads them, checks every clip, mixes them and draws the order of an epoch, as `askd-hf distill` does. Then it
-reads as many rows of them as a stream. Of these seconds, 20 are those that `datasets` waits for Arrow's threads at the
-end of an epoch. Memory is the most that the process had of its own at any time until then, beyond what it had after
-the imports. It doesn't include the pages of files, which the system may drop.
+reads as many rows of them as a stream. 20 s of the streaming time are `datasets` waiting for Arrow's threads at the
+end of an epoch. Memory is the peak of RssAnon after the imports, without the pages of files; streaming isn't included.
 
 For one core: taskset -c 0 python ...
 """

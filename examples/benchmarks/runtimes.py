@@ -1,4 +1,6 @@
-r"""A student in every runtime that `askd-hf export` writes for: speed, size, WER, and texts as in transformers.
+r"""Compare faster-whisper, CTranslate2, whisper.cpp and onnxruntime on one student.
+
+Printed are speed, size, WER, and agreement with transformers.
 
     pip install 'askd-hf[export,onnx,ggml]'
     OMP_NUM_THREADS=1 python examples/benchmarks/runtimes.py --model runs/my-student --dataset my_test_speech
@@ -20,12 +22,12 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from askd_hf.arguments.parser import parse_args
-from askd_hf.data import SAMPLING_RATE, decode_audio, load_speech_dataset
-from askd_hf.errors import UserError, exit_on_user_error
+from askd_hf.data import SAMPLING_RATE
+from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation.metrics import error_rates, text_normalizer
 from askd_hf.evaluation.result_tables import Table, speedup
 from askd_hf.export import ctranslate2, ggml, onnx
-from askd_hf.export.comparison import Clip, Transcriber, agreement, transformers_transcriber
+from askd_hf.export.comparison import Clip, Transcriber, agreement, load_clips, transformers_transcriber
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.loading import check_processor, load_processor, load_whisper
 from askd_hf.progress import progress
@@ -66,17 +68,6 @@ def load_model(args: Arguments) -> tuple[WhisperForConditionalGeneration, Whispe
     check_processor(model, processor)
     set_language(model, processor, args.language, "transcribe")
     return model, processor
-
-
-def load_clips(args: Arguments, window: float) -> list[Clip]:
-    """Return the clips of at most one window. Raises `UserError` if there is none."""
-    speech = load_speech_dataset(args.dataset, None, args.split)
-    rows = speech.select(range(min(args.max_samples, len(speech))))
-    clips = [Clip(row["clip"], decode_audio(row["audio"]), row["text"] or "") for row in rows]
-    clips = [clip for clip in clips if len(clip.wave) <= window * SAMPLING_RATE]
-    if not clips:
-        raise UserError(f"--dataset {args.dataset}: none of its first {args.max_samples} clips fits {window} s")
-    return clips
 
 
 def runtimes(
@@ -159,7 +150,7 @@ def main() -> None:
     for check in (ctranslate2.check_extra, onnx.check_extra, ggml.check_ggml_extra):
         check()
     model, processor = load_model(args)
-    clips = load_clips(args, processor.feature_extractor.chunk_length)
+    clips = load_clips(args.dataset, None, args.split, args.max_samples, processor.feature_extractor.chunk_length)
     language = getattr(model.generation_config, "language", None) or "en"
     normalize = text_normalizer(processor, language)
     with tempfile.TemporaryDirectory() as work:

@@ -313,7 +313,10 @@ def print_comparison(results: dict[str, dict[str, Any]]) -> None:
 def print_utilization(
     results: dict[str, dict[str, Any]], label_tokens: list[list[int]], peak_tflops: float | None
 ) -> None:
-    """Print what each variant makes of the device, at the mean batch and the median time."""
+    """Print tokens per second, FLOP, FLOP/s and synchronizations of each variant.
+
+    Batch and floating-point operations are means, the time is the median.
+    """
     tokens = statistics.mean(map(sum, label_tokens))
     rows = []
     for name, result in results.items():

@@ -1,4 +1,4 @@
-"""What an update asks of the device: floating-point operations, and how often the CPU waits for it."""
+"""Floating-point operations of an update, and how often it synchronizes with the GPU."""
 
 import warnings
 from collections.abc import Callable

@@ -269,6 +269,19 @@ def test_filters_are_those_of_the_clips_that_are_joined(folder):
     assert any(len(parts(row)) > 1 for row in rows)
 
 
+def test_a_joined_row_that_exceeds_the_window_is_filtered_out(folder, tmp_path):
+    """As with an MP3 whose header states a shorter duration, by which it was joined."""
+    limits = replace(LIMITS, min_duration_in_seconds=2.0, min_label_length=50, skip_long=True)
+    collator, stream = packed(folder, 1.0)
+    collator = replace(collator, limits=limits)
+    row = next(row for row in epoch_of(stream) if row.get("more_audio"))
+    assert not collator([row])["skipped"]  # the filters are those of the single clips
+    soundfile.write(tmp_path / "longer.wav", np.linspace(0.0, 0.5, RATE), RATE)
+    row["more_audio"][0]["path"] = str(tmp_path / "longer.wav")
+    ((name, reason, is_invalid),) = collator([row])["skipped"]
+    assert name == row["clip"] and reason.startswith("longer than the window of 1 s") and not is_invalid
+
+
 def test_a_bad_clip_of_a_joined_one_is_named(folder, tmp_path):
     collator, stream = packed(folder, 1.0)
     row = next(row for row in epoch_of(stream) if row.get("more_audio"))

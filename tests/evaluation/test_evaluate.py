@@ -254,10 +254,10 @@ def test_a_multilingual_model_needs_its_language(evaluate, tmp_path, speech):
         ("--model x --dataset y --concatenate_seconds 60", "--long_form"),
         ("--model x --dataset y --speculative True", "--teacher"),
         ("--model x --dataset y --save_num_assistant_tokens True", "requires --speculative"),
-        ("--model x --dataset y --num_assistant_tokens 4 0", "--num_assistant_tokens must be at least 1, got 4 0"),
+        ("--model x --dataset y --num_assistant_tokens 4 0", "--num_assistant_tokens must be at least 1, got 0"),
         ("--score_only True", "--score_only requires --output_dir"),
         ("--model x --dataset y --batch_size 0", "must be at least 1, got 0"),
-        ("--model x --dataset y --speed_batch_sizes 4 0", "--speed_batch_sizes must be at least 1, got 4 0"),
+        ("--model x --dataset y --speed_batch_sizes 4 0", "--speed_batch_sizes must be at least 1, got 0"),
     ],
 )
 def test_options_that_make_no_evaluation(arguments, message):

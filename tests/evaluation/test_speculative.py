@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import WhisperForConditionalGeneration
 from transformers.generation import AssistedCandidateGenerator
 
 from askd_hf import init_student
+from askd_hf.commands import evaluate
 from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation import speculative
@@ -18,11 +20,11 @@ from askd_hf.evaluation.result_tables import speculative_table, speculative_verd
 from askd_hf.evaluation.results import DraftLength, Results, Speculative, Timing
 from askd_hf.evaluation.speculative import (
     as_assistant,
-    check_can_save,
     count_proposals,
     measure_speculative,
     save_draft_length,
 )
+from askd_hf.models.generation_config import generation_config_file
 
 
 @pytest.fixture
@@ -238,11 +240,11 @@ def test_the_verdict(speedups, said, tmp_path):
 
 def test_the_saved_number_is_what_generate_proposes(teacher, same_encoder, processor, tmp_path, monkeypatch):
     same_encoder.save_pretrained(tmp_path)
-    file = check_can_save(str(tmp_path))
+    file = generation_config_file(str(tmp_path), "--save_num_assistant_tokens")
     before = json.loads(file.read_text())
-    assert not save_draft_length(file, of_speedups((0.9, 0.8, 1.0)))
+    assert not save_draft_length(tmp_path, of_speedups((0.9, 0.8, 1.0)))
     assert json.loads(file.read_text()) == before
-    assert save_draft_length(file, of_speedups((1.1, 1.0, 1.2), (1.5, 1.4, 1.6), (1.3, 1.2, 1.4)))
+    assert save_draft_length(tmp_path, of_speedups((1.1, 1.0, 1.2), (1.5, 1.4, 1.6), (1.3, 1.2, 1.4)))
     changed = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant"}
     assert json.loads(file.read_text()) == before | changed
 
@@ -261,8 +263,30 @@ def test_the_saved_number_is_what_generate_proposes(teacher, same_encoder, proce
 
 
 def test_a_model_without_a_directory_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"you/student has none\. Give the directory of a model"):
-        check_can_save("you/student")
+    message = "--model you/student must be a local directory with a generation_config.json, to which --save_num"
+    with pytest.raises(UserError, match=message):
+        generation_config_file("you/student", "--save_num_assistant_tokens")
+
+
+@pytest.mark.parametrize(
+    "speedups, printed",
+    [
+        ([(1.5, 1.4, 1.6)], "num_assistant_tokens 2"),
+        ([(0.9, 0.8, 1.0)], "not changed, as the teacher alone is at least as fast"),
+    ],
+)
+def test_the_command_prints_what_it_saved_or_why_not(same_encoder, tmp_path, monkeypatch, capsys, speedups, printed):
+    same_encoder.save_pretrained(tmp_path)
+    monkeypatch.setattr(evaluate, "measure_speculative", lambda *_, **__: of_speedups(*speedups))
+    monkeypatch.setattr(evaluate, "set_language", lambda *_: None)
+    timed = SimpleNamespace(name="x", language=None, task="transcribe"), None
+    values = dict.fromkeys(("student", "teacher"))
+    args = SimpleNamespace(
+        model=str(tmp_path), speed=False, speculative=True, num_assistant_tokens=[2], repetitions=1,
+        save_num_assistant_tokens=True, generation_max_length=None,
+    )  # fmt: skip
+    evaluate.time_models(args, evaluate.Models(values, values, values), evaluate.Speech([], timed), Results({}, {}))
+    assert capsys.readouterr().out == f"{tmp_path / 'generation_config.json'}: {printed}\n"
 
 
 def test_no_room_for_proposals(teacher, other_encoder, processor, clips):

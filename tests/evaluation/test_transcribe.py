@@ -10,7 +10,7 @@ from models import make_multilingual, make_whisper
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import DatasetSpec, Decoding, plan_jobs, prepare_set, run_job, spread_clips
-from askd_hf.evaluation.transcribe import token_limit
+from askd_hf.evaluation.transcribe import fixed_seed, token_limit
 from askd_hf.models.generation_config import set_language
 
 CLIPS = [(0.4, "a b"), (0.9, "c"), (0.3, "ignore_time_segment_in_scoring"), (0.5, "d e"), (2.2, "f"), (0.8, "")]
@@ -117,3 +117,18 @@ def test_help_against_loops_changes_the_texts_and_is_named_in_the_manifest(sourc
     assert any(len(set(ngrams(clip, 3))) < len(ngrams(clip, 3)) for clip in ids["greedy"])
     assert found["ngrams"] != found["greedy"] != found["fallback"]
     assert found["fallback"] == found["again"]
+
+
+@pytest.mark.parametrize("device, saved", [("cpu", []), ("cuda:1", ["get cuda:1", "set cuda:1"])])
+def test_only_the_random_state_of_the_models_device_is_restored(monkeypatch, device, saved):
+    """torch warns if it has to save the states of several GPUs."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: calls.append(f"get {device}"))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: calls.append(f"set {device}"))
+    before = torch.get_rng_state()
+    with fixed_seed(torch.device(device)):
+        first = torch.rand(2)
+    assert calls == saved and torch.equal(torch.get_rng_state(), before)
+    with fixed_seed(torch.device(device)):
+        assert torch.equal(torch.rand(2), first)
