@@ -56,9 +56,12 @@ test: $(DEVELOPING)  ## the tests, without the slow ones
 test-slow: $(DEVELOPING)  ## the slow tests: the whole demo, the wheel, compiled models, fresh interpreters
 	$(BIN)/python -m pytest -m 'slow$(if $(NODE),, and not node)' -n auto --maxprocesses 4 --dist worksteal
 
-# one card, as a trainer in one process takes no more
-test-gpu: export CUDA_VISIBLE_DEVICES ?= 0
-test-gpu: $(DEVELOPING)  ## the tests that need a CUDA card
+comma := ,
+# a trainer in one process takes one card, the first; the test of two processes starts them with all of these
+CARDS := $(or $(CUDA_VISIBLE_DEVICES),0$(comma)1)
+test-gpu: export TEST_CARDS := $(CARDS)
+test-gpu: export CUDA_VISIBLE_DEVICES := $(firstword $(subst $(comma), ,$(CARDS)))
+test-gpu: $(DEVELOPING)  ## the tests that need a CUDA card; those of two processes are skipped without a second one
 	$(BIN)/python -m pytest -m gpu
 
 test-browser: $(DEVELOPING)  ## the tests of the HTML report in Chromium (Debian's package chromium, or CHROMIUM=path)

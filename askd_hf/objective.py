@@ -14,6 +14,7 @@ To add a divergence, write a function of (target log-probs, student log-probs, m
 `DIVERGENCES`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,9 +34,8 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def _log_mixture(log_p: Tensor, log_q: Tensor, p_share: float) -> Tensor:
     """Return log(p_share * p + (1 - p_share) * q), computed in log space. `p_share` is strictly between 0 and 1."""
-    log_share = log_p.new_tensor(p_share).log()
-    log_rest = log_p.new_tensor(1.0 - p_share).log()
-    return torch.logaddexp(log_p + log_share, log_q + log_rest)
+    # numbers of Python: to copy a tensor from the CPU would wait for the GPU
+    return torch.logaddexp(log_p + math.log(p_share), log_q + math.log(1.0 - p_share))
 
 
 def forward_kl(target: Tensor, student: Tensor, mix: float) -> Tensor:

@@ -88,7 +88,7 @@ def chunked_distillation_loss(
     teacher: LMHeadInputs | TopK | None = None,
     self_teacher: LMHeadInputs | TopK | None = None,
     teacher_mask: Tensor | None = None,
-    gradient_scale: float = 1.0,
+    gradient_scale: Tensor | float = 1.0,
     **options: Any,
 ) -> tuple[Tensor, LossTerms]:
     """Compute `objective.distillation_loss` in chunks of tokens.
@@ -98,8 +98,8 @@ def chunked_distillation_loss(
         labels: `(tokens,)`, without -100.
         teacher, self_teacher: the soft targets at the same tokens.
         teacher_mask: `(tokens,)` bool. Default: all True.
-        gradient_scale: the factor of the gradient in the backward pass. The gradient is stored multiplied by it, or
-            float16 would lose small gradients.
+        gradient_scale: the factor of the gradient in the backward pass, as a number or a tensor `()`. The gradient is
+            stored multiplied by it, or float16 would lose small gradients.
         options: the other arguments of `distillation_loss`.
 
     Returns:
@@ -130,7 +130,7 @@ class _Chunks:
         targets: dict[str, LMHeadInputs | TopK],
         teacher_mask: Tensor | None,
         options: dict[str, Any],
-        gradient_scale: float,
+        gradient_scale: Tensor | float,
     ):
         self.labels, self.targets, self.options, self.gradient_scale = labels, targets, options, gradient_scale
         self.teacher_mask = teacher_mask

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,42 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if nextitem is None or nextitem.path != item.path:
         gc.collect()
         gc.freeze()
+
+
+@pytest.fixture
+def card() -> Iterator[None]:
+    """A CUDA card that computes float32 products in float32."""
+    import torch
+    from transformers.utils.import_utils import enable_tf32
+
+    # asked here and not at import: a process that has asked for CUDA can't fork any that use it
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA card")
+    enable_tf32(False)
+    yield
+    enable_tf32(False)  # a run with --torch_compile, or a test, may have turned it on
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the test runs; on a card by `make test-gpu` alone."""
+    if request.param == "cuda":
+        request.getfixturevalue("card")
+    return request.param
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("cpu", "eager"), marks=pytest.mark.slow, id="cpu"),
+        pytest.param(("cuda", "inductor"), marks=pytest.mark.gpu, id="cuda"),
+    ]
+)
+def compiling(request: pytest.FixtureRequest) -> tuple[str, dict]:
+    """As `device`, with the options that compile the models; on the CPU without generating code, which takes long."""
+    device, backend = request.param
+    if device == "cuda":
+        request.getfixturevalue("card")
+    return device, dict(torch_compile=True, torch_compile_backend=backend)
 
 
 @pytest.fixture(scope="session")

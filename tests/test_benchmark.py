@@ -1,12 +1,15 @@
 """`examples/benchmarks/training_step.py`: every variant runs, and they compute what they are compared for."""
 
 import json
+import statistics
 import sys
 
 import pytest
 import torch
+from models import save_whisper
 from processes import run_there
 from scripts import ROOT
+from test_synchronizations import Waits
 
 VARIANTS = ["a", "a448", "b", "c", "d", "e", "f-ema", "f-snapshot", "g"]
 
@@ -23,8 +26,18 @@ def benchmark(teacher_dir, report, *arguments) -> dict:
 
 
 @pytest.fixture(scope="module")
-def comparison(teacher_dir, tmp_path_factory) -> dict:
-    return benchmark(teacher_dir, tmp_path_factory.mktemp("report") / "report.json")["variants"]
+def report(tmp_path_factory) -> dict:
+    """Of a model whose products the counter sees: on a CPU not those of SDPA."""
+    directory = tmp_path_factory.mktemp("report")
+    shape = dict(d_model=32, encoder_ffn_dim=128, decoder_ffn_dim=128, init_std=0.1)
+    teacher = save_whisper(directory / "whisper", **shape)
+    more = "--attn_implementation eager --cost_table --peak_tflops 0.001"
+    return benchmark(teacher, directory / "report.json", *more.split())
+
+
+@pytest.fixture
+def comparison(report) -> dict:
+    return report["variants"]
 
 
 def test_all_variants_are_timed(comparison):
@@ -62,6 +75,20 @@ def test_operations_are_counted_and_distillation_with_caches_takes_those_of_the_
     assert {result["waits"] for result in comparison.values()} == {None}  # on a CPU nothing waits for a GPU
 
 
+@pytest.mark.parametrize("variant", ["c", "d", "e", "f-ema", "f-snapshot"])
+def test_our_batches_have_the_positions_of_the_label_tokens(monkeypatch, teacher_dir, variant):
+    """Without them a step would look for them, which waits for a GPU."""
+    monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
+    import training_step as script
+
+    bench = script.prepare(script.BenchmarkArguments(str(teacher_dir), label_tokens=[3, 12], top_k=8, use_cpu=True))
+    update = script.VARIANTS[variant].build(bench, bench.student)
+    update(script.columns_for(variant, bench, 0))
+    with Waits() as waits:
+        update(script.columns_for(variant, bench, 0))
+    assert "nonzero" not in waits.found
+
+
 def test_operations_of_a_product(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
     from utilization import count_flops
@@ -69,6 +96,19 @@ def test_operations_of_a_product(monkeypatch):
     layer, features = torch.nn.Linear(5, 7), torch.ones(3, 5, requires_grad=True)
     # forward, and backward for the weights and for the features
     assert count_flops(lambda: layer(features).sum().backward()) == 3 * 2 * 3 * 5 * 7
+
+
+def test_the_rows_of_the_cost_model_are_measured_beside_computed(report):
+    rows = [row["row"] for row in report["cost_table"].values()]
+    assert rows[0] == "naive, padded to 448" and rows[-1] == "ours, self phase" and len(rows) == 6
+    tokens = [number for batch in report["label_tokens"] for number in batch]
+    for name, row in report["cost_table"].items():
+        flops, seconds = row["flops_per_clip"], row["seconds_per_step"]
+        assert flops["counted"] == pytest.approx(sum(report["variants"][name]["flops"]) / len(tokens))
+        assert flops["computed"] == pytest.approx(flops["counted"], rel=0.03), name
+        assert seconds["measured"] == statistics.median(report["variants"][name]["seconds"])
+        # 4 clips at 40 % of 989 TFLOP/s, and what moves besides
+        assert seconds["computed"] > 4 * flops["computed"] / (0.4 * 989e12)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Training on cached encoder outputs and cached labels of the teacher, against training without caches."""
 
 import copy
-import dataclasses
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from scripts import ROOT, run_here, steps_printed
 from soft_labels import label, speech
 from speech import write_speech
 from torch._dynamo.utils import counters
-from training import options
+from training import on, options
 
 from askd_hf.arguments import CacheArguments, ModelArguments
 from askd_hf.config import ASKDConfig
@@ -388,29 +387,35 @@ def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsy
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_both_caches_compile_their_model_if_asked(tmp_path, processor, teacher, clips):
-    """With the outputs and labels of models that aren't compiled, and without a compiled model left behind."""
-    caches = CacheArguments(
-        encoder_cache_dir=str(tmp_path / "encoder"), teacher_cache_dir=str(tmp_path / "labels"), teacher_top_k=8
-    )
-    cached = {}
-    for compiled in ({}, dict(torch_compile=True, torch_compile_backend="eager")):
-        counters.clear()
-        config = ASKDConfig(**options(tmp_path / "run", **compiled))
-        of_run = {
-            name: getattr(caches, name) + str(len(compiled)) for name in ("encoder_cache_dir", "teacher_cache_dir")
-        }
-        caches_of_run = dataclasses.replace(caches, **of_run)
-        student = copy.deepcopy(teacher)
-        collator = with_encoder_cache(
-            SpeechCollator(processor, student.config), student, [clips], caches_of_run, config
-        )
-        encoders = counters["stats"]["unique_graphs"]
-        own = dataclasses.replace(collator, encoder_cache=None)
-        without = dataclasses.replace(caches_of_run, encoder_cache_dir=None)
-        labels = with_soft_labels(clips, copy.deepcopy(teacher), own, ModelArguments(teacher="tiny"), without, config)
-        assert (encoders > 0) == (counters["stats"]["unique_graphs"] > encoders) == bool(compiled)
-        assert student.model.encoder._compiled_call_impl is None
-        cached[bool(compiled)] = collator.encoder_cache.read(clips["audio_key"]), labels["teacher_log_probs"]
-    assert torch.equal(cached[False][0], cached[True][0])
-    assert cached[False][1] == cached[True][1]
+def fill_caches(directory, processor, teacher, clips, **changes) -> tuple[torch.Tensor, list]:
+    """What a run with the options `changes` puts into both caches: encoder outputs, and the teacher's log-probs."""
+    encoder = CacheArguments(encoder_cache_dir=str(directory / "encoder"))
+    labels = CacheArguments(teacher_cache_dir=str(directory / "labels"), teacher_top_k=8)
+    config, model = ASKDConfig(**options(directory / "run", **changes)), copy.deepcopy(teacher)
+    own = SpeechCollator(processor, model.config)
+    counters.clear()
+    outputs = with_encoder_cache(own, model, [clips], encoder, config).encoder_cache.read(clips["audio_key"])
+    encoders = counters["stats"]["unique_graphs"]
+    assert model.model.encoder._compiled_call_impl is None  # no compiled model is left behind
+    labeled = with_soft_labels(clips, model, own, ModelArguments(teacher="tiny"), labels, config)
+    compiled = counters["stats"]["unique_graphs"] - encoders
+    assert (encoders > 0) == (compiled > 0) == config.torch_compile
+    return outputs, labeled["teacher_log_probs"][:]
+
+
+def test_caches_that_a_device_fills_are_those_of_the_cpu(tmp_path, processor, teacher, clips, device):
+    expected = fill_caches(tmp_path / "cpu", processor, teacher, clips)
+    outputs, log_probs = fill_caches(tmp_path / "device", processor, teacher, clips, **on(device))
+    torch.testing.assert_close(outputs.float(), expected[0].float(), **TOLERANCE)
+    for ours, theirs in zip(log_probs, expected[1], strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-2, atol=1e-2)
+
+
+def test_caches_that_compiled_models_fill_are_the_same(tmp_path, processor, teacher, clips, compiling):
+    device, compiled = compiling
+    expected = fill_caches(tmp_path / "plain", processor, teacher, clips, **on(device))
+    outputs, log_probs = fill_caches(tmp_path / "compiled", processor, teacher, clips, **on(device), **compiled)
+    close = TOLERANCE if device == "cuda" else dict(rtol=0, atol=0)
+    torch.testing.assert_close(outputs.float(), expected[0].float(), **close)
+    for ours, theirs in zip(log_probs, expected[1], strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **close)

@@ -12,6 +12,7 @@ import torch
 from torch._dynamo.utils import counters
 from training import Clips, collate, history, make_trainer, options
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from askd_hf import ASKDTrainer
 from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource, machine, names_of
@@ -188,12 +189,23 @@ def test_full_half_precision_evaluation(tmp_path, teacher, student):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_is_the_same_run(tmp_path, deep_teacher):
+@pytest.mark.parametrize("frozen", [False, True], ids=["a trained encoder", "a frozen encoder"])
+def test_a_compiled_run_is_the_same_run(tmp_path, teacher, deep_teacher, frozen, monkeypatch):
     """Hooks are at work in every step, label lengths change, and evaluation runs the model in between.
 
     The last three steps are the self phase.
     """
-    student = init_student(deep_teacher, 1, encoder_layers=1)  # with more layers compiling takes longer
+    ran_compiled = {}  # of the layers of encoders; a list would be compiled again whenever it has grown
+    forward = WhisperEncoderLayer.forward
+
+    def noted(*args, **kwargs):
+        ran_compiled[torch.compiler.is_compiling()] = True
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(WhisperEncoderLayer, "forward", noted)
+    # with more layers compiling takes longer
+    teacher = teacher if frozen else deep_teacher
+    student = init_student(teacher, 1) if frozen else init_student(teacher, 1, encoder_layers=1)
     evaluation = Clips(student.config, clips=4, seed=2)
     changes = dict(
         max_steps=8, eval_strategy="steps", eval_steps=3, eval_teacher_losses=True, predict_with_generate=False
@@ -202,15 +214,19 @@ def test_a_compiled_run_is_the_same_run(tmp_path, deep_teacher):
     # a plain trainer that is made before a compiled one trains would be compiled as well
     for compiled in ({}, dict(torch_compile=True, torch_compile_backend="eager")):
         counters.clear()
-        runs.append(make_trainer(tmp_path, deep_teacher, student, evaluation, **changes, **compiled))
+        ran_compiled.clear()
+        runs.append(make_trainer(tmp_path, teacher, student, evaluation, **changes, **compiled))
         assert (runs[-1].teacher._compiled_call_impl is not None) == bool(compiled)
         runs[-1].train()
         assert (counters["stats"]["unique_graphs"] > 0) == bool(compiled)
+        if frozen:
+            assert ran_compiled == {bool(compiled): True}
     plain, compiled = (
         [(row["step"], {name: row[name] for name in row if "loss" in name}) for row in run.state.log_history]
         for run in runs
     )
-    assert {"hidden_loss", "teacher_loss", "self_loss"} <= {name for _, losses in plain for name in losses}
+    expected = {"teacher_loss", "self_loss"} | (set() if frozen else {"hidden_loss"})
+    assert expected <= {name for _, losses in plain for name in losses}
     assert [step for step, _ in plain] == [step for step, _ in compiled]
     for (step, ours), (_, theirs) in zip(plain, compiled, strict=True):
         assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-6), step

@@ -265,8 +265,9 @@ def test_under_autocast_the_weights_gradient_is_added_up_in_float32():
 def test_a_gradient_kept_scaled_is_the_same_and_in_float16_not_lost():
     case = Case(10)
     expected = case.gradients(case.in_chunks, 0.37)
-    case.options["gradient_scale"] = 1024.0
-    torch.testing.assert_close(case.gradients(case.in_chunks, 0.37), expected)
+    for scale in (1024.0, torch.tensor(1024.0)):
+        case.options["gradient_scale"] = scale
+        torch.testing.assert_close(case.gradients(case.in_chunks, 0.37), expected)
 
     case = Case(10, "labels")
     with torch.no_grad():  # the last token is very improbable everywhere

@@ -9,7 +9,7 @@ from datasets import load_from_disk
 from safetensors.torch import load_file
 from scripts import run_here
 from torch import nn
-from training import Clips, collate, history, make_trainer
+from training import Clips, collate, history, make_trainer, on
 
 from askd_hf.data.encoder_cache import weights_digest
 from askd_hf.data.soft_labels import SETTINGS_COLUMN
@@ -152,25 +152,29 @@ TERMS = ("loss", "ce_loss", "grad_norm", "teacher_weight")
 
 
 @pytest.mark.parametrize("own_encoder", [False, True], ids=["shared encoder", "an encoder of its own"])
-def test_a_run_with_an_offloaded_teacher_is_the_same_run(tmp_path, teacher, student, own_encoder):
+def test_a_run_with_an_offloaded_teacher_is_the_same_run(tmp_path, teacher, student, own_encoder, device):
     student = student if own_encoder else init_student(teacher, 2)
-    plain = make_trainer(tmp_path / "a", teacher, student)
+    plain = make_trainer(tmp_path / "a", teacher, student, **on(device))
     plain.train()
-    offload(all_layers(teacher), CPU)
-    light = make_trainer(tmp_path / "b", teacher, student)
+    offload(all_layers(teacher), torch.device(device))
+    light = make_trainer(tmp_path / "b", teacher, student, **on(device))
     assert on_meta(light.teacher)
     light.train()
     assert light.teacher is None
-    assert torch.equal(history(light, *TERMS), history(plain, *TERMS))
-    for name, weight in plain.model.state_dict().items():
-        assert torch.equal(light.model.state_dict()[name], weight), name
+    # some sums of a card have no fixed order
+    exact = dict(rtol=0, atol=0) if device == "cpu" else dict(rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(history(light, *TERMS), history(plain, *TERMS), **exact)
+    if device == "cpu":
+        for name, weight in plain.model.state_dict().items():
+            assert torch.equal(light.model.state_dict()[name], weight), name
 
 
-def test_a_run_with_a_quantized_teacher_is_nearly_the_same(tmp_path, teacher, student):
-    plain = make_trainer(tmp_path / "a", teacher, student)
+def test_a_run_with_a_quantized_teacher_is_nearly_the_same(tmp_path, teacher, student, device):
+    plain = make_trainer(tmp_path / "a", teacher, student, **on(device))
     plain.train()
     quantize_decoder(teacher)
-    light = make_trainer(tmp_path / "b", teacher, student)
+    light = make_trainer(tmp_path / "b", teacher, student, **on(device))
+    assert {weight.device.type for weight in light.teacher.state_dict().values()} == {device}
     light.train()
     ours, theirs = history(light, *TERMS), history(plain, *TERMS)
     assert not torch.equal(ours, theirs)

@@ -1,6 +1,9 @@
 """What a run in two or four processes has in common with one in a single process; interrupted and resumed runs."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import torch
 from models import make_processor
 from processes import launch, launch_two
 from scripts import ROOT
-from training import NAMES, Clips, answer_right, collate, history, make_trainer
+from training import NAMES, Clips, answer_right, collate, history, make_trainer, on
 
 from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.training.checkpoint_lookup import checkpoints
@@ -82,6 +85,43 @@ def test_four_processes_give_the_trajectory_and_the_evaluation_of_one(tmp_path, 
             assert {key: seen["metrics"][key] for key in same} == pytest.approx(
                 {key: metrics[key] for key in same}, rel=1e-4
             )
+
+
+def number_of_cards() -> int:
+    """Of a new process: this one may have counted them before."""
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes"),
+    [
+        pytest.param("cpu", 2, marks=pytest.mark.slow),
+        pytest.param("cuda", 1, marks=pytest.mark.gpu),
+        pytest.param("cuda", 2, marks=pytest.mark.gpu),
+    ],
+)
+def test_processes_on_a_device_each_have_the_steps_of_one_on_the_cpu(
+    tmp_path, teacher, student, device, processes, monkeypatch
+):
+    """On cards they exchange gradients by NCCL. A single process does so with itself."""
+    options = HIDDEN | dict(max_steps=3)
+    run = options | dict(per_device_train_batch_size=8 // processes) | on(device)
+    with monkeypatch.context() as patched:  # this process, whose trainers take one card, may see one only
+        patched.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("TEST_CARDS", "0,1"))
+        if device == "cuda" and (cards := number_of_cards()) < processes:
+            pytest.skip(f"CUDA cards: {cards}, needed: {processes}")
+        done = launch(processes, RUN, tmp_path, json.dumps({"run": run}))
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = in_one(tmp_path / "one", teacher, student, **options)
+    answer_right(one, clips=3)
+    metrics = one.evaluate()
+    for process in range(processes):
+        seen = json.loads((tmp_path / "run" / f"{process}.json").read_text())
+        assert seen["backend"] == ("nccl" if device == "cuda" else "gloo")
+        assert seen["wrapped"] == "DistributedDataParallel"
+        torch.testing.assert_close(torch.tensor(seen["history"]), history(one, *NAMES), rtol=1e-2, atol=1e-4)
+        assert seen["metrics"]["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-2)
 
 
 def test_two_processes_have_the_hidden_state_loss_of_one(tmp_path, teacher, student, seen):

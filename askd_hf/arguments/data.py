@@ -149,7 +149,8 @@ class DataArguments:
     features_on_device: bool = HfArg(
         default=False,
         help="Compute the audio features of training and evaluation batches on the device of the models, in place of "
-        "the worker processes: for many GPUs per CPU core.",
+        "the worker processes: for many GPUs per CPU core. No effect on clips whose encoder outputs are cached "
+        "(--encoder_cache_dir): they have no features.",
     )
     recheck: bool = HfArg(
         default=False,

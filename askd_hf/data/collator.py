@@ -28,7 +28,7 @@ from .audio import (
 from .audio_context import FRAMES_PER_POSITION, FRAMES_PER_SECOND, context_frames
 from .augment import Augmenter
 from .checks import Limits
-from .device_features import WaveformFeatures, attention_mask
+from .device_features import WaveformFeatures, attention_mask, check_extractor
 from .encoder_cache import EncoderCache
 from .labels import LABEL_PAD_TOKEN_ID, DecoderTokens, build_decoder_tokens, token_id
 
@@ -71,7 +71,8 @@ class SpeechCollator:
 
     Raises:
         UserError: tokenizer and model have different start tokens, the vocabulary has no timestamps, or augmentation
-            or `shortest_context` is combined with the encoder cache.
+            or `shortest_context` is combined with the encoder cache; or `features_on_device` with a feature extractor
+            that adds dither.
     """
 
     processor: WhisperProcessor
@@ -96,6 +97,9 @@ class SpeechCollator:
             first = token_id(self.processor.tokenizer, "<|notimestamps|>") + 1
             if first + self.config.max_source_positions >= self.config.vocab_size:
                 raise UserError("--timestamp_probability: the model's vocabulary has no timestamps")
+        if self.features_on_device:
+            for extractor in filter(None, (self.processor.feature_extractor, self.teacher_extractor)):
+                check_extractor(extractor)
         if self.augmenter is not None and self.encoder_cache is not None:
             raise UserError(
                 "--augmentations can't be combined with --encoder_cache_dir: the student's audio differs in every "

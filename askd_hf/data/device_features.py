@@ -13,6 +13,16 @@ from ..errors import UserError
 LOWEST_POWER, DYNAMIC_RANGE = 1e-10, 8.0  # those of `WhisperFeatureExtractor`; the range in powers of ten
 
 
+def check_extractor(extractor: WhisperFeatureExtractor) -> None:
+    """Raise `UserError` for a feature extractor that adds noise (`dither`), or pads with another value than 0."""
+    for name, value in {"dither": extractor.dither, "padding_value": extractor.padding_value}.items():
+        if value:
+            raise UserError(
+                f"--features_on_device requires a feature extractor with {name} 0.0, got {value} "
+                "(preprocessor_config.json): set it to 0.0, or leave the option out"
+            )
+
+
 @dataclass
 class WaveformFeatures:
     """The waveforms of a batch. Moving them to a device computes their log-mel features there.
@@ -37,13 +47,8 @@ class WaveformFeatures:
     def of(cls, extractor: WhisperFeatureExtractor, waves: list[np.ndarray]) -> "WaveformFeatures":
         """Pad the waveforms to the longest, and cut them at the window as the extractor does.
 
-        Raises `UserError` for an extractor that adds noise (`dither`).
+        The extractor must pass `check_extractor`.
         """
-        if extractor.dither:
-            raise UserError(
-                f"--features_on_device doesn't add dither, and the feature extractor has dither {extractor.dither}: "
-                "set it to 0.0, or leave the option out"
-            )
         padded = torch.zeros(len(waves), min(max(map(len, waves)), extractor.n_samples))
         for row, wave in zip(padded, waves, strict=True):
             row[: len(wave)] = torch.from_numpy(wave[: len(row)])
@@ -68,7 +73,10 @@ class WaveformFeatures:
         window = torch.hann_window(self.n_fft, device=waves.device)
         spectrum = torch.stft(waves, self.n_fft, self.hop_length, window=window, return_complex=True)
         power = spectrum[..., :-1].abs().square().contiguous()  # without the frame that starts at the end
-        log_mel = (filters.T @ power).clamp(min=LOWEST_POWER).log10()
+        # with --torch_compile Transformers turns on TF32, which rounds the factors of a float32 product to 10 bits.
+        # MPS has neither TF32 nor float64
+        exact = torch.float32 if power.device.type == "mps" else torch.float64
+        log_mel = (filters.T.to(exact) @ power.to(exact)).float().clamp(min=LOWEST_POWER).log10()
         loudest = log_mel.amax(dim=(1, 2), keepdim=True)
         return (torch.maximum(log_mel, loudest - DYNAMIC_RANGE) + 4.0) / 4.0
 

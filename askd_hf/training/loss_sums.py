@@ -23,14 +23,15 @@ LOG_NAMES = {
 SHOWN = 8  # clips that a message names
 
 
-def gradient_scale(accelerator: Accelerator, num_items_in_batch: Tensor | int | None) -> float:
+def gradient_scale(accelerator: Accelerator, num_items_in_batch: Tensor | int | None) -> Tensor | float:
     """Return the factor of the gradient in the backward pass; not 1 in float16 only, which has a gradient scaler.
 
-    In float16 the GPU is waited for.
+    In float16 it is a tensor on the device, `()`: `get_scale` of the scaler would wait for the GPU.
     """
     if accelerator.scaler is None:
         return 1.0
-    return float(accelerator.scaler.get_scale() / (num_items_in_batch or 1))
+    scale = accelerator.scaler.scale(torch.ones((), device=accelerator.device))
+    return scale if num_items_in_batch is None else scale / torch.as_tensor(num_items_in_batch).clamp(min=1)
 
 
 def mean_over_tokens(

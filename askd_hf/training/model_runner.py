@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
-from transformers import WhisperForConditionalGeneration
+from transformers import DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
@@ -86,6 +86,7 @@ class ModelRunner:
             layers = student.config.encoder_layers, teacher.config.encoder_layers
             self.layer_pairs = matched_layers(*layers, copied_encoder_layers(student.config))
         self.check_encoder()
+        self._compiled_encoder = self._compile_encoder()
         if self.teacher is not None:
             shares = self.teacher_has_student_encoder and not self._keeps_teacher_clean()
             encoder_runs = not (shares and self.encoder_is_fixed())
@@ -103,6 +104,15 @@ class ModelRunner:
                 "--freeze_encoder False requires an adapter with trainable weights in the encoder: create it by "
                 "with_lora(..., freeze_encoder=False)"
             )
+
+    def _compile_encoder(self) -> Callable[..., Any] | None:
+        """Return the compiled encoder of the student for `encode`: what Trainer compiles isn't called there.
+
+        None without `torch_compile`, and with random audio contexts: each length would be compiled anew.
+        """
+        if self.args.compile_options is None or self._context_varies():
+            return None
+        return torch.compile(self.student.model.encoder, **self.args.compile_options)
 
     def check_encoder(self) -> None:
         """Compare the current weights of the student's encoder with the teacher's and with the cache's.
@@ -162,7 +172,7 @@ class ModelRunner:
         weights: BlendWeights,
         blend: AdaptiveBlendCallback,
         keep_logits: bool = False,
-        gradient_scale: float = 1.0,
+        gradient_scale: Tensor | float = 1.0,
     ) -> tuple[Tensor, LossTerms, Seq2SeqLMOutput]:
         """Run the models on one batch and compute the objective.
 
@@ -232,7 +242,8 @@ class ModelRunner:
             batch["decoder_input_ids"] = shift_tokens_right(
                 inputs["labels"], config.pad_token_id, config.decoder_start_token_id
             )
-        return batch | {"use_cache": False}
+        # without a cache, even an empty one, Transformers looks for packed sequences, which waits for the GPU
+        return batch | {"use_cache": False, "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 
     def _weigh_hidden(self, terms: LossTerms, weights: BlendWeights) -> Tensor:
         """Return the weighted hidden-state loss, summed over label tokens. Add it to the terms, without gradient."""
@@ -254,7 +265,8 @@ class ModelRunner:
             return
         batch["input_features"] = batch["input_features"].to(student.dtype)  # bf16_full_eval casts the model
         if self.encoder_is_fixed() or not (model.training or with_states):
-            batch["encoder_outputs"] = (run_encoder(student.model.encoder, batch["input_features"]),)
+            encoded = run_encoder(student.model.encoder, batch["input_features"], self._compiled_encoder)
+            batch["encoder_outputs"] = (encoded,)
 
     def teacher_target(
         self, inputs: dict[str, Tensor], batch: dict[str, Any], positions: Tensor, pairs: LayerPairs | None = None

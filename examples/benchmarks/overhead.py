@@ -10,6 +10,7 @@ from steps import SELF_PHASE, Batch
 from transformers import TrainerCallback, TrainerState, WhisperForConditionalGeneration
 
 from askd_hf import ASKDConfig, ASKDTrainer
+from askd_hf.projection import label_positions
 
 COMPUTING = ("training_step", "clipping", "optimizer")
 
@@ -100,4 +101,5 @@ def train_timed(
 
 def _collate(rows: list[Batch]) -> Batch:
     labels = torch.nn.utils.rnn.pad_sequence([r["labels"] for r in rows], batch_first=True, padding_value=-100)
-    return {"encoder_outputs": torch.stack([r["encoder_outputs"] for r in rows]), "labels": labels}
+    encoded = torch.stack([r["encoder_outputs"] for r in rows])
+    return {"encoder_outputs": encoded, "labels": labels, "label_positions": label_positions(labels)}

@@ -1,6 +1,7 @@
 """The models, batches and training steps that `training_step.py` compares, and how it measures memory."""
 
 import contextlib
+import copy
 import io
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from askd_hf.data import TEACHER_COLUMNS
 from askd_hf.data.soft_labels import SOFT_LABEL_FEATURES, compute_soft_labels
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.window import POSITIONS_PER_SECOND
+from askd_hf.projection import label_positions
 
 TEMPERATURE = 2.0
 LEARNING_RATE = 1e-5
@@ -122,7 +124,8 @@ def synthetic_batches(config: WhisperConfig, number: int, clips: int, tokens: tu
         lengths = torch.randint(tokens[0], tokens[1] + 1, (clips,), generator=generator)
         labels = torch.randint(config.vocab_size - 2, (clips, int(lengths.max())), generator=generator)
         labels[torch.arange(labels.shape[1]) >= lengths[:, None]] = -100
-        batches.append({"input_features": torch.randn(shape, generator=generator), "labels": labels})
+        features = torch.randn(shape, generator=generator)
+        batches.append({"input_features": features, "labels": labels, "label_positions": label_positions(labels)})
     return batches
 
 
@@ -138,7 +141,8 @@ def real_batches(model: str, dataset: str, language: str | None, number: int, cl
     number = min(number, len(speech) // clips)
     collator = SpeechCollator(processor, whisper.config)
     rows = [[speech[i * clips + j] for j in range(clips)] for i in range(number)]
-    return [{name: batch[name] for name in ("input_features", "labels")} for batch in map(collator, rows)]
+    columns = ("input_features", "labels", "label_positions")
+    return [{name: batch[name] for name in columns} for batch in map(collator, rows)]
 
 
 @torch.no_grad()
@@ -315,7 +319,8 @@ def teacher_phase_ratio(
 ) -> TrainerStep:
     """ASKDTrainer with the static weights of `kd`: at every step the objective of `NaiveStep`, divided by 1.8.
 
-    Without a teacher for batches of `with_teacher_columns`.
+    Without a teacher for batches of `with_teacher_columns`. The trainer gets a copy: on a GPU it moves encoder layers
+    that it doesn't run to the CPU's memory, and `NaiveStep` runs them.
     """
     # the trainer sees from the dataset's columns that the teacher is cached; it gets its batches from us
     columns = (
@@ -324,7 +329,8 @@ def teacher_phase_ratio(
         else None
     )
     args = ASKDConfig(preset="kd", **options)
-    return TrainerStep(ASKDTrainer(model=student, args=args, teacher_model=teacher, train_dataset=columns))
+    own = copy.deepcopy(teacher)
+    return TrainerStep(ASKDTrainer(model=student, args=args, teacher_model=own, train_dataset=columns))
 
 
 def self_phase(student: WhisperForConditionalGeneration, self_teacher: str, options: dict[str, Any]) -> TrainerStep:
@@ -345,8 +351,9 @@ def _tensors_in(values: Any) -> Iterator[Tensor]:
 
 
 def held_bytes(tensors: Iterator[Tensor]) -> int:
-    """Memory of the tensors, shared ones (tied embeddings) counted once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    """Memory of the tensors, shared ones (tied embeddings) counted once, offloaded ones (on `meta`) not at all."""
+    here = (t.untyped_storage() for t in tensors if t.device.type != "meta")
+    storages = {storage.data_ptr(): storage.nbytes() for storage in here}
     return sum(storages.values())
 
 

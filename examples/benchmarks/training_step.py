@@ -17,8 +17,14 @@ variant makes one update in turn, again and again, so that whatever else the mac
     g           floor: cross-entropy alone on cached encoder output, no trainer
 
 The encoder is frozen in all of them. Batches are in the device's memory beforehand: reading them isn't measured.
-Ratios between variants of one run mean something, seconds only on the machine that they are from. Accelerators are
-measured by the same command with --bf16, --torch_compile or --attn_implementation. In place of the comparison:
+Ratios between variants of one run mean something, seconds only on the machine that they are from. A GPU is measured by
+the same command, with --bf16, --torch_compile or --attn_implementation. For the rows of cost_model.py, measured beside
+computed:
+
+    python examples/benchmarks/training_step.py --model large-v3 --batch_size 32 --label_tokens 25 74 --bf16 \
+        --peak_tflops 989 --cost_table
+
+In place of the comparison:
 
     python examples/benchmarks/training_step.py --sweep labels       # or batch, vocabulary, decoder_layers, clips
     python examples/benchmarks/training_step.py --fast_student       # e with a short window and a small vocabulary
@@ -44,6 +50,7 @@ import overhead
 import steps
 import torch
 import transformers
+from cost_table import cost_table
 from steps import Batch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
@@ -98,6 +105,10 @@ class BenchmarkArguments:
             "help": "Peak of the device in its dtype in 10^12 operations per second, such as 989 for an H200 in "
             "bfloat16: for the share of it that each variant reaches."
         },
+    )
+    cost_table: bool = field(
+        default=False,
+        metadata={"help": "Also print the rows of cost_model.py for these models and batches, measured and computed."},
     )
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU although there is a GPU."})
     sweep: Literal["batch", "labels", "vocabulary", "decoder_layers", "clips"] | None = field(
@@ -160,29 +171,32 @@ class Variant(NamedTuple):
 
 
 RAW, ENCODED = ("input_features",), ("encoder_outputs",)
+OUR_RAW, OUR_ENCODED = (*RAW, "label_positions"), (*ENCODED, "label_positions")  # as of `SpeechCollator`
 
 VARIANTS = {
     "a": Variant("naive", RAW, lambda b, student: steps.NaiveStep(student, b.teacher, b.args.bf16)),
     "a448": Variant("naive, padded to 448", RAW, lambda b, student: steps.NaiveStep(student, b.teacher, b.args.bf16)),
     "b": Variant("plain fine-tuning", RAW, lambda b, student: steps.fine_tuning(student, b.trainer_options)),
     "c": Variant(
-        "teacher phase", RAW, lambda b, student: steps.teacher_phase_ratio(student, b.teacher, b.trainer_options)
+        "teacher phase", OUR_RAW, lambda b, student: steps.teacher_phase_ratio(student, b.teacher, b.trainer_options)
     ),
     "d": Variant(
         "teacher phase, encoder cached",
-        ENCODED,
+        OUR_ENCODED,
         lambda b, student: steps.teacher_phase_ratio(student, b.teacher, b.trainer_options),
     ),
     "e": Variant(
         "teacher phase, both cached",
-        (*ENCODED, *TEACHER_COLUMNS),
+        (*OUR_ENCODED, *TEACHER_COLUMNS),
         lambda b, student: steps.teacher_phase_ratio(student, None, b.trainer_options),
     ),
     "f-ema": Variant(
-        "self phase, average", ENCODED, lambda b, student: steps.self_phase(student, "ema", b.trainer_options)
+        "self phase, average", OUR_ENCODED, lambda b, student: steps.self_phase(student, "ema", b.trainer_options)
     ),
     "f-snapshot": Variant(
-        "self phase, snapshot", ENCODED, lambda b, student: steps.self_phase(student, "snapshot", b.trainer_options)
+        "self phase, snapshot",
+        OUR_ENCODED,
+        lambda b, student: steps.self_phase(student, "snapshot", b.trainer_options),
     ),
     "g": Variant("floor", ENCODED, lambda b, student: steps.FloorStep(student, b.args.bf16)),
 }
@@ -207,6 +221,9 @@ def main() -> None:
         report["variants"] = measure(bench, args.variants, with_memory=True)
         print_comparison(report["variants"])
         print_utilization(report["variants"], report["label_tokens"], args.peak_tflops)
+        if args.cost_table:
+            configs = bench.teacher.config, bench.student.config
+            report["cost_table"] = cost_table(report["variants"], report["label_tokens"], *configs, args.peak_tflops)
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
@@ -245,7 +262,10 @@ def prepare(args: BenchmarkArguments, vocabulary: int | None = None, window_seco
 def measure(bench: Bench, names: list[str], with_memory: bool) -> dict[str, dict[str, Any]]:
     """Seconds of every repetition, the loss of the first update and, if asked for, memory of the named variants."""
     args = bench.args
-    update = {name: VARIANTS[name].build(bench, copy.deepcopy(bench.student)) for name in names}
+    encoder = bench.student.model.encoder  # frozen, so that all have the same one: nine of a large model take 20 GB
+    update = {
+        name: VARIANTS[name].build(bench, copy.deepcopy(bench.student, {id(encoder): encoder})) for name in names
+    }
     results = {name: {"description": VARIANTS[name].description, "seconds": []} for name in names}
     for name in names:
         for i in range(max(1, args.warm_up)):

@@ -9,8 +9,9 @@ from accelerate.utils import send_to_device
 from soft_labels import speech
 from speech import write_speech
 from test_caches import make_trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 from training import history
-from transformers import WhisperFeatureExtractor
+from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from askd_hf.arguments.augment import AugmentArguments
 from askd_hf.data import SpeechCollator
@@ -41,9 +42,34 @@ def test_they_equal_whispers_own(mel_bins, seconds):
     assert WaveformFeatures.of(extractor, clips).to("cpu", torch.float16).dtype == torch.float16
 
 
-def test_dither_is_refused():
-    with pytest.raises(UserError, match=r"dither 0\.1: set it to 0\.0"):
-        WaveformFeatures.of(WhisperFeatureExtractor(chunk_length=2, dither=0.1), waves(1.0))
+@pytest.mark.parametrize("setting", [dict(dither=0.1), dict(padding_value=0.5)], ids=str)
+def test_settings_that_the_features_would_ignore_are_refused_before_training(processor, student, setting):
+    ((name, value),) = setting.items()
+    message = rf"--features_on_device requires a feature extractor with {name} 0\.0, got {value} .*: set it to 0\.0"
+    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1, **setting)
+    collator = SpeechCollator(processor, student.config, features_on_device=True)
+    with pytest.raises(UserError, match=message):  # a teacher's own
+        dataclasses.replace(collator, teacher_extractor=extractor)
+    odd = WhisperProcessor(extractor, processor.tokenizer)
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(collator, processor=odd)
+    dataclasses.replace(collator, processor=odd, features_on_device=False)
+
+
+def test_the_product_with_the_mel_filters_has_no_low_precision():
+    """On a GPU a float32 product may be one of TF32: `torch.backends` says so, for all of the process."""
+    products = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm"):
+                products.append(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    with Products():
+        features = WaveformFeatures.of(WhisperFeatureExtractor(chunk_length=2), waves(1.0, 0.5)).to("cpu")
+    assert products == [torch.float64]
+    assert features.dtype == torch.float32
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tiny training runs in several processes, for test_two_processes.py: DIRECTORY RUNS_AS_JSON, {name: options}.
+"""Tiny training runs in one or several processes, for test_two_processes.py: DIRECTORY RUNS_AS_JSON, {name: options}.
 
 Each process writes what it saw of a run into DIRECTORY/NAME/PROCESS.json. With `interrupt_second_process_at` a run is
 three: a whole one with SpecAugment, one that is interrupted at that step by the second process, which is also slow to
@@ -93,7 +93,8 @@ if __name__ == "__main__":
         trainer, seen = run(directory, **changes) if step is None else interrupted_run(directory, step, **changes)
         assert trainer.args.world_size == int(os.environ["WORLD_SIZE"])
         seen |= {"step": trainer.state.global_step, "stopped": trainer.stop.stopped}
-        seen |= {"history": history(trainer, *NAMES).tolist()}
+        seen |= {"history": history(trainer, *NAMES).tolist(), "wrapped": type(trainer.model_wrapped).__name__}
+        seen |= {"backend": torch.distributed.get_backend()}
         directory.mkdir(exist_ok=True)
         (directory / f"{trainer.args.process_index}.json").write_text(json.dumps(seen))
     trainer.accelerator.wait_for_everyone()

@@ -80,6 +80,13 @@ def options(output_dir, **changes) -> dict:
     return defaults | changes
 
 
+def on(device: str) -> dict:
+    """The options of a run in float32 on "cpu" or "cuda"."""
+    if device == "cpu":
+        return dict(use_cpu=True, bf16=False)
+    return dict(use_cpu=False, bf16=False, tf32=False, dataloader_num_workers=0)  # --torch_compile turns TF32 on
+
+
 def make_trainer(
     output_dir, teacher, student, eval_dataset=None, compute_metrics=None, processor=None, clips=16, **changes
 ):
@@ -104,9 +111,18 @@ def history(trainer, *names: str) -> torch.Tensor:
     return torch.tensor([[row[name] for name in names] for row in trainer.state.log_history if "loss" in row])
 
 
+def first_step(output_dir, teacher, student, **changes) -> torch.Tensor:
+    """The terms of the first step, of all clips at once and before any update, and the norm of its gradient."""
+    once = dict(max_steps=1, per_device_train_batch_size=16, teacher_phase_ratio=1.0)
+    trainer = make_trainer(output_dir, teacher, student, **(once | changes))
+    trainer.train()
+    return history(trainer, "loss", "ce_loss", "teacher_loss", "teacher_ce", "top1_agreement", "grad_norm")
+
+
 def answer_right(trainer: ASKDTrainer, clips: int) -> None:
     """Let the student be right about the first evaluation clips: their labels become what it generates."""
     special = set(trainer.processing_class.tokenizer.all_special_ids)
     for row in trainer.eval_dataset.rows[:clips]:
-        tokens = trainer.model.eval().generate(row["input_features"][None], num_beams=1)[0]
+        features = row["input_features"][None].to(trainer.model.device)
+        tokens = trainer.model.eval().generate(features, num_beams=1)[0]
         row["labels"] = torch.tensor([token for token in tokens.tolist() if token not in special])
