@@ -342,8 +342,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         if self.fsdp or self.deepspeed or any(parse_flag_from_env(name) for name in SHARDING):
             raise UserError(
                 "FSDP and DeepSpeed (ZeRO) are not supported, nor needed: only the student is trained. Its weights "
-                "and optimizer fit on one GPU for every size of Whisper. Use plain DDP: `accelerate launch "
-                "--multi_gpu` (or torchrun), with --bf16 and --gradient_accumulation_steps to save memory"
+                "and optimizer fit on one GPU for every size of Whisper, and so does the teacher (large-v3 in bf16: "
+                "3 GB). Use plain DDP: `accelerate launch --multi_gpu` (or torchrun), with --bf16 and "
+                "--gradient_accumulation_steps to save memory. If the teacher doesn't fit, use --teacher_dtype int8, "
+                "--teacher_offload or --teacher_cache_dir"
             )
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name):

@@ -5,18 +5,21 @@ import os
 import shutil
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from datasets import Dataset, Features
+from datasets import Audio, Dataset, Features, Value
 from processes import launch
 from scripts import ROOT
 from speech import write_speech
 from torch.utils.data import DataLoader
 
-from askd_hf.data import Limits, audio_checks, filter_invalid_clips, load_speech_dataset
+from askd_hf import progress
+from askd_hf.data import Limits, audio_checks, checks, filter_invalid_clips, load_speech_dataset
 from askd_hf.data.audio import read_audio
 from askd_hf.data.columns import AUDIO_FILE
 from askd_hf.errors import UserError
@@ -118,6 +121,115 @@ def test_audio_in_the_rows_is_known_by_its_bytes(folder, decoded):
         (len(samples) / rate, audio_checks.audio_key(samples, rate))
         for samples, rate in (read_audio(row) for row in rows)
     ]
+
+
+@pytest.fixture
+def hashed(monkeypatch) -> list[bytes]:
+    """The embedded audio that this process hashes to know whether it was checked before."""
+    contents: list[bytes] = []
+    file_key = audio_checks.file_key
+
+    def note(audio):
+        contents.append(audio["bytes"])
+        return file_key(audio)
+
+    monkeypatch.setattr(audio_checks, "file_key", note)
+    return contents
+
+
+@pytest.fixture
+def embed(tmp_path, monkeypatch):
+    """A function that writes the clips of a directory, with their audio, to a Parquet file or a saved dataset."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def write(folder: Path, target: Path) -> Path:
+        files = sorted(folder.rglob("*.wav"))
+        rows = [{"path": file.name, "bytes": file.read_bytes()} for file in files]
+        table = {"audio": rows, "text": [file.stem for file in files]}
+        dataset = Dataset.from_dict(table, Features(audio=AUDIO_FILE, text=Value("string")))
+        dataset = dataset.cast_column("audio", Audio(decode=False))
+        if target.suffix:
+            target.parent.mkdir(exist_ok=True)
+            dataset.to_parquet(target)
+            return target.parent
+        dataset.save_to_disk(target)
+        return target
+
+    return write
+
+
+@pytest.mark.parametrize("target", ["parquet/train.parquet", "saved"])
+def test_embedded_audio_is_read_once(folder, tmp_path, embed, decoded, hashed, kept, target):
+    """As long as the Arrow files are the same: a later start reads only what is kept of them."""
+    target = tmp_path / target
+    first = check(embed(folder, target))
+    assert len(decoded) == len(hashed) == 6
+    again = check(embed_of(target))
+    assert columns(again) == columns(first) and len(decoded) == len(hashed) == 6
+    # other rows of them are other rows, and a recheck reads all
+    half = load_speech_dataset(str(embed_of(target)), None, "train").select([1, 3])
+    half = filter_invalid_clips(half, None, Limits(30.0), on_bad_audio="error", num_proc=0)
+    assert half["audio_key"][:] == [first["audio_key"][row] for row in (1, 3)] and len(hashed) == 8
+    check(embed_of(target), recheck=True)
+    assert len(hashed) == 14 and len(decoded) == 12
+    # a file that isn't whole isn't used
+    for file in kept.glob("*.keys"):
+        file.write_bytes(bytes(len(file.read_bytes())))
+    assert columns(check(embed_of(target))) == columns(first) and len(hashed) == 20
+    # other audio in files of the same names
+    file = sorted(folder.rglob("*.wav"))[2]
+    samples, rate = soundfile.read(file)
+    soundfile.write(file, samples[::-1], rate)
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    changed = check(embed(folder, target))
+    assert len(hashed) == 26 and len(decoded) == 13
+    expected = [*first["audio_key"][:]]
+    expected[2] = audio_checks.audio_key(*read_audio({"bytes": file.read_bytes()}))
+    assert changed["audio_key"][:] == expected != first["audio_key"][:]
+
+
+def embed_of(target: Path) -> Path:
+    return target.parent if target.suffix else target
+
+
+def test_an_arrow_file_that_was_replaced_is_read_again(folder, tmp_path, embed, decoded, hashed):
+    """Its dataset has the same fingerprint, as `datasets` has not been told of it."""
+    saved = embed(folder, tmp_path / "saved")
+    first = check(saved)
+    (file,) = saved.glob("*.arrow")
+    state = (saved / "state.json").read_text()
+    reversed_rows = Dataset.from_file(str(file)).select(range(5, -1, -1))
+    reversed_rows.save_to_disk(tmp_path / "reversed")
+    (tmp_path / "reversed" / file.name).replace(file)
+    assert (saved / "state.json").read_text() == state
+    again = check(saved)
+    assert again["audio_key"][:] == first["audio_key"][::-1] and len(hashed) == 12 and len(decoded) == 6
+
+
+def test_files_that_a_parquet_file_names_may_change(folder, tmp_path, decoded, kept, monkeypatch):
+    """Their paths are in its rows, and not their audio."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    files = sorted(folder.rglob("*.wav"))
+    rows = [{"audio": {"path": str(file), "bytes": None}, "text": file.stem} for file in files]
+    rows[0]["audio"]["bytes"] = files[0].read_bytes()
+    (tmp_path / "paths").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "paths" / "train.parquet")
+    check(tmp_path / "paths")
+    soundfile.write(files[2], soundfile.read(files[2])[0][::-1], 16_000)
+    check(tmp_path / "paths")
+    assert len(decoded) == 7 and not list(kept.glob("*.keys"))
+
+
+def test_the_keys_of_few_datasets_are_kept(folder, tmp_path, embed, hashed, kept, monkeypatch):
+    monkeypatch.setattr(audio_checks, "MAX_ROW_KEYS", 2)
+    saved = [embed(folder, tmp_path / name) for name in "abc"]
+    for one in (*saved[:2], saved[0], saved[2]):  # b is the one that was used longest ago
+        check(one)
+    assert len(list(kept.glob("*.keys"))) == 2 and len(hashed) == 18
+    check(saved[0])
+    assert len(hashed) == 18
+    check(saved[1])
+    assert len(hashed) == 24
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -222,3 +334,15 @@ def test_processes_share_the_clips_and_find_what_one_finds(tmp_path):
         assert {(tmp_path / f"skipped-{rank}.csv").read_text() for rank in range(processes)} == {skipped}
     (again,), found = run(1, folder, tmp_path / "4", tmp_path / "again")
     assert again == [files[7].name] and found == [expected]  # bad audio is decoded again
+
+
+def test_the_progress_of_several_processes_is_said_to_be_an_estimate(folder, monkeypatch, capsys):
+    """It is that of the first one, which has three of six clips, times two."""
+    monkeypatch.setattr(checks, "PartialState", lambda: SimpleNamespace(num_processes=2, process_index=0))
+    monkeypatch.setattr(checks, "gather_object", lambda found: [*found, *found])
+    monkeypatch.setattr(audio_checks, "BATCH", 1)
+    monkeypatch.setattr(progress, "SECONDS_PER_LINE", 0.0)
+    check(folder, share_work=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Checking train: ")]
+    assert [line.split()[2] for line in lines] == ["2/6,", "4/6,", "6/6,"]
+    assert all(line.endswith(" left (estimated from the first process)") for line in lines[:2])

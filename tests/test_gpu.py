@@ -16,6 +16,7 @@ from transformers.utils.import_utils import enable_tf32
 
 from askd_hf.config import ASKDConfig
 from askd_hf.data.device_features import WaveformFeatures
+from askd_hf.models.teacher_memory import offload
 from askd_hf.projection import LMHeadInputs, chunked_distillation_loss, label_positions
 
 AMPERE = (8, 0)  # the first that computes in bfloat16; a T4, which is older, emulates it
@@ -112,8 +113,24 @@ def test_a_compiled_step_is_the_plain_one(tmp_path, teacher, student, compiling,
     torch.testing.assert_close(measured, expected, rtol=1e-3, atol=1e-4)
 
 
+<<<<<<< ours
 def test_features_on_the_device_are_whispers_own(device):
     """Also with TF32, which --torch_compile turns on."""
+=======
+def test_an_offloaded_layer_is_pinned_and_gives_the_same(teacher):
+    layer, device = teacher.model.decoder.layers[0].cuda(), torch.device("cuda")
+    states, encoded = torch.randn(2, 5, 16, device=device), torch.randn(2, 50, 16, device=device)
+    with torch.no_grad():
+        expected = layer(states, encoder_hidden_states=encoded)
+        offload([layer], device)
+        weights = layer._hf_hook.weights_map
+        assert all(weight.is_pinned() and weight.device.type == "cpu" for weight in weights.weights.values())
+        torch.testing.assert_close(layer(states, encoder_hidden_states=encoded), expected)
+    assert {parameter.device.type for parameter in layer.parameters()} == {"meta"}
+
+
+def test_features_on_the_card_are_whispers_own():
+>>>>>>> theirs
     extractor = WhisperFeatureExtractor()
     clips = [np.random.default_rng(i).standard_normal(16_000 * i).astype(np.float32) for i in (1, 7)]
     own = extractor(clips, sampling_rate=16_000, return_tensors="pt").input_features

@@ -1,7 +1,9 @@
 """Options of the command line, of YAML and of Trainer that once went wrong, or easily could."""
 
 import copy
+import dataclasses
 import gc
+import re
 import subprocess
 import sys
 import weakref
@@ -15,7 +17,11 @@ from transformers import Seq2SeqTrainingArguments, TrainerCallback
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from askd_hf import ASKDTrainer
+<<<<<<< ours
 from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource, machine, names_of
+=======
+from askd_hf.arguments import CacheArguments, DataArguments, ModelArguments, SpeechSource, names_of
+>>>>>>> theirs
 from askd_hf.arguments.parser import parse_args
 from askd_hf.config import ASKDConfig
 from askd_hf.data import audio_checks
@@ -277,8 +283,12 @@ def test_the_saved_generation_config_is_the_students_own(tmp_path, teacher, stud
 
 @pytest.mark.parametrize("option", [dict(fsdp="full_shard"), dict(deepspeed="zero2.json")], ids=str)
 def test_sharded_training_is_refused(tmp_path, option):
-    with pytest.raises(UserError, match=r"FSDP and DeepSpeed \(ZeRO\) are not supported.*plain DDP"):
+    message = r"FSDP and DeepSpeed \(ZeRO\) are not supported.*plain DDP.*If the teacher doesn't fit, use (.*)"
+    with pytest.raises(UserError, match=message) as refused:
         ASKDConfig(output_dir=str(tmp_path), **option)
+    named = set(re.findall(r"--(teacher_\w+)", re.search(message, str(refused.value))[1]))
+    options = {field.name for group in (ModelArguments, CacheArguments) for field in dataclasses.fields(group)}
+    assert named == {"teacher_dtype", "teacher_offload", "teacher_cache_dir"} <= options
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

@@ -1,10 +1,13 @@
 """The teacher's labels on disk against the teacher itself, and against all that happens to files."""
 
+import errno
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +312,58 @@ def test_parts_with_other_columns_are_named_before_the_teacher_runs(
     assert sizes == [] and sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_part_that_a_kill_interrupts_is_computed_again(teacher, collator, folder, clips, tmp_path, small_parts):
+    """A thread writes the second part while the third is computed. The first one is complete, the second absent."""
+    done = run_there(RUN, folder, tmp_path / "cache", "writing")
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    assert sorted(part.name for part in (tmp_path / "cache.unfinished").glob("part-*")) == [
+        "part-000-00000",
+        "part-000-00001.saving",
+    ]
+    sizes = transcribed_by(teacher)
+    assert_plain(label(tmp_path / "cache", clips, collator, teacher), teacher, collator)
+    assert sum(sizes) == CLIPS - BATCH
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "speech"}
+
+
+def test_the_next_part_is_computed_while_a_thread_writes(monkeypatch, teacher, collator, clips, tmp_path, small_parts):
+    """And no more than that: with it, the pass waits for the thread."""
+    write, batches, computed = teacher_cache._write_part, transcribed_by(teacher), []
+
+    def write_late(*arguments):
+        deadline = time.monotonic() + 10
+        while len(batches) < min(len(computed) + 2, 4) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        computed.append(len(batches))
+        write(*arguments)
+
+    monkeypatch.setattr(teacher_cache, "_write_part", write_late)
+    assert_plain(label(tmp_path / "cache", clips, collator, teacher), teacher, collator)
+    assert computed == [2, 3, 4, 4]  # batches, of 4, when each part is written
+
+
+@pytest.mark.parametrize(("failing", "missing"), [(2, BATCH + CLIPS % BATCH), (4, CLIPS % BATCH)])
+def test_a_part_that_cannot_be_written_ends_the_pass(
+    monkeypatch, teacher, collator, clips, tmp_path, small_parts, failing, missing
+):
+    """The part after it, which is computed by then, is written; so is every part before the last."""
+    write, parts = teacher_cache._write_part, []
+
+    def write_or_fail(*arguments):
+        parts.append(arguments)
+        if len(parts) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(teacher_cache, "_write_part", write_or_fail)
+    with pytest.raises(UserError, match=r"cache: No space left on device\. .*earlier results are kept"):
+        label(tmp_path / "cache", clips, collator, teacher)
+    sizes = transcribed_by(teacher)
+    assert_plain(label(tmp_path / "cache", clips, collator, teacher), teacher, collator)
+    assert sum(sizes) == missing
+
+
 @pytest.mark.parametrize("where", ["saving", "cleaning up"])
 def test_a_pass_that_was_killed_while_it_saved_goes_on(teacher, collator, folder, clips, tmp_path, small_parts, where):
     label(tmp_path / "cache", clips.select(range(3)), collator, teacher)
@@ -339,6 +394,38 @@ def test_added_clips_leave_the_stored_files_alone(teacher, collator, clips, tmp_
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == len(before) + 1
     assert rows(first) == expected == rows(label(tmp_path / "cache", clips, collator, teacher))  # a run that reads it
     assert_plain(added, teacher, collator)
+
+
+def test_joined_clips_given_later_leave_the_stored_audio_alone(teacher, collator, clips, tmp_path):
+    """They have two more columns. No process writes the audio that is there again, while the others wait."""
+    label(tmp_path / "cache", clips, collator, teacher)
+    before = {file.stat().st_ino: file.read_bytes() for file in (tmp_path / "cache").glob("*.arrow")}
+    joined = with_concatenated(clips, 0.5, 2.5, 20, seed=0)
+    labeled = label(tmp_path / "cache", joined, collator, teacher)
+    after = {file.stat().st_ino: file.read_bytes() for file in (tmp_path / "cache").glob("*.arrow")}
+    assert after.items() >= before.items()
+    label(tmp_path / "whole", joined, collator, teacher)
+    assert sum(map(len, after.values())) < 1.3 * sum(file.stat().st_size for file in (tmp_path / "whole").iterdir())
+    assert_plain(labeled.select(range(CLIPS)), teacher, collator)
+    names = ["teacher_key", "teacher_token_ids", "joined_keys", "more_audio", "audio", "text"]
+    expected = rows(load_from_disk(tmp_path / "whole"), names)
+    saved = load_from_disk(tmp_path / "cache")
+    assert rows(labeled, names) == rows(saved, names) == rows(pickle.loads(pickle.dumps(saved)), names) == expected
+    other = speech(write_speech(tmp_path / "more", 2, seed=9))  # without these columns
+    assert_plain(label(tmp_path / "cache", other, collator, teacher), teacher, collator)
+    both = load_from_disk(tmp_path / "cache")
+    assert len(both) == len(joined) + 2 and both.features == saved.features
+
+
+def test_a_dataset_with_former_names_is_written_again_with_new_clips(teacher, collator, clips, tmp_path):
+    label(tmp_path / "first", clips.select(range(3)), collator, teacher)
+    former = load_from_disk(tmp_path / "first").rename_column("duration", "seconds")
+    former.save_to_disk(tmp_path / "cache")
+    assert_plain(label(tmp_path / "cache", clips, collator, teacher), teacher, collator)
+    label(tmp_path / "whole", clips, collator, teacher)
+    again, whole = (load_from_disk(tmp_path / name) for name in ("cache", "whole"))
+    assert again.features == whole.features
+    assert rows(again, ["audio", "duration", "text"]) == rows(whole, ["audio", "duration", "text"])
 
 
 def test_a_disk_without_links_gets_copies(monkeypatch, teacher, collator, clips, tmp_path):

@@ -123,6 +123,51 @@ def make_whole(teacher, weights):
     return whole
 
 
+def test_layers_that_a_gpu_runs_are_pinned_and_copied_without_waiting(monkeypatch, teacher):
+    """Without a GPU: what pins a weight, and what copies it, note it and leave it where it is."""
+    expected, pinned, copied = logits(teacher), [], []
+    to = torch.Tensor.to
+
+    def pin(weight):
+        pinned.append(weight.clone())
+        return pinned[-1]
+
+    def copy_to(weight, *where, **options):
+        if where != (torch.device("cuda"),):
+            return to(weight, *where, **options)
+        copied.append((weight, options))
+        return weight
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", copy_to)
+    decoder = teacher.model.decoder.layers
+    offload(decoder, torch.device("cuda"))
+    weights = [weight for layer in decoder for weight in layer._hf_hook.weights_map.weights.values()]
+    assert list(map(id, weights)) == list(map(id, pinned)) and len(pinned) == len(on_meta(decoder)) > 0
+    for layer in decoder:
+        layer._hf_hook.execution_device = CPU
+    assert torch.equal(logits(teacher), expected)
+    assert {id(weight) for weight, _ in copied} == {id(weight) for weight in pinned}
+    assert all(options == {"non_blocking": True} for _, options in copied)
+    whole = full_weights(teacher)
+    assert not any(weight.device == META for weight in whole.values())
+    # layers that don't run are not pinned
+    pinned.clear()
+    offload(teacher.model.encoder.layers, torch.device("cuda"), run=False)
+    assert on_meta(teacher.model.encoder) and not pinned
+
+
+def test_weights_of_torchao_stay_in_ordinary_memory(monkeypatch, teacher):
+    """They can't be pinned."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda weight: pinned.append(weight) or weight)
+    quantize_decoder(teacher)
+    linear = {id(layer.weight) for layer in linear_layers(teacher).values()}
+    offload(teacher.model.decoder.layers, torch.device("cuda"))
+    names = {name for name, _ in teacher.model.decoder.layers.named_parameters()}
+    assert len(pinned) == len(names) - len(linear) and {type(weight) for weight in pinned} == {torch.Tensor}
+
+
 def test_an_offloaded_encoder_is_still_recognized(teacher):
     student, other = init_student(teacher, 2), init_student(teacher, 2)
     other.model.encoder.layers[1].fc2.bias.data += 1

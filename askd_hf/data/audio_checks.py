@@ -1,5 +1,6 @@
 """What the validation found in each audio file. It is kept on disk, so that a later start decodes nothing again."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Audio, Dataset
 from huggingface_hub import constants
 from torch.utils.data import DataLoader
 
@@ -27,7 +28,9 @@ BATCH = 16  # clips that a decoding process returns at a time
 CLIPS_PER_PROCESS = 500  # fewer clips are decoded before another process has started
 PART_CLIPS = 20_000  # are kept at a time, so that an interrupted check loses few
 MAX_FILES = 64  # more are merged
-SCHEMA = pa.schema(dict(file=pa.binary(16), duration=pa.float64(), key=pa.string(), silence=pa.string()))
+MAX_ROW_KEYS = 500  # files of `_row_keys`; the oldest ones are removed
+KEY_BYTES = 16
+SCHEMA = pa.schema(dict(file=pa.binary(KEY_BYTES), duration=pa.float64(), key=pa.string(), silence=pa.string()))
 
 
 class AudioInfo(NamedTuple):
@@ -53,7 +56,7 @@ def audio_infos(
         recheck: whether to decode all files.
         after_clips: called with the number of clips of which everything is known, besides those of earlier calls.
     """
-    files = [key for rows in audio.iter(1000) for key in map(file_key, rows["audio"])]
+    files = _file_keys(audio, recheck)
     found: list[AudioInfo | None] = [None] * len(files) if recheck else _read_kept(files)
     missing = [row for row, info in enumerate(found) if info is None]
     after_clips(len(files) - len(missing))
@@ -78,7 +81,7 @@ def file_key(audio: Mapping[str, Any] | None) -> bytes | None:
     """
     if audio is None:
         return None
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
     if audio.get("array") is not None:
         samples = np.ascontiguousarray(audio["array"])
         digest.update(f"{samples.dtype} {samples.shape} {audio.get('sampling_rate')} ".encode())
@@ -130,7 +133,63 @@ def _processes(clips: int) -> int:
     return processes if processes > 1 else 0
 
 
-# ---- on disk ----
+# ---- the keys of embedded audio, on disk ----
+
+
+def _file_keys(audio: Dataset, recheck: bool) -> list[bytes | None]:
+    """Return the `file_key` of each row: hashed, or from an earlier check of the same rows of the same Arrow files."""
+    path = _row_keys(audio)
+    if path is not None and not recheck and (kept := _read_row_keys(path, len(audio))):
+        return kept
+    keys = [key for rows in audio.iter(1000) for key in map(file_key, rows["audio"])]
+    if path is not None:
+        _write_row_keys(path, b"".join(key for key in keys if key is not None))
+    return keys
+
+
+def _row_keys(audio: Dataset) -> Path | None:
+    """Return the file for the keys of rows whose audio is embedded in Arrow files; else None.
+
+    Its name depends on the dataset's fingerprint, as what `datasets` caches does, and on the path, size and time of
+    change of the Arrow files.
+    """
+    files = [Path(file["filename"]) for file in audio.cache_files]
+    if not files or not isinstance(audio.features["audio"], Audio):
+        return None
+    chunks = audio.data.column("audio").chunks
+    if any(chunk.null_count or chunk.field("bytes").null_count for chunk in chunks):
+        return None  # the files that they name may change
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    name = hashlib.blake2b(repr((audio._fingerprint, len(audio), stats)).encode(), digest_size=16).hexdigest()
+    return kept_in() / f"{name}.keys"
+
+
+def _read_row_keys(path: Path, rows: int) -> list[bytes | None] | None:
+    """Return the keys in a file; None if there is none, or it isn't whole."""
+    try:
+        content = path.read_bytes()
+        path.touch()  # used last
+    except OSError:
+        return None
+    keys, digest = content[: KEY_BYTES * rows], content[KEY_BYTES * rows :]
+    if hashlib.blake2b(keys).digest() != digest:
+        return None
+    return [keys[first : first + KEY_BYTES] for first in range(0, len(keys), KEY_BYTES)]
+
+
+def _write_row_keys(path: Path, keys: bytes) -> None:
+    """Write the keys and their hash, as a power failure may leave zeros in a file. Without a disk they are lost."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
+        unfinished.write_bytes(keys + hashlib.blake2b(keys).digest())
+        unfinished.replace(path)
+        used_last = sorted(path.parent.glob("*.keys"), key=lambda file: -file.stat().st_mtime_ns)
+        for old in used_last[MAX_ROW_KEYS:]:
+            old.unlink(missing_ok=True)
+
+
+# ---- what was found, on disk ----
 
 
 def _read_kept(files: list[bytes | None]) -> list[AudioInfo | None]:

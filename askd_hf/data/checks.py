@@ -157,6 +157,8 @@ def filter_invalid_clips(
         progress.update(known * len(dataset) // len(share) - before * len(dataset) // len(share))
 
     with progress_bar(len(dataset), f"Checking {split}") if bar is None else contextlib.nullcontext(bar) as progress:
+        if processes > 1:
+            progress.set_postfix_str("estimated from the first process")
         infos = audio_infos(share.select_columns("audio"), num_proc, recheck, count)
     found = _check_rows(share.remove_columns("audio"), infos, tokenize, limits)
     if processes > 1:

@@ -19,30 +19,28 @@ from .json_files import read_json, write_json
 def add_files(stored: Dataset | None, parts: list[Path], directory: Path) -> None:
     """Add the rows of `parts` to the dataset in `directory`, atomically.
 
-    The files of the parts become files of the dataset: hard links, or copies on a disk without links. If the columns
-    of the stored rows have changed, all rows are written again.
+    The files of the parts become files of the dataset: hard links, or copies on a disk without links. So do the files
+    of a dataset that lacks columns of the parts: `datasets` fills them with None when it loads the files. Only a
+    dataset with other columns than those of the parts, as an earlier version wrote, is written again.
 
     Args:
         stored: the rows of `directory`, with the columns of the parts. None if the directory is empty or missing.
         parts: datasets of `save_to_disk`. A column that one of them lacks is None in its rows.
     """
     rows = [load_from_disk(str(part)) for part in parts]
-    features = rows[0].features
-    equal = all(part.features == features for part in rows)
-    if equal and stored is not None and has_columns(directory, features):
+    features = Features({name: feature for part in rows for name, feature in part.features.items()})
+    if stored is not None and load_from_disk(str(directory)).features == features:
         _add(parts, directory)
         return
     saving, old = directory.with_name(f"{directory.name}.saving"), replaced(directory)
     shutil.rmtree(saving, ignore_errors=True)
-    if equal and stored is None:
-        shutil.copytree(parts[0], saving, ignore=lambda *_: _data_files(parts[0]))
-        write_json(saving / DATASET_STATE_JSON_FILENAME, _state(parts[0]) | {"_data_files": []})
-        _add(parts, saving)
-    else:
-        rows = [*([] if stored is None else [stored]), *rows]
-        features = Features({name: feature for part in rows for name, feature in part.features.items()})
-        with hide_datasets_bars():
-            concatenate_datasets([with_features(part, features) for part in rows]).save_to_disk(str(saving))
+    with hide_datasets_bars():
+        if stored is None or not rewrites(directory, features):
+            with_features(rows[0].select([]), features).save_to_disk(str(saving))
+            _add(parts if stored is None else [directory, *parts], saving)
+        else:
+            whole = concatenate_datasets([with_features(part, features) for part in (stored, *rows)])
+            whole.save_to_disk(str(saving))
     if directory.exists():
         shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed before the last line
         directory.rename(old)
@@ -50,11 +48,14 @@ def add_files(stored: Dataset | None, parts: list[Path], directory: Path) -> Non
     shutil.rmtree(old, ignore_errors=True)
 
 
-def has_columns(directory: Path, features: Mapping[str, Any]) -> bool:
-    """Return whether the dataset in `directory` has exactly these features. False if there is none."""
+def rewrites(directory: Path, features: Mapping[str, Any]) -> bool:
+    """Return whether the rows in `directory` must be written again, audio included, to add rows with these features.
+
+    False if there is no dataset.
+    """
     if not (directory / DATASET_STATE_JSON_FILENAME).is_file():
         return False
-    return load_from_disk(str(directory)).features == Features(features)
+    return not load_from_disk(str(directory)).features.items() <= features.items()
 
 
 def replaced(directory: Path) -> Path:

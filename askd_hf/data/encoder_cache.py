@@ -1,12 +1,12 @@
 """Cache of encoder outputs on disk: the output of a frozen encoder for a clip is the same in every epoch and run.
 
-    DIR/FINGERPRINT/settings.json    settings hashed to the fingerprint: weights, features, compute dtype
-    DIR/FINGERPRINT/part-00000.f16   one row of positions * d_model float16 values per clip; or 8-bit integers
-    DIR/FINGERPRINT/part-00000.keys  one `audio_key` per line; line i belongs to row i
+    DIR/FINGERPRINT/settings.json   settings hashed to the fingerprint: weights, features, compute dtype
+    DIR/FINGERPRINT/part-NAME.f16   one row of positions * d_model float16 values per clip; or 8-bit integers
+    DIR/FINGERPRINT/part-NAME.keys  one `audio_key` per line; line i belongs to row i
 
 A row is valid once its key is written, after the row itself was fsynced. A killed writer leaves at most an incomplete
-tail, which the next writer of the part truncates. A writer takes the first unlocked part, so several processes and
-runs can fill one directory at the same time.
+tail, which no reader uses. Each writer makes a part of its own, named after host and process, so several processes,
+nodes and runs can fill one directory at the same time, also where file locks don't work.
 
 The outputs at all positions are stored, including those of the padding to 30 s: the encoder attends to these
 positions, and the decoder attends to the outputs there. The table shows the difference of the decoder's logits from

@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import json
 import os
+import secrets
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
@@ -11,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import UserError, disk_errors
 from .cache_space import CacheSpace, free_bytes
 
 SETTINGS_FILE = "settings.json"
+ENDS = "f16", "keys"  # of the two files of a part
 INT8 = "int8"
 
 
@@ -114,32 +116,26 @@ class EncoderCache:
 
     @contextlib.contextmanager
     def open_writer(self) -> Iterator[Callable[[list[str], Tensor], None]]:
-        """Yield a function `append(keys, outputs)`; outputs are float16 `(clips, positions, width)`."""
+        """Yield a function `append(keys, outputs)`; outputs are float16 `(clips, positions, width)`.
+
+        Each writer has a part of its own, so it needs no lock: on many shared disks a lock holds within a node only.
+        """
+        name = f"part-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         with contextlib.ExitStack() as stack:
             with disk_errors(f"encoder cache {self.folder}"):
-                part = self._acquire_part(stack)
-                stored_keys = _complete_keys(part, self.row_bytes)
-                data, lines = (stack.enter_context(FileIO(part.with_suffix(end), "ab")) for end in (".f16", ".keys"))
-                # drop the incomplete tail of a killed writer, which no reader has used
-                data.truncate(len(stored_keys) * self.row_bytes)
-                lines.truncate(sum(len(key) + 1 for key in stored_keys))
+                data, lines = (stack.enter_context(FileIO(self.folder / f"{name}.{end}", "xb")) for end in ENDS)
 
             def append(keys: list[str], outputs: Tensor) -> None:
                 with disk_errors(f"encoder cache {self.folder}"):
-                    # in this order, so that every key on disk has its row
-                    _write(data, self.packed(outputs))
-                    _write(lines, "".join(f"{key}\n" for key in keys).encode("ascii"))
+                    try:
+                        # in this order, so that every key on disk has its row
+                        _write(data, self.packed(outputs))
+                        _write(lines, "".join(f"{key}\n" for key in keys).encode("ascii"))
+                    except OSError:  # the disk is full: what is written after half a row would have the wrong key
+                        stack.close()
+                        raise
 
             yield append
-
-    def _acquire_part(self, stack: contextlib.ExitStack) -> Path:
-        """Return the first part that isn't locked, locked until `stack` is closed."""
-        for number in itertools.count():
-            part = self.folder / f"part-{number:05d}.f16"
-            with contextlib.suppress(Timeout):
-                stack.enter_context(FileLock(part.with_suffix(".lock"), timeout=0))
-                return part
-        raise AssertionError("parts are numbered without end")
 
 
 def _complete_keys(data: Path, row_bytes: int) -> list[bytes]:

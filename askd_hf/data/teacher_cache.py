@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -21,7 +23,7 @@ from ..progress import hide_datasets_bars, progress_bar
 from .cache_space import CacheSpace, free_bytes
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .columns import JOINED_COLUMNS, with_current_names, with_features
-from .dataset_files import add_files, has_columns, replaced
+from .dataset_files import add_files, replaced, rewrites
 from .shared_disk import locked_for, processes_sharing
 from .soft_labels import (
     KEY_COLUMN,
@@ -35,7 +37,7 @@ from .soft_labels import (
     without_soft_labels,
 )
 
-PART_CLIPS = 256  # clips per part; a killed pass loses at most this many per process
+PART_CLIPS = 256  # clips per part; a killed pass loses at most two parts per process
 
 
 def cache_teacher(
@@ -187,26 +189,39 @@ def _compute_parts(
     columns: dict[str, list] = {name: [] for name in SOFT_LABEL_COLUMNS}
     computed = written = 0  # not read from the progress bar, which doesn't count when it is hidden
     progress = progress_bar(len(share), "Soft labels")
-    try:
-        for batch in DataLoader(clips, batch_size, collate_fn=collator, num_workers=num_workers):
-            target = compute_soft_labels(teacher, batch, options["top_k"], options["temperature"], autocast)
-            lengths = (batch["labels"] != -100).sum(1).tolist()
-            _check_finite(target, batch["clip"], lengths)
-            for name, column in zip(TEACHER_COLUMNS, target, strict=True):
-                columns[name] += [clip.numpy() for clip in column.cpu().split(lengths)]
-            columns[KEY_COLUMN] += [key for key, _ in share[computed : computed + len(lengths)]]
-            columns[SETTINGS_COLUMN] += [settings] * len(lengths)
-            computed += len(lengths)
-            progress.update(len(lengths))
-            if computed - written >= PART_CLIPS:
-                _write_part(clips.select(range(written, computed)), columns, unfinished)
-                written, columns = computed, {name: [] for name in SOFT_LABEL_COLUMNS}
-    finally:  # also after Ctrl-C
-        progress.close()
-        complete = len(columns[SETTINGS_COLUMN])
-        if complete:
-            columns = {name: column[:complete] for name, column in columns.items()}
-            _write_part(clips.select(range(written, written + complete)), columns, unfinished)
+    # a thread writes a part while the next one is computed
+    writer, writing = ThreadPoolExecutor(max_workers=1), deque[Future]()
+
+    def write_part() -> None:
+        """Have the clips written of which everything is computed."""
+        nonlocal written, columns
+        first, written = written, written + len(columns[SETTINGS_COLUMN])
+        part = {name: column[: written - first] for name, column in columns.items()}  # one may be longer, after Ctrl-C
+        columns = {name: [] for name in SOFT_LABEL_COLUMNS}
+        writing.append(writer.submit(_write_part, clips.select(range(first, written)), part, unfinished))
+
+    with writer:
+        try:
+            for batch in DataLoader(clips, batch_size, collate_fn=collator, num_workers=num_workers):
+                target = compute_soft_labels(teacher, batch, options["top_k"], options["temperature"], autocast)
+                lengths = (batch["labels"] != -100).sum(1).tolist()
+                _check_finite(target, batch["clip"], lengths)
+                for name, column in zip(TEACHER_COLUMNS, target, strict=True):
+                    columns[name] += [clip.numpy() for clip in column.cpu().split(lengths)]
+                columns[KEY_COLUMN] += [key for key, _ in share[computed : computed + len(lengths)]]
+                columns[SETTINGS_COLUMN] += [settings] * len(lengths)
+                computed += len(lengths)
+                progress.update(len(lengths))
+                if computed - written >= PART_CLIPS:
+                    if writing:
+                        writing.popleft().result()
+                    write_part()
+        finally:  # also after Ctrl-C
+            progress.close()
+            if columns[SETTINGS_COLUMN]:
+                write_part()
+            for part in writing:
+                part.result()
 
 
 def _check_finite(target: TopK, clips: list[str], lengths: list[int]) -> None:
@@ -306,8 +321,8 @@ def _space(directory: Path, dataset: Dataset, distinct: int, missing: dict[str, 
     rows = dataset.select(list(missing.values()), keep_in_memory=True)
     added = _audio_bytes(rows) + _label_bytes(rows, top_k) if missing else 0
     peak = added
-    if missing and directory.is_dir() and not has_columns(directory, dataset.features | SOFT_LABEL_FEATURES):
-        # the stored rows are written again, with new columns, beside the parts
+    if missing and rewrites(directory, dataset.features | SOFT_LABEL_FEATURES):
+        # beside the parts, and before the present files are removed
         peak += added + sum(file.stat().st_size for file in directory.iterdir())
     return CacheSpace(distinct, distinct - len(missing), added, peak, free_bytes(directory))
 

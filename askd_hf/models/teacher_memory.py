@@ -6,7 +6,7 @@ run, and stays in CPU memory with any options.
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
@@ -45,12 +45,42 @@ def _is_unquantized_linear(module: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) and not isinstance(module.weight, TorchAOBaseTensor)
 
 
-def offload(layers: Iterable[nn.Module], device: torch.device) -> None:
-    """Keep layers in CPU memory, and copy each to `device` while it runs."""
+class PinnedWeights(Mapping[str, Tensor]):
+    """Weights in pinned CPU memory. Reading one starts its copy to a GPU, which the CPU doesn't wait for.
+
+    Args:
+        weights: by name. Those of torchao stay in ordinary memory, as they can't be pinned.
+        device: of the copies.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device):
+        self.device = device
+        self.weights = {
+            name: weight.pin_memory() if type(weight) is Tensor else weight for name, weight in weights.items()
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.weights[name].to(self.device, non_blocking=True)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def offload(layers: Iterable[nn.Module], device: torch.device, run: bool = True) -> None:
+    """Keep layers in CPU memory, and copy each to `device` while it runs.
+
+    Args:
+        run: whether they are expected to run: their weights are then in pinned memory, if `device` is a CUDA GPU.
+    """
     for layer in layers:
         if has_offloaded_params(layer):
             continue
-        weights = {name: weight.to("cpu") for name, weight in layer.state_dict().items()}
+        weights: Mapping[str, Tensor] = {name: weight.to("cpu") for name, weight in layer.state_dict().items()}
+        if run and device.type == "cuda":
+            weights = PinnedWeights(weights, device)
         hook = AlignDevicesHook(execution_device=device, offload=True, weights_map=weights, place_submodules=True)
         add_hook_to_module(layer, hook)
 
@@ -64,7 +94,7 @@ def place_teacher(
         encoder_runs: False to offload the encoder layers, which are not expected to run.
     """
     if not encoder_runs and device.type != "cpu":
-        offload(teacher.model.encoder.layers, device)
+        offload(teacher.model.encoder.layers, device, run=False)
     for part in (teacher.model.encoder, teacher.model.decoder):
         for module in part.children():
             for child in module if module is part.layers else [module]:

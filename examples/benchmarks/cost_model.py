@@ -3,11 +3,11 @@ r"""What distilling a large Whisper should cost, computed and not measured.
     python examples/benchmarks/cost_model.py --hours 1000 --epochs 10
     python examples/benchmarks/cost_model.py --plan
 
-counts the floating-point operations of a training step, and the bytes that it moves, for Whisper large-v3 and a
-student with 2 decoder layers on H100s, and divides them by what the GPU, its memory, the disk and the network can do.
---plan compares 1,000 to 100,000 hours on 1 to 64 GPUs, in nodes of 8 that each have a disk with the caches. Every
-function below is arithmetic that can be checked by hand; tests/test_cost_model.py checks the operations against
-PyTorch's own counter. What is assumed and what is left out is printed below the table.
+counts the floating-point operations of a training step, the bytes that it moves, and the CPU's work on its clips, for
+Whisper large-v3 and a student with 2 decoder layers on H100s, and divides them by what the GPU, its memory, the CPU,
+the disk and the network can do. --plan compares 1,000 to 100,000 hours on 1 to 64 GPUs, in nodes of 8 that each have a
+disk with the caches. Every function below is arithmetic that can be checked by hand; tests/test_cost_model.py checks
+the operations against PyTorch's own counter. What is assumed and what is left out is printed below the table.
 """
 
 import math
@@ -27,10 +27,16 @@ Computed, not measured. Assumed:
 - matrix products run in bf16 at {utilization:.0%} of the H100's {peak:.0f} TFLOP/s, the same in all rows: what isn't a
   matrix product, launching kernels and waiting for Python are in the rest;
 - weights, gradients, AdamW's moments and {passes} passes over the float32 logits move at {bandwidth:.2f} TB/s;
-- each node of up to 8 GPUs reads the caches at {read_bandwidth:g} GB/s, and each GPU exchanges gradients at
-  {network_bandwidth:g} GB/s, while it computes: the slowest of the three counts;
-- clips are checked once, before training: {cores} cores per node decode {decoding_speed:g} s of audio per second each;
-- making features, decoding audio in training, evaluation and checkpoints cost nothing, in favor of the naive rows."""
+- each node of up to {node} GPUs has {cores} cores, and the caches of all clips on a disk that reads at
+  {read_bandwidth:g} GB/s and writes at {write_bandwidth:g} GB/s; each GPU exchanges gradients at
+  {network_bandwidth:g} GB/s. All work at the same time: the slowest counts;
+- a core decodes {decoding_speed:g} s of audio per second, and makes the features of {window:g} s in
+  {features_ms:g} ms. Steps with the encoder cached need neither;
+- audio takes {audio_rate:g} kB per second on the disk, and as much in the teacher cache, which has a copy;
+- clips are checked once, before training: each node decodes a part;
+- collating batches, evaluation and checkpoints cost nothing."""
+
+FEATURES_SECONDS = 30  # of audio, silence included, whose features take `features_ms`
 
 
 @dataclass
@@ -48,12 +54,19 @@ class CostArguments:
     decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of the student."})
     top_k: int = field(default=32, metadata={"help": "Tokens that the teacher cache holds at every label token."})
     utilization: float = field(default=0.4, metadata={"help": "Share of the GPU's peak that is reached."})
-    read_bandwidth: float = field(default=5.0, metadata={"help": "GB/s that the disk of a node gives."})
+    read_bandwidth: float = field(default=5.0, metadata={"help": "GB/s that the disk of a node reads."})
+    write_bandwidth: float = field(default=2.0, metadata={"help": "GB/s that the disk of a node writes."})
     gpus: int = field(default=1, metadata={"help": "GPUs, 8 per node."})
     network_bandwidth: float = field(default=25.0, metadata={"help": "GB/s of gradients between two GPUs."})
-    cores: int = field(default=16, metadata={"help": "CPU cores of a node that check the clips."})
-    # 16 kHz Ogg Vorbis on one core of an EPYC, with a warm disk
+    cores: int = field(default=16, metadata={"help": "CPU cores of a node that decode audio and make features."})
+    # 16 kHz Ogg Vorbis, and features with 128 mel bins, on a core of an EPYC that other work shared. Alone, it took
+    # 4.7 ms instead of 11 to decode and check 15 s, and 14 ms instead of 35 for the features
     decoding_speed: float = field(default=1340.0, metadata={"help": "Seconds of audio that a core decodes in one."})
+    features_ms: float = field(
+        default=35.0,
+        metadata={"help": "Milliseconds of a core for the features of 30 s; 0 computes --features_on_device."},
+    )
+    audio_rate: float = field(default=16.0, metadata={"help": "kB of a second of audio on the disk, here FLAC."})
     window_seconds: int = field(default=30, metadata={"help": "Audio window of the student."})
     vocabulary: int = field(default=51_866, metadata={"help": "Tokens of the student."})
     plan: bool = field(default=False, metadata={"help": "Print hours, disk and bottleneck for 1 to 64 GPUs instead."})
@@ -179,6 +192,11 @@ def trained_parameters(shape: Shape, layers: int) -> float:
     return layers * (8 * d * d + 2 * d * 4 * d) + (shape.vocabulary + shape.max_tokens) * d
 
 
+def audio_bytes(args: CostArguments) -> float:
+    """Of one clip."""
+    return args.clip_seconds * args.audio_rate * 1e3
+
+
 def encoder_cache_bytes(shape: Shape) -> float:
     """Of one clip: float16 of all positions."""
     return 2 * shape.positions * shape.width
@@ -189,8 +207,8 @@ def teacher_cache_bytes(tokens: float, k: int) -> float:
     return tokens * (k * (2 + 2) + 2 * 4)
 
 
-def read_bytes(scenario: Scenario, shape: Shape, tokens: float, k: int) -> float:
-    """From disk for one clip in one step."""
+def cached_bytes(scenario: Scenario, shape: Shape, tokens: float, k: int) -> float:
+    """What the caches have of one clip, besides the copy of the audio; a step reads it from disk."""
     encoder = encoder_cache_bytes(shape) if scenario.reads_encoder else 0.0
     return encoder + (teacher_cache_bytes(tokens, k) if scenario.reads_teacher else 0.0)
 
@@ -215,12 +233,37 @@ def compute_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> fl
     return flops / (args.utilization * PEAK_FLOPS) + moved / MEMORY_BANDWIDTH
 
 
+def node_gpus(args: CostArguments) -> int:
+    return min(args.gpus, GPUS_PER_NODE)
+
+
 def read_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
     """Return the seconds that the disk of a node needs for one step of all its GPUs."""
     tokens, _ = clip_tokens(args)
-    clips = args.batch_size * min(args.gpus, GPUS_PER_NODE)
-    a_clip = read_bytes(scenario, student_shape(shape, args), tokens, args.top_k)
+    clips = args.batch_size * node_gpus(args)
+    a_clip = cached_bytes(scenario, student_shape(shape, args), tokens, args.top_k) + audio_bytes(args)
     return clips * a_clip / (args.read_bandwidth * 1e9)
+
+
+def core_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
+    """Return the seconds of one core for the audio of one clip in one step."""
+    windows = {student_shape(shape, args).positions} if scenario.encoder_passes else set()
+    if scenario.teacher and shape.positions != student_shape(shape, args).positions:
+        windows.add(shape.positions)  # the teacher's encoder runs on its own window
+    return audio_seconds(windows, args)
+
+
+def audio_seconds(windows: set[int], args: CostArguments) -> float:
+    """Return the seconds of one core to decode a clip and make the features of windows of so many positions."""
+    if not windows:
+        return 0.0
+    features = sum(windows) / (50 * FEATURES_SECONDS) * args.features_ms / 1000
+    return args.clip_seconds / args.decoding_speed + features
+
+
+def cpu_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
+    """Return the seconds that all cores of a node need for one step of all its GPUs."""
+    return args.batch_size * node_gpus(args) * core_seconds(scenario, shape, args) / args.cores
 
 
 def network_seconds(shape: Shape, args: CostArguments) -> float:
@@ -232,16 +275,59 @@ def network_seconds(shape: Shape, args: CostArguments) -> float:
     return 2 * (args.gpus - 1) / args.gpus * gradients / (args.network_bandwidth * 1e9)
 
 
-def cache_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
-    """Return the seconds of a GPU for the passes over one clip that fill the caches, once before training."""
+def step_seconds(scenario: Scenario, shape: Shape, args: CostArguments) -> dict[str, float]:
+    """Return the seconds of one step by what does the work. All work at the same time."""
+    return {
+        "GPU": compute_seconds(scenario, shape, args),
+        "CPU": cpu_seconds(scenario, shape, args),
+        "disk": read_seconds(scenario, shape, args),
+        "network": network_seconds(shape, args),
+    }
+
+
+def bottleneck(scenario: Scenario, shape: Shape, args: CostArguments) -> str:
+    """Return what a training step waits for."""
+    seconds = step_seconds(scenario, shape, args)
+    return max(seconds, key=seconds.__getitem__)
+
+
+def cache_passes(scenario: Scenario, shape: Shape, args: CostArguments) -> list[dict[str, float]]:
+    """Return the seconds of a node for one clip, by what does the work, in each pass that fills a cache.
+
+    Every node fills caches of its own.
+    """
     tokens, padded = clip_tokens(args)
     student = student_shape(shape, args)
-    flops = encoder_forward(student) if scenario.reads_encoder else 0.0
+    read, write = args.read_bandwidth * 1e9, args.write_bandwidth * 1e9
+    gpu = node_gpus(args) * args.utilization * PEAK_FLOPS
+    passes = []
+    if scenario.reads_encoder:
+        passes.append(
+            {
+                "GPU": encoder_forward(student) / gpu,
+                "CPU": audio_seconds({student.positions}, args) / args.cores,
+                "disk": audio_bytes(args) / read + encoder_cache_bytes(student) / write,
+            }
+        )
     if scenario.reads_teacher:
-        if student.positions != shape.positions:
-            flops += encoder_forward(shape)
-        flops += decoder_forward(shape, shape.decoder_layers, padded) + projection_forward(student, tokens)
-    return flops / (args.utilization * PEAK_FLOPS)
+        flops = decoder_forward(shape, shape.decoder_layers, padded) + projection_forward(student, tokens)
+        own_encoder = student.positions != shape.positions  # else its outputs are in the encoder cache
+        read_bytes = audio_bytes(args) + (0.0 if own_encoder else encoder_cache_bytes(student))
+        written = teacher_cache_bytes(tokens, args.top_k) + audio_bytes(args)
+        passes.append(
+            {
+                "GPU": (flops + own_encoder * encoder_forward(shape)) / gpu,
+                "CPU": audio_seconds({shape.positions} if own_encoder else set(), args) / args.cores,
+                "disk": read_bytes / read + written / write,
+            }
+        )
+    return passes
+
+
+def cache_hours(scenario: Scenario, shape: Shape, args: CostArguments) -> float:
+    """Return the hours in which each node fills its caches, once before training."""
+    clips = 3600 * args.hours / args.clip_seconds
+    return clips * sum(max(one.values()) for one in cache_passes(scenario, shape, args)) / 3600
 
 
 def check_hours(args: CostArguments) -> float:
@@ -265,35 +351,27 @@ def row(scenario: Scenario, shape: Shape, args: CostArguments) -> dict[str, floa
     steps = args.epochs * clips / (args.batch_size * args.gpus)
     tokens, padded = clip_tokens(args)
     student = student_shape(shape, args)
-    compute, reading = compute_seconds(scenario, shape, args), read_seconds(scenario, shape, args)
-    step = max(compute, reading, network_seconds(shape, args))
-    a_clip = read_bytes(scenario, student, tokens, args.top_k)
-    once = clips * cache_seconds(scenario, shape, args) / args.gpus / 3600
+    seconds = step_seconds(scenario, shape, args)
+    step, compute = max(seconds.values()), seconds["GPU"]
+    a_clip = cached_bytes(scenario, student, tokens, args.top_k)
+    stored = a_clip + (audio_bytes(args) if scenario.reads_teacher else 0.0)
+    once, training = cache_hours(scenario, shape, args), steps * step / 3600
     return {
         "GFLOP per clip": step_flops(scenario, shape, args.decoder_layers, tokens, padded, student) / 1e9,
         "ms per step": 1000 * step,
         "of it GPU": 1000 * compute,
         "checking clips, h": check_hours(args),
         "filling caches, h": once,
-        "training, h": steps * step / 3600,
-        "in all, h": check_hours(args) + once + steps * step / 3600,
-        "disk, GB": clips * a_clip / 1e9,
-        "read at full speed, GB/s": args.batch_size * min(args.gpus, GPUS_PER_NODE) * a_clip / compute / 1e9,
+        "training, h": training,
+        "in all, h": check_hours(args) + once + training,
+        "caches, GB": clips * stored / 1e9,
+        "read at full speed, GB/s": args.batch_size * node_gpus(args) * a_clip / compute / 1e9,
+        "cores at full speed": args.cores * seconds["CPU"] / compute,
     }
-
-
-def bottleneck(scenario: Scenario, shape: Shape, args: CostArguments) -> str:
-    """Return what a training step waits for."""
-    seconds = {
-        "GPU": compute_seconds(scenario, shape, args),
-        "disk": read_seconds(scenario, shape, args),
-        "network": network_seconds(shape, args),
-    }
-    return max(seconds, key=seconds.__getitem__)
 
 
 def plan_table(shape: Shape, args: CostArguments) -> str:
-    """Return hours in all, disk and bottleneck of several sizes."""
+    """Return hours in all, size of the caches and bottleneck of several sizes."""
     lines = ["| hours of audio | GPUs | " + " | ".join(f"{one.name}: h, TB, waits for" for one in PLANNED) + " |"]
     lines.append("|---:|---:|" + "---|" * len(PLANNED))
     for hours in (1_000, 10_000, 100_000):
@@ -302,22 +380,25 @@ def plan_table(shape: Shape, args: CostArguments) -> str:
             cells = []
             for scenario in PLANNED:
                 values = row(scenario, shape, sized)
-                disk = f"{values['disk, GB'] / 1000:,.1f}" if values["disk, GB"] else "0"
+                disk = f"{values['caches, GB'] / 1000:,.1f}" if values["caches, GB"] else "0"
                 total = values["in all, h"]
                 cells.append(f"{total:,.{2 if total < 10 else 0}f}, {disk}, {bottleneck(scenario, shape, sized)}")
             lines.append(f"| {hours:,} | {gpus} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def markdown(rows: dict[str, dict[str, float]]) -> str:
+def table(shape: Shape, args: CostArguments) -> str:
+    """Return all numbers of each way to train, and what its steps wait for."""
+    rows = {scenario.name: row(scenario, shape, args) for scenario in SCENARIOS}
+    waits = [bottleneck(scenario, shape, args) for scenario in SCENARIOS]
     heads = next(iter(rows.values())).keys()
     naive = [values["in all, h"] for name, values in rows.items() if name.startswith("naive")]
-    lines = [f"| | {' | '.join(heads)} | times faster than naive: 448 / batch |"]
-    lines.append("|---|" + "---:|" * (len(heads) + 1))
-    for name, values in rows.items():
+    lines = [f"| | {' | '.join(heads)} | waits for | times faster than naive: 448 / batch |"]
+    lines.append("|---|" + "---:|" * (len(heads) + 2))
+    for (name, values), resource in zip(rows.items(), waits, strict=True):
         cells = [f"{value:,.1f}" if value else "" for value in values.values()]
         faster = " / ".join(f"{hours / values['in all, h']:.1f}" for hours in naive)
-        lines.append(f"| {name} | {' | '.join(cells)} | {faster} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {resource} | {faster} |")
     return "\n".join(lines)
 
 
@@ -337,8 +418,9 @@ def main() -> None:
     if args.plan:
         print(plan_table(shape, args))
     else:
-        print(markdown({scenario.name: row(scenario, shape, args) for scenario in SCENARIOS}))
+        print(table(shape, args))
     assumed = vars(args) | dict(tokens=tokens, padded=padded, passes=LOGIT_PASSES)
+    assumed |= dict(node=GPUS_PER_NODE, window=FEATURES_SECONDS)
     print("\n" + ASSUMPTIONS.format(peak=PEAK_FLOPS / 1e12, bandwidth=MEMORY_BANDWIDTH / 1e12, **assumed))
 
 

@@ -4,6 +4,7 @@ import faulthandler
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from accelerate import PartialState
@@ -26,13 +27,33 @@ def kill(*_) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-if killed == ["labelling"]:  # in the third batch
-    teacher.register_forward_pre_hook(lambda *_: calls.append(1) if len(calls) < 2 else kill())
+unfinished = directory.with_name(f"{directory.name}.unfinished")
+
+
+def kill_in_the_third_batch(*_) -> None:
+    """When the thread has written the parts of the first two."""
+    calls.append(1)
+    while len(calls) == 3:
+        if len([part for part in unfinished.glob("part-*") if part.suffix != ".saving"]) == 2:
+            kill()
+        time.sleep(0.01)
+
+
+def kill_while_the_second_part_is_written(path: Path, target: Path) -> None:
+    """When its files are complete, and have the name of an unfinished part."""
+    if target.name == "part-000-00001":
+        kill()
+    rename(path, target)
+
+
+rename = Path.rename
+if killed == ["labelling"]:
+    teacher.register_forward_pre_hook(kill_in_the_third_batch)
+if killed == ["writing"]:
+    Path.rename = kill_while_the_second_part_is_written
 if killed == ["saving"]:  # when the new files are in the directory, and its list of files isn't written yet
     dataset_files.write_json = kill
 if killed == ["cleaning up"]:  # when the list of files is written, and the parts aren't removed yet
-    rename = Path.rename
-    unfinished = directory.with_name(f"{directory.name}.unfinished")
     Path.rename = lambda path, target: kill() if path == unfinished else rename(path, target)
 sizes = transcribed_by(teacher)
 label(directory, speech(folder), SpeechCollator(processor, teacher.config), teacher)
