@@ -72,6 +72,12 @@ class AdaptiveBlendCallback(TrainerCallback):
         self.self_teacher: SelfTeacher | None = None
         self._loaded_self_teacher: dict[str, Tensor] | None = None
 
+    @property
+    def teacher_schedule(self) -> str:
+        """The schedule in use: without held-out clips `linear` in place of `adaptive`."""
+        wanted = self.config.teacher_schedule
+        return "linear" if wanted == "adaptive" and not self._held_out_clips else wanted
+
     def needs_teacher(self, step: int) -> bool:
         """Return whether the teacher weight may be above 0 at `step` or later."""
         return step < self.schedule.teacher_end(self.state)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
 MOST_WORKERS = 8  # of a loader, by default
 UNNAMED_RUN = "runs/unnamed"
+LOGGING_STEPS = 25  # between two log lines, by default; a tenth of a shorter run
 # evaluated with `eval_teacher_losses` only
 TEACHER_METRICS = ("total_loss", "teacher_loss", "self_loss", "teacher_ce", "top1_agreement", "hidden_loss")
 RENAMED_METRICS = {"blend_loss": "total_loss", "agreement": "top1_agreement"}
@@ -189,7 +190,10 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         help="Checkpoint to resume from: a directory; last, for the last complete one in --output_dir; or auto: the "
         "last complete one, or a new run if there is none.",
     )
-    logging_steps: float = HfArg(default=25, help="Log every this many steps; below 1 a fraction of the run.")
+    logging_steps: float | None = HfArg(
+        default=None,
+        help="Log every this many steps; below 1 a fraction of the run. Default: 25, or a tenth of a shorter run.",
+    )
     logging_nan_inf_filter: bool = HfArg(
         default=False,
         help="Leave NaN and infinite losses out of the logged loss. Synchronizes the GPU after every micro-batch. "
@@ -236,6 +240,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         self._check_effects({name for name in given if getattr(self, name) != PRESETS[self.preset][name]})
         self._check_training()
         self._set_machine_defaults()
+        self.logs_by_default = self.logging_steps is None
+        if self.logging_steps is None:
+            self.logging_steps = LOGGING_STEPS
         self.evaluates_by_default = self.eval_strategy is None
         if self.eval_strategy is None:
             self.eval_strategy = "epoch"

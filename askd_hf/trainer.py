@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
-from .config import ASKDConfig
+from .config import LOGGING_STEPS, ASKDConfig
 from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, StreamSampler
 from .data.soft_labels import has_soft_labels
 from .errors import UserError, memory_errors, saving_errors, training_memory_message
@@ -165,6 +165,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
+        if self.args.logs_by_default:
+            self.args.logging_steps = min(LOGGING_STEPS, max(max_steps // 10, 1))
         started = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )

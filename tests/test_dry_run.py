@@ -64,6 +64,9 @@ def test_the_plan_has_the_numbers_of_the_run(monkeypatch, capsys, tmp_path, teac
         clips = len(list((speech_dir / files).rglob("*.wav")))
         length = f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}"
         assert plan[f"data: {name}"].startswith(f"{clips} clips, {length} s"), plan
+    assert plan["data: little speech"].startswith(
+        f"{plan['data: training'].split(', ')[1]} for training may be too little"
+    )
     tokenizer = load_processor(str(teacher_dir)).tokenizer
     texts = load_speech_dataset(str(speech_dir), None, "train")["text"][:]
     tokens = [len(tokenizer(f" {text}").input_ids) - 1 for text in texts]  # the start token isn't a label
@@ -98,9 +101,12 @@ def test_the_plan_has_the_numbers_of_the_run(monkeypatch, capsys, tmp_path, teac
     assert plan["output: directory"] == f"{run} (will be created)" and plan["output: pushed"] == "nothing"
     assert plan["output: resumed from"] == "nothing: the run starts from the beginning"
     assert plan["time: after training"].startswith("evaluation of student, initial student and teacher: ")
-    of_plan = ("time: training", "time: held-out clips", "time: evaluation", "time: after training")
+    assert plan["time: measured speed"].startswith("of student and teacher on 6 clips: about ")
+    assert "time: alignment heads" not in plan and "alignment heads [layer" not in printed  # the teacher has none
+    of_plan = ("training", "held-out clips", "evaluation", "after training", "measured speed")
     parts = [
-        number(re.findall(r"[0-9.]+ s", plan[name])[which]) for name, which in zip(of_plan, (0, 0, 1, 0), strict=True)
+        number(re.findall(r"[0-9.]+ s", plan[f"time: {name}"])[which])
+        for name, which in zip(of_plan, (0, 0, 1, 0, 0), strict=True)
     ]
     assert number(plan["time: total"].removeprefix("about ")) == pytest.approx(sum(parts), rel=0.1)
 

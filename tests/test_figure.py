@@ -48,6 +48,15 @@ def test_weights_losses_and_error_rates_are_those_of_the_log(tmp_path, drawn):
     assert lines(rates) == {"known": [[0, 150.0], [20, 12.0]], "unseen": [[20, 30.0]]}
 
 
+def test_a_run_with_one_logged_step_is_visible(tmp_path, drawn):
+    write_run_figure([dict(step=10, teacher_weight=0.5, self_weight=0.2, ce_loss=2.0)], tmp_path / "run.png")
+    weights, losses = drawn[0].axes
+    bars = [(bar.get_y(), bar.get_height()) for bar in weights.patches]
+    assert bars == [pytest.approx(pair) for pair in [(0, 0.3), (0.3, 0.5), (0.8, 0.2)]]
+    assert weights.get_legend_handles_labels()[1] == ["labels", "teacher", "self"]
+    assert [line.get_marker() for line in losses.get_lines()] == ["o"]
+
+
 def test_without_evaluations_there_is_no_panel_of_error_rates(tmp_path, drawn):
     write_run_figure(TRAINING, tmp_path / "run.png")
     assert len(drawn[0].axes) == 2

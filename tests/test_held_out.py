@@ -10,6 +10,8 @@ from training import Clips, collate, history, make_trainer, options
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError
 from askd_hf.data import SpeechStream, load_speech_dataset, select_training_columns, to_iterable_dataset
+from askd_hf.hub.card_training import schedule_table
+from askd_hf.hub.training_summary import TrainingSummary
 from askd_hf.objective import TopK
 from askd_hf.projection import LMHeadInputs
 from askd_hf.training import held_out
@@ -188,6 +190,8 @@ def test_training_does_not_see_them(tmp_path, teacher, student):
     trainer.data_collator = noting
     trainer.train()
     assert len(held) == 8 and len(seen) == 152 and not held & seen
+    trainer.save_model()
+    assert TrainingSummary.load(tmp_path).arguments["teacher_schedule"] == "adaptive"
 
 
 def test_with_few_clips_it_is_linear_and_says_so(tmp_path, teacher, student, caplog):
@@ -195,7 +199,10 @@ def test_with_few_clips_it_is_linear_and_says_so(tmp_path, teacher, student, cap
     linear.train()
     adaptive = make_trainer(tmp_path / "b", teacher, student, teacher_schedule="adaptive")
     adaptive.train()
-    assert "to hold out clips requires 160 clips, got 16" in caplog.text
+    assert "to hold out clips requires 160 clips, got 16. Nothing needs to be done" in caplog.text
+    adaptive.save_model()
+    summary = TrainingSummary.load(tmp_path / "b")
+    assert summary.arguments["teacher_schedule"] == "linear" and "at least" not in schedule_table(summary)
     terms = ("loss", "grad_norm", "teacher_weight", "self_weight")
     assert torch.equal(history(adaptive, *terms), history(linear, *terms))
     assert adaptive.teacher is None and history(adaptive, "teacher_advantage").sum() == 0.0

@@ -1,11 +1,13 @@
 """The planner: sizes and costs of candidates, and which one it proposes."""
 
 import pytest
+import torch
 from models import make_processor, make_whisper
 from scripts import ROOT, run_here
 from speech import write_speech
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
+from askd_hf.commands import plan as commands
 from askd_hf.errors import UserError
 from askd_hf.evaluation.planning import Candidate, Costs, candidates, measure_costs, random_model, reaching
 
@@ -59,6 +61,9 @@ def test_what_loses_least_comes_first(config, costs):
     assert (best.encoder_layers, best.decoder_layers, best.fitting) == (4, 2, 0.99)
     longer = [shape for shape in good if shape.encoder_layers == 4 and shape.decoder_layers == 2]
     assert best.window == max(shape.window for shape in longer if shape.fitting >= 0.99)
+    # 1 decoder layer comes after all with 2, also after those with fewer encoder layers and windows
+    layers = [(shape.decoder_layers, shape.encoder_layers) for shape in good]
+    assert layers == sorted(layers, reverse=True) and set(layers) >= {(2, 2), (1, 4)}
     least = reaching(found, None, max_parameters=best.parameters / 1e6)
     assert all(shape.parameters <= best.parameters for shape in least)
 
@@ -98,7 +103,19 @@ def test_the_command_prints_students_and_how_to_make_the_first(monkeypatch, caps
     command = ended.stdout.strip().splitlines()[-1]
     assert command.startswith(f"askd-hf distill --teacher {teacher_dir} --decoder_layers 2 ")
     assert "--vocabulary auto" in command and f" --dataset {speech} --encoder_cache_dir" in command
-    assert command.endswith("--encoder_cache_dir cache/encoder --teacher_cache_dir cache/labels")
+    caches, training = command.split(" --encoder_cache_dir ")[1].split(" --learning_rate ")
+    assert caches == "cache/encoder --teacher_cache_dir cache/labels" and training == "2e-4 --num_train_epochs 5"
+    assert "misses" not in ended.stdout  # a size is no speed
+
+
+@pytest.mark.parametrize("real, missed", [(1.96, True), (2.0, False)])
+def test_a_student_that_misses_the_target_is_told(monkeypatch, capsys, teacher_dir, costs, real, missed):
+    monkeypatch.setattr(commands, "measure", lambda *args: costs)
+    monkeypatch.setattr(commands, "measured_speedup", lambda *args: real)
+    commands.main(["--teacher", str(teacher_dir), "--speedup", "2"])
+    printed = capsys.readouterr().out
+    assert f"on {torch.get_num_threads()} thread" in printed
+    assert ("It misses 2x: try the next row, or again with a higher --speedup" in printed) == missed
 
 
 def test_without_a_target_there_is_nothing_to_plan(monkeypatch, capsys, teacher_dir):

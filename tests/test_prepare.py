@@ -1,15 +1,19 @@
 """`askd-hf prepare`: a CSV file with names of its own becomes a dataset whose splits share no speaker."""
 
 import csv
+import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from speech import write_speech
+import soundfile
+from speech import encoded, write_speech
 
 from askd_hf.commands import prepare
 from askd_hf.commands.main import main
 from askd_hf.commands.next_steps import better_step
+from askd_hf.commands.options import parse
 from askd_hf.data import load_speech_dataset
 
 SPLITS = ("train", "validation", "test")
@@ -73,10 +77,51 @@ def test_an_audiofolder_is_split_and_keeps_its_directories(tmp_path, recordings,
     rows = list(csv.DictReader((folder / "metadata.csv").open(newline="")))
     with (folder / "metadata.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["file_name", "transcription", "speaker", "duration"])
-        writer.writerows((row["file_name"], row["transcription"], i, i) for i, row in enumerate(rows))
-    run("--source", folder, "--target", tmp_path / "out", "--max_seconds", 19, capsys=capsys)
-    assert sum(len(list((tmp_path / "out" / split / "audio").iterdir())) for split in SPLITS) == 20
+        writer.writerow(["file_name", "transcription", "speaker"])
+        writer.writerows((row["file_name"], row["transcription"], i) for i, row in enumerate(rows))
+    run("--source", folder, "--target", tmp_path / "out", capsys=capsys)
+    assert sum(len(list((tmp_path / "out" / split / "audio").iterdir())) for split in SPLITS) == 24
+
+
+def test_lengths_are_those_of_the_files(tmp_path, recordings, capsys):
+    first, *others = sorted(recordings.iterdir())
+    first.write_bytes(b"RIFF")  # of an unknown length: it stays, and training names it
+    soundfile.write(others[0], np.zeros(8_000 * 31), 8_000)
+    content = encoded(np.zeros(16_000 * 8))
+    at = content.index(b"data") + 4  # a program that writes to a pipe may state a length of 0
+    others[1].write_bytes(content[:at] + bytes(4) + content[at + 4 :])
+    seconds = {file: soundfile.info(file).duration for file in (others[0], *others[2:])} | {others[1]: 8.0}
+    listed = write_list(tmp_path / "list.csv", recordings)
+    options = "--source", listed, "--audio_dir", recordings, *NAMES
+    for limit in (None, 9, 0.7):
+        target = tmp_path / f"out{limit}"
+        printed = run(*options, "--target", target, *(["--max_seconds", limit] if limit else []), capsys=capsys)
+        chosen = {file for file in recordings.iterdir() if not limit or seconds.get(file, 0) <= limit}
+        assert {file.name for file in target.rglob("*.wav")} == {file.name for file in chosen}
+        assert printed.count("1 clip can't be decoded: askd-hf distill names them") == 1
+        assert ("1 clip longer than 30 s" in printed) == (limit is None)
+        for split in SPLITS:
+            names = {recordings / file.name for file in (target / split).glob("*.wav")} - {first}
+            lengths = sorted(seconds[file] for file in names)
+            shares = [100 * sum(length <= window for length in lengths) / len(lengths) for window in (6, 10)]
+            assert f"\n  {lengths[0]:.1f} to {lengths[-1]:.1f} s, median {np.median(lengths):.1f} s; " in printed
+            assert f"{shares[0]:.0f} % fit in 6 s, {shares[1]:.0f} % fit in 10 s" in printed
+    shutil.copyfile(others[0], first)
+    error = f"no clip is as short as --max_seconds 0.1: the shortest has {min(seconds.values()):.1f} s"
+    run(*options, "--target", tmp_path / "no", "--max_seconds", 0.1, error=error, capsys=capsys)
+
+
+@pytest.mark.parametrize("seconds, text", [(128, "29 min 52 s"), (129, "30 min 6 s")])
+def test_less_than_half_an_hour_is_told(tmp_path, recordings, capsys, seconds, text):
+    for file in recordings.iterdir():
+        soundfile.write(file, np.zeros(1000 * seconds), 1000)
+    options = "--source", write_list(tmp_path / "list.csv", recordings), "--audio_dir", recordings, *NAMES
+    printed = run(*options, "--target", tmp_path / "my speech", capsys=capsys)
+    assert f"train: 14 clips of 7 speakers, 42 words, {text}\n" in printed
+    assert (f"{text} for training may be too little" in printed) == (seconds * 14 < 1800)
+    command = next(line for line in printed.splitlines() if line.startswith("  askd-hf plan "))
+    (args,) = parse("plan", shlex.split(command)[2:])
+    assert (args.speedup, args.teacher, args.dataset) == (5, "openai/whisper-small", str(tmp_path / "my speech"))
 
 
 def test_without_speakers_clips_are_split(tmp_path, recordings, capsys):
@@ -116,10 +161,9 @@ def test_absolute_paths_are_themselves(tmp_path, recordings, capsys):
     [
         (None, [], "has no column 'file_name'; it has recording, what was said, who, city: give --audio_column"),
         (None, [*NAMES[:2], *NAMES[4:]], "has no column 'transcription'"),
-        ("missing", NAMES, "2 of 24 audio files are not in"),
+        ("missing", NAMES, "audio: give another --audio_dir\n  row 3: 003.wav\n  row 17: 017.wav"),
         ("twice", NAMES, "000.wav and 000.wav are one file, or have the same name"),
         ("target", NAMES, "already exists: choose another --target"),
-        (None, [*NAMES, "--max_seconds", "3"], "--max_seconds needs a column `duration`"),
         (None, [*NAMES, "--validation_every", "2", "--test_every", "2"], "no clip for train"),
         (None, [*NAMES, "--test_every", "1"], "--test_every must be at least 2"),
         ("none", NAMES, "expected a CSV file, or a directory with a metadata.csv"),

@@ -33,6 +33,22 @@ def test_throughput(tmp_path, teacher, student, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("steps", "given", "logged"),
+    [
+        (4, None, [1, 2, 3, 4]),
+        (32, None, [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 32]),
+        (4, 25, [4]),
+        (4, 0.5, [2, 4]),
+    ],
+)
+def test_short_runs_are_logged_by_default(tmp_path, student, steps, given, logged):
+    trainer = make_trainer(tmp_path, None, student, preset="ce", max_steps=steps, logging_steps=given)
+    assert trainer.args.logging_steps == (given or 25)
+    trainer.train()
+    assert history(trainer, "step").flatten().tolist() == logged
+
+
+@pytest.mark.parametrize(
     ("values", "greater", "since"),
     [([3.0], False, 0), ([3.0, 2.0, 2.5, 2.0], False, 2), ([1.0, 4.0, 4.0, 2.0], True, 2), ([5.0, 1.0], True, 1)],
 )

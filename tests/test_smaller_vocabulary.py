@@ -311,6 +311,11 @@ def test_a_run_gives_a_student_that_loads_without_us(monkeypatch, capsys, tmp_pa
     (tmp_path / "loaded.py").write_text(LOADED)
     printed = run_there(tmp_path / "loaded.py", out, without_us=True)
     assert printed.returncode == 0, printed.stderr
+    # the teacher of another vocabulary has other labels, which is found before the encoder runs
+    caches = ("--teacher_cache_dir", tmp_path / "t", "--encoder_cache_dir", tmp_path / "e")
+    ended = distill(monkeypatch, capsys, place, tmp_path / "other", "--vocabulary", 430, *caches)
+    assert ended.returncode == 2 and not (tmp_path / "e").exists()
+    assert "was created with another vocabulary (it depends on --vocabulary, --window_seconds and" in ended.stderr
     # trained further by its own files and the whole teacher
     again = distill(
         monkeypatch, capsys, place, tmp_path / "again", "--student", out, "--preset", "kd", "--max_steps", 1

@@ -242,8 +242,10 @@ def test_another_teacher_is_refused_whatever_its_name(processor, teacher, collat
     label(tmp_path / "cache", clips, collator, teacher)
     with torch.no_grad():
         teacher.model.decoder.layers[1].fc1.bias[3] += 1e-3
-    with pytest.raises(UserError, match=r"was created with weights \w{32} \(now \w{32}\)"):
+    with pytest.raises(UserError, match=r"was created with another vocabulary \(.*\) or other weights of tiny\. Use"):
         label(tmp_path / "cache", clips, collator, teacher)
+    with pytest.raises(UserError, match=r"was created with teacher tiny \(now x\), weights \w{32} \(now \w{32}\)"):
+        label(tmp_path / "cache", clips, collator, teacher, name="x")
     label(tmp_path / "cache", clips, collator, make_whisper(processor).eval(), name="the same elsewhere")
 
 
@@ -440,7 +442,7 @@ def test_parts_of_another_teacher_are_not_taken(processor, teacher, collator, fo
     label(tmp_path / "other", clips, collator, make_whisper(processor, seed=8).eval())
     (tmp_path / "cache.unfinished").mkdir()
     (tmp_path / "other").rename(tmp_path / "cache.unfinished" / "part-000-00000")
-    with pytest.raises(UserError, match=r"cache\.unfinished was created with weights"):
+    with pytest.raises(UserError, match=r"cache\.unfinished was created with another vocabulary"):
         label(tmp_path / "cache", clips, collator, teacher)
 
 

@@ -28,7 +28,7 @@ class PrepareArguments:
     )
     test_every: int = HfArg(default=5, help="One of this many speakers is for testing.")
     validation_every: int = HfArg(default=10, help="One of this many speakers is for validation.")
-    max_seconds: float | None = HfArg(default=None, help="Leave out clips longer than this, by the column `duration`.")
+    max_seconds: float | None = HfArg(default=None, help="Leave out clips longer than this.")
 
     def __post_init__(self):
         at_least = Range(low=2)

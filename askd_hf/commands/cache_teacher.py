@@ -32,7 +32,7 @@ from ..models.generation_config import is_multilingual, set_languages
 from ..models.loading import check_processor, load_processor, load_whisper
 from ..models.teacher_memory import check_int8
 from ..models.vocabulary import with_vocabulary_of
-from ..training.caches import check_caches, with_encoder_cache, with_soft_labels
+from ..training.caches import check_caches, check_labels_of_cache, with_encoder_cache, with_soft_labels
 from ..training.datasets import training_speech
 from ..training.run_dir import check_directories, exit_non_main_processes
 from .options import options_of
@@ -116,8 +116,9 @@ def label(
     collator = SpeechCollator(processor, teacher.config)
     report_to = f"{Path(cache_args.teacher_cache_dir)}.skipped"
     speech = training_speech(data_args, MixArguments(), config, collator, is_multilingual(teacher), report_to)
+    settings = check_labels_of_cache(teacher, collator, model_args, cache_args, config)
     collator = with_encoder_cache(collator, teacher, [speech], cache_args, config)
-    labeled: Any = with_soft_labels(speech, teacher, collator, model_args, cache_args, config)
+    labeled: Any = with_soft_labels(speech, teacher, collator, model_args, cache_args, config, settings=settings)
     exit_non_main_processes()
     print(f"{len(labeled)} labeled clips: --dataset {cache_args.teacher_cache_dir}")
     return labeled

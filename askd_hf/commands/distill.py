@@ -49,7 +49,13 @@ from ..models.teacher_memory import check_int8
 from ..models.vocabulary import with_vocabulary_of
 from ..models.window import check_window, shortest_context, window_seconds, with_window_of
 from ..trainer import ASKDTrainer
-from ..training.caches import check_caches, compress_teacher, with_encoder_cache, with_soft_labels
+from ..training.caches import (
+    check_caches,
+    check_labels_of_cache,
+    compress_teacher,
+    with_encoder_cache,
+    with_soft_labels,
+)
 from ..training.checks import check_speed
 from ..training.datasets import (
     check_mix,
@@ -335,8 +341,9 @@ def fill_caches(options: Options, models: Models, speech: Speech) -> tuple[Model
     teacher, student, _, extractor = models
     model_args, caches, config = options.model, options.caches, options.config
     train_dataset, collator = speech.train, speech.collator
+    settings = check_labels_of_cache(teacher, collator, model_args, caches, config, extractor)
     collator = with_encoder_cache(collator, student, [train_dataset, *speech.evaluation.values()], caches, config)
-    train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, extractor)
+    train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, extractor, settings)
     if isinstance(train_dataset, SpeechStream):
         collator = replace(collator, limits=training_limits(collator, options.data))
     runs_teacher = config.uses_teacher and (config.eval_teacher_losses or not has_soft_labels(train_dataset))

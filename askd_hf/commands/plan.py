@@ -38,7 +38,7 @@ from .options import options_of
 
 TOKENS = 20  # per clip, if the transcripts are unknown
 SHOWN = 8  # students in the table
-
+TRAINING = ("--learning_rate", "2e-4", "--num_train_epochs", "5")  # of the student in examples/guides/fast-students.md
 
 OPTIONS = options_of("plan")
 
@@ -81,6 +81,8 @@ def plan(args: PlanArguments) -> Candidate:
         f"The first one, measured as a whole with random weights (features, encoder, decoder) at batch size "
         f"{args.batch_size} on {threads} thread{'s' * (threads > 1)}: {real:.1f}x. Other work slows it down"
     )
+    if args.speedup is not None and real < args.speedup:
+        print(f"It misses {args.speedup:g}x: try the next row, or again with a higher --speedup")
     print(f"\n{command(args, best)}")
     return best
 
@@ -110,7 +112,8 @@ def measure(args: PlanArguments, config: WhisperConfig, processor: WhisperProces
 def print_plan(args: PlanArguments, good: list[Candidate], costs: Costs) -> None:
     """Print the first of the candidates that reach the target."""
     print(
-        f"{len(good)} students of {args.teacher} reach the target, for clips of {costs.tokens} tokens. The first ones:"
+        f"{len(good)} students of {args.teacher} are expected to reach the target, for clips of {costs.tokens} "
+        "tokens. The first ones:"
     )
     print("window, s  vocabulary  encoder layers  decoder layers  parameters, M  expected speedup  clips that fit, %")
     for shape in good[:SHOWN]:
@@ -136,5 +139,5 @@ def command(args: PlanArguments, shape: Candidate) -> str:
     splits = [name for name in ("validation", "dev", "test") if args.dataset and (Path(args.dataset) / name).is_dir()]
     words += ["--eval_splits", splits[0]] if splits else []
     words += ["--encoder_cache_dir", "cache/encoder"] if "--encoder_layers" not in words else []
-    words += ["--teacher_cache_dir", "cache/labels"]
+    words += ["--teacher_cache_dir", "cache/labels", *TRAINING]
     return shlex.join(map(str, words))

@@ -20,20 +20,23 @@ from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechStream
 from ..data.audio_checks import kept_in
 from ..data.cache_space import CacheSpace
+from ..evaluation.comparison import REPETITIONS, SPEED_CLIPS, speed_batch_sizes
 from ..evaluation.memory import memory_bytes
 from ..evaluation.model_info import describe_model
-from ..evaluation.planning import random_speedup
-from ..evaluation.speed import device_name
+from ..evaluation.planning import random_latencies
+from ..evaluation.speed import clips_measured, device_name
 from ..hub.provenance import Provenance, public_name
 from ..hub.upload import Repository
+from ..models.alignment_heads import CLIPS
 from ..models.layers import copied_decoder_layers, copied_encoder_layers
 from ..models.lora import LoraArguments
 from ..models.window import POSITIONS_PER_SECOND
 from ..schedule import BlendState
 from ..training.datasets import SYNTHETIC
-from ..training.run_plan import RunLength, RunPlan, counted, duration, evaluations, saves, size
+from ..training.run_plan import RunLength, RunPlan, counted, duration, evaluations, little_speech, saves, size
 from .distill import Models, Options, Speech
 from .measured_run import STEPS, Measured
+from .select_heads import has_alignment_heads
 
 STUDENT, DATA, BEFORE, SCHEDULE, TIME, NEEDS, OUTPUT = SECTIONS = (
     *("student", "data", "before training", "schedule", "time", "memory and disk", "output"),
@@ -99,23 +102,27 @@ def _listed(layers: list[int]) -> str:
     return ", ".join(map(str, layers))
 
 
-def add_speed(plan: RunPlan, config: ASKDConfig, student: Shape, teacher: Shape | None, tokens: int) -> float | None:
-    """Measure models of these shapes with random weights, and add and return the speedup. None without a teacher."""
-    if teacher is None:
-        return None
+def add_speed(
+    plan: RunPlan, config: ASKDConfig, student: Shape, teacher: Shape | None, tokens: int
+) -> dict[str, float]:
+    """Measure models of these shapes with random weights. Add the speedup of the student, if there is a teacher.
+
+    Returns:
+        Seconds per clip of `student` and `teacher`, features included; without a teacher only of the student.
+    """
     dtype = resolve_dtype("auto", config)
-    speedup = random_speedup(
-        (teacher.config, teacher.extractor), (student.config, student.extractor), 1, tokens, config.device, dtype
-    )
-    device = device_name(config.device)
-    threads = f", {counted(torch.get_num_threads(), 'thread')}" if config.device.type == "cpu" else ""
-    plan.add(
-        STUDENT,
-        "speed",
-        f"{speedup:.1f} times as fast as the teacher at batch size 1 ({tokens} tokens per clip, random weights, "
-        f"{device}{threads})",
-    )
-    return speedup
+    shapes = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
+    models = {role: (shape.config, shape.extractor) for role, shape in shapes.items()}
+    seconds = random_latencies(models, 1, tokens, config.device, dtype)
+    if teacher is not None:
+        threads = f", {counted(torch.get_num_threads(), 'thread')}" if config.device.type == "cpu" else ""
+        plan.add(
+            STUDENT,
+            "speed",
+            f"{seconds['teacher'] / seconds['student']:.1f} times as fast as the teacher at batch size 1 ({tokens} "
+            f"tokens per clip, random weights, {device_name(config.device)}{threads})",
+        )
+    return seconds
 
 
 def mean_tokens(speech: Speech) -> int:
@@ -139,6 +146,8 @@ def add_data(plan: RunPlan, config: ASKDConfig, speech: Speech, held_out: int, u
         if untranscribed:
             text += f"; and about {untranscribed:,} more that the teacher transcribes first"
         plan.add(DATA, "training", text + _skipped(config.output_dir, "training"))
+        if not untranscribed and (note := little_speech(sum(speech.train["duration"][:]))):
+            plan.add(DATA, "little speech", note)
     if held_out:
         plan.add(DATA, "held out", f"{counted(held_out, 'training clip')}, for the adaptive schedule")
     for name, split in speech.splits.items():
@@ -189,21 +198,9 @@ def add_schedule(plan: RunPlan, config: ASKDConfig, length: RunLength, batch_siz
 
 
 def add_time(
-    plan: RunPlan,
-    config: ASKDConfig,
-    length: RunLength,
-    measured: Measured,
-    held_out: int,
-    speech: Speech,
-    compares: bool,
-    speedup: float | None,
+    plan: RunPlan, config: ASKDConfig, length: RunLength, measured: Measured, held_out: int, speech: Speech
 ) -> None:
-    """Add the time per step and per epoch, of the run, of its evaluation, and of all that was added to the plan.
-
-    Args:
-        compares: whether student, initial student and teacher are evaluated after training.
-        speedup: of the student over its teacher; None without a teacher.
-    """
+    """Add the time per step and per epoch, of the run, and of the evaluations in training."""
     schedule = blend_schedule(config, length.steps)
     steps = {name: max(end - max(start, length.done), 0) for name, start, end, *_ in schedule.phases()}
     longest = max(measured.step_seconds.values())
@@ -224,34 +221,46 @@ def add_time(
         clips_per_step = measured.batch_size * config.gradient_accumulation_steps
         most = times * held_out / clips_per_step * seconds["teacher"]
         plan.add(TIME, "held-out clips", f"{counted(times, 'measurement')}: at most {duration(most)}", most)
-    if measured.evaluation_seconds is not None:
-        _add_evaluation(plan, config, length, measured.evaluation_seconds, speech, compares, speedup)
-    plan.add(TIME, "total", f"about {duration(plan.seconds)} on this machine")
-
-
-def _add_evaluation(
-    plan: RunPlan,
-    config: ASKDConfig,
-    length: RunLength,
-    seconds: float,
-    speech: Speech,
-    compares: bool,
-    speedup: float | None,
-) -> None:
-    """Add the time of evaluations in training and after it.
-
-    Args:
-        seconds: per batch of the student. The other arguments are those of `add_time`.
-    """
-    batches = sum(math.ceil(len(clips) / config.per_device_eval_batch_size) for clips in speech.evaluation.values())
-    once, times = batches * seconds, evaluations(config, length)
-    if times:
+    times = evaluations(config, length)
+    if measured.evaluation_seconds is not None and times:
+        once = measured.evaluation_seconds * evaluation_batches(config, speech)
         text = f"{counted(times, 'time')}, {duration(once)} each: {duration(times * once)}"
         plan.add(TIME, "evaluation", f"{text}, and longer while the transcripts are too long", times * once)
-    if compares:
-        after = once * (2 + (speedup or 0.0))
-        models = "student and initial student" if speedup is None else "student, initial student and teacher"
-        plan.add(TIME, "after training", f"evaluation of {models}: {duration(after)}", after)
+
+
+def evaluation_batches(config: ASKDConfig, speech: Speech) -> int:
+    return sum(math.ceil(len(clips) / config.per_device_eval_batch_size) for clips in speech.evaluation.values())
+
+
+def add_time_after_training(
+    plan: RunPlan, options: Options, evaluation_seconds: float | None, speech: Speech, clip_seconds: dict[str, float]
+) -> None:
+    """Add the selection of alignment heads, the comparison after training, and the total of the plan.
+
+    Args:
+        evaluation_seconds: of a batch by the student; None without evaluation clips.
+        clip_seconds: of a clip at batch size 1, by model, from `add_speed`.
+    """
+    config, both = options.config, sum(clip_seconds.values())
+    splits = list(speech.evaluation.values())
+    # those of `select_heads_after_training`
+    aligned = splits[:1] if isinstance(speech.train, SpeechStream) else [speech.train]
+    selects = options.run.select_alignment_heads and not options.lora.keep_adapter
+    if selects and aligned and "teacher" in clip_seconds and has_alignment_heads(options.model.teacher):
+        number = min(CLIPS, len(aligned[0]))
+        text = f"on {counted(number, 'clip')}: about {duration(number * both)} (not with --no_select_alignment_heads)"
+        plan.add(TIME, "alignment heads", text, number * both)
+    if options.data.compare and evaluation_seconds is not None:
+        models = [*clip_seconds]
+        compared = "student and initial student" if len(models) == 1 else "student, initial student and teacher"
+        after = evaluation_seconds * evaluation_batches(config, speech) * (1 + both / clip_seconds["student"])
+        text = f"evaluation of {compared}: {duration(after)}, and longer where their transcripts are too long"
+        plan.add(TIME, "after training", text, after)
+        number = min(SPEED_CLIPS, len(splits[0]))
+        seconds = both * clips_measured(number, speed_batch_sizes(number), REPETITIONS, config.device)
+        text = f"of {' and '.join(models)} on {counted(number, 'clip')}: about {duration(seconds)}"
+        plan.add(TIME, "measured speed", f"{text} (neither this nor the evaluation with --no_compare)", seconds)
+    plan.add(TIME, "total", f"about {duration(plan.seconds)} on this machine")
 
 
 def add_needs(

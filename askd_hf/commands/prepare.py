@@ -12,20 +12,26 @@ testing and every tenth (1, 11, ...) for validation. The audio files are linked,
 import csv
 import os
 import random
+import shlex
 import shutil
 from pathlib import Path, PurePath
+from statistics import median
 
 from ..arguments.parser import parse_args
 from ..arguments.prepare import PrepareArguments
 from ..csv_files import SEPARATORS, csv_rows
+from ..data.audio import AudioError, read_audio, stated_seconds
 from ..errors import UserError, disk_errors
 from ..progress import progress
+from ..training.run_plan import counted, duration, little_speech
 from .options import options_of
 
 OPTIONS = options_of("prepare")
 SPLITS = ("train", "validation", "test")
 MAX_LISTED = 10  # missing files in a message
 FEW = 3  # speakers: an error rate of fewer says little about others
+WINDOWS = (6, 10)  # seconds; `askd-hf plan` compares more
+LONGEST = 30  # seconds, the window of OpenAI's models
 
 Row = dict[str, str]
 
@@ -56,15 +62,13 @@ def read_clips(args: PrepareArguments) -> list[Row]:
         if column not in header and not (option == "speaker_column" and column == "none"):
             also = ". Without speakers: --speaker_column none" if option == "speaker_column" else ""
             raise UserError(f"{file} has no column {column!r}; it has {', '.join(header)}: give --{option}{also}")
-    if args.max_seconds is not None:
-        rows = [row for row in rows if duration(row, file) <= args.max_seconds]
     others = [name for name in header if name and name not in {*wanted.values(), *wanted}]
     clips = [
         {new: row.get(column, "") for new, column in wanted.items()} | {name: row[name] for name in others}
         for row in rows
     ]
     check_files(args, clips, file)
-    return clips
+    return clips if args.max_seconds is None else shorter_clips(args, clips, args.max_seconds)
 
 
 def csv_file(args: PrepareArguments) -> Path:
@@ -85,12 +89,30 @@ def read_rows(file: Path) -> tuple[list[str], list[Row]]:
     return header, [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def duration(row: Row, file: Path) -> float:
-    """Return the seconds in the column `duration`. Raises `UserError` if they aren't there."""
+def shorter_clips(args: PrepareArguments, clips: list[Row], max_seconds: float) -> list[Row]:
+    """Return the clips of at most `max_seconds`, and those whose length is unknown: training reports them.
+
+    Raises `UserError` if there are none.
+    """
+    files = [audio_directory(args) / clip["file_name"] for clip in clips]
+    lengths = [seconds_of(file) for file in progress(files, "Reading durations", "clip")]
+    kept = [clip for clip, seconds in zip(clips, lengths, strict=True) if (seconds or 0.0) <= max_seconds]
+    if not kept:
+        shortest = min(seconds for seconds in lengths if seconds is not None)
+        raise UserError(f"no clip is as short as --max_seconds {max_seconds:g}: the shortest has {shortest:.1f} s")
+    return kept
+
+
+def seconds_of(file: Path) -> float | None:
+    """Return the length of an audio file by its header, or else by decoding it. None if it can't be decoded."""
+    audio = {"path": str(file)}
+    if (stated := stated_seconds(audio)) is not None:
+        return stated
     try:
-        return float(row["duration"])
-    except (KeyError, ValueError):
-        raise UserError(f"--max_seconds needs a column `duration` with seconds in every row of {file}") from None
+        samples, rate = read_audio(audio)
+    except AudioError:
+        return None
+    return len(samples) / rate
 
 
 def audio_directory(args: PrepareArguments) -> Path:
@@ -115,9 +137,8 @@ def check_files(args: PrepareArguments, clips: list[Row], file: Path) -> None:
     if missing:
         listed = missing[:MAX_LISTED] + ([f"  and {len(missing) - MAX_LISTED} more"] if missing[MAX_LISTED:] else [])
         lines = "\n".join(listed)
-        raise UserError(
-            f"{len(missing)} of {len(clips)} audio files are not in {directory}: give --audio_dir\n{lines}"
-        )
+        give = "give another --audio_dir" if args.audio_dir else "give --audio_dir"
+        raise UserError(f"{len(missing)} of {len(clips)} audio files are not in {directory}: {give}\n{lines}")
     names: dict[str, str] = {}
     for clip in clips:
         other = names.setdefault(file_name(clip["file_name"]), clip["file_name"])
@@ -182,13 +203,33 @@ def print_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
     """Print the size of each split, and how to train on them."""
     for name, clips in splits.items():
         speakers = len({clip["speaker"] for clip in clips})
-        who = "" if args.speaker_column == "none" else f" of {speakers} speaker{'s' * (speakers != 1)}"
+        who = "" if args.speaker_column == "none" else f" of {counted(speakers, 'speaker')}"
         words = sum(len(clip["transcription"].split()) for clip in clips)
-        print(f"{name}: {len(clips):,} clips{who}, {words:,} words")
+        files = [Path(args.target, name, file_name(clip["file_name"])) for clip in clips]
+        lengths = [seconds for file in files if (seconds := seconds_of(file)) is not None]
+        print(f"{name}: {counted(len(clips), 'clip')}{who}, {words:,} words, {duration(sum(lengths))}")
+        if lengths:
+            print(f"  {spread_of(lengths)}")
+        if len(lengths) < len(clips):
+            print(f"  {counted(len(clips) - len(lengths), 'clip')} can't be decoded: askd-hf distill names them")
+        if name == "train" and (note := little_speech(sum(lengths))):
+            print(f"  {note}")
         if who and name != "train" and speakers < FEW:
             print(f"  few speakers: a smaller --{name}_every makes the error rate of {name} more reliable")
+    teacher = f"--teacher openai/whisper-small --dataset {shlex.quote(args.target)}"
     print(
-        f"\ntrain a student:\n  askd-hf distill --teacher openai/whisper-small --dataset {args.target} "
-        f"--eval_splits validation\n\nand at the end, once:\n  askd-hf evaluate --model runs/YOUR_RUN "
-        f"--teacher openai/whisper-small --dataset {args.target} --eval_splits test"
+        f"\nfind a student that is 5 times as fast, and the command that trains it (with --language, if it isn't "
+        f"English):\n  askd-hf plan --speedup 5 {teacher}\n\nand at the end, once:\n  askd-hf evaluate --model "
+        f"runs/YOUR_RUN {teacher} --eval_splits test"
     )
+
+
+def spread_of(lengths: list[float]) -> str:
+    """Return the range of the lengths, in seconds, and the share of the clips that fit in short windows."""
+    shares = [100 * sum(length <= window for length in lengths) / len(lengths) for window in WINDOWS]
+    fits = ", ".join(f"{share:.0f} % fit in {window} s" for share, window in zip(shares, WINDOWS, strict=True))
+    text = f"{min(lengths):.1f} to {max(lengths):.1f} s, median {median(lengths):.1f} s; {fits}"
+    if long := sum(length > LONGEST for length in lengths):
+        text += f"\n  {counted(long, 'clip')} longer than {LONGEST} s, Whisper's window: cut them, or leave them out "
+        text += f"with --max_seconds {LONGEST}"
+    return text

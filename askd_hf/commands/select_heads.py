@@ -100,7 +100,7 @@ def select_heads_after_training(
     config, clips = trainer.args, train_dataset
     if isinstance(clips, SpeechStream):
         clips = next((split.clips for split in splits.values()), None)
-    if clips is None or is_adapter(config.output_dir) or not _has_alignment_heads(model_args.teacher):
+    if clips is None or is_adapter(config.output_dir) or not has_alignment_heads(model_args.teacher):
         return
     trainer.free_memory()
     try:
@@ -115,7 +115,7 @@ def select_heads_after_training(
     save(config.output_dir, selection)
 
 
-def _has_alignment_heads(name: str | None) -> bool:
+def has_alignment_heads(name: str | None) -> bool:
     """Return whether a model, if any, has alignment heads in its generation config. No weights are loaded."""
     try:
         return name is not None and bool(getattr(GenerationConfig.from_pretrained(name), "alignment_heads", None))

@@ -1,5 +1,6 @@
 """Decode audio files and arrays to waveforms."""
 
+import io
 import math
 import stat
 from collections.abc import Mapping
@@ -7,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import soxr
 import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from ..errors import UserError
-from .audio_decoding import AudioError, as_float, decode
+from .audio_decoding import UNKNOWN_FRAMES, AudioError, as_float, decode
 
 SAMPLING_RATE = 16_000
 PAUSE = 0.1  # seconds of silence between joined clips
@@ -96,6 +98,19 @@ def read_audio(audio: Mapping[str, Any] | None) -> tuple[np.ndarray, int]:
         raise AudioError("empty: no samples")
     _check_levels(samples)
     return (_mono(samples) if samples.ndim == 2 else samples), int(rate)
+
+
+def stated_seconds(audio: Mapping[str, Any]) -> float | None:
+    """Return the seconds that the header of a file states, as libsndfile reads it; None if it states none.
+
+    Args:
+        audio: see `decode_audio`, without an array.
+    """
+    try:
+        info = soundfile.info(audio["path"] if audio.get("bytes") is None else io.BytesIO(audio["bytes"]))
+    except (soundfile.LibsndfileError, OSError, TypeError):
+        return None
+    return info.frames / info.samplerate if 0 < info.frames < UNKNOWN_FRAMES else None
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:

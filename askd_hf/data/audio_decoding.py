@@ -16,6 +16,7 @@ ADVICE = "convert it to wav or flac"
 BLOCK = 1 << 20  # samples per read by libsndfile; most clips are shorter
 # A program that writes to a pipe doesn't know the length. It writes this size or a larger one, up to 0xFFFFFFFF.
 UNKNOWN_SIZE = 0x7FFFF000
+UNKNOWN_FRAMES = 1 << 62  # libsndfile states this many or more if it doesn't know the length
 SIZES = "data|SSND|Data Size|Riff size|riff"  # names of the audio size in libsndfile's header log
 # libsndfile's containers whose completeness can be checked
 CHECKABLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "NIST")
@@ -93,7 +94,7 @@ def _by_libsndfile(content: bytes) -> tuple[np.ndarray, int]:
         except (soundfile.LibsndfileError, TypeError):  # TypeError: raw samples without header
             return _by_ffmpeg(content)
         with file:
-            if "MPEG" in file.subtype or file.frames >= 1 << 62:  # the length is estimated or unknown
+            if "MPEG" in file.subtype or file.frames >= UNKNOWN_FRAMES:  # the length is estimated or unknown
                 return _by_ffmpeg(content)
             if file.format not in CHECKABLE:
                 raise AudioError(

@@ -1,14 +1,13 @@
 """Clips of a stream that are joined to fill the window."""
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from ..errors import UserError
+from .audio import stated_seconds
 from .checks import Limits
 from .concatenation import fits, joined_row
 
@@ -57,7 +56,7 @@ class Packing:
         """Return a row with `duration` and `label_tokens`; None for one that stays alone."""
         if row["no_speech"] or not (row["text"] or "").strip():
             return None
-        duration = _duration(row["audio"])
+        duration = stated_seconds(row["audio"])
         if duration is None:
             return None
         try:
@@ -75,12 +74,3 @@ def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _join(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return rows[0] if len(rows) == 1 else joined_row(rows, [row["audio"] for row in rows])
-
-
-def _duration(audio: Mapping[str, Any]) -> float | None:
-    """Return the seconds that the header of a clip states; None if it can't be read."""
-    try:
-        info = soundfile.info(audio["path"] if audio.get("bytes") is None else io.BytesIO(audio["bytes"]))
-    except (soundfile.LibsndfileError, OSError, TypeError):
-        return None
-    return info.frames / info.samplerate

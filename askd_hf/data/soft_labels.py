@@ -163,14 +163,24 @@ def check_same_settings(dataset: Dataset, settings: str, directory: str) -> None
             )
         changed = [name for name in run if cached[name] != run[name]]
         if changed and changed != ["teacher"]:  # the same weights may have another name
-            differences = [
-                f"{name} {cached[name]} (now {run[name]})" if name != "features" else "other features"
-                for name in changed
-            ]
+            differences = [_difference(name, cached, run) for name in changed]
             raise UserError(
                 f"--teacher_cache_dir {directory} was created with {', '.join(differences)}. Use the same settings, "
                 "or choose another directory"
             )
+
+
+def _difference(name: str, cached: dict[str, Any], run: dict[str, Any]) -> str:
+    """Return how a setting of cached soft labels differs from that of a run."""
+    if name == "features":
+        return "other features"
+    if name == "weights" and cached["teacher"] == run["teacher"]:
+        # a teacher with a smaller vocabulary has fewer weights
+        return (
+            f"another vocabulary (it depends on --vocabulary, --window_seconds and the transcripts) or other weights "
+            f"of {run['teacher']}"
+        )
+    return f"{name} {cached[name]} (now {run[name]})"
 
 
 def read_settings(dataset: Dataset, name: str) -> list[dict[str, Any]]:

@@ -148,6 +148,15 @@ def _writing(directory: Path, sharing: list[int]) -> Iterator[None]:
         process.wait_for_everyone()
 
 
+def check_teacher_cache(directory: str | Path, settings: str) -> None:
+    """Raise `UserError` if a directory has something else than soft labels with these settings.
+
+    Args:
+        settings: the result of `teacher_settings`.
+    """
+    _open(Path(directory), settings)
+
+
 def teacher_cache_space(
     settings: str, dataset: Dataset, collator: SpeechCollator, directory: str | Path
 ) -> CacheSpace:

@@ -87,13 +87,18 @@ def evaluate_models(
         {role: processor for role, (_, _, processor) in timed.items()},
         clips,
         sets[0].spec.name,
-        batch_sizes=sorted({1, len(clips)}),
+        batch_sizes=speed_batch_sizes(len(clips)),
         repetitions=REPETITIONS,
         max_length=config.generation_max_length,
     )
     results.save(folder / "results.json")
     write_report(results, folder, sets)
     return results
+
+
+def speed_batch_sizes(clips: int) -> list[int]:
+    """Return the batch sizes that speed is measured at on so many clips."""
+    return sorted({1, clips})
 
 
 def _apply_generation_config(

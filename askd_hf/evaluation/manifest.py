@@ -18,7 +18,7 @@ from typing import Any
 
 from ..data.json_files import from_json, read_json, write_json
 from ..errors import UserError, disk_errors
-from .results import EvaluatedModel
+from .results import EvaluatedModel, LongClips
 
 MANIFESTS_DIR = "manifests"
 # fields that must be equal for lines to belong to one file, with their names in messages
@@ -52,6 +52,7 @@ class ManifestMetadata:
     rows: int  # number of lines of a complete manifest
     excluded: dict[str, int]  # number of clips that were never decoded, by reason
     complete: bool = False
+    long_clips: LongClips | None = None  # see `SetResult`
 
     def __post_init__(self):
         if self.method == "short":  # in manifests of earlier versions

@@ -175,13 +175,13 @@ class EvaluationArguments(DecodingArguments):
     )
     long_form: list[str] = HfArg(
         default_factory=list,
-        help="Also evaluate clips longer than the model's window (30 s): sequential, chunked or both. Without this "
-        "option they are excluded and counted.",
+        help="Also evaluate clips longer than the model's window: sequential, chunked or both. Without this option "
+        "they are excluded and counted.",
     )
     concatenate_seconds: float | None = HfArg(
         default=None,
         help="Evaluate --long_form on recordings of up to this length, made of consecutive clips of a speaker. Must "
-        "be greater than the window (30 s).",
+        "be greater than the model's window.",
     )
     speed: bool = HfArg(default=False, help="Measure speed and memory of all models, interleaved on the same clips.")
     speculative: bool = HfArg(

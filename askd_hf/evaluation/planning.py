@@ -214,8 +214,9 @@ class _Weights:
 def reaching(found: list[Candidate], speedup: float | None, max_parameters: float | None) -> list[Candidate]:
     """Return the candidates that reach the target, those that lose least first.
 
-    Removed encoder layers cost most accuracy, so candidates with the whole encoder come first; then those that all
-    clips fit in, those with two decoder layers, and those with the longest window and the largest vocabulary.
+    One decoder layer in place of two costs most accuracy, then each removed encoder layer
+    (examples/guides/fast-students.md). So candidates with two decoder layers come first; of these, those with the
+    whole encoder, those that all clips fit in, and those with the longest window and the largest vocabulary.
 
     Args:
         speedup: minimum; None for any.
@@ -234,7 +235,7 @@ def reaching(found: list[Candidate], speedup: float | None, max_parameters: floa
 
     def loss(shape: Candidate) -> tuple[float, ...]:
         lost = round(max(1.0 - shape.fitting - LOST, 0.0), 2)
-        return -shape.encoder_layers, lost, -shape.decoder_layers, -shape.window, -shape.vocabulary
+        return -shape.decoder_layers, -shape.encoder_layers, lost, -shape.window, -shape.vocabulary
 
     return sorted(good, key=loss)
 
@@ -247,28 +248,27 @@ def measured_speedup(
     student.max_source_positions = shape.window * POSITIONS_PER_SECOND
     student.vocab_size = shape.vocabulary
     student.encoder_layers, student.decoder_layers = shape.encoder_layers, shape.decoder_layers
-    return random_speedup((config, extractor), (student, features_of(extractor, shape.window)), batch_size, tokens)
+    shapes = {"teacher": (config, extractor), "student": (student, features_of(extractor, shape.window))}
+    seconds = random_latencies(shapes, batch_size, tokens)
+    return seconds["teacher"] / seconds["student"]
 
 
-def random_speedup(
-    teacher: tuple[WhisperConfig, WhisperFeatureExtractor],
-    student: tuple[WhisperConfig, WhisperFeatureExtractor],
+def random_latencies(
+    shapes: Mapping[str, tuple[WhisperConfig, WhisperFeatureExtractor]],
     batch_size: int,
     tokens: int,
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
-) -> float:
-    """Return the latency of the teacher / that of the student, measured in turns on models with random weights.
+) -> dict[str, float]:
+    """Return the seconds per batch of models with random weights, measured in turns, by role.
 
     Args:
-        teacher, student: their configs and feature extractors.
+        shapes: config and feature extractor by role.
         tokens: generated tokens per clip.
     """
     wave = np.random.default_rng(0).standard_normal(SAMPLING_RATE * 2).astype(np.float32) * 0.1
     models = {
-        role: (random_model(config).to(device, dtype), extractor)
-        for role, (config, extractor) in {"teacher": teacher, "student": student}.items()
+        role: (random_model(config).to(device, dtype), extractor) for role, (config, extractor) in shapes.items()
     }
     rows = measure_parts(models, [wave], dict.fromkeys(models, tokens), batch_sizes=(batch_size,), repetitions=3)
-    seconds = {row.role: row.total for row in rows}
-    return seconds["teacher"] / seconds["student"]
+    return {row.role: row.total for row in rows}

@@ -15,6 +15,7 @@ from ..data import Limits, filter_invalid_clips
 from ..data.columns import longest_first, replace_column
 from ..errors import UserError
 from .long_form import Method, concatenate_clips
+from .results import LongClips
 from .suites import UNTRANSCRIBED, DatasetSpec, is_untranscribed, load_set
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class PreparedSet:
     method: Method
     clips: Dataset  # columns `audio`, `text` (never None), `clip`, `duration`, `audio_key` and, if known, `speaker`
     excluded: dict[str, int]  # number of clips that aren't decoded, by reason
+    long_clips: LongClips | None = None  # see `SetResult`
 
     def digest(self) -> str:
         """Return a digest of audio, transcripts and speakers in order: 32 hexadecimal digits."""
@@ -95,7 +97,7 @@ def prepare_set(
     prepared = []
     if len(short):
         too_long = {f"longer than {window:g} s": len(long)} if len(long) else {}
-        prepared.append(PreparedSet(spec, "short_form", short, excluded | too_long))
+        prepared.append(PreparedSet(spec, "short_form", short, excluded | too_long, _long_clips(short, long, window)))
     name = spec.name
     if long_form and concatenate_seconds is not None:
         name += "-joined"
@@ -117,6 +119,18 @@ def prepare_set(
             "For longer clips use --long_form sequential or chunked"
         )
     return prepared
+
+
+def _long_clips(short: Dataset, long: Dataset, window: float) -> LongClips | None:
+    """Return what the clips are that are longer than the window; None if there are none."""
+    if not len(long):
+        return None
+    kept, left_out = (sum(map(len, clips["text"])) for clips in (short, long))
+    speakers: set[str] = set()
+    if "speaker" in long.column_names:
+        speakers = {speaker for speaker in long["speaker"] if speaker} - set(short["speaker"])
+    share = 100 * left_out / max(kept + left_out, 1)
+    return LongClips(window, len(long), len(short) + len(long), share, sorted(speakers))
 
 
 def _check_transcripts(spec: DatasetSpec, speech: Dataset) -> None:

@@ -6,8 +6,9 @@ The HTML report has the same headings.
 import statistics
 from dataclasses import dataclass, field
 
+from .excluded_clips import advice_on_long_clips, excluded_lines
 from .metrics import describe_normalizers
-from .results import CONFIDENCE, EvaluatedModel, Results, Scores, SetResult, Speculative, Speed, Timing
+from .results import CONFIDENCE, EvaluatedModel, Results, Scores, SetResult, Speculative, Speed, Timing, set_name
 
 HEADINGS = {
     "acceptance_rate": "accepted tokens",
@@ -95,6 +96,7 @@ def format_results(results: Results) -> str:
     """Return all tables for which there are results, for the terminal."""
     speech = [result for result in results.sets if result.has_speech]
     tables = [model_table(results, names=True)]
+    excluded = [*excluded_lines(results.sets, names=True), *advice_on_long_clips(results)]
     if speech:
         tables += [
             error_rate_table(speech),
@@ -109,9 +111,8 @@ def format_results(results: Results) -> str:
         tables += [speed_table(results.speed, ranges=True), part_table(results.speed)]
     if results.speculative is not None:
         tables.append(speculative_table(results.speculative))
-    parts = [table.text() for table in tables if table.rows]
-    if excluded := excluded_lines(results.sets):
-        parts.append("\n".join(excluded))
+    models, *parts = [table.text() for table in tables if table.rows]
+    parts = [models, "\n".join(excluded), *parts] if excluded else [models, *parts]
     settings = ", ".join(
         f"{name} {value}" for name, value in results.settings.items() if value is not None and name != "command"
     )
@@ -129,13 +130,6 @@ def with_interval(value: float | None, interval: tuple[float, float] | None, sig
     if interval is None:
         return f"{value:{sign}.2f}"
     return f"{value:{sign}.2f} [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
-
-
-def set_name(result: SetResult) -> str:
-    """Return the name of a set, with its method and task unless they are short-form and transcribe."""
-    details = [result.method] if result.method != "short_form" else []
-    details += [result.task] if result.task != "transcribe" else []
-    return ", ".join([result.name, *details])
 
 
 def size_on_disk(model: EvaluatedModel) -> str:
@@ -300,16 +294,6 @@ def word_time_table(results: list[SetResult]) -> Table:
     ]
     header = _headings("set", "model", "words", "word_time_error", "within_100ms", "within_200ms")
     return Table("Word timestamps", header, rows, 2, [WORD_TIMES_NOTE])
-
-
-def excluded_lines(results: list[SetResult]) -> list[str]:
-    """Return one line per set with excluded clips, such as "test: excluded clips: 3 (no transcript)"."""
-    lines = []
-    for result in results:
-        if result.excluded:
-            reasons = ", ".join(f"{count:,} ({reason})" for reason, count in result.excluded.items())
-            lines.append(f"{set_name(result)}: excluded clips: {reasons}")
-    return lines
 
 
 def speed_table(speed: Speed, ranges: bool = False) -> Table:

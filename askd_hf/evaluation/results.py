@@ -91,6 +91,17 @@ class PairedComparison:
 
 
 @dataclass
+class LongClips:
+    """Clips that no model has transcribed, as they are longer than a window or `--max_duration_in_seconds`."""
+
+    seconds: float  # the longest that were transcribed may have
+    clips: int
+    of_clips: int  # number of clips of the set, these included
+    text_share: float  # share of the set's transcripts that they have, in percent of the characters
+    speakers: list[str]  # those with no other clips, sorted
+
+
+@dataclass
 class SetResult:
     """All models on one set of clips."""
 
@@ -123,6 +134,8 @@ class SetResult:
     has_combining_marks: bool = False
     # number of clips with an empty reference. In a set with speech they are excluded from the WER.
     no_speech_clips: int = 0
+    # those of `excluded` that are too long; None if there are none, and in results of earlier versions
+    long_clips: LongClips | None = None
 
     @property
     def normalizer_name(self) -> str:
@@ -130,6 +143,13 @@ class SetResult:
         if self.spelling_normalizer is None:
             return self.normalizer
         return f"{self.normalizer}, {'with' if self.spelling_normalizer else 'no'} spelling list"
+
+
+def set_name(result: SetResult) -> str:
+    """Return the name of a set, with its method and task unless they are short-form and transcribe."""
+    details = [result.method] if result.method != "short_form" else []
+    details += [result.task] if result.task != "transcribe" else []
+    return ", ".join([result.name, *details])
 
 
 @dataclass

@@ -154,6 +154,7 @@ def score_set(
         spelling_normalizer=bool(spelling) if texts.normalizer in ("english", UNIFIED) else None,
         has_combining_marks=texts.normalizer.startswith("basic") and any(_has_marks(row["reference"]) for row in some),
         no_speech_clips=len(texts.no_speech),
+        long_clips=first.long_clips,
     )
 
 

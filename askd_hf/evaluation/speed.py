@@ -84,7 +84,7 @@ def measure_speed(
         features[CLIP_CONTEXT] = [clip[:, : context_frames(seconds, clip.shape[-1])] for clip, seconds in clips]
     limit = {} if max_length is None else {"max_length": max_length}
     last = list(models.values())[-1]
-    threads = sorted({1, torch.get_num_threads()}) if last.device.type == "cpu" else []
+    threads = threads_to_measure(last.device)
     passes = repetitions * sum(math.ceil(len(dataset) / size) for size in batch_sizes)
     passes += (1 + REPETITIONS) * len(set(batch_sizes)) * max(len(threads), 1)
     rows: list[ModelSpeed] = []
@@ -105,6 +105,17 @@ def measure_speed(
         rows=rows,
         parts=parts,
     )
+
+
+def threads_to_measure(device: torch.device) -> list[int]:
+    """Return the numbers of threads that the parts of a model are measured with; empty on an accelerator."""
+    return sorted({1, torch.get_num_threads()}) if device.type == "cpu" else []
+
+
+def clips_measured(clips: int, batch_sizes: Sequence[int], repetitions: int, device: torch.device) -> int:
+    """Return how many clips each model takes in `measure_speed`, with untimed calls and those that measure memory."""
+    of_parts = (1 + REPETITIONS) * max(len(threads_to_measure(device)), 1)
+    return sum(repetitions * clips + (2 + of_parts) * size for size in batch_sizes)
 
 
 def _parts(

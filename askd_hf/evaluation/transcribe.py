@@ -185,6 +185,7 @@ def _metadata(
         data=prepared.digest(),
         rows=len(prepared.clips),
         excluded=prepared.excluded,
+        long_clips=prepared.long_clips,
     )
 
 

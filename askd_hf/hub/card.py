@@ -9,12 +9,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..evaluation.excluded_clips import excluded_lines
 from ..evaluation.result_tables import (
     Table,
     comparison_table,
     error_rate_table,
     error_type_table,
-    excluded_lines,
     hallucination_table,
     model_table,
     part_table,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+NAMES = ("labels", "teacher", "self")  # of the weights
 LOSSES = {"ce_loss": "labels (cross-entropy)", "teacher_loss": "teacher (T²·D)", "self_loss": "self (T²·D)"}
 
 
@@ -42,7 +43,11 @@ def _draw_weights(axes: "Axes", training: list[dict[str, Any]]) -> None:
     steps = [row["step"] for row in training]
     teacher, own = ([row[name] for row in training] for name in ("teacher_weight", "self_weight"))
     labels = [1 - a - b for a, b in zip(teacher, own, strict=True)]
-    axes.stackplot(steps, labels, teacher, own, labels=["labels", "teacher", "self"], alpha=0.8)
+    if len(steps) == 1:  # an area needs two
+        for name, value, below in zip(NAMES, (labels, teacher, own), (0, labels[0], 1 - own[0]), strict=True):
+            axes.bar(steps, value, bottom=below, label=name, alpha=0.8)
+    else:
+        axes.stackplot(steps, labels, teacher, own, labels=NAMES, alpha=0.8)
     axes.set(ylabel="weight", ylim=(0, 1))
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
@@ -51,7 +56,7 @@ def _draw_losses(axes: "Axes", training: list[dict[str, Any]]) -> None:
     for name, label in LOSSES.items():
         points = [(row["step"], row[name]) for row in training if name in row]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label)
+            axes.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else None, label=label)
     axes.set(ylabel="loss per token", yscale="log")
     if training:
         axes.legend()

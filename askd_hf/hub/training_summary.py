@@ -214,6 +214,7 @@ def _summary(student: ModelInfo, trainer: Any) -> TrainingSummary:
     arguments = config.to_dict()
     if state.train_batch_size:  # found by auto_find_batch_size
         arguments["per_device_train_batch_size"] = state.train_batch_size
+    arguments["teacher_schedule"] = trainer.blend.teacher_schedule
     return TrainingSummary(
         provenance=provenance,
         student=student,

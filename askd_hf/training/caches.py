@@ -22,7 +22,7 @@ from ..data.soft_labels import (
     teacher_settings,
     without_soft_labels,
 )
-from ..data.teacher_cache import cache_teacher
+from ..data.teacher_cache import cache_teacher, check_teacher_cache
 from ..errors import UserError
 from ..models.student import encoder_is_deterministic
 from ..models.teacher_memory import offload, place_teacher, quantize_decoder
@@ -135,6 +135,7 @@ def with_soft_labels(
     caches: CacheArguments,
     config: ASKDConfig,
     teacher_extractor: WhisperFeatureExtractor | None = None,
+    settings: str | None = None,
 ) -> Dataset | SpeechStream:
     """Return the dataset with the columns of the teacher's soft labels: its own, or those of `--teacher_cache_dir`.
 
@@ -143,6 +144,7 @@ def with_soft_labels(
     Args:
         teacher: with unquantized weights. It is cast and moved to the device of the run to compute soft labels.
         teacher_extractor: the teacher's feature extractor, if it differs from the student's in `collator`.
+        settings: the result of `check_labels_of_cache`, if it was called.
     """
     if isinstance(dataset, SpeechStream):
         return dataset
@@ -153,8 +155,7 @@ def with_soft_labels(
         if alike:
             logger.warning("removed the columns %s, which aren't the soft labels of a teacher", ", ".join(alike))
         return without_soft_labels(dataset)
-    settings = None
-    if teacher is not None:
+    if teacher is not None and settings is None:
         settings = soft_label_settings(teacher, collator, models, caches, config, teacher_extractor)
     if not caches.teacher_cache_dir:
         check_soft_labels(dataset, collator, config.temperature, settings)
@@ -169,6 +170,29 @@ def with_soft_labels(
         autocast=autocast_dtype(config),
         num_workers=config.dataloader_num_workers,
     )
+
+
+def check_labels_of_cache(
+    teacher: WhisperForConditionalGeneration | None,
+    collator: SpeechCollator,
+    models: ModelArguments,
+    caches: CacheArguments,
+    config: ASKDConfig,
+    teacher_extractor: WhisperFeatureExtractor | None = None,
+) -> str | None:
+    """Raise `UserError` if `--teacher_cache_dir` has soft labels of another teacher or run.
+
+    It is called before the encoder cache is filled, which may take long. The arguments are those of
+    `with_soft_labels`.
+
+    Returns:
+        The `teacher_settings` of the run; None without `--teacher_cache_dir`.
+    """
+    if teacher is None or caches.teacher_cache_dir is None:
+        return None
+    settings = soft_label_settings(teacher, collator, models, caches, config, teacher_extractor)
+    check_teacher_cache(caches.teacher_cache_dir, settings)
+    return settings
 
 
 def _for_soft_labels(

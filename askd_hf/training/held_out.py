@@ -63,7 +63,8 @@ def hold_out(dataset: Any) -> tuple[Any, Sequence[Any]]:
     if len(chosen) >= MIN_CLIPS:
         return training, chosen
     logger.warning(
-        "--teacher_schedule is linear, not adaptive: to hold out clips requires %d clips, got %d",
+        "--teacher_schedule is linear, not adaptive: to hold out clips requires %d clips, got %d. Nothing needs to be "
+        "done",
         math.ceil(MIN_CLIPS / SHARE),
         speech,
     )

@@ -8,6 +8,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..config import ASKDConfig
 
+LITTLE_SPEECH = 1800.0  # seconds
+
 
 class RunPlan:
     """Named lines in sections, printed as one aligned block of text.
@@ -106,6 +108,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def little_speech(seconds: float) -> str | None:
+    """Return a sentence on training sets of less than `LITTLE_SPEECH`; None for larger ones."""
+    if seconds >= LITTLE_SPEECH:
+        return None
+    return f"{duration(seconds)} for training may be too little: the students of the guides had 1.6 hours"
 
 
 def size(number: float) -> str:

@@ -1,5 +1,6 @@
 """`examples/evaluate.py` end to end: interrupted and resumed runs, scoring without the models."""
 
+import csv
 import json
 import re
 import shutil
@@ -215,7 +216,15 @@ def test_speech_that_is_too_long_and_a_set_without_any(evaluate, tmp_path, model
     (tmp_path / "noise" / "metadata.csv").write_text("file_name,transcription\na.wav,\nb.wav,\n")
     out = tmp_path / "out"
     shared = "--model", models / "student", "--device", "cpu", "--output_dir", out
-    assert evaluate(*shared, "--dataset", tmp_path / "speech").returncode == 0
+    first = evaluate(*shared, "--dataset", tmp_path / "speech")
+    assert first.returncode == 0
+    letters = sum(len(row["transcription"]) for row in csv.DictReader((tmp_path / "speech" / "metadata.csv").open()))
+    line = (
+        f"excluded clips: 1 (longer than 1 s). The long ones are 1 of 5 clips with {300 / letters:.0f} % of the text\n"
+    )
+    advice = "--long_form sequential evaluates the long ones too\n"
+    above, below = first.stdout.split("Error rates:")
+    assert above.endswith(f"speech: {line}{advice}\n") and advice not in below
     run = evaluate(
         *shared, "--dataset", tmp_path / "noise", "--no_speech", "True"
     )  # a second set in the same output directory

@@ -9,7 +9,9 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results, format_results, save_spelling_normalizer, score_directory, write_report
+from askd_hf.evaluation.excluded_clips import excluded_lines
 from askd_hf.evaluation.metrics import UNIFIED, normalizer_for
+from askd_hf.evaluation.results import EvaluatedModel, LongClips
 from askd_hf.evaluation.word_errors import repeated_ngrams
 
 
@@ -208,6 +210,24 @@ def test_results_are_saved_and_loaded(evaluation):
     assert "english" in text
     assert "spoken: excluded clips: 1 (reference empty after normalization), 1 (ignore" in text
     assert "23.53 [" in text  # 4 / 17
+
+
+@pytest.mark.parametrize("limit, others, advised", [(6.0, [], True), (5.0, [], False), (6.0, ["sequential"], False)])
+def test_long_clips_are_told_above_the_error_rates(tmp_path, limit, others, advised):
+    model = EvaluatedModel("runs/tiny", 1000, 0.5, 2, 2, window=6.0)
+    long = LongClips(limit, 5, 15, 41.4, ["ann", "bob", "cem", "dee"])
+    texts = [("eve", "a b c", "a b")]
+    write(tmp_path, "student", texts, model=model, excluded={"longer than 6 s": 5}, long_clips=long)
+    for method in others:
+        write(tmp_path, "student", texts, model=model, name=f"spoken-{method}", method=method)
+    results = score_directory(tmp_path, "basic")
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json").sets[0].long_clips == long
+    above = format_results(results).split("Error rates:")[0]
+    line = "spoken: excluded clips: 5 (longer than 6 s). The long ones are 5 of 15 clips with 41 % of the text, "
+    assert f"{line}among them all of speakers ann, bob, cem and 1 more\n" in above
+    assert ("--long_form sequential evaluates the long ones too" in above) == advised
+    assert excluded_lines(results.sets) == [f"{line}among them all of 4 speakers"]  # a card names no speaker
 
 
 def test_settings_that_differ_are_all_listed(evaluation):

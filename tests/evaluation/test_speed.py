@@ -17,7 +17,7 @@ from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation import memory, speed
 from askd_hf.evaluation.model_info import describe_model
-from askd_hf.evaluation.speed import measure_speed, timed_generate
+from askd_hf.evaluation.speed import clips_measured, measure_speed, timed_generate
 
 
 @pytest.fixture
@@ -109,6 +109,21 @@ def test_times_are_those_of_the_clock(processor, pair, clips, monkeypatch):
     assert result.audio_seconds == pytest.approx(seconds)
     assert student_row.rtfx == pytest.approx(seconds / 6)
     assert (result.set, result.clips, result.repetitions) == ("tones", 5, 3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_plan_counts_the_clips_of_a_model(processor, pair, clips, monkeypatch, threads):
+    taken, encoder = [], pair["student"].model.encoder
+    monkeypatch.setattr(
+        encoder, "forward", lambda x, *a, f=encoder.forward, **k: taken.append(len(x)) or f(x, *a, **k)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        measure_speed(pair, both(processor, pair), clips, "tones", batch_sizes=[1, 5], repetitions=2)
+        assert clips_measured(5, [1, 5], 2, torch.device("cpu")) == sum(taken)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_models_take_turns_and_start_in_turn(processor, pair, clips, monkeypatch):

@@ -10,7 +10,12 @@ from models import make_multilingual, make_whisper
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import DatasetSpec, Decoding, plan_jobs, prepare_set, run_job, spread_clips
+<<<<<<< ours
 from askd_hf.evaluation.transcribe import fixed_seed, token_limit
+=======
+from askd_hf.evaluation.results import LongClips
+from askd_hf.evaluation.transcribe import token_limit
+>>>>>>> theirs
 from askd_hf.models.generation_config import set_language
 
 CLIPS = [(0.4, "a b"), (0.9, "c"), (0.3, "ignore_time_segment_in_scoring"), (0.5, "d e"), (2.2, "f"), (0.8, "")]
@@ -29,12 +34,28 @@ def source(tmp_path):
 def test_all_joined_recordings_are_decoded(source):
     short, joined = prepare_set(source, window=1.0, long_form=["chunked"], concatenate_seconds=2.0)
     assert (short.spec.name, len(short.clips), short.excluded) == ("own", 5, {"longer than 1 s": 1})
+    letters = sum(len(text) for _, text in CLIPS)
+    assert short.long_clips == LongClips(1.0, 1, 6, 100 / letters, []) and joined.long_clips is None
     assert (joined.spec.name, joined.method) == ("own-joined-chunked", "chunked")
     # 0.4 + 0.9 s and the pause; 0.5 s, because 2.2 s doesn't fit; 2.2 s; 0.8 s
     assert dict(zip(joined.clips["text"], joined.clips["duration"], strict=True)) == pytest.approx(
         {"f": 2.2, "a b c": 1.8, "": 0.8, "d e": 0.5}
     )
     assert joined.excluded == {"ignore time segment in scoring": 1}
+
+
+def test_speakers_without_a_short_clip_are_found(source, tmp_path):
+    listed = tmp_path / "metadata.csv"
+    heading, *rows = listed.read_text().splitlines()
+    speakers = "ann", "bob", "ann", "bob", "eve", ""
+    lines = [f"{row},{who}" for row, who in zip(rows, speakers, strict=True)]
+    listed.write_text("\n".join([f"{heading},speaker", *lines]))
+    (found,) = prepare_set(source, window=0.85)
+    texts = [text for seconds, text in CLIPS if seconds > 0.85]
+    share = 100 * len("".join(texts)) / sum(len(text) for _, text in CLIPS)
+    assert found.long_clips == LongClips(0.85, 2, 6, share, ["eve"])
+    (found,) = prepare_set(source, window=3.0)
+    assert found.long_clips is None
 
 
 def test_recordings_that_would_not_be_long_are_refused(source):
