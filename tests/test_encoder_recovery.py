@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from models import make_processor
 from safetensors.torch import load_file
 from scripts import distill_options as options
 from scripts import run_here
-from speech import write_csv
+from speech import write_csv, write_speech
 from transformers import WhisperForConditionalGeneration
 
-from askd_hf.data import Limits, filter_invalid_clips, load_speech_dataset
+from askd_hf.data import Limits, audio_checks, filter_invalid_clips, load_speech_dataset
+from askd_hf.data.audio import read_audio
 from askd_hf.models.student import init_student
 from askd_hf.training import encoder_recovery
 from askd_hf.training.encoder_recovery import AudioWindows, EncoderRecoveryTrainer, first_changed_layer
@@ -129,6 +131,24 @@ def test_clips_per_step_do_not_depend_on_those_that_fit_in_memory(
         assert status == 0, err
         encoders.append(load_file(tmp_path / name / "encoder_recovery" / "encoder.safetensors"))
     torch.testing.assert_close(encoders[1], encoders[0], atol=1e-5, rtol=1e-4)
+
+
+def test_recheck_decodes_the_further_audio_again(monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir):
+    audio, decoded = write_speech(tmp_path / "audio", clips=3, seed=4), []
+
+    def read(clip):
+        decoded.append(Path(clip["path"]))
+        return read_audio(clip)
+
+    monkeypatch.setattr(audio_checks, "kept_in", lambda: tmp_path / "kept")
+    monkeypatch.setattr(audio_checks, "read_audio", read)
+    more = [*MORE, "--encoder_recovery_dataset", audio, "--encoder_recovery_epochs", 1, "--compare", "False"]
+    for recheck in (False, True):
+        run = options(deep_teacher_dir, speech_dir, tmp_path / f"run-{recheck}", *more, "--recheck", recheck)
+        status, _, err = run_here(monkeypatch, capsys, *run)
+        assert status == 0, err
+        assert len(decoded) == 16 + 3 and sum(audio in path.parents for path in decoded) == 3
+        decoded.clear()
 
 
 def test_long_recordings_are_cut_into_windows(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from models import make_whisper
-from processes import launch_two, run_there, start
+from processes import launch, launch_two, run_there, start
 from scripts import ROOT
 from soft_labels import BATCH, CLIPS, PART_CLIPS, TEMPERATURE, TOP_K, label, settings, speech, transcribed_by
 from speech import write_speech
@@ -269,6 +269,7 @@ def test_directories_with_something_else_are_refused(teacher, collator, clips, t
 
 
 RUN = ROOT / "tests" / "support" / "teacher_cache_run.py"
+SCRIPT = ROOT / "examples" / "cache_teacher.py"
 
 
 def test_a_pass_that_was_killed_goes_on(teacher, collator, folder, clips, tmp_path, small_parts):
@@ -503,19 +504,51 @@ def test_a_run_that_begins_while_the_parts_are_removed_is_not_in_the_way(
     assert_plain(other, teacher, collator)
 
 
-def test_two_processes_label_half_each(teacher, collator, folder, clips, tmp_path, small_parts):
+def test_two_processes_give_the_labels_of_one_to_the_bit(teacher, collator, folder, clips, tmp_path, small_parts):
+    """Each has a part of the batches that one has, so that clips are padded to the same length."""
+    for name in ("one", "two"):
+        label(tmp_path / name, clips.select(range(1)), collator, teacher)
     label(tmp_path / "one", clips, collator, teacher)
-    label(tmp_path / "two", clips.select(range(1)), collator, teacher)  # so that each has two batches
     (tmp_path / "two").rename(tmp_path / "two.replaced")  # and the process that did so was killed
     done = launch_two(RUN, folder, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count(f"(1 of {CLIPS} cached)") == 1
     # the two may print into each other's lines
-    assert sorted(re.findall(r"process (\d): (\d) clips", done.stdout)) == [("0", "3"), ("1", "3")]
+    assert sorted(re.findall(r"process (\d): (\d) clips", done.stdout)) == [("0", "4"), ("1", "2")]
     one, two = (load_from_disk(tmp_path / name) for name in ("one", "two"))
-    assert one.features == two.features and sorted(one["clip"]) == sorted(two["clip"]) == sorted(clips["clip"])
+    assert one.features == two.features and len(two) == CLIPS
+    assert rows(two, two.column_names) == rows(one, one.column_names)
     assert_plain(two, teacher, collator)
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "speech"}
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (3, 2)])
+def test_a_pass_resumed_by_another_number_of_processes_has_the_same_bits(
+    teacher, collator, tmp_path, small_parts, before, after
+):
+    folder = write_speech(tmp_path / "speech", 17)
+    whole = label(tmp_path / "whole", speech(folder), collator, teacher)
+    done = launch(before, RUN, folder, tmp_path / "cache", "labelling")  # each kills itself in its third batch
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    left = [load_from_disk(part) for part in (tmp_path / "cache.unfinished").glob("part-*") if not part.suffix]
+    assert 0 < sum(map(len, left)) <= before * 2 * BATCH
+    done = launch(after, RUN, folder, tmp_path / "cache")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert rows(load_from_disk(tmp_path / "cache")) == rows(whole)
+
+
+def test_the_script_in_two_processes_writes_the_labels_of_one(teacher_dir, speech_dir, tmp_path):
+    options = f"--teacher {teacher_dir} --dataset {speech_dir} --language en --use_cpu --teacher_top_k 5"
+    options += " --per_device_eval_batch_size 3"
+    found = []
+    for processes in (1, 2):
+        directory = tmp_path / f"by {processes}"
+        done = launch(processes, SCRIPT, *options.split(), "--teacher_cache_dir", directory)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("16 labeled clips: --dataset") == 1
+        found.append(load_from_disk(directory))
+    assert len(found[0]) == len(found[1]) == 16
+    assert rows(found[1], found[1].column_names) == rows(found[0], found[0].column_names)
 
 
 # ---- the saved dataset ----

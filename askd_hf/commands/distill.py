@@ -278,7 +278,7 @@ def encoder_recovery(options: Options, models: Models, speech: Speech) -> Encode
         return None
     whole = load_whisper(model_args.student) if model_args.student else models.teacher
     extractor = models.processor.feature_extractor
-    return EncoderRecovery(model_args, config, student, whole, speech.train, extractor, epochs)
+    return EncoderRecovery(model_args, config, student, whole, speech.train, extractor, epochs, options.data)
 
 
 # ---- speech ----

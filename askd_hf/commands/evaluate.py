@@ -30,6 +30,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from ..arguments.parser import parse_args
 from ..arguments.writable import check_writable
 from ..data.locks import locked
+from ..data.shared_disk import is_first_on_disk
 from ..evaluation import (
     MANIFESTS_DIR,
     DatasetSpec,
@@ -146,8 +147,9 @@ def write_manifests(args: EvaluationArguments, models: Models, speech: Speech) -
     Raises `UserError` if another run is writing there, or transcripts were made with other settings.
     """
     folder = Path(args.output_dir) / MANIFESTS_DIR
-    with locked(folder) if PartialState().is_local_main_process else contextlib.nullcontext():
-        for processor in models.processors.values():
+    is_first = is_first_on_disk(folder)
+    with locked(folder) if is_first else contextlib.nullcontext():
+        for processor in models.processors.values() if is_first else ():
             save_spelling_normalizer(folder, processor.tokenizer.english_spelling_normalizer)
         jobs = plan_jobs(
             {role: (name, models.models[role], models.processors[role]) for role, name in models.names.items()},

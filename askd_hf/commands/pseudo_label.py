@@ -32,6 +32,7 @@ from ..arguments.parser import parse_args
 from ..arguments.writable import check_writable
 from ..config import ASKDConfig
 from ..data import Limits, filter_invalid_clips
+from ..data.shared_disk import is_first_on_disk, others_wait
 from ..errors import UserError
 from ..evaluation.metrics import language_code, normalizer_for
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
@@ -88,6 +89,7 @@ def unlabeled_arguments(
         task="translate" if data_args.only_task == "translate" else "transcribe",
         max_samples=data_args.max_train_samples,
         on_bad_audio=data_args.on_bad_audio,
+        recheck=data_args.recheck,
         timestamps=mix_args.timestamp_probability > 0.0,
         attn_implementation=model_args.attn_implementation,
         device=str(config.device),
@@ -165,24 +167,39 @@ def save_dataset(
 ) -> Path:
     """Save the clips that are kept with their transcripts and a card; apply `--concatenate` and `--hub_dataset_id`.
 
-    The first process of each machine saves them. Returns the directory of the dataset.
+    On each disk one process saves them. Returns the directory of the dataset.
     """
-    directory, process = Path(args.output_dir), PartialState()
-    if process.is_local_main_process:
-        language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
-        labeled = build_dataset(clips, transcripts, kept, language, args.task)
-        if args.concatenate:
-            labeled = concatenate_clips(
-                labeled,
-                processor.tokenizer,
-                max_duration_in_seconds=args.concatenate_seconds or processor.feature_extractor.chunk_length,
-                max_label_length=teacher.config.max_target_positions,
-                directory=directory,
-                num_proc=args.num_workers or None,
-            )
-        card = dataset_card(args, labeled, len(clips), len(kept))
-        labeled = write_dataset(labeled, directory, card)
-    if process.is_main_process:
+    directory = Path(args.output_dir)
+    is_first = is_first_on_disk(directory)
+    with others_wait():
+        if is_first:
+            _save_dataset(args, teacher, processor, clips, transcripts, kept)
+    return directory / DATASET
+
+
+def _save_dataset(
+    args: PseudoLabelArguments,
+    teacher: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Dataset,
+    transcripts: list[PseudoLabel],
+    kept: list[int],
+) -> None:
+    directory = Path(args.output_dir)
+    language = getattr(teacher.generation_config, "language", None)  # an English-only teacher has none
+    labeled = build_dataset(clips, transcripts, kept, language, args.task)
+    if args.concatenate:
+        labeled = concatenate_clips(
+            labeled,
+            processor.tokenizer,
+            max_duration_in_seconds=args.concatenate_seconds or processor.feature_extractor.chunk_length,
+            max_label_length=teacher.config.max_target_positions,
+            directory=directory,
+            num_proc=args.num_workers or None,
+        )
+    card = dataset_card(args, labeled, len(clips), len(kept))
+    labeled = write_dataset(labeled, directory, card)
+    if PartialState().is_main_process:
         hours = sum(labeled["duration"]) / 3600
         print(f"{len(labeled)} rows, {hours:.2f} hours: --dataset {directory / DATASET}")
         if args.hub_dataset_id:
@@ -190,5 +207,3 @@ def save_dataset(
                 f"the labels are safe in {directory}: run the same command again, if need be after `hf auth login`"
             )
             push_dataset(labeled, args.hub_dataset_id, card, advice + " with a token that may write there")
-    process.wait_for_everyone()
-    return directory / DATASET

@@ -21,6 +21,7 @@ from .audio_checks import AudioInfo, audio_infos
 from .columns import iterate_rows, replace_column
 from .labels import timestamp_error
 from .markup import markup_error
+from .shared_disk import is_first_on_disk
 from .speaking_rate import speaking_rate_error
 
 logger = logging.getLogger(__name__)
@@ -147,14 +148,16 @@ def filter_invalid_clips(
     """
     process = PartialState() if share_work else None
     processes, index = (process.num_processes, process.process_index) if process else (1, 0)
-    share = dataset.shard(processes, index, contiguous=True)
+    has_share = index < len(dataset)  # else there are more processes than rows, and `shard` fails
+    share = dataset.shard(processes, index, contiguous=True) if has_share else dataset.select([])
     known = 0
 
     def count(clips: int) -> None:
         """Show the progress of all processes: as far as this one, the first, is with its share."""
         nonlocal known
         before, known = known, known + clips
-        progress.update(known * len(dataset) // len(share) - before * len(dataset) // len(share))
+        if has_share:
+            progress.update(known * len(dataset) // len(share) - before * len(dataset) // len(share))
 
     with progress_bar(len(dataset), f"Checking {split}") if bar is None else contextlib.nullcontext(bar) as progress:
         if processes > 1:
@@ -171,7 +174,7 @@ def filter_invalid_clips(
     validated = replace_column(validated, "audio_key", pa.array(found.keys, pa.string()))
     if not invalid and not filtered:
         return validated
-    _report(invalid, filtered, dataset, on_bad_audio, report_file, split)
+    _report(invalid, filtered, dataset, on_bad_audio, report_file, split, share_work)
     return validated.select([row for row in range(len(dataset)) if row not in invalid and row not in filtered])
 
 
@@ -228,8 +231,12 @@ def _report(
     on_bad_audio: str,
     report_file: Path | None,
     split: str,
+    share_work: bool,
 ) -> None:
-    """Raise for invalid rows, or write invalid and filtered rows to `report_file` and log their numbers."""
+    """Raise for invalid rows, or write invalid and filtered rows to `report_file` and log their numbers.
+
+    With `share_work` one process writes on each disk.
+    """
     reasons = dict(sorted((invalid | filtered).items()))
     clips = dict(zip(reasons, dataset.select(list(reasons))["clip"], strict=True))
     invalid_summary = f"{split}: {len(invalid)} of {len(dataset)} clips are invalid ({_counts(invalid)})"
@@ -243,11 +250,12 @@ def _report(
         raise UserError(f"{'; '.join(summaries)}, so no clip is left:\n{listed}".rstrip(":\n"))
     where = ""
     if report_file is not None:
-        report_file.parent.mkdir(parents=True, exist_ok=True)
-        with report_file.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["row", "clip", "reason"])
-            writer.writerows((row, clips[row], reason) for row, reason in reasons.items())
+        if not share_work or is_first_on_disk(report_file.parent):
+            report_file.parent.mkdir(parents=True, exist_ok=True)
+            with report_file.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["row", "clip", "reason"])
+                writer.writerows((row, clips[row], reason) for row, reason in reasons.items())
         where = f"; all are listed in {report_file}"
     if invalid:
         logger.warning("%s%s. Skipped:\n%s", invalid_summary, where, listed)

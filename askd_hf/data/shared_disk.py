@@ -5,10 +5,12 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
+import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -18,6 +20,7 @@ from .locks import locked
 logger = logging.getLogger(__name__)
 
 PAUSE = (0.2, 1.0)  # seconds between two attempts to lock a directory, at random
+LONGEST_WAIT = timedelta(days=1)
 
 
 def processes_sharing(directory: Path) -> list[int]:
@@ -39,6 +42,30 @@ def processes_sharing(directory: Path) -> list[int]:
     process.wait_for_everyone()
     marker.unlink(missing_ok=True)
     return sorted(found | {process.process_index})
+
+
+def is_first_on_disk(directory: Path) -> bool:
+    """Return whether this process is the first of those that see the same `directory`.
+
+    What all processes would write there in the same way, this one writes alone. All processes must call it. The
+    directory is created if there are several processes.
+    """
+    return PartialState().process_index == processes_sharing(directory)[0]
+
+
+@contextlib.contextmanager
+def others_wait() -> Iterator[None]:
+    """Let all processes wait at the end of the block for those that have much to do in it, up to `LONGEST_WAIT`.
+
+    The timeout of the process group (`--ddp_timeout`) doesn't apply. All processes must enter the block.
+    """
+    process = PartialState()
+    if process.num_processes == 1:
+        yield
+        return
+    group = torch.distributed.new_group(timeout=LONGEST_WAIT)
+    yield
+    torch.distributed.barrier(group, device_ids=[process.local_process_index])
 
 
 def of_main_process(value: Any) -> Any:

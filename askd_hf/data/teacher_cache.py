@@ -58,6 +58,10 @@ def cache_teacher(
     one waits, and takes what it added. The processes that share the disk compute a part each; without a shared disk
     each node computes all.
 
+    The processes take turns with the batches that one process would compute, so the labels are the same bits for any
+    number of processes on the same hardware. So are those of a pass that was interrupted and resumed, also by another
+    number, if clips and batch size are the same. The order of the rows in `directory` depends on the processes.
+
     Args:
         load_teacher: returns the teacher on its device, in its working dtype. Called only if soft labels are missing.
         settings: the result of `teacher_settings`.
@@ -89,11 +93,10 @@ def cache_teacher(
         with _writing(directory, sharing):
             # again, as another run may have added rows
             stored, dataset, missing = _missing(directory, settings, dataset, keys)
-            share = list(missing.items())[sharing.index(process.process_index) :: len(sharing)]
-            if share:
-                _compute_parts(
-                    load_teacher(), settings, dataset, share, collator, unfinished, batch_size, autocast, num_workers
-                )
+            clips = list(missing.items())
+            batches = [clips[first : first + batch_size] for first in range(0, len(clips), batch_size)]
+            if share := batches[sharing.index(process.process_index) :: len(sharing)]:
+                _compute_parts(load_teacher(), settings, dataset, share, collator, unfinished, autocast, num_workers)
             process.wait_for_everyone()
             if is_first:
                 stored_keys = set() if stored is None else set(stored[KEY_COLUMN][:])
@@ -183,21 +186,27 @@ def _compute_parts(
     teacher: WhisperForConditionalGeneration,
     settings: str,
     dataset: Dataset,
-    share: list[tuple[str, int]],
+    batches: list[list[tuple[str, int]]],
     collator: SpeechCollator,
     unfinished: Path,
-    batch_size: int,
     autocast: torch.dtype | None,
     num_workers: int,
 ) -> None:
-    """Compute soft labels for the clips `(key, row)` missing in `unfinished`, and save parts of `PART_CLIPS` clips."""
+    """Compute soft labels for the clips missing in `unfinished`, and save parts of at least `PART_CLIPS` clips.
+
+    Args:
+        batches: the `(key, row)` of the clips in each.
+    """
     options = json.loads(settings)
     done = {key for part in _parts(unfinished, settings, dataset.features).values() for key in part[KEY_COLUMN][:]}
-    share = [(key, row) for key, row in share if key not in done]
+    batches = [[clip for clip in batch if clip[0] not in done] for batch in batches]
+    share = [clip for batch in batches for clip in batch]
     clips = dataset.select([row for _, row in share], keep_in_memory=True)
+    rows = [[row for _, row in batch] for batch in batches if batch]
     columns: dict[str, list] = {name: [] for name in SOFT_LABEL_COLUMNS}
     computed = written = 0  # not read from the progress bar, which doesn't count when it is hidden
     progress = progress_bar(len(share), "Soft labels")
+<<<<<<< ours
     # a thread writes a part while the next one is computed
     writer, writing = ThreadPoolExecutor(max_workers=1), deque[Future]()
 
@@ -231,6 +240,28 @@ def _compute_parts(
                 write_part()
             for part in writing:
                 part.result()
+=======
+    try:
+        for batch in DataLoader(dataset, batch_sampler=rows, collate_fn=collator, num_workers=num_workers):
+            target = compute_soft_labels(teacher, batch, options["top_k"], options["temperature"], autocast)
+            lengths = (batch["labels"] != -100).sum(1).tolist()
+            _check_finite(target, batch["clip"], lengths)
+            for name, column in zip(TEACHER_COLUMNS, target, strict=True):
+                columns[name] += [clip.numpy() for clip in column.cpu().split(lengths)]
+            columns[KEY_COLUMN] += [key for key, _ in share[computed : computed + len(lengths)]]
+            columns[SETTINGS_COLUMN] += [settings] * len(lengths)
+            computed += len(lengths)
+            progress.update(len(lengths))
+            if computed - written >= PART_CLIPS:
+                _write_part(clips.select(range(written, computed)), columns, unfinished)
+                written, columns = computed, {name: [] for name in SOFT_LABEL_COLUMNS}
+    finally:  # also after Ctrl-C
+        progress.close()
+        complete = len(columns[SETTINGS_COLUMN])
+        if complete:
+            columns = {name: column[:complete] for name, column in columns.items()}
+            _write_part(clips.select(range(written, written + complete)), columns, unfinished)
+>>>>>>> theirs
 
 
 def _check_finite(target: TopK, clips: list[str], lengths: list[int]) -> None:

@@ -7,12 +7,14 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from transformers.hf_argparser import HfArg
 
 from ..arguments import NORMALIZER_HELP, Normalizer
+from ..arguments.machine import default_workers
 from ..arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_ranges
 from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
@@ -44,7 +46,9 @@ class DecodingArguments:
         default=None, help="Maximum number of tokens per clip. Default: from the model's generation config."
     )
     num_workers: int | None = HfArg(
-        default=None, help="Processes that decode audio and compute features. Default: 4 with a GPU, else 0."
+        default=None,
+        help="Processes that decode audio and compute features. Default: with a GPU its share of the cores less one, "
+        "at most 8, else 0.",
     )
     recheck: bool = HfArg(
         default=False,
@@ -56,7 +60,7 @@ class DecodingArguments:
         import torch
 
         if self.num_workers is None:
-            self.num_workers = 4 if torch.accelerator.is_available() else 0
+            self.num_workers = default_workers() if torch.accelerator.is_available() else 0
         check_ranges(self, batch_size=COUNT, generation_max_length=COUNT, num_workers=NOT_NEGATIVE)
         if self.device is None:
             self.device = str(torch.accelerator.current_accelerator() or "cpu")
@@ -66,8 +70,12 @@ class DecodingArguments:
         """Let the processes that `accelerate launch` has started know of each other, each with a GPU of its own."""
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             from accelerate import PartialState
+            from transformers import TrainingArguments
 
-            self.device = str(PartialState(cpu=self.device == "cpu").device)
+            timeout = timedelta(seconds=TrainingArguments.ddp_timeout)  # torch's own is shorter with NCCL
+            device = PartialState(cpu=self.device == "cpu", timeout=timeout).device
+            # to "cpu:0" the weights would be copied, and with another alignment the last bit of a sum may differ
+            self.device = "cpu" if device.type == "cpu" else str(device)
 
     def torch_dtype(self) -> "torch.dtype":
         """Return the dtype of `--dtype`; "auto" depends on the device."""

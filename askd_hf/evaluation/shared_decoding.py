@@ -27,6 +27,7 @@ def complete(
     batch_size: int,
     decode: Callable[[Dataset], Iterable[Lines]],
     after_batch: Callable[[int], object],
+    is_writer: bool,
     share_work: bool = True,
 ) -> None:
     """Decode the clips that the manifest lacks.
@@ -37,6 +38,7 @@ def complete(
         batch_size: of `decode`.
         decode: yields the lines of each batch of some clips, in their order.
         after_batch: called with the number of clips that all processes have decoded since the last call.
+        is_writer: whether this process writes the manifest, alone of those that share a disk.
         share_work: False if this process decodes all of them, whatever the others do.
     """
     process = PartialState()
@@ -67,7 +69,7 @@ def complete(
     earlier = set().union(*held[: process.process_index])
     given = {first: lines for first, lines in batches.items() if first not in earlier} | decoded
     found = {first: lines for some in gather_object([given]) for first, lines in some.items()}
-    if process.is_local_main_process:
+    if is_writer:
         manifest.replace([line for first in sizes for line in found[first]])
         shutil.rmtree(manifest.parts, ignore_errors=True)
     process.wait_for_everyone()

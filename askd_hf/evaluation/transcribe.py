@@ -25,6 +25,7 @@ from .. import __version__
 from ..data.audio import SAMPLING_RATE, extract_features, waveform
 from ..data.audio_context import audio_context, context_frames
 from ..data.encoder_cache import weights_digest
+from ..data.shared_disk import is_first_on_disk
 from ..hub_access import local_or_hub
 from ..models.generation_config import no_timestamps, set_language
 from ..progress import Bar, progress_bar
@@ -74,6 +75,7 @@ class DecodingJob:
     decoding: Decoding
     manifest: Manifest
     metadata: ManifestMetadata
+    is_writer: bool  # whether this process writes the manifest, alone of those that share a disk
     done: int = 0  # number of lines that it already has
 
     @property
@@ -108,6 +110,7 @@ def plan_jobs(
             timestamps; the disk can't be written.
     """
     jobs = []
+    is_writer = is_first_on_disk(folder) if decoding.share_work else True
     for role, (name, model, processor) in models.items():
         described, weights = describe_model(name, model), weights_digest(model)
         model = model.to(device, dtype).eval()
@@ -118,16 +121,16 @@ def plan_jobs(
             if not _through_pipeline(prepared, decoding):  # the pipeline doesn't return generated tokens
                 metadata.runtime["token_limit"] = token_limit(model, processor, decoding.generation_max_length)
             manifest = Manifest(folder, role, prepared.spec.name, overwrite_advice)
-            jobs.append(DecodingJob(role, model, processor, prepared, decoding, manifest, metadata))
+            jobs.append(DecodingJob(role, model, processor, prepared, decoding, manifest, metadata, is_writer))
     _check_plan(folder, jobs, overwrite)
-    process = PartialState()
-    # the others find what it has prepared
-    with process.local_main_process_first() if decoding.share_work else contextlib.nullcontext():
+    if is_writer:
         for job in jobs:
-            if process.is_local_main_process:
-                job.done = job.manifest.prepare(job.metadata, job.batch_size, overwrite)
-            else:
-                job.done = len(job.manifest.rows())
+            job.done = job.manifest.prepare(job.metadata, job.batch_size, overwrite)
+    if decoding.share_work:
+        PartialState().wait_for_everyone()
+    if not is_writer:  # the others find what it has prepared
+        for job in jobs:
+            job.done = len(job.manifest.rows())
     return jobs
 
 
@@ -218,8 +221,8 @@ def _run(job: DecodingJob, bar: Bar) -> None:
     """Decode the clips that the manifest lacks, and append them batch by batch."""
     set_language(job.model, job.processor, job.prepared.spec.language, job.prepared.spec.task)
     decode = functools.partial(_batches_of_lines, job)
-    share_work = job.decoding.share_work
-    complete(job.manifest, job.prepared.clips, job.done, job.batch_size, decode, bar.update, share_work)
+    is_writer, share_work = job.is_writer, job.decoding.share_work
+    complete(job.manifest, job.prepared.clips, job.done, job.batch_size, decode, bar.update, is_writer, share_work)
 
 
 def _batches_of_lines(job: DecodingJob, clips: Dataset) -> Iterator[list[dict[str, Any]]]:

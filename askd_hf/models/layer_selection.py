@@ -22,6 +22,7 @@ from ..arguments import ModelArguments
 from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream
 from ..data.json_files import read_json, write_json
+from ..data.shared_disk import of_main_process
 from ..errors import UserError
 from ..progress import progress_bar, write
 from .layers import evenly_spread
@@ -44,7 +45,7 @@ def choose_layers(
     """Return `models` with layer counts replaced by the selected layer indices; lists are unchanged.
 
     With `--layer_selection spread`, `models` is returned unchanged. With several processes, rank 0 selects the layers.
-    They are saved in `config.output_dir`. A resumed run reads them from the directory of its checkpoint.
+    They are saved in `config.output_dir`. In a resumed run rank 0 reads them from the directory of its checkpoint.
 
     Args:
         teacher: with unquantized weights. It is moved to the device of the run and put in evaluation mode.
@@ -54,8 +55,9 @@ def choose_layers(
     Raises `UserError` if the options don't fit together, or differ from those of the resumed run.
     """
     saved_file = None if resume_from is None else Path(resume_from).parent / LAYERS_FILE
-    if saved_file is not None and saved_file.is_file() != (models.layer_selection == "greedy"):
-        started = "with" if saved_file.is_file() else "without"
+    saved = of_main_process(read_json(saved_file) if saved_file is not None and saved_file.is_file() else None)
+    if saved_file is not None and (saved is not None) != (models.layer_selection == "greedy"):
+        started = "without" if saved is None else "with"
         raise UserError(
             f"the run was started {started} --layer_selection greedy: resume it {started} this option, or the layers "
             "would differ"
@@ -65,8 +67,7 @@ def choose_layers(
             (Path(config.output_dir) / LAYERS_FILE).unlink(missing_ok=True)
         return models
     numbers = _numbers(models, speech)
-    if saved_file is not None:
-        saved = read_json(saved_file)
+    if saved is not None:
         if saved["asked"] != numbers:
             asked = ", ".join(f"--{name} {number}" for name, number in saved["asked"].items())
             raise UserError(f"the run was started with {asked} and --layer_selection greedy: resume it with the same")

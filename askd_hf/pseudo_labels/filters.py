@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jiwer
 from accelerate import PartialState
 
+from ..data.shared_disk import is_first_on_disk
 from ..errors import UserError, disk_errors
 from ..evaluation.metrics import normalize_pairs
 from ..evaluation.suites import is_untranscribed
@@ -168,17 +169,16 @@ def filter_transcripts(transcripts: list[PseudoLabel], limits: Thresholds, file:
 
     Args:
         file: CSV file for the dropped transcripts: `clip`, `reason`, `value` (which violates the threshold), the
-            teacher's `text`, and `reference`.
+            teacher's `text`, and `reference`. On each disk one process writes it: all must call this.
 
     Raises `UserError` if no transcript passed the filters.
     """
     found = [reason_to_drop(transcript, limits) for transcript in transcripts]
     dropped = {i: reason for i, reason in enumerate(found) if reason is not None}
     counts = Counter(reason.reason for reason in dropped.values()).most_common()
-    process = PartialState()
-    if process.is_local_main_process:
+    if is_first_on_disk(file.parent):
         _list_dropped(transcripts, dropped, file)
-    if process.is_main_process:
+    if PartialState().is_main_process:
         print(f"{len(found) - len(dropped)} of {len(found)} transcripts are kept; dropped ones are listed in {file}")
         for text, count in counts:
             print(f"  {count} dropped: {text}")

@@ -125,7 +125,7 @@ def transcribe(job: DecodingJob) -> list[dict[str, Any]]:
         decode = functools.partial(_transcribe_batches, job)
         try:
             with progress_bar(total, "Transcribing", done=done) as progress:
-                complete(job.manifest, clips, job.done, job.decoding.batch_size, decode, count)
+                complete(job.manifest, clips, job.done, job.decoding.batch_size, decode, count, job.is_writer)
         except KeyboardInterrupt:
             print(f"\n{done} of {total} clips are transcribed; run the same command again to resume", file=sys.stderr)
             raise

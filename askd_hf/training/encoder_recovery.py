@@ -31,7 +31,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from ..arguments import ModelArguments
+from ..arguments import DataArguments, ModelArguments
 from ..config import ASKDConfig
 from ..data import SAMPLING_RATE, Limits, filter_invalid_clips, load_speech_dataset
 from ..data.audio import extract_features, waveform
@@ -133,6 +133,7 @@ class EncoderRecovery:
         speech: the training set. The audio of `--encoder_recovery_dataset` is added.
         extractor: the student's.
         epochs: of `recovery_epochs`.
+        data_args: how the audio of `--encoder_recovery_dataset` is checked.
     """
 
     models: ModelArguments
@@ -142,6 +143,7 @@ class EncoderRecovery:
     speech: Dataset
     extractor: WhisperFeatureExtractor
     epochs: int
+    data_args: DataArguments
 
     def run(self) -> None:
         """Train the encoder and mark it as trained.
@@ -233,7 +235,8 @@ class EncoderRecovery:
             _arguments(self.config, self.epochs, folder, limits),
             whole,
             train_dataset=AudioWindows(
-                [self.speech, *_unlabeled(self.models, self.config)], self.extractor.chunk_length
+                [self.speech, *_unlabeled(self.models, self.data_args, self.config)],
+                self.extractor.chunk_length,
             ),
             data_collator=functools.partial(_collate, self.extractor),
             callbacks=[callback],
@@ -296,15 +299,22 @@ def _arguments(config: ASKDConfig, epochs: int, folder: Path, limits: dict[str, 
     return TrainingArguments(**arguments | limits)
 
 
-def _unlabeled(models: ModelArguments, config: ASKDConfig) -> list[Dataset]:
+def _unlabeled(models: ModelArguments, data_args: DataArguments, config: ASKDConfig) -> list[Dataset]:
     """Return the valid clips of `--encoder_recovery_dataset`, of any length."""
-    found = []
+    found, workers = [], data_args.preprocessing_num_workers
     for name in models.encoder_recovery_dataset:
-        clips = load_speech_dataset(name, None, "train", text_required=False)
+        clips = load_speech_dataset(name, None, "train", text_required=False, num_proc=workers)
         report = Path(config.output_dir) / f"skipped-recovery-{Path(name).name}.csv"
         found.append(
             filter_invalid_clips(
-                clips, None, Limits(float("inf")), on_bad_audio="skip", share_work=True, report_file=report
+                clips,
+                None,
+                Limits(float("inf")),
+                on_bad_audio="skip",
+                num_proc=workers,
+                recheck=data_args.recheck,
+                share_work=True,
+                report_file=report,
             )
         )
     return found
