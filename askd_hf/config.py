@@ -12,11 +12,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.training_args import OptimizerNames
 
-<<<<<<< ours
-from .arguments.machine import cores_per_process
-=======
 from .arguments.machine import default_workers
->>>>>>> theirs
 from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, check_choice, check_ranges
 from .arguments.renamed import accepts_renamed
 from .errors import UserError
@@ -337,11 +333,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
             self.bf16 = supported and not (self.use_cpu or self.fp16)
         if self.dataloader_num_workers is None:
-<<<<<<< ours
-            self.dataloader_num_workers = min(MOST_WORKERS, max(cores_per_process() - 1, 1)) if gpu else 0
-=======
             self.dataloader_num_workers = default_workers() if gpu else 0
->>>>>>> theirs
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = gpu
         if self.dataloader_pin_memory and self.accelerator_config is None:  # type: ignore[has-type]

@@ -7,14 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-<<<<<<< ours
 from datasets import Dataset
 from fake_hub import hub_of_this_process
 from models import make_multilingual, make_processor, make_whisper
-=======
-from models import make_processor, make_whisper
 from run_plans import plan_of
->>>>>>> theirs
 from scripts import ROOT, run_here
 from speech import write_speech
 from spoken_digits import spoken_strings
@@ -345,17 +341,13 @@ def test_a_run_ends_with_the_selection(tmp_path, monkeypatch, capsys, selects, p
     run = tmp_path / "run"
     options = ["--max_steps", 1, "--use_cpu", "--per_device_train_batch_size", 2, "--dataloader_num_workers", 0]
     options += ["--output_dir", run] + ([] if selects else ["--no_select_alignment_heads"])
-<<<<<<< ours
-    options += ["--push_to_hub", "--hub_model_id", "me/x", "--hub_token", "hf_writer"] if pushes else []
-    with hub_of_this_process(tmp_path / "hub", {"hf_writer": "write"}, monkeypatch):
-        status, out, err = run_here(monkeypatch, capsys, "--teacher", teacher, "--dataset", speech, *options)
-=======
     options += ["--teacher", teacher, "--dataset", speech]
     planned = run_here(monkeypatch, capsys, *options, "--dry_run")
     expected = f"on {len(load_speech_dataset(speech, None, 'train'))} clips: about " if selects else "None"
     assert str(plan_of(planned.stdout).get("time: alignment heads")).startswith(expected)
-    status, out, err = run_here(monkeypatch, capsys, *options)
->>>>>>> theirs
+    options += ["--push_to_hub", "--hub_model_id", "me/x", "--hub_token", "hf_writer"] if pushes else []
+    with hub_of_this_process(tmp_path / "hub", {"hf_writer": "write"}, monkeypatch):
+        status, out, err = run_here(monkeypatch, capsys, *options)
     assert status == 0, err
     if pushes:
         file = "generation_config.json"

@@ -113,10 +113,6 @@ def test_a_compiled_step_is_the_plain_one(tmp_path, teacher, student, compiling,
     torch.testing.assert_close(measured, expected, rtol=1e-3, atol=1e-4)
 
 
-<<<<<<< ours
-def test_features_on_the_device_are_whispers_own(device):
-    """Also with TF32, which --torch_compile turns on."""
-=======
 def test_an_offloaded_layer_is_pinned_and_gives_the_same(teacher):
     layer, device = teacher.model.decoder.layers[0].cuda(), torch.device("cuda")
     states, encoded = torch.randn(2, 5, 16, device=device), torch.randn(2, 50, 16, device=device)
@@ -129,8 +125,8 @@ def test_an_offloaded_layer_is_pinned_and_gives_the_same(teacher):
     assert {parameter.device.type for parameter in layer.parameters()} == {"meta"}
 
 
-def test_features_on_the_card_are_whispers_own():
->>>>>>> theirs
+def test_features_on_the_device_are_whispers_own(device):
+    """Also with TF32, which --torch_compile turns on."""
     extractor = WhisperFeatureExtractor()
     clips = [np.random.default_rng(i).standard_normal(16_000 * i).astype(np.float32) for i in (1, 7)]
     own = extractor(clips, sampling_rate=16_000, return_tensors="pt").input_features

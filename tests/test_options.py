@@ -17,15 +17,15 @@ from transformers import Seq2SeqTrainingArguments, TrainerCallback
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from askd_hf import ASKDTrainer
-<<<<<<< ours
-<<<<<<< ours
-from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource, machine, names_of
-=======
-from askd_hf.arguments import CacheArguments, DataArguments, ModelArguments, SpeechSource, names_of
->>>>>>> theirs
-=======
-from askd_hf.arguments import DataArguments, MixArguments, ModelArguments, SpeechSource, names_of
->>>>>>> theirs
+from askd_hf.arguments import (
+    CacheArguments,
+    DataArguments,
+    MixArguments,
+    ModelArguments,
+    SpeechSource,
+    machine,
+    names_of,
+)
 from askd_hf.arguments.parser import parse_args
 from askd_hf.commands.pseudo_label import unlabeled_arguments
 from askd_hf.config import ASKDConfig
@@ -342,12 +342,8 @@ def pretend_gpu(monkeypatch, capability: int) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=capability))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-<<<<<<< ours
     monkeypatch.setattr(machine, "available_cores", lambda: 12)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of torchrun
-=======
-    monkeypatch.setattr("askd_hf.arguments.machine.available_cores", lambda: 12)
->>>>>>> theirs
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", real_bf16_support)
     monkeypatch.setattr(Seq2SeqTrainingArguments, "__post_init__", without_device)
 
@@ -371,7 +367,6 @@ def test_bf16_is_the_default_where_it_is_computed_in(monkeypatch, tmp_path, capa
     assert ASKDConfig(output_dir=str(tmp_path), dataloader_num_workers=2).dataloader_num_workers == 2
 
 
-<<<<<<< ours
 @pytest.mark.parametrize(
     ("cores", "processes", "workers"), [(6, None, 5), (6, 2, 2), (12, None, 8), (24, 2, 8), (4, 4, 1), (2, 4, 1)]
 )
@@ -385,7 +380,8 @@ def test_the_cores_are_shared_by_the_processes_and_not_by_the_gpus(monkeypatch, 
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert ASKDConfig(output_dir=str(tmp_path)).dataloader_num_workers == workers
     assert audio_checks._processes(10**6) == (max(cores // (processes or 1), 1) if workers > 1 else 0)
-=======
+
+
 def test_evaluations_have_as_many_workers_as_training(monkeypatch):
     given = dict(model="m", dataset="d", device="cpu")
     assert EvaluationArguments(**given).num_workers == 0
@@ -404,7 +400,6 @@ def test_unlabeled_speech_is_checked_as_the_other_clips(tmp_path):
     config = ASKDConfig(output_dir=str(tmp_path), use_cpu=True)
     given = unlabeled_arguments(ModelArguments(teacher="t"), data, MixArguments(), config)
     assert (given.recheck, given.on_bad_audio, given.max_samples) == (True, "skip", 7)
->>>>>>> theirs
 
 
 IMPORTS = """

@@ -10,7 +10,6 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-<<<<<<< ours
 def cores_per_process() -> int:
     """Return the number of CPU cores for this process of a distributed run, at least 1.
 
@@ -18,11 +17,8 @@ def cores_per_process() -> int:
     has its own (`--cpus-per-task`).
     """
     return max(available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
-=======
+
+
 def default_workers() -> int:
     """Return the number of loader processes for a GPU: its share of the cores less one, 1 to `MOST_WORKERS`."""
-    import torch
-
-    share = available_cores() // max(torch.accelerator.device_count(), 1)  # of this machine's processes, one per GPU
-    return min(MOST_WORKERS, max(share - 1, 1))
->>>>>>> theirs
+    return min(MOST_WORKERS, max(cores_per_process() - 1, 1))

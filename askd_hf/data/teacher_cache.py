@@ -206,7 +206,6 @@ def _compute_parts(
     columns: dict[str, list] = {name: [] for name in SOFT_LABEL_COLUMNS}
     computed = written = 0  # not read from the progress bar, which doesn't count when it is hidden
     progress = progress_bar(len(share), "Soft labels")
-<<<<<<< ours
     # a thread writes a part while the next one is computed
     writer, writing = ThreadPoolExecutor(max_workers=1), deque[Future]()
 
@@ -220,7 +219,7 @@ def _compute_parts(
 
     with writer:
         try:
-            for batch in DataLoader(clips, batch_size, collate_fn=collator, num_workers=num_workers):
+            for batch in DataLoader(dataset, batch_sampler=rows, collate_fn=collator, num_workers=num_workers):
                 target = compute_soft_labels(teacher, batch, options["top_k"], options["temperature"], autocast)
                 lengths = (batch["labels"] != -100).sum(1).tolist()
                 _check_finite(target, batch["clip"], lengths)
@@ -240,28 +239,6 @@ def _compute_parts(
                 write_part()
             for part in writing:
                 part.result()
-=======
-    try:
-        for batch in DataLoader(dataset, batch_sampler=rows, collate_fn=collator, num_workers=num_workers):
-            target = compute_soft_labels(teacher, batch, options["top_k"], options["temperature"], autocast)
-            lengths = (batch["labels"] != -100).sum(1).tolist()
-            _check_finite(target, batch["clip"], lengths)
-            for name, column in zip(TEACHER_COLUMNS, target, strict=True):
-                columns[name] += [clip.numpy() for clip in column.cpu().split(lengths)]
-            columns[KEY_COLUMN] += [key for key, _ in share[computed : computed + len(lengths)]]
-            columns[SETTINGS_COLUMN] += [settings] * len(lengths)
-            computed += len(lengths)
-            progress.update(len(lengths))
-            if computed - written >= PART_CLIPS:
-                _write_part(clips.select(range(written, computed)), columns, unfinished)
-                written, columns = computed, {name: [] for name in SOFT_LABEL_COLUMNS}
-    finally:  # also after Ctrl-C
-        progress.close()
-        complete = len(columns[SETTINGS_COLUMN])
-        if complete:
-            columns = {name: column[:complete] for name, column in columns.items()}
-            _write_part(clips.select(range(written, written + complete)), columns, unfinished)
->>>>>>> theirs
 
 
 def _check_finite(target: TopK, clips: list[str], lengths: list[int]) -> None:

@@ -5,13 +5,8 @@
 
 from typing import Any
 
-<<<<<<< ours
-from ..evaluation.result_tables import Table, set_name, speedup, token_notes
-from ..evaluation.results import Results, SetResult
-=======
-from ..evaluation.result_tables import Table, speedup
+from ..evaluation.result_tables import Table, speedup, token_notes
 from ..evaluation.results import Results, SetResult, set_name
->>>>>>> theirs
 from .card_training import has_no_speech_clips, uses
 from .provenance import HUB, BaseModelInfo, TrainingData
 from .training_summary import ModelInfo, TrainingSummary

@@ -10,12 +10,8 @@ from models import make_multilingual, make_whisper
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import DatasetSpec, Decoding, plan_jobs, prepare_set, run_job, spread_clips
-<<<<<<< ours
-from askd_hf.evaluation.transcribe import fixed_seed, token_limit
-=======
 from askd_hf.evaluation.results import LongClips
-from askd_hf.evaluation.transcribe import token_limit
->>>>>>> theirs
+from askd_hf.evaluation.transcribe import fixed_seed, token_limit
 from askd_hf.models.generation_config import set_language
 
 CLIPS = [(0.4, "a b"), (0.9, "c"), (0.3, "ignore_time_segment_in_scoring"), (0.5, "d e"), (2.2, "f"), (0.8, "")]
