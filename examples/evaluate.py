@@ -20,7 +20,11 @@ def main() -> None:
     from accelerate import PartialState
 
     from askd_hf.commands.evaluate import load_models, load_speech, report, score, time_models, write_manifests
+<<<<<<< ours
     from askd_hf.commands.next_steps import print_publishing
+=======
+    from askd_hf.evaluation import format_speed
+>>>>>>> theirs
 
     check_writable(Path(args.output_dir), "--output_dir")
 
@@ -44,7 +48,7 @@ def main() -> None:
 
     # --speed and --speculative
     if speech.timed:
-        report(args, time_models(args, models, speech, results), speech)
+        report(args, time_models(args, models, speech, results), speech, format_speed)
 
     # the command that publishes the model with these results
     print_publishing(args.model, Path(args.output_dir) / "results.json")

@@ -7,10 +7,12 @@ import re
 from contextlib import redirect_stderr
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from scripts import distill_options, run_here, steps_printed
 from training import Clips, make_trainer
 from transformers import ProgressCallback, TrainerCallback, WhisperForConditionalGeneration
+from transformers.models.whisper.tokenization_whisper import _decode_asr
 
 from askd_hf import progress
 from askd_hf.commands.terminal import readable_terminal
@@ -134,6 +136,30 @@ def test_what_transformers_says_of_its_own_code_is_hidden(teacher_dir):
     shown = generate()
     assert "something else" in shown and "is deprecated and will be removed" not in shown
     assert utils.logger.filters == []
+
+
+def test_what_the_trainer_and_the_tokenizer_say_of_tokens_is_hidden(tmp_path, processor, student, caplog, monkeypatch):
+    tokens = np.array([processor.tokenizer("abc").input_ids])
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+
+    def warn() -> str:
+        caplog.clear()
+        student.config.bos_token_id = processor.tokenizer.bos_token_id + 1
+        make_trainer(tmp_path, None, student, processor=processor, preset="ce", max_steps=1).train()
+        _decode_asr(
+            processor.tokenizer,
+            [{"tokens": tokens}],
+            return_timestamps=True,
+            return_language=False,
+            time_precision=0.02,
+        )
+        return caplog.text
+
+    shown = warn()
+    assert "new PAD/BOS/EOS tokens" in shown and "did not predict an ending timestamp" in shown
+    with readable_terminal():
+        shown = warn()
+    assert "PAD/BOS/EOS" not in shown and "ending timestamp" not in shown
 
 
 def test_the_bars_of_datasets_are_hidden_within_a_phase_only():

@@ -158,7 +158,9 @@ class DataArguments:
         "(kept in HF_HOME/askd_hf) as long as its path, size and time of change are the same.",
     )
     compare: bool = HfArg(
-        default=True, help="After training, evaluate teacher, initial student and trained student on the same splits."
+        default=True,
+        help="After training, evaluate teacher, initial student and trained student on the same splits, and "
+        "measure the speed of student and teacher.",
     )
 
     def __post_init__(self):

@@ -18,6 +18,7 @@ Options can also be given in a YAML file: --config evaluation.yaml.
 """
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -39,6 +40,7 @@ from ..evaluation import (
     Results,
     check_can_assist,
     format_results,
+    format_speed,
     measure_speculative,
     measure_speed,
     plan_jobs,
@@ -96,8 +98,12 @@ def evaluate(args: EvaluationArguments) -> None:
     results = score(args)
     report(args, results, speech)
     if speech.timed:
+<<<<<<< ours
         report(args, time_models(args, models, speech, results), speech)
     print_publishing(args.model, Path(args.output_dir) / "results.json")
+=======
+        report(args, time_models(args, models, speech, results), speech, format_speed)
+>>>>>>> theirs
 
 
 def load_models(args: EvaluationArguments) -> Models:
@@ -206,14 +212,20 @@ def time_models(args: EvaluationArguments, models: Models, speech: Speech, resul
     return results
 
 
-def report(args: EvaluationArguments, results: Results, speech: Speech | None = None) -> None:
+def report(
+    args: EvaluationArguments,
+    results: Results,
+    speech: Speech | None = None,
+    format_tables: Callable[[Results], str] = format_results,
+) -> None:
     """Print the tables, and write `results.json` and `report.html`.
 
     Args:
         speech: from which the report gets audio; None to use what an earlier report has saved.
+        format_tables: returns the tables to print.
     """
     directory = Path(args.output_dir)
     results.save(directory / "results.json")
-    print(f"\n{format_results(results)}\n")
+    print(f"\n{format_tables(results)}\n")
     page = write_report(results, directory, speech.sets if speech else ())
     print(f"{directory / 'results.json'}, {page}")

@@ -8,8 +8,12 @@ from typing import Any
 
 from .options import HELP
 
-# Whisper's own `generate` passes both to the general one: nobody else can mend it
-ADVICE_FOR_TRANSFORMERS = "Passing `generation_config` together with"
+# logger -> part of a warning that users can't do anything about; examples/guides/troubleshooting.md lists them
+HIDDEN = {
+    "transformers.generation.utils": "together with generation-related",
+    "transformers.models.whisper.tokenization_whisper": "did not predict an ending timestamp",
+    "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens",
+}
 LOGGERS = ("askd_hf", "transformers", "datasets", "huggingface_hub")
 
 
@@ -17,7 +21,7 @@ LOGGERS = ("askd_hf", "transformers", "datasets", "huggingface_hub")
 def readable_terminal() -> Iterator[None]:
     """Hide the bars for loading and writing weights, and print log messages above the bars, not into them.
 
-    A warning of transformers about its own code is hidden. Bars of downloads are shown. Everything is as before when
+    The warnings of transformers in `HIDDEN` aren't shown. Bars of downloads are shown. Everything is as before when
     the command ends.
     """
     if not set(sys.argv).isdisjoint(HELP):  # transformers is imported without torch then, see `options.parse`
@@ -27,18 +31,19 @@ def readable_terminal() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     hook = transformers_logging.set_tqdm_hook(_hidden)
-    generation = logging.getLogger("transformers.generation.utils")
-    generation.addFilter(_is_for_users)
+    for name in HIDDEN:
+        logging.getLogger(name).addFilter(_is_for_users)
     try:
         with logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]):
             yield
     finally:
         transformers_logging.set_tqdm_hook(hook)
-        generation.removeFilter(_is_for_users)
+        for name in HIDDEN:
+            logging.getLogger(name).removeFilter(_is_for_users)
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(ADVICE_FOR_TRANSFORMERS)
+    return HIDDEN[record.name] not in record.getMessage()
 
 
 def _hidden(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from datasets.features.features import get_nested_type
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from ..errors import UserError
+from ..errors import UserError, warn_once
 from .columns import SEGMENTS, iterate_rows, replace_column
 from .languages import lower_case
 from .markup import has_markup, read_markup
@@ -143,9 +143,8 @@ class Case:
         if not lowered:
             return
         which = "" if len(self.lowered) == 1 else f" in {', '.join(sorted(language or 'en' for language in lowered))}"
-        logger.warning(
-            "%s: the transcripts%s are all upper-case and are lower-cased (--text_case keep: don't)", name, which
-        )
+        # the training set is read twice with --vocabulary
+        warn_once(f"{name}: the transcripts{which} are all upper-case and are lower-cased (--text_case keep: don't)")
 
 
 def _clean_row(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .options import EvaluationArguments
     from .prepared_sets import PreparedSet, prepare_set, spread_clips
     from .report import write_report
-    from .result_tables import format_results
+    from .result_tables import format_results, format_speed
     from .results import Results
     from .scoring import save_spelling_normalizer, score_directory
     from .speculative import check_can_assist, measure_speculative, save_draft_length
@@ -28,7 +28,7 @@ _PUBLIC = {
     "options": ("EvaluationArguments",),
     "prepared_sets": ("PreparedSet", "prepare_set", "spread_clips"),
     "report": ("write_report",),
-    "result_tables": ("format_results",),
+    "result_tables": ("format_results", "format_speed"),
     "results": ("Results",),
     "scoring": ("save_spelling_normalizer", "score_directory"),
     "speculative": ("check_can_assist", "measure_speculative", "save_draft_length"),

@@ -106,17 +106,27 @@ def format_results(results: Results) -> str:
         ]
     if results.sets:
         tables.append(hallucination_table(results.sets))
-    tables.append(word_time_table(results.sets))
-    if results.speed is not None:
-        tables += [speed_table(results.speed, ranges=True), part_table(results.speed)]
-    if results.speculative is not None:
-        tables.append(speculative_table(results.speculative))
+    tables += [word_time_table(results.sets), *_speed_tables(results)]
     models, *parts = [table.text() for table in tables if table.rows]
     parts = [models, "\n".join(excluded), *parts] if excluded else [models, *parts]
     settings = ", ".join(
         f"{name} {value}" for name, value in results.settings.items() if value is not None and name != "command"
     )
     return "\n\n".join([*parts, f"Settings: {settings}"])
+
+
+def format_speed(results: Results) -> str:
+    """Return the tables of speed, of models and of speculative decoding, for the terminal."""
+    return "\n\n".join(table.text() for table in _speed_tables(results) if table.rows)
+
+
+def _speed_tables(results: Results) -> list[Table]:
+    tables = []
+    if results.speed is not None:
+        tables += [speed_table(results.speed, ranges=True), part_table(results.speed)]
+    if results.speculative is not None:
+        tables.append(speculative_table(results.speculative))
+    return tables
 
 
 # ---- cells ----

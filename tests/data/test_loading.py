@@ -9,7 +9,7 @@ from datasets import Audio, DatasetDict
 from speech import audiofolder, tone, write_csv
 
 from askd_hf.data import clean_texts, decode_audio, load_speech_dataset
-from askd_hf.errors import UserError
+from askd_hf.errors import UserError, warn_once
 
 TRAPS = ["null", "NA", "007", "a, b", 'say "hi"', "1e5", "żółć 你好", "True"]
 README = """---
@@ -340,6 +340,7 @@ def test_directories_without_speech(tmp_path):
 
 
 def cased(tmp_path, texts: list[str], text_case: str) -> list[str]:
+    warn_once.cache_clear()
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", t] for i, t in enumerate(texts))])
     return clean_texts(load_speech_dataset(str(tmp_path), None, "train"), text_case, "mine")["text"][:]
 

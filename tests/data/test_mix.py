@@ -31,7 +31,7 @@ from askd_hf.data.columns import AUDIO_FILE
 from askd_hf.data.languages import with_language, without_language
 from askd_hf.data.no_speech import as_no_speech
 from askd_hf.data.stream import warn_of_whole_reads
-from askd_hf.errors import UserError
+from askd_hf.errors import UserError, warn_once
 
 COLUMNS = ["audio", "text", "clip", "language", "task", "segments", "prompt", "no_speech"]
 
@@ -310,6 +310,7 @@ def test_what_is_streamed_is_what_is_loaded(tmp_path, layout, english):
 
 def test_texts_of_a_stream_are_cleaned(tmp_path, caplog):
     folder = audiofolder(tmp_path, ["ONE  TWO", "(SIGHS) THREE"])
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         stream = clean_texts(load_speech_dataset(str(folder), None, "train", streaming=True), "auto", "mine")
     assert "mine: the transcripts are all upper-case and are lower-cased" in caplog.text

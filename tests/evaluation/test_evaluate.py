@@ -369,14 +369,15 @@ def test_speed_speculative_decoding_and_joined_recordings(evaluate, tmp_path, mo
         *(("student", 1), ("teacher", 1), ("student", 2), ("teacher", 2)),
     ]
     assert (results.speed.set, results.speed.clips, results.speculative.clips) == ("speech", 4, 4)
-    assert "RTFx" in run.stdout and "Speculative decoding" in run.stdout
+    titles = "Models:", "Error rates:", "Speed:", "Latency by part", "Speculative decoding:", "Settings:"
+    assert [re.findall(f"^{title}", run.stdout, re.MULTILINE) for title in titles] == [[title] for title in titles]
     found = results.speculative
     assert [each.num_assistant_tokens for each in found.draft_lengths] == [2, 3]
     config = json.loads((student / "generation_config.json").read_text())
     assert config.get("num_assistant_tokens") == (found.num_assistant_tokens if found.speedup > 1 else None)
 
     again = evaluate("--score_only", "True", "--output_dir", out, "--normalizer", "none")
-    assert again.returncode == 0, again.stderr
+    assert again.returncode == 0 and all(f"\n{title}" in again.stdout for title in titles), again.stderr
     kept = Results.load(out / "results.json")
     assert (kept.speed, kept.speculative) == (results.speed, results.speculative)
     assert kept.sets[0].normalizer == "none"
