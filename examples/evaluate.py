@@ -20,11 +20,8 @@ def main() -> None:
     from accelerate import PartialState
 
     from askd_hf.commands.evaluate import load_models, load_speech, report, score, time_models, write_manifests
-<<<<<<< ours
     from askd_hf.commands.next_steps import print_publishing
-=======
     from askd_hf.evaluation import format_speed
->>>>>>> theirs
 
     check_writable(Path(args.output_dir), "--output_dir")
 

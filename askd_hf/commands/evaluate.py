@@ -98,12 +98,8 @@ def evaluate(args: EvaluationArguments) -> None:
     results = score(args)
     report(args, results, speech)
     if speech.timed:
-<<<<<<< ours
-        report(args, time_models(args, models, speech, results), speech)
-    print_publishing(args.model, Path(args.output_dir) / "results.json")
-=======
         report(args, time_models(args, models, speech, results), speech, format_speed)
->>>>>>> theirs
+    print_publishing(args.model, Path(args.output_dir) / "results.json")
 
 
 def load_models(args: EvaluationArguments) -> Models:
