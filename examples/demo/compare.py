@@ -17,7 +17,7 @@ from askd_hf.evaluation import Results
 from askd_hf.evaluation.bootstrap import bootstrap_units, confidence_interval, resampled_rates
 from askd_hf.evaluation.result_tables import Table, interval_note, with_interval
 from askd_hf.evaluation.results import PartLatency, Scores
-from askd_hf.evaluation.study import set_errors
+from askd_hf.evaluation.study import SetErrors, set_errors
 
 DATA = Path(__file__).parent / "data"
 MODELS = ("teacher", "ASKD student", "student, labels only")
@@ -45,9 +45,15 @@ def milliseconds(row: PartLatency) -> list[float]:
     return [1000 * seconds for seconds in (row.features, row.encoder, row.decoder + row.projection)]
 
 
+def errors_of(evaluation: Path, split: str) -> SetErrors:
+    """Return the errors of a student on a split. An evaluation may name its sets by dataset and split."""
+    (name,) = (entry.name for entry in Results.load(evaluation / "results.json").sets if entry.split == split)
+    return set_errors(evaluation, name, split, "basic")
+
+
 def difference(askd: Path, labels_only: Path, split: str) -> str:
     """Return the WER of the ASKD student minus that of the student trained on labels only, with its interval."""
-    ours, theirs = (set_errors(run / "evaluation", split, split, "basic") for run in (askd, labels_only))
+    ours, theirs = (errors_of(run / "evaluation", split) for run in (askd, labels_only))
     words = np.array(ours.words)
     _, units = bootstrap_units(ours.speakers)
     first, second = resampled_rates(np.array([ours.errors, theirs.errors]), words, units)
