@@ -113,6 +113,7 @@ def test_a_compiled_step_is_the_plain_one(tmp_path, teacher, student, compiling,
     torch.testing.assert_close(measured, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.gpu
 def test_an_offloaded_layer_is_pinned_and_gives_the_same(teacher):
     layer, device = teacher.model.decoder.layers[0].cuda(), torch.device("cuda")
     states, encoded = torch.randn(2, 5, 16, device=device), torch.randn(2, 50, 16, device=device)

@@ -32,7 +32,7 @@ def main() -> None:
         on_bad_audio="skip",
         num_proc=0,
         share_work=True,
-        report_file=result.parent / f"skipped-{process.process_index}.csv",
+        report_file=result.parent / "skipped.csv",
     )
     names = ("clip", "duration", "audio_key", "label_tokens")
     found = dict(decoded=decoded, columns={name: checked[name][:] for name in names})
