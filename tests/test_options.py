@@ -226,6 +226,7 @@ def test_a_compiled_run_is_the_same_run(tmp_path, teacher, deep_teacher, frozen,
     runs = []
     # a plain trainer that is made before a compiled one trains would be compiled as well
     for compiled in ({}, dict(torch_compile=True, torch_compile_backend="eager")):
+        torch.compiler.reset()
         counters.clear()
         ran_compiled.clear()
         runs.append(make_trainer(tmp_path, teacher, student, evaluation, **changes, **compiled))

@@ -71,8 +71,8 @@ class SpeechCollator:
 
     Raises:
         UserError: tokenizer and model have different start tokens, the vocabulary has no timestamps, or augmentation
-            or `shortest_context` is combined with the encoder cache; or `features_on_device` with a feature extractor
-            that adds dither.
+            or `shortest_context` is combined with the encoder cache. With `features_on_device`: a feature extractor
+            adds dither, or pads with another value than 0.
     """
 
     processor: WhisperProcessor
