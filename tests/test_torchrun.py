@@ -17,7 +17,7 @@ from processes import launch
 from safetensors.torch import load_file
 from scripts import DISTILL, distill_options, steps_printed
 
-# without it torch 2.13 gives the new processes the addresses of the killed ones
+# without it the new processes of torch 2.13 often find the addresses of the killed ones, and don't connect
 NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 TIMEOUT = 500  # seconds; the processes import everything twice
 
@@ -68,9 +68,8 @@ def test_torchrun_starts_a_run_again_whose_worker_was_killed(teacher_dir, speech
     finally:
         for agent in agents:
             agent.terminate()  # its worker too
-    for disk in disks:
-        printed = steps_printed((disk / "log").read_text())
-        assert printed.count(1) == printed.count(12) == 1  # the second start went on from a checkpoint
+    printed = [step for disk in disks for step in steps_printed((disk / "log").read_text())]  # by the first process
+    assert printed.count(1) == printed.count(12) == 1  # the second start went on from a checkpoint
     (run,) = (disk / "run" for disk in disks if (disk / "run" / "model.safetensors").exists())  # one process saves
     assert len(losses(run)) == 12 and losses(run) == losses(whole[0] / "run")
     weights, expected = (load_file(folder / "model.safetensors") for folder in (run, whole[0] / "run"))
