@@ -12,7 +12,7 @@ def main() -> None:
     (args,) = parse("plan")
 
     # imported after the options, as --help needs none of it
-    from askd_hf.commands.plan import command, describe_domain, measure, print_plan
+    from askd_hf.commands.plan import command, confirm, describe_domain, measure, print_plan, verdict
     from askd_hf.evaluation.planning import candidates, reaching
     from askd_hf.models.loading import load_config, load_processor
 
@@ -28,7 +28,10 @@ def main() -> None:
     found = candidates(config, costs, domain.durations, domain.vocabularies)
     good = reaching(found, args.speedup, args.max_parameters)
     print_plan(args, good, costs)
-    print(command(args, good[0]))
+
+    # the first of them that also reaches it as a whole
+    best, speedup = confirm(args, config, processor, good, domain.tokens)
+    print(verdict(args, best, speedup), command(args, best), sep="\n\n")
 
 
 if __name__ == "__main__":

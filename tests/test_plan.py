@@ -9,7 +9,15 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from askd_hf.commands import plan as commands
 from askd_hf.errors import UserError
-from askd_hf.evaluation.planning import Candidate, Costs, candidates, measure_costs, random_model, reaching
+from askd_hf.evaluation.planning import (
+    Candidate,
+    Costs,
+    candidates,
+    measure_costs,
+    random_model,
+    reaching,
+    windows_up_to,
+)
 
 WINDOWS = (10, 8, 6, 5, 4, 3, 2)
 
@@ -79,7 +87,7 @@ def test_measured_costs_grow_with_the_window(config):
     extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=10)
     model = random_model(config)
     layers = model.model.encoder.layers, model.model.decoder.layers
-    costs = measure_costs(model, extractor, batch_size=2, tokens=5)
+    costs = measure_costs(model, extractor, (10, 2), batch_size=2, tokens=5)
     assert costs.encoder[10] > costs.encoder[2] > 0 and costs.stem[10] < costs.encoder[10]
     assert costs.features[10] > costs.features[2] and costs.projection > 0
     assert model.model.encoder.layers is layers[0] and model.model.decoder.layers is layers[1]  # put back
@@ -108,14 +116,35 @@ def test_the_command_prints_students_and_how_to_make_the_first(monkeypatch, caps
     assert "misses" not in ended.stdout  # a size is no speed
 
 
-@pytest.mark.parametrize("real, missed", [(1.96, True), (2.0, False)])
-def test_a_student_that_misses_the_target_is_told(monkeypatch, capsys, teacher_dir, costs, real, missed):
+@pytest.mark.parametrize("share, measured, missed", [(1.0, 1, False), (0.9, 2, False), (0.01, 1, True)])
+def test_a_student_that_misses_the_target_is_followed_by_a_faster_one(
+    monkeypatch, capsys, teacher_dir, costs, share, measured, missed
+):
+    """Measured speed is `share` of the expected one. The command is for the first that reaches the target."""
+    tried = []
+
+    def measure(config, extractor, shape, batch_size, tokens):
+        tried.append(shape)
+        return share ** (len(tried) == 1 or missed) * shape.speedup
+
     monkeypatch.setattr(commands, "measure", lambda *args: costs)
-    monkeypatch.setattr(commands, "measured_speedup", lambda *args: real)
-    commands.main(["--teacher", str(teacher_dir), "--speedup", "2"])
+    monkeypatch.setattr(commands, "measured_speedup", measure)
+    best = commands.plan(commands.parse_args(commands.OPTIONS, ["--teacher", str(teacher_dir), "--speedup", "2"])[0])
     printed = capsys.readouterr().out
     assert f"on {torch.get_num_threads()} thread" in printed
-    assert ("It misses 2x: try the next row, or again with a higher --speedup" in printed) == missed
+    assert best is tried[-1] and f"The student with {best.window} s, {best.vocabulary:,} tokens" in printed
+    assert f"--decoder_layers {best.decoder_layers} --" in printed.splitlines()[-1]
+    assert ("This misses 2x" in printed) == missed
+    assert len(tried) == measured  # with 0.01 none is expected to be 200 times as fast
+    assert all(shape.speedup >= 2 / share for shape in tried[1:])
+
+
+def test_windows_fit_the_clips():
+    assert windows_up_to(30) == [30, 20, 15, 12, 10, 8, 6, 5, 4, 3, 2]
+    durations = [3.2] * 985 + [6.4] * 10 + [16.3] * 5  # 99.5 % of up to 6.4 s
+    assert windows_up_to(30, durations) == [30, 20, 17, 15, 12, 10, 8, 7, 6, 5, 4, 3, 2]
+    assert windows_up_to(10, durations) == [10, 8, 7, 6, 5, 4, 3, 2]
+    assert windows_up_to(30, [35.0]) == windows_up_to(30)
 
 
 def test_without_a_target_there_is_nothing_to_plan(monkeypatch, capsys, teacher_dir):

@@ -38,6 +38,7 @@ from .options import options_of
 
 TOKENS = 20  # per clip, if the transcripts are unknown
 SHOWN = 8  # students in the table
+TRIED = 3  # students measured as a whole
 TRAINING = ("--learning_rate", "2e-4", "--num_train_epochs", "5")  # of the student in examples/guides/fast-students.md
 
 OPTIONS = options_of("plan")
@@ -48,11 +49,13 @@ class Domain(NamedTuple):
 
     Attributes:
         durations: of the clips, seconds; empty if unknown.
+        windows: to compare, seconds.
         vocabularies: size of `--vocabulary auto` by window in seconds; empty if unknown.
         tokens: label tokens per clip.
     """
 
     durations: list[float]
+    windows: list[int]
     vocabularies: dict[int, int]
     tokens: int
 
@@ -73,40 +76,36 @@ def plan(args: PlanArguments) -> Candidate:
     costs = measure(args, config, processor, domain)
     found = candidates(config, costs, domain.durations, domain.vocabularies)
     good = reaching(found, args.speedup, args.max_parameters)
-    best = good[0]
     print_plan(args, good, costs)
-    real = measured_speedup(config, processor.feature_extractor, best, args.batch_size, domain.tokens)
-    threads = torch.get_num_threads()
-    print(
-        f"The first one, measured as a whole with random weights (features, encoder, decoder) at batch size "
-        f"{args.batch_size} on {threads} thread{'s' * (threads > 1)}: {real:.1f}x. Other work slows it down"
-    )
-    if args.speedup is not None and real < args.speedup:
-        print(f"It misses {args.speedup:g}x: try the next row, or again with a higher --speedup")
+    best, real = confirm(args, config, processor, good, domain.tokens)
+    print(f"\n{verdict(args, best, real)}")
     print(f"\n{command(args, best)}")
     return best
 
 
 def describe_domain(args: PlanArguments, config: WhisperConfig, processor: WhisperProcessor) -> Domain:
     """Return durations, vocabularies and label lengths of `--dataset`, with its transcripts as training uses them."""
+    whole = teacher_shape(config).window
     if args.dataset is None:
-        return Domain([], {}, TOKENS)
+        return Domain([], windows_up_to(whole), {}, TOKENS)
     speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
     speech = speech if args.max_samples is None else speech.take(args.max_samples)
     language = args.language or (None if "language" in speech.column_names else "english")
     texts = clean_texts(with_language(speech, language, None, args.dataset), "auto", args.dataset)
     counts = count_tokens(processor.tokenizer, texts.select_columns(["text", "language", "task"]))
+    durations = clip_durations(speech, math.inf)
+    windows = windows_up_to(whole, durations)
     tokenizer, sizes = processor.tokenizer, {}
-    for window in windows_up_to(teacher_shape(config).window):
+    for window in windows:
         kept = choose_domain_tokens(tokenizer, config.vocab_size, window, counts)
         sizes[window] = vocabulary_size(tokenizer, config.vocab_size, window, kept)
     tokens = round(counts.total() / len(speech)) + len(processor.tokenizer.prefix_tokens)
-    return Domain(clip_durations(speech, math.inf), sizes, tokens)
+    return Domain(durations, windows, sizes, tokens)
 
 
 def measure(args: PlanArguments, config: WhisperConfig, processor: WhisperProcessor, domain: Domain) -> Costs:
     model = random_model(config)
-    return measure_costs(model, processor.feature_extractor, args.batch_size, domain.tokens)
+    return measure_costs(model, processor.feature_extractor, domain.windows, args.batch_size, domain.tokens)
 
 
 def print_plan(args: PlanArguments, good: list[Candidate], costs: Costs) -> None:
@@ -121,6 +120,39 @@ def print_plan(args: PlanArguments, good: list[Candidate], costs: Costs) -> None
             f"{shape.window:9}  {shape.vocabulary:10,}  {shape.encoder_layers:14}  {shape.decoder_layers:14}  "
             f"{shape.parameters / 1e6:13.1f}  {shape.speedup:15.1f}x  {100 * shape.fitting:17.1f}"
         )
+
+
+def confirm(
+    args: PlanArguments, config: WhisperConfig, processor: WhisperProcessor, good: list[Candidate], tokens: int
+) -> tuple[Candidate, float]:
+    """Measure the first candidate as a whole, and if it misses the target, faster ones, up to `TRIED`.
+
+    Returns:
+        The first candidate that reaches `--speedup`, else the last one measured, and its measured speedup.
+    """
+    left = good
+    for _ in range(TRIED):
+        best = left[0]
+        real = measured_speedup(config, processor.feature_extractor, best, args.batch_size, tokens)
+        if args.speedup is None or real >= args.speedup:
+            break
+        enough = best.speedup * args.speedup / real  # if the estimate is off by the same factor for all
+        left = [shape for shape in left if shape.speedup >= enough]
+        if not left:
+            break
+    return best, real
+
+
+def verdict(args: PlanArguments, shape: Candidate, real: float) -> str:
+    threads = torch.get_num_threads()
+    text = (
+        f"The student with {shape.window} s, {shape.vocabulary:,} tokens, {shape.encoder_layers} encoder and "
+        f"{shape.decoder_layers} decoder layers is {real:.1f} times as fast as the teacher, measured as a whole with "
+        f"random weights at batch size {args.batch_size} on {threads} thread{'s' * (threads > 1)}"
+    )
+    if args.speedup is None or real >= args.speedup:
+        return f"{text}. Its command:"
+    return f"{text}. This misses {args.speedup:g}x: other work slows a measurement down. Its command:"
 
 
 def command(args: PlanArguments, shape: Candidate) -> str:

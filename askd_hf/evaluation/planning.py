@@ -7,6 +7,7 @@ candidate is measured as a whole.
 
 import copy
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -101,20 +102,24 @@ def random_model(config: WhisperConfig) -> WhisperForConditionalGeneration:
 
 @torch.inference_mode()
 def measure_costs(
-    model: WhisperForConditionalGeneration, extractor: WhisperFeatureExtractor, batch_size: int, tokens: int
+    model: WhisperForConditionalGeneration,
+    extractor: WhisperFeatureExtractor,
+    windows: Sequence[int],
+    batch_size: int,
+    tokens: int,
 ) -> Costs:
-    """Measure the parts of a model of the teacher's shape at all windows.
+    """Measure the parts of a model of the teacher's shape at these windows.
 
     Args:
         extractor: of the teacher.
+        windows: seconds; the teacher's is among them.
         tokens: generated tokens per clip.
     """
     config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
-    whole = teacher_shape(config).window
     wave = np.random.default_rng(0).standard_normal(SAMPLING_RATE * 2).astype(np.float32) * 0.1
     features, full, stem, steps = {}, {}, {}, {}
     layers = encoder.layers, decoder.layers
-    for window in progress(windows_up_to(whole), "Measuring windows", "window"):
+    for window in progress(windows, "Measuring windows", "window"):
         short = features_of(extractor, window)
         features[window] = _seconds(lambda: extract_features(short, [wave] * batch_size))  # noqa: B023
         inputs = torch.zeros(batch_size, config.num_mel_bins, 2 * window * POSITIONS_PER_SECOND)
@@ -148,9 +153,16 @@ def _seconds(function: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def windows_up_to(whole: int) -> list[int]:
-    """Return the windows to compare, in seconds: the teacher's, and shorter ones."""
-    return [whole, *(seconds for seconds in WINDOWS if seconds < whole)]
+def windows_up_to(whole: int, durations: Sequence[float] = ()) -> list[int]:
+    """Return the windows to compare, in seconds: the teacher's, and shorter ones, the longest first.
+
+    Args:
+        durations: of the clips in seconds. The shortest windows that all of them, and 99 % of them, fit in are added.
+    """
+    shorter = {*WINDOWS}
+    if durations:
+        shorter |= {math.ceil(seconds) for seconds in np.quantile(durations, (1 - LOST, 1), method="higher").tolist()}
+    return [whole, *sorted((seconds for seconds in shorter if 0 < seconds < whole), reverse=True)]
 
 
 def candidates(
@@ -172,7 +184,7 @@ def candidates(
     weights, baseline = _Weights.of(config), costs.of(whole)
     found: list[Candidate] = []
     shapes: list[Candidate] = []
-    for window in windows_up_to(whole.window):
+    for window in costs.features:
         smaller = [vocabularies[window]] if vocabularies else VOCABULARIES
         sizes = [whole.vocabulary, *(size for size in smaller if size < whole.vocabulary)]
         shapes += itertools.starmap(Candidate, itertools.product([window], sizes, encoders, decoders))
