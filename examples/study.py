@@ -121,7 +121,7 @@ def main() -> None:
         in_domain = {name: options.get("in_domain", []) for name, options in plan.training.items()}
         tables = write_study(study, in_domain, {}, directory, plan.title)
         if plan.speed_set:
-            tables = write_study(study, in_domain, measure_students(plan, study, directory), directory, plan.title)
+            tables = write_study(study, in_domain, measure_speeds(plan, study, directory), directory, plan.title)
         print(*(table.text() for table in tables), f"{directory / REPORT_FILE}, {FIGURE_FILE}", sep="\n\n")
     if failed or not results:
         raise UserError("; ".join(failed) or f"{directory / 'results.jsonl'} has no results of this study")
@@ -396,45 +396,20 @@ def train(cell: Cell) -> None:
 # ---- speed ----
 
 
-def measure_students(plan: Plan, study: "Study", directory: Path) -> "dict[str, Speed]":
-    """Return the speed of one student of each kind beside its teacher, by teacher; see `measure_speed`.
-
-    Speed that was measured before with the same students is read from speed-TEACHER.json.
-    """
-    from askd_hf.data.json_files import from_json, read_json, write_json
-    from askd_hf.evaluation import measure_speed, prepare_set, spread_clips
-    from askd_hf.evaluation.results import Speed
-    from askd_hf.evaluation.study import TEACHER
-    from askd_hf.models.generation_config import set_language
-    from askd_hf.models.loading import load_processor, load_whisper
+def measure_speeds(plan: Plan, study: "Study", directory: Path) -> "dict[str, Speed]":
+    """Return the speed of the students beside that of their teacher, by teacher, on `speed_set`."""
+    from askd_hf.evaluation.study_speed import measure_students
 
     options = plan.evaluation[plan.speed_set]
     (evaluation,) = parse_args(options_of("evaluate"), as_arguments({**options, "model": "any"}))
     (spec,) = evaluation.sets()
     spec = replace(spec, name=plan.speed_set)
-    found = {}
-    for teacher, directory_or_id in plan.teachers.items():
-        names = {}
-        for result in study.results:
-            if result.teacher == teacher and result.student:
-                names.setdefault(f"{result.student}, {result.training}", result.options["output_dir"])
-        names[TEACHER] = directory_or_id
-        file = directory / f"speed-{teacher}.json"
-        if file.exists():
-            saved = from_json(Speed, read_json(file))
-            if {row.role for row in saved.rows} == {*names} and saved.set == plan.speed_set:
-                found[teacher] = saved
-                continue
-        processors = {role: load_processor(name) for role, name in names.items()}
-        window = min(processor.feature_extractor.chunk_length for processor in processors.values())
-        _, clips = spread_clips(prepare_set(spec, window=window), int(plan.speed_clips))
-        models = {role: load_whisper(name).eval() for role, name in names.items()}
-        for role, model in models.items():
-            set_language(model, processors[role], spec.language, spec.task)
-        sizes = sorted({min(size, len(clips)) for size in (1, 16)})
-        found[teacher] = measure_speed(models, processors, clips, plan.speed_set, batch_sizes=sizes)
-        write_json(file, found[teacher])
-    return found
+    return {
+        teacher: measure_students(
+            study, teacher, model, spec, int(plan.speed_clips), directory / f"speed-{teacher}.json"
+        )
+        for teacher, model in plan.teachers.items()
+    }
 
 
 if __name__ == "__main__":
