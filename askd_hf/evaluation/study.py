@@ -291,30 +291,30 @@ def comparison_table(study: Study, sets: list[str], title: str) -> Table:
 
 
 def pooled_table(study: Study, sets_of: dict[str, list[str]], title: str) -> Table:
-    """Return the differences between methods, pooled over all trainings.
+    """Return the differences between methods, pooled over the trainings that both have, with the seeds they share.
 
     Args:
         sets_of: for each training, the names of the sets to pool.
     """
     rows = []
-    trainings = [training for training, sets in sets_of.items() if sets]
-
-    def alike(seeds: list[list[int]]) -> bool:
-        return len({tuple(of_system) for of_system in seeds}) == 1
-
     known = set(study.systems())
     for teacher, student, method in dict.fromkeys((system[0], system[1], system[3]) for system in study.systems()):
-        ours = [(teacher, student, training, method) for training in trainings]
-        for name in study.baselines if trainings else []:
-            theirs = [(teacher, student, training, name) for training in trainings]
-            if name == method or not {*ours, *theirs} <= known or not alike(study.seeds(ours + theirs)):
-                continue
-            pairs = [[_pool(study, systems, sets_of, cap) for systems in (ours, theirs)] for cap in (False, True)]
-            rows.append([teacher, student, method, name, *_compared(*pairs)])
-    header = ["teacher", "student", "method", *COMPARISON_HEADINGS]
+        for name in study.baselines:
+            pairs = {
+                training: ((teacher, student, training, method), (teacher, student, training, name))
+                for training, sets in sets_of.items()
+                if sets
+            }
+            pairs = {training: pair for training, pair in pairs.items() if name != method and {*pair} <= known}
+            seeds = study.seeds([system for pair in pairs.values() for system in pair])
+            if common := set.intersection(*map(set, seeds)) if seeds else set():
+                sides = list(zip(*pairs.values(), strict=True))
+                pooled = [[_pool(study, side, sets_of, cap, common) for side in sides] for cap in (False, True)]
+                rows.append([teacher, student, method, name, ", ".join(pairs), *_compared(*pooled)])
+    header = ["teacher", "student", "method", "baseline", "trainings", *COMPARISON_HEADINGS[1:]]
     names = dict.fromkeys(name for sets in sets_of.values() for name in sets)
     note = _comparison_note([bootstrap_units(study.results[0].set(name).speakers)[0] for name in names])
-    return Table(title, header, rows, 4, [note, "Errors of all trainings are summed"])
+    return Table(title, header, rows, 5, [note, "Errors of all trainings are summed"])
 
 
 def no_speech_table(study: Study, name: str) -> Table:
@@ -344,12 +344,15 @@ def _compared(raw: list[SeedErrors], capped: list[SeedErrors]) -> list[str]:
     return [*cells, verdict(interval, int(capped[0].words.sum()))]
 
 
-def _pool(study: Study, systems: list[System], sets_of: dict[str, list[str]], capped: bool) -> SeedErrors:
+def _pool(
+    study: Study, systems: Iterable[System], sets_of: dict[str, list[str]], capped: bool, seeds: set[int]
+) -> SeedErrors:
     """Return the errors of one method in several trainings. The same speakers in two trainings are one unit."""
     of_sets: dict[str, list[SeedErrors]] = {}
     for system in systems:
+        results = [result for result in study.of(system) if result.seed in seeds]
         for name in sets_of[system[2]]:
-            of_sets.setdefault(name, []).append(seed_errors(study.of(system), [name], capped))
+            of_sets.setdefault(name, []).append(seed_errors(results, [name], capped))
     errors = [np.sum([one.errors for one in of_set], axis=0) for of_set in of_sets.values()]
     words = [np.sum([one.words for one in of_set], axis=0) for of_set in of_sets.values()]
     return SeedErrors(np.concatenate(errors, axis=1), np.concatenate(words))

@@ -29,8 +29,8 @@ def write_study(
     tables = [error_table(study, name) for name in speech]
     tables += [comparison_table(study, [name], f"{name}: compared with the baselines") for name in speech]
     if len(in_domain) > 1:
-        tables.append(pooled_table(study, in_domain, "All trainings, sets of the domain"))
-    tables.append(pooled_table(study, outside, "All trainings, sets of other domains"))
+        tables.append(pooled_table(study, in_domain, "Trainings together, sets of the domain"))
+    tables.append(pooled_table(study, outside, "Trainings together, sets of other domains"))
     tables += [no_speech_table(study, name) for name in study.sets(speech=False)]
     tables += [speed_table(one) for one in speed.values()]
     tables = [table for table in tables if table.rows]

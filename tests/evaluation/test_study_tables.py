@@ -128,9 +128,9 @@ def test_systems_are_compared_with_the_same_training(study):
 
 def test_trainings_are_pooled_and_a_clip_in_both_is_one_unit(study):
     (row,) = pooled_table(study, {"a": ["own"], "b": ["own"]}, "title").rows
-    assert row[2:4] == ["askd", "ce"]
+    assert row[2:5] == ["askd", "ce", "a, b"]
     single = comparison_table(study, ["own"], "title").rows
-    assert row[4:] == next(row for row in single if row[:3] == ["a", "askd", "ce"])[3:]  # both trainings are equal
+    assert row[5:] == next(row for row in single if row[:3] == ["a", "askd", "ce"])[3:]  # both trainings are equal
 
 
 def test_without_sets_to_pool_there_is_no_table(study):
@@ -141,7 +141,15 @@ def test_only_seeds_that_both_have_are_compared(study):
     study.results = [one for one in study.results if not (one.method == "askd" and one.seed == 2)]
     row = next(row for row in comparison_table(study, ["own"], "title").rows if row[:3] == ["a", "askd", "ce"])
     assert row[3].startswith("-10.00 [")  # 4 of 40 and 8 of 40 errors with seed 1
-    assert not pooled_table(study, {"a": ["own"]}, "title").rows
+    (pooled,) = pooled_table(study, {"a": ["own"]}, "title").rows
+    assert pooled[5:] == row[3:]
+
+
+def test_only_trainings_that_both_have_are_pooled(study):
+    study.results = [one for one in study.results if one.system[2:] != ("b", "askd")]
+    (row,) = pooled_table(study, {"a": ["own"], "b": ["own"]}, "title").rows
+    single = comparison_table(study, ["own"], "title").rows
+    assert row[4] == "a" and row[5:] == next(row for row in single if row[:3] == ["a", "askd", "ce"])[3:]
 
 
 def test_texts_without_speech_are_counted(study):
