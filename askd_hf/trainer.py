@@ -258,9 +258,11 @@ class ASKDTrainer(Seq2SeqTrainer):
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training  # evaluation uses all clips
         try:
-            return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+            loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+        run_callbacks.keep_workers(loader)
+        return loader
 
     # ---- evaluation ----
 

@@ -129,12 +129,18 @@ def test_a_directory_with_another_run_is_refused_unless_resumed(tmp_path, teache
 def test_a_signal_saves_first_and_the_run_goes_on_from_there(tmp_path, teacher, student, signum):
     whole = make_trainer(tmp_path / "whole", teacher, student, max_steps=STEPS)
     whole.train()
-    stopped = make_trainer(tmp_path / "stopped", teacher, student, max_steps=STEPS)
+    stopped = make_trainer(tmp_path / "stopped", teacher, student, max_steps=STEPS, dataloader_num_workers=1)
 
     class Sent(TrainerCallback):
+        """To all processes of the run, as a terminal and torchrun do."""
+
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 6:
-                os.kill(os.getpid(), signum)
+                (worker,) = multiprocessing.active_children()
+                for process in (worker.pid, os.getpid()):
+                    os.kill(process, signum)
+                worker.join(0.2)
+                assert worker.is_alive()
 
     stopped.add_callback(Sent())
     previous = signal.getsignal(signum)

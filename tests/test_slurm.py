@@ -1,23 +1,31 @@
 """examples/slurm: files that start a run on several nodes, and requeue it at the time limit."""
 
+import json
 import os
 import re
 import shlex
 import signal
+import socket
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from scripts import ROOT
+from processes import launch
+from safetensors.torch import load_file
+from scripts import DISTILL, ROOT, distill_options, steps_printed
+from speech import write_speech
 
 from askd_hf.arguments.parser import parse_args
 from askd_hf.commands.options import options_of
 
 SLURM = ROOT / "examples" / "slurm"
 JOB = SLURM / "distill.sbatch"
+TIMEOUT = 300  # seconds; the processes import everything
 
 # As Slurm's: srun gives the task its own environment, and kills it when it gets SIGTERM itself; scancel with --signal
 # signals the task that srun started, and neither srun nor the script; scontrol also lists the nodes
@@ -29,16 +37,26 @@ PROGRAMS = {
         echo $task > task.new; mv task.new task
         trap 'kill -KILL $task' TERM
         wait $task""",
-    "scancel": 'echo "$@" >> scancel; kill -s "${1#--signal=}" "$(cat task)"',
+    "scancel": 'echo "$@" >> scancel; kill -s "${1#--signal=}" $(cat task)',
 }
+# of two nodes; as soon as the launcher of one fails, all that is left on the other is killed
+SRUN_OF_TWO = """
+    shift
+    for node in 0 1; do SLURM_NODEID=$node "$@" & tasks[node]=$!; done
+    echo "${tasks[@]}" > task
+    for node in 0 1; do
+        wait -n || { status=$?; for task in "${tasks[@]}"; do pkill -KILL -P "$task"; kill -KILL "$task"; done; }
+    done 2> /dev/null
+    exit "${status:-0}"
+"""
 # a launcher: it ends with status 1 after SIGTERM, as soon as its processes have saved a checkpoint
 STOPS = "trap 'sleep 0.2; touch checkpoint; exit 1' TERM; touch started; for _ in {1..1000}; do sleep 0.02; done"
 FINISHES = "trap 'touch signaled' TERM; touch started; until [[ -e signaled ]]; do sleep 0.02; done"
 
 
-def started(directory: Path, accelerate: str) -> subprocess.Popen:
+def started(directory: Path, accelerate: str, **programs: str) -> subprocess.Popen:
     """Start the job with programs that stand in for Slurm's and for accelerate."""
-    for name, text in (PROGRAMS | {"accelerate": accelerate}).items():
+    for name, text in (PROGRAMS | programs | {"accelerate": accelerate}).items():
         file = directory / "bin" / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"#!/usr/bin/env bash\n{text}\n")
@@ -103,3 +121,57 @@ def test_the_launcher_has_the_time_that_the_job_has():
     """30 s is torchrun's default. Slurm's signal is exact to a minute, and early."""
     seconds = int(re.search(r"^export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)", JOB.read_text(), re.MULTILINE)[1])
     assert 30 < seconds < signal_before_the_limit()[1]
+
+
+def real_launcher(*options) -> str:
+    """Accelerate's, with the job's configuration: of two nodes here, with a process each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = f"--main_process_ip 127.0.0.1 --main_process_port {port} --num_processes 2"
+    command = shlex.join([str(DISTILL), *map(str, options)])
+    return f'exec {sys.executable} -m accelerate.commands.launch "${{@:2:4}}" {here} {command} >> log 2>&1'
+
+
+def losses(run: Path) -> list[float]:
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row]
+
+
+@pytest.mark.slow
+def test_the_launchers_stop_their_processes_with_a_checkpoint_and_the_requeued_job_resumes(teacher_dir, tmp_path):
+    """The processes have workers, which get the launcher's signal too, in an epoch of 18 updates."""
+    write_speech(tmp_path / "speech" / "train", clips=144, seed=0)
+    more = "--save_strategy steps --save_steps 1000 --logging_steps 1 --compare False --resume_from_checkpoint auto"
+    options = distill_options(teacher_dir, tmp_path / "speech", "run", *more.split(), "--num_train_epochs", 2)
+    whole, job = tmp_path / "whole", tmp_path / "job"
+    for folder in (whole, job):
+        folder.mkdir()
+    ended = launch(2, DISTILL, *options, nodes=[whole])
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (job / "examples").symlink_to(ROOT / "examples")
+    deadline = time.monotonic() + TIMEOUT
+
+    def start() -> subprocess.Popen:
+        launcher = real_launcher(*options, "--dataloader_num_workers", 1)
+        return started(job, launcher, srun=SRUN_OF_TWO)
+
+    def printed() -> str:
+        return (job / "log").read_text() if (job / "log").exists() else ""
+
+    process = start()
+    while 3 not in steps_printed(printed()):
+        assert process.poll() is None and time.monotonic() < deadline, printed()[-6000:]
+        time.sleep(0.01)
+    process.send_signal(signal_before_the_limit()[0])
+    process.communicate(timeout=TIMEOUT)
+    assert process.returncode and requeues(job) == ["requeue 42"], printed()[-6000:]
+    saved = [json.loads(file.read_text()) for file in (job / "run").glob("checkpoint-*/trainer_state.json")]
+    assert len(saved) == 1 and 3 <= saved[0]["global_step"] < 18, printed()[-6000:]
+    process = start()
+    process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, requeues(job)) == (0, ["requeue 42"]), printed()[-6000:]
+    assert steps_printed(printed()) == [*range(1, 37)]
+    assert losses(job / "run") == losses(whole / "run")
+    weights, expected = (load_file(folder / "run" / "model.safetensors") for folder in (job, whole))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())

@@ -22,13 +22,13 @@ NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 TIMEOUT = 500  # seconds; the processes import everything twice
 
 
-def start_agents(disks: list[Path], arguments: list[str]) -> list[subprocess.Popen]:
-    """Start torchrun on each node, with one process. What it prints is in `log` on the node's disk."""
+def start_agents(disks: list[Path], processes: int, arguments: list[str]) -> list[subprocess.Popen]:
+    """Start torchrun with some processes on each node. What it prints is in `log` on the node's disk."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    agent = f"torch.distributed.run --nnodes {len(disks)} --nproc_per_node 1 --max-restarts 1 --rdzv-backend c10d"
-    agent += f" --rdzv-id run --rdzv-endpoint 127.0.0.1:{port} --local-addr 127.0.0.1"
+    agent = f"torch.distributed.run --nnodes {len(disks)} --nproc_per_node {processes} --max-restarts 1"
+    agent += f" --rdzv-backend c10d --rdzv-id run --rdzv-endpoint 127.0.0.1:{port} --local-addr 127.0.0.1"
     command = [sys.executable, "-m", *agent.split(), str(DISTILL), *arguments]
     agents = []
     for disk in disks:
@@ -44,15 +44,17 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_run_again_whose_worker_was_killed(teacher_dir, speech_dir, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])  # of a node
+def test_torchrun_starts_a_run_again_whose_worker_was_killed(teacher_dir, speech_dir, tmp_path, processes):
     more = "--save_strategy steps --save_steps 1 --logging_steps 1 --compare False --resume_from_checkpoint auto"
     options = distill_options(teacher_dir, speech_dir, "run", *more.split(), "--num_train_epochs", 6)
+    options += ["--per_device_train_batch_size", str(4 // processes)]
     whole, disks = ([tmp_path / name / f"node{i}" for i in (0, 1)] for name in ("whole", "killed"))
     for disk in (*whole, *disks):
         disk.mkdir(parents=True)
-    ended = launch(2, DISTILL, *options, nodes=whole)
+    ended = launch(2 * processes, DISTILL, *options, nodes=whole)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    agents, deadline = start_agents(disks, options), time.monotonic() + TIMEOUT
+    agents, deadline = start_agents(disks, processes, options), time.monotonic() + TIMEOUT
 
     def wait_until(condition: Callable[[], object]) -> None:
         while not condition():
@@ -62,12 +64,12 @@ def test_torchrun_starts_a_run_again_whose_worker_was_killed(teacher_dir, speech
 
     try:
         wait_until(lambda: any((disk / "run" / "checkpoint-3" / "trainer_state.json").exists() for disk in disks))
-        (worker,) = psutil.Process(agents[0].pid).children()
+        worker = psutil.Process(agents[0].pid).children()[-1]
         worker.send_signal(signal.SIGKILL)
         wait_until(lambda: [agent.poll() for agent in agents] == [0, 0])
     finally:
         for agent in agents:
-            agent.terminate()  # its worker too
+            agent.terminate()  # its workers too
     printed = [step for disk in disks for step in steps_printed((disk / "log").read_text())]  # by the first process
     assert printed.count(1) == printed.count(12) == 1  # the second start went on from a checkpoint
     (run,) = (disk / "run" for disk in disks if (disk / "run" / "model.safetensors").exists())  # one process saves

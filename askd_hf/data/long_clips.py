@@ -4,21 +4,32 @@ The times are those of the column `words`, or else of `segments`, as a teacher's
 (`askd-hf pseudo-label --timestamps`).
 """
 
+import hashlib
 import io
 import itertools
 import math
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import soundfile
-from datasets import Dataset
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset, concatenate_datasets
+from huggingface_hub import constants
 
-from ..errors import UserError
-from .audio import AudioError, read_audio
-from .columns import are_segments
+from ..errors import UserError, disk_errors
+from ..progress import progress_bar
+from .audio import read_audio
+from .audio_checks import AudioInfo, audio_infos
+from .columns import are_segments, iterate_rows
 from .languages import word_separator
+from .shared_disk import locked_for, others_wait, processes_sharing
 
 TIMES = ("words", "segments")  # columns with `start`, `end` and `text`, the finest first
+VERSION = 1  # raise it if `_cut` makes other pieces of the same row
+CUT_FROM = "cut from"  # column of the pieces: the number of the long clip
 
 
 def cut_points(units: Sequence[Mapping[str, Any]], duration: float, window: float) -> list[float]:
@@ -54,56 +65,94 @@ def cut_points(units: Sequence[Mapping[str, Any]], duration: float, window: floa
     return cuts
 
 
-def cut_long_clips(dataset: Dataset, window: float, name: str, num_proc: int | None = None) -> Dataset:
-    """Return the rows with clips longer than `window` seconds replaced by their pieces.
+def cut_long_clips(
+    dataset: Dataset, window: float, name: str, num_proc: int | None = None, recheck: bool = False
+) -> Dataset:
+    """Replace the clips that are longer than `window` seconds by their pieces.
 
     A clip without times, or one that can't be decoded, is left unchanged. Pieces have a `clip` such as
     "a.wav, 12.3 to 17.9 s", the text of their words or segments, and `segments` relative to their start. The prompt of
     a later piece is the text of the one before it.
 
+    A later start decodes nothing: the durations are kept by `audio_infos`, the pieces in `kept_in`. The processes of a
+    distributed run measure a part of the clips each, and one per disk cuts. All must call this, with the same dataset.
+
     Args:
         dataset: the result of `load_speech_dataset`.
-        name: of the dataset, for the message.
-        num_proc: number of processes; None for the current one.
+        name: of the dataset, for messages.
+        num_proc, recheck: see `audio_infos`. The current process cuts, or that many.
 
     Raises `UserError` if the dataset has longer clips and no times.
     """
-    if not any(column in dataset.column_names and are_segments(dataset.features[column]) for column in TIMES):
-        if clip := _first_longer(dataset, window):
-            raise UserError(
-                f"--long_clips cut requires the times of words or segments, and {name} has neither a column words nor "
-                f"segments with start, end and text, but clips that are longer than {window:g} s, the first of them "
-                f"{clip}: transcribe it with askd-hf pseudo-label --timestamps, or choose skip"
-            )
+    infos = _measured(dataset, name, num_proc, recheck)
+    long = [row for row, info in enumerate(infos) if info.duration > window]
+    if not long:
         return dataset
-    # One row at a time, as a row may become several. Without the cache of `datasets`, which misses changed files
-    options: dict[str, Any] = dict(batched=True, batch_size=1, num_proc=num_proc, load_from_cache_file=False)
-    options["desc"] = "Cutting long clips"
-    return dataset.map(_cut, fn_kwargs={"window": window}, **options)
+    if not any(column in dataset.column_names and are_segments(dataset.features[column]) for column in TIMES):
+        raise UserError(
+            f"--long_clips cut requires the times of words or segments, and {name} has neither a column words nor "
+            f"segments with start, end and text, but clips that are longer than {window:g} s, the first of them "
+            f"{dataset[long[0]]['clip']}: transcribe it with askd-hf pseudo-label --timestamps, or choose skip"
+        )
+    pieces = _pieces(dataset.select(long), [infos[row].key for row in long], window, num_proc)
+    places: dict[int, list[int]] = {row: [] for row in long}
+    for place, cut in enumerate(pieces[CUT_FROM]):
+        places[long[cut]].append(len(dataset) + place)
+    order = itertools.chain.from_iterable(places.get(row, [row]) for row in range(len(dataset)))
+    return concatenate_datasets([dataset, pieces.remove_columns(CUT_FROM)]).select(list(order))
 
 
-def _first_longer(dataset: Dataset, window: float) -> str | None:
-    """Return the name of the first clip that is longer than `window` seconds."""
-    for row in dataset:
-        try:
-            samples, rate = read_audio(row["audio"])
-        except AudioError:  # the check of the clips names it
-            continue
-        if len(samples) / rate > window:
-            return row["clip"]
-    return None
+def kept_in() -> Path:
+    """Return the directory of the pieces: `askd_hf/cut_clips-1` in `HF_HOME`."""
+    return Path(constants.HF_HOME) / "askd_hf" / f"cut_clips-{VERSION}"
 
 
-def _cut(batch: dict[str, list[Any]], window: float) -> dict[str, list[Any]]:
-    row = {name: values[0] for name, values in batch.items()}
+def _measured(dataset: Dataset, name: str, num_proc: int | None, recheck: bool) -> list[AudioInfo]:
+    """Return what is known of the audio of each row, in all processes."""
+    process = PartialState()
+    share = range(process.process_index, len(dataset), process.num_processes)
+    with progress_bar(len(dataset), f"Measuring the clips of {name}") as bar:
+        audio = dataset.select_columns("audio").select(share)
+        own = audio_infos(audio, num_proc, recheck, lambda clips: bar.update(clips * process.num_processes))
+    if process.num_processes == 1:
+        return own
+    parts = gather_object([own])
+    return [parts[row % len(parts)][row // len(parts)] for row in range(len(dataset))]
+
+
+def _pieces(long: Dataset, keys: list[str], window: float, num_proc: int | None) -> Dataset:
+    """Return the pieces of long clips, each with the row it was cut from: as an earlier start left them, or cut.
+
+    Args:
+        keys: `audio_key` of the clips.
+    """
+    digest = hashlib.blake2b(f"{window}".encode(), digest_size=16)
+    for key, row in zip(keys, iterate_rows(long.remove_columns("audio")), strict=True):
+        digest.update(repr((key, row)).encode())
+    folder = kept_in() / digest.hexdigest()
+    with disk_errors(str(kept_in())):
+        processes = processes_sharing(kept_in())
+        with locked_for(kept_in(), processes), others_wait():
+            if PartialState().process_index == processes[0] and not folder.exists():
+                unfinished = folder.with_name("unfinished")
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed
+                unfinished.mkdir()
+                options: dict[str, Any] = dict(batched=True, batch_size=1, with_indices=True, num_proc=num_proc)
+                options |= dict(fn_kwargs={"window": window}, desc="Cutting long clips", load_from_cache_file=False)
+                # one row at a time, as a row becomes several
+                long.map(_cut, cache_file_name=str(unfinished / "pieces.arrow"), **options)
+                unfinished.rename(folder)
+    # of each of `num_proc` processes, in their order
+    return concatenate_datasets([Dataset.from_file(str(file)) for file in sorted(folder.glob("*.arrow"))])
+
+
+def _cut(batch: dict[str, list[Any]], indices: list[int], window: float) -> dict[str, list[Any]]:
+    row = {name: values[0] for name, values in batch.items()} | {CUT_FROM: indices[0]}
     units = next((row[name] for name in TIMES if row.get(name)), None)
-    try:
-        samples, rate = read_audio(row["audio"])
-    except AudioError:  # the check of the clips names it
-        return batch
+    if not units or any(unit["end"] is None for unit in units[:-1]):
+        return batch | {CUT_FROM: indices}
+    samples, rate = read_audio(row["audio"])
     duration = len(samples) / rate
-    if duration <= window or not units or any(unit["end"] is None for unit in units[:-1]):
-        return batch
     units = [dict(unit, end=duration if unit["end"] is None else unit["end"]) for unit in units]
     edges = [0.0, *cut_points(units, duration, window), math.inf]
     separator = word_separator(row.get("language"), row.get("task"))

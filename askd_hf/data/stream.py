@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,14 +16,16 @@ from .packing import Packing
 
 logger = logging.getLogger(__name__)
 
+MOST_READS = 1.25  # of a row, in an epoch of all processes
+
 
 @dataclass
 class SpeechStream:
     """Infinite stream of rows of several datasets. The order depends only on the seed and the number of processes.
 
-    Each process reads its share of the shards (files, or row groups of a Parquet file). A dataset that has fewer
-    shards than there are processes is read whole by each, and its rows are shared out. Every epoch has each clip once
-    over all processes. As shares differ a little in size, one process may begin its next epoch before the others.
+    Each process reads its share of the shards (files, or row groups of a Parquet file). If a dataset has fewer shards
+    than there are processes, some processes read the same shard and take turns with its rows. Every epoch has each
+    clip once over all processes. As shares differ in size, one process may begin its next epoch before the others.
 
     Invalid rows keep their place in the order, so a resumed run skips the rows it has trained on without decoding.
     """
@@ -118,18 +121,24 @@ class SpeechStream:
         if dataset.num_shards < self.processes:
             dataset = dataset.reshard()
         shuffled = dataset.shuffle(seed=seed, buffer_size=self.buffer_size)
+        groups = [process * dataset.num_shards // self.processes for process in range(self.processes)]
         if dataset.num_shards >= self.processes:
-            # the shards are shuffled by now, so that a process has other ones in every epoch
-            return shuffled.shard(self.processes, self.process, contiguous=False)
-        return shuffled.filter(lambda row, number: number % self.processes == self.process, with_indices=True)
+            groups = list(range(self.processes))
+        # the shards are shuffled by now, so that a process has other ones in every epoch
+        share = shuffled.shard(groups[-1] + 1, groups[self.process], contiguous=False)
+        members = groups.count(groups[self.process])
+        turn = self.process - groups.index(groups[self.process])
+        return share if members == 1 else share.filter(lambda row, number: number % members == turn, with_indices=True)
 
 
-def warn_of_whole_reads(names: Iterable[str], datasets: Iterable[IterableDataset], processes: int) -> None:
-    """Warn of each dataset that every process reads whole, since it has fewer shards than there are processes."""
+def warn_of_repeated_reads(names: Iterable[str], datasets: Iterable[IterableDataset], processes: int) -> None:
+    """Warn of each dataset with so few shards that the processes read its rows more than `MOST_READS` times in all."""
     for name, dataset in zip(names, datasets, strict=True):
-        if dataset.num_shards < processes and (shards := dataset.reshard().num_shards) < processes:
+        if processes <= MOST_READS * dataset.num_shards:
+            continue
+        if processes > MOST_READS * (shards := dataset.reshard().num_shards):
             logger.warning(
-                "%s has %d shards for %d processes: each process reads it whole and trains on its share of the rows. "
-                "Save it in at least %d files, or one Parquet file with as many row groups",
-                *(name, shards, processes, processes),
+                "%s has %d shards for %d processes: up to %d processes read the same shard, and each trains on a part "
+                "of its rows. Save it in at least %d files, or one Parquet file with as many row groups",
+                *(name, shards, processes, math.ceil(processes / shards), processes),
             )

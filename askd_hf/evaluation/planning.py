@@ -28,7 +28,7 @@ from .latency import decode, measure_parts
 
 WINDOWS = (20, 15, 12, 10, 8, 6, 5, 4, 3, 2)  # seconds
 VOCABULARIES = (20_000, 10_000, 6_000, 3_000)  # tokens, if the transcripts are unknown
-DECODER_LAYERS = (2, 1)
+DECODER_LAYERS = (4, 3, 2, 1)
 TIMED_TOKENS = 4  # decoder steps per measurement
 SECONDS_PER_PART, REPETITIONS = 1.5, 7
 CPU = torch.device("cpu")
@@ -226,9 +226,9 @@ class _Weights:
 def reaching(found: list[Candidate], speedup: float | None, max_parameters: float | None) -> list[Candidate]:
     """Return the candidates that reach the target, those that lose least first.
 
-    One decoder layer in place of two costs most accuracy, then each removed encoder layer
-    (examples/guides/fast-students.md). So candidates with two decoder layers come first; of these, those with the
-    whole encoder, those that all clips fit in, and those with the longest window and the largest vocabulary.
+    Of all changes, one decoder layer in place of two costs most accuracy, then each removed encoder layer, then each
+    removed decoder layer (examples/guides/fast-students.md). So candidates with one decoder layer come last. The
+    others are sorted by their encoder layers, the clips that don't fit, decoder layers, window and vocabulary.
 
     Args:
         speedup: minimum; None for any.
@@ -247,7 +247,8 @@ def reaching(found: list[Candidate], speedup: float | None, max_parameters: floa
 
     def loss(shape: Candidate) -> tuple[float, ...]:
         lost = round(max(1.0 - shape.fitting - LOST, 0.0), 2)
-        return -shape.decoder_layers, -shape.encoder_layers, lost, -shape.window, -shape.vocabulary
+        layers = shape.decoder_layers == 1, -shape.encoder_layers, lost, -shape.decoder_layers
+        return *layers, -shape.window, -shape.vocabulary
 
     return sorted(good, key=loss)
 

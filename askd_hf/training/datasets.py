@@ -28,7 +28,7 @@ from ..data.languages import language_code, with_language, without_language
 from ..data.long_clips import cut_long_clips
 from ..data.no_speech import as_no_speech, synthetic_no_speech
 from ..data.soft_labels import without_soft_labels
-from ..data.stream import warn_of_whole_reads
+from ..data.stream import warn_of_repeated_reads
 from ..data.text import basic_normalizer, replace_column
 from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
@@ -172,7 +172,7 @@ def training_speech(
         # the languages in the rows of a stream aren't known in advance
         pairs = {(language_code(s.language) or "en", s.task or "transcribe") for s in sources} if multilingual else ()
         no_speech_dataset = _negatives(mix_args, data_args, collator, sorted(pairs))
-        warn_of_whole_reads(names, splits, config.world_size)
+        warn_of_repeated_reads(names, splits, config.world_size)
         return SpeechStream(
             [select_training_columns(split) for split in splits],
             mix_args.dataset_probabilities,
@@ -216,8 +216,8 @@ def training_splits(
     """Load the rows of each training set, with the transcripts that training uses.
 
     Args:
-        cut_long: True to cut clips that are longer than the student's window. All audio is decoded for this, otherwise
-            none.
+        cut_long: True to cut clips that are longer than the student's window. The first start decodes all audio for
+            this; otherwise none is decoded.
     """
     sources = data_args.train_sources()
     normalizers = [_label_normalizer(data_args, source, collator) for source in sources]
@@ -229,7 +229,7 @@ def training_splits(
         if not cut_long:
             return split
         window = collator.processor.feature_extractor.chunk_length
-        return cut_long_clips(split, window, source.dataset, data_args.preprocessing_num_workers)
+        return cut_long_clips(split, window, source.dataset, data_args.preprocessing_num_workers, data_args.recheck)
 
     return [
         clean_texts(

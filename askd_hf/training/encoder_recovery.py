@@ -22,6 +22,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as IndexedDataset
 from transformers import (
     Trainer,
@@ -43,7 +44,7 @@ from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_enco
 from ..models.lora import ADAPTER_WEIGHTS
 from .checkpoint_lookup import checkpoint_directories, is_finished
 from .log_lines import use_log_lines
-from .run_callbacks import StepClock, StopGracefullyCallback
+from .run_callbacks import StepClock, StopGracefullyCallback, keep_workers
 from .run_dir import exit_non_main_processes
 
 RECOVERY_DIR = "encoder_recovery"  # in the output directory of the run
@@ -97,6 +98,11 @@ class EncoderRecoveryTrainer(Trainer):
             target = self.target_encoder(features.to(next(self.target_encoder.parameters()).dtype)).last_hidden_state
         loss = F.mse_loss(model(features).last_hidden_state.float(), target.float())
         return (loss, {}) if return_outputs else loss
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        keep_workers(loader)
+        return loader
 
 
 def recovery_epochs(

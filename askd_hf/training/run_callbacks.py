@@ -6,7 +6,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -26,6 +27,24 @@ logger = logging.getLogger(__name__)
 # On GPUs an exchange of the stop signal synchronizes the device, so it happens at most every MOST_UPDATES updates or
 # about every MOST_SECONDS. Slurm kills a job 30 s after SIGTERM; the checkpoint must be written by then.
 MOST_UPDATES, MOST_SECONDS = 8, 2.0
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def keep_workers(loader: Any) -> None:
+    """Make the workers of a loader of accelerate ignore Ctrl-C and SIGTERM, and end with the loader.
+
+    A terminal and torchrun signal all processes of a group, and torch's handler would end the workers: the run would
+    fail before its checkpoint.
+    """
+    loader = loader.base_dataloader
+    loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
+
+
+def _begin_worker(begin: Callable[[int], None] | None, worker: int) -> None:
+    for signum in STOPPING:
+        signal.signal(signum, signal.SIG_IGN)
+    if begin is not None:
+        begin(worker)
 
 
 def updates_between_exchanges(seconds: float) -> int:
@@ -51,7 +70,7 @@ class StopGracefullyCallback(TrainerCallback):
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a forked DataLoader worker inherits the handler; it ends with its loader
+            return  # a forked process inherits the handler
         if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
@@ -62,7 +81,7 @@ class StopGracefullyCallback(TrainerCallback):
         self._next_exchange, self._last_exchange = 0, None
         self._process = os.getpid()
         try:
-            self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {s: signal.signal(s, self._request) for s in STOPPING}
         except ValueError:  # only the main thread can set handlers
             self._previous = {}
 

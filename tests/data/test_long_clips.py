@@ -1,17 +1,25 @@
 """Clips that are longer than the window are cut at pauses, with their text."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset, Features, Value
+import soundfile
+from datasets import Audio, Dataset, Features, Value, concatenate_datasets
 from datasets.features.features import get_nested_type
+from processes import launch
+from scripts import ROOT
 from speech import RATE, encoded
 
-from askd_hf.data import decode_audio
+from askd_hf.data import Limits, audio_checks, decode_audio, filter_invalid_clips, load_speech_dataset, long_clips
+from askd_hf.data.audio import read_audio
 from askd_hf.data.columns import AUDIO_FILE, SEGMENTS, replace_column
 from askd_hf.data.long_clips import cut_long_clips, cut_points
 from askd_hf.errors import UserError
 
+RUN = ROOT / "tests" / "support" / "long_clips_run.py"
 WORDS = get_nested_type(SEGMENTS)
 
 
@@ -69,6 +77,13 @@ def dataset() -> Dataset:
     )
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """A directory of this test for what is kept."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
 def test_pieces_have_their_audio_text_times_and_the_text_before(dataset):
     first, second, short, long = cut_long_clips(dataset, 4.0, "speech")
     assert [row["clip"] for row in (first, second)] == ["a.wav, 0.0 to 3.0 s", "a.wav, 3.0 to 6.0 s"]
@@ -112,3 +127,98 @@ def test_short_clips_need_no_times(dataset):
     broken = {"bytes": b"not audio", "path": None}  # named by the check of the clips
     untimed = untimed.add_item(untimed[0] | {"audio": broken}).select([1, 3])
     assert cut_long_clips(untimed, 4.0, "speech")["text"][:] == untimed["text"][:]
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[float]:
+    """The seconds of each audio that this process decodes."""
+    seconds: list[float] = []
+
+    def read(audio):
+        samples, rate = read_audio(audio)
+        seconds.append(len(samples) / rate)
+        return samples, rate
+
+    for module in (audio_checks, long_clips):
+        monkeypatch.setattr(module, "read_audio", read)
+    return seconds
+
+
+def started(dataset: Dataset | Path, recheck: bool = False) -> Dataset:
+    """The clips that a start trains on."""
+    if isinstance(dataset, Path):
+        dataset = load_speech_dataset(str(dataset), None, "train")
+    pieces = cut_long_clips(dataset, 4.0, "speech", recheck=recheck)
+    limits = Limits(4.0, skip_long=True)
+    return filter_invalid_clips(pieces, None, limits, on_bad_audio="error", num_proc=0, recheck=recheck)
+
+
+@pytest.mark.parametrize("files", [False, True], ids=["embedded", "files"])
+def test_a_second_start_decodes_nothing(dataset, decoded, tmp_path, files):
+    sound, saved = tmp_path / "a.flac", dataset.cast_column("audio", Audio(decode=False))
+    if files:
+        sound.write_bytes(dataset[0]["audio"]["bytes"])
+        other = [{"path": str(sound), "bytes": None}, *dataset["audio"][1:]]
+        saved = replace_column(dataset, "audio", pa.array(other, get_nested_type(AUDIO_FILE)))
+    else:
+        saved.save_to_disk(tmp_path / "saved")
+        saved = tmp_path / "saved"
+    first = started(saved)
+    assert decoded == [6, 1, 6, 6, 3, 3]  # measured; cut, where there are times; and the pieces are checked
+    assert first["text"][:] == ["w0 w1", "w2 w3", "short"]
+    decoded.clear()
+    assert started(saved).to_list() == first.to_list() and not decoded
+    again = started(saved, recheck=True)
+    assert again.to_list() == first.to_list() and decoded == [6, 1, 6, 3, 3, 1, 6]
+    decoded.clear()
+    if not files:
+        return
+    samples, rate = soundfile.read(sound)
+    soundfile.write(sound, samples[::-1], rate)
+    assert started(saved)["audio_key"][0] != first["audio_key"][0] and decoded == [6, 6, 3, 3]
+
+
+def test_other_words_are_cut_anew(dataset):
+    """The pieces of other times, and of another window, are kept too."""
+    first = cut_long_clips(dataset, 4.0, "speech")
+    later = [[word | {"text": word["text"].upper()} for word in row or []] or None for row in dataset["words"]]
+    changed = replace_column(dataset, "words", pa.array(later, get_nested_type(SEGMENTS)))
+    assert cut_long_clips(changed, 4.0, "speech")["text"][:2] == ["W0 W1", "W2 W3"]
+    assert len(cut_long_clips(dataset, 2.6, "speech")) == 6
+    assert cut_long_clips(dataset, 4.0, "speech").to_list() == first.to_list()
+
+
+def test_an_interrupted_cut_begins_again(dataset, monkeypatch, home):
+    def interrupted(audio):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(long_clips, "read_audio", interrupted)
+        cut_long_clips(dataset, 4.0, "speech")
+    assert cut_long_clips(dataset, 4.0, "speech")["text"][:2] == ["w0 w1", "w2 w3"]
+    assert len(list((home / "askd_hf" / "cut_clips-1").glob("*/*.arrow"))) == 1
+
+
+def test_processes_cut_in_the_order_of_the_clips(dataset):
+    many = concatenate_datasets([dataset.select([row]) for row in (1, 0, 2, 0)])
+    texts = ["short", "w0 w1", "w2 w3", "long", "w0 w1", "w2 w3"]
+    assert cut_long_clips(many, 4.0, "speech", num_proc=2)["text"][:] == texts
+
+
+def test_two_processes_measure_a_part_each_and_one_cuts(dataset, tmp_path):
+    """A second start of a single process decodes nothing."""
+    other = dataset.select([1])
+    sound = {"bytes": encoded(np.linspace(0.1, 0.5, 2 * RATE, dtype=np.float32)), "path": None}
+    other = replace_column(other, "audio", pa.array([sound], get_nested_type(AUDIO_FILE)))
+    many = concatenate_datasets([dataset.select([0, 1]), other])
+    many.cast_column("audio", Audio(decode=False)).save_to_disk(tmp_path / "saved")
+
+    def run(processes: int) -> list[dict]:
+        done = launch(processes, RUN, tmp_path / "saved", tmp_path / "home", tmp_path / "result")
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads((tmp_path / f"result-{rank}.json").read_text()) for rank in range(processes)]
+
+    two, (one,) = run(2), run(1)
+    assert [found["decoded"] for found in (*two, one)] == [2 + 1, 1, 0]
+    assert [row["text"] for row in one["rows"]] == ["w0 w1", "w2 w3", "short", "short"]
+    assert two[0]["rows"] == two[1]["rows"] == one["rows"]

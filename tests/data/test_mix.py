@@ -4,13 +4,14 @@ import itertools
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from accelerate.data_loader import prepare_data_loader
-from datasets import Audio, Dataset, load_dataset
+from datasets import Audio, Dataset, IterableDataset, load_dataset
 from speech import audiofolder
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -30,7 +31,7 @@ from askd_hf.data import (
 from askd_hf.data.columns import AUDIO_FILE
 from askd_hf.data.languages import with_language, without_language
 from askd_hf.data.no_speech import as_no_speech
-from askd_hf.data.stream import warn_of_whole_reads
+from askd_hf.data.stream import warn_of_repeated_reads
 from askd_hf.errors import UserError, warn_once
 
 COLUMNS = ["audio", "text", "clip", "language", "task", "segments", "prompt", "no_speech"]
@@ -227,6 +228,45 @@ def test_processes_read_their_shares_only():
     assert len(set(seen)) == 320 and len(keys) == 320 and total <= 1.25 * 320
 
 
+def shards_of(sizes: list[int]) -> tuple[list[str], IterableDataset]:
+    """A list of the clips that are read, and a dataset in shards of these sizes."""
+    read: list[str] = []
+
+    def rows(clips: list[range]) -> Iterator[dict]:
+        for clip in itertools.chain(*clips):
+            read.append(str(clip))
+            yield dict(clip=str(clip), text="a", no_speech=False)
+
+    ends = list(itertools.accumulate(sizes))
+    clips = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return read, IterableDataset.from_generator(rows, gen_kwargs=dict(clips=clips))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "warned"),
+    [
+        ([400], 8, True),
+        ([134, 133, 133], 8 / 3 + 0.1, True),  # three processes share one in turn
+        ([60, 60, 60, 55, 55, 55, 55], 1.25, False),
+        ([50] * 8, 1, False),
+        ([295, *[15] * 7], 1, False),
+        ([20] * 20, 1, False),
+        ([210, *[10] * 19], 1, False),
+    ],
+)
+def test_a_row_is_read_about_once_where_there_are_as_many_shards_as_processes(sizes, most, warned, caplog):
+    total, epoch = 0, []
+    for process in range(8):
+        read, dataset = shards_of(sizes)
+        warn_of_repeated_reads(["speech"], [dataset], 8)
+        stream = SpeechStream([dataset], seed=3, buffer_size=20, process=process, processes=8)
+        epoch += [row["clip"] for row in stream._kept(0)]
+        total += len(read)
+    assert sorted(map(int, epoch)) == list(range(400))
+    assert total <= most * 400
+    assert ("speech has" in caplog.text) == warned
+
+
 @pytest.mark.parametrize(("clips", "processes"), [(5, 2), (5, 3), (12, 8), (400, 3)])
 def test_all_processes_together_have_each_clip_once_in_an_epoch(clips, processes):
     epoch: list[str] = []
@@ -259,8 +299,8 @@ def test_a_file_is_shared_out_by_its_row_groups(monkeypatch, tmp_path, caplog):
             assert 2 <= len(of_process) <= 4
             clips += [row["clip"] for row in of_process]
         assert sorted(map(int, clips)) == list(range(12))
-        warn_of_whole_reads([str(file)], [streamed], 4)
-        assert ("has 1 shards for 4 processes: each process reads it whole" in caplog.text) == warned
+        warn_of_repeated_reads([str(file)], [streamed], 4)
+        assert ("has 1 shards for 4 processes: up to 4 processes read the same shard" in caplog.text) == warned
 
 
 def test_an_empty_share_ends_by_name():
