@@ -22,8 +22,8 @@ class Arguments:
 
     model: str = field(metadata={"help": "Directory or Hub id of a Whisper model."})
     dataset: list[str] = field(metadata={"help": "Directories whose transcripts decide which tokens are kept."})
-    eval_dataset: list[str] = field(metadata={"help": "Directories with speech to transcribe."})
-    eval_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "A split of each."})
+    eval_dataset: str = field(metadata={"help": "Directory with the speech to transcribe."})
+    eval_splits: str = field(default="train", metadata={"help": "Split of --eval_dataset."})
     language: str = field(default="english", metadata={"help": "Language of the speech."})
     sizes: list[int] = field(
         default_factory=lambda: [6_000, 10_000, 20_000], metadata={"help": "Numbers of tokens. All tokens come last."}
