@@ -31,7 +31,7 @@ def main() -> None:
 
     # the first of them that also reaches it as a whole
     best, speedup = confirm(args, config, processor, good, domain.tokens)
-    print(verdict(args, best, speedup), command(args, best), sep="\n\n")
+    print(verdict(args, best, speedup), command(args, domain, best), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def test_costs_add_up(costs):
 def test_parameters_are_those_of_the_model(config, costs):
     found = candidates(config, costs, vocabularies=dict.fromkeys(WINDOWS, 300))
     assert {shape.window for shape in found} == set(WINDOWS)
+    assert {shape.vocabulary for shape in found} == {300, 3_000, 6_000, 9_000}
     for shape in found[::7]:
         changes = dict(max_source_positions=50 * shape.window, vocab_size=shape.vocabulary)
         changes |= dict(encoder_layers=shape.encoder_layers, decoder_layers=shape.decoder_layers)
@@ -65,10 +66,12 @@ def test_what_loses_least_comes_first(config, costs):
     found = candidates(config, costs, durations, vocabularies=dict.fromkeys(WINDOWS, 300))
     (best, *_) = good = reaching(found, speedup=2.0, max_parameters=None)
     assert all(shape.speedup >= 2.0 for shape in good)
-    # one clip in a hundred may be too long; the whole encoder, then the most decoder layers, then the longest window
+    # one clip in a hundred may be too long; the whole encoder, the most tokens, then decoder layers, then the window
     assert (best.encoder_layers, best.fitting) == (4, 0.99)
     alike = [shape for shape in good if shape.encoder_layers == 4 and shape.fitting >= 0.99]
-    assert best.decoder_layers == max(shape.decoder_layers for shape in alike) > 2
+    assert best.vocabulary == max(shape.vocabulary for shape in alike if shape.decoder_layers > 1)
+    alike = [shape for shape in alike if shape.vocabulary == best.vocabulary]
+    assert best.decoder_layers == max(shape.decoder_layers for shape in alike) >= 2
     assert best.window == max(shape.window for shape in alike if shape.decoder_layers == best.decoder_layers)
     # 1 decoder layer comes after all with more, also after those with fewer encoder layers
     layers = [(shape.decoder_layers > 1, shape.encoder_layers) for shape in good]

@@ -79,7 +79,7 @@ def plan(args: PlanArguments) -> Candidate:
     print_plan(args, good, costs)
     best, real = confirm(args, config, processor, good, domain.tokens)
     print(f"\n{verdict(args, best, real)}")
-    print(f"\n{command(args, best)}")
+    print(f"\n{command(args, domain, best)}")
     return best
 
 
@@ -155,7 +155,7 @@ def verdict(args: PlanArguments, shape: Candidate, real: float) -> str:
     return f"{text}. This misses {args.speedup:g}x: other work slows a measurement down. Its command:"
 
 
-def command(args: PlanArguments, shape: Candidate) -> str:
+def command(args: PlanArguments, domain: Domain, shape: Candidate) -> str:
     """Return the command that distills this student."""
     teacher = teacher_shape(load_config(args.teacher))
     words = ["askd-hf", "distill", "--teacher", args.teacher, "--decoder_layers", shape.decoder_layers]
@@ -164,7 +164,10 @@ def command(args: PlanArguments, shape: Candidate) -> str:
     if shape.window < teacher.window:
         words += ["--window_seconds", shape.window, "--long_clips", "skip"]
     if shape.vocabulary < teacher.vocabulary:
-        words += ["--vocabulary", "auto" if args.dataset else shape.vocabulary]
+        words += [
+            "--vocabulary",
+            "auto" if shape.vocabulary == domain.vocabularies.get(shape.window) else shape.vocabulary,
+        ]
     if args.language:
         words += ["--language", args.language]
     words += ["--dataset", args.dataset or "my_speech"]

@@ -27,7 +27,8 @@ from ..progress import progress
 from .latency import decode, measure_parts
 
 WINDOWS = (20, 15, 12, 10, 8, 6, 5, 4, 3, 2)  # seconds
-VOCABULARIES = (20_000, 10_000, 6_000, 3_000)  # tokens, if the transcripts are unknown
+VOCABULARIES = (20_000, 10_000, 6_000, 3_000)  # tokens; if the transcripts are known, those above `--vocabulary auto`
+ENOUGH_TOKENS = 20_000  # more bring little on other speech: examples/guides/fast-students.md
 DECODER_LAYERS = (4, 3, 2, 1)
 TIMED_TOKENS = 4  # decoder steps per measurement
 SECONDS_PER_PART, REPETITIONS = 1.5, 7
@@ -185,7 +186,8 @@ def candidates(
     found: list[Candidate] = []
     shapes: list[Candidate] = []
     for window in costs.features:
-        smaller = [vocabularies[window]] if vocabularies else VOCABULARIES
+        fewest = vocabularies[window] if vocabularies else min(VOCABULARIES)
+        smaller = sorted({fewest, *(size for size in VOCABULARIES if size > fewest)}, reverse=True)
         sizes = [whole.vocabulary, *(size for size in smaller if size < whole.vocabulary)]
         shapes += itertools.starmap(Candidate, itertools.product([window], sizes, encoders, decoders))
     for shape in shapes:
@@ -226,9 +228,10 @@ class _Weights:
 def reaching(found: list[Candidate], speedup: float | None, max_parameters: float | None) -> list[Candidate]:
     """Return the candidates that reach the target, those that lose least first.
 
-    Of all changes, one decoder layer in place of two costs most accuracy, then each removed encoder layer, then each
-    removed decoder layer (examples/guides/fast-students.md). So candidates with one decoder layer come last. The
-    others are sorted by their encoder layers, the clips that don't fit, decoder layers, window and vocabulary.
+    One decoder layer in place of two costs most accuracy, then each removed encoder layer. A small vocabulary costs
+    much on other speech, and a removed decoder layer a little everywhere (examples/guides/fast-students.md). So
+    candidates with one decoder layer come last. The others are sorted by their encoder layers, the clips that don't
+    fit, their tokens up to `ENOUGH_TOKENS`, decoder layers, window and tokens.
 
     Args:
         speedup: minimum; None for any.
@@ -247,8 +250,8 @@ def reaching(found: list[Candidate], speedup: float | None, max_parameters: floa
 
     def loss(shape: Candidate) -> tuple[float, ...]:
         lost = round(max(1.0 - shape.fitting - LOST, 0.0), 2)
-        layers = shape.decoder_layers == 1, -shape.encoder_layers, lost, -shape.decoder_layers
-        return *layers, -shape.window, -shape.vocabulary
+        first = shape.decoder_layers == 1, -shape.encoder_layers, lost, -min(shape.vocabulary, ENOUGH_TOKENS)
+        return *first, -shape.decoder_layers, -shape.window, -shape.vocabulary
 
     return sorted(good, key=loss)
 
