@@ -41,6 +41,8 @@ NOT_RUN = {
     "python examples/study.py --study examples/studies/levers.yaml": "hours long",
     "python examples/study.py --study examples/studies/defaults.yaml": "hours long",
     "python examples/study.py --study examples/studies/presets.yaml": "hours long",
+    "python examples/study.py --study examples/studies/flagship.yaml": "hours long",
+    "python examples/study.py --study examples/studies/depth.yaml": "an hour long",
     "askd-hf pseudo-label --teacher openai/whisper-tiny.en --dataset librispeech --word_timestamps "
     "--output_dir runs/librispeech_words": "the English teacher made for this test has no timestamp tokens",
     "make demo": "minutes long: test_demo.py runs its script",
@@ -85,6 +87,8 @@ SHORTER = {
     "askd-hf distill": TRAINING,
     "askd-hf distill --min_duration_in_seconds": f"{TRAINING} --min_duration_in_seconds 0.5",  # windows have a second
     "askd-hf distill --window_seconds": f"{TRAINING} --window_seconds 1 --teacher_top_k 8",
+    "askd-hf distill --window_seconds --vocabulary 20000": f"{TRAINING} --window_seconds 1 --vocabulary auto "
+    "--teacher_top_k 8",
     "askd-hf distill --encoder_layers": f"{TRAINING} --encoder_layers 0, --encoder_recovery_epochs 1",
     "askd-hf plan": "--speedup 0.01",
     "askd-hf prepare --audio_dir": "--target prepared",  # my_speech is here already
@@ -103,6 +107,7 @@ SHORTER = {
     "--max_eval_samples 2",
     "python examples/benchmarks/top_k.py": "--top_k 1 8 --batches 1",
     "python examples/benchmarks/cache_precision.py": "--clips 2",
+    "python examples/benchmarks/vocabulary.py": "--sizes 300 --max_eval_samples 2",
     "python examples/benchmarks/training_step.py": STEP,
     "python examples/benchmarks/training_step.py --sweep": f"{STEP} --sweep_values 4 8",
     "python examples/benchmarks/training_step.py --trainer_overhead": f"{STEP} --trainer_overhead 3",

@@ -125,7 +125,7 @@ def make_as_on_hub(folder: Path, splits: dict[str, tuple[str, ...]], text: str, 
 
 
 def make_speech(folder: Path, named: Callable[[str], bool]) -> None:
-    for seed, name in enumerate(filter(named, ("my_speech", "my_french", "my_german"))):
+    for seed, name in enumerate(filter(named, ("my_speech", "my_french", "my_german", "other_speech"))):
         for split, clips in (("train", 8), ("validation", 3), ("test", 3)):
             write_speech(folder / name / split, clips=clips, seed=10 * seed + clips)
     if named("my_test_speech"):
