@@ -116,7 +116,7 @@ def test_the_command_prints_students_and_how_to_make_the_first(monkeypatch, caps
     assert command.startswith(f"askd-hf distill --teacher {teacher_dir} --decoder_layers 4 ")
     assert "--vocabulary auto" in command and f" --dataset {speech} --encoder_cache_dir" in command
     caches, training = command.split(" --encoder_cache_dir ")[1].split(" --learning_rate ")
-    assert caches == "cache/encoder --teacher_cache_dir cache/labels" and training == "2e-4 --num_train_epochs 5"
+    assert caches == "cache/encoder --teacher_cache_dir cache/labels" and training == "5e-5 --num_train_epochs 5"
     assert "misses" not in ended.stdout  # a size is no speed
 
 
@@ -141,6 +141,13 @@ def test_a_student_that_misses_the_target_is_followed_by_a_faster_one(
     assert ("This misses 2x" in printed) == missed
     assert len(tried) == measured  # with 0.01 none is expected to be 200 times as fast
     assert all(shape.speedup >= 2 / share for shape in tried[1:])
+
+
+@pytest.mark.parametrize("layers, rate", [(1, "2e-4"), (2, "2e-4"), (3, "5e-5"), (4, "5e-5")])
+def test_a_deeper_student_gets_a_lower_learning_rate(teacher_dir, layers, rate):
+    (args,) = commands.parse_args(commands.OPTIONS, ["--teacher", str(teacher_dir), "--speedup", "2"])
+    printed = commands.command(args, commands.Domain([], [10], {}, 20), Candidate(10, 300, 4, layers))
+    assert f"--decoder_layers {layers} --vocabulary 300 " in printed and f"--learning_rate {rate} " in printed
 
 
 def test_windows_fit_the_clips():

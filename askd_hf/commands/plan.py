@@ -39,7 +39,7 @@ from .options import options_of
 TOKENS = 20  # per clip, if the transcripts are unknown
 SHOWN = 8  # students in the table
 TRIED = 3  # students measured as a whole
-TRAINING = ("--learning_rate", "2e-4", "--num_train_epochs", "5")  # of the student in examples/guides/fast-students.md
+EPOCHS = 5  # of the students in examples/guides/fast-students.md
 
 OPTIONS = options_of("plan")
 
@@ -127,6 +127,10 @@ def confirm(
 ) -> tuple[Candidate, float]:
     """Measure the first candidate as a whole, and if it misses the target, faster ones, up to `TRIED`.
 
+    Args:
+        good: of `reaching`.
+        tokens: generated tokens per clip.
+
     Returns:
         The first candidate that reaches `--speedup`, else the last one measured, and its measured speedup.
     """
@@ -144,6 +148,7 @@ def confirm(
 
 
 def verdict(args: PlanArguments, shape: Candidate, real: float) -> str:
+    """Return a sentence about the measured speedup of a candidate, and whether it reaches `--speedup`."""
     threads = torch.get_num_threads()
     text = (
         f"The student with {shape.window} s, {shape.vocabulary:,} tokens, {shape.encoder_layers} encoder and "
@@ -164,15 +169,14 @@ def command(args: PlanArguments, domain: Domain, shape: Candidate) -> str:
     if shape.window < teacher.window:
         words += ["--window_seconds", shape.window, "--long_clips", "skip"]
     if shape.vocabulary < teacher.vocabulary:
-        words += [
-            "--vocabulary",
-            "auto" if shape.vocabulary == domain.vocabularies.get(shape.window) else shape.vocabulary,
-        ]
+        is_auto = shape.vocabulary == domain.vocabularies.get(shape.window)
+        words += ["--vocabulary", "auto" if is_auto else shape.vocabulary]
     if args.language:
         words += ["--language", args.language]
     words += ["--dataset", args.dataset or "my_speech"]
     splits = [name for name in ("validation", "dev", "test") if args.dataset and (Path(args.dataset) / name).is_dir()]
     words += ["--eval_splits", splits[0]] if splits else []
     words += ["--encoder_cache_dir", "cache/encoder"] if "--encoder_layers" not in words else []
-    words += ["--teacher_cache_dir", "cache/labels", *TRAINING]
+    rate = "5e-5" if shape.decoder_layers > 2 else "2e-4"  # the start of a deeper student is closer to the teacher
+    words += ["--teacher_cache_dir", "cache/labels", "--learning_rate", rate, "--num_train_epochs", EPOCHS]
     return shlex.join(map(str, words))

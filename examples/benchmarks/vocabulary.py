@@ -3,8 +3,8 @@ r"""What a smaller vocabulary costs before any training, on speech with other wo
     python examples/benchmarks/vocabulary.py --model openai/whisper-tiny.en --dataset my_speech \
         --eval_dataset other_speech --sizes 6000 10000 20000
 
-The model is reduced as by `--vocabulary N` and not trained. It has to write words that are no longer tokens in pieces,
-and it never learned to. What it loses on other speech, no training on one's own speech brings back.
+The model is reduced as by `--vocabulary N` and not trained. It writes words that are no longer tokens in pieces, which
+it has rarely seen. Training transcripts have no such words, so training doesn't teach it either.
 """
 
 import tempfile
