@@ -37,10 +37,10 @@ class ModelArguments:
     )
     encoder_recovery_epochs: int | None = HfArg(
         default=None,
-        help="Epochs over the training audio, before the distillation, in which the layers above the first removed "
-        "encoder layer are trained to give the output of the whole encoder. Transcripts aren't used. The encoder is "
-        "then frozen, unless --freeze_encoder False. Default: 5 with --encoder_layers; 0 with --freeze_encoder False, "
-        "--hidden_weight or --streaming.",
+        help="Epochs over the training audio, before the distillation, in which the layers of the smaller encoder are "
+        "trained to give the output of the whole one. Transcripts aren't used. The encoder is then frozen, unless "
+        "--freeze_encoder False. Default: 10 with --encoder_layers; 0 with --freeze_encoder False, --hidden_weight or "
+        "--streaming.",
     )
     encoder_recovery_dataset: list[str] = HfArg(
         default_factory=list,

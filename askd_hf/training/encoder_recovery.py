@@ -1,8 +1,7 @@
 """Train a pruned encoder on audio alone, until its outputs are those of the whole encoder again; then it is frozen.
 
-Only the layers above the first removed one are trained, as the output of those below hasn't changed. No transcripts
-are required, so any speech will do, and what the encoder learns doesn't depend on the labels: with few hours, an
-encoder that is trained on labels memorizes them. The outputs of the frozen encoder can be cached.
+No transcripts are required, so any speech will do, and what the encoder learns doesn't depend on the labels: with few
+hours, an encoder that is trained on labels memorizes them. The outputs of the frozen encoder can be cached.
 """
 
 import functools
@@ -40,7 +39,7 @@ from ..data.audio_context import audio_context
 from ..data.encoder_cache import weights_digest
 from ..data.shared_disk import of_main_process, processes_sharing
 from ..errors import UserError
-from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_encoder, layers_to_copy, merged_layers
+from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_encoder
 from ..models.lora import ADAPTER_WEIGHTS
 from .checkpoint_lookup import checkpoint_directories, is_finished
 from .log_lines import use_log_lines
@@ -49,9 +48,10 @@ from .run_dir import exit_non_main_processes
 
 RECOVERY_DIR = "encoder_recovery"  # in the output directory of the run
 ENCODER_FILE = "encoder.safetensors"
-DEFAULT_EPOCHS = 5
-# measured with 3 of the 4 layers of whisper-tiny.en
-LEARNING_RATE, BATCH_SIZE, WARMUP, WEIGHT_DECAY = 5e-4, 16, 0.05, 0.01
+DEFAULT_EPOCHS = 10
+# Measured with 3 of the 4 layers of whisper-tiny.en. The learning rate is that of its width, and falls with the width as
+# those that Whisper was trained with do (Radford et al. 2022, appendix F).
+LEARNING_RATE, WIDTH, BATCH_SIZE, WARMUP, WEIGHT_DECAY = 1e-3, 384, 16, 0.05, 0.01
 
 
 class AudioWindows(IndexedDataset):
@@ -83,7 +83,7 @@ class EncoderRecoveryTrainer(Trainer):
     """Trains an encoder on the mean squared difference between its output and that of another one.
 
     Args:
-        model: a `WhisperEncoder`; the layers that require gradients are trained.
+        model: a `WhisperEncoder`. The parameters that require gradients are trained.
         target_encoder: the whole encoder. Its window may be longer: then it takes the first positions.
     """
 
@@ -134,7 +134,7 @@ class EncoderRecovery:
     """The recovery of a student's pruned encoder, which is trained in place.
 
     Args:
-        student: the layers above the first removed one are trained.
+        student: the layers of its encoder are trained.
         whole: the model that the layers of the student's encoder are from.
         speech: the training set. The audio of `--encoder_recovery_dataset` is added.
         extractor: the student's.
@@ -228,17 +228,13 @@ class EncoderRecovery:
     def _train(self, folder: Path, callback: TrainerCallback, **limits: Any) -> EncoderRecoveryTrainer:
         """Train the encoder. `limits` override the arguments of the recovery."""
         encoder, whole = self.student.model.encoder, self.whole.model.encoder
-        # with --student the layers recorded in the config are those of its teacher
-        kept = layers_to_copy(str(self.models.encoder_layers), self.whole.config.encoder_layers, "encoder")
-        first = first_changed_layer(kept, self.whole.config.encoder_layers, self.models.layer_selection == "merged")
         frozen = {name: parameter.requires_grad for name, parameter in encoder.named_parameters()}
         encoder.requires_grad_(False)
-        for layer in encoder.layers[first:]:
-            layer.requires_grad_(True)
+        encoder.layers.requires_grad_(True)
         devices = self.student.device, self.whole.device
         trainer = EncoderRecoveryTrainer(
             encoder,
-            _arguments(self.config, self.epochs, folder, limits),
+            _arguments(self.config, whole.config.d_model, self.epochs, folder, limits),
             whole,
             train_dataset=AudioWindows(
                 [self.speech, *_unlabeled(self.models, self.data_args, self.config)],
@@ -250,8 +246,8 @@ class EncoderRecovery:
         finished = [checkpoint for checkpoint in checkpoint_directories(folder) if is_finished(checkpoint)]
         if PartialState().is_main_process:
             print(
-                f"recovering the encoder: {len(encoder.layers)} of {len(whole.layers)} layers, {first} and above are "
-                f"trained on {len(trainer.train_dataset)} windows of audio, {self.epochs} epochs"
+                f"recovering the encoder: {len(encoder.layers)} of {len(whole.layers)} layers are trained on "
+                f"{len(trainer.train_dataset)} windows of audio, {self.epochs} epochs"
             )
         trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
         encoder.to(devices[0])
@@ -265,16 +261,7 @@ def _collate(extractor: WhisperFeatureExtractor, waves: list[Tensor]) -> dict[st
     return extract_features(extractor, [wave.numpy() for wave in waves])
 
 
-def first_changed_layer(kept: list[int], available: int, merged: bool) -> int:
-    """Return the index of the first kept layer with another input or other weights than in the whole encoder.
-
-    If only the top layers were removed, this is the last layer, which has to do their work.
-    """
-    groups = merged_layers(kept, available) if merged else [[layer] for layer in kept]
-    return next((i for i, group in enumerate(groups) if group != [i]), len(groups) - 1)
-
-
-def _arguments(config: ASKDConfig, epochs: int, folder: Path, limits: dict[str, Any]) -> TrainingArguments:
+def _arguments(config: ASKDConfig, width: int, epochs: int, folder: Path, limits: dict[str, Any]) -> TrainingArguments:
     """Return the arguments of the recovery: `BATCH_SIZE` clips per step and process, in parts that fit in memory."""
     fitting = range(1, config.per_device_train_batch_size + 1)
     clips = max(size for size in fitting if BATCH_SIZE % size == 0)
@@ -284,7 +271,7 @@ def _arguments(config: ASKDConfig, epochs: int, folder: Path, limits: dict[str, 
         per_device_train_batch_size=clips,
         gradient_accumulation_steps=BATCH_SIZE // clips,
         activation_checkpointing=config.activation_checkpointing,
-        learning_rate=LEARNING_RATE,
+        learning_rate=LEARNING_RATE * min(1.0, WIDTH / width),
         warmup_steps=WARMUP,
         weight_decay=WEIGHT_DECAY,
         bf16=config.bf16,
