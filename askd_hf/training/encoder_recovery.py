@@ -49,8 +49,8 @@ from .run_dir import exit_non_main_processes
 RECOVERY_DIR = "encoder_recovery"  # in the output directory of the run
 ENCODER_FILE = "encoder.safetensors"
 DEFAULT_EPOCHS = 10
-# Measured with 3 of the 4 layers of whisper-tiny.en. The learning rate is that of its width, and falls with the width as
-# those that Whisper was trained with do (Radford et al. 2022, appendix F).
+# Measured with 3 of the 4 layers of whisper-tiny.en. The learning rate is that of its width, and falls with the width,
+# as those of Whisper's own training do (Radford et al. 2022, appendix F).
 LEARNING_RATE, WIDTH, BATCH_SIZE, WARMUP, WEIGHT_DECAY = 1e-3, 384, 16, 0.05, 0.01
 
 
