@@ -20,7 +20,7 @@ NODE := $(and $(shell command -v node),$(wildcard $(TRANSFORMERS_JS)))
 export CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu test-browser test-node cards lint format hooks wheel clean
+.PHONY: help demo demo-seeds test test-slow test-gpu test-browser test-node cards lint format hooks wheel clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,13 +40,23 @@ $(DEVELOPING): $(INSTALLED)
 	@touch $@
 
 DISTILL := $(BIN)/python examples/distill.py --config examples/demo/demo.yaml
-# The demo's teacher is wrong about a third of the words: its weight is multiplied by its probability of the label
+# the demo's two students in the directory $(1), with the options $(2), and their comparison. The demo's teacher is wrong
+# about a third of the words: its weight is multiplied by its probability of the label
+define COMPARED
+	$(DISTILL) --weight_teacher_by_label_prob True --teacher_cache_dir $(1)/cache/labels --output_dir $(1)/askd $(2)
+	$(DISTILL) --preset ce --compare False --output_dir $(1)/labels_only $(2)
+	$(BIN)/python examples/demo/compare.py --askd $(1)/askd --labels_only $(1)/labels_only --picture $(1)/demo.png
+
+endef
 demo: $(INSTALLED)  ## distill the small shipped teacher for telephone calls, and compare (3 minutes on 2 CPU cores)
 	rm -rf runs/demo
-	$(DISTILL) --weight_teacher_by_label_prob True --teacher_cache_dir runs/demo/cache/labels
-	$(DISTILL) --preset ce --compare False --output_dir runs/demo/labels_only
-	$(BIN)/python examples/demo/compare.py --askd runs/demo/askd --labels_only runs/demo/labels_only \
-		--picture runs/demo/demo.png
+	$(call COMPARED,runs/demo)
+
+SEEDS := 1 2 3
+demo-seeds: $(INSTALLED)  ## the demo with SEEDS="1 2 3": errors, differences and speed of each (1 to 2 minutes per seed)
+	rm -rf runs/demo-seeds
+	$(foreach seed,$(SEEDS),$(call COMPARED,runs/demo-seeds/$(seed),--seed $(seed) --encoder_cache_dir runs/demo-seeds/encoder))
+	$(BIN)/python examples/demo/seeds.py runs/demo-seeds
 
 test: $(DEVELOPING)  ## the tests, without the slow ones
 	@test -n "$(CHROMIUM)" || echo "Chromium isn't installed: without the tests in a browser, see make test-browser"
@@ -98,5 +108,5 @@ wheel: $(DEVELOPING)  ## build the source distribution and the wheel into dist/
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation
 
-clean:  ## remove .venv, what was built, and the demo's run
-	rm -rf $(VENV) build dist runs/demo
+clean:  ## remove .venv, what was built, and the demo's runs
+	rm -rf $(VENV) build dist runs/demo runs/demo-seeds

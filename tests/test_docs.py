@@ -150,6 +150,25 @@ def test_links_between_documents_lead_somewhere(document):
         assert not anchor or anchor in anchors(target), link
 
 
+def test_the_demo_has_the_same_error_rates_everywhere():
+    readme, page, card, of_teacher = (
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in (
+            "README.md",
+            "examples/demo/README.md",
+            "model_cards/demo-student.md",
+            "model_cards/demo-teacher.md",
+        )
+    )
+    (table,) = re.findall(r"^The demo:\n.*?(?=```)", readme, re.DOTALL | re.MULTILINE)
+    assert table in page
+    for name, role in (("teacher", "teacher"), ("ASKD student", "student")):
+        (rates,) = re.findall(rf"^{name} +(\S+ \[.+?\]) +(\S+ \[.+?\])", table, re.MULTILINE)
+        for split, rate in zip(("calls", "studio"), rates, strict=True):
+            assert f"\n| {split} | {role} | {rate} | " in card
+            assert role == "student" or f" | {rate.split()[0]} % |\n" in of_teacher
+
+
 def test_the_indexes_name_all_guides_and_scripts():
     for index, guide in ((index, guide) for index in DOCUMENTS[:2] for guide in GUIDES.glob("*.md")):
         assert f"guides/{guide.name})" in index.read_text(encoding="utf-8"), (index, guide)

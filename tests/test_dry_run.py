@@ -82,6 +82,10 @@ def test_the_plan_has_the_numbers_of_the_run(monkeypatch, capsys, tmp_path, teac
     assert " for 6 steps; " in plan["time: training"]
     of_phases = [number(plan[f"time: {name} phase"]) for name in ("teacher", "self")]
     assert all(0 < seconds < 20 for seconds in of_phases)
+    per_epoch = [
+        re.search(r"median of 3\), (.+) per epoch$", plan[f"time: {name} phase"]) for name in ("teacher", "self")
+    ]
+    assert [number(found[1]) for found in per_epoch] == pytest.approx([2 * seconds for seconds in of_phases], rel=0.1)
     assert plan["time: evaluation"].startswith("3 times, ")
     assert sum("eval_loss" in row for row in state["log_history"]) == 3
 

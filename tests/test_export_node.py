@@ -147,17 +147,26 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, site):
-    """Open the page. Afterwards it has asked for nothing from elsewhere."""
-    contexts, elsewhere = [], []
+    """Open the page. Afterwards it has asked for nothing from elsewhere, and no error is in its console.
 
-    def load(query: str = "", scheme: str = "light"):
+    Chromium notes there that a file is missing. With `missing` this is expected.
+    """
+    contexts, elsewhere, errors = [], [], []
+
+    def load(query: str = "", scheme: str = "light", missing: str = ""):
         context = browser.new_context(viewport=dict(width=400, height=800), color_scheme=scheme)
         contexts.append(context)
         context.set_default_timeout(60_000)
         page = context.new_page()
         page.on("request", lambda request: elsewhere.append(request.url) if outside(request.url) else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: note(message, missing))
         page.goto(site[0] + query)
         return page
+
+    def note(message, missing: str) -> None:
+        if message.type == "error" and not (missing and missing in message.location["url"]):
+            errors.append(message.text)
 
     def outside(url: str) -> bool:
         return not url.startswith((site[0], "data:", "blob:"))
@@ -165,7 +174,7 @@ def open_page(browser, site):
     yield load
     for context in contexts:
         context.close()
-    assert elsewhere == []
+    assert (elsewhere, errors) == ([], [])
 
 
 @pytest.mark.browser
@@ -177,6 +186,9 @@ def test_the_page_transcribes_a_file(open_page, files, expected):
         page.locator("#file").set_input_files(file)
         page.locator("#time:not(:empty)").wait_for()
         assert page.locator("#text").inner_text() == text
+        player = page.locator("#player")
+        player.click(position=dict(x=20, y=27))  # on the button of Chromium's player
+        page.wait_for_function("audio => audio.currentTime > 0", arg=player.element_handle())
     page.locator("#file").set_input_files(WEB / "app.js")
     page.locator("#error:visible").wait_for()
     assert "can't read the audio" in page.locator("#error").inner_text()
@@ -197,7 +209,7 @@ def test_the_page_records(open_page):
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_400_pixels_and_names_a_missing_model(open_page, scheme):
-    page = open_page("?model=absent", scheme)
+    page = open_page("?model=absent", scheme, missing="absent/")
     page.locator("#error:visible").wait_for()
     assert "absent/generation_config.json isn't there. Export a model" in page.locator("#error").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= 400

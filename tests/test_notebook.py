@@ -61,6 +61,14 @@ def test_it_installs_itself_where_askd_hf_is_missing(tmp_path, monkeypatch):
     assert (empty / "askd-hf" / "runs" / "notebook" / "model.safetensors").is_file()
 
 
+def test_it_installs_with_the_line_of_the_readme():
+    """Without the constraint: Colab has a torch for its GPU, which the tested versions would replace."""
+    (install,) = re.findall(r"%(pip install .+?)  #", "\n".join(cell.source for cell in stored().cells))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert install.replace("--quiet", "-c constraints.txt") in readme
+    assert "without -c constraints.txt the newest" in readme
+
+
 def test_its_stored_outputs_are_those_of_one_run_from_top_to_bottom():
     cells = [cell for cell in stored().cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))

@@ -5,13 +5,16 @@ import math
 
 import numpy as np
 import pytest
-from scripts import run_here
+from documents import blocks
+from scripts import ROOT, run_here
 from transformers import pipeline
 
 import askd_hf
 from askd_hf import UserError
 from askd_hf.data import SAMPLING_RATE
+from askd_hf.evaluation import Results
 
+DIGITS = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
 QUICK = dict(max_steps=2, use_cpu=True, per_device_train_batch_size=2, dataloader_num_workers=0, compare=False)
 
 
@@ -26,6 +29,18 @@ def test_the_function_trains_as_the_command_does(monkeypatch, capsys, tmp_path, 
     transcribe = pipeline("automatic-speech-recognition", model=student)
     silence = {"raw": np.zeros(SAMPLING_RATE, np.float32), "sampling_rate": SAMPLING_RATE}
     assert isinstance(transcribe(silence)["text"], str)
+
+
+@pytest.mark.slow
+def test_the_python_that_the_readme_opens_with_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    """In a clone; test_guides.py runs it with two steps."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks(ROOT / "README.md", "python")[0], "README.md", "exec"), {"__name__": "example"})
+    transcript = capsys.readouterr().out.splitlines()[-1].split()
+    assert 2 <= len(transcript) <= 5 and set(transcript) <= DIGITS
+    calls, *_ = Results.load(tmp_path / "runs" / "first" / "evaluation" / "results.json").sets
+    assert calls.comparison.confidence_interval[1] < 0  # points, student minus teacher
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from askd_hf.evaluation.results import PartLatency, Scores
 from askd_hf.evaluation.study import SetErrors, set_errors
 
 DATA = Path(__file__).parent / "data"
+DOMAIN = "calls"  # the set of the students' domain
 MODELS = ("teacher", "ASKD student", "student, labels only")
 TITLES = {"calls": "calls: 2 new voices on a noisy line", "studio": "studio: what the teacher was made for"}
 PARTS = {"features": "0.75", "encoder": "0.5", "decoder": "0.25"}  # shades of gray
