@@ -79,13 +79,13 @@ def test_operations_are_counted_and_distillation_with_caches_takes_those_of_the_
 def test_our_batches_have_the_positions_of_the_label_tokens(monkeypatch, teacher_dir, variant):
     """Without them a step would look for them, which waits for a GPU."""
     monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
-    import training_step as script
+    from comparison import VARIANTS, BenchmarkArguments, columns_for, prepare
 
-    bench = script.prepare(script.BenchmarkArguments(str(teacher_dir), label_tokens=[3, 12], top_k=8, use_cpu=True))
-    update = script.VARIANTS[variant].build(bench, bench.student)
-    update(script.columns_for(variant, bench, 0))
+    bench = prepare(BenchmarkArguments(str(teacher_dir), label_tokens=[3, 12], top_k=8, use_cpu=True))
+    update = VARIANTS[variant].build(bench, bench.student)
+    update(columns_for(variant, bench, 0))
     with Waits() as waits:
-        update(script.columns_for(variant, bench, 0))
+        update(columns_for(variant, bench, 0))
     assert "nonzero" not in waits.found
 
 

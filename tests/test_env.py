@@ -160,7 +160,7 @@ def test_a_driver_that_torch_cannot_use_is_the_reason(tmp_path):
 
 
 @pytest.mark.gpu
-def test_the_card_of_this_machine():
+def test_the_card_of_this_machine(card):
     import torch
 
     printed = rows(run())

@@ -51,6 +51,9 @@ def test_nodes_without_a_shared_disk_fill_a_cache_each_and_resume(
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert not list(nodes[1].glob("run/checkpoint-*/model.safetensors"))  # the first process saves
     if processes == 2:
+        # with the other node as the first one, it would start anew
+        refused = launch(2, script, *options, "--resume_from_checkpoint", "auto", nodes=nodes[::-1])
+        assert refused.returncode == 2 and "process 1 has a checkpoint in run, and the first" in refused.stderr
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     else:
         options += ["--resume_from_checkpoint", "last"]
@@ -61,6 +64,19 @@ def test_nodes_without_a_shared_disk_fill_a_cache_each_and_resume(
     assert len(keys[0]) == 16 + 6 and all(sorted({*of_disk}) == of_disk == keys[0] for of_disk in keys)
     assert list(nodes[1].glob("run/checkpoint-*/model.safetensors"))  # a copy
     assert_equal(whole[0], nodes[0])
+
+
+@pytest.mark.slow
+def test_a_node_waits_for_one_that_takes_longer_than_the_timeout(teacher_dir, speech_dir, tmp_path):
+    """As one does whose disk is new, with everything to compute that the others have."""
+    options = f"--teacher {teacher_dir} --dataset {speech_dir} --language en --use_cpu --teacher_top_k 5"
+    options += " --encoder_cache_dir cache/encoder --teacher_cache_dir cache/labels"
+    script = ROOT / "tests" / "support" / "slow_passes.py"
+    done = launch(2, script, *options.split(), nodes=disks(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    slow = [line.removeprefix("slow: ") for line in done.stdout.splitlines() if line.startswith("slow: ")]
+    assert sorted(slow) == ["_compute_parts", "add_files", "audio_infos", "cache_encoder"]
+    assert done.stdout.count("16 labeled clips: --dataset") == 1
 
 
 @pytest.mark.slow

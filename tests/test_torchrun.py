@@ -1,4 +1,4 @@
-"""Torchrun on two nodes, each with a disk of its own: a worker is killed, and torchrun starts the run again."""
+"""Torchrun on two nodes, each with a disk of its own: a worker or a node is killed, and the run starts again."""
 
 import json
 import os
@@ -19,23 +19,30 @@ from scripts import DISTILL, distill_options, steps_printed
 
 # without it the new processes of torch 2.13 often find the addresses of the killed ones, and don't connect
 NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-TIMEOUT = 500  # seconds; the processes import everything twice
+TIMEOUT = 900  # seconds; the processes import everything twice
 
 
-def start_agents(disks: list[Path], processes: int, arguments: list[str]) -> list[subprocess.Popen]:
-    """Start torchrun with some processes on each node. What it prints is in `log` on the node's disk."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    agent = f"torch.distributed.run --nnodes {len(disks)} --nproc_per_node {processes} --max-restarts 1"
-    agent += f" --rdzv-backend c10d --rdzv-id run --rdzv-endpoint 127.0.0.1:{port} --local-addr 127.0.0.1"
-    command = [sys.executable, "-m", *agent.split(), str(DISTILL), *arguments]
-    agents = []
-    for disk in disks:
-        environment = os.environ | NEW_STORE | {"HF_HOME": str(disk)}
-        with (disk / "log").open("w") as log:
-            agents.append(subprocess.Popen(command, cwd=disk, env=environment, stdout=log, stderr=log))
-    return agents
+        return free.getsockname()[1]
+
+
+def start_agent(disk: Path, is_host: bool, port: int, processes: int, arguments: list[str]) -> subprocess.Popen:
+    """Start torchrun on one of two nodes, with some processes. What it prints is in `log` on the node's disk."""
+    agent = f"torch.distributed.run --nnodes 2 --nproc_per_node {processes} --max-restarts 1 --rdzv-id run"
+    agent += f" --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{port} --rdzv-conf is_host={int(is_host)}"
+    command = [sys.executable, "-m", *agent.split(), "--local-addr", "127.0.0.1", str(DISTILL), *arguments]
+    environment = os.environ | NEW_STORE | {"HF_HOME": str(disk)}
+    with (disk / "log").open("a") as log:
+        return subprocess.Popen(command, cwd=disk, env=environment, stdout=log, stderr=log)
+
+
+def kill_node(agent: subprocess.Popen) -> None:
+    """Kill an agent with its workers."""
+    for process in (psutil.Process(agent.pid), *psutil.Process(agent.pid).children(recursive=True)):
+        process.kill()
+    agent.wait()
 
 
 def losses(run: Path) -> list[float]:
@@ -44,8 +51,9 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])  # of a node
-def test_torchrun_starts_a_run_again_whose_worker_was_killed(teacher_dir, speech_dir, tmp_path, processes):
+@pytest.mark.parametrize(("processes", "killed"), [(1, "worker"), (2, "worker"), (1, "node")])  # processes of a node
+def test_torchrun_starts_a_run_again(teacher_dir, speech_dir, tmp_path, processes, killed):
+    """Of which a worker was killed, or a node, on which torchrun is then started again."""
     more = "--save_strategy steps --save_steps 1 --logging_steps 1 --compare False --resume_from_checkpoint auto"
     options = distill_options(teacher_dir, speech_dir, "run", *more.split(), "--num_train_epochs", 6)
     options += ["--per_device_train_batch_size", str(4 // processes)]
@@ -54,7 +62,8 @@ def test_torchrun_starts_a_run_again_whose_worker_was_killed(teacher_dir, speech
         disk.mkdir(parents=True)
     ended = launch(2 * processes, DISTILL, *options, nodes=whole)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    agents, deadline = start_agents(disks, processes, options), time.monotonic() + TIMEOUT
+    port, deadline = free_port(), time.monotonic() + TIMEOUT
+    agents = [start_agent(disk, disk == disks[0], port, processes, options) for disk in disks]
 
     def wait_until(condition: Callable[[], object]) -> None:
         while not condition():
@@ -64,8 +73,12 @@ def test_torchrun_starts_a_run_again_whose_worker_was_killed(teacher_dir, speech
 
     try:
         wait_until(lambda: any((disk / "run" / "checkpoint-3" / "trainer_state.json").exists() for disk in disks))
-        worker = psutil.Process(agents[0].pid).children()[-1]
-        worker.send_signal(signal.SIGKILL)
+        if killed == "node":
+            kill_node(agents[1])
+            agents[1] = start_agent(disks[1], False, port, processes, options)
+        else:
+            worker = psutil.Process(agents[0].pid).children()[-1]
+            worker.send_signal(signal.SIGKILL)
         wait_until(lambda: [agent.poll() for agent in agents] == [0, 0])
     finally:
         for agent in agents:

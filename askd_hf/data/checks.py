@@ -21,7 +21,7 @@ from .audio_checks import AudioInfo, audio_infos
 from .columns import iterate_rows, replace_column
 from .labels import timestamp_error
 from .markup import markup_error
-from .shared_disk import is_first_on_disk
+from .shared_disk import is_first_on_disk, others_wait
 from .speaking_rate import speaking_rate_error
 
 logger = logging.getLogger(__name__)
@@ -159,11 +159,13 @@ def filter_invalid_clips(
         if has_share:
             progress.update(known * len(dataset) // len(share) - before * len(dataset) // len(share))
 
-    with progress_bar(len(dataset), f"Checking {split}") if bar is None else contextlib.nullcontext(bar) as progress:
-        if processes > 1:
-            progress.set_postfix_str("estimated from the first process")
-        infos = audio_infos(share.select_columns("audio"), num_proc, recheck, count)
-    found = _check_rows(share.remove_columns("audio"), infos, tokenize, limits)
+    shown = progress_bar(len(dataset), f"Checking {split}") if bar is None else contextlib.nullcontext(bar)
+    with others_wait() if share_work else contextlib.nullcontext():
+        with shown as progress:
+            if processes > 1:
+                progress.set_postfix_str("estimated from the first process")
+            infos = audio_infos(share.select_columns("audio"), num_proc, recheck, count)
+        found = _check_rows(share.remove_columns("audio"), infos, tokenize, limits)
     if processes > 1:
         found = _joined(gather_object([found]))
     invalid, filtered = found.invalid, found.filtered

@@ -111,7 +111,7 @@ def _measured(dataset: Dataset, name: str, num_proc: int | None, recheck: bool) 
     """Return what is known of the audio of each row, in all processes."""
     process = PartialState()
     share = range(process.process_index, len(dataset), process.num_processes)
-    with progress_bar(len(dataset), f"Measuring the clips of {name}") as bar:
+    with others_wait(), progress_bar(len(dataset), f"Measuring the clips of {name}") as bar:
         audio = dataset.select_columns("audio").select(share)
         own = audio_infos(audio, num_proc, recheck, lambda clips: bar.update(clips * process.num_processes))
     if process.num_processes == 1:

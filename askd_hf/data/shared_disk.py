@@ -1,16 +1,15 @@
 """Find out which processes of a distributed run share a disk, and lock a directory for all of them."""
 
 import contextlib
+import itertools
 import logging
 import secrets
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
-import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -20,7 +19,9 @@ from .locks import locked
 logger = logging.getLogger(__name__)
 
 PAUSE = (0.2, 1.0)  # seconds between two attempts to lock a directory, at random
-LONGEST_WAIT = timedelta(days=1)
+POLLING = 0.2  # seconds between two looks at whether the other processes are done
+
+_waits = itertools.count()  # of `others_wait`, the same in all processes
 
 
 def processes_sharing(directory: Path) -> list[int]:
@@ -55,17 +56,23 @@ def is_first_on_disk(directory: Path) -> bool:
 
 @contextlib.contextmanager
 def others_wait() -> Iterator[None]:
-    """Let all processes wait at the end of the block for those that have much to do in it, up to `LONGEST_WAIT`.
+    """Let all processes wait at the end of the block for those that have much to do in it, however long they take.
 
     The timeout of the process group (`--ddp_timeout`) doesn't apply. All processes must enter the block.
     """
+    yield
     process = PartialState()
     if process.num_processes == 1:
-        yield
         return
-    group = torch.distributed.new_group(timeout=LONGEST_WAIT)
-    yield
-    torch.distributed.barrier(group, device_ids=[process.local_process_index])
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    # A barrier of a group with a longer timeout would still wait for NCCL's communicator no longer than usual. `wait`
+    # of the store would keep NCCL's threads from the store
+    store, key = _get_default_store(), f"askd_hf/others_wait-{next(_waits)}"
+    store.add(key, 1)
+    while store.add(key, 0) < process.num_processes:
+        time.sleep(POLLING)
+    process.wait_for_everyone()  # the process that has the store may end soon
 
 
 def of_main_process(value: Any) -> Any:

@@ -24,7 +24,7 @@ from .cache_space import CacheSpace, free_bytes
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .columns import JOINED_COLUMNS, with_current_names, with_features
 from .dataset_files import add_files, replaced, rewrites
-from .shared_disk import locked_for, processes_sharing
+from .shared_disk import locked_for, others_wait, processes_sharing
 from .soft_labels import (
     KEY_COLUMN,
     SETTINGS_COLUMN,
@@ -95,16 +95,18 @@ def cache_teacher(
             stored, dataset, missing = _missing(directory, settings, dataset, keys)
             clips = list(missing.items())
             batches = [clips[first : first + batch_size] for first in range(0, len(clips), batch_size)]
-            if share := batches[sharing.index(process.process_index) :: len(sharing)]:
-                _compute_parts(load_teacher(), settings, dataset, share, collator, unfinished, autocast, num_workers)
-            process.wait_for_everyone()
-            if is_first:
-                stored_keys = set() if stored is None else set(stored[KEY_COLUMN][:])
-                # skip parts that were added by a process which was killed before it removed them
-                parts = _parts(unfinished, settings, dataset.features).items()
-                if new := [path for path, part in parts if not stored_keys.issuperset(part[KEY_COLUMN][:])]:
-                    add_files(stored, new, directory)
-            process.wait_for_everyone()
+            share = batches[sharing.index(process.process_index) :: len(sharing)]
+            with others_wait():
+                if share:
+                    teacher = load_teacher()
+                    _compute_parts(teacher, settings, dataset, share, collator, unfinished, autocast, num_workers)
+            with others_wait():
+                if is_first:
+                    stored_keys = set() if stored is None else set(stored[KEY_COLUMN][:])
+                    # skip parts that were added by a process which was killed before it removed them
+                    parts = _parts(unfinished, settings, dataset.features).items()
+                    if new := [path for path, part in parts if not stored_keys.issuperset(part[KEY_COLUMN][:])]:
+                        add_files(stored, new, directory)
             stored = with_current_names(load_from_disk(str(directory)))
     rows = {key: row for row, key in enumerate(stored[KEY_COLUMN][:])}
     return stored.select([rows[key] for key in keys], keep_in_memory=True)

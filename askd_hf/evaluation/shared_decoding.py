@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 
+from ..data.shared_disk import others_wait
 from .manifest import Manifest, append_lines
 
 Lines = list[dict[str, Any]]
@@ -62,10 +63,11 @@ def complete(
     own = missing[process.process_index :: process.num_processes]
     share = clips.select([row for first in own for row in range(first, first + sizes[first])])
     decoded = {}
-    for first, lines, one_each in zip(own, decode(share) if own else (), rounds, strict=False):
-        append_lines(manifest.parts / f"{process.process_index}.jsonl", [dict(first=first, lines=lines)])
-        decoded[first] = lines
-        after_batch(sum(sizes[first] for first in one_each))
+    with others_wait():
+        for first, lines, one_each in zip(own, decode(share) if own else (), rounds, strict=False):
+            append_lines(manifest.parts / f"{process.process_index}.jsonl", [dict(first=first, lines=lines)])
+            decoded[first] = lines
+            after_batch(sum(sizes[first] for first in one_each))
     earlier = set().union(*held[: process.process_index])
     given = {first: lines for first, lines in batches.items() if first not in earlier} | decoded
     found = {first: lines for some in gather_object([given]) for first, lines in some.items()}

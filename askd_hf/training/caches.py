@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
@@ -14,7 +13,7 @@ from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream, cache_encoder
 from ..data.augment import AugmentArguments
 from ..data.encoder_cache import find_encoder_cache
-from ..data.shared_disk import processes_sharing
+from ..data.shared_disk import others_wait, processes_sharing
 from ..data.soft_labels import (
     SOFT_LABEL_COLUMNS,
     check_soft_labels,
@@ -108,21 +107,21 @@ def with_encoder_cache(
             "outputs of the encoder in every epoch: set them to 0 in its config.json, or train without the cache"
         )
     sharing = processes_sharing(Path(caches.encoder_cache_dir))  # without a shared disk each node computes all clips
-    cache = cache_encoder(
-        model,
-        collator.processor,
-        datasets,
-        caches.encoder_cache_dir,
-        batch_size=config.per_device_eval_batch_size,
-        device=config.device,
-        dtype=resolve_dtype("auto", config),
-        process_index=sharing.index(config.process_index),
-        num_processes=len(sharing),
-        num_workers=config.dataloader_num_workers,
-        stored=caches.encoder_cache_dtype,
-        compile_options=config.compile_options,
-    )
-    PartialState().wait_for_everyone()
+    with others_wait():
+        cache = cache_encoder(
+            model,
+            collator.processor,
+            datasets,
+            caches.encoder_cache_dir,
+            batch_size=config.per_device_eval_batch_size,
+            device=config.device,
+            dtype=resolve_dtype("auto", config),
+            process_index=sharing.index(config.process_index),
+            num_processes=len(sharing),
+            num_workers=config.dataloader_num_workers,
+            stored=caches.encoder_cache_dtype,
+            compile_options=config.compile_options,
+        )
     cache.reload()
     return replace(collator, encoder_cache=cache)
 

@@ -72,6 +72,8 @@ def last_if_exists(run: Path, resume_from_checkpoint: str | None) -> str | None:
 
     After a restart by torchrun (`--max-restarts`), an unset value is treated as `auto`, unless the first start failed
     its checks, such as for an earlier run in the directory. All processes must call it.
+
+    Raises `UserError` if another process has a checkpoint and the first has none.
     """
     process, restarts = PartialState(), int(os.environ.get(RESTARTS, "0"))
     if process.num_processes > 1:  # torchrun counts on the node of the process that ended
@@ -82,7 +84,14 @@ def last_if_exists(run: Path, resume_from_checkpoint: str | None) -> str | None:
         resume_from_checkpoint = "auto"
     if resume_from_checkpoint != "auto":
         return resume_from_checkpoint
-    found = bool(checkpoints(run)) or ((run / RECOVERY_DIR).is_dir() and not checkpoint_directories(run))
+    has_checkpoint = bool(checkpoints(run))
+    have = gather_object([has_checkpoint]) if process.num_processes > 1 else [has_checkpoint]
+    if any(have) and not have[0]:  # another node has become the first
+        raise UserError(
+            f"--resume_from_checkpoint auto: process {have.index(True)} has a checkpoint in {run}, and the first "
+            "process, on another disk, has none. Copy it to that disk, or remove it to start anew"
+        )
+    found = has_checkpoint or ((run / RECOVERY_DIR).is_dir() and not checkpoint_directories(run))
     return "last" if of_main_process(found) else None
 
 

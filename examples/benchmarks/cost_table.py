@@ -7,7 +7,7 @@ import cost_model
 from steps import print_table
 from transformers import WhisperConfig
 
-# of `training_step.VARIANTS`, in the order of the cost model's rows
+# of `comparison.VARIANTS`, in the order of the cost model's rows
 ROWS = dict(zip(("a448", "a", "c", "d", "e", "f-ema"), cost_model.SCENARIOS, strict=True))
 
 
@@ -23,7 +23,7 @@ def cost_table(
     Computed is what the cost model assumes of the GPU and of a run, with the batches' own numbers of clips and tokens.
 
     Args:
-        results: of `training_step.measure`.
+        results: of `comparison.measure`.
         label_tokens: of each clip of each batch.
         peak_tflops: of the device. None: the share that is reached isn't known.
     """
