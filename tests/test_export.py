@@ -150,7 +150,7 @@ def test_a_planted_difference_is_reported(tmp_path, teacher, processor, speech, 
     expected = [*map(transformers_transcriber(teacher, processor), clips)]
     with torch.no_grad():  # simulates a broken conversion: two layers swapped
         layers = teacher.model.decoder.layers
-        layers[1], layers[2] = layers[2], layers[1]
+        layers[0], layers[3] = layers[3], layers[0]
     export_ctranslate2(teacher, processor, tmp_path / "swapped")
     predicted = [*map(ctranslate2_transcriber(tmp_path / "swapped", processor, 64), clips)]
     result = agreement("ctranslate2", [row["clip"] for row in speech], expected, predicted, str)

@@ -56,8 +56,8 @@ NOT_RUN = {
 SLOW = (
     "python examples/demo/make_digits.py --fsdd free-spoken-digit-dataset",
     "python examples/demo/make_strings.py",  # encodes 480 clips
-    "python examples/demo/train_teacher.py",  # transcribes 80 clips
-    "python examples/demo/widen_teacher.py",  # needs what the one before it saves
+    "python examples/demo/train_teacher.py",  # reads what make_digits.py makes
+    "python examples/demo/widen_teacher.py",  # transcribes 80 clips
     "python examples/benchmarks/training_step.py --loss_memory --batch_size 32 --label_tokens 128 128",  # 3 processes
 )
 # documents whose commands `make test` runs; `make test-slow` runs those of the others
