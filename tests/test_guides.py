@@ -39,6 +39,7 @@ from askd_hf.schedule import TEACHER_SCHEDULES
 NOT_RUN = {
     "python examples/study.py --study examples/studies/digits.yaml": "minutes long: test_study.py runs a smaller one",
     "python examples/study.py --study examples/studies/levers.yaml": "hours long",
+    "python examples/study.py --study examples/studies/encoder.yaml": "hours long",
     "python examples/study.py --study examples/studies/defaults.yaml": "hours long",
     "python examples/study.py --study examples/studies/presets.yaml": "hours long",
     "python examples/study.py --study examples/studies/flagship.yaml": "hours long",
@@ -108,6 +109,8 @@ SHORTER = {
     "python examples/benchmarks/top_k.py": "--top_k 1 8 --batches 1",
     "python examples/benchmarks/cache_precision.py": "--clips 2",
     "python examples/benchmarks/vocabulary.py": "--sizes 300 --max_eval_samples 2",
+    "python examples/benchmarks/encoder_layers.py": "--selections 1, --epochs 1 --max_train_samples 2 "
+    "--max_eval_samples 2",
     "python examples/benchmarks/training_step.py": STEP,
     "python examples/benchmarks/training_step.py --sweep": f"{STEP} --sweep_values 4 8",
     "python examples/benchmarks/training_step.py --trainer_overhead": f"{STEP} --trainer_overhead 3",
