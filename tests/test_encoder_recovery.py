@@ -22,7 +22,7 @@ from askd_hf.data import Limits, audio_checks, filter_invalid_clips, load_speech
 from askd_hf.data.audio import read_audio
 from askd_hf.models.student import init_student
 from askd_hf.training import encoder_recovery
-from askd_hf.training.encoder_recovery import AudioWindows, EncoderRecoveryTrainer
+from askd_hf.training.encoder_recovery import AudioWindows, EncoderRecoveryTrainer, learning_rate
 
 MORE = ["--encoder_layers", "0,1,3", "--encoder_recovery_epochs", 2, "--num_train_epochs", 1]
 
@@ -160,3 +160,8 @@ def test_long_recordings_are_cut_into_windows(tmp_path):
     windows = [wave.numpy() for wave in AudioWindows([clips], 1.0)]
     assert [len(wave) for wave in windows] == [6400, 16_000, 16_000, 8000]
     assert windows[2][0] == pytest.approx(16_000 / 50_000, abs=1e-4)
+
+
+@pytest.mark.parametrize(("width", "expected"), [(16, 1e-3), (384, 1e-3), (768, 5e-4), (1280, 3e-4)])
+def test_wider_encoders_have_a_lower_learning_rate(width, expected):
+    assert learning_rate(width) == pytest.approx(expected)

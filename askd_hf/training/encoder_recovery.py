@@ -49,8 +49,7 @@ from .run_dir import exit_non_main_processes
 RECOVERY_DIR = "encoder_recovery"  # in the output directory of the run
 ENCODER_FILE = "encoder.safetensors"
 DEFAULT_EPOCHS = 10
-# Measured with 3 of the 4 layers of whisper-tiny.en. The learning rate is that of its width, and falls with the width,
-# as those of Whisper's own training do (Radford et al. 2022, appendix F).
+# measured with 3 of the 4 layers of whisper-tiny.en, whose width is WIDTH
 LEARNING_RATE, WIDTH, BATCH_SIZE, WARMUP, WEIGHT_DECAY = 1e-3, 384, 16, 0.05, 0.01
 
 
@@ -103,6 +102,14 @@ class EncoderRecoveryTrainer(Trainer):
         loader = super()._get_dataloader(*args, **kwargs)
         keep_workers(loader)
         return loader
+
+
+def learning_rate(width: int) -> float:
+    """Return the peak learning rate for an encoder of this width: less for wider ones than whisper-tiny.
+
+    Our choice. Whisper's own rates also decrease with the width (Radford et al. 2022, appendix F).
+    """
+    return LEARNING_RATE * min(1.0, WIDTH / width)
 
 
 def recovery_epochs(
@@ -271,7 +278,7 @@ def _arguments(config: ASKDConfig, width: int, epochs: int, folder: Path, limits
         per_device_train_batch_size=clips,
         gradient_accumulation_steps=BATCH_SIZE // clips,
         activation_checkpointing=config.activation_checkpointing,
-        learning_rate=LEARNING_RATE * min(1.0, WIDTH / width),
+        learning_rate=learning_rate(width),
         warmup_steps=WARMUP,
         weight_decay=WEIGHT_DECAY,
         bf16=config.bf16,

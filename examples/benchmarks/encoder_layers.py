@@ -27,7 +27,7 @@ from askd_hf.data.audio import extract_features
 from askd_hf.errors import exit_on_user_error
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.student import prune_encoder
-from askd_hf.training.encoder_recovery import BATCH_SIZE, LEARNING_RATE, WARMUP, WEIGHT_DECAY, AudioWindows
+from askd_hf.training.encoder_recovery import BATCH_SIZE, WARMUP, WEIGHT_DECAY, AudioWindows, learning_rate
 
 
 @dataclass
@@ -43,7 +43,6 @@ class Arguments:
         metadata={"help": "As of --encoder_layers; with `merged:`, dropped layers are averaged into the kept ones."},
     )
     epochs: int = field(default=5, metadata={"help": "Epochs of the training of each encoder."})
-    learning_rate: float = field(default=LEARNING_RATE, metadata={"help": "Peak learning rate."})
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on only that many clips."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on only that many clips."})
@@ -104,7 +103,7 @@ def main() -> None:
             if selection != "all":
                 layers = selection.removeprefix("merged:")
                 model = prune_encoder(copy.deepcopy(student), layers, layers != selection)
-                recover(Layers(model), trained, args, folder)
+                recover(Layers(model), model.config.d_model, trained, args, folder)
             error = relative_error(Layers(model), held_out_states)
             parameters = f"{model.num_parameters() / 1e6:8.1f} M"
             table.append(f"{selection:10} {parameters}  {error:8.1%}  {scores(model, processor, args, folder)}")
@@ -119,12 +118,13 @@ def audio(name: str, split: str, most: int | None, processor: WhisperProcessor) 
     return AudioWindows([clips], processor.feature_extractor.chunk_length)
 
 
-def recover(layers: Layers, states: States, args: Arguments, folder: Path) -> None:
+def recover(layers: Layers, width: int, states: States, args: Arguments, folder: Path) -> None:
+    """Train the layers in place, with the settings of the recovery in a run."""
     arguments = TrainingArguments(
         output_dir=str(folder / "recovery"),
         num_train_epochs=args.epochs,
         per_device_train_batch_size=BATCH_SIZE,
-        learning_rate=args.learning_rate,
+        learning_rate=learning_rate(width),
         warmup_steps=WARMUP,
         weight_decay=WEIGHT_DECAY,
         bf16=args.bf16,
