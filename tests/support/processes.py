@@ -175,7 +175,7 @@ def launch(
 ) -> Ended:
     """A script in processes on the CPU that know of each other, as `accelerate launch` would start them.
 
-    All are killed as soon as `until` holds, or one of them fails.
+    All are killed as soon as `until` holds, or one of them fails. The status is that of the one which failed.
 
     Args:
         nodes: the disk of each node, in which its processes run, with a Hugging Face cache of its own. Relative paths
@@ -192,11 +192,13 @@ def launch(
     for rank, place in enumerate(places):
         own = dict(RANK=str(rank), LOCAL_RANK=str(rank % of_node)) | ({} if place is None else {"HF_HOME": str(place)})
         started.append(start(script, *arguments, directory=place, environment=shared | own))
+    failed = 0
     while any(process.poll() is None for process in started):
-        if until() or any(process.poll() for process in started):  # the other would wait for it
+        failed = failed or next((process.poll() for process in started if process.poll()), 0)
+        if failed or until():  # the others would wait for the one that failed
             for process in started:
                 process.kill()
         time.sleep(0.01)
     ended = [process.ended() for process in started]
-    statuses = [status for status, *_ in ended if status]
-    return Ended(statuses[0] if statuses else 0, *("".join(parts) for parts in list(zip(*ended, strict=True))[1:]))
+    failed = failed or next((status for status, *_ in ended if status), 0)
+    return Ended(failed, *("".join(parts) for parts in list(zip(*ended, strict=True))[1:]))
