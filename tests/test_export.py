@@ -13,12 +13,14 @@ import soundfile
 import torch
 from fake_hub import serve_hub
 from hub import hub_environment
-from models import make_multilingual
+from models import make_multilingual, make_processor, make_whisper
 from processes import run_there
 from scripts import ROOT
 from speech import RATE, audiofolder, tone
 from spoken_digits import TEACHER, long_teacher, save_long_teacher
 
+from askd_hf.arguments.export import ExportArguments
+from askd_hf.commands.export import load_model
 from askd_hf.data.audio_context import audio_context
 from askd_hf.errors import UserError
 from askd_hf.export import ctranslate2 as export
@@ -248,3 +250,37 @@ def test_without_the_extra_the_user_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(UserError, match=r"pip install 'askd-hf\[export\]'"):
         check_extra()
+
+
+def test_timestamps_that_nobody_asked_for_are_suppressed():
+    """`generate` continues after them otherwise, and never ends if they don't increase."""
+    processor = make_processor()
+    processor.tokenizer.add_tokens([f"<|{0.02 * i:.2f}|>" for i in range(51)])
+    model = make_whisper(processor).eval()
+    ids = processor.tokenizer.convert_tokens_to_ids
+    tokens = ids([*"abc", "<|0.40|>", "<|0.40|>", *"de", "<|endoftext|>"])
+
+    def write_tokens(_, args, kwargs, output):
+        start = output.past_key_values.get_seq_length() - output.logits.shape[1] - 1
+        for i in range(output.logits.shape[1]):
+            output.logits[:, i] = 0.0  # "a" is the first of the most probable tokens
+            output.logits[:, i, tokens[min(max(start + i, 0), len(tokens) - 1)]] = 50.0
+        return output
+
+    model.register_forward_hook(write_tokens, with_kwargs=True)
+    assert transformers_transcriber(model, processor)(tone()) == "abcaade"
+
+
+def test_the_language_is_set_without_speech_to_compare_on(tmp_path):
+    """Formats have a default language; whisper.cpp's command is printed with it."""
+    model, processor = make_multilingual()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    options = dict(model=str(tmp_path / "model"), output_dir=str(tmp_path / "out"))
+    model, processor = load_model(ExportArguments(language="Chinese", **options))
+    assert model.generation_config.language == "zh"
+    assert processor.tokenizer.convert_tokens_to_ids("<|zh|>") in processor.tokenizer.prefix_tokens
+    with pytest.raises(UserError, match="--language must be one of en, zh, got 'fr'"):
+        load_model(ExportArguments(language="fr", **options))
+    model, _ = load_model(ExportArguments(**options))
+    assert getattr(model.generation_config, "language", None) is None

@@ -31,6 +31,7 @@ from askd_hf.export.ggml import (
     export_ggml,
     ggml_file,
     ggml_obstacle,
+    restrictions,
     to_q5_0,
     to_q8_0,
     whisper_cpp_transcriber,
@@ -337,7 +338,22 @@ def test_the_printed_command_names_the_language(tmp_path, monkeypatch, capsys, l
         set_language(model, its_processor, language, task)
     args = ExportArguments(model="x", to="ggml", output_dir=str(tmp_path), task=task or "transcribe")
     export_command.convert(args, model, its_processor)
-    assert f"whisper-cli -m {__file__}{options} -nt" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"whisper-cli -m {__file__}{options} -nt" in printed
+    assert "whisper.cpp: without timestamps it transcribes only the first 1 s of every 30 s" in printed
+
+
+def test_what_whisper_cpp_cannot_do_is_said():
+    processor = make_processor()
+    named = restrictions(make_whisper(processor, decoder_layers=2), processor)
+    assert [text.partition(":")[0].partition(" of every")[0] for text in named] == [
+        "no word timestamps by attention",
+        "without timestamps it transcribes only the first 1 s",
+        "no timestamps",
+    ]
+    whole = WhisperProcessor(WhisperFeatureExtractor(feature_size=8), processor.tokenizer)
+    assert len(restrictions(make_whisper(processor), whole)) == 1
+    assert len(restrictions(make_whisper(processor, decoder_layers=2, vocab_size=51866), whole)) == 1
 
 
 def test_without_the_extra_the_user_is_told_what_to_install(monkeypatch):

@@ -61,7 +61,10 @@ class ExportArguments:
         help="Also transcribe with CTranslate2 at the audio context of each clip, its duration plus 0.64 s; print the "
         "WER and the time of both. For a model trained with a range of --window_seconds.",
     )
-    language: str | None = HfArg(default=None, help="Language of the speech, for a multilingual model.")
+    language: str | None = HfArg(
+        default=None,
+        help="Language of the speech, for a multilingual model; onnx and sherpa-onnx take it as the default language.",
+    )
     task: Literal["transcribe", "translate"] = HfArg(default="transcribe", help="Task of a multilingual model.")
 
     def __post_init__(self):

@@ -80,7 +80,7 @@ def load_model(args: ExportArguments) -> tuple[WhisperForConditionalGeneration, 
     check_output_dir(args.output_dir)
     model, processor = load_whisper(args.model), load_processor(args.model)
     check_processor(model, processor)
-    if args.dataset is not None:
+    if args.dataset is not None or args.language is not None:
         set_language(model, processor, args.language, args.task)
     return model, processor
 

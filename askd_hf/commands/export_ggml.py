@@ -5,14 +5,14 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments.export import ExportArguments
 from ..export.comparison import Transcripts
-from ..export.ggml import check_ggml, export_ggml, ggml_file, whisper_cpp_transcriber
+from ..export.ggml import check_ggml, export_ggml, ggml_file, restrictions, whisper_cpp_transcriber
 from ..models.generation_config import is_multilingual
 
 DEFAULT = "f16"
 
 
 def convert(args: ExportArguments, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
-    """Write the converted model to `--output_dir`, and print its size and the command that transcribes with it."""
+    """Write the converted model to `--output_dir`, and print its size, the command for it, and what isn't possible."""
     quantization = args.quantization or DEFAULT
     check_ggml(model, processor, quantization)
     file = export_ggml(model, processor, args.output_dir, quantization)
@@ -21,6 +21,8 @@ def convert(args: ExportArguments, model: WhisperForConditionalGeneration, proce
         options = f" -l {getattr(model.generation_config, 'language', None) or 'auto'}"
         options += " -tr" if args.task == "translate" else ""
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, whisper-cli -m {file}{options} -nt -nfa -f speech.wav")
+    for restriction in restrictions(model, processor):
+        print(f"whisper.cpp: {restriction}")
 
 
 def compare(

@@ -18,6 +18,7 @@ from ..data import SAMPLING_RATE, Limits, filter_invalid_clips, load_speech_data
 from ..data.audio import waveform
 from ..errors import UserError, disk_errors
 from ..evaluation.metrics import error_rates
+from ..models.generation_config import no_timestamps
 from ..progress import progress
 
 MAX_EXAMPLES = 5  # differing texts shown in a report
@@ -107,6 +108,8 @@ def transformers_transcriber(model: WhisperForConditionalGeneration, processor: 
     greedy = copy.deepcopy(model.generation_config)
     greedy.update(num_beams=1, do_sample=False)
     greedy.return_timestamps = False
+    for name, value in no_timestamps(model).items():
+        setattr(greedy, name, value)
     # without the prompt; CTranslate2 limits the text to half of the decoder's positions
     greedy.max_length = model.config.max_target_positions // 2
 

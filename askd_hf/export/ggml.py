@@ -21,6 +21,8 @@ from .comparison import Transcriber, atomic_output_dir
 
 MAGIC = 0x67676D6C
 N_FFT, HOP_LENGTH = 400, 160  # samples; whisper.cpp supports no others
+WHISPER_CPP_WINDOW = 30  # seconds by which it advances without timestamps
+LARGE_V3_VOCABULARY = 51866
 BLOCK = 32  # weights with a common scale
 
 
@@ -103,6 +105,20 @@ def ggml_obstacle(model: WhisperForConditionalGeneration, processor: WhisperProc
             f"it computes features only with frames of {N_FFT} samples, a hop of {HOP_LENGTH} and {SAMPLING_RATE:,} Hz"
         )
     return _vocabulary_obstacle(processor.tokenizer, config.vocab_size)
+
+
+def restrictions(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> list[str]:
+    """Return what whisper.cpp can't do with a model, one sentence each."""
+    window = processor.feature_extractor.chunk_length
+    found = ["no word timestamps by attention: it knows the alignment heads of OpenAI's models only"]
+    if window != WHISPER_CPP_WINDOW:
+        found.append(
+            f"without timestamps it transcribes only the first {window} s of every {WHISPER_CPP_WINDOW} s: give it "
+            f"clips of up to {window} s"
+        )
+    if model.config.decoder_layers == 2 and model.config.vocab_size != LARGE_V3_VOCABULARY:
+        found.append("no timestamps: it takes a decoder of 2 layers for that of an early Distil-Whisper")
+    return found
 
 
 def _vocabulary_obstacle(tokenizer: WhisperTokenizer, vocab_size: int) -> str | None:

@@ -40,7 +40,10 @@ class Arguments:
     eval_splits: str = field(default="validation", metadata={"help": "Split of the held-out speech."})
     selections: list[str] = field(
         default_factory=lambda: ["3", "merged:3"],
-        metadata={"help": "As of --encoder_layers; with `merged:`, dropped layers are averaged into the kept ones."},
+        metadata={
+            "help": "As of --encoder_layers; with `merged:`, dropped layers are averaged into the kept ones. 3/2: three "
+            "layers, and two of these after their training."
+        },
     )
     epochs: int = field(default=5, metadata={"help": "Epochs of the training of each encoder."})
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
@@ -98,11 +101,11 @@ def main() -> None:
     held_out_states = States(student, processor, held_out)
     table = ["layers     parameters  error, %  WER, %  capped, %  words"]
     with tempfile.TemporaryDirectory() as directory:
-        for selection in ["all", *args.selections]:
-            model, folder = student, Path(directory) / selection
-            if selection != "all":
-                layers = selection.removeprefix("merged:")
-                model = prune_encoder(copy.deepcopy(student), layers, layers != selection)
+        for number, selection in enumerate(["all", *args.selections]):
+            model, folder = student, Path(directory) / str(number)
+            for hop in selection.split("/") if selection != "all" else []:
+                layers = hop.removeprefix("merged:")
+                model = prune_encoder(copy.deepcopy(model), layers, layers != hop)
                 recover(Layers(model), model.config.d_model, trained, args, folder)
             error = relative_error(Layers(model), held_out_states)
             parameters = f"{model.num_parameters() / 1e6:8.1f} M"

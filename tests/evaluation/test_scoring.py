@@ -13,6 +13,7 @@ from askd_hf.evaluation.excluded_clips import excluded_lines
 from askd_hf.evaluation.metrics import UNIFIED, normalizer_for
 from askd_hf.evaluation.results import EvaluatedModel, LongClips
 from askd_hf.evaluation.word_errors import repeated_ngrams
+from askd_hf.evaluation.word_times import compare_word_times
 
 
 @pytest.fixture
@@ -165,6 +166,13 @@ def test_word_times_are_compared_with_the_teachers(tmp_path):
     assert "3               0.108             66.7             83.3" in format_results(results)
     page = write_report(results, tmp_path).read_text()
     assert "<td>0.108</td>" in page and "Word timestamps" in page
+
+
+def test_a_difference_beyond_the_limit_is_not_within_it():
+    """Times of faster-whisper, and true ones, aren't multiples of 0.02 s; 0.3 - 0.2 is as near as 0.1."""
+    true, found = [(0.2, 0.5, "a")], [(0.3, 0.605, "a")]
+    times = compare_word_times([{"chunks": found}], [{"chunks": true}])
+    assert (times.words, times.within_100ms, times.within_200ms) == (1, 50.0, 100.0)
 
 
 def test_without_word_times_nothing_is_said_of_them(evaluation):
