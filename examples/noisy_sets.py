@@ -160,7 +160,7 @@ def conditions(
     piece = noise_piece(load_noise(noise), len(wave), rng)
     name = Path(noise).name
     yield "clean", "clean", "", within_scale(wave)
-    for snr_db in args.snr_db:
+    for snr_db in dict.fromkeys(args.snr_db):
         yield f"snr{snr_db:g}", f"{snr_db:g} dB", name, within_scale(add_noise(wave, piece, snr_db))
     room = reverberate(wave, rng.uniform(*REVERB_SECONDS), rng.uniform(*DIRECT_DB), rng)
     yield "reverb", "reverb", "", within_scale(room)

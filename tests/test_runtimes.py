@@ -183,7 +183,7 @@ def test_the_benchmark_runs_all(graphs, place, monkeypatch, capsys):
         if "|" in line
     ]
     measured = {(row[0], row[1]): row for row in rows[2:]}
-    assert len(measured) == 10
+    assert len(measured) == 12
     exact = [
         ("transformers", "float32"),
         ("CTranslate2", "float32"),

@@ -202,7 +202,8 @@ class EvaluationArguments(DecodingArguments):
     save_num_assistant_tokens: bool = HfArg(
         default=False,
         help="Write the number of --num_assistant_tokens with the highest speedup to generation_config.json of "
-        "--model, where `generate(assistant_model=student)` reads it, unless the teacher alone is as fast.",
+        "--model, where `generate(assistant_model=student)` reads it, if the teacher is faster with it in every "
+        "repetition.",
     )
     speed_clips: int = HfArg(
         default=32, help="Number of clips for --speed and --speculative, taken at equal distances in the first set."

@@ -396,6 +396,6 @@ def speculative_verdict(result: Speculative) -> str:
     said = f"Speculative decoding is {speedup(best.speedup)} as fast as the teacher alone{number}"
     if not result.is_faster:
         return f"{said}: don't use it"
-    if best.speedup_range is not None and best.speedup_range[0] <= 1:
+    if best.speedup_range is not None and not result.is_clearly_faster:
         return f"{said}, and not faster in every repetition: no clear gain"
     return said

@@ -264,6 +264,12 @@ class Speculative:
         """Whether the teacher is faster with the student than alone, by the median of the best number of tokens."""
         return self.best.speedup > 1
 
+    @property
+    def is_clearly_faster(self) -> bool:
+        """Whether it is faster in every repetition. False for results of earlier versions, without repetitions."""
+        lengths = self.best.speedup_range
+        return lengths is not None and lengths[0] > 1
+
 
 @dataclass
 class Results:

@@ -26,6 +26,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..data.json_files import update_json
 from ..errors import UserError
+from ..models.generation_config import no_timestamps
 from ..models.student import pair_differences, same_encoder
 from ..progress import progress
 from .options import ASSISTANT_TOKENS
@@ -72,7 +73,7 @@ def measure_speculative(
     check_same_setup({"teacher": teacher, "student": student})
     clip_durations(dataset, processor.feature_extractor.chunk_length)
     clips = clip_features(teacher, processor, dataset)
-    limit = {} if max_length is None else {"max_length": max_length}
+    limit = no_timestamps(teacher) | ({} if max_length is None else {"max_length": max_length})
     with as_assistant(student, teacher) as assistant, _without_warnings():
 
         def run(clip: Tensor, proposed: int) -> Tensor:
@@ -155,12 +156,12 @@ def _set_draft_length(config: GenerationConfig, number: int) -> None:
 def save_draft_length(model: str | Path, result: Speculative) -> bool:
     """Write the number of proposed tokens with the highest speedup to the student's generation config.
 
-    Returns False, and changes nothing, if the teacher alone is at least as fast.
+    Returns False, and changes nothing, if that isn't faster than the teacher alone in every repetition.
 
     Args:
         model: directory of the student.
     """
-    if not result.is_faster:
+    if not result.is_clearly_faster:
         return False
     values = {"num_assistant_tokens": result.num_assistant_tokens, "num_assistant_tokens_schedule": "constant"}
     update_json(Path(model) / GENERATION_CONFIG_NAME, values)

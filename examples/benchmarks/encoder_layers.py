@@ -41,8 +41,8 @@ class Arguments:
     selections: list[str] = field(
         default_factory=lambda: ["3", "merged:3"],
         metadata={
-            "help": "As of --encoder_layers; with `merged:`, dropped layers are averaged into the kept ones. 3/2: three "
-            "layers, and two of these after their training."
+            "help": "As of --encoder_layers; with `merged:`, dropped layers are averaged into the kept ones. 3/2: "
+            "three layers, and two of these after their training."
         },
     )
     epochs: int = field(default=5, metadata={"help": "Epochs of the training of each encoder."})

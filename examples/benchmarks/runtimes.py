@@ -1,13 +1,13 @@
-r"""Compare faster-whisper, CTranslate2, whisper.cpp and onnxruntime on one student.
+r"""Compare faster-whisper, CTranslate2, whisper.cpp, onnxruntime and sherpa-onnx on one student.
 
 Printed are speed, size, WER, and agreement with transformers.
 
-    pip install 'askd-hf[export,onnx,ggml]'
+    pip install 'askd-hf[export,onnx,ggml,sherpa-onnx]'
     OMP_NUM_THREADS=1 python examples/benchmarks/runtimes.py --model runs/my-student --dataset my_test_speech
 
 Batch size 1, greedy, without timestamps, from the waveform to the text. The runtimes take turns on each clip, so that
 other load on the machine affects all of them; of several passes the fastest of each clip counts. CTranslate2 and
-onnxruntime have the features of transformers, faster-whisper and whisper.cpp make their own. Runtimes that can't run
+onnxruntime have the features of transformers, the others make their own. Runtimes that can't run
 the model are left out, with the reason.
 """
 
@@ -26,7 +26,7 @@ from askd_hf.data import SAMPLING_RATE
 from askd_hf.errors import exit_on_user_error
 from askd_hf.evaluation.metrics import error_rates, text_normalizer
 from askd_hf.evaluation.result_tables import Table, speedup
-from askd_hf.export import ctranslate2, ggml, onnx
+from askd_hf.export import ctranslate2, ggml, onnx, sherpa_onnx
 from askd_hf.export.comparison import Clip, Transcriber, agreement, load_clips, transformers_transcriber
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.loading import check_processor, load_processor, load_whisper
@@ -100,6 +100,14 @@ def runtimes(
         directory = work / f"onnx-{weights}"
         onnx.export_onnx(model, processor, directory, weights)
         yield Runtime("onnxruntime", weights, size_mb(directory), onnx.onnx_transcriber(directory, processor, threads))
+    obstacle = sherpa_onnx.sherpa_onnx_obstacle(model, processor)
+    if obstacle is not None:
+        print(f"sherpa-onnx can't run this model: {obstacle}")
+    for weights, quantization in (("float32", None), ("int8", "int8")) if obstacle is None else ():
+        directory = work / f"sherpa-onnx-{weights}"
+        sherpa_onnx.export_sherpa_onnx(model, processor, directory, quantization)
+        of_waves = sherpa_onnx.sherpa_onnx_transcriber(directory, language, "transcribe", quantization, threads)
+        yield Runtime("sherpa-onnx", weights, size_mb(directory), of_waves)
 
 
 def measure(found: list[Runtime], clips: list[Clip], repetitions: int) -> list[Measured]:
@@ -147,7 +155,8 @@ def table(found: list[Runtime], measured: list[Measured], clips: list[Clip], nor
 
 def main() -> None:
     (args,) = parse_args((Arguments,), description=__doc__)
-    for check in (ctranslate2.check_extra, onnx.check_extra, ggml.check_ggml_extra):
+    extras = (ctranslate2.check_extra, onnx.check_extra, ggml.check_ggml_extra, sherpa_onnx.check_sherpa_onnx_extra)
+    for check in extras:
         check()
     model, processor = load_model(args)
     clips = load_clips(args.dataset, None, args.split, args.max_samples, processor.feature_extractor.chunk_length)
