@@ -4,13 +4,15 @@ r"""Run a study: train many students, evaluate all of them on the same sets, and
 
 The file names teachers, students, training sets, methods and seeds. Each combination is a cell: it is trained as by
 `askd-hf distill` and evaluated as by `askd-hf evaluate`. Every finished cell is a line of OUTPUT_DIR/results.jsonl. To
-resume an interrupted study, repeat the command. At the end, tables and figures are in OUTPUT_DIR/study.md.
+resume an interrupted study, repeat the command. At the end, tables and figures are in OUTPUT_DIR/study.md. `--config`
+is another name of `--study`.
 """
 
 import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -49,7 +51,9 @@ class Arguments:
     only: list[str] = field(
         default_factory=list, metadata={"help": "Only cells whose names have all of these parts, such as askd 1."}
     )
-    report_only: bool = field(default=False, metadata={"help": "Write the tables and figures of what is done so far."})
+    report_only: bool = field(
+        default=False, metadata={"help": "Write the tables and figures of what is done so far. Run nothing."}
+    )
 
     def __post_init__(self):
         check_ranges(self, processes=COUNT)
@@ -100,7 +104,8 @@ class Cell:
 
 
 def main() -> None:
-    (args,) = parse_args((Arguments,), prog="python examples/study.py", description=__doc__)
+    argv = [re.sub("^--config(?==|$)", "--study", word) for word in sys.argv[1:]]
+    (args,) = parse_args((Arguments,), argv, prog="python examples/study.py", description=__doc__)
     from askd_hf.evaluation.study import Study, check_same_clips
     from askd_hf.evaluation.study_report import FIGURE_FILE, REPORT_FILE, write_study
 
@@ -108,6 +113,8 @@ def main() -> None:
     plan = read_plan(args.study)
     cells = make_cells(plan, directory)
     failed = []
+    if unknown := {*args.only} - {part for cell in cells for part in cell.name.split("/")}:
+        raise UserError(f"--only: no cell has {', '.join(sorted(unknown))} in its name, such as {cells[-1].name}")
     if not args.report_only:
         check_cells(cells, plan.evaluation)
         done = read_results(directory, cells, plan.evaluation)
@@ -119,8 +126,8 @@ def main() -> None:
         warn_of_other_code(results, directory / "results.jsonl")
         study = Study(results, plan.baselines)
         in_domain = {name: options.get("in_domain", []) for name, options in plan.training.items()}
-        tables = write_study(study, in_domain, {}, directory, plan.title)
-        if plan.speed_set:
+        tables = write_study(study, in_domain, saved_speeds(plan, directory), directory, plan.title)
+        if plan.speed_set and not args.report_only:
             tables = write_study(study, in_domain, measure_speeds(plan, study, directory), directory, plan.title)
         print(*(table.text() for table in tables), f"{directory / REPORT_FILE}, {FIGURE_FILE}", sep="\n\n")
     if failed or not results:
@@ -396,6 +403,19 @@ def train(cell: Cell) -> None:
 # ---- speed ----
 
 
+def speed_file(directory: Path, teacher: str) -> Path:
+    return directory / f"speed-{teacher}.json"
+
+
+def saved_speeds(plan: Plan, directory: Path) -> "dict[str, Speed]":
+    """Return what was measured before, by teacher."""
+    from askd_hf.data.json_files import from_json, read_json
+    from askd_hf.evaluation.results import Speed
+
+    files = {teacher: speed_file(directory, teacher) for teacher in plan.teachers}
+    return {teacher: from_json(Speed, read_json(file)) for teacher, file in files.items() if file.exists()}
+
+
 def measure_speeds(plan: Plan, study: "Study", directory: Path) -> "dict[str, Speed]":
     """Return the speed of the students beside that of their teacher, by teacher, on `speed_set`."""
     from askd_hf.evaluation.study_speed import measure_students
@@ -405,9 +425,7 @@ def measure_speeds(plan: Plan, study: "Study", directory: Path) -> "dict[str, Sp
     (spec,) = evaluation.sets()
     spec = replace(spec, name=plan.speed_set)
     return {
-        teacher: measure_students(
-            study, teacher, model, spec, int(plan.speed_clips), directory / f"speed-{teacher}.json"
-        )
+        teacher: measure_students(study, teacher, model, spec, int(plan.speed_clips), speed_file(directory, teacher))
         for teacher, model in plan.teachers.items()
     }
 

@@ -20,7 +20,7 @@ from tiny_teacher import save_teacher
 
 from askd_hf.arguments.parser import as_arguments
 from askd_hf.errors import UserError
-from askd_hf.evaluation.study import CellResult, source_digest
+from askd_hf.evaluation.study import CellResult, SetErrors, source_digest
 
 SCRIPT = ROOT / "examples" / "study.py"
 PLAN = {
@@ -125,6 +125,31 @@ def test_options_of_the_last_cell_are_checked_before_the_first_runs(study, tmp_p
     plan = read(study, tmp_path, **changes)
     with pytest.raises(UserError, match=message):
         study.check_cells(study.make_cells(plan, tmp_path), plan.evaluation)
+
+
+def test_a_report_alone_measures_nothing(study, tmp_path, monkeypatch):
+    """Its models may be elsewhere, as those of the published results are."""
+    cells = study.make_cells(read(study, tmp_path, speed_set="known"), tmp_path)
+    errors = SetErrors("known", "digest", [10, 10], [1, 2], [0, 0], 0, 2, [None, None])
+    study.save_result(CellResult("t", [errors], "short", "own", "ce", 1, cells[1].options, EVALUATION), tmp_path)
+    monkeypatch.setattr(study, "measure_speeds", lambda *args: pytest.fail("measures"))
+    argv = ["study.py", f"--config={tmp_path / 'plan.yaml'}", "--output_dir", str(tmp_path), "--report_only"]
+    monkeypatch.setattr(sys, "argv", argv)  # --config is the same as --study
+    study.main()
+    assert "## known: 2 clips, 20 words" in (tmp_path / "study.md").read_text()
+    monkeypatch.setattr(sys, "argv", [*argv, "--only", "kdd", "1"])
+    with pytest.raises(UserError, match="--only: no cell has kdd in its name, such as t/short/both/kd/2"):
+        study.main()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "studies").glob("*.yaml")), ids=lambda file: file.stem)
+def test_published_results_are_of_the_published_study(study, file):
+    plan = study.read_plan(file)
+    cells = study.make_cells(plan, file.with_suffix(""))
+    study.check_cells(cells[-1:], plan.evaluation)
+    results = file.with_suffix("") / "results.jsonl"
+    lines = results.read_text().splitlines() if results.exists() else []
+    assert len(study.read_results(results.parent, cells, plan.evaluation)) == len(lines)
 
 
 def test_a_cell_whose_process_is_killed_does_not_stop_the_others(study, tmp_path, monkeypatch):

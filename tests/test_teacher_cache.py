@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, Value, concatenate_datasets, load_dataset, load_from_disk
 from models import make_whisper
 from processes import launch, launch_two, run_there, start
 from scripts import ROOT
@@ -259,8 +259,8 @@ def test_directories_with_something_else_are_refused(teacher, collator, clips, t
         label(tmp_path / "notes", clips, collator, teacher)
     assert (tmp_path / "notes" / "a.txt").read_text() == "precious"
     label(tmp_path / "cache", clips, collator, teacher)
-    with pytest.raises(UserError, match=r"other columns \(.*\) than this one \(.*speaker\): choose another directory"):
-        label(tmp_path / "cache", replace_column(clips, "speaker", ["x"] * CLIPS), collator, teacher)
+    with pytest.raises(UserError, match=r"cache has clips with other types of the columns duration than this dataset"):
+        label(tmp_path / "cache", clips.cast_column("duration", Value("float32")), collator, teacher)
     (tmp_path / "empty").mkdir()
     assert len(label(tmp_path / "empty", clips, collator, teacher)) == CLIPS
 
@@ -304,14 +304,28 @@ def test_a_killed_pass_goes_on_with_joined_clips_and_then_without(
     assert sizes == []
 
 
-def test_parts_with_other_columns_are_named_before_the_teacher_runs(
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_column_more_or_less_keeps_the_labels(teacher, collator, folder, clips, tmp_path, small_parts, killed):
+    """Such as that of the speaker, which speech in a mix may lack."""
+    if killed:
+        run_there(RUN, folder, tmp_path / "cache", "labelling")
+    else:
+        label(tmp_path / "cache", clips, collator, teacher)
+    sizes = transcribed_by(teacher)
+    for dataset in (replace_column(clips, "speaker", ["x"] * CLIPS), clips):
+        labeled = label(tmp_path / "cache", dataset, collator, teacher)
+        assert_plain(labeled.select_columns(sorted({*labeled.column_names} - {"speaker"})), teacher, collator)
+    assert sum(sizes) == (CLIPS - 2 * BATCH if killed else 0)
+
+
+def test_parts_with_other_types_are_named_before_the_teacher_runs(
     teacher, collator, folder, clips, tmp_path, small_parts
 ):
     run_there(RUN, folder, tmp_path / "cache", "labelling")
     before = sorted(tmp_path.rglob("*"))
     sizes = transcribed_by(teacher)
-    with pytest.raises(UserError, match=r"cache.unfinished has clips of an interrupted run, with other columns"):
-        label(tmp_path / "cache", replace_column(clips, "speaker", ["x"] * CLIPS), collator, teacher)
+    with pytest.raises(UserError, match=r"cache.unfinished has clips of an interrupted run with other types of"):
+        label(tmp_path / "cache", clips.cast_column("duration", Value("float32")), collator, teacher)
     assert sizes == [] and sorted(tmp_path.rglob("*")) == before
 
 

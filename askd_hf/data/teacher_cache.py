@@ -22,7 +22,7 @@ from ..objective import TopK
 from ..progress import hide_datasets_bars, progress_bar
 from .cache_space import CacheSpace, free_bytes
 from .collator import TEACHER_COLUMNS, SpeechCollator
-from .columns import JOINED_COLUMNS, with_current_names, with_features
+from .columns import with_current_names, with_features
 from .dataset_files import add_files, replaced, rewrites
 from .shared_disk import locked_for, others_wait, processes_sharing
 from .soft_labels import (
@@ -72,7 +72,7 @@ def cache_teacher(
         num_workers: number of processes that decode audio; 0 for the current one.
 
     Raises:
-        UserError: `directory` has soft labels of another teacher, temperature or k, or other columns; or
+        UserError: `directory` has soft labels of another teacher, temperature or k, or columns of another type; or
             the disk is full.
     """
     directory, process = Path(directory), PartialState()
@@ -271,40 +271,40 @@ def _write_part(clips: Dataset, columns: dict[str, list], unfinished: Path) -> N
 def _parts(unfinished: Path, settings: str, columns: Features) -> dict[Path, Dataset]:
     """Load the parts of interrupted passes by directory.
 
-    Raises `UserError` if their settings differ, or their columns from `columns` by more than `JOINED_COLUMNS`.
+    Raises `UserError` if their settings differ, or the types of their columns from those of `columns`.
     """
     directories = [part for part in sorted(unfinished.glob("part-*")) if part.suffix != ".saving"]
     parts = {part: with_current_names(load_from_disk(str(part))) for part in directories}
     for part in parts.values():
         check_same_settings(part, settings, str(unfinished))
-        own, others = (
-            {name: feature for name, feature in features.items() if name not in (*SOFT_LABEL_COLUMNS, *JOINED_COLUMNS)}
-            for features in (columns, part.features)
-        )
-        if own != others:
-            raise UserError(
-                f"{unfinished} has clips of an interrupted run, with other columns ({', '.join(others)}) than this "
-                f"dataset ({', '.join(own)}): remove it, or choose another --teacher_cache_dir"
-            )
+        _check_types(part.features, columns, f"{unfinished} has clips of an interrupted run", "remove it, or choose")
     return parts
 
 
 def _with_equal_columns(stored: Dataset | None, dataset: Dataset, directory: Path) -> tuple[Dataset | None, Dataset]:
-    """Return both with `JOINED_COLUMNS` if one has them, so that runs with joined clips and without share a cache.
+    """Return both with the columns that one of them has, None where it is missing.
 
-    Raises `UserError` if other columns differ.
+    So runs with joined clips and without, or with speech that has no column of speakers, share a cache.
+
+    Raises `UserError` if a column has another type.
     """
     if stored is None:
         return stored, dataset
-    if {*JOINED_COLUMNS} & {*stored.column_names, *dataset.column_names}:
-        stored, dataset = (with_features(one, Features(one.features | JOINED_COLUMNS)) for one in (stored, dataset))
+    _check_types(stored.features, dataset.features, f"--teacher_cache_dir {directory} has clips", "choose")
     columns = {name: feature for name, feature in stored.features.items() if name not in SOFT_LABEL_COLUMNS}
-    if columns != dict(dataset.features):
+    added = {name: feature for name, feature in dataset.features.items() if name not in columns}
+    stored = with_features(stored, Features(stored.features | added))
+    return stored, with_features(dataset, Features(columns | added))
+
+
+def _check_types(cached: Features, columns: Features, what: str, advice: str) -> None:
+    """Raise `UserError` if a column of cached clips has another type than that of the dataset."""
+    differing = [name for name, feature in columns.items() if cached.get(name, feature) != feature]
+    if differing:
         raise UserError(
-            f"--teacher_cache_dir {directory} contains a dataset with other columns ({', '.join(columns)}) than this "
-            f"one ({', '.join(dataset.features)}): choose another directory"
+            f"{what} with other types of the columns {', '.join(differing)} than this dataset: {advice} another "
+            "--teacher_cache_dir"
         )
-    return stored, dataset
 
 
 def _unfinished(directory: Path) -> Path:

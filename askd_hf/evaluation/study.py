@@ -31,11 +31,12 @@ from .word_errors import capped_errors, count_errors, is_loop
 TEACHER = "teacher"
 AXES = ("teacher", "student", "training", "method")
 System = tuple[str, str, str, str]  # a name of each axis
-COMPARISON_HEADINGS = ["baseline", "WER, points", "P", "capped, points", "P", "verdict (capped)"]
+COMPARISON_HEADINGS = ["baseline", "seeds", "WER, points", "P", "capped, points", "P", "verdict (capped)"]
 COMPARISON_NOTE = (
-    "System minus baseline [95 % bootstrap interval over {unit}s and seeds]. Negative: the system is better. P: "
-    "probability of improvement, the share of resamples in which the system is better. The verdict is that of the "
-    "capped errors, as one loop can decide the WER"
+    "System minus baseline [95 % bootstrap interval over {unit}s and seeds]. Seeds: those that both have; with one, "
+    "the interval doesn't include what another seed changes. Negative: the system is better. P: probability of "
+    "improvement, the share of resamples in which the system is better. The verdict is that of the capped errors, as "
+    "one loop can decide the WER"
 )
 
 
@@ -253,25 +254,28 @@ class Study:
 
 
 def error_table(study: Study, name: str) -> Table:
-    """Return the error rates of all systems on one set with speech: mean over the seeds, lowest and highest."""
+    """Return the error rates of all systems on one set with speech: mean over the seeds, lowest, highest, interval."""
     rows = []
     for system in study.all_systems():
         results = study.of(system)
-        raw, capped = (seed_errors(results, [name], cap).rates for cap in (False, True))
+        raw, capped = (seed_errors(results, [name], cap) for cap in (False, True))
+        low, high = confidence_interval(resampled_means([capped])[0])
         sets = [result.set(name) for result in results]
         inserted = 100 * np.mean([sum(one.insertions) for one in sets]) / sum(sets[0].words)
         seeds = str(len(results)) if results[0].student else ""
-        cells = [seeds, _spread(raw), _spread(capped), f"{inserted:.1f}", _each(one.loops for one in sets)]
-        rows.append([*study.labels(system), *cells])
+        cells = [seeds, _spread(raw.rates), _spread(capped.rates), f"[{low:.1f}, {high:.1f}]", f"{inserted:.1f}"]
+        rows.append([*study.labels(system), *cells, _each(one.loops for one in sets)])
     some = study.results[0].set(name)
     unit, units = bootstrap_units(some.speakers)
     size = f"{len(some.words):,} clips, {sum(some.words):,} words"
     if unit != "clip":
         size += f", {units.max() + 1} {unit}s"
-    header = [*study.headings(), "seeds", "WER, %", "capped per clip, %", "insertions, %", "loops"]
+    columns = ["seeds", "WER, %", "capped per clip, %", "capped, 95 %", "insertions, %", "loops"]
+    header = [*study.headings(), *columns]
     notes = [
-        "Mean over the seeds (lowest to highest). Capped: a clip has at most as many errors as words. Loops of each "
-        "seed: clips with more than 10 words and more than twice as many as the reference"
+        "Mean over the seeds (lowest to highest). Capped: a clip has at most as many errors as words. 95 %: bootstrap "
+        f"interval over {unit}s and seeds. Loops of each seed: clips with more than twice the words of the reference "
+        "and 10"
     ]
     return Table(f"{name}: {size}", header, rows, len(study.headings()), notes)
 
@@ -284,7 +288,7 @@ def comparison_table(study: Study, sets: list[str], title: str) -> Table:
             ours, theirs = study.with_common_seeds(system, baseline)
             if ours:
                 pairs = [[seed_errors(results, sets, cap) for results in (ours, theirs)] for cap in (False, True)]
-                rows.append([*study.labels(system), name, *_compared(*pairs)])
+                rows.append([*study.labels(system), name, str(len(ours)), *_compared(*pairs)])
     header = [*study.headings(), *COMPARISON_HEADINGS]
     units = [bootstrap_units(study.results[0].set(name).speakers)[0] for name in sets]
     return Table(title, header, rows, len(study.headings()) + 1, [_comparison_note(units)])
@@ -310,7 +314,8 @@ def pooled_table(study: Study, sets_of: dict[str, list[str]], title: str) -> Tab
             if common := set.intersection(*map(set, seeds)) if seeds else set():
                 sides = list(zip(*pairs.values(), strict=True))
                 pooled = [[_pool(study, side, sets_of, cap, common) for side in sides] for cap in (False, True)]
-                rows.append([teacher, student, method, name, ", ".join(pairs), *_compared(*pooled)])
+                cells = [", ".join(pairs), str(len(common)), *_compared(*pooled)]
+                rows.append([teacher, student, method, name, *cells])
     header = ["teacher", "student", "method", "baseline", "trainings", *COMPARISON_HEADINGS[1:]]
     names = dict.fromkeys(name for sets in sets_of.values() for name in sets)
     note = _comparison_note([bootstrap_units(study.results[0].set(name).speakers)[0] for name in names])

@@ -110,7 +110,7 @@ def _draw_insertions(axes: "Axes", study: Study) -> None:
 def _draw_speed(axes: "Axes", study: Study, in_domain: dict[str, list[str]], speed: dict[str, Speed]) -> None:
     for system in study.systems():
         teacher, student, training, _ = system
-        rows = [row for row in speed[teacher].rows if row.batch_size == 1]
+        rows = [row for row in speed[teacher].rows if row.batch_size == 1] if teacher in speed else []
         speedups = [row.speedup for row in rows if row.role == f"{student}, {training}"]
         if speedups and in_domain[training]:
             rates = _rates(study, system, in_domain[training])

@@ -1,5 +1,6 @@
 """Statistics and tables of a study, against plain loops and counts by hand."""
 
+import itertools
 import random
 import re
 
@@ -107,7 +108,8 @@ def test_the_error_rates_are_means_over_the_seeds(study):
     assert table.header[:3] == ["training", "method", "seeds"]
     by_name = {" ".join(row[:2]).strip(): row[2:] for row in table.rows}
     assert by_name["teacher"][:2] == ["", "40.0"]
-    assert by_name["a ce"] == ["2", "21.2 (20.0 to 22.5)", "21.2 (20.0 to 22.5)", "2.5", "0/0"]
+    assert by_name["a ce"][:3] == ["2", "21.2 (20.0 to 22.5)", "21.2 (20.0 to 22.5)"]
+    assert by_name["a ce"][4:] == ["2.5", "0/0"]
     assert by_name["b askd"][1] == "11.2 (10.0 to 12.5)"
 
 
@@ -122,7 +124,7 @@ def test_systems_are_compared_with_the_same_training(study):
     assert ["a", "askd", "ce"] in compared and ["b", "askd", "teacher"] in compared
     assert not [row for row in compared if row[1] == row[2]]
     row = next(row for row in table.rows if row[:3] == ["a", "askd", "teacher"])
-    assert row[3].startswith("-28.75 [") and row[4] == "1.000" and row[-1] == "fewer errors"
+    assert row[3] == "2" and row[4].startswith("-28.75 [") and row[5] == "1.000" and row[-1] == "fewer errors"
     assert verdict((-1.0, 0.5), 1234) == "undecided on 1,234 words" and verdict((0.1, 0.5), 9) == "more errors"
 
 
@@ -133,6 +135,49 @@ def test_trainings_are_pooled_and_a_clip_in_both_is_one_unit(study):
     assert row[5:] == next(row for row in single if row[:3] == ["a", "askd", "ce"])[3:]  # both trainings are equal
 
 
+def test_pooled_differences_are_those_of_plain_sums():
+    """Two trainings with other sets outside their domain, one of which has speakers; three seeds."""
+    rng = np.random.default_rng(4)
+    sets_of = {"a": ["calls", "read"], "b": ["calls"]}
+    words = {"calls": 3 + 40 * (np.arange(30) % 5 == 0), "read": 3 + rng.integers(9, size=24)}
+    speakers = {"calls": [None] * 30, "read": [f"s{i % 6}" for i in range(24)]}
+    errors, results = {}, []
+    for training, method, seed in itertools.product("ab", ("kd", "askd"), (1, 2, 3)):
+        sets = []
+        for name in ("calls", "read"):
+            made = rng.poisson(words[name] * (0.5 if method == "kd" else 0.4) * (1 + 0.1 * seed))
+            errors[training, method, seed, name] = np.minimum(made, words[name])
+            sets.append(set_errors(name, made.tolist(), words[name].tolist(), speakers[name]))
+        results.append(cell(method, seed, sets, training))
+    (row,) = (row for row in pooled_table(Study(results, ["kd"]), sets_of, "title").rows if row[2:4] == ["askd", "kd"])
+    assert row[4:6] == ["a, b", "3"]
+
+    # a unit is a clip of calls with its errors in both trainings, or a speaker of read
+    units = [([("a", "calls", i), ("b", "calls", i)]) for i in range(30)]
+    units += [[("a", "read", i) for i in range(24) if i % 6 == speaker] for speaker in range(6)]
+    size = np.array([sum(words[name][i] for _, name, i in unit) for unit in units])
+    more = np.array(  # (seeds, units)
+        [
+            [
+                sum(errors[t, "askd", seed, name][i] - errors[t, "kd", seed, name][i] for t, name, i in unit)
+                for unit in units
+            ]
+            for seed in (1, 2, 3)
+        ]
+    )
+    drawn, seeds = rng.integers(36, size=(5000, 36)), rng.integers(3, size=(5000, 3))
+    samples = [100 * more[s][:, u].sum() / 3 / size[u].sum() for u, s in zip(drawn, seeds, strict=True)]
+    expected = [100 * more.sum() / 3 / size.sum(), *np.quantile(samples, [0.025, 0.975])]
+    assert [float(number) for number in re.findall(r"[-+][\d.]+", row[8])] == pytest.approx(expected, abs=0.5)  # of 10
+    assert float(row[9]) == pytest.approx(np.mean(np.array(samples) < 0), abs=0.02)
+
+
+def test_the_interval_of_an_error_rate_is_in_its_row(study):
+    study.results = [cell("kd", seed, [set_errors("own", [seed] * 50, [10] * 50)]) for seed in (1, 2, 3)]
+    (row,) = error_table(study, "own").rows
+    assert row[2:5] == ["20.0 (10.0 to 30.0)", "20.0 (10.0 to 30.0)", "[10.0, 30.0]"]
+
+
 def test_without_sets_to_pool_there_is_no_table(study):
     assert not pooled_table(study, {"a": [], "b": []}, "title").rows
 
@@ -140,7 +185,7 @@ def test_without_sets_to_pool_there_is_no_table(study):
 def test_only_seeds_that_both_have_are_compared(study):
     study.results = [one for one in study.results if not (one.method == "askd" and one.seed == 2)]
     row = next(row for row in comparison_table(study, ["own"], "title").rows if row[:3] == ["a", "askd", "ce"])
-    assert row[3].startswith("-10.00 [")  # 4 of 40 and 8 of 40 errors with seed 1
+    assert row[3] == "1" and row[4].startswith("-10.00 [")  # 4 of 40 and 8 of 40 errors with seed 1
     (pooled,) = pooled_table(study, {"a": ["own"]}, "title").rows
     assert pooled[5:] == row[3:]
 
