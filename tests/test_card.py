@@ -467,3 +467,14 @@ def test_the_first_line_has_the_tokens_if_they_differ_much():
     assert results_line(results).endswith(
         "The student wrote 6.62 tokens per clip, the teacher 8.62, and each token takes time."
     )
+
+
+def test_a_multilingual_model_with_few_tokens_is_not_offered_for_faster_whisper():
+    summary = read_summary("made-up-summary")
+    texts = []
+    for vocabulary in (51_865, 6_000):
+        student = dataclasses.replace(summary.student, multilingual=True, vocabulary=vocabulary, timestamps=True)
+        student = dataclasses.replace(student, window=30.0)
+        texts.append(render_card(dataclasses.replace(summary, student=student), None, "you/made-up").text)
+    assert ["from faster_whisper import" in text for text in texts] == [True, False]
+    assert ["with fewer than 51,865 tokens for an English-only one" in text for text in texts] == [False, True]

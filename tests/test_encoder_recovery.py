@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from models import make_processor
+from models import make_processor, make_whisper
 from safetensors.torch import load_file
 from scripts import distill_options as options
 from scripts import run_here
 from speech import write_csv, write_speech
 from transformers import WhisperForConditionalGeneration
 
+from askd_hf.arguments import ModelArguments
 from askd_hf.data import Limits, audio_checks, filter_invalid_clips, load_speech_dataset
 from askd_hf.data.audio import read_audio
+from askd_hf.errors import UserError
 from askd_hf.models.student import init_student
 from askd_hf.training import encoder_recovery
-from askd_hf.training.encoder_recovery import AudioWindows, EncoderRecoveryTrainer, learning_rate
+from askd_hf.training.encoder_recovery import AudioWindows, EncoderRecovery, EncoderRecoveryTrainer, learning_rate
 
 MORE = ["--encoder_layers", "0,1,3", "--encoder_recovery_epochs", 2, "--num_train_epochs", 1]
 
@@ -165,3 +167,20 @@ def test_long_recordings_are_cut_into_windows(tmp_path):
 @pytest.mark.parametrize(("width", "expected"), [(16, 1e-3), (384, 1e-3), (768, 5e-4), (1280, 3e-4)])
 def test_wider_encoders_have_a_lower_learning_rate(width, expected):
     assert learning_rate(width) == pytest.approx(expected)
+
+
+def test_a_recovered_encoder_of_another_window_or_selection_is_refused(tmp_path, processor):
+    whole = make_whisper(processor, encoder_layers=4, max_source_positions=100)
+
+    def recovery(selection: str = "spread", **window) -> EncoderRecovery:
+        models = ModelArguments(teacher="teacher", encoder_layers="2", layer_selection=selection)
+        student = init_student(whole, 2, encoder_layers=2, **window)
+        return EncoderRecovery(models, None, student, whole, None, None, 1, None)
+
+    file = tmp_path / "encoder.safetensors"
+    recovery(window_seconds=1)._save(file)
+    recovery(window_seconds=1)._load(file)
+    with pytest.raises(UserError, match="other values of window"):
+        recovery()._load(file)
+    with pytest.raises(UserError, match="other values of merged layers"):
+        recovery("merged", window_seconds=1)._load(file)

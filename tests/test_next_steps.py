@@ -1,5 +1,6 @@
 """The end of a run: the places that it names exist, and the commands that it prints run."""
 
+import json
 import os
 import re
 import shlex
@@ -16,7 +17,8 @@ from scripts import ROOT, distill_options, run_here
 from speech import write_speech
 
 from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource
-from askd_hf.commands.next_steps import next_steps, places, print_publishing
+from askd_hf.commands.next_steps import export_step, next_steps, places, print_publishing
+from askd_hf.config import ASKDConfig
 
 TOKEN = "hf_tokenThatMayWrite"
 RUN = "it's a (first) run"  # a directory whose name a shell would take apart
@@ -140,3 +142,21 @@ def test_a_multilingual_student_is_evaluated_in_its_language(monkeypatch, capsys
     assert evaluate[-2] == "--language"
     evaluated = run_here(monkeypatch, capsys, *evaluate[2:], file=ROOT / "examples" / "evaluate.py")
     assert evaluated.returncode == 0, evaluated.stderr
+
+
+@pytest.mark.parametrize(
+    ("size", "multilingual", "expected"),
+    [(51_865, True, "faster-whisper"), (6_000, False, "faster-whisper"), (6_000, True, "CTranslate2")],
+)
+def test_the_runtime_of_the_export_can_run_the_model(tmp_path, size, multilingual, expected):
+    (tmp_path / "config.json").write_text(json.dumps({"max_source_positions": 1500, "vocab_size": size}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"is_multilingual": multilingual}))
+    assert export_step(tmp_path)[0] == f"convert for {expected}"
+
+
+@pytest.mark.parametrize("window, expected", [("3-10", True), ("10", False)])
+def test_a_student_of_many_contexts_is_evaluated_at_that_of_the_clips(window, expected):
+    models = ModelArguments(teacher="teacher", window_seconds=window)
+    source = SpeechSource("speech", None, "train")
+    steps = dict(next_steps(models, DataArguments(dataset=["speech"]), ASKDConfig(output_dir="run"), source, None))
+    assert ("--clip_context" in steps["evaluate on other speech"]) == expected

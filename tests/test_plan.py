@@ -150,6 +150,25 @@ def test_a_deeper_student_gets_a_lower_learning_rate(teacher_dir, layers, rate):
     assert f"--decoder_layers {layers} --vocabulary 300 " in printed and f"--learning_rate {rate} " in printed
 
 
+def test_the_command_names_the_speech_that_was_planned_for(monkeypatch, teacher_dir, config, tmp_path):
+    """distill requires the language of a multilingual teacher, and would take another split."""
+    given = ["--teacher", str(teacher_dir), "--speedup", "2"]
+    (args,) = commands.parse_args(commands.OPTIONS, given)
+    domain = commands.describe_domain(args, config, make_processor())
+    shape = Candidate(10, 300, 4, 2)
+    assert "--language" not in commands.command(args, domain, shape)  # the teacher is English-only
+    monkeypatch.setattr(commands, "MULTILINGUAL_VOCABULARY", 9000)
+    assert " --language english --dataset my_speech " in commands.command(args, domain, shape)
+    write_speech(tmp_path / "speech" / "dev", clips=2)
+    more = ["--dataset", str(tmp_path / "speech"), "--split", "dev"]
+    (args,) = commands.parse_args(commands.OPTIONS, given + more)
+    domain = commands.describe_domain(args, config, make_processor())
+    args.dataset_config = "fr"  # only datasets on the Hub have some
+    line = commands.command(args, domain, shape)
+    assert f" --language english --dataset {tmp_path / 'speech'} --dataset_config fr --train_split dev " in line
+    assert "--eval_splits" not in line
+
+
 def test_windows_fit_the_clips():
     assert windows_up_to(30) == [30, 20, 15, 12, 10, 8, 6, 5, 4, 3, 2]
     durations = [3.2] * 985 + [6.4] * 10 + [16.3] * 5  # 99.5 % of up to 6.4 s

@@ -7,17 +7,21 @@ from collections import Counter
 
 import pytest
 import torch
+from datasets import Dataset, Features, Value
 from models import make_whisper
 from processes import run_there
 from scripts import ROOT, run_here
-from speech import write_speech
+from speech import encoded, tone, write_speech
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
-from askd_hf.arguments import ModelArguments
+from askd_hf.arguments import DataArguments, ModelArguments
+from askd_hf.data import SpeechCollator
+from askd_hf.data.columns import AUDIO_FILE, SEGMENTS
 from askd_hf.data.labels import text_ids
 from askd_hf.errors import UserError
+from askd_hf.hub.provenance import Provenance
 from askd_hf.models.generation_config import set_language
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.smaller_vocabulary import (
@@ -30,6 +34,8 @@ from askd_hf.models.smaller_vocabulary import (
     with_smaller_vocabulary,
 )
 from askd_hf.models.vocabulary import token_partners, with_vocabulary_of
+from askd_hf.training.run_settings import check_same_run, data_settings
+from askd_hf.training.student_vocabulary import transcripts
 
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|fr|>", "<|translate|>", "<|transcribe|>"]
 SPECIAL += ["<|startofprev|>", "<|notimestamps|>"]
@@ -218,6 +224,48 @@ def test_a_kept_vocabulary_changes_nothing(tokenizer):
     assert all(torch.equal(weight, same.state_dict()[name]) for name, weight in model.state_dict().items())
     assert same.config.to_dict() == model.config.to_dict()
     assert same.generation_config.to_dict() == model.generation_config.to_dict()
+
+
+def test_tokens_behind_the_timestamps_are_kept():
+    """A fine-tuned model may have tokens that its owner added."""
+    tokenizer = words_tokenizer(True)
+    tokenizer.add_tokens(["<|extra|>"], special_tokens=True)
+    model, _ = whisper_of(tokenizer, vocab_size=len(tokenizer))
+    smaller = reduced(tokenizer, window=1.0)
+    small = with_smaller_vocabulary(model, tokenizer, smaller, 1.0)
+    new, old = (each.convert_tokens_to_ids("<|extra|>") for each in (smaller, tokenizer))
+    assert new == len(smaller) - 1 == small.config.vocab_size - 1
+    embedding, full = small.get_output_embeddings().weight, model.get_output_embeddings().weight
+    assert torch.equal(embedding[new], full[old]) and torch.equal(embedding[new - 1], full[old - 51])
+
+
+def test_other_tokens_of_the_same_number_are_another_run(tokenizer):
+    """A checkpoint's rows would be those of other tokens."""
+    model, processor = whisper_of(tokenizer)
+
+    def settings(text: str) -> dict:
+        smaller = reduced(tokenizer, [text], 20)
+        config = with_smaller_vocabulary(model, tokenizer, smaller, 2.0).config
+        collator = SpeechCollator(WhisperProcessor(processor.feature_extractor, smaller), config)
+        return data_settings([], collator, Provenance()) | {"vocab_size": config.vocab_size}
+
+    saved = settings(TEXTS[0])
+    check_same_run(saved, settings(TEXTS[0]), "checkpoint-1")
+    with pytest.raises(UserError, match=r"differ \(tokens \(--vocabulary\)"):
+        check_same_run(saved, settings(MORE[0]), "checkpoint-1")
+
+
+def test_the_tokens_of_the_pieces_of_long_clips_count(tokenizer, tmp_path):
+    """Two words without a space between them are one text, and a cut makes two of it."""
+    sound = {"bytes": encoded(tone(seconds=3.0)), "path": None}
+    times = [{"start": 0.0, "end": 1.2, "text": "cat"}, {"start": 1.6, "end": 2.8, "text": "mat"}]
+    features = Features(audio=AUDIO_FILE, text=Value("string"), clip=Value("string"), words=SEGMENTS)
+    columns = {"audio": [sound], "text": ["catmat"], "clip": ["a"], "words": [times]}
+    Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "speech")
+    model, processor = whisper_of(tokenizer)
+    arguments = DataArguments(dataset=[str(tmp_path / "speech")], language=["en"], long_clips="cut")
+    rows = transcripts("auto", arguments, SpeechCollator(processor, model.config), True, False)
+    assert [row["text"] for row in rows] == ["cat", "mat"]
 
 
 def test_a_teacher_is_mapped_to_a_saved_student(tokenizer, tmp_path):

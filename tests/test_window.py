@@ -24,6 +24,7 @@ from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset, run_
 from askd_hf.data.audio_context import CONTEXT_MARGIN
 from askd_hf.errors import UserError
 from askd_hf.evaluation.results import CLIP_CONTEXT, Results
+from askd_hf.models.layer_selection import select_decoder_layers, select_encoder_layers
 from askd_hf.models.loading import load_processor
 from askd_hf.models.student import init_student
 from askd_hf.models.window import with_window_of
@@ -186,6 +187,19 @@ def test_a_student_with_a_window_is_made_trained_and_loaded_anywhere(
         assert part.stat().st_size == 22 * 100 * 16 * 2
     card = (out / "README.md").read_text()
     assert "The audio window is 2 s." in card
+
+
+def test_layers_are_selected_with_the_window_of_the_student(wide):
+    """Greedily, by the whole teacher on shorter features; as by a teacher with that window."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, 26, (2, 5))
+    batches = [{"input_features": torch.randn(2, 8, 200), "labels": labels}]
+    for select in (select_encoder_layers, select_decoder_layers):
+        reports: list[list[str]] = [[], []]
+        for model, report in zip((wide, init_student(wide, 4, window_seconds=2).eval()), reports, strict=True):
+            select(model, batches, 1, report.append)
+        assert reports[0] == reports[1] != []
+    assert wide.config.max_source_positions == 50 * SECONDS
 
 
 def test_the_teachers_labels_are_computed_from_the_cache_of_its_whole_encoder(

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from transformers.utils import GENERATION_CONFIG_NAME
+
 from ..arguments import DataArguments, ModelArguments, SpeechSource
 from ..config import ASKDConfig
 from ..data.json_files import read_json
@@ -14,6 +16,8 @@ from ..evaluation.comparison import EVALUATION
 from ..hub.figure import wer_names
 from ..hub.training_summary import SUMMARY_FILE
 from ..hub.upload import CARD
+from ..models.generation_config import MULTILINGUAL_VOCABULARY
+from ..models.window import shortest_context
 from ..training.checkpoint_lookup import checkpoint_directories
 
 OTHER_SPEECH = "other_speech"  # stands for a directory of the user
@@ -71,6 +75,7 @@ def next_steps(
     given = {"teacher": model_args.teacher, "dataset": OTHER_SPEECH, "language": source.language}
     given["task"] = source.task if source.task != "transcribe" else None
     given["normalizer"] = data_args.normalizer if data_args.normalizer != "auto" else None
+    given["clip_context"] = "True" if shortest_context(model_args) is not None else None
     options = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
     yield "evaluate on other speech", ["askd-hf", "evaluate", "--model", config.output_dir, *options]
 
@@ -93,10 +98,16 @@ def print_publishing(run: str, results: Path) -> None:
 
 
 def export_step(run: Path) -> tuple[str, list[str]]:
-    """Return the purpose and the words of the export. faster-whisper pads all audio to 30 s."""
+    """Return the purpose and the words of the export.
+
+    faster-whisper pads all audio to 30 s, and takes a multilingual model with few tokens for an English-only one.
+    """
     command = ["askd-hf", "export", "--model", str(run)]
-    config = run / "config.json"  # not with --keep_adapter
-    if config.is_file() and read_json(config)["max_source_positions"] != WHOLE_WINDOW:
+    file = run / "config.json"  # not with --keep_adapter
+    config = read_json(file) if file.is_file() else {}
+    has_few_tokens = config.get("vocab_size", MULTILINGUAL_VOCABULARY) < MULTILINGUAL_VOCABULARY
+    is_small = has_few_tokens and read_json(run / GENERATION_CONFIG_NAME).get("is_multilingual", False)
+    if is_small or config.get("max_source_positions", WHOLE_WINDOW) != WHOLE_WINDOW:
         return "convert for CTranslate2", [*command, "--to", "ctranslate2"]
     return "convert for faster-whisper", command
 

@@ -32,6 +32,7 @@ from ..evaluation.planning import (
     windows_up_to,
 )
 from ..evaluation.speed import clip_durations
+from ..models.generation_config import MULTILINGUAL_VOCABULARY
 from ..models.loading import load_config, load_processor
 from ..models.smaller_vocabulary import choose_domain_tokens, count_tokens, vocabulary_size
 from .options import options_of
@@ -52,12 +53,14 @@ class Domain(NamedTuple):
         windows: to compare, seconds.
         vocabularies: size of `--vocabulary auto` by window in seconds; empty if unknown.
         tokens: label tokens per clip.
+        language: of the transcripts; None if a column has it.
     """
 
     durations: list[float]
     windows: list[int]
     vocabularies: dict[int, int]
     tokens: int
+    language: str | None = None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -87,7 +90,7 @@ def describe_domain(args: PlanArguments, config: WhisperConfig, processor: Whisp
     """Return durations, vocabularies and label lengths of `--dataset`, with its transcripts as training uses them."""
     whole = teacher_shape(config).window
     if args.dataset is None:
-        return Domain([], windows_up_to(whole), {}, TOKENS)
+        return Domain([], windows_up_to(whole), {}, TOKENS, args.language or "english")
     speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
     speech = speech if args.max_samples is None else speech.take(args.max_samples)
     language = args.language or (None if "language" in speech.column_names else "english")
@@ -100,7 +103,7 @@ def describe_domain(args: PlanArguments, config: WhisperConfig, processor: Whisp
         kept = choose_domain_tokens(tokenizer, config.vocab_size, window, counts)
         sizes[window] = vocabulary_size(tokenizer, config.vocab_size, window, kept)
     tokens = round(counts.total() / len(speech)) + len(processor.tokenizer.prefix_tokens)
-    return Domain(durations, windows, sizes, tokens)
+    return Domain(durations, windows, sizes, tokens, language)
 
 
 def measure(args: PlanArguments, config: WhisperConfig, processor: WhisperProcessor, domain: Domain) -> Costs:
@@ -171,10 +174,17 @@ def command(args: PlanArguments, domain: Domain, shape: Candidate) -> str:
     if shape.vocabulary < teacher.vocabulary:
         is_auto = shape.vocabulary == domain.vocabularies.get(shape.window)
         words += ["--vocabulary", "auto" if is_auto else shape.vocabulary]
-    if args.language:
-        words += ["--language", args.language]
+    # distill requires the language of a multilingual teacher
+    language = args.language or (domain.language if teacher.vocabulary >= MULTILINGUAL_VOCABULARY else None)
+    words += ["--language", language] if language else []
     words += ["--dataset", args.dataset or "my_speech"]
-    splits = [name for name in ("validation", "dev", "test") if args.dataset and (Path(args.dataset) / name).is_dir()]
+    words += ["--dataset_config", args.dataset_config] if args.dataset_config else []
+    words += ["--train_split", args.split] if args.split != "train" else []
+    splits = [
+        name
+        for name in ("validation", "dev", "test")
+        if args.dataset and name != args.split and (Path(args.dataset) / name).is_dir()
+    ]
     words += ["--eval_splits", splits[0]] if splits else []
     words += ["--encoder_cache_dir", "cache/encoder"] if "--encoder_layers" not in words else []
     rate = "5e-5" if shape.decoder_layers > 2 else "2e-4"  # the start of a deeper student is closer to the teacher

@@ -6,7 +6,7 @@ position embeddings are a table with one row per 0.02 s, so a shorter input need
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -43,6 +43,16 @@ def audio_context(encoder: Any, frames: int) -> Iterator[None]:
     finally:
         encoder.embed_positions = window
         config.max_source_positions = window.num_embeddings
+
+
+def context_of(model: Any, batch: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the encoder takes the batch's features, which may be shorter than its window.
+
+    Cached outputs of the encoder need none.
+    """
+    if "input_features" not in batch:
+        return contextlib.nullcontext()
+    return audio_context(model.model.encoder, batch["input_features"].shape[-1])
 
 
 def context_frames(seconds: float, window: int) -> int:

@@ -149,7 +149,7 @@ def _pieces(long: Dataset, keys: list[str], window: float, num_proc: int | None)
 def _cut(batch: dict[str, list[Any]], indices: list[int], window: float) -> dict[str, list[Any]]:
     row = {name: values[0] for name, values in batch.items()} | {CUT_FROM: indices[0]}
     units = next((row[name] for name in TIMES if row.get(name)), None)
-    if not units or any(unit["end"] is None for unit in units[:-1]):
+    if not units or not _has_times(units):
         return batch | {CUT_FROM: indices}
     samples, rate = read_audio(row["audio"])
     duration = len(samples) / rate
@@ -173,6 +173,12 @@ def _cut(batch: dict[str, list[Any]], indices: list[int], window: float) -> dict
         rows.append(row | changes)
         prompt = text
     return {name: [each[name] for each in rows] for name in row}
+
+
+def _has_times(units: Sequence[Mapping[str, Any] | None]) -> bool:
+    """Return whether all units have a start and a text, and all but the last an end."""
+    complete = (unit is not None and None not in (unit["start"], unit["text"]) for unit in units)
+    return all(complete) and all(unit["end"] is not None for unit in units[:-1] if unit)
 
 
 def _within(segments: list[dict[str, Any]], start: float, end: float) -> list[dict[str, Any]] | None:

@@ -66,6 +66,11 @@ class ModelInfo:
     vocabulary: int | None = None
     mel_bins: int | None = None
 
+    @property
+    def is_small_multilingual(self) -> bool:
+        """Whether it supports several languages with a smaller vocabulary than Whisper's."""
+        return self.multilingual and (self.vocabulary or MULTILINGUAL_VOCABULARY) < MULTILINGUAL_VOCABULARY
+
     @classmethod
     def of(cls, directory: Path) -> "ModelInfo":
         """Read a directory with a whole model."""

@@ -21,6 +21,7 @@ from transformers import WhisperForConditionalGeneration
 from ..arguments import ModelArguments
 from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream
+from ..data.audio_context import context_of
 from ..data.json_files import read_json, write_json
 from ..data.shared_disk import of_main_process
 from ..errors import UserError
@@ -173,7 +174,7 @@ def select_decoder_layers(
     """Return the `keep` decoder layers, as `select_encoder_layers` does. The clips are encoded once."""
     encoded = []
     for batch in batches:
-        with torch.no_grad():
+        with torch.no_grad(), context_of(model, batch):
             states = model.model.encoder(batch["input_features"]).last_hidden_state
         rest = {name: value for name, value in batch.items() if name != "input_features"}
         encoded.append({"encoder_outputs": (states,), **rest})
@@ -203,7 +204,8 @@ def cross_entropy(model: WhisperForConditionalGeneration, batches: list[dict[str
     tokens: Tensor | float = 0.0
     for batch in batches:
         count = (batch["labels"] != -100).sum()
-        total += model(**batch, use_cache=False).loss.float() * count
+        with context_of(model, batch):  # the student's window may be shorter than the teacher's
+            total += model(**batch, use_cache=False).loss.float() * count
         tokens += count
     return float(total / tokens)
 

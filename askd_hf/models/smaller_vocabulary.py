@@ -216,7 +216,8 @@ def with_smaller_vocabulary(
             tokenizers don't name.
     """
     first = token_id(smaller, "<|notimestamps|>") + 1
-    size = first + len(_window_timestamps(tokenizer, model.config.vocab_size, window_seconds))
+    after_timestamps = first + len(_window_timestamps(tokenizer, model.config.vocab_size, window_seconds))
+    size = max(after_timestamps, len(smaller))  # tokens that were added later have ids behind the timestamps
     rows = token_rows(tokenizer, model.config.vocab_size, smaller, size)
     new_ids = {old: new for new, old in enumerate(rows.tolist())}
     config = copy.deepcopy(model.config)

@@ -201,13 +201,16 @@ class EncoderRecovery:
             "layers": str(copied_encoder_layers(self.student.config)),
             "whole encoder": weights_digest(self.whole.model.encoder),
             "epochs": str(self.epochs),
+            "window": str(self.student.config.max_source_positions),
+            "merged layers": str(self.models.layer_selection == "merged"),
         }
 
     def _load(self, file: Path) -> None:
         """Read the encoder of an earlier run. Raise `UserError` if it was made with other options."""
         with safe_open(file, "pt") as opened:
             saved = opened.metadata() or {}
-        if changed := [name for name, value in self._made_of().items() if saved.get(name) != value]:
+        # a file of an earlier version lacks some values
+        if changed := [name for name, value in self._made_of().items() if saved.get(name, value) != value]:
             raise UserError(
                 f"{file} was recovered with other values of {', '.join(changed)}: resume with the same options, or "
                 "give another --output_dir"

@@ -1,6 +1,5 @@
 """Run the student, the teacher and the self-teacher on a batch: only models whose loss weight is nonzero."""
 
-import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from ..callbacks import AdaptiveBlendCallback
 from ..config import ASKDConfig
 from ..data import TEACHER_COLUMNS, SpeechCollator, run_encoder
-from ..data.audio_context import audio_context
+from ..data.audio_context import context_of
 from ..data.encoder_cache import matches
 from ..errors import UserError
 from ..models.layers import LayerPairs, copied_encoder_layers, is_pruned_encoder, matched_layers
@@ -192,7 +191,7 @@ class ModelRunner:
         pairs = self.layer_pairs if weights.teacher > 0.0 else None
         # the student runs last, as its SpecAugment overwrites the input features
         targets, teacher_states = {}, None
-        with _context_of(student, batch):
+        with context_of(student, batch):
             with torch.no_grad(), self.accelerator.autocast():
                 self.encode(model, batch, with_states=pairs is not None)
                 if weights.teacher > 0.0:
@@ -309,16 +308,6 @@ class ModelRunner:
         with capture_lm_head_inputs(student, positions) as captured:
             self_teacher(student, batch)
         return captured[0]
-
-
-def _context_of(student: Any, batch: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which the encoder takes the batch's features, which may be shorter than its window.
-
-    Cached outputs of the encoder need none.
-    """
-    if "input_features" not in batch:
-        return contextlib.nullcontext()
-    return audio_context(student.model.encoder, batch["input_features"].shape[-1])
 
 
 def _check_precision(student: nn.Module) -> None:

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import WhisperConfig
+from transformers import WhisperConfig, WhisperTokenizer
 from transformers.trainer_utils import SaveStrategy, has_length
 
 from ..callbacks import BLEND_STATE_FILE, read_blend_state
@@ -64,6 +64,7 @@ DESCRIPTIONS = {
     "teacher": "teacher (weights or --teacher_dtype)",
     "teacher_labels": "teacher_labels (--teacher_cache_dir)",
     "student": "student (weights below the adapter)",
+    "tokens": "tokens (--vocabulary)",
 }
 BEST_MODEL = ("metric_for_best_model", "greater_is_better")
 
@@ -183,6 +184,7 @@ def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict
             collator.condition_on_prev_probability,
         )
         values["shortest_context"] = collator.shortest_context
+        values["tokens"] = tokens_digest(collator.processor.tokenizer)
         values |= dict.fromkeys(("augmentations", "snr_db", "augment_teacher"))
         if collator.augmenter is not None:
             options = asdict(collator.augmenter.options)
@@ -191,6 +193,12 @@ def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict
         if collator.limits is not None:
             values["filters"] = asdict(collator.limits)
     return _as_json(values)
+
+
+def tokens_digest(tokenizer: WhisperTokenizer) -> str:
+    """Return a hexadecimal digest of all tokens and their ids: `--vocabulary` may give others of the same number."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(vocabulary.encode(), digest_size=16).hexdigest()
 
 
 def clips_digest(dataset: Dataset) -> str:

@@ -60,7 +60,9 @@ def transcripts(
         return [{"text": line} for line in lines]
     if streaming:
         return []
-    splits: list[Any] = training_splits(data_args, collator, multilingual)
+    # pieces of long clips may have other tokens than the whole text, as in languages without spaces
+    cut_long = data_args.long_clips == "cut"
+    splits: list[Any] = training_splits(data_args, collator, multilingual, cut_long=cut_long)
     return (row for split in splits for row in _labels(split))
 
 

@@ -110,6 +110,18 @@ def test_a_word_without_length_at_the_end_is_kept(dataset):
     assert pieces["text"][:] == ["w0 w1", "w2 w3 w4"]
 
 
+def test_a_word_without_a_time_leaves_the_clip_whole(dataset):
+    """Some aligners give no time to some words."""
+    changed = [
+        dataset[0]["words"][0],
+        {"start": None, "end": None, "text": "w1"},
+        {"start": 5.0, "end": 5.9, "text": "w2"},
+    ]
+    for row in (changed, [changed[0], {"start": None, "end": 5.9, "text": "w1"}]):
+        untimed = replace_column(dataset.select([0]), "words", pa.array([row], WORDS))
+        assert cut_long_clips(untimed, 4.0, "speech")["text"][:] == ["W0 w1, w2 w3."]
+
+
 def test_segments_are_enough(dataset):
     pieces = cut_long_clips(dataset.remove_columns("words"), 4.0, "speech")
     assert [row["text"] for row in pieces] == ["w0 w1", "w2 w3", "short", "long"]
