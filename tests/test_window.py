@@ -305,6 +305,19 @@ def test_the_teacher_takes_its_whole_window_whatever_the_context(monkeypatch, ca
     assert len(lengths["student"]) > 3 and max(lengths["student"]) <= 200
 
 
+def test_a_run_with_random_contexts_reports_both_contexts(monkeypatch, capsys, tmp_path, wide_dir):
+    """In its comparison, its speed and its card."""
+    for split in ("train", "validation"):
+        write_speech(tmp_path / "speech" / split, clips=4)
+    common = ("--teacher", wide_dir, "--dataset", tmp_path / "speech", "--eval_splits", "validation")
+    ended = run(monkeypatch, capsys, *common, "--output_dir", tmp_path / "run", "--window_seconds", "1-4")
+    assert ended.returncode == 0, ended.stderr
+    results = Results.load(tmp_path / "run" / "evaluation" / "results.json")
+    assert results.models.keys() == {"student", CLIP_CONTEXT, "initial student", "teacher"}
+    assert {row.role for row in results.speed.rows} == {"student", CLIP_CONTEXT, "teacher"}
+    assert (tmp_path / "run" / "README.md").read_text().count(f"| {CLIP_CONTEXT} | ") > 2
+
+
 def test_a_run_with_random_contexts_resumes_bit_exactly(monkeypatch, capsys, tmp_path, wide_dir, speech_dir):
     common = ("--teacher", wide_dir, "--dataset", speech_dir, "--window_seconds", "1-3", "--compare", "False")
     common += (

@@ -12,12 +12,13 @@ from ..data import SAMPLING_RATE, SpeechStream, decode_audio
 from ..errors import UserError, memory_errors
 from ..evaluation import format_results
 from ..evaluation.comparison import EvalSplit, evaluate_models
+from ..evaluation.results import CLIP_CONTEXT
 from ..hub.upload import published_lines
 from ..models.from_arguments import load_student, load_teacher
 from ..models.generation_config import no_timestamps
 from ..models.loading import load_processor, load_whisper
 from ..models.smaller_vocabulary import with_smaller_vocabulary
-from ..models.window import window_seconds
+from ..models.window import shortest_context, window_seconds
 from ..trainer import ASKDTrainer
 from .next_steps import better_step, print_next_steps
 
@@ -74,7 +75,10 @@ def print_comparison(
 def models_to_compare(
     model_args: ModelArguments, output_dir: str
 ) -> dict[str, tuple[str, WhisperForConditionalGeneration, WhisperProcessor]]:
-    """Return name, model and processor of student, initial student and teacher."""
+    """Return name, model and processor of student, initial student and teacher.
+
+    A student trained for a range of contexts is also evaluated at the context of the clips.
+    """
     teacher = load_teacher(model_args) if model_args.teacher else None
     student = load_whisper(output_dir, attn_implementation=model_args.attn_implementation)
     processor = load_processor(output_dir)
@@ -84,7 +88,10 @@ def models_to_compare(
     if model_args.vocabulary is not None and teacher_processor is not None:
         tokenizers = teacher_processor.tokenizer, processor.tokenizer
         initial = with_smaller_vocabulary(initial, *tokenizers, window_seconds(student))
-    models = {"student": (output_dir, student, processor), "initial student": (made_of, initial, processor)}
+    models = {"student": (output_dir, student, processor)}
+    if shortest_context(model_args) is not None:
+        models[CLIP_CONTEXT] = models["student"]
+    models["initial student"] = (made_of, initial, processor)
     if teacher_processor is not None:
         models["teacher"] = (model_args.teacher, teacher, teacher_processor)
     return models

@@ -22,7 +22,7 @@ from ..evaluation.result_tables import (
     speed_table,
     word_time_table,
 )
-from ..evaluation.results import Results
+from ..evaluation.results import CLIP_CONTEXT, Results
 from .card_sections import (
     STUDENT,
     TEACHER,
@@ -102,7 +102,7 @@ def render_card(
 
 def public_results(results: Results) -> Results:
     """Return the results of student and teacher only, without the initial student."""
-    roles = [role for role in results.models if role in (STUDENT, TEACHER)]
+    roles = [role for role in results.models if role in (STUDENT, CLIP_CONTEXT, TEACHER)]
     speed = results.speed
     return dataclasses.replace(
         results,
