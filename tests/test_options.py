@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 from training import Clips, collate, history, make_trainer, options
-from transformers import Seq2SeqTrainingArguments, TrainerCallback
+from transformers import GenerationConfig, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from askd_hf import ASKDTrainer
@@ -401,6 +401,17 @@ def test_unlabeled_speech_is_checked_as_the_other_clips(tmp_path):
     config = ASKDConfig(output_dir=str(tmp_path), use_cpu=True)
     given = unlabeled_arguments(ModelArguments(teacher="t"), data, MixArguments(), config)
     assert (given.recheck, given.on_bad_audio, given.max_samples) == (True, "skip", 7)
+
+
+@pytest.mark.parametrize("heads", [None, [[0, 1]]])
+def test_unlabeled_speech_gets_the_times_that_cutting_requires(tmp_path, heads):
+    """Those of words, if the teacher has alignment heads."""
+    GenerationConfig(alignment_heads=heads).save_pretrained(tmp_path / "teacher")
+    models, config = ModelArguments(teacher=str(tmp_path / "teacher")), ASKDConfig(output_dir="x", use_cpu=True)
+    for long_clips, expected in (("skip", (False, False)), ("cut", (True, heads is not None))):
+        data = DataArguments(unlabeled_dataset="d", long_clips=long_clips)
+        given = unlabeled_arguments(models, data, MixArguments(), config)
+        assert (given.timestamps, given.word_timestamps) == expected
 
 
 IMPORTS = """

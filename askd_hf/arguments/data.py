@@ -79,7 +79,8 @@ class DataArguments:
     unlabeled_dataset: str | None = HfArg(
         default=None,
         help="A dataset without transcripts: a directory of audio files, or as --dataset. The teacher transcribes it "
-        "before training, as askd-hf pseudo-label does. It is the last training set.",
+        "before training, as askd-hf pseudo-label does, with the times of words for --long_clips cut. It is the last "
+        "training set.",
     )
     pseudo_labeled_dataset: str | None = field(default=None, init=False)
     """The directory of `unlabeled_dataset` with the teacher's transcripts, a saved dataset."""

@@ -54,6 +54,7 @@ from ..pseudo_labels import (
 from ..pseudo_labels import save_dataset as write_dataset
 from ..pseudo_labels.filters import PseudoLabel
 from .options import options_of
+from .select_heads import has_alignment_heads
 
 OPTIONS = options_of("pseudo-label")
 
@@ -78,10 +79,13 @@ def unlabeled_arguments(
 ) -> PseudoLabelArguments:
     """Return the options by which `askd-hf distill` transcribes `--unlabeled_dataset`.
 
+    With `--long_clips cut` the transcripts have the times of words; of segments if the teacher has no alignment heads.
+
     Raises `UserError` if it can't be transcribed.
     """
     if not model_args.teacher:
         raise UserError("--unlabeled_dataset requires --teacher, the model that transcribes it")
+    cut = data_args.long_clips == "cut"
     return PseudoLabelArguments(
         teacher=model_args.teacher,
         dataset=data_args.unlabeled_dataset,
@@ -90,7 +94,8 @@ def unlabeled_arguments(
         max_samples=data_args.max_train_samples,
         on_bad_audio=data_args.on_bad_audio,
         recheck=data_args.recheck,
-        timestamps=mix_args.timestamp_probability > 0.0,
+        timestamps=cut or mix_args.timestamp_probability > 0.0,
+        word_timestamps=cut and has_alignment_heads(model_args.teacher),
         attn_implementation=model_args.attn_implementation,
         device=str(config.device),
         generation_max_length=config.generation_max_length,
