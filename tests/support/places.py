@@ -63,7 +63,13 @@ def make_models(folder: Path, named: Callable[[str], bool]) -> None:
         processor.save_pretrained(folder / name)
     for seed, name in enumerate(filter(named, ENGLISH)):
         processor = make_processor()
-        model = make_whisper(processor, seed)
+        if name == "openai/whisper-tiny.en" and (folder / "my_audio").is_dir():  # it is sure of its transcripts
+            processor.tokenizer.add_tokens([f"<|{0.02 * i:.2f}|>" for i in range(51)])
+            model = make_whisper(processor, seed)
+            model.generation_config.alignment_heads = [[0, 0], [1, 1], [3, 1]]
+            learn_by_heart(model, processor, folder / "my_audio")
+        else:
+            model = make_whisper(processor, seed)
         model.generation_config.max_length = MAX_LENGTH
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
