@@ -44,6 +44,8 @@ NOT_RUN = {
     "python examples/study.py --study examples/studies/presets.yaml": "hours long",
     "python examples/study.py --study examples/studies/flagship.yaml": "hours long",
     "python examples/study.py --study examples/studies/depth.yaml": "an hour long",
+    "python examples/study.py --study examples/studies/replay.yaml": "an hour long",
+    "python examples/study.py --study examples/studies/recipe.yaml": "an hour long",
     "askd-hf pseudo-label --teacher openai/whisper-tiny.en --dataset librispeech --word_timestamps "
     "--output_dir runs/librispeech_words": "the English teacher made for this test has no timestamp tokens",
     "make demo": "minutes long: test_demo.py runs its script",
