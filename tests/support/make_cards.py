@@ -16,7 +16,7 @@ GOLDEN = ROOT / "model_cards"
 CARDS = {
     GOLDEN / "demo-student.md": ("demo-summary", "demo-results", "you/demo-student", True),
     GOLDEN / "demo-student-not-evaluated.md": ("demo-summary", None, "you/demo-student", False),
-    # the student of the README: examples/studies/flagship.yaml, seed 1
+    # the student of the README: examples/studies/recipe.yaml, seed 1
     GOLDEN / "accented-student.md": ("accented-summary", "accented-results", "you/accented-student", True),
     # invented values that fill every part of the template, in the format of earlier versions
     INPUTS / "made-up.md": ("made-up-summary", "made-up-results", "you/made-up", True),
