@@ -409,11 +409,10 @@ def speed_file(directory: Path, teacher: str) -> Path:
 
 def saved_speeds(plan: Plan, directory: Path) -> "dict[str, Speed]":
     """Return what was measured before, by teacher."""
-    from askd_hf.data.json_files import from_json, read_json
-    from askd_hf.evaluation.results import Speed
+    from askd_hf.evaluation.study_speed import saved_speed
 
-    files = {teacher: speed_file(directory, teacher) for teacher in plan.teachers}
-    return {teacher: from_json(Speed, read_json(file)) for teacher, file in files.items() if file.exists()}
+    found = {teacher: saved_speed(speed_file(directory, teacher)) for teacher in plan.teachers}
+    return {teacher: speed for teacher, speed in found.items() if speed is not None}
 
 
 def measure_speeds(plan: Plan, study: "Study", directory: Path) -> "dict[str, Speed]":

@@ -15,6 +15,7 @@ from hub import hub_environment
 from models import make_multilingual
 from scripts import ROOT, distill_options, run_here
 from speech import write_speech
+from transformers import WhisperConfig
 
 from askd_hf.arguments import DataArguments, ModelArguments, SpeechSource
 from askd_hf.commands.next_steps import export_step, next_steps, places, print_publishing
@@ -149,7 +150,7 @@ def test_a_multilingual_student_is_evaluated_in_its_language(monkeypatch, capsys
     [(51_865, True, "faster-whisper"), (6_000, False, "faster-whisper"), (6_000, True, "CTranslate2")],
 )
 def test_the_runtime_of_the_export_can_run_the_model(tmp_path, size, multilingual, expected):
-    (tmp_path / "config.json").write_text(json.dumps({"max_source_positions": 1500, "vocab_size": size}))
+    WhisperConfig(vocab_size=size, dtype="float32").save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"is_multilingual": multilingual}))
     assert export_step(tmp_path)[0] == f"convert for {expected}"
 

@@ -7,21 +7,17 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers.utils import GENERATION_CONFIG_NAME
-
 from ..arguments import DataArguments, ModelArguments, SpeechSource
 from ..config import ASKDConfig
-from ..data.json_files import read_json
 from ..evaluation.comparison import EVALUATION
 from ..hub.figure import wer_names
-from ..hub.training_summary import SUMMARY_FILE
+from ..hub.training_summary import SUMMARY_FILE, ModelInfo
 from ..hub.upload import CARD
-from ..models.generation_config import MULTILINGUAL_VOCABULARY
 from ..models.window import shortest_context
 from ..training.checkpoint_lookup import checkpoint_directories
 
 OTHER_SPEECH = "other_speech"  # stands for a directory of the user
-WHOLE_WINDOW = 1500  # encoder positions of 30 s
+WHOLE_WINDOW = 30  # seconds
 FILE = "speech.wav"  # stands for a file of the user
 
 
@@ -103,11 +99,8 @@ def export_step(run: Path) -> tuple[str, list[str]]:
     faster-whisper pads all audio to 30 s, and takes a multilingual model with few tokens for an English-only one.
     """
     command = ["askd-hf", "export", "--model", str(run)]
-    file = run / "config.json"  # not with --keep_adapter
-    config = read_json(file) if file.is_file() else {}
-    has_few_tokens = config.get("vocab_size", MULTILINGUAL_VOCABULARY) < MULTILINGUAL_VOCABULARY
-    is_small = has_few_tokens and read_json(run / GENERATION_CONFIG_NAME).get("is_multilingual", False)
-    if is_small or config.get("max_source_positions", WHOLE_WINDOW) != WHOLE_WINDOW:
+    student = ModelInfo.of(run) if (run / "config.json").is_file() else None  # None with --keep_adapter
+    if student and (student.window != WHOLE_WINDOW or student.is_small_multilingual):
         return "convert for CTranslate2", [*command, "--to", "ctranslate2"]
     return "convert for faster-whisper", command
 

@@ -267,8 +267,8 @@ class Speculative:
     @property
     def is_clearly_faster(self) -> bool:
         """Whether it is faster in every repetition. False for results of earlier versions, without repetitions."""
-        lengths = self.best.speedup_range
-        return lengths is not None and lengths[0] > 1
+        speedups = self.best.speedup_range
+        return speedups is not None and speedups[0] > 1
 
 
 @dataclass

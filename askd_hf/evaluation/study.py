@@ -274,8 +274,7 @@ def error_table(study: Study, name: str) -> Table:
     header = [*study.headings(), *columns]
     notes = [
         "Mean over the seeds (lowest to highest). Capped: a clip has at most as many errors as words. 95 %: bootstrap "
-        f"interval over {unit}s and seeds. Loops of each seed: clips with more than twice the words of the reference "
-        "and 10"
+        f"interval over {unit}s and seeds. Loops of each seed: clips with more than 2 x the reference's words + 10"
     ]
     return Table(f"{name}: {size}", header, rows, len(study.headings()), notes)
 

@@ -12,6 +12,11 @@ from .study import TEACHER, Study
 from .suites import DatasetSpec
 
 
+def saved_speed(file: Path) -> Speed | None:
+    """Return what `measure_students` has kept in a file, or None."""
+    return from_json(Speed, read_json(file)) if file.exists() else None
+
+
 def measure_students(study: Study, teacher: str, model: str, spec: DatasetSpec, number: int, file: Path) -> Speed:
     """Measure one student of each kind and training of a teacher, and the teacher, in turns.
 
@@ -30,10 +35,9 @@ def measure_students(study: Study, teacher: str, model: str, spec: DatasetSpec, 
         if result.teacher == teacher and result.student:
             directories.setdefault(f"{result.student}, {result.training}", result.options["output_dir"])
     directories[TEACHER] = model
-    if file.exists():
-        saved = from_json(Speed, read_json(file))
-        if {row.role for row in saved.rows} == {*directories} and saved.set == spec.name:
-            return saved
+    saved = saved_speed(file)
+    if saved and {row.role for row in saved.rows} == {*directories} and saved.set == spec.name:
+        return saved
     processors = {role: load_processor(name) for role, name in directories.items()}
     window = min(processor.feature_extractor.chunk_length for processor in processors.values())
     _, clips = spread_clips(prepare_set(spec, window=window), number)

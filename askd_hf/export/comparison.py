@@ -106,10 +106,8 @@ def transformers_transcriber(model: WhisperForConditionalGeneration, processor: 
     Language and task are those of `set_language`.
     """
     greedy = copy.deepcopy(model.generation_config)
-    greedy.update(num_beams=1, do_sample=False)
+    greedy.update(num_beams=1, do_sample=False, **no_timestamps(model))
     greedy.return_timestamps = False
-    for name, value in no_timestamps(model).items():
-        setattr(greedy, name, value)
     # without the prompt; CTranslate2 limits the text to half of the decoder's positions
     greedy.max_length = model.config.max_target_positions // 2
 
