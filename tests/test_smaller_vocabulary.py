@@ -120,9 +120,14 @@ def test_any_text_of_a_subset_is_tokenized_as_before(tokenizer):
 def test_every_text_is_written_and_read_back(tokenizer):
     smaller = reduced(tokenizer)
     rng = random.Random(0)
-    ranges = [(0x20, 0x7F), (0xA0, 0x600), (0x900, 0xDFF), (0x4E00, 0x9FFF), (0x1F300, 0x1FAFF)]
-    for _ in range(300):
-        text = "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randrange(1, 30)))
+    # without surrogates: control characters, white space, combining marks, private use and all planes
+    ranges = [(0, 0x20), (0x20, 0x7F), (0x7F, 0x600), (0x900, 0xDFF), (0x2000, 0x2070), (0x4E00, 0x9FFF)]
+    ranges += [(0xE000, 0x10000), (0x1F300, 0x1FAFF), (0, 0xD800), (0x10000, 0x110000)]
+    texts = [
+        "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randrange(1, 30))) for _ in range(1000)
+    ]
+    texts += ["<|endoftext|>", "a <|en|> b", "\r\n\t \u2028", "e\u0301\u0302", "👩‍👩‍👧‍👦", "  two  spaces  "]
+    for text in texts:
         for each in (tokenizer, smaller):
             ids = each(text, add_special_tokens=False, split_special_tokens=True).input_ids
             assert each.decode(ids, clean_up_tokenization_spaces=False) == text
@@ -374,15 +379,18 @@ def test_a_run_gives_a_student_that_loads_without_us(monkeypatch, capsys, tmp_pa
 
 @pytest.mark.usefixtures("no_general_tokens")
 def test_a_file_gives_the_same_vocabulary_as_its_texts(monkeypatch, capsys, tmp_path, place):
+    """The lines get the case of the labels: all upper-case lines are lower-cased, as such transcripts are."""
     sizes = []
-    for name, vocabulary in (("a", "auto"), ("b", place / "words.txt"), ("c", 430)):
+    shouted = tmp_path / "shouted.txt"
+    shouted.write_text("\n".join(TEXTS).upper())
+    for name, vocabulary in (("a", "auto"), ("b", place / "words.txt"), ("c", 430), ("d", shouted)):
         ended = distill(
             monkeypatch, capsys, place, tmp_path / name, "--vocabulary", vocabulary, "--max_steps", 1,
             "--preset", "ce", "--compare", "False",
         )  # fmt: skip
         assert ended.returncode == 0, ended.stderr
         sizes.append(load_whisper(str(tmp_path / name)).config.vocab_size)
-    assert sizes[0] == sizes[1] and sizes[2] == 430
+    assert sizes[0] == sizes[1] == sizes[3] and sizes[2] == 430
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,13 @@ from models import make_whisper
 
 from askd_hf.errors import UserError
 from askd_hf.models.generation_config import set_language
-from askd_hf.models.layers import copied_encoder_layers, is_pruned_encoder, layers_to_copy, merged_layers
+from askd_hf.models.layers import (
+    copied_decoder_layers,
+    copied_encoder_layers,
+    is_pruned_encoder,
+    layers_to_copy,
+    merged_layers,
+)
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.student import init_student, prune_encoder
 
@@ -106,6 +112,7 @@ def test_a_student_is_pruned_in_two_steps(deep_teacher):
     first = init_student(deep_teacher, 2, encoder_layers="0,1,3")
     second = prune_encoder(first, "0,2")
     assert copied_encoder_layers(second.config) == [0, 3] and second.config.decoder_layers == 2
+    assert copied_decoder_layers(second.config) == copied_decoder_layers(first.config) == [0, 3]
     direct = init_student(deep_teacher, 2, encoder_layers="0,3")
     for name, weight in direct.state_dict().items():
         assert torch.equal(second.state_dict()[name], weight), name

@@ -102,8 +102,10 @@ def prune_encoder(
     whole = list(range(student.config.decoder_layers))
     pruned = init_student(student, whole, encoder_layers, merge_encoder_layers=merge_encoder_layers)
     kept = copied_encoder_layers(pruned.config)
+    record = getattr(pruned.config, COPIED_LAYERS)
+    record["decoder"] = getattr(student.config, COPIED_LAYERS, record)["decoder"]
     if kept is not None and copied is not None:
-        getattr(pruned.config, COPIED_LAYERS)["encoder"] = [copied[layer] for layer in kept]
+        record["encoder"] = [copied[layer] for layer in kept]
     return pruned
 
 

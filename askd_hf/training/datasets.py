@@ -220,9 +220,8 @@ def training_splits(
             this; otherwise none is decoded.
     """
     sources = data_args.train_sources()
-    normalizers = [_label_normalizer(data_args, source, collator) for source in sources]
-    # normalizers return lower case, but not for every language
-    text_case = data_args.text_case if data_args.text_normalizer == "none" else "lower"
+    for source in sources:  # before the first one is loaded
+        _label_normalizer(data_args, source, collator)
 
     def load(source: SpeechSource) -> Dataset | IterableDataset:
         split = load_split(source, data_args.max_train_samples, data_args, multilingual, streaming)
@@ -232,15 +231,28 @@ def training_splits(
         return cut_long_clips(split, window, source.dataset, data_args.preprocessing_num_workers, data_args.recheck)
 
     return [
-        clean_texts(
-            load(source),
-            text_case,
-            name,
-            normalize,
-            written_in="en" if data_args.text_normalizer == "english" else None,
-        )
-        for source, name, normalize in zip(sources, names_of(sources), normalizers, strict=True)
+        with_clean_labels(load(source), name, source, data_args, collator)
+        for source, name in zip(sources, names_of(sources), strict=True)
     ]
+
+
+def with_clean_labels(
+    split: Dataset | IterableDataset,
+    name: str,
+    source: SpeechSource,
+    data_args: DataArguments,
+    collator: SpeechCollator,
+) -> Dataset | IterableDataset:
+    """Return rows with the transcripts that training uses: as `--text_case` and `--text_normalizer` say.
+
+    Args:
+        name: of the rows, for messages.
+        source: whose language the normalizer must support.
+    """
+    # normalizers return lower case, but not for every language
+    text_case = data_args.text_case if data_args.text_normalizer == "none" else "lower"
+    written_in = "en" if data_args.text_normalizer == "english" else None
+    return clean_texts(split, text_case, name, _label_normalizer(data_args, source, collator), written_in)
 
 
 def spoken_in(dataset: Dataset) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from ..models.smaller_vocabulary import (
     with_smaller_vocabulary,
 )
 from ..models.window import window_seconds
-from .datasets import training_splits
+from .datasets import training_splits, with_clean_labels
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def transcripts(
     Empty for a stream.
     """
     if vocabulary != AUTO and not vocabulary.isdecimal():
-        lines = Path(vocabulary).read_text(encoding="utf-8").splitlines()
-        return [{"text": line} for line in lines]
+        lines = Dataset.from_dict({"text": Path(vocabulary).read_text(encoding="utf-8").splitlines()})
+        return with_clean_labels(lines, vocabulary, data_args.train_sources()[0], data_args, collator)
     if streaming:
         return []
     # pieces of long clips may have other tokens than the whole text, as in languages without spaces
