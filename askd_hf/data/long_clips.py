@@ -28,7 +28,8 @@ from .languages import word_separator
 from .shared_disk import locked_for, others_wait, processes_sharing
 
 TIMES = ("words", "segments")  # columns with `start`, `end` and `text`, the finest first
-VERSION = 1  # raise it if `_cut` makes other pieces of the same row
+SILENCE = 0.5  # seconds that stay before and after the words where silence is cut off
+VERSION = 2  # raise it if `_cut` makes other pieces of the same row
 CUT_FROM = "cut from"  # column of the pieces: the number of the long clip
 
 
@@ -36,16 +37,14 @@ def cut_points(units: Sequence[Mapping[str, Any]], duration: float, window: floa
     """Return where a clip is cut, in seconds, so that no piece is longer than the window if that is possible.
 
     Each cut is in the middle of the longest pause in the second half of the window, or else of the last pause in its
-    first half. A unit that is longer than the window stays whole.
+    first half. A unit that is longer than the window stays whole. A cut can also be next to the words before or after
+    a silence: that at the start or the end of the clip, or a pause that is longer than the window.
 
     Args:
         units: words or segments with `start` and `end` in seconds, in order.
         duration: of the clip.
     """
-    pauses = [
-        ((one["end"] + following["start"]) / 2, following["start"] - one["end"])
-        for one, following in itertools.pairwise(units)
-    ]
+    pauses = _pauses(units, duration, window)
     cuts: list[float] = []
     start = 0.0
     while duration - start > window:
@@ -65,14 +64,30 @@ def cut_points(units: Sequence[Mapping[str, Any]], duration: float, window: floa
     return cuts
 
 
+def _pauses(units: Sequence[Mapping[str, Any]], duration: float, window: float) -> list[tuple[float, float]]:
+    """Return where a clip can be cut, and the length of each of these pauses, in seconds."""
+    pauses = []
+    for before, after in itertools.pairwise([None, *units, None]):
+        start = 0.0 if before is None else before["end"]
+        end = duration if after is None else after["start"]
+        length = end - start
+        if before is not None and after is not None and length <= window:
+            pauses.append(((start + end) / 2, length))
+        elif length > 0:
+            margin = min(SILENCE, length / 2)
+            pauses += [(start + margin, length)] if before is not None else []
+            pauses += [(end - margin, length)] if after is not None else []
+    return pauses
+
+
 def cut_long_clips(
     dataset: Dataset, window: float, name: str, num_proc: int | None = None, recheck: bool = False
 ) -> Dataset:
     """Replace the clips that are longer than `window` seconds by their pieces.
 
-    A clip without times, or one that can't be decoded, is left unchanged. Pieces have a `clip` such as
-    "a.wav, 12.3 to 17.9 s", the text of their words or segments, and `segments` relative to their start. The prompt of
-    a later piece is the text of the one before it.
+    A clip without times, or one that can't be decoded, is left unchanged. Pieces without words are left out. The rest
+    have a `clip` such as "a.wav, 12.3 to 17.9 s", the text of their words or segments, and `segments` relative to
+    their start. The prompt of a later piece is the text of the one before it.
 
     A later start decodes nothing: the durations are kept by `audio_infos`, the pieces in `kept_in`. The processes of a
     distributed run measure a part of the clips each, and one per disk cuts. All must call this, with the same dataset.
@@ -103,7 +118,7 @@ def cut_long_clips(
 
 
 def kept_in() -> Path:
-    """Return the directory of the pieces: `askd_hf/cut_clips-1` in `HF_HOME`."""
+    """Return the directory of the pieces: `askd_hf/cut_clips-2` in `HF_HOME`."""
     return Path(constants.HF_HOME) / "askd_hf" / f"cut_clips-{VERSION}"
 
 
@@ -159,6 +174,8 @@ def _cut(batch: dict[str, list[Any]], indices: list[int], window: float) -> dict
     rows, prompt = [], row.get("prompt")
     for start, end in itertools.pairwise(edges):
         own = [unit for unit in units if start <= (unit["start"] + unit["end"]) / 2 < end]
+        if not own:
+            continue
         text = separator.join(unit["text"].strip() for unit in own)
         file = io.BytesIO()
         until = min(end, duration)  # words at the very end of the clip belong to the last piece

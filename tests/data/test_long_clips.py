@@ -38,6 +38,10 @@ def words(*times: tuple[float, float]) -> list[dict]:
         # a word longer than the window stays whole
         ([(0, 6), (6.2, 7)], 7.0, [6.1]),
         ([(0, 6)], 6.0, []),
+        # silence at the end, at the start, and a pause that is longer than the window
+        ([(0, 1), (1.2, 3)], 9.0, [3.5]),
+        ([(6, 7), (7.2, 8)], 8.5, [5.5]),
+        ([(0, 1), (8, 9)], 9.2, [1.5, 7.5]),
     ],
 )
 def test_cuts_are_in_pauses(times, duration, expected):
@@ -95,6 +99,17 @@ def test_pieces_have_their_audio_text_times_and_the_text_before(dataset):
     joined = np.concatenate([decode_audio(row["audio"]) for row in (first, second)])
     np.testing.assert_allclose(joined, whole, atol=1e-6)
     assert decode_audio(short["audio"]).shape == (RATE,) and decode_audio(long["audio"]).shape == (6 * RATE,)
+
+
+def test_silence_is_cut_off(dataset):
+    """A clip whose words fit in the window stays one piece."""
+    early, late = words((0.2, 1), (1.5, 1.9)), words((0.4, 0.9), (5.0, 5.8))
+    rows = replace_column(concatenate_datasets([dataset.select([0])] * 2), "words", pa.array([early, late], WORDS))
+    pieces = cut_long_clips(rows, 2.5, "speech")
+    assert pieces["text"][:] == ["w0 w1", "w0", "w1"]
+    assert pieces["clip"][:] == ["a.wav, 0.0 to 2.4 s", "a.wav, 0.0 to 1.4 s", "a.wav, 4.5 to 6.0 s"]
+    assert pieces["prompt"][:] == ["before", "before", "w0"]
+    assert max(len(decode_audio(row["audio"])) for row in pieces) <= 2.5 * RATE
 
 
 def test_a_cut_through_a_segment_leaves_a_piece_without_segments(dataset):
@@ -208,7 +223,7 @@ def test_an_interrupted_cut_begins_again(dataset, monkeypatch, home):
         patched.setattr(long_clips, "read_audio", interrupted)
         cut_long_clips(dataset, 4.0, "speech")
     assert cut_long_clips(dataset, 4.0, "speech")["text"][:2] == ["w0 w1", "w2 w3"]
-    assert len(list((home / "askd_hf" / "cut_clips-1").glob("*/*.arrow"))) == 1
+    assert len(list((home / "askd_hf" / f"cut_clips-{long_clips.VERSION}").glob("*/*.arrow"))) == 1
 
 
 def test_processes_cut_in_the_order_of_the_clips(dataset):
