@@ -13,7 +13,7 @@ def main() -> None:
 
     # imported after the options, as --help needs none of it
     from askd_hf.commands.plan import command, confirm, describe_domain, measure, print_plan, verdict
-    from askd_hf.evaluation.planning import candidates, reaching
+    from askd_hf.evaluation.planning import candidates, reaching, teacher_is_estimated
     from askd_hf.models.loading import load_config, load_processor
 
     config, processor = load_config(args.teacher), load_processor(args.teacher)
@@ -30,8 +30,9 @@ def main() -> None:
     print_plan(args, good, costs)
 
     # the first of them that also reaches it as a whole
-    best, speedup = confirm(args, config, processor, good, domain.tokens)
-    print(verdict(args, best, speedup), command(args, domain, best), sep="\n\n")
+    best, speedup = confirm(args, config, processor, good, costs)
+    estimated = teacher_is_estimated(config, costs)
+    print(verdict(args, best, speedup, estimated), command(args, domain, best), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from askd_hf.commands import plan as commands
 from askd_hf.errors import UserError
+from askd_hf.evaluation import planning
 from askd_hf.evaluation.planning import (
     Candidate,
     Costs,
@@ -97,6 +98,34 @@ def test_measured_costs_grow_with_the_window(config):
     assert model.model.encoder.layers is layers[0] and model.model.decoder.layers is layers[1]  # put back
 
 
+def test_a_large_teacher_is_measured_by_two_of_its_layers(monkeypatch, capsys, tmp_path):
+    """Neither built nor run as a whole: large-v3 takes a minute per clip on one core."""
+    processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=8, chunk_length=10), make_processor().tokenizer)
+    changes = dict(max_source_positions=500, encoder_layers=12, decoder_layers=12, vocab_size=2000)
+    make_whisper(make_processor(), **changes).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    built = []
+
+    class Whisper(WhisperForConditionalGeneration):
+        def __init__(self, config):
+            built.append((config.encoder_layers, config.decoder_layers, config.max_source_positions))
+            super().__init__(config)
+
+    monkeypatch.setattr(planning, "WhisperForConditionalGeneration", Whisper)
+    monkeypatch.setattr(planning, "LONGEST_PASS", 0.0)
+    best = commands.plan(commands.parse_args(commands.OPTIONS, ["--teacher", str(tmp_path), "--speedup", "1"])[0])
+    whole, timed, student = built  # the first one counts weights, on the meta device
+    assert "The teacher's time is that of 2 layers, extended to all" in capsys.readouterr().out
+    assert (timed, whole) == ((2, 2, 500), (12, 12, 500)) or (whole, timed) == ((2, 2, 500), (12, 12, 500))
+    assert student == (best.encoder_layers, best.decoder_layers, 50 * best.window) != whole
+
+
+def test_a_long_call_is_timed_once(monkeypatch):
+    clock = iter([0.0, 2.0, 10.0, 10.5])
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: next(clock))
+    assert planning._seconds(lambda: None) == 2.0
+
+
 @pytest.fixture
 def teacher_dir(tmp_path, config):
     processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=8, chunk_length=10), make_processor().tokenizer)
@@ -127,7 +156,7 @@ def test_a_student_that_misses_the_target_is_followed_by_a_faster_one(
     """Measured speed is `share` of the expected one. The command is for the first that reaches the target."""
     tried = []
 
-    def measure(config, extractor, shape, batch_size, tokens):
+    def measure(config, extractor, shape, batch_size, costs):
         tried.append(shape)
         return share ** (len(tried) == 1 or missed) * shape.speedup
 

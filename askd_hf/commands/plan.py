@@ -21,6 +21,7 @@ from ..arguments.plan import PlanArguments
 from ..data import clean_texts, load_speech_dataset
 from ..data.languages import with_language
 from ..evaluation.planning import (
+    TIMED_LAYERS,
     Candidate,
     Costs,
     candidates,
@@ -28,6 +29,7 @@ from ..evaluation.planning import (
     measured_speedup,
     random_model,
     reaching,
+    teacher_is_estimated,
     teacher_shape,
     windows_up_to,
 )
@@ -80,8 +82,8 @@ def plan(args: PlanArguments) -> Candidate:
     found = candidates(config, costs, domain.durations, domain.vocabularies)
     good = reaching(found, args.speedup, args.max_parameters)
     print_plan(args, good, costs)
-    best, real = confirm(args, config, processor, good, domain.tokens)
-    print(f"\n{verdict(args, best, real)}")
+    best, real = confirm(args, config, processor, good, costs)
+    print(f"\n{verdict(args, best, real, teacher_is_estimated(config, costs))}")
     print(f"\n{command(args, domain, best)}")
     return best
 
@@ -107,7 +109,7 @@ def describe_domain(args: PlanArguments, config: WhisperConfig, processor: Whisp
 
 
 def measure(args: PlanArguments, config: WhisperConfig, processor: WhisperProcessor, domain: Domain) -> Costs:
-    model = random_model(config)
+    model = random_model(config, few_layers=True)
     return measure_costs(model, processor.feature_extractor, domain.windows, args.batch_size, domain.tokens)
 
 
@@ -126,13 +128,13 @@ def print_plan(args: PlanArguments, good: list[Candidate], costs: Costs) -> None
 
 
 def confirm(
-    args: PlanArguments, config: WhisperConfig, processor: WhisperProcessor, good: list[Candidate], tokens: int
+    args: PlanArguments, config: WhisperConfig, processor: WhisperProcessor, good: list[Candidate], costs: Costs
 ) -> tuple[Candidate, float]:
     """Measure the first candidate as a whole, and if it misses the target, faster ones, up to `TRIED`.
 
     Args:
         good: of `reaching`.
-        tokens: generated tokens per clip.
+        costs: of the teacher.
 
     Returns:
         The first candidate that reaches `--speedup`, else the last one measured, and its measured speedup.
@@ -140,7 +142,7 @@ def confirm(
     left = good
     for _ in range(TRIED):
         best = left[0]
-        real = measured_speedup(config, processor.feature_extractor, best, args.batch_size, tokens)
+        real = measured_speedup(config, processor.feature_extractor, best, args.batch_size, costs)
         if args.speedup is None or real >= args.speedup:
             break
         enough = best.speedup * args.speedup / real  # if the estimate is off by the same factor for all
@@ -150,14 +152,19 @@ def confirm(
     return best, real
 
 
-def verdict(args: PlanArguments, shape: Candidate, real: float) -> str:
-    """Return a sentence about the measured speedup of a candidate, and whether it reaches `--speedup`."""
+def verdict(args: PlanArguments, shape: Candidate, real: float, estimated: bool) -> str:
+    """Return a sentence about the measured speedup of a candidate, and whether it reaches `--speedup`.
+
+    Args:
+        estimated: True if the teacher wasn't measured as a whole.
+    """
     threads = torch.get_num_threads()
     text = (
         f"The student with {shape.window} s, {shape.vocabulary:,} tokens, {shape.encoder_layers} encoder and "
         f"{shape.decoder_layers} decoder layers is {real:.1f} times as fast as the teacher, measured as a whole with "
         f"random weights at batch size {args.batch_size} on {threads} thread{'s' * (threads > 1)}"
     )
+    text += f". The teacher's time is that of {TIMED_LAYERS} layers, extended to all" if estimated else ""
     if args.speedup is None or real >= args.speedup:
         return f"{text}. Its command:"
     return f"{text}. This misses {args.speedup:g}x: other work slows a measurement down. Its command:"

@@ -2,7 +2,8 @@
 
 Speed doesn't depend on the weights, so a model of the teacher's shape with random weights is measured. The parts are
 timed once (features and encoder by window, decoder layers, projection), added up for every candidate, and the proposed
-candidate is measured as a whole.
+candidate is measured as a whole. The layers of an encoder, and of a decoder, take equally long, so of many only
+`TIMED_LAYERS` are timed.
 """
 
 import copy
@@ -32,6 +33,8 @@ ENOUGH_TOKENS = 20_000  # more bring little on other speech: examples/guides/fas
 DECODER_LAYERS = (4, 3, 2, 1)
 TIMED_TOKENS = 4  # decoder steps per measurement
 SECONDS_PER_PART, REPETITIONS = 1.5, 7
+TIMED_LAYERS, FEW_LAYERS = 2, 6  # layers that are timed of an encoder or decoder with more than `FEW_LAYERS`
+LONGEST_PASS = 2.0  # seconds; a model that takes longer is measured once, and such a teacher is not run as a whole
 CPU = torch.device("cpu")
 LOST = 0.01  # share of the clips that may be longer than the window without counting as a loss
 
@@ -93,9 +96,16 @@ def teacher_shape(config: WhisperConfig) -> Candidate:
     return Candidate(window, config.vocab_size, config.encoder_layers, config.decoder_layers)
 
 
-def random_model(config: WhisperConfig) -> WhisperForConditionalGeneration:
-    """Return a model of this shape with random weights."""
+def random_model(config: WhisperConfig, few_layers: bool = False) -> WhisperForConditionalGeneration:
+    """Return a model of this shape with random weights.
+
+    Args:
+        few_layers: True for `TIMED_LAYERS` layers in place of more than `FEW_LAYERS`.
+    """
     config = copy.deepcopy(config)
+    for name in ("encoder_layers", "decoder_layers") if few_layers else ():
+        number = getattr(config, name)
+        setattr(config, name, TIMED_LAYERS if number > FEW_LAYERS else number)
     for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(config, name, 0)  # theirs may be beyond a smaller vocabulary
     return WhisperForConditionalGeneration(config).eval()
@@ -112,6 +122,7 @@ def measure_costs(
     """Measure the parts of a model of the teacher's shape at these windows.
 
     Args:
+        model: of `random_model`, with all layers or few.
         extractor: of the teacher.
         windows: seconds; the teacher's is among them.
         tokens: generated tokens per clip.
@@ -144,13 +155,19 @@ def _decoder_seconds(model: WhisperForConditionalGeneration, layers: nn.ModuleLi
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    """Return the median time of a call, after one that isn't timed."""
-    function()
-    times: list[float] = []
-    while len(times) < REPETITIONS and sum(times) < SECONDS_PER_PART:
+    """Return the median time of a call, without the first one unless that takes more than `SECONDS_PER_PART`."""
+
+    def timed() -> float:
         start = time.perf_counter()
         function()
-        times.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    first = timed()
+    if first > SECONDS_PER_PART:
+        return first
+    times: list[float] = []
+    while len(times) < REPETITIONS and sum(times) < SECONDS_PER_PART:
+        times.append(timed())
     return statistics.median(times)
 
 
@@ -257,16 +274,27 @@ def reaching(found: list[Candidate], speedup: float | None, max_parameters: floa
 
 
 def measured_speedup(
-    config: WhisperConfig, extractor: WhisperFeatureExtractor, shape: Candidate, batch_size: int, tokens: int
+    config: WhisperConfig, extractor: WhisperFeatureExtractor, shape: Candidate, batch_size: int, costs: Costs
 ) -> float:
-    """Return the latency of the teacher / that of the candidate, measured in turns with random weights."""
+    """Return the latency of the teacher / that of the candidate, measured in turns with random weights.
+
+    The latency of a teacher that takes longer than `LONGEST_PASS` is the expected one.
+    """
     student = copy.deepcopy(config)
     student.max_source_positions = shape.window * POSITIONS_PER_SECOND
     student.vocab_size = shape.vocabulary
     student.encoder_layers, student.decoder_layers = shape.encoder_layers, shape.decoder_layers
-    shapes = {"teacher": (config, extractor), "student": (student, features_of(extractor, shape.window))}
-    seconds = random_latencies(shapes, batch_size, tokens)
-    return seconds["teacher"] / seconds["student"]
+    shapes = {"student": (student, features_of(extractor, shape.window))}
+    if not teacher_is_estimated(config, costs):
+        shapes["teacher"] = config, extractor
+    repetitions = 3 if shape.seconds <= LONGEST_PASS else 1
+    seconds = random_latencies(shapes, batch_size, costs.tokens, repetitions=repetitions)
+    return seconds.get("teacher", costs.of(teacher_shape(config))) / seconds["student"]
+
+
+def teacher_is_estimated(config: WhisperConfig, costs: Costs) -> bool:
+    """Return whether the teacher takes too long to be measured as a whole."""
+    return costs.of(teacher_shape(config)) > LONGEST_PASS
 
 
 def random_latencies(
@@ -275,6 +303,7 @@ def random_latencies(
     tokens: int,
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
+    repetitions: int = 3,
 ) -> dict[str, float]:
     """Return the seconds per batch of models with random weights, measured in turns, by role.
 
@@ -286,5 +315,7 @@ def random_latencies(
     models = {
         role: (random_model(config).to(device, dtype), extractor) for role, (config, extractor) in shapes.items()
     }
-    rows = measure_parts(models, [wave], dict.fromkeys(models, tokens), batch_sizes=(batch_size,), repetitions=3)
+    rows = measure_parts(
+        models, [wave], dict.fromkeys(models, tokens), batch_sizes=(batch_size,), repetitions=repetitions
+    )
     return {row.role: row.total for row in rows}
