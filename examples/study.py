@@ -145,6 +145,9 @@ def read_plan(file: Path) -> Plan:
         plan = Plan(**yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader))
     except (OSError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{file}: {' '.join(str(error).split())}") from error
+    for part in ("students", "training", "methods", "evaluation"):
+        with named_errors(f"{file}: {part}"):
+            setattr(plan, part, named_options(getattr(plan, part)))
     if unknown := {*plan.baselines} - {*plan.methods, *plan.students, TEACHER}:
         raise UserError(f"{file}: baselines: {', '.join(sorted(unknown))}: not a method, a student or `{TEACHER}`")
     named = {name for options in plan.training.values() for name in options.get("in_domain", [])}
@@ -152,6 +155,22 @@ def read_plan(file: Path) -> Plan:
     if unknown := named - {*plan.evaluation}:
         raise UserError(f"{file}: {', '.join(sorted(unknown))}: not an evaluation set")
     return plan
+
+
+def named_options(part: Any) -> dict[str, Options]:
+    """Return the options of each name in a part of the file; a name without options has none.
+
+    Raises `UserError` for anything but names with options, and for names that can't be part of a cell's name.
+    """
+    if not isinstance(part, dict):
+        raise UserError("must be names, each with options")
+    found = {name: {} if options in NULL else options for name, options in part.items()}
+    for name, options in found.items():
+        if not isinstance(options, dict):
+            raise UserError(f"{name}: must be options such as `preset: askd`, not {options!r}")
+        if not name or "/" in name:
+            raise UserError(f"a name can't be empty or contain a slash: {name!r}")
+    return found
 
 
 def make_cells(plan: Plan, directory: Path) -> list[Cell]:
@@ -294,7 +313,9 @@ def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path
                 progress.update()
     except KeyboardInterrupt:
         print("\nstopping: running cells save a checkpoint. To resume, repeat the command", file=sys.stderr)
-        wait(running)
+        for future in wait(running).done:  # some may have finished
+            if future.exception() is None:
+                save_result(future.result(), directory)
         sys.exit(130)
     return failed
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import wait
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,11 +69,19 @@ def test_there_is_a_cell_for_every_combination(study, tmp_path):
         ({"training": {"own": {"in_domain": ["elsewhere"]}}}, "elsewhere: not an evaluation set"),
         ({"speed_set": "unknown"}, "unknown: not an evaluation set"),
         ({"sedes": [1]}, "sedes"),
+        ({"methods": ["ce", "kd"]}, "plan.yaml: methods: must be names, each with options"),
+        ({"students": {"short": 2}}, "plan.yaml: students: short: must be options"),
+        ({"training": {"own/other": {}}}, "training: a name can't be empty or contain a slash: 'own/other'"),
     ],
 )
 def test_mistakes_in_the_file_are_named(study, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         read(study, tmp_path, **changes)
+
+
+def test_a_name_without_options_has_none(study, tmp_path):
+    plan = read(study, tmp_path, methods={"default": None})
+    assert study.make_cells(plan, tmp_path)[1].options["decoder_layers"] == "1"
 
 
 def test_finished_cells_are_read_and_half_a_line_is_not(study, tmp_path):
@@ -160,6 +169,20 @@ def test_a_cell_whose_process_is_killed_does_not_stop_the_others(study, tmp_path
     assert len(failed) == 1 and failed[0].startswith("dies: ")
     done = [json.loads(line)["teacher"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert sorted(done) == ["a", "b"]
+
+
+def test_cells_that_finish_after_ctrl_c_are_saved(study, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        monkeypatch.setattr(study, "wait", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "run_cell", run_or_die)
+    monkeypatch.setattr(study, "wait", interrupted)
+    cells = [SimpleNamespace(name=name, student="", labels="", options={}) for name in ("a", "dies", "c")]
+    with pytest.raises(SystemExit) as ended:
+        study.run_cells(cells, {}, tmp_path, processes=2)
+    assert ended.value.code == 130
+    assert [json.loads(line)["teacher"] for line in (tmp_path / "results.jsonl").read_text().splitlines()] == ["a"]
 
 
 def test_cells_wait_for_the_labels_that_another_computes(study, tmp_path):
