@@ -88,6 +88,30 @@ def test_whisper_cpp(place, expected, capsys):
     assert printed("pywhispercpp.model", capsys) == expected
 
 
+def test_word_timestamps(place):
+    """Heads are selected against a teacher that has some, and the times of both models are compared."""
+    teacher = WhisperForConditionalGeneration.from_pretrained(STUDENT)
+    teacher.generation_config.alignment_heads = [[0, 0], [0, 1]]
+    teacher.save_pretrained("my-teacher")
+    WhisperProcessor.from_pretrained(STUDENT).save_pretrained("my-teacher")
+    student = shutil.copytree(STUDENT, "my-aligned-student")
+    commands = [words for block in blocks(GUIDE, "bash") for words in commands_in(block)]
+    local = {"openai/whisper-small": "my-teacher", str(STUDENT): str(student), "my_speech": "my_test_speech"}
+    shorter = {"select-heads": "--max_samples 2", "evaluate": "--max_eval_samples 2 --n_resamples 20"}
+    ran = []
+    for words in commands:
+        if "select-heads" in words or "word" in words:
+            at = words.index("--language")  # the model here is English
+            given = [local.get(word, word) for word in words[1:at] + words[at + 2 :]]
+            run_askd_hf(given + shorter[words[1]].split())
+            ran.append(words[1])
+    assert ran == ["select-heads", "evaluate"]
+    assert WhisperForConditionalGeneration.from_pretrained(student).generation_config.alignment_heads
+    (scored,) = json.loads(Path("runs/evaluation-words/results.json").read_text())["sets"]
+    times = scored["scores"]["student"]["word_times"]
+    assert times["words"] > 0 and times["error"] < 0.5  # seconds
+
+
 # ---- an inference endpoint ----
 
 
