@@ -136,10 +136,14 @@ def test_every_text_is_written_and_read_back(tokenizer):
 
 @pytest.mark.parametrize("number", [0, 10, 50, WORDS])
 def test_a_number_of_tokens_is_kept_the_most_frequent_first(tokenizer, number):
-    kept = choose_tokens(tokenizer, count_tokens(tokenizer, [{"text": "cat"}] * 3 + [{"text": "mat"}]), number)
+    rows = [{"text": "cat"}] * 4 + [{"text": "mat"}] * 3 + [{"text": "lazy"}] * 2
+    kept = choose_tokens(tokenizer, count_tokens(tokenizer, rows), number, min_count=3)
     assert len(kept) == 256 + number
     if number >= 10:
         assert {"Ġcat", "Ġmat"} <= kept
+    # a rare token is kept only if it is as general as the others
+    general = choose_tokens(tokenizer, count_tokens(tokenizer, rows[:7]), number, min_count=3)
+    assert kept == general and ("Ġlazy" in kept) == (number >= tokenizer.get_vocab()["Ġlazy"] - 255)
     assert reduced(tokenizer, number=number).get_vocab()["<|endoftext|>"] == 256 + number
 
 
@@ -403,6 +407,7 @@ def test_a_file_gives_the_same_vocabulary_as_its_texts(monkeypatch, capsys, tmp_
             ["--vocabulary", "auto", "--streaming", "--max_steps", 1],
             "--vocabulary auto is not supported with --stream",
         ),
+        (["--vocabulary", "auto", "--vocabulary_min_count", 2], "--vocabulary_min_count requires a number of tokens"),
     ],
 )
 def test_vocabularies_that_do_not_fit_are_refused_before_a_clip_is_read(

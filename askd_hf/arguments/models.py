@@ -5,8 +5,11 @@ from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
-from .ranges import NOT_NEGATIVE, Window, check_layers, check_ranges, check_vocabulary, parse_window
+from ..errors import UserError
+from .ranges import COUNT, NOT_NEGATIVE, Window, check_layers, check_ranges, check_vocabulary, parse_window
 from .renamed import accepts_renamed
+
+MIN_COUNT = 3  # measured: examples/guides/fast-students.md
 
 
 @accepts_renamed
@@ -66,10 +69,16 @@ class ModelArguments:
     vocabulary: str | None = HfArg(
         default=None,
         help="Vocabulary of a student created from the teacher. auto: the tokens of the training transcripts, "
-        "which are then tokenized as before, and general ones up to 6,000. A number: that many tokens, the most "
-        "frequent ones of the training transcripts first. A text file: as auto, with the tokens of its lines. Special "
-        "tokens, timestamps of the window and all bytes are kept, so that any text can be transcribed. Default: the "
-        "teacher's vocabulary.",
+        "which are then tokenized as before, and general ones up to 6,000. A number: that many tokens, first those "
+        "of the training transcripts (--vocabulary_min_count), then general ones. A text file: as auto, with the "
+        "tokens of its lines. Special tokens, timestamps of the window and all bytes are kept: any text can "
+        "be transcribed. Default: the teacher's vocabulary.",
+    )
+    vocabulary_min_count: int = HfArg(
+        default=MIN_COUNT,
+        help="With a number of tokens as --vocabulary: tokens that occur at least that often in the training "
+        "transcripts are kept before general ones. Rarer words are written in pieces, which the student so learns "
+        "for words that it hasn't seen. 1: all tokens of the transcripts come first.",
     )
     teacher_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = HfArg(
         default="auto",
@@ -89,11 +98,13 @@ class ModelArguments:
     def __post_init__(self):
         for name in ("decoder_layers", "encoder_layers"):
             check_layers(name, getattr(self, name))
-        check_ranges(self, encoder_recovery_epochs=NOT_NEGATIVE)
+        check_ranges(self, encoder_recovery_epochs=NOT_NEGATIVE, vocabulary_min_count=COUNT)
         if self.window_seconds is not None:
             parse_window(self.window_seconds)
         if self.vocabulary is not None:
             check_vocabulary(self.vocabulary)
+        if self.vocabulary_min_count != MIN_COUNT and not (self.vocabulary or "").isdecimal():
+            raise UserError("--vocabulary_min_count requires a number of tokens as --vocabulary")
 
     @property
     def window(self) -> Window | None:

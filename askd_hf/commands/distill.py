@@ -231,7 +231,8 @@ def reduce_vocabulary(options: Options, models: Models) -> Models:
     transcribe_unlabeled(options)
     multilingual = is_multilingual(models.student)
     rows = transcripts(vocabulary, options.data, make_collator(options, models), multilingual, streaming)
-    student, smaller = reduce_student(vocabulary, models.student, tokenizer, rows)
+    least = options.model.vocabulary_min_count
+    student, smaller = reduce_student(vocabulary, models.student, tokenizer, rows, least)
     teacher = with_smaller_vocabulary(models.teacher, tokenizer, smaller, window_seconds(student))
     check_caches(options.caches, options.model, options.config, student.config.vocab_size)
     processor = WhisperProcessor(models.processor.feature_extractor, smaller)

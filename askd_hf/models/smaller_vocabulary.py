@@ -7,9 +7,11 @@ Whisper's tokenizer is a byte-level BPE: a text starts as bytes, and the merge w
 none applies. Kept are
 
 - all 256 bytes, so that every text has tokens,
-- the tokens of the training transcripts, and with each the tokens that it is merged from. No merge that the training
-  transcripts need is missing, and at each step the applied merge is the lowest of the kept ones, as it was the lowest
-  of all. Hence these transcripts are tokenized as before,
+- tokens of the training transcripts, and with each the tokens that it is merged from. `--vocabulary auto` keeps all
+  of them. No merge that the training transcripts need is missing then, and at each step the applied merge is the
+  lowest of the kept ones, as it was the lowest of all. Hence these transcripts are tokenized as before. A number
+  prefers those that occur at least `--vocabulary_min_count` times: rarer ones make room for general tokens, and the
+  student learns to write words in pieces,
 - general tokens, for words that the training transcripts don't contain,
 - special tokens of all languages and tasks, and the timestamps of the window.
 
@@ -96,17 +98,23 @@ def text_tokens(tokenizer: WhisperTokenizer) -> TextTokens:
 
 
 def choose_tokens(
-    tokenizer: WhisperTokenizer, counts: Counter[str], number: int, keep_counted: bool = False
+    tokenizer: WhisperTokenizer,
+    counts: Counter[str],
+    number: int,
+    keep_counted: bool = False,
+    min_count: int = 1,
 ) -> set[str]:
-    """Return the text tokens to keep: the bytes, the counted tokens with their parts, and general ones.
+    """Return the text tokens to keep: the bytes, counted tokens with their parts, and general ones.
 
-    The most frequent counted tokens come first, then the tokens with the lowest ids. These are the most frequent ones
-    in the text that the tokenizer was made of, and spell words that the training transcripts don't contain.
+    The tokens that were counted at least `min_count` times come first, the most frequent before the others, then the
+    tokens with the lowest ids. These are the most frequent ones in the text that the tokenizer was made of, and spell
+    words that the training transcripts don't contain.
 
     Args:
         counts: of `count_tokens`.
         number: how many text tokens to keep besides the bytes.
-        keep_counted: keep all counted tokens, if they are more than `number`.
+        keep_counted: keep all counted tokens, also if they are more than `number`.
+        min_count: rarer tokens are kept only if their ids are low enough.
     """
     tokens = text_tokens(tokenizer)
     kept = tokens.bytes()
@@ -115,7 +123,8 @@ def choose_tokens(
     if keep_counted:
         for token in counted:
             kept |= tokens.with_parts(token, kept)
-    for token in [*counted, *tokens.ranked]:
+    often = [token for token in counted if counts[token] >= min_count]
+    for token in [*often, *tokens.ranked]:
         if len(kept) >= most:
             break
         more = tokens.with_parts(token, kept)

@@ -75,16 +75,19 @@ def reduce_student(
     student: WhisperForConditionalGeneration,
     tokenizer: WhisperTokenizer,
     rows: Iterable[Mapping[str, Any]],
+    min_count: int,
 ) -> tuple[WhisperForConditionalGeneration, WhisperTokenizer]:
     """Return student and tokenizer with the vocabulary of `--vocabulary`.
 
     Args:
         rows: of `transcripts`.
+        min_count: `--vocabulary_min_count`.
     """
     size, window = student.config.vocab_size, window_seconds(student)
     counts = count_tokens(tokenizer, rows)
     if vocabulary.isdecimal():
-        kept = choose_tokens(tokenizer, counts, int(vocabulary) - vocabulary_size(tokenizer, size, window))
+        number = int(vocabulary) - vocabulary_size(tokenizer, size, window)
+        kept = choose_tokens(tokenizer, counts, number, min_count=min_count)
     else:
         kept = choose_domain_tokens(tokenizer, size, window, counts)
     smaller = smaller_tokenizer(tokenizer, size, kept, window)

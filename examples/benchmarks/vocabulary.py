@@ -28,6 +28,7 @@ class Arguments:
     sizes: list[int] = field(
         default_factory=lambda: [6_000, 10_000, 20_000], metadata={"help": "Numbers of tokens. All tokens come last."}
     )
+    min_count: int = field(default=1, metadata={"help": "As --vocabulary_min_count of askd-hf distill."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Transcribe only that many clips."})
     max_duration_in_seconds: float = field(default=30.0, metadata={"help": "Leave out longer clips."})
 
@@ -52,7 +53,9 @@ def main() -> None:
         for size in [*args.sizes, None]:
             model, processor = load_whisper(args.model), load_processor(args.model)
             if size is not None:
-                model, processor.tokenizer = reduce_student(str(size), model, processor.tokenizer, rows)
+                model, processor.tokenizer = reduce_student(
+                    str(size), model, processor.tokenizer, rows, args.min_count
+                )
             folder = Path(directory) / str(size)
             model.save_pretrained(folder / "model")
             processor.save_pretrained(folder / "model")
