@@ -10,7 +10,7 @@ positions after `<|notimestamps|>` are equal. For tokens without a match:
 - A token that only the teacher has can no longer be predicted. Its probability is distributed to all other tokens in
   proportion, as the softmax is over the student's tokens. For large-v3 this is only `<|yue|>`, whose probability is
   close to 0 in transcripts. For a student with a smaller vocabulary (`models.smaller_vocabulary`) these are the text
-  tokens that it doesn't have. The training transcripts contain none of them.
+  tokens that it doesn't have. Its labels contain none of them: words without a token are written in pieces.
 - A token that only the student has gets the row of `<|startoftranscript|>`, whose probability is always close to 0.
 """
 
