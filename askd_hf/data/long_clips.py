@@ -33,51 +33,47 @@ VERSION = 2  # raise it if `_cut` makes other pieces of the same row
 CUT_FROM = "cut from"  # column of the pieces: the number of the long clip
 
 
-def cut_points(units: Sequence[Mapping[str, Any]], duration: float, window: float) -> list[float]:
-    """Return where a clip is cut, in seconds, so that no piece is longer than the window if that is possible.
+def piece_bounds(units: Sequence[Mapping[str, Any]], duration: float, window: float) -> list[tuple[float, float]]:
+    """Return start and end of the pieces of a clip, in seconds, each with at least one unit.
 
-    Each cut is in the middle of the longest pause in the second half of the window, or else of the last pause in its
-    first half. A unit that is longer than the window stays whole. A cut can also be next to the words before or after
-    a silence: that at the start or the end of the clip, or a pause that is longer than the window.
+    A clip is cut in the middle of the longest pause in the second half of the window, or else of the last pause in its
+    first half. A unit that is longer than the window stays whole. Silence is left out: that at the start and the end
+    of a clip that is too long, and the middle of pauses of more than 1 s; `SILENCE` of it stays beside the words, or
+    less if they fill the window.
 
     Args:
-        units: words or segments with `start` and `end` in seconds, in order.
+        units: words or segments with `start` and `end` in seconds, sorted by `start`.
         duration: of the clip.
     """
-    pauses = _pauses(units, duration, window)
-    cuts: list[float] = []
-    start = 0.0
-    while duration - start > window:
-        fitting = [pause for pause in pauses if start < pause[0] <= start + window]
-        late = [pause for pause in fitting if pause[0] > start + window / 2]
+    if duration <= window:
+        return [(0.0, duration)]
+    ends = [*itertools.accumulate((unit["end"] for unit in units), max)]  # units may overlap
+    starts = [unit["start"] for unit in units[1:]]
+    pauses = [(end, start) for end, start in zip(ends, starts, strict=False) if end <= start]
+    first, last = units[0]["start"], ends[-1]  # of the units that are left
+    start, bounds = max(first - SILENCE, 0.0), []
+    while last - first > window:
+        fitting = [pause for pause in pauses if start < _middle(pause) <= start + window]
+        late = [pause for pause in fitting if _middle(pause) > start + window / 2]
+        behind = [pause for pause in pauses if _middle(pause) > start + window]
         if late:
-            at = max(late, key=lambda pause: (pause[1], pause[0]))[0]
-        elif fitting:
-            at = fitting[-1][0]
-        else:  # a unit is longer than the window: cut behind it
-            behind = [pause[0] for pause in pauses if pause[0] > start + window]
-            if not behind:
-                break
-            at = behind[0]
-        cuts.append(at)
-        start = at
-    return cuts
+            pause = max(late, key=lambda each: (each[1] - each[0], each[1]))
+        elif fitting or behind:
+            pause = fitting[-1] if fitting else behind[0]
+        else:
+            break
+        end = min(_middle(pause), pause[0] + SILENCE)
+        end = min(end, max(pause[0], start + window))  # in the silence, even if its middle is outside of the window
+        if pause[0] - first <= window:
+            start = max(start, end - window)
+        bounds.append((start, end))
+        first, start = pause[1], max(_middle(pause), pause[1] - SILENCE)
+    margin = min(SILENCE, max(window - (last - first), 0.0) / 2)
+    return [*bounds, (max(start, first - margin), min(last + margin, duration))]
 
 
-def _pauses(units: Sequence[Mapping[str, Any]], duration: float, window: float) -> list[tuple[float, float]]:
-    """Return where a clip can be cut, and the length of each of these pauses, in seconds."""
-    pauses = []
-    for before, after in itertools.pairwise([None, *units, None]):
-        start = 0.0 if before is None else before["end"]
-        end = duration if after is None else after["start"]
-        length = end - start
-        if before is not None and after is not None and length <= window:
-            pauses.append(((start + end) / 2, length))
-        elif length > 0:
-            margin = min(SILENCE, length / 2)
-            pauses += [(start + margin, length)] if before is not None else []
-            pauses += [(end - margin, length)] if after is not None else []
-    return pauses
+def _middle(pause: tuple[float, float]) -> float:
+    return (pause[0] + pause[1]) / 2
 
 
 def cut_long_clips(
@@ -169,22 +165,20 @@ def _cut(batch: dict[str, list[Any]], indices: list[int], window: float) -> dict
     samples, rate = read_audio(row["audio"])
     duration = len(samples) / rate
     units = [dict(unit, end=duration if unit["end"] is None else unit["end"]) for unit in units]
-    edges = [0.0, *cut_points(units, duration, window), math.inf]
+    bounds = piece_bounds(units, duration, window)
+    limits = [-math.inf, *(start for start, _ in bounds[1:]), math.inf]  # a word may be at the very end of the clip
     separator = word_separator(row.get("language"), row.get("task"))
     rows, prompt = [], row.get("prompt")
-    for start, end in itertools.pairwise(edges):
-        own = [unit for unit in units if start <= (unit["start"] + unit["end"]) / 2 < end]
-        if not own:
-            continue
+    for (start, end), (since, until) in zip(bounds, itertools.pairwise(limits), strict=True):
+        own = [unit for unit in units if since <= _middle((unit["start"], unit["end"])) < until]
         text = separator.join(unit["text"].strip() for unit in own)
         file = io.BytesIO()
-        until = min(end, duration)  # words at the very end of the clip belong to the last piece
-        piece = samples[round(start * rate) : round(until * rate)]
+        piece = samples[round(start * rate) : round(end * rate)]
         soundfile.write(file, piece, rate, format="FLAC", subtype="PCM_24")
         changes: dict[str, Any] = dict(audio={"bytes": file.getvalue(), "path": None}, text=text)
-        changes["clip"] = f"{row['clip']}, {start:.1f} to {until:.1f} s"
+        changes["clip"] = f"{row['clip']}, {start:.1f} to {end:.1f} s"
         if "segments" in row:
-            changes["segments"] = _within(row["segments"] or [], start, until)
+            changes["segments"] = _within(row["segments"] or [], units, start, end)
         if "prompt" in row:
             changes["prompt"] = prompt
         rows.append(row | changes)
@@ -198,10 +192,21 @@ def _has_times(units: Sequence[Mapping[str, Any] | None]) -> bool:
     return all(complete) and all(unit["end"] is not None for unit in units[:-1] if unit)
 
 
-def _within(segments: list[dict[str, Any]], start: float, end: float) -> list[dict[str, Any]] | None:
-    """Return the segments of a piece, in its time; None if a cut goes through one of them."""
+def _within(
+    segments: list[dict[str, Any]], units: Sequence[Mapping[str, Any]], start: float, end: float
+) -> list[dict[str, Any]] | None:
+    """Return the segments of a piece, in its time; None if a cut goes through the words of one of them.
+
+    Args:
+        units: words or segments of the whole clip.
+    """
     own = [part for part in segments if part["start"] < end and (part["end"] is None or part["end"] > start)]
-    if any(part["start"] < start or (part["end"] or end) > end for part in own):
-        return None
-    shifted = ({"start": part["start"] - start, "end": (part["end"] or end) - start} for part in own)
-    return [part | {"text": unit["text"]} for part, unit in zip(shifted, own, strict=True)]
+    middles = [_middle((unit["start"], unit["end"])) for unit in units]
+    found = []
+    for part in own:
+        until = math.inf if part["end"] is None else part["end"]
+        if any(part["start"] <= at < start or end < at <= until for at in middles):
+            return None
+        bounds = {"start": max(part["start"], start) - start, "end": min(until, end) - start}
+        found.append(part | bounds | {"text": part["text"]})
+    return found

@@ -16,7 +16,7 @@ from speech import RATE, encoded
 from askd_hf.data import Limits, audio_checks, decode_audio, filter_invalid_clips, load_speech_dataset, long_clips
 from askd_hf.data.audio import read_audio
 from askd_hf.data.columns import AUDIO_FILE, SEGMENTS, replace_column
-from askd_hf.data.long_clips import cut_long_clips, cut_points
+from askd_hf.data.long_clips import cut_long_clips, piece_bounds
 from askd_hf.errors import UserError
 
 RUN = ROOT / "tests" / "support" / "long_clips_run.py"
@@ -30,33 +30,51 @@ def words(*times: tuple[float, float]) -> list[dict]:
 @pytest.mark.parametrize(
     ("times", "duration", "expected"),
     [
-        ([(0, 1), (1.2, 2)], 3.0, []),  # fits
+        ([(0, 1), (1.2, 2)], 3.0, [(0, 3)]),  # fits
         # the longest pause in the second half of the window, 2 to 4 s
-        ([(0, 1), (1.9, 2.4), (2.6, 3), (3.4, 3.8), (4, 5)], 5.0, [3.2]),
+        ([(0, 1), (1.9, 2.4), (2.6, 3), (3.4, 3.8), (4, 5)], 5.0, [(0, 3.2), (3.2, 5)]),
         # a pause in the first half, as there is none in the second; then again
-        ([(0, 1), (1.2, 4.9), (5.1, 6), (6.5, 8)], 8.0, [1.1, 5.0]),
+        ([(0, 1), (1.2, 4.9), (5.1, 6), (6.5, 8)], 8.0, [(0, 1.1), (1.1, 5.0), (5.0, 8)]),
         # a word longer than the window stays whole
-        ([(0, 6), (6.2, 7)], 7.0, [6.1]),
-        ([(0, 6)], 6.0, []),
-        # silence at the end, at the start, and a pause that is longer than the window
-        ([(0, 1), (1.2, 3)], 9.0, [3.5]),
-        ([(6, 7), (7.2, 8)], 8.5, [5.5]),
-        ([(0, 1), (8, 9)], 9.2, [1.5, 7.5]),
+        ([(0, 6), (6.2, 7)], 7.0, [(0, 6), (6.1, 7)]),
+        ([(0, 6)], 6.0, [(0, 6)]),
+        # silence at the end, at the start, and a long pause
+        ([(0, 1), (1.2, 3)], 9.0, [(0, 3.5)]),
+        ([(6, 7), (7.2, 8)], 8.5, [(5.5, 8.5)]),
+        ([(0, 1), (8, 9)], 9.2, [(0, 1.5), (7.5, 9.2)]),
+        # less silence where the words nearly fill the window
+        ([(0, 3.8)], 5.0, [(0, 3.9)]),
+        ([(0, 1), (4.9, 8.8)], 8.8, [(0, 1.5), (4.85, 8.8)]),
+        # the words of both sides of a long pause don't fit together
+        ([(0, 3.9), (4.9, 8.8)], 8.8, [(0, 4.0), (4.85, 8.8)]),
+        # a word within another one
+        ([(0, 3.9), (1, 1.2), (9, 10)], 10.5, [(0, 4.0), (8.5, 10.5)]),
     ],
 )
 def test_cuts_are_in_pauses(times, duration, expected):
-    assert cut_points(words(*times), duration, 4.0) == pytest.approx(expected)
+    bounds = piece_bounds(words(*times), duration, 4.0)
+    assert [edge for piece in bounds for edge in piece] == pytest.approx(
+        [edge for piece in expected for edge in piece]
+    )
 
 
-def test_no_piece_is_longer_than_the_window_where_that_is_possible():
+@pytest.mark.parametrize("longest", [0.8, 3.0])
+def test_no_piece_is_longer_than_the_window_where_that_is_possible(longest):
+    """All words are in a piece, and a clip whose words fit in the window stays one piece."""
     rng = np.random.default_rng(0)
-    for _ in range(200):
-        edges = np.cumsum(rng.uniform(0.05, 1.0, 2 * rng.integers(2, 40)))
-        units = words(*edges.reshape(-1, 2))
-        duration = float(edges[-1] + rng.uniform(0, 1))
-        points = [0.0, *cut_points(units, duration, 3.0), duration]
-        assert max(np.diff(points)) <= 3.0 and points == sorted(points)
-        assert all(not unit["start"] < point < unit["end"] for point in points[1:-1] for unit in units)
+    for _ in range(2000):
+        number = rng.integers(1, 40)
+        lengths, pauses = rng.uniform(0.05, longest, number), rng.exponential(rng.choice([0.2, 1.5]), number)
+        starts = np.cumsum(pauses) + np.cumsum(lengths) - lengths
+        units = words(*zip(starts, starts + lengths, strict=True))
+        duration = float(starts[-1] + lengths[-1] + rng.exponential(1.0))
+        bounds = piece_bounds(units, duration, 3.0)
+        edges = [edge for piece in bounds for edge in piece]
+        assert max(end - start for start, end in bounds) <= 3.0 + 1e-9 and edges == sorted(edges)
+        assert edges[0] >= 0 and edges[-1] <= duration
+        inside = [[start <= unit["start"] and unit["end"] <= end for start, end in bounds] for unit in units]
+        assert all(sum(each) == 1 for each in inside) and all(map(any, zip(*inside, strict=True)))
+        assert len(bounds) == 1 or starts[-1] + lengths[-1] - starts[0] > 3.0
 
 
 @pytest.fixture
@@ -107,15 +125,17 @@ def test_silence_is_cut_off(dataset):
     rows = replace_column(concatenate_datasets([dataset.select([0])] * 2), "words", pa.array([early, late], WORDS))
     pieces = cut_long_clips(rows, 2.5, "speech")
     assert pieces["text"][:] == ["w0 w1", "w0", "w1"]
-    assert pieces["clip"][:] == ["a.wav, 0.0 to 2.4 s", "a.wav, 0.0 to 1.4 s", "a.wav, 4.5 to 6.0 s"]
+    assert pieces["clip"][:] == ["a.wav, 0.0 to 2.3 s", "a.wav, 0.0 to 1.4 s", "a.wav, 4.5 to 6.0 s"]
     assert pieces["prompt"][:] == ["before", "before", "w0"]
     assert max(len(decode_audio(row["audio"])) for row in pieces) <= 2.5 * RATE
 
 
 def test_a_cut_through_a_segment_leaves_a_piece_without_segments(dataset):
     pieces = cut_long_clips(dataset.select([0]), 2.6, "speech")
-    assert [row["text"] for row in pieces] == ["w0", "w1", "w2", "w3"]
-    assert [row["segments"] for row in pieces] == [None] * 4
+    assert [row["text"] for row in pieces] == ["w0", "w1", "w2 w3"]
+    assert [row["segments"] for row in pieces][:2] == [None, None]
+    (segment,) = pieces[2]["segments"]
+    assert (segment["start"], segment["end"]) == pytest.approx((0.1, 2.5)) and segment["text"] == "w2 w3"
 
 
 def test_a_word_without_length_at_the_end_is_kept(dataset):
@@ -211,7 +231,7 @@ def test_other_words_are_cut_anew(dataset):
     later = [[word | {"text": word["text"].upper()} for word in row or []] or None for row in dataset["words"]]
     changed = replace_column(dataset, "words", pa.array(later, get_nested_type(SEGMENTS)))
     assert cut_long_clips(changed, 4.0, "speech")["text"][:2] == ["W0 W1", "W2 W3"]
-    assert len(cut_long_clips(dataset, 2.6, "speech")) == 6
+    assert len(cut_long_clips(dataset, 2.6, "speech")) == 5
     assert cut_long_clips(dataset, 4.0, "speech").to_list() == first.to_list()
 
 
