@@ -148,6 +148,8 @@ def read_plan(file: Path) -> Plan:
     for part in ("students", "training", "methods", "evaluation"):
         with named_errors(f"{file}: {part}"):
             setattr(plan, part, named_options(getattr(plan, part)))
+    with named_errors(f"{file}: teachers"):
+        named_options(dict.fromkeys(plan.teachers, "") if isinstance(plan.teachers, dict) else plan.teachers)
     if unknown := {*plan.baselines} - {*plan.methods, *plan.students, TEACHER}:
         raise UserError(f"{file}: baselines: {', '.join(sorted(unknown))}: not a method, a student or `{TEACHER}`")
     named = {name for options in plan.training.values() for name in options.get("in_domain", [])}
@@ -313,9 +315,11 @@ def run_cells(cells: list[Cell], evaluation: dict[str, Options], directory: Path
                 progress.update()
     except KeyboardInterrupt:
         print("\nstopping: running cells save a checkpoint. To resume, repeat the command", file=sys.stderr)
-        for future in wait(running).done:  # some may have finished
+        wait(running)
+        for future, cell in running.items():  # some may have finished
             if future.exception() is None:
                 save_result(future.result(), directory)
+                remove_checkpoints(cell)
         sys.exit(130)
     return failed
 

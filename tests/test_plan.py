@@ -38,6 +38,7 @@ def costs() -> Costs:
         encoder={window: (0.002 + 4 * 0.01) * window for window in windows},
         stem={window: 0.002 * window for window in windows},
         decoder=dict.fromkeys(windows, (0.001, 0.003)),
+        cross_attention={window: (0.0, 0.0005 * window) for window in windows},
         projection=1e-6,
         encoder_layers=4,
         tokens=20,
@@ -45,8 +46,8 @@ def costs() -> Costs:
 
 
 def test_costs_add_up(costs):
-    assert costs.of(Candidate(10, 9000, 4, 4)) == pytest.approx(0.01 + 0.42 + 20 * (0.001 + 4 * 0.003 + 0.009))
-    assert costs.of(Candidate(2, 1000, 2, 1)) == pytest.approx(0.002 + 0.044 + 20 * (0.001 + 0.003 + 0.001))
+    assert costs.of(Candidate(10, 9000, 4, 4)) == pytest.approx(0.01 + 0.42 + 0.02 + 20 * (0.001 + 4 * 0.003 + 0.009))
+    assert costs.of(Candidate(2, 1000, 2, 1)) == pytest.approx(0.002 + 0.044 + 0.001 + 20 * (0.001 + 0.003 + 0.001))
 
 
 def test_parameters_are_those_of_the_model(config, costs):
@@ -108,7 +109,8 @@ def test_a_large_teacher_is_measured_by_two_of_its_layers(monkeypatch, capsys, t
 
     class Whisper(WhisperForConditionalGeneration):
         def __init__(self, config):
-            built.append((config.encoder_layers, config.decoder_layers, config.max_source_positions))
+            layers = config.encoder_layers, config.decoder_layers
+            built.append((*layers, config.max_source_positions, torch.empty(0).device.type))
             super().__init__(config)
 
     monkeypatch.setattr(planning, "WhisperForConditionalGeneration", Whisper)
@@ -116,10 +118,31 @@ def test_a_large_teacher_is_measured_by_two_of_its_layers(monkeypatch, capsys, t
     best = commands.plan(
         commands.parse_args(commands.OPTIONS, ["--teacher", str(tmp_path), "--max_parameters", "9"])[0]
     )
-    assert "The teacher's time is that of 2 layers, extended to all" in capsys.readouterr().out
-    timed, counted, student = built  # the weights of the teacher are counted without memory for them
-    assert (timed, counted) == ((2, 2, 500), (12, 12, 500))
-    assert student == (best.encoder_layers, best.decoder_layers, 50 * best.window) != counted
+    assert "The teacher takes too long for this: its time is the sum of its parts" in capsys.readouterr().out
+    student = (best.encoder_layers, best.decoder_layers, 50 * best.window, "cpu")
+    assert built == [(2, 2, 500, "cpu"), (12, 12, 500, "meta"), student]  # its weights are counted without memory
+
+
+def test_parts_of_few_layers_add_up_to_the_whole(config, monkeypatch):
+    """Seconds are faked: a layer of the encoder takes 1 per second of audio, one of the decoder 0.1 per token."""
+    config.encoder_layers, config.decoder_layers = 12, 12
+
+    def run_encoder(encoder, inputs):
+        clock[0] += 2.0 + len(encoder.layers) * inputs.shape[-1] / 100
+
+    def decode(model, hidden, tokens):
+        clock[0] += len(model.model.decoder.layers) * (0.01 * hidden.shape[1] + 0.1 * tokens) + 0.02 * tokens
+
+    clock = [0.0]
+    monkeypatch.setattr(planning, "run_encoder", run_encoder)
+    monkeypatch.setattr(planning, "decode", decode)
+    monkeypatch.setattr(planning, "extract_features", lambda *args: None)
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: clock[0])
+    model = random_model(config, few_layers=True)
+    costs = measure_costs(model, WhisperFeatureExtractor(feature_size=8, chunk_length=10), (10, 2), 1, tokens=20)
+    for window, encoder, decoder in ((10, 12, 12), (2, 6, 3)):
+        whole = 2.0 + encoder * window + decoder * (0.5 * window + 0.1 * 20) + 0.02 * 20
+        assert costs.of(Candidate(window, 9000, encoder, decoder)) == pytest.approx(whole)
 
 
 def test_a_long_call_is_timed_once(monkeypatch):

@@ -113,6 +113,8 @@ def test_a_student_is_pruned_in_two_steps(deep_teacher):
     second = prune_encoder(first, "0,2")
     assert copied_encoder_layers(second.config) == [0, 3] and second.config.decoder_layers == 2
     assert copied_decoder_layers(second.config) == copied_decoder_layers(first.config) == [0, 3]
+    assert copied_encoder_layers(prune_encoder(first, 3).config) == [0, 1, 3]  # none removed
+    assert copied_decoder_layers(prune_encoder(deep_teacher, "0,2").config) is None  # not made by `init_student`
     direct = init_student(deep_teacher, 2, encoder_layers="0,3")
     for name, weight in direct.state_dict().items():
         assert torch.equal(second.state_dict()[name], weight), name

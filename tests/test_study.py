@@ -71,6 +71,7 @@ def test_there_is_a_cell_for_every_combination(study, tmp_path):
         ({"sedes": [1]}, "sedes"),
         ({"methods": ["ce", "kd"]}, "plan.yaml: methods: must be names, each with options"),
         ({"students": {"short": 2}}, "plan.yaml: students: short: must be options"),
+        ({"teachers": {"openai/whisper-tiny": "openai/whisper-tiny"}}, "teachers: a name can't be empty or contain"),
         ({"training": {"own/other": {}}}, "training: a name can't be empty or contain a slash: 'own/other'"),
     ],
 )

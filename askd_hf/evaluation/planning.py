@@ -70,6 +70,7 @@ class Costs:
     Attributes:
         features, encoder, stem: by window; the encoder with all layers, and its convolutions alone.
         decoder: by window: seconds per token of the decoder without layers, and of each layer.
+        cross_attention: by window: the same, once per clip: keys and values of the encoder's outputs.
         projection: seconds per token and per token of the vocabulary.
         encoder_layers: number of the encoder's layers.
         tokens: generated tokens per clip.
@@ -79,6 +80,7 @@ class Costs:
     encoder: dict[int, float]
     stem: dict[int, float]
     decoder: dict[int, tuple[float, float]]
+    cross_attention: dict[int, tuple[float, float]]
     projection: float
     encoder_layers: int
     tokens: int
@@ -88,7 +90,9 @@ class Costs:
         stem, (without_layers, layer) = self.stem[shape.window], self.decoder[shape.window]
         layers = (self.encoder[shape.window] - stem) * shape.encoder_layers / self.encoder_layers
         step = without_layers + layer * shape.decoder_layers + self.projection * shape.vocabulary
-        return self.features[shape.window] + stem + layers + self.tokens * step
+        without_layers, layer = self.cross_attention[shape.window]
+        once = without_layers + layer * shape.decoder_layers
+        return self.features[shape.window] + stem + layers + once + self.tokens * step
 
 
 def teacher_shape(config: WhisperConfig) -> Candidate:
@@ -129,7 +133,7 @@ def measure_costs(
     """
     config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
     wave = np.random.default_rng(0).standard_normal(SAMPLING_RATE * 2).astype(np.float32) * 0.1
-    features, full, stem, steps = {}, {}, {}, {}
+    features, full, stem, steps, once = {}, {}, {}, {}, {}
     layers = encoder.layers, decoder.layers
     for window in progress(windows, "Measuring windows", "window"):
         short = features_of(extractor, window)
@@ -142,16 +146,22 @@ def measure_costs(
         hidden = torch.zeros(batch_size, window * POSITIONS_PER_SECOND, config.d_model)
         one, two = (_decoder_seconds(model, layers[1][:count], hidden) for count in (1, 2))
         decoder.layers = layers[1]
-        steps[window] = max(2 * one - two, 0.0), max(two - one, 0.0)
+        once[window], steps[window] = (
+            (max(2 * of_one - of_two, 0.0), max(of_two - of_one, 0.0)) for of_one, of_two in zip(one, two, strict=True)
+        )
     state = torch.zeros(batch_size, 1, config.d_model)
     projection = _seconds(lambda: model.proj_out(state)) / config.vocab_size
-    return Costs(features, full, stem, steps, projection, config.encoder_layers, tokens)
+    return Costs(features, full, stem, steps, once, projection, config.encoder_layers, tokens)
 
 
-def _decoder_seconds(model: WhisperForConditionalGeneration, layers: nn.ModuleList, hidden: torch.Tensor) -> float:
-    """Return the seconds per token of a decoder with these layers, the pass over the encoder's outputs included."""
+def _decoder_seconds(
+    model: WhisperForConditionalGeneration, layers: nn.ModuleList, hidden: torch.Tensor
+) -> tuple[float, float]:
+    """Return the seconds per clip, for the keys and values of the encoder's outputs, and per token."""
     model.model.decoder.layers = layers
-    return _seconds(lambda: decode(model, hidden, TIMED_TOKENS)) / TIMED_TOKENS
+    first, more = (_seconds(lambda: decode(model, hidden, tokens)) for tokens in (1, 1 + TIMED_TOKENS))  # noqa: B023
+    token = max(more - first, 0.0) / TIMED_TOKENS
+    return max(first - token, 0.0), token
 
 
 def _seconds(function: Callable[[], object]) -> float:

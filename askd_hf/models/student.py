@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from ..errors import UserError
-from .layers import COPIED_LAYERS, copied_encoder_layers, layers_to_copy, merged_layers
+from .layers import (
+    COPIED_LAYERS,
+    copied_decoder_layers,
+    copied_encoder_layers,
+    layers_to_copy,
+    merged_layers,
+)
 from .teacher_memory import full_weights
 from .window import crop_window
 
@@ -103,9 +109,9 @@ def prune_encoder(
     pruned = init_student(student, whole, encoder_layers, merge_encoder_layers=merge_encoder_layers)
     kept = copied_encoder_layers(pruned.config)
     record = getattr(pruned.config, COPIED_LAYERS)
-    record["decoder"] = getattr(student.config, COPIED_LAYERS, record)["decoder"]
-    if kept is not None and copied is not None:
-        record["encoder"] = [copied[layer] for layer in kept]
+    record["decoder"] = copied_decoder_layers(student.config)
+    if copied is not None:
+        record["encoder"] = copied if kept is None else [copied[layer] for layer in kept]
     return pruned
 
 
