@@ -384,7 +384,7 @@ def test_a_run_gives_a_student_that_loads_without_us(monkeypatch, capsys, tmp_pa
 @pytest.mark.usefixtures("no_general_tokens")
 def test_a_file_gives_the_same_vocabulary_as_its_texts(monkeypatch, capsys, tmp_path, place):
     """The lines get the case of the labels: all upper-case lines are lower-cased, as such transcripts are."""
-    sizes = []
+    tokens_of, sizes = [], []
     shouted = tmp_path / "shouted.txt"
     shouted.write_text("\n".join(TEXTS).upper())
     for name, vocabulary in (("a", "auto"), ("b", place / "words.txt"), ("c", 430), ("d", shouted)):
@@ -394,7 +394,8 @@ def test_a_file_gives_the_same_vocabulary_as_its_texts(monkeypatch, capsys, tmp_
         )  # fmt: skip
         assert ended.returncode == 0, ended.stderr
         sizes.append(load_whisper(str(tmp_path / name)).config.vocab_size)
-    assert sizes[0] == sizes[1] == sizes[3] and sizes[2] == 430
+        tokens_of.append(load_processor(str(tmp_path / name)).tokenizer.get_vocab())
+    assert tokens_of[0] == tokens_of[1] == tokens_of[3] and sizes[0] == sizes[1] == sizes[3] and sizes[2] == 430
 
 
 @pytest.mark.parametrize(

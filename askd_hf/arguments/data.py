@@ -133,9 +133,9 @@ class DataArguments:
     long_clips: Literal["error", "skip", "cut"] = HfArg(
         default="error",
         help="For clips longer than the student's window. error: as for other invalid clips. skip: they are listed in "
-        "the output directory. cut: training clips are cut at pauses, with their text, if the dataset has the column "
-        "words or segments (start, end, text; as of askd-hf pseudo-label --timestamps); what still doesn't fit, and "
-        "evaluation clips, are skipped.",
+        "the output directory. cut: training clips are cut at pauses, without long silence, if the dataset has the "
+        "column words or segments (start, end, text; as of askd-hf pseudo-label --timestamps); what still doesn't "
+        "fit, and evaluation clips, are skipped.",
     )
     max_train_samples: int | None = HfArg(
         default=None, help="Maximum number of training clips per dataset: the first ones are used."

@@ -77,8 +77,8 @@ class ModelArguments:
     vocabulary_min_count: int = HfArg(
         default=MIN_COUNT,
         help="With a number of tokens as --vocabulary: tokens that occur at least that often in the training "
-        "transcripts are kept before general ones. Rarer words are written in pieces, which the student so learns "
-        "for words that it hasn't seen. 1: all tokens of the transcripts come first.",
+        "transcripts are kept before general ones. Rarer words are written in pieces. So the student learns to "
+        "write words that it hasn't seen. 1: all tokens of the transcripts come first.",
     )
     teacher_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = HfArg(
         default="auto",
