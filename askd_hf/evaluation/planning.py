@@ -28,7 +28,8 @@ from ..progress import progress
 from .latency import decode, measure_parts
 
 WINDOWS = (20, 15, 12, 10, 8, 6, 5, 4, 3, 2)  # seconds
-VOCABULARIES = (20_000, 10_000, 6_000, 3_000)  # tokens; if the transcripts are known, those above `--vocabulary auto`
+# tokens; if the transcripts are known, those above `--vocabulary auto`
+VOCABULARIES = (20_000, 15_000, 10_000, 6_000, 3_000)
 ENOUGH_TOKENS = 20_000  # more bring little on other speech: examples/guides/fast-students.md
 DECODER_LAYERS = (4, 3, 2, 1)
 TIMED_TOKENS = 4  # decoder steps per measurement
