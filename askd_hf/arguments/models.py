@@ -47,38 +47,32 @@ class ModelArguments:
     )
     encoder_recovery_dataset: list[str] = HfArg(
         default_factory=list,
-        help="More audio for --encoder_recovery_epochs, without transcripts: directories or Hub ids. Long "
-        "recordings are read in windows, and decoded once per window: cut recordings of more than a few minutes "
-        "first.",
+        help="More audio for --encoder_recovery_epochs, without transcripts: directories or Hub ids. "
+        "Recordings are decoded once per window: cut those of more than a few minutes first.",
     )
     layer_selection: Literal["spread", "greedy", "merged"] = HfArg(
         default="spread",
         help="Layers for a number. spread: evenly spread. merged: the same, with each dropped encoder layer averaged "
         "into the nearest kept one. greedy: repeatedly remove the layer whose removal "
-        "increases the teacher's cross-entropy on 16 training clips least. For large-v3, 32 to 4 encoder layers "
-        "take 518 forward passes over the 16 clips.",
+        "increases the teacher's cross-entropy on 16 training clips least.",
     )
     window_seconds: str | None = HfArg(
         default=None,
         help="Audio window of a student created from the teacher, in whole seconds, such as 6: the encoder "
         "keeps its first positions. Clips must fit in it; see --long_clips. A range such as 3-10 makes a student "
         "with a window of 10 s and gives each training batch a random audio context, from the length of its "
-        "longest clip (at least 3 s) to the window, for runtimes that take shorter inputs. Default: the teacher's "
-        "window, 30 s. The teacher always keeps its own.",
+        "longest clip (at least 3 s) to the window, for runtimes that take shorter inputs. Default: the teacher's.",
     )
     vocabulary: str | None = HfArg(
         default=None,
-        help="Vocabulary of a student created from the teacher. auto: the tokens of the training transcripts, "
-        "which are then tokenized as before, and general ones up to 6,000. A number: that many tokens, first those "
-        "of the training transcripts (--vocabulary_min_count), then general ones. A text file: as auto, with the "
-        "tokens of its lines. Special tokens, timestamps of the window and all bytes are kept: any text can "
-        "be transcribed. Default: the teacher's vocabulary.",
+        help="Vocabulary of a student created from the teacher. auto: the tokens of the training transcripts, and "
+        "general ones up to 6,000. A number: that many tokens. A text file: as auto, with the tokens of its lines. "
+        "All bytes are kept, so that any text can be transcribed. Default: the teacher's vocabulary.",
     )
     vocabulary_min_count: int = HfArg(
         default=MIN_COUNT,
-        help="With a number of tokens as --vocabulary: tokens that occur at least that often in the training "
-        "transcripts are kept before general ones. Rarer words are written in pieces. So the student learns to "
-        "write words that it hasn't seen. 1: all tokens of the transcripts come first.",
+        help="With a number as --vocabulary, tokens that occur this often in the training transcripts are kept "
+        "before general ones. Rarer words are written in pieces.",
     )
     teacher_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = HfArg(
         default="auto",
