@@ -81,7 +81,7 @@ def cut_long_clips(
 ) -> Dataset:
     """Replace the clips that are longer than `window` seconds by their pieces.
 
-    A clip without times, or one that can't be decoded, is left unchanged. Pieces without words are left out. The rest
+    A clip without times, or one that can't be decoded, is left unchanged. Silence is left out (`piece_bounds`). Pieces
     have a `clip` such as "a.wav, 12.3 to 17.9 s", the text of their words or segments, and `segments` relative to
     their start. The prompt of a later piece is the text of the one before it.
 
@@ -200,13 +200,14 @@ def _within(
     Args:
         units: words or segments of the whole clip.
     """
-    own = [part for part in segments if part["start"] < end and (part["end"] is None or part["end"] > start)]
     middles = [_middle((unit["start"], unit["end"])) for unit in units]
     found = []
-    for part in own:
+    for part in segments:
         until = math.inf if part["end"] is None else part["end"]
-        if any(part["start"] <= at < start or end < at <= until for at in middles):
+        spoken = [start <= at <= end for at in middles if part["start"] <= at <= until]
+        if any(spoken) and not all(spoken):
             return None
-        bounds = {"start": max(part["start"], start) - start, "end": min(until, end) - start}
-        found.append(part | bounds | {"text": part["text"]})
+        if any(spoken):
+            bounds = {"start": max(part["start"], start) - start, "end": min(until, end) - start}
+            found.append(part | bounds)
     return found

@@ -119,6 +119,15 @@ def test_pieces_have_their_audio_text_times_and_the_text_before(dataset):
     assert decode_audio(short["audio"]).shape == (RATE,) and decode_audio(long["audio"]).shape == (6 * RATE,)
 
 
+def test_a_segment_that_starts_before_its_words_is_in_their_piece(dataset):
+    """As those of Whisper, of which each one starts where the last one ends."""
+    segments = [{"start": 0.0, "end": 2.5, "text": "w0 w1"}, {"start": 2.5, "end": 5.9, "text": "w2 w3"}]
+    rows = replace_column(dataset.select([0]), "segments", pa.array([segments], WORDS))
+    first, second = cut_long_clips(rows, 4.0, "speech")  # at 3 s
+    assert first["segments"] == [{"start": 0.0, "end": 2.5, "text": "w0 w1"}]
+    assert second["segments"] == [{"start": 0.0, "end": pytest.approx(2.9, abs=1e-6), "text": "w2 w3"}]
+
+
 def test_silence_is_cut_off(dataset):
     """A clip whose words fit in the window stays one piece."""
     early, late = words((0.2, 1), (1.5, 1.9)), words((0.4, 0.9), (5.0, 5.8))
