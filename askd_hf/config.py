@@ -270,7 +270,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.metric_for_best_model: str | None = "wer" if self.predict_with_generate else "loss"
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better: bool | None = not self.metric_for_best_model.endswith(
-                ("wer", "cer", "loss", "loops")
+                ("wer", "cer", "loss", "loops", "_ce")
             )
 
     def _check_objective(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from models import by_generate, by_pipeline, make_multilingual, make_processor, make_whisper
 from processes import killed_when, launch_two, start
 from safetensors.torch import load_file
@@ -22,8 +22,9 @@ from transformers import WhisperForConditionalGeneration, pipeline
 
 from askd_hf.arguments import DataArguments, MixArguments
 from askd_hf.config import ASKDConfig
-from askd_hf.data import SpeechCollator, load_speech_dataset
+from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
 from askd_hf.evaluation import Results
+from askd_hf.models.loading import load_processor
 from askd_hf.training.checkpoint_lookup import checkpoint_to_resume
 from askd_hf.training.datasets import training_speech
 
@@ -291,6 +292,44 @@ def test_a_column_says_what_is_spoken(monkeypatch, capsys, tmp_path, multilingua
     again = arguments.replace(str(tmp_path / "mixed"), str(tmp_path / "wrong")).replace("/run", "/other")
     ended = run_here(monkeypatch, capsys, *again.split())
     assert ended[0] == 2 and "row 15, train/audio/015.wav: the model doesn't support language 'klingon'" in ended[2]
+
+
+def test_sounds_of_a_stream_have_its_languages(tmp_path, multilingual_dir, speech_dir):
+    """Of the column `language`, or the option: the student learns to write nothing where it is asked for German."""
+    rows = load_speech_dataset(str(speech_dir), None, "train")
+    for name, column in (("chinese", ["zh"] * 15 + [""]), ("none", None)):
+        saved = rows if column is None else rows.add_column("language", column)
+        saved.save_to_disk(tmp_path / name)
+    processor = load_processor(str(multilingual_dir))
+    collator = SpeechCollator(processor, WhisperForConditionalGeneration.from_pretrained(multilingual_dir).config)
+    mixing = MixArguments(streaming=True, no_speech_dataset="synthetic", no_speech_probability=0.5)
+    config = ASKDConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True)
+    for data, expected in (
+        (DataArguments(dataset=[str(tmp_path / "chinese")]), {("zh", "transcribe")}),
+        (DataArguments(dataset=[str(tmp_path / "none")], language=["zh"], task=["translate"]), {("zh", "translate")}),
+    ):
+        stream = training_speech(data, mixing, config, collator, multilingual=True)
+        sounds = [row for row in itertools.islice(stream.rows(), 30) if row["no_speech"]]
+        assert sounds and {(row["language"], row["task"]) for row in sounds} == expected
+
+
+# ---- arrays ----
+
+
+def test_arrays_of_samples_are_trained_on_and_refused_where_files_are_copied(
+    monkeypatch, capsys, tmp_path, teacher_dir, two
+):
+    rows = load_speech_dataset(str(two[0]), None, "train")
+    sounds = [{"array": decode_audio(row["audio"]).tolist(), "sampling_rate": 16_000} for row in rows]
+    Dataset.from_dict({"text": rows["text"][:], "audio": sounds}).save_to_disk(tmp_path / "arrays")
+    arguments = f"--teacher {teacher_dir} --dataset {tmp_path / 'arrays'} --output_dir {tmp_path / 'run'} --use_cpu"
+    ended = run_here(monkeypatch, capsys, *arguments.split(), "--max_steps", "2")
+    assert ended[0] == 0, ended[2]
+    assert "reference:" in ended[1] and (tmp_path / "run" / "README.md").is_file()
+    again = arguments.replace("/run ", "/other ") + f" --teacher_cache_dir {tmp_path / 'cache'}"
+    ended = run_here(monkeypatch, capsys, *again.split())
+    assert ended[0] == 2
+    assert "--teacher_cache_dir: cannot cache datasets whose audio is stored as arrays; save it" in ended[2]
 
 
 # ---- timestamps ----

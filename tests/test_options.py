@@ -1,5 +1,6 @@
 """Options of the command line, of YAML and of Trainer that once went wrong, or easily could."""
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -36,6 +37,7 @@ from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.lora import LoraArguments, with_lora
 from askd_hf.models.student import init_student
 from askd_hf.pseudo_labels import PseudoLabelArguments
+from askd_hf.training.datasets import check_mix
 from askd_hf.training.run_dir import prepare_evaluation, set_default_output_dir
 
 real_bf16_support = torch.cuda.is_bf16_supported
@@ -89,6 +91,24 @@ def test_without_a_dataset_only_what_is_not_given_is_librispeech(tmp_path):
     assert given.eval_sources()[0][:3] == ("openslr/librispeech_asr", "other", "test")
     assert DataArguments(eval_dataset="mine").eval_sources()[0][:3] == ("mine", None, "train")
     assert DataArguments(dataset="mine").train_sources() == [SpeechSource("mine", None, "train")]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (dict(language="fr"), "--language fr requires --dataset: openslr/librispeech_asr, the default, is English"),
+        (dict(language="English"), None),
+        (dict(task="translate"), "--task translate requires --dataset"),
+        (dict(language="fr", dataset="mine"), None),
+        (dict(language="fr", unlabeled_dataset="mine"), None),
+    ],
+)
+def test_librispeech_is_english(tmp_path, given, expected):
+    """100 hours of English under the prompt of another language, if --dataset is forgotten."""
+    config = ASKDConfig(output_dir=str(tmp_path), use_cpu=True)
+    refused = pytest.raises(UserError, match=expected) if expected else contextlib.nullcontext()
+    with refused:
+        check_mix(DataArguments(**given), MixArguments(), config)
 
 
 def test_several_datasets_have_one_value_each_or_the_same():

@@ -16,12 +16,20 @@ import torch
 from datasets import Dataset
 from models import make_processor, make_whisper
 from safetensors.torch import load_file, save_file
+from speech import write_speech
 from torch.utils.data import DataLoader
 from training import Clips, collate, history, make_trainer, options
 from transformers import TrainerCallback, TrainerState
 
 from askd_hf import ASKDConfig, ASKDTrainer
 from askd_hf.callbacks import data_epoch
+from askd_hf.data import (
+    SpeechCollator,
+    SpeechStream,
+    load_speech_dataset,
+    select_training_columns,
+    to_iterable_dataset,
+)
 from askd_hf.errors import UserError
 from askd_hf.models.lora import LoraArguments, with_lora
 from askd_hf.models.student import init_student
@@ -464,7 +472,7 @@ def test_a_self_teacher_of_other_parameters_is_refused(whole, models, tmp_path):
 
 
 def test_the_epoch_of_the_data_is_exact(tmp_path):
-    """A stream of five million steps is one epoch, and `state.epoch` 0.9999998 in its last step."""
+    """In an epoch of five million steps `state.epoch` is 0.9999998 in the last one."""
     args = SimpleNamespace(gradient_accumulation_steps=4)
     loader = DataLoader(range(20_000_000 - 3))
     epochs = [
@@ -477,6 +485,27 @@ def test_the_epoch_of_the_data_is_exact(tmp_path):
         loader, last = DataLoader(range(batches)), 5 * batches - 1
         state = TrainerState(global_step=last, epoch=math.nextafter(5.0, 6.0))
         assert data_epoch(args, state, loader) == 4
+
+
+def test_the_snapshot_is_of_the_last_tenth_of_a_stream(tmp_path, student, processor):
+    """The length of its epochs is unknown; `ps-kd`, the default of `askd-hf finetune`, needs them."""
+    folder = write_speech(tmp_path / "train", clips=8)
+    rows = select_training_columns(to_iterable_dataset(load_speech_dataset(str(folder), None, "train")))
+    taken = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            taken.append(trainer.blend.state.snapshot_epoch)
+
+    trainer = ASKDTrainer(
+        model=student,
+        args=ASKDConfig(**options(tmp_path / "run", max_steps=20, preset="ps-kd")),
+        train_dataset=SpeechStream([rows]),
+        data_collator=SpeechCollator(processor, student.config),
+        callbacks=[Watch()],
+    )
+    trainer.train()
+    assert taken[-1] == 9 and sorted(set(taken)) == list(range(10))
 
 
 @pytest.mark.parametrize(("seconds", "updates"), [(math.inf, 1), (10.0, 1), (0.7, 2), (0.001, 8)])

@@ -8,7 +8,8 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipe
 
 from ..arguments import DataArguments, ModelArguments
 from ..config import ASKDConfig
-from ..data import SAMPLING_RATE, SpeechStream, decode_audio
+from ..data import SAMPLING_RATE, SpeechStream
+from ..data.audio import waveform
 from ..errors import UserError, memory_errors
 from ..evaluation import format_results
 from ..evaluation.comparison import EvalSplit, evaluate_models
@@ -52,7 +53,8 @@ def report(
     if not isinstance(clips, SpeechStream):
         clip = clips[len(clips) // 2]  # evaluation clips are sorted by duration
         print_sample_transcript(config.output_dir, clip)
-        file = clip["audio"]["path"] if Path(clip["audio"]["path"] or "").is_file() else None
+        path = clip["audio"].get("path")  # arrays of samples have none
+        file = path if path is not None and Path(path).is_file() else None
     trainer.create_model_card()
     print_next_steps(model_args, data_args, config, source, file)
     if config.push_to_hub:
@@ -100,6 +102,6 @@ def models_to_compare(
 def print_sample_transcript(model_dir: str, clip: dict) -> None:
     """Transcribe a clip with `pipeline`, as users of the saved directory do, and print it with its reference."""
     transcribe = pipeline("automatic-speech-recognition", model=model_dir)
-    sound = {"raw": decode_audio(clip["audio"]), "sampling_rate": SAMPLING_RATE}
+    sound = {"raw": waveform(clip), "sampling_rate": SAMPLING_RATE}
     transcript = transcribe(sound, generate_kwargs=no_timestamps(transcribe.model))["text"]
     print(f"\n{clip['clip']}\n  reference: {clip['text']}\n  pipeline:  {transcript.strip()}")

@@ -6,12 +6,17 @@ measurement, joined clips in a quarter of the rows removed most loops on other s
 
 import hashlib
 import logging
+import uuid
 from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, concatenate_datasets
+from datasets.fingerprint import get_temporary_cache_files_directory
 
+from ..progress import hide_datasets_bars
 from .audio import PAUSE
 from .columns import AUDIO_FILE, JOINED_COLUMNS, require_audio_files, with_features
 from .languages import word_separator
@@ -21,6 +26,7 @@ logger = logging.getLogger(__name__)
 MOST_CLIPS = 3  # per joined clip
 ATTEMPTS = 30  # random choices per joined clip: most don't fit if the window is short
 MARGIN = 0.5  # seconds of the window that stay free
+WRITTEN_ROWS = 100  # joined rows in memory at once
 
 
 def with_concatenated(
@@ -67,13 +73,30 @@ def with_concatenated(
             number,
             window_seconds,
         )
-    audio = dataset.select_columns("audio")
-    joined = [joined_row([rows[i] for i in clips], [audio[i]["audio"] for i in clips]) for clips in chosen]
     features = Features(dataset.features | JOINED_COLUMNS)
-    if not joined:
+    if not chosen:
         return with_features(dataset, features)
-    added = Dataset.from_list(joined, features=Features(features | {"audio": AUDIO_FILE}))
+    added = _joined(dataset.select_columns("audio"), rows, list(chosen), features)
     return concatenate_datasets([with_features(dataset, features), with_features(added, features)])
+
+
+def _joined(audio: Dataset, rows: list[dict[str, Any]], chosen: list[tuple[int, ...]], features: Features) -> Dataset:
+    """Return the joined rows. They contain copies of embedded audio, and so are in a temporary file, not in memory."""
+
+    def join(_: Mapping[str, Any], number: int) -> dict[str, Any]:
+        clips = chosen[number]
+        return joined_row([rows[i] for i in clips], [audio[i]["audio"] for i in clips])
+
+    fingerprint = uuid.uuid4().hex
+    with hide_datasets_bars():
+        return audio.select([clips[0] for clips in chosen]).map(
+            join,
+            with_indices=True,
+            features=Features(features | {"audio": AUDIO_FILE}),
+            writer_batch_size=WRITTEN_ROWS,
+            cache_file_name=str(Path(get_temporary_cache_files_directory()) / f"joined-{fingerprint}.arrow"),
+            new_fingerprint=fingerprint,  # otherwise all clips would be hashed
+        )
 
 
 def _choose(speech: list[int], group_of: dict[int, list[int]], generator: np.random.Generator) -> list[int]:

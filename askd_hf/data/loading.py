@@ -276,9 +276,12 @@ def _typed_row(row: Mapping[str, Any], split: str | None) -> dict[str, Any]:
     changed = {}
     if split is not None:
         audio = row["audio"] or {}
-        # not the row number, which depends on the order of the files and hence on `shuffle`
-        digest = hashlib.blake2b(audio.get("bytes") or b"", digest_size=CLIP_DIGEST_SIZE).hexdigest()
-        changed["clip"] = audio.get("path") or f"{split}-{digest}"
+        changed["clip"] = audio.get("path") or split
+        if audio.get("bytes") is not None or not audio.get("path"):
+            # names of embedded files may repeat. Not the row number, which depends on the order of the files and hence
+            # on `shuffle`
+            digest = hashlib.blake2b(audio.get("bytes") or b"", digest_size=CLIP_DIGEST_SIZE).hexdigest()
+            changed["clip"] += f"-{digest}"
     if row.get("segments") is not None:
         changed["segments"] = pa.array([row["segments"]]).cast(get_nested_type(SEGMENTS))[0].as_py()
     return changed

@@ -23,7 +23,7 @@ from ..errors import UserError, disk_errors
 from ..progress import progress_bar
 from .audio import read_audio
 from .audio_checks import AudioInfo, audio_infos
-from .columns import are_segments, iterate_rows
+from .columns import are_segments, iterate_rows, require_audio_files
 from .languages import word_separator
 from .shared_disk import locked_for, others_wait, processes_sharing
 
@@ -99,6 +99,7 @@ def cut_long_clips(
     long = [row for row, info in enumerate(infos) if info.duration > window]
     if not long:
         return dataset
+    require_audio_files(dataset.features["audio"], name, "cut long clips of")
     if not any(column in dataset.column_names and are_segments(dataset.features[column]) for column in TIMES):
         raise UserError(
             f"--long_clips cut requires the times of words or segments, and {name} has neither a column words nor "

@@ -16,6 +16,7 @@ from .packing import Packing
 
 logger = logging.getLogger(__name__)
 
+PARTS_OF_A_STREAM = 10  # of a run: what else happens once per epoch happens once per part
 MOST_READS = 1.25  # of a row, in an epoch of all processes
 
 

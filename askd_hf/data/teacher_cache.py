@@ -22,7 +22,7 @@ from ..objective import TopK
 from ..progress import hide_datasets_bars, progress_bar
 from .cache_space import CacheSpace, free_bytes
 from .collator import TEACHER_COLUMNS, SpeechCollator
-from .columns import with_current_names, with_features
+from .columns import require_audio_files, with_current_names, with_features
 from .dataset_files import add_files, replaced, rewrites
 from .shared_disk import locked_for, others_wait, processes_sharing
 from .soft_labels import (
@@ -337,6 +337,7 @@ def _open(directory: Path, settings: str) -> Dataset | None:
 
 def _space(directory: Path, dataset: Dataset, distinct: int, missing: dict[str, int], top_k: int) -> CacheSpace:
     """Return the disk space for the `missing` rows, {key: row}, of a number of `distinct` clips."""
+    require_audio_files(dataset.features["audio"], "--teacher_cache_dir", "cache")
     rows = dataset.select(list(missing.values()), keep_in_memory=True)
     added = _audio_bytes(rows) + _label_bytes(rows, top_k) if missing else 0
     peak = added

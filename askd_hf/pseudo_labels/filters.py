@@ -18,6 +18,8 @@ from ..evaluation.metrics import normalize_pairs
 from ..evaluation.suites import is_untranscribed
 from ..evaluation.word_errors import count_errors, plain_words, repeated_ngrams
 
+BYTE_VALUES = 256
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -98,9 +100,15 @@ def score_transcripts(
 def compression_ratio(text: str) -> float:
     """Return the ratio of the text's bytes to its zlib-compressed bytes, as whisper/utils.py of OpenAI does.
 
+    Text of more than two UTF-8 bytes per letter, such as Thai or Hindi, is compressed with one byte per letter: the
+    bytes that its letters share would count as repetitions, and a minute of such text would exceed any threshold.
+
     Not the ratio of `generate` of Transformers, which is computed on token bytes.
     """
     content = text.encode("utf-8")
+    letters = sorted(set(text))
+    if len(content) > 2 * len(text) and len(letters) <= BYTE_VALUES:
+        content = bytes(map(letters.index, text))
     return len(content) / len(zlib.compress(content))
 
 

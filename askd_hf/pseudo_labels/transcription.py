@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import LogitsProcessor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import GenerationConfig, LogitsProcessor, WhisperForConditionalGeneration, WhisperProcessor
 
 from ..data.audio import extract_features, waveform
 from ..data.columns import replace_column
@@ -208,10 +208,9 @@ def _line(
         first = job.model.generation_config.no_timestamps_token_id + 1
         line["segments"] = segments_of(ids, first, end, row["duration"], decode)
     if timestamps == "word":
-        language = getattr(job.model.generation_config, "language", None)  # an English-only teacher has none
         pieces = job.processor.tokenizer.convert_ids_to_tokens(ids)
         tokens = [(i, piece, at) for i, piece, at in zip(ids, pieces, times, strict=False)]
-        line["words"] = words_of(tokens, end, row["duration"], decode, bool(word_separator(language)))
+        line["words"] = words_of(tokens, end, row["duration"], decode, has_spaces(job.model.generation_config))
     return line
 
 
@@ -258,6 +257,12 @@ def segments_of(
             start = at
     close(last)
     return segments
+
+
+def has_spaces(config: GenerationConfig) -> bool:
+    """Return whether the texts of a model with this config separate words by spaces."""
+    # an English-only model has neither language nor task
+    return bool(word_separator(getattr(config, "language", None), getattr(config, "task", None)))
 
 
 def words_of(

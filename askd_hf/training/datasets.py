@@ -10,6 +10,7 @@ from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..arguments import NONE, DataArguments, MixArguments, SpeechSource, names_of
+from ..arguments.data import DEFAULT_DATASET
 from ..config import ASKDConfig
 from ..data import (
     Limits,
@@ -24,12 +25,12 @@ from ..data import (
     with_no_speech,
 )
 from ..data.columns import JOINED_COLUMNS, longest_first, with_features
-from ..data.languages import language_code, with_language, without_language
+from ..data.languages import UNKNOWN, language_code, with_language, without_language
 from ..data.long_clips import cut_long_clips
 from ..data.no_speech import as_no_speech, synthetic_no_speech
 from ..data.soft_labels import without_soft_labels
-from ..data.stream import warn_of_repeated_reads
-from ..data.text import basic_normalizer, replace_column
+from ..data.stream import PARTS_OF_A_STREAM, warn_of_repeated_reads
+from ..data.text import SAMPLE_SIZE, basic_normalizer, replace_column
 from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
 from ..evaluation.metrics import normalizer_for, text_language
@@ -37,7 +38,6 @@ from ..progress import Bar, hide_datasets_bars, progress_bar
 from .joined_clips import concatenated, packing_of
 
 SYNTHETIC = "synthetic"  # value of --no_speech_dataset
-CHECKPOINTS_OF_A_STREAM = 10  # per run
 
 
 def load_split(
@@ -169,9 +169,8 @@ def training_speech(
     _check_columns(mix_args, splits)
     limits = training_limits(collator, data_args)
     if mix_args.streaming:
-        # the languages in the rows of a stream aren't known in advance
-        pairs = {(language_code(s.language) or "en", s.task or "transcribe") for s in sources} if multilingual else ()
-        no_speech_dataset = _negatives(mix_args, data_args, collator, sorted(pairs))
+        spoken = sorted({pair for split in splits for pair in _spoken_first(split)}) if multilingual else []
+        no_speech_dataset = _negatives(mix_args, data_args, collator, spoken)
         warn_of_repeated_reads(names, splits, config.world_size)
         return SpeechStream(
             [select_training_columns(split) for split in splits],
@@ -267,6 +266,12 @@ def _spoken(dataset: Dataset) -> list[tuple[str, str]]:
     return list(zip(dataset["language"][:], dataset["task"][:], strict=True))
 
 
+def _spoken_first(stream: IterableDataset) -> set[tuple[str, str]]:
+    """Return the distinct pairs of language and task in the first rows of a stream, as it isn't read in advance."""
+    rows = stream.select_columns(["language", "task"]).take(SAMPLE_SIZE)
+    return {(row["language"], row["task"]) for row in rows if row["language"] != UNKNOWN}
+
+
 def _check_columns(mix_args: MixArguments, splits: list[Dataset | IterableDataset]) -> None:
     """Raise `UserError` if an option requires a column that no dataset has."""
     wanted = {"timestamp_probability": "segments", "condition_on_prev_probability": "prompt"}
@@ -294,6 +299,7 @@ def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConf
             "(--unlabeled_dataset is the last)"
         )
     check_normalizer(data_args)
+    _check_default_dataset(data_args)
     data_args.train_sources()  # raises for options with neither one value nor one per dataset
     data_args.eval_sources()
     if mix_args.streaming and data_args.long_clips == "cut":
@@ -306,9 +312,20 @@ def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConf
         )
 
 
+def _check_default_dataset(data_args: DataArguments) -> None:
+    """Raise `UserError` if the default dataset is given another language or task than its own."""
+    (default,) = DEFAULT_DATASET["dataset"]
+    if data_args.dataset != [default]:
+        return
+    if others := [language for language in data_args.language if language_code(language) not in ("en", NONE)]:
+        raise UserError(f"--language {others[0]} requires --dataset: {default}, the default, is English")
+    if "translate" in data_args.task:
+        raise UserError(f"--task translate requires --dataset: {default}, the default, has no translations")
+
+
 def prepare_stream(config: ASKDConfig) -> None:
     """Evaluate and save ten times per run in place of at every epoch, as the length of an epoch is unknown."""
-    steps = max(config.max_steps // CHECKPOINTS_OF_A_STREAM, 1)
+    steps = max(config.max_steps // PARTS_OF_A_STREAM, 1)
     if config.eval_strategy == IntervalStrategy.EPOCH:
         config.eval_strategy, config.eval_steps = IntervalStrategy.STEPS, steps
     if config.save_strategy == SaveStrategy.EPOCH:

@@ -12,6 +12,7 @@ from speech import RATE, audiofolder, tone, write_csv
 
 from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
 from askd_hf.data.columns import COLUMNS
+from askd_hf.data.long_clips import cut_long_clips
 from askd_hf.data.soft_labels import has_soft_labels
 from askd_hf.errors import UserError
 
@@ -104,6 +105,10 @@ def test_arrays_of_samples_can_not_be_streamed(tmp_path):
     sounds = [{"array": [0.1, 0.2], "sampling_rate": 16_000}] * 2
     Dataset.from_dict({"text": ["a", "b"], "audio": sounds}).to_parquet(tmp_path / "a.parquet")
     assert decode_audio(load_speech_dataset(str(tmp_path / "a.parquet"), None, "train")[0]["audio"]).shape == (2,)
+    timed = Dataset.from_dict({"segments": [[{"start": 0.0, "end": 1.0, "text": "a"}]] * 2})
+    long = load_speech_dataset(str(tmp_path / "a.parquet"), None, "train").add_column("segments", timed["segments"][:])
+    with pytest.raises(UserError, match="mine: cannot cut long clips of datasets whose audio is stored as arrays"):
+        cut_long_clips(long, 1e-4, "mine")
     with pytest.raises(
         UserError, match=r"a\.parquet: cannot stream datasets whose audio is stored as arrays; save it"
     ):

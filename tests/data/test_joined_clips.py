@@ -86,6 +86,14 @@ def test_a_joined_row_has_text_and_audio_of_one_speaker_in_order(speech, joined)
         assert row["duration"] == pytest.approx(len(wave) / RATE) and row["duration"] < 0.501
 
 
+def test_joined_rows_are_in_a_file_not_in_memory(speech, joined):
+    """They contain copies of embedded audio: those of a large corpus don't fit in the memory of each process."""
+    files = {Path(file["filename"]) for file in joined.cache_files} - {
+        Path(file["filename"]) for file in speech.cache_files
+    }
+    assert len(files) == 1 and all(file.is_file() and file.name.startswith("joined-") for file in files)
+
+
 def test_the_choice_depends_on_the_seed_alone(speech, joined):
     assert with_concatenated(speech, 0.25, 1.0, 64, seed=3)["clip"][:] == joined["clip"][:]
     assert with_concatenated(speech, 0.25, 1.0, 64, seed=4)["clip"][:] != joined["clip"][:]

@@ -324,6 +324,11 @@ def test_clips_of_streams_have_names_of_their_own_whatever_the_order(folder, tmp
     shuffled = [row for epoch in range(3) for row in stream.shuffle(seed=epoch, buffer_size=2)]
     assert [row["text"] for row in shuffled] != TRAPS * 3
     assert all(row["clip"] == names[row["text"]] for row in shuffled)
+    same = dataset.map(lambda row: {"audio": {"bytes": row["audio"]["bytes"], "path": "audio.wav"}})
+    write_parquet(same, tmp_path / "same" / "train.parquet")
+    stream = load_speech_dataset(str(tmp_path / "same"), None, "train", streaming=True)
+    again = {row["clip"] for row in stream}
+    assert len(again) == len(TRAPS) and all(name.startswith("audio.wav-") for name in again)
 
 
 def test_directories_without_speech(tmp_path):

@@ -5,13 +5,14 @@ import pytest
 import torch
 from datasets import Audio, Dataset
 from tiny_teacher import make_teacher, tone, write_clips
+from transformers import GenerationConfig
 
 from askd_hf.data import Limits, filter_invalid_clips
 from askd_hf.data.audio import extract_features
 from askd_hf.errors import UserError
 from askd_hf.pseudo_labels import PseudoLabelArguments, plan_transcription, transcribe
 from askd_hf.pseudo_labels.speech import load_clips
-from askd_hf.pseudo_labels.transcription import segments_of, words_of
+from askd_hf.pseudo_labels.transcription import has_spaces, segments_of, words_of
 
 SECONDS = [0.5, 1.0, 0.3, 0.8, 0.7, 0.44, 0.9]
 
@@ -207,3 +208,10 @@ def test_words_end_where_their_letters_end():
     tokens = [(i, piece, 0.1 * i) for i, piece in enumerate(characters)]
     words = words_of(tokens, 100, 1.0, lambda ids: "".join(characters[i] for i in ids), spaced=False)
     assert [word["text"] for word in words] == ["一", "二", "。"]
+
+
+def test_translations_have_the_spaces_of_english():
+    assert not has_spaces(GenerationConfig(language="ja", task="transcribe"))
+    assert has_spaces(GenerationConfig(language="ja", task="translate"))
+    assert has_spaces(GenerationConfig(language="fr", task="transcribe"))
+    assert has_spaces(GenerationConfig())  # English only
