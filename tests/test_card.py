@@ -138,6 +138,15 @@ def test_the_figures_in_the_text_are_those_of_the_results():
         assert expected in text
 
 
+@pytest.mark.parametrize(("probability", "step", "timed"), [(0.5, 1000, True), (0.0, 1000, False), (0.0, 0, True)])
+def test_only_a_student_that_knows_timestamps_is_offered_for_them(probability, step, timed):
+    """Trained without, it repeats itself in the sequential algorithm."""
+    summary = dataclasses.replace(read_summary("made-up-summary"), timestamp_probability=probability, step=step)
+    text = render_card(summary, None, "you/made-up").text
+    assert ('transcribe("lecture.flac", return_timestamps=True' in text) == timed
+    assert ("Trained without timestamps" in text) != timed and "chunk_length_s=" in text
+
+
 def test_the_examples_of_the_card_run(tmp_path):
     source = ROOT / "tests" / "digits_teacher"  # in half precision; the student is in float32
     student, processor = init_student(load_whisper(str(source)), 2), load_processor(str(source))

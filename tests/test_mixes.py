@@ -362,6 +362,7 @@ def test_a_student_trained_with_timestamps_gives_them(monkeypatch, capsys, tmp_p
     seconds = len(clip["raw"]) / 16_000
     times = [time for word in words for time in word["timestamp"]]
     assert times == sorted(times) and times[0] >= 0.0 and times[-1] <= seconds + 0.02
+    assert 'transcribe("lecture.flac", return_timestamps=True' in (tmp_path / "run" / "README.md").read_text()
 
 
 # ---- what the teacher says, and nothing more ----

@@ -22,7 +22,7 @@ from transformers.trainer_utils import has_length
 from .. import __version__
 from ..arguments.renamed import rename_saved
 from ..config import ASKDConfig
-from ..data import SpeechStream
+from ..data import SpeechCollator, SpeechStream
 from ..data.json_files import from_json, read_json, write_json
 from ..data.soft_labels import SETTINGS_COLUMN, has_soft_labels
 from ..errors import UserError
@@ -140,6 +140,12 @@ class TrainingSummary:
     no_speech_clips: int | None = 0
     concatenated_clips: int = 0  # rows of two or three joined clips, which don't count as clips
     ended_early: bool = False  # whether `early_stopping_patience` ended the run
+    timestamp_probability: float = 0.0  # share of the labels with timestamps
+
+    @property
+    def gives_timestamps(self) -> bool:
+        """Whether `return_timestamps=True` works: the model has timestamps, and training didn't unlearn them."""
+        return self.student.timestamps and (self.timestamp_probability > 0.0 or self.step == 0)
 
     def save(self, directory: Path) -> None:
         write_json(directory / SUMMARY_FILE, self)
@@ -192,6 +198,7 @@ def save_training_summary(
 def _summary(student: ModelInfo, trainer: Any) -> TrainingSummary:
     """Return the summary of the run whose student was just saved."""
     config, state, train_dataset, provenance = trainer.args, trainer.state, trainer.train_dataset, trainer.origin
+    collator = trainer.data_collator
     weights = trainer.blend.weights  # of the last update
     phases = [
         dict(
@@ -239,6 +246,7 @@ def _summary(student: ModelInfo, trainer: Any) -> TrainingSummary:
         no_speech_clips=no_speech_clips,
         concatenated_clips=count_concatenated(train_dataset),
         ended_early=0 < state.global_step < state.max_steps and has_lost_patience(config, state),
+        timestamp_probability=collator.timestamp_probability if isinstance(collator, SpeechCollator) else 0.0,
     )
 
 
