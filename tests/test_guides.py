@@ -38,16 +38,21 @@ from askd_hf.schedule import TEACHER_SCHEDULES
 # commands that don't run here, and why
 NOT_RUN = {
     "python examples/study.py --study examples/studies/digits.yaml": "minutes long: test_study.py runs a smaller one",
+    "python examples/study.py --study my_study.yaml": "minutes long: test_study.py runs a smaller one",
     "python examples/study.py --study examples/studies/levers.yaml": "hours long",
     "python examples/study.py --study examples/studies/encoder.yaml": "hours long",
     "python examples/study.py --study examples/studies/defaults.yaml": "hours long",
     "python examples/study.py --study examples/studies/presets.yaml": "hours long",
-    "python examples/study.py --study examples/studies/flagship.yaml": "hours long",
+    'python examples/study.py --study examples/studies/flagship.yaml --only "3 decoder layers, 6 s, 20,000 tokens"': (
+        "hours long"
+    ),
     "python examples/study.py --study examples/studies/depth.yaml": "an hour long",
     "python examples/study.py --study examples/studies/replay.yaml": "an hour long",
     "python examples/study.py --study examples/studies/recipe.yaml": "an hour long",
     "askd-hf pseudo-label --teacher openai/whisper-tiny.en --dataset librispeech --word_timestamps "
     "--output_dir runs/librispeech_words": "the English teacher made for this test has no timestamp tokens",
+    "askd-hf pseudo-label --teacher openai/whisper-tiny.en --dataset unlabeled --word_timestamps "
+    "--output_dir runs/unlabeled_words": "the English teacher made for this test has no timestamp tokens",
     "make demo": "minutes long: test_demo.py runs its script",
     "make test": "runs this test",
     "pip install -c constraints.txt .": "installs: a slow test of test_wheel.py does it in a new environment",

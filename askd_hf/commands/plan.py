@@ -177,9 +177,12 @@ def command(args: PlanArguments, domain: Domain, shape: Candidate) -> str:
         words += ["--encoder_layers", shape.encoder_layers]
     if shape.window < teacher.window:
         words += ["--window_seconds", shape.window, "--long_clips", "skip"]
+    labels = "cache/labels"  # of each vocabulary their own
     if shape.vocabulary < teacher.vocabulary:
         is_auto = shape.vocabulary == domain.vocabularies.get(shape.window)
-        words += ["--vocabulary", "auto" if is_auto else shape.vocabulary]
+        vocabulary = "auto" if is_auto else shape.vocabulary
+        words += ["--vocabulary", vocabulary]
+        labels += f"-{vocabulary}-{shape.window:g}s"
     # distill requires the language of a multilingual teacher
     language = args.language or (domain.language if teacher.vocabulary >= MULTILINGUAL_VOCABULARY else None)
     words += ["--language", language] if language else []
@@ -194,5 +197,5 @@ def command(args: PlanArguments, domain: Domain, shape: Candidate) -> str:
     words += ["--eval_splits", splits[0]] if splits else []
     words += ["--encoder_cache_dir", "cache/encoder"] if "--encoder_layers" not in words else []
     rate = "5e-5" if shape.decoder_layers > 2 else "2e-4"  # the start of a deeper student is closer to the teacher
-    words += ["--teacher_cache_dir", "cache/labels", "--learning_rate", rate, "--num_train_epochs", EPOCHS]
+    words += ["--teacher_cache_dir", labels, "--learning_rate", rate, "--num_train_epochs", EPOCHS]
     return shlex.join(map(str, words))
