@@ -74,8 +74,8 @@ class Arguments:
 
 def main() -> None:
     (args,) = parse_args((Arguments,), prog="python examples/noisy_sets.py", description=__doc__)
-    noises = split_noises(args)
     clips = load_clips(args)
+    noises = split_noises(args)
     splits = write_splits(args, clips, noises)
     print(f"{len(clips)} clips in each of {len(splits)} conditions, with {len(noises)} noises. To evaluate a model:")
     print(f"askd-hf evaluate --model MODEL --dataset {args.output_dir} --eval_splits {' '.join(splits)}")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # else imported in the functions, as --help needs none of it
     from askd_hf.evaluation.study import CellResult, Study
 
 Options = dict[str, Any]  # of `askd-hf distill` or `askd-hf evaluate`: text or lists of text, as in a YAML file
+MAY_DIFFER = {"output_dir", "encoder_cache_dir", "teacher_cache_dir"}  # options that don't change the student
 
 
 @dataclass
@@ -215,7 +216,9 @@ def check_cells(cells: list[Cell], evaluation: dict[str, Options]) -> None:
     """
     for name, options in evaluation.items():
         with named_errors(f"evaluation: {name}"):
-            parse_args(options_of("evaluate"), as_arguments({**options, "model": "any"}))
+            (args,) = parse_args(options_of("evaluate"), as_arguments({**options, "model": "any"}))
+            if len(args.sets()) != 1 or args.long_form:
+                raise UserError("must be one set of clips, without long_form: give each split a name of its own")
     for cell in {cell.name.rpartition("/")[0]: cell for cell in cells if cell.student}.values():
         with named_errors(cell.name):
             parse_args(options_of("distill"), as_arguments(cell.options))
@@ -248,16 +251,28 @@ def read_results(directory: Path, cells: list[Cell], evaluation: dict[str, Optio
         if result is None:
             continue
         then = {**result.options, "evaluation": result.evaluation}
-        now = {**cell.options, "evaluation": evaluation}
-        names = sorted(name for name in {*then, *now} if not name.endswith("_dir"))
-        if changed := [name for name in names if then.get(name) != now.get(name)]:
-            raise UserError(
-                f"{cell.name} was run with another value of {', '.join(changed)}: rename the part of the study that "
-                f"changed, or remove the line from {file}, and {directory / 'runs' / cell.name} and "
-                f"{directory / 'evaluations' / cell.name}"
-            )
+        check_same_options(cell, then, {**cell.options, "evaluation": evaluation}, directory)
         found[cell.name] = result
+    for cell in cells:
+        if cell.student and cell.name not in found and options_file(cell).is_file():
+            check_same_options(cell, json.loads(options_file(cell).read_text()), cell.options, directory)
     return found
+
+
+def check_same_options(cell: Cell, then: dict[str, Any], now: dict[str, Any], directory: Path) -> None:
+    """Raise `UserError` if the options of a cell have changed since it was run. Output and caches may be elsewhere."""
+    names = sorted({*then, *now} - MAY_DIFFER)
+    if changed := [name for name in names if then.get(name) != now.get(name)]:
+        raise UserError(
+            f"{cell.name} was run with another value of {', '.join(changed)}: rename the part of the study that "
+            f"changed, or remove its line from {directory / 'results.jsonl'}, if there is one, and "
+            f"{directory / 'runs' / cell.name} and {directory / 'evaluations' / cell.name}"
+        )
+
+
+def options_file(cell: Cell) -> Path:
+    """Return the file with the options that a student is trained with, in its directory."""
+    return Path(cell.options["output_dir"]) / "study_options.json"
 
 
 def warn_of_other_code(results: "list[CellResult]", file: Path) -> None:
@@ -422,6 +437,8 @@ def train(cell: Cell) -> None:
         options["resume_from_checkpoint"] = "last"
     else:
         shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True, exist_ok=True)
+    options_file(cell).write_text(json.dumps(cell.options, indent=2))
     distill.main(as_arguments(options))
 
 

@@ -153,7 +153,7 @@ def test_the_examples_of_the_card_run(tmp_path):
     student.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     summary = read_summary("made-up-summary")
-    summary.provenance.teacher.name = str(source)
+    summary.provenance.teacher.name, summary.provenance.teacher.window = str(source), 3.0
     # its vocabulary has no timestamp tokens
     summary.student = dataclasses.replace(summary.student, timestamps=False, window=3.0)
     text = render_card(summary, None, str(tmp_path)).text
@@ -292,6 +292,8 @@ def test_no_assistant_is_offered_that_its_teacher_cannot_use(teachers, students,
     teacher = dataclasses.replace(summary.provenance.teacher, vocabulary=teachers[0], mel_bins=teachers[1])
     student = dataclasses.replace(summary.student, vocabulary=students[0], mel_bins=students[1])
     assert ("assistant_model" in card_of(summary=dict(student=student), teacher=teacher).text) == offered
+    shorter = dataclasses.replace(student, window=10.0)  # the teacher's features don't fit
+    assert "assistant_model" not in card_of(summary=dict(student=shorter), teacher=teacher).text
 
 
 def test_a_run_that_was_ended_early_is_not_unfinished():

@@ -10,6 +10,8 @@ from speech import write_speech
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from askd_hf.commands import plan as commands
+from askd_hf.data import load_speech_dataset
+from askd_hf.data.columns import replace_column
 from askd_hf.errors import UserError
 from askd_hf.evaluation import planning
 from askd_hf.evaluation.planning import (
@@ -237,3 +239,15 @@ def test_windows_fit_the_clips():
 def test_without_a_target_there_is_nothing_to_plan(monkeypatch, capsys, teacher_dir):
     ended = run_here(monkeypatch, capsys, "--teacher", teacher_dir, file=ROOT / "examples" / "plan.py")
     assert ended.returncode == 2 and "--speedup or --max_parameters is required" in ended.stderr
+
+
+def test_a_column_of_durations_is_not_believed(monkeypatch, capsys, tmp_path, teacher_dir):
+    """It may be in another unit, and long transcripts may have more tokens than the decoder."""
+    speech = load_speech_dataset(str(write_speech(tmp_path / "speech", clips=5)), None, "train")
+    long = speech.add_column("duration", [5000.0, None, 4000.0, 100.0, 9.0])
+    long = replace_column(long, "text", ["abcdefgh " * 100] * 5)
+    long.save_to_disk(tmp_path / "saved")
+    arguments = ("--teacher", teacher_dir, "--dataset", tmp_path / "saved", "--speedup", 1.2)
+    ended = run_here(monkeypatch, capsys, *arguments, file=ROOT / "examples" / "plan.py")
+    assert ended.returncode == 0, ended.stderr
+    assert "100.0" in ended.stdout

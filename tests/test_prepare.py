@@ -197,3 +197,12 @@ def test_a_better_step_than_the_last_is_named():
         for step, name, wer in [(1, "a", 9), (1, "b", 5), (2, "a", 8), (2, "b", 6)]
     ]
     assert better_step(sets) is None
+
+
+def test_the_chosen_transcripts_are_the_loaded_ones(tmp_path, recordings, capsys):
+    """A column `text` comes before `transcription` when a dataset is loaded."""
+    listed = write_list(tmp_path / "list.csv", recordings, header=("recording", "what was said", "who", "text"))
+    target = tmp_path / "out"
+    run("--source", listed, "--audio_dir", recordings, "--target", target, *NAMES, capsys=capsys)
+    rows = load_speech_dataset(str(target), None, "train")
+    assert set(rows["other_text"][:]) == {"Rome"} and all(text.startswith("one, ") for text in rows["text"])

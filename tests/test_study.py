@@ -152,6 +152,29 @@ def test_a_report_alone_measures_nothing(study, tmp_path, monkeypatch):
         study.main()
 
 
+def test_a_student_of_other_options_is_not_taken_for_that_of_the_study(study, tmp_path):
+    """It was trained, and its evaluation failed; then the file was changed."""
+    plan = read(study, tmp_path)
+    cells = study.make_cells(plan, tmp_path)
+    file = study.options_file(cells[1])
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(cells[1].options | {"encoder_cache_dir": "elsewhere"}))
+    assert study.read_results(tmp_path, cells, plan.evaluation) == {}
+    file.write_text(json.dumps(cells[1].options | {"learning_rate": "0.5"}))
+    with pytest.raises(UserError, match="t/short/own/ce/1 was run with another value of learning_rate: rename"):
+        study.read_results(tmp_path, cells, plan.evaluation)
+    file.write_text(json.dumps(cells[1].options | {"noise_dir": "other_noises"}))  # changes the training data
+    with pytest.raises(UserError, match="another value of noise_dir"):
+        study.read_results(tmp_path, cells, plan.evaluation)
+
+
+@pytest.mark.parametrize("changes", [{"eval_splits": ["validation", "test"]}, {"long_form": "sequential"}])
+def test_an_evaluation_is_of_one_set_and_known_before_training(study, tmp_path, changes):
+    plan = read(study, tmp_path, evaluation={"known": {"dataset": "speech"} | changes})
+    with pytest.raises(UserError, match="evaluation: known: must be one set of clips"):
+        study.check_cells([], plan.evaluation)
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "examples" / "studies").glob("*.yaml")), ids=lambda file: file.stem)
 def test_published_results_are_of_the_published_study(study, file):
     plan = study.read_plan(file)

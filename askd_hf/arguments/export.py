@@ -69,7 +69,7 @@ class ExportArguments:
 
     def __post_init__(self):
         if self.output_dir is None:
-            self.output_dir = f"{Path(self.model).name}-{self.to}"
+            self.output_dir = f"{Path(self.model).name or Path(self.model).resolve().name}-{self.to}"
         types = QUANTIZATIONS[self.to]
         if self.quantization not in (None, *types):
             raise UserError(f"--to {self.to} has --quantization {' or '.join(types)}, got {self.quantization}")

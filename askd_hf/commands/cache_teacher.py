@@ -14,6 +14,7 @@ Hub, audio included. To resume an interrupted run, repeat the command. On severa
 askd_hf.commands.main cache-teacher ...
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,17 @@ from ..arguments.parser import parse_args
 from ..arguments.push import PushLabelsArguments
 from ..config import ASKDConfig
 from ..data import SpeechCollator
+from ..data.columns import replace_column
+from ..data.soft_labels import SETTINGS_COLUMN
 from ..errors import UserError
+from ..hub.provenance import public_name
 from ..hub_access import hub_upload
 from ..models.from_arguments import load_teacher
 from ..models.generation_config import is_multilingual, set_languages
 from ..models.loading import check_processor, load_processor, load_whisper
 from ..models.teacher_memory import check_int8
 from ..models.vocabulary import with_vocabulary_of
+from ..pseudo_labels.result import without_path
 from ..training.caches import check_caches, check_labels_of_cache, with_encoder_cache, with_soft_labels
 from ..training.datasets import training_speech
 from ..training.run_dir import check_directories, exit_non_main_processes
@@ -130,4 +135,12 @@ def push_labels(labeled: Dataset, cache_args: CacheArguments, push_args: PushLab
         return
     advice = f"the labels are safe in {cache_args.teacher_cache_dir}: run the same command again, if need be after "
     with hub_upload(advice + "`hf auth login` with a token that may write there"):
-        labeled.push_to_hub(push_args.hub_dataset_id, private=True)
+        without_paths(labeled).push_to_hub(push_args.hub_dataset_id, private=True)
+
+
+def without_paths(labeled: Dataset) -> Dataset:
+    """Return the dataset with the names of clips and teacher in place of their paths on this machine."""
+    settings = [json.loads(text) for text in labeled[SETTINGS_COLUMN][:]]
+    named = [json.dumps(one | {"teacher": public_name(one["teacher"])[0]}) for one in settings]
+    labeled = replace_column(labeled, SETTINGS_COLUMN, named)
+    return replace_column(labeled, "clip", [without_path(name) for name in labeled["clip"][:]])

@@ -94,6 +94,8 @@ def describe_domain(args: PlanArguments, config: WhisperConfig, processor: Whisp
         return Domain([], windows_up_to(whole), {}, TOKENS, args.language or "english")
     speech = load_speech_dataset(args.dataset, args.dataset_config, args.split)
     speech = speech if args.max_samples is None else speech.take(args.max_samples)
+    # a duration in the dataset may be in another unit, or missing in some rows
+    speech = speech.remove_columns([name for name in speech.column_names if name == "duration"])
     language = args.language or (None if "language" in speech.column_names else "english")
     texts = clean_texts(with_language(speech, language, None, args.dataset), "auto", args.dataset)
     counts = count_tokens(processor.tokenizer, texts.select_columns(["text", "language", "task"]))
@@ -109,7 +111,8 @@ def describe_domain(args: PlanArguments, config: WhisperConfig, processor: Whisp
 
 def measure(args: PlanArguments, config: WhisperConfig, processor: WhisperProcessor, domain: Domain) -> Costs:
     model = random_model(config, few_layers=True)
-    return measure_costs(model, processor.feature_extractor, domain.windows, args.batch_size, domain.tokens)
+    tokens = min(domain.tokens, config.max_target_positions)
+    return measure_costs(model, processor.feature_extractor, domain.windows, args.batch_size, tokens)
 
 
 def print_plan(args: PlanArguments, good: list[Candidate], costs: Costs) -> None:

@@ -21,6 +21,7 @@ from ..arguments.parser import parse_args
 from ..arguments.prepare import PrepareArguments
 from ..csv_files import SEPARATORS, csv_rows
 from ..data.audio import AudioError, read_audio, stated_seconds
+from ..data.loading import TEXT_COLUMNS
 from ..errors import UserError, disk_errors
 from ..progress import progress
 from ..training.run_plan import counted, duration, little_speech
@@ -64,11 +65,17 @@ def read_clips(args: PrepareArguments) -> list[Row]:
             raise UserError(f"{file} has no column {column!r}; it has {', '.join(header)}: give --{option}{also}")
     others = [name for name in header if name and name not in {*wanted.values(), *wanted}]
     clips = [
-        {new: row.get(column, "") for new, column in wanted.items()} | {name: row[name] for name in others}
+        {new: row.get(column, "") for new, column in wanted.items()} | {kept_as(name): row[name] for name in others}
         for row in rows
     ]
     check_files(args, clips, file)
     return clips if args.max_seconds is None else shorter_clips(args, clips, args.max_seconds)
+
+
+def kept_as(column: str) -> str:
+    """Return the name of another column, which must not be taken for the transcripts when the dataset is loaded."""
+    before = TEXT_COLUMNS[: TEXT_COLUMNS.index("transcription")]
+    return f"other_{column}" if column in before else column
 
 
 def csv_file(args: PrepareArguments) -> Path:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import soundfile
-from datasets import Audio, Dataset
+from datasets import Audio, Dataset, concatenate_datasets
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
     WhisperForConditionalGeneration,
@@ -25,6 +25,7 @@ from ..progress import progress
 
 Method = Literal["short_form", "sequential", "chunked"]
 Timestamps = Literal["none", "segment", "word"]
+PART_BYTES = 10**9
 
 
 @dataclass
@@ -230,6 +231,24 @@ def concatenate_clips(dataset: Dataset, max_duration: float, pause_duration: flo
     if members:
         recordings.append(_recording(members, waves, pause))
     columns = ["audio", "text", "clip"] + (["speaker"] if has_speaker else [])
+    return concatenate_datasets([_dataset_of(part, columns) for part in _parts(recordings)])
+
+
+def _parts(recordings: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the recordings in parts of about `PART_BYTES`: an Arrow array of files has less than 2 GiB."""
+    part: list[dict[str, Any]] = []
+    size = 0
+    for recording in recordings:
+        part.append(recording)
+        size += len(recording["audio"]["bytes"])
+        if size >= PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part or not recordings:
+        yield part
+
+
+def _dataset_of(recordings: list[dict[str, Any]], columns: list[str]) -> Dataset:
     table = pa.table({name: [recording[name] for recording in recordings] for name in columns})
     return Dataset(table).cast_column("audio", Audio(decode=False))
 

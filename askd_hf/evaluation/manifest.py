@@ -28,6 +28,7 @@ MUST_MATCH = {
     "data": "the clips or their transcripts",
     "method": "the method",
     "decoding": "the decoding settings",
+    "generation_config": "the model's generation config",
 }
 # keys of `set` that may differ: a dataset may be moved, and `data` identifies its clips
 MAY_DIFFER = {"dataset", "on_hub", "no_speech"}
@@ -51,6 +52,7 @@ class ManifestMetadata:
     data: str  # digest of audio and transcripts of the clips, in the order of the manifest
     rows: int  # number of lines of a complete manifest
     excluded: dict[str, int]  # number of clips that were never decoded, by reason
+    generation_config: str = ""  # digest of the settings that change the texts; "" in manifests of earlier versions
     complete: bool = False
     long_clips: LongClips | None = None  # see `SetResult`
 
@@ -181,7 +183,7 @@ def _differences(then: ManifestMetadata, now: ManifestMetadata) -> list[str]:
         old, new = getattr(then, name), getattr(now, name)
         if name == "set":
             old, new = ({key: value for key, value in of.items() if key not in MAY_DIFFER} for of in (old, new))
-        if old == new:
+        if old == new or (name == "generation_config" and "" in (old, new)):
             continue
         if isinstance(old, dict):
             keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]

@@ -26,7 +26,7 @@ from .bootstrap import (
 from .manifest import MANIFESTS_DIR, Manifest
 from .result_tables import Table, verdict, with_interval
 from .scoring import load_spelling_normalizer, normalized_texts
-from .word_errors import capped_errors, count_errors, is_loop
+from .word_errors import capped_errors, count_errors, is_loop, plain_words
 
 TEACHER = "teacher"
 AXES = ("teacher", "student", "training", "method")
@@ -76,7 +76,7 @@ def set_errors(evaluation: Path, name: str, called: str, normalizer: Normalizer 
         errors=counts.total.tolist(),
         insertions=counts.insertions.tolist(),
         loops=sum(map(is_loop, texts.references, predictions)),
-        texts=sum(map(bool, predictions)),
+        texts=sum(bool(plain_words(texts.rows[role][i]["prediction"], texts.language)) for i in texts.no_speech),
         speakers=[texts.rows[role][i].get("speaker") for i in texts.scored],
     )
 

@@ -25,7 +25,8 @@ def measure_students(study: Study, teacher: str, model: str, spec: DatasetSpec, 
         model: directory or Hub id of the teacher.
         spec: the set to measure on.
         number: of clips, at equal distances in the set.
-        file: where the result is kept. If it is of the same students and the same set, nothing is measured.
+        file: where the result is kept. If it is of the same students and the same set, and no student is newer,
+            nothing is measured.
 
     Returns:
         Latencies at batch size 1 and 16. The roles are `STUDENT, TRAINING` and `teacher`.
@@ -36,7 +37,8 @@ def measure_students(study: Study, teacher: str, model: str, spec: DatasetSpec, 
             directories.setdefault(f"{result.student}, {result.training}", result.options["output_dir"])
     directories[TEACHER] = model
     saved = saved_speed(file)
-    if saved and {row.role for row in saved.rows} == {*directories} and saved.set == spec.name:
+    same = saved is not None and {row.role for row in saved.rows} == {*directories} and saved.set == spec.name
+    if saved is not None and same and not any(_is_newer(Path(name), file) for name in directories.values()):
         return saved
     processors = {role: load_processor(name) for role, name in directories.items()}
     window = min(processor.feature_extractor.chunk_length for processor in processors.values())
@@ -48,3 +50,8 @@ def measure_students(study: Study, teacher: str, model: str, spec: DatasetSpec, 
     speed = measure_speed(models, processors, clips, spec.name, batch_sizes=sizes)
     write_json(file, speed)
     return speed
+
+
+def _is_newer(model: Path, file: Path) -> bool:
+    weights = model / "model.safetensors"
+    return weights.is_file() and weights.stat().st_mtime > file.stat().st_mtime

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import hashlib
 import itertools
+import json
 import shlex
 import sys
 import time
@@ -19,7 +21,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from .. import __version__
 from ..data.audio import SAMPLING_RATE, extract_features, waveform
@@ -188,8 +190,22 @@ def _metadata(
         data=prepared.digest(),
         rows=len(prepared.clips),
         excluded=prepared.excluded,
+        generation_config=_generation_digest(model.generation_config, decoding.timestamps),
         long_clips=prepared.long_clips,
     )
+
+
+def _generation_digest(config: GenerationConfig, timestamps: Timestamps) -> str:
+    """Return a hash of the settings of `generate` that change the texts, or the times if there are times of words."""
+    ignored = {"transformers_version", "language", "task"}  # `set` has language and task
+    ignored |= set() if timestamps == "word" else {"alignment_heads"}
+    settings = {
+        name: value
+        for name, value in config.to_diff_dict().items()
+        if name not in ignored and not name.startswith(("_", "num_assistant_tokens"))
+    }
+    content = json.dumps(settings, sort_keys=True, default=str).encode()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def run_jobs(jobs: list[DecodingJob]) -> None:
@@ -294,8 +310,8 @@ def generate_batches(
 
 @contextlib.contextmanager
 def fixed_seed(device: torch.device) -> Iterator[None]:
-    """Seed the random numbers of the CPU and of `device` within the block, and restore their state."""
-    devices = [] if device.type == "cpu" else [device]
+    """Seed all random numbers within the block, and restore the state of those of the CPU and of a CUDA device."""
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         yield

@@ -149,11 +149,13 @@ def _section(table: Table) -> str:
 def assistant_class(summary: TrainingSummary) -> str | None:
     """Return the class that loads the student as the assistant of its teacher; None if it can't be one.
 
-    The teacher must be on the Hub, with the same vocabulary and mel bins.
+    The teacher must be on the Hub, with the same window, vocabulary and mel bins.
     """
     if not (had_named_teacher(summary) and summary.provenance.teacher.on_hub) or keeps_adapter(summary):
         return None
     teacher, student = summary.provenance.teacher, summary.student
+    if teacher.window != student.window:
+        return None
     for of_teacher, of_student in ((teacher.vocabulary, student.vocabulary), (teacher.mel_bins, student.mel_bins)):
         if None not in (of_teacher, of_student) and of_teacher != of_student:
             return None

@@ -122,6 +122,8 @@ def results_line(results: Results) -> str | None:
     if not rates:
         return None
     rows = results.speed.rows if results.speed else []
+    if all(row.role != TEACHER for row in rows):  # those of other evaluations are relative to another model
+        rows = []
     speedups = [
         f"{speedup(row.speedup)} at batch size {row.batch_size}"
         for row in rows

@@ -19,6 +19,7 @@ from ..data.soft_labels import SETTINGS_COLUMN
 from ..models.generation_config import is_multilingual
 from ..models.layers import copied_decoder_layers, copied_encoder_layers, is_pruned_encoder
 from ..models.student import same_encoder
+from ..models.window import window_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class BaseModelInfo:
     parameters: int | None = None
     vocabulary: int | None = None
     mel_bins: int | None = None
+    window: float = 30.0  # seconds of audio
 
     @classmethod
     def of(cls, name: str, model: WhisperForConditionalGeneration | None = None) -> "BaseModelInfo":
@@ -51,6 +53,7 @@ class BaseModelInfo:
                 model.config.num_mel_bins,
                 stored_vocabulary(name) or model.config.vocab_size,
             )
+            info.window = float(window_seconds(model))
             # in memory the model may have the student's vocabulary; input and output embeddings are one matrix
             rows = info.vocabulary - model.config.vocab_size
             info.parameters = model.num_parameters() + rows * model.config.d_model

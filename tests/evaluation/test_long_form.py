@@ -13,6 +13,7 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from askd_hf.data import decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
+from askd_hf.evaluation import long_form
 from askd_hf.evaluation.long_form import concatenate_clips, transcribe_long
 from askd_hf.evaluation.metrics import error_rates
 from askd_hf.models.generation_config import set_language
@@ -268,3 +269,13 @@ def test_all_windows_of_joined_clips_are_heard(timestamped, clips, monkeypatch):
     sequential = list(transcribe_long(model, processor, joined, "sequential"))
     assert frames[4:] == [int(100 * durations[0]), 3000, 3000]
     assert [t.duration for t in chunked] == [t.duration for t in sequential] == durations
+
+
+def test_joined_recordings_are_in_parts_that_arrow_can_hold(monkeypatch, tmp_path):
+    folder = write_speech(tmp_path / "speech", clips=6)
+    clips = load_speech_dataset(str(folder), None, "train")
+    whole = concatenate_clips(clips, 1.0)
+    monkeypatch.setattr(long_form, "PART_BYTES", 1)
+    assert concatenate_clips(clips, 1.0).to_list() == whole.to_list()
+    parts = list(long_form._parts([{"audio": {"bytes": b"123"}}] * 3))
+    assert [len(part) for part in parts] == [1, 1, 1]

@@ -129,3 +129,13 @@ def test_manifests_are_found_with_the_student_first_and_the_teacher_last(tmp_pat
     }
     assert list(found) == ["a.x", "b"]
     assert found["a.x"]["before"].lines_file == tmp_path / "before" / "a.x.jsonl"
+
+
+def test_another_generation_config_is_another_setting(manifest):
+    """Suppressed tokens change the texts. Manifests of earlier versions don't have it."""
+    new = dataclasses.replace(SETTINGS, generation_config="b")
+    manifest.check_metadata(new)
+    manifest.prepare(dataclasses.replace(SETTINGS, generation_config="a"), batch_size=4)
+    with pytest.raises(UserError, match="different settings: the model's generation config"):
+        manifest.check_metadata(new)
+    assert manifest.prepare(new, batch_size=4, overwrite=True) == 0

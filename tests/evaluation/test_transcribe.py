@@ -7,11 +7,12 @@ import pytest
 import soundfile
 import torch
 from models import make_multilingual, make_whisper
+from transformers import GenerationConfig
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import DatasetSpec, Decoding, plan_jobs, prepare_set, run_job, spread_clips
 from askd_hf.evaluation.results import LongClips
-from askd_hf.evaluation.transcribe import fixed_seed, token_limit
+from askd_hf.evaluation.transcribe import _generation_digest, fixed_seed, token_limit
 from askd_hf.models.generation_config import set_language
 
 CLIPS = [(0.4, "a b"), (0.9, "c"), (0.3, "ignore_time_segment_in_scoring"), (0.5, "d e"), (2.2, "f"), (0.8, "")]
@@ -149,3 +150,20 @@ def test_only_the_random_state_of_the_models_device_is_restored(monkeypatch, dev
     assert calls == saved and torch.equal(torch.get_rng_state(), before)
     with fixed_seed(torch.device(device)):
         assert torch.equal(torch.rand(2), first)
+
+
+def test_the_generation_config_counts_as_far_as_it_changes_texts_or_times():
+    def digest(timestamps="none", **changes) -> str:
+        return _generation_digest(GenerationConfig(**(dict(suppress_tokens=[1, 2]) | changes)), timestamps)
+
+    assert digest() == digest(num_assistant_tokens=7, language="fr", task="translate", alignment_heads=[[1, 0]])
+    assert digest() != digest(suppress_tokens=[1])
+    assert digest("word", alignment_heads=[[1, 0]]) != digest("word", alignment_heads=[[1, 1]])
+
+
+def test_seeds_are_for_devices_without_a_state_of_their_own_too():
+    """`fork_rng` takes its devices for CUDA's: `mps` and `xpu` would raise."""
+    before = torch.get_rng_state()
+    with fixed_seed(torch.device("mps")):
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
