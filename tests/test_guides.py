@@ -97,7 +97,7 @@ SHORTER = {
     "askd-hf distill --min_duration_in_seconds": f"{TRAINING} --min_duration_in_seconds 0.5",  # windows have a second
     "askd-hf distill --window_seconds": f"{TRAINING} --window_seconds 1 --teacher_top_k 8",
     "askd-hf distill --window_seconds --vocabulary 20000": f"{TRAINING} --window_seconds 1 --vocabulary auto "
-    "--vocabulary_min_count 3 --teacher_top_k 8",
+    "--teacher_top_k 8",
     "askd-hf distill --encoder_layers": f"{TRAINING} --encoder_layers 0, --encoder_recovery_epochs 1",
     "askd-hf plan": "--speedup 0.01",
     "askd-hf prepare --audio_dir": "--target prepared",  # my_speech is here already
