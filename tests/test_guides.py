@@ -43,7 +43,7 @@ NOT_RUN = {
     "python examples/study.py --study examples/studies/encoder.yaml": "hours long",
     "python examples/study.py --study examples/studies/defaults.yaml": "hours long",
     "python examples/study.py --study examples/studies/presets.yaml": "hours long",
-    'python examples/study.py --study examples/studies/flagship.yaml --only "3 decoder layers, 6 s, 20,000 tokens"': (
+    "python examples/study.py --study examples/studies/flagship.yaml --only '3 decoder layers, 6 s, 20,000 tokens'": (
         "hours long"
     ),
     "python examples/study.py --study examples/studies/depth.yaml": "an hour long",

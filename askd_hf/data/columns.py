@@ -62,12 +62,12 @@ def are_segments(feature: FeatureType) -> bool:
 
 
 def require_audio_files(feature: FeatureType, name: str, action: str) -> None:
-    """Raise `UserError` unless the audio is stored as files.
+    """Raise `UserError` if the audio is stored as arrays, not as files.
 
     Args:
         action: what requires audio files, such as "stream".
     """
-    if not isinstance(feature, Audio):
+    if isinstance(feature, dict) and "array" in feature:
         raise UserError(
             f"{name}: cannot {action} datasets whose audio is stored as arrays; save it as audio files "
             "(soundfile.write) and load those"

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -256,7 +257,7 @@ class TrainerStep:
         trainer.create_optimizer_and_scheduler(TOTAL_STEPS)
         trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
         trainer.state = TrainerState(max_steps=TOTAL_STEPS, num_train_epochs=1, epoch=0.0)
-        trainer.callback_handler.train_dataloader = range(TOTAL_STEPS)  # callbacks need only its length
+        trainer.callback_handler.train_dataloader = DataLoader(range(TOTAL_STEPS))  # callbacks need only its length
         with contextlib.redirect_stdout(io.StringIO()):  # the plan of a run that isn't one
             trainer.control = trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
         if isinstance(trainer, ASKDTrainer):
