@@ -14,7 +14,7 @@ from .arguments.renamed import rename_saved
 from .config import ASKDConfig
 from .data import SpeechStream
 from .data.json_files import read_json, write_json
-from .data.stream import PARTS_OF_A_STREAM
+from .data.stream import steps_per_part
 from .progress import write
 from .schedule import UNKNOWN, BlendSchedule, BlendState, BlendWeights, LabelsJudged
 from .self_teacher import SELF_TEACHERS, SelfTeacher
@@ -30,9 +30,9 @@ def data_epoch(args: ASKDConfig, state: TrainerState, train_dataloader: DataLoad
     `on_epoch_begin` can't count it, as it is called again when a run is resumed. `state.epoch` is a float, which isn't
     exact.
     """
-    steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
     if isinstance(train_dataloader.dataset, SpeechStream):
-        steps = args.max_steps // PARTS_OF_A_STREAM  # as often as `prepare_stream` evaluates and saves
+        return state.global_step // steps_per_part(args.max_steps)
+    steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
     return state.global_step // max(steps, 1)
 
 

@@ -489,3 +489,10 @@ def test_a_multilingual_model_with_few_tokens_is_not_offered_for_faster_whisper(
         texts.append(render_card(dataclasses.replace(summary, student=student), None, "you/made-up").text)
     assert ["from faster_whisper import" in text for text in texts] == [True, False]
     assert ["with fewer than 51,865 tokens for an English-only one" in text for text in texts] == [False, True]
+
+
+def test_no_speedup_over_a_teacher_that_was_not_measured():
+    """With `--clip_context` and no teacher, speeds are relative to the student itself."""
+    results = read_results("accented-results")
+    results.speed.rows = [row for row in results.speed.rows if row.role != "teacher"]
+    assert "Speedup over the teacher" not in results_line(results)

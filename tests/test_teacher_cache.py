@@ -21,6 +21,7 @@ from soft_labels import BATCH, CLIPS, PART_CLIPS, TEMPERATURE, TOP_K, label, set
 from speech import write_speech
 from transformers import WhisperFeatureExtractor
 
+from askd_hf.commands.cache_teacher import without_paths
 from askd_hf.data import (
     TEACHER_COLUMNS,
     Limits,
@@ -34,7 +35,13 @@ from askd_hf.data.columns import replace_column
 from askd_hf.data.concatenation import with_concatenated
 from askd_hf.data.locks import locked
 from askd_hf.data.shared_disk import locked_for
-from askd_hf.data.soft_labels import SOFT_LABEL_COLUMNS, SOFT_LABEL_FEATURES, check_soft_labels, teacher_settings
+from askd_hf.data.soft_labels import (
+    SETTINGS_COLUMN,
+    SOFT_LABEL_COLUMNS,
+    SOFT_LABEL_FEATURES,
+    check_soft_labels,
+    teacher_settings,
+)
 from askd_hf.data.teacher_cache import cache_teacher
 from askd_hf.errors import UserError
 
@@ -657,3 +664,11 @@ def test_other_features_of_the_same_teacher_are_refused(teacher, collator, clips
     check_soft_labels(labeled, collator, TEMPERATURE, ours)
     with pytest.raises(UserError, match=r"with other features \(preprocessor_config\.json\)"):
         check_soft_labels(labeled, collator, TEMPERATURE, theirs)
+
+
+def test_pushed_labels_have_no_paths_of_this_machine():
+    made_by = [json.dumps({"teacher": "/home/me/models/large", "top_k": 8})] * 2
+    labeled = Dataset.from_dict({"clip": ["/home/me/a.wav", "b.wav"], SETTINGS_COLUMN: made_by, "text": ["x", "y"]})
+    pushed = without_paths(labeled)
+    assert pushed["clip"][:] == ["a.wav", "b.wav"] and pushed["text"][:] == ["x", "y"]
+    assert [json.loads(one) for one in pushed[SETTINGS_COLUMN]] == [{"teacher": "large", "top_k": 8}] * 2

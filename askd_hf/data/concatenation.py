@@ -83,9 +83,9 @@ def with_concatenated(
 def _joined(audio: Dataset, rows: list[dict[str, Any]], chosen: list[tuple[int, ...]], features: Features) -> Dataset:
     """Return the joined rows. They contain copies of embedded audio, and so are in a temporary file, not in memory."""
 
-    def join(_: Mapping[str, Any], number: int) -> dict[str, Any]:
+    def join(first: Mapping[str, Any], number: int) -> dict[str, Any]:
         clips = chosen[number]
-        return joined_row([rows[i] for i in clips], [audio[i]["audio"] for i in clips])
+        return joined_row([rows[i] for i in clips], [first["audio"], *(audio[i]["audio"] for i in clips[1:])])
 
     fingerprint = uuid.uuid4().hex
     with hide_datasets_bars():

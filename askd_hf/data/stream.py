@@ -20,6 +20,11 @@ PARTS_OF_A_STREAM = 10  # of a run: what else happens once per epoch happens onc
 MOST_READS = 1.25  # of a row, in an epoch of all processes
 
 
+def steps_per_part(max_steps: int) -> int:
+    """Return the number of updates of a part of a run."""
+    return max(max_steps // PARTS_OF_A_STREAM, 1)
+
+
 @dataclass
 class SpeechStream:
     """Infinite stream of rows of several datasets. The order depends only on the seed and the number of processes.

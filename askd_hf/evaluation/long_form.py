@@ -25,7 +25,7 @@ from ..progress import progress
 
 Method = Literal["short_form", "sequential", "chunked"]
 Timestamps = Literal["none", "segment", "word"]
-PART_BYTES = 10**9
+PART_BYTES = 10**9  # of the audio in one table
 
 
 @dataclass

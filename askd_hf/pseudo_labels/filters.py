@@ -101,7 +101,7 @@ def compression_ratio(text: str) -> float:
     """Return the ratio of the text's bytes to its zlib-compressed bytes, as whisper/utils.py of OpenAI does.
 
     Text of more than two UTF-8 bytes per letter, such as Thai or Hindi, is compressed with one byte per letter: the
-    bytes that its letters share would count as repetitions, and a minute of such text would exceed any threshold.
+    bytes that its letters share would count as repetitions, and text without any would exceed 2.4.
 
     Not the ratio of `generate` of Transformers, which is computed on token bytes.
     """

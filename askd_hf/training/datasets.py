@@ -29,7 +29,7 @@ from ..data.languages import UNKNOWN, language_code, with_language, without_lang
 from ..data.long_clips import cut_long_clips
 from ..data.no_speech import as_no_speech, synthetic_no_speech
 from ..data.soft_labels import without_soft_labels
-from ..data.stream import PARTS_OF_A_STREAM, warn_of_repeated_reads
+from ..data.stream import steps_per_part, warn_of_repeated_reads
 from ..data.text import SAMPLE_SIZE, basic_normalizer, replace_column
 from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
@@ -325,7 +325,7 @@ def _check_default_dataset(data_args: DataArguments) -> None:
 
 def prepare_stream(config: ASKDConfig) -> None:
     """Evaluate and save ten times per run in place of at every epoch, as the length of an epoch is unknown."""
-    steps = max(config.max_steps // PARTS_OF_A_STREAM, 1)
+    steps = steps_per_part(config.max_steps)
     if config.eval_strategy == IntervalStrategy.EPOCH:
         config.eval_strategy, config.eval_steps = IntervalStrategy.STEPS, steps
     if config.save_strategy == SaveStrategy.EPOCH:

@@ -12,6 +12,7 @@ from scripts import ROOT, load_script, run_here
 
 from askd_hf.errors import UserError
 from askd_hf.evaluation import DatasetSpec, EvaluationArguments, Results, format_results, prepare_set, score_directory
+from askd_hf.evaluation.study import set_errors
 
 
 def speech(folder, texts: list[str | None]) -> DatasetSpec:
@@ -73,6 +74,14 @@ def test_older_manifests_of_empty_references_are_still_without_speech(tmp_path, 
     (result,) = results.sets
     assert (result.has_speech, result.clips, result.scores["student"].no_speech_hallucinations) == (False, 2, 1)
     assert "1 of 2 (50.0 %)" in format_results(results)
+
+
+def test_a_study_counts_texts_on_sounds_as_the_evaluation_does(tmp_path):
+    """The English normalizer removes what is in brackets, and hesitations."""
+    write(tmp_path, "student", [(None, "", "[Music]"), (None, "", "Uh."), (None, "", " "), (None, "", "you")], set={})
+    (result,) = score_directory(tmp_path).sets
+    errors = set_errors(tmp_path, result.name, "sounds", "english")
+    assert errors.texts == result.scores["student"].no_speech_hallucinations == 3
 
 
 def test_new_manifests_of_empty_references_are_not(tmp_path):
