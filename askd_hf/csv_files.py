@@ -1,6 +1,7 @@
 """Read CSV files strictly: nothing is guessed, and a wrong row is an error that names its line."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,28 +16,39 @@ def csv_rows(file: Path, delimiter: str = ",", quotes: bool = True) -> Iterator[
 
     Not `pyarrow.csv`, which accepts an unclosed quote.
 
-    Raises `UserError` if two columns have the same name, a row has another length, or a quote isn't closed.
+    Raises `UserError` if two columns have the same name, a row has another length, a quote isn't closed, or the file
+    isn't UTF-8.
     """
-    # utf-8-sig: spreadsheet programs write a byte order mark before the first column's name
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(
-            stream, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
-        )
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(header, file)
-            yield header
-            for fields in reader:
-                if fields and len(fields) != len(header):
-                    advice = "; enclose text with commas in double quotes" if delimiter == "," else ""
-                    raise UserError(
-                        f"{file}, line {reader.line_num}: {len(fields)} fields, the header has {len(header)} "
-                        f"({', '.join(header)}){advice}"
-                    )
-                if fields:
-                    yield fields
-        except csv.Error as error:
-            raise UserError(f"{file}, line {reader.line_num}: {error}") from None
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader(read_utf8(file), delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(header, file)
+        yield header
+        for fields in reader:
+            if fields and len(fields) != len(header):
+                advice = "; enclose text with commas in double quotes" if delimiter == "," else ""
+                raise UserError(
+                    f"{file}, line {reader.line_num}: {len(fields)} fields, the header has {len(header)} "
+                    f"({', '.join(header)}){advice}"
+                )
+            if fields:
+                yield fields
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: {error}") from None
+
+
+def read_utf8(file: Path) -> io.StringIO:
+    """Return the lines of a text file, without a byte order mark, which spreadsheet programs write at its start.
+
+    Raises `UserError` if the file isn't UTF-8.
+    """
+    content = file.read_bytes()
+    try:
+        return io.StringIO(content.decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}, line {line}: not UTF-8; save it as UTF-8, in Excel as `CSV UTF-8`") from None
 
 
 def _check_header(header: list[str], file: Path) -> None:

@@ -16,14 +16,21 @@ def main() -> None:
     parser.add_argument("evaluations", type=Path, nargs="+", help="Output directories of askd-hf evaluate.")
     parser.add_argument("picture", type=Path, help="Image to write, such as picture.png.")
     args = parser.parse_args()
+    from matplotlib.figure import Figure
+
     from askd_hf.evaluation.noise_figure import scores_by_condition, write_noise_figure
     from askd_hf.evaluation.results import Results
 
+    if args.picture.suffix.lstrip(".") not in (formats := Figure().canvas.get_supported_filetypes()):
+        raise UserError(
+            f"{args.picture}: give the picture to write last, with one of the suffixes {', '.join(formats)}"
+        )
     files = [directory / "results.json" for directory in args.evaluations]
     if missing := [str(file) for file in files if not file.is_file()]:
         raise UserError(f"{', '.join(missing)}: no such file; give the output directories of askd-hf evaluate")
     evaluations = [Results.load(file) for file in files]
     write_noise_figure(scores_by_condition(evaluations), args.picture)
+    print(args.picture)
 
 
 if __name__ == "__main__":

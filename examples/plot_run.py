@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.hub.figure import write_run_figure
 
 
@@ -17,8 +18,14 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="Directory of the run.")
     parser.add_argument("picture", type=Path, help="Image to write, such as picture.png.")
     args = parser.parse_args()
-    write_run_figure(json.loads((args.run / "trainer_state.json").read_text())["log_history"], args.picture)
+    state = args.run / "trainer_state.json"
+    if not state.is_file():
+        raise UserError(
+            f"{state}: no such file; give the output directory of a finished run, or one of its checkpoints"
+        )
+    write_run_figure(json.loads(state.read_text())["log_history"], args.picture)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

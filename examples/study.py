@@ -118,6 +118,7 @@ def main() -> None:
         raise UserError(f"--only: no cell has {', '.join(sorted(unknown))} in its name, such as {cells[-1].name}")
     if not args.report_only:
         check_cells(cells, plan.evaluation)
+        check_datasets(cells, plan.evaluation)
         done = read_results(directory, cells, plan.evaluation)
         chosen = [cell for cell in cells if {*args.only} <= {*cell.name.split("/")} and cell.name not in done]
         failed = run_cells(chosen, plan.evaluation, directory, args.processes)
@@ -151,6 +152,7 @@ def read_plan(file: Path) -> Plan:
             setattr(plan, part, named_options(getattr(plan, part)))
     with named_errors(f"{file}: teachers"):
         named_options(dict.fromkeys(plan.teachers, "") if isinstance(plan.teachers, dict) else plan.teachers)
+    check_lists(plan, file)
     if unknown := {*plan.baselines} - {*plan.methods, *plan.students, TEACHER}:
         raise UserError(f"{file}: baselines: {', '.join(sorted(unknown))}: not a method, a student or `{TEACHER}`")
     named = {name for options in plan.training.values() for name in options.get("in_domain", [])}
@@ -158,6 +160,19 @@ def read_plan(file: Path) -> Plan:
     if unknown := named - {*plan.evaluation}:
         raise UserError(f"{file}: {', '.join(sorted(unknown))}: not an evaluation set")
     return plan
+
+
+def check_lists(plan: Plan, file: Path) -> None:
+    """Raise `UserError` for parts of the file that must be lists and aren't, and for seeds that aren't integers."""
+    parts = {"seeds": plan.seeds, "baselines": plan.baselines}
+    parts |= {f"training: {name}: in_domain": part.get("in_domain", []) for name, part in plan.training.items()}
+    for name, part in parts.items():
+        if not isinstance(part, list):
+            raise UserError(f"{file}: {name}: must be a list such as [{part}], not {part!r}")
+    for name, numbers in {"seeds": plan.seeds, "speed_clips": [plan.speed_clips]}.items():
+        if wrong := [number for number in numbers if not str(number).isdecimal()]:
+            raise UserError(f"{file}: {name}: must be integers, not {', '.join(map(str, wrong))}")
+    plan.speed_clips = int(plan.speed_clips)
 
 
 def named_options(part: Any) -> dict[str, Options]:
@@ -224,6 +239,15 @@ def check_cells(cells: list[Cell], evaluation: dict[str, Options]) -> None:
             parse_args(options_of("distill"), as_arguments(cell.options))
 
 
+def check_datasets(cells: list[Cell], evaluation: dict[str, Options]) -> None:
+    """Raise `UserError` if a dataset of the study doesn't exist, before the first cell runs."""
+    from askd_hf.data.sources import check_exist
+
+    for options in (*evaluation.values(), *(cell.options for cell in cells)):
+        named = options.get("dataset", [])
+        check_exist([named] if isinstance(named, str) else named)
+
+
 @contextlib.contextmanager
 def named_errors(name: str) -> Iterator[None]:
     try:
@@ -263,10 +287,12 @@ def check_same_options(cell: Cell, then: dict[str, Any], now: dict[str, Any], di
     """Raise `UserError` if the options of a cell have changed since it was run. Output and caches may be elsewhere."""
     names = sorted({*then, *now} - MAY_DIFFER)
     if changed := [name for name in names if then.get(name) != now.get(name)]:
+        made = [directory / "evaluations" / cell.name]
+        made += [directory / "runs" / cell.name] if changed != ["evaluation"] else []  # else the student can stay
         raise UserError(
             f"{cell.name} was run with another value of {', '.join(changed)}: rename the part of the study that "
             f"changed, or remove its line from {directory / 'results.jsonl'}, if there is one, and "
-            f"{directory / 'runs' / cell.name} and {directory / 'evaluations' / cell.name}"
+            f"{' and '.join(map(str, made))}"
         )
 
 
@@ -466,7 +492,7 @@ def measure_speeds(plan: Plan, study: "Study", directory: Path) -> "dict[str, Sp
     (spec,) = evaluation.sets()
     spec = replace(spec, name=plan.speed_set)
     return {
-        teacher: measure_students(study, teacher, model, spec, int(plan.speed_clips), speed_file(directory, teacher))
+        teacher: measure_students(study, teacher, model, spec, plan.speed_clips, speed_file(directory, teacher))
         for teacher, model in plan.teachers.items()
     }
 

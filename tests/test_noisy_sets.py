@@ -133,9 +133,9 @@ def test_test_noises_and_training_noises_are_different_files(monkeypatch, capsys
     [
         (("--training_noises", "x"), "--training_noises requires --noise_every of at least 2"),
         (("--output_dir", "speech"), "--output_dir speech already exists"),
-        (("--noise_dir", "nowhere"), "--noise_dir nowhere: no audio files"),
-        (("--noise_dir", "silent"), "silent.wav is silent"),
-        (("--noise_every", "5", "--noise_dir", "silent", "--training_noises", "x"), "only 1 noise"),
+        (("--noise_dir", "nowhere"), "--noise_dir nowhere: no such directory"),
+        (("--noise_dir", "silent"), "silent.wav: silent"),
+        (("--noise_every", "5", "--noise_dir", "single", "--training_noises", "x"), "has one noise: none is left"),
         (("--split", "other"), "has no split 'other'"),
         (("--max_clips", "0"), "--max_clips must be at least 1, got 0"),
     ],
@@ -144,6 +144,8 @@ def test_mistakes_are_named(monkeypatch, capsys, place, more, message):
     monkeypatch.chdir(place)
     (place / "silent").mkdir()
     soundfile.write(place / "silent" / "silent.wav", np.zeros(RATE), RATE)
+    (place / "single").mkdir()
+    shutil.copy(place / "noises" / "a.wav", place / "single")
     given = ("--dataset", "speech", "--noise_dir", "noises", "--output_dir", "noisy", *more)
     status, _, err = run_here(monkeypatch, capsys, *given, file=SCRIPT)
     assert status == 2 and message in err, err

@@ -52,7 +52,7 @@ from ..evaluation import (
     spread_clips,
     write_report,
 )
-from ..evaluation.long_form import Method
+from ..evaluation.long_form import Method, check_can_transcribe
 from ..evaluation.results import CLIP_CONTEXT
 from ..models.generation_config import generation_config_file, set_language
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
@@ -105,7 +105,7 @@ def evaluate(args: EvaluationArguments) -> None:
 def load_models(args: EvaluationArguments) -> Models:
     """Load student and teacher with their processors."""
     args.start_processes()
-    args.sets()  # raises UserError for sets that don't fit together
+    sets = args.sets()  # raises UserError for sets that don't fit together
     names = {"student": args.model}
     if args.clip_context:
         names[CLIP_CONTEXT] = args.model
@@ -116,6 +116,10 @@ def load_models(args: EvaluationArguments) -> Models:
     for role, model in models.items():
         check_processor(model, processors[role])
         check_max_length(model, args.generation_max_length)
+        for spec in sets:  # before their clips are downloaded and checked
+            set_language(model, processors[role], spec.language, spec.task)
+        for method in cast(list[Method], ["short_form", *(args.long_form or [])]):  # checked by the options
+            check_can_transcribe(model, method, args.decoding().timestamps)
     if args.speculative:
         check_can_assist(models["teacher"], models["student"])
     if args.save_num_assistant_tokens:

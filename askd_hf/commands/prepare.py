@@ -14,6 +14,7 @@ import os
 import random
 import shlex
 import shutil
+import sys
 from pathlib import Path, PurePath
 from statistics import median
 
@@ -50,9 +51,9 @@ def prepare(args: PrepareArguments) -> None:
 
 
 def read_clips(args: PrepareArguments) -> list[Row]:
-    """Return the rows with the columns file_name, transcription and speaker.
+    """Return the rows with the columns file_name, transcription and speaker, without spaces around their values.
 
-    Raises `UserError` if a column, a file or all rows are missing, or two rows name the same file.
+    Raises `UserError` if a column, a file, a speaker or all rows are missing, or two rows name the same file.
     """
     if Path(args.target).exists():
         raise UserError(f"{args.target} already exists: choose another --target, or remove it first")
@@ -63,12 +64,15 @@ def read_clips(args: PrepareArguments) -> list[Row]:
         if column not in header and not (option == "speaker_column" and column == "none"):
             also = ". Without speakers: --speaker_column none" if option == "speaker_column" else ""
             raise UserError(f"{file} has no column {column!r}; it has {', '.join(header)}: give --{option}{also}")
+    if args.speaker_column == "none":
+        del wanted["speaker"]
     others = [name for name in header if name and name not in {*wanted.values(), *wanted}]
     clips = [
-        {new: row.get(column, "") for new, column in wanted.items()} | {kept_as(name): row[name] for name in others}
+        {new: row[column].strip() for new, column in wanted.items()} | {kept_as(name): row[name] for name in others}
         for row in rows
     ]
     check_files(args, clips, file)
+    check_speakers(args, clips, file)
     return clips if args.max_seconds is None else shorter_clips(args, clips, args.max_seconds)
 
 
@@ -153,6 +157,23 @@ def check_files(args: PrepareArguments, clips: list[Row], file: Path) -> None:
             raise UserError(f"{file}: {other} and {clip['file_name']} are one file, or have the same name")
 
 
+def check_speakers(args: PrepareArguments, clips: list[Row], file: Path) -> None:
+    """Raise `UserError` for rows without a speaker. Print a warning about names that differ only in case."""
+    if args.speaker_column == "none":
+        return
+    if unknown := [row for row, clip in enumerate(clips) if not clip["speaker"]]:
+        raise UserError(
+            f"{file}: {len(unknown)} of {counted(len(clips), 'row')} have no speaker in column "
+            f"{args.speaker_column!r}, the first is row {unknown[0]} (counted from 0): fill it in, or give "
+            "--speaker_column none to split by clip"
+        )
+    names: dict[str, str] = {}
+    for speaker in sorted({clip["speaker"] for clip in clips}):
+        other = names.setdefault(speaker.casefold(), speaker)
+        if other != speaker:
+            print(f"{file}: {other!r} and {speaker!r} are taken for two speakers", file=sys.stderr)
+
+
 def split_by_speaker(args: PrepareArguments, clips: list[Row]) -> dict[str, list[Row]]:
     """Return the clips of each split. Without speakers each clip is one, in random order."""
     if args.speaker_column == "none":
@@ -165,9 +186,12 @@ def split_by_speaker(args: PrepareArguments, clips: list[Row]) -> dict[str, list
     for clip, number in zip(clips, order, strict=True):
         splits[split_of(args, number)].append(clip)
     if empty := [name for name, chosen in splits.items() if not chosen]:
+        what = "clip" if args.speaker_column == "none" else "speaker"
+        size = "larger" if "train" in empty else "smaller"
+        also = "" if what == "clip" else ", or --speaker_column none to split by clip"
         raise UserError(
-            f"{max(order) + 1} speakers are too few: no clip for {', '.join(empty)}. Give a smaller --test_every or "
-            "--validation_every, or --speaker_column none"
+            f"there is no clip for {', '.join(empty)}, of {counted(max(order) + 1, what)}: give a {size} --test_every "
+            f"or --validation_every{also}"
         )
     return splits
 
@@ -192,8 +216,7 @@ def write_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
             link_or_copy(directory / clip["file_name"], copy)
         for name, clips in splits.items():
             with (unfinished / name / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
-                fields = [field for field in clips[0] if field != "speaker" or args.speaker_column != "none"]
-                writer = csv.DictWriter(file, fields, extrasaction="ignore")
+                writer = csv.DictWriter(file, clips[0].keys())
                 writer.writeheader()
                 writer.writerows(clip | {"file_name": file_name(clip["file_name"])} for clip in clips)
         unfinished.rename(target)
@@ -209,8 +232,9 @@ def link_or_copy(source: Path, copy: Path) -> None:
 def print_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
     """Print the size of each split, and how to train on them."""
     for name, clips in splits.items():
-        speakers = len({clip["speaker"] for clip in clips})
-        who = "" if args.speaker_column == "none" else f" of {counted(speakers, 'speaker')}"
+        by_speaker = args.speaker_column != "none"
+        speakers = len({clip["speaker"] for clip in clips}) if by_speaker else 0
+        who = f" of {counted(speakers, 'speaker')}" if by_speaker else ""
         words = sum(len(clip["transcription"].split()) for clip in clips)
         files = [Path(args.target, name, file_name(clip["file_name"])) for clip in clips]
         lengths = [seconds for file in files if (seconds := seconds_of(file)) is not None]
@@ -219,9 +243,11 @@ def print_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
             print(f"  {spread_of(lengths)}")
         if len(lengths) < len(clips):
             print(f"  {counted(len(clips) - len(lengths), 'clip')} can't be decoded: askd-hf distill names them")
+        if silent := sum(not clip["transcription"] for clip in clips):
+            print(f"  {counted(silent, 'clip')} without a transcript")
         if name == "train" and (note := little_speech(sum(lengths))):
             print(f"  {note}")
-        if who and name != "train" and speakers < FEW:
+        if by_speaker and name != "train" and speakers < FEW:
             print(f"  few speakers: a smaller --{name}_every makes the error rate of {name} more reliable")
     teacher = f"--teacher openai/whisper-small --dataset {shlex.quote(args.target)}"
     print(

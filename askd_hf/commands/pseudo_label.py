@@ -35,6 +35,7 @@ from ..data import Limits, filter_invalid_clips
 from ..data.shared_disk import is_first_on_disk, others_wait
 from ..errors import UserError
 from ..evaluation.metrics import language_code, normalizer_for
+from ..evaluation.suites import load_set
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
 from ..pseudo_labels import (
     DATASET,
@@ -45,7 +46,6 @@ from ..pseudo_labels import (
     dataset_card,
     filter_transcripts,
     known_references,
-    load_clips,
     plan_transcription,
     push_dataset,
     score_transcripts,
@@ -117,7 +117,7 @@ def load_teacher(args: PseudoLabelArguments) -> tuple[WhisperForConditionalGener
 def load_speech(args: PseudoLabelArguments, processor: WhisperProcessor) -> Dataset:
     """Load the clips and check every one, before anything is transcribed."""
     window, workers = processor.feature_extractor.chunk_length, args.num_workers or None
-    clips = load_clips(args.source(), args.max_samples, workers)
+    clips = load_set(args.source(), args.max_samples, workers, text_required=False)
     if args.concatenate:
         check_can_concatenate(clips, window, args.concatenate_seconds)
     return filter_invalid_clips(

@@ -138,8 +138,9 @@ def with_audio_files(rows: Dataset, files: list[Path], root: Path, name: str = "
 
 
 def audio_files(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> list[Path]:
-    """Return all audio files in a folder and its subdirectories, sorted by path."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    """Return all audio files in a folder and its subdirectories, sorted by path. Hidden files are left out."""
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    return sorted(file for file in found if not file.name.startswith("."))
 
 
 def read_audio_files(files: list[Path], root: Path) -> Dataset:

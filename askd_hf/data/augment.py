@@ -16,12 +16,15 @@ import soundfile
 
 from ..arguments.augment import DIRECT_DB, GAIN_DB, MP3_KBPS, REVERB_SECONDS, SPEED, AugmentArguments
 from ..errors import UserError
-from .audio import SAMPLING_RATE
+from ..progress import progress
+from .audio import SAMPLING_RATE, AudioError, read_audio, silence
 from .audiofolder import AUDIO_SUFFIXES, audio_files
 from .degradations import reverberate
 
 Transform = Callable[[np.ndarray, int], np.ndarray]
 
+# of noises that audiomentations reads with libsndfile; it leaves out files with other ones
+NOISE_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".opus", ".wav")
 # shortest clip that LAME encodes, samples
 MIN_MP3_SAMPLES = SAMPLING_RATE // 10
 
@@ -35,7 +38,7 @@ class Augmenter:
     Args:
         max_samples: longest result, samples. A clip that would become longer keeps its speed. Default: 30 s.
 
-    Raises `UserError` if `audiomentations` isn't installed, or `noise_dir` has no audio files or an unreadable one.
+    Raises `UserError` if `audiomentations` isn't installed, or as `noise_files`.
     """
 
     def __init__(self, options: AugmentArguments, max_samples: int = 30 * SAMPLING_RATE):
@@ -133,22 +136,34 @@ def _audiomentations():
 
 
 def noise_files(folder: str) -> list[str]:
-    """Return the audio files in the folder, sorted. Raise `UserError` if there are none or one is unreadable."""
+    """Return the audio files in the folder, sorted.
+
+    Raises `UserError` if there are none, or one is silent or can't be decoded by `audiomentations`, which would leave
+    it out, or loop forever on a truncated file.
+    """
+    if not Path(folder).expanduser().is_dir():
+        raise UserError(f"--noise_dir {folder}: no such directory")
     files = [os.path.abspath(file) for file in audio_files(Path(folder).expanduser())]
     if not files:
         raise UserError(f"--noise_dir {folder}: no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
-    for file in files:
-        _check_end(file)
+    for file in progress(files, "Checking noises", "file"):
+        if problem := _problem(file):
+            raise UserError(f"--noise_dir: {file}: {problem}")
     return files
 
 
-def _check_end(file: str) -> None:
-    """Raise `UserError` unless the last sample can be read: on a truncated file the library would loop forever."""
+def _problem(file: str) -> str:
+    """Return why a noise can't be used, or "" if it can."""
     try:
         with soundfile.SoundFile(file) as sound:
             sound.seek(max(0, sound.frames - 1))
             complete = len(sound.read()) > 0
+        is_silent = silence(read_audio({"path": file})[0]) if complete else ""
     except soundfile.LibsndfileError as error:
-        raise UserError(f"--noise_dir: {file} can't be read ({error.error_string})") from None
+        return f"can't be read ({error.error_string}): convert it to WAV or FLAC"
+    except AudioError as error:
+        return str(error)
     if not complete:
-        raise UserError(f"--noise_dir: {file} is empty or truncated")
+        return "empty or truncated"
+    known = file.lower().endswith(NOISE_SUFFIXES)
+    return is_silent or ("" if known else f"must be one of {', '.join(NOISE_SUFFIXES)}: convert it to WAV or FLAC")

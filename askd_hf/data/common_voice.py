@@ -56,10 +56,7 @@ def read_common_voice(table: Path) -> Dataset:
 
     Raises `UserError` if a row has another length than the header, or no path.
     """
-    try:
-        header, *rows = csv_rows(table, delimiter="\t", quotes=False)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{table}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    header, *rows = csv_rows(table, delimiter="\t", quotes=False)
     columns = {name: [row[i] for row in rows] for i, name in enumerate(header) if name}
     paths = columns.pop("path")
     if "" in paths:

@@ -36,7 +36,10 @@ def load_hub_audiofolder(name: str, builder: DatasetBuilder, split: str, urls: M
     nearest = {_nearest(file, found) for file in own if file.suffix.lower() in AUDIO_SUFFIXES} - {None}
     if builder.repo_id is None or not nearest:
         deeper = f" ({min(found)} is too deep; use {name}/{min(found).parent.parent.as_posix()})" if found else ""
-        raise UserError(f"{name}: no {', '.join(METADATA_FILES)} found for the audio files{deeper}")
+        raise UserError(
+            f"{name}: no {', '.join(METADATA_FILES)} found for the audio files{deeper}: add one with the columns "
+            "file_name and transcription"
+        )
     if len(nearest) > 1:
         raise UserError(f"{name}: split {split!r} has several metadata files, {', '.join(map(str, sorted(nearest)))}")
     (metadata,) = nearest

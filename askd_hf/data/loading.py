@@ -67,7 +67,8 @@ def load_speech_dataset(
         split: with the slices and sums of `datasets`: `train`, `train[:100]`, `train[:10%]+test`.
         audio_column_name: default: `audio`, or the only audio column.
         text_column_name: default: the first existing one of `TEXT_COLUMNS`.
-        text_required: False to set `text` to None if there is no transcript column. Default: True.
+        text_required: False to set `text` to None if there is no transcript column, and to accept a directory of audio
+            files without a metadata file. Default: True.
         num_proc: number of processes that prepare a Hub dataset; None for the current process.
         streaming: return an `IterableDataset`, without downloading or converting the dataset first. Split slices and
             audiofolder datasets on the Hub aren't supported. Default: False.
@@ -90,7 +91,7 @@ def load_speech_dataset(
     parts = []
     for part in split.split("+"):
         base, bracket, _ = part.strip().partition("[")
-        dataset, files = load_split(name, config, base, num_proc, streaming)
+        dataset, files = load_split(name, config, base, num_proc, streaming, text_required)
         if bracket and isinstance(dataset, IterableDataset):
             raise UserError(
                 f"{name}: --streaming doesn't support split slices ({part.strip()!r}); use --max_train_samples"

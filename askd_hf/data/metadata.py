@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
-from ..csv_files import SEPARATORS, csv_rows
+from ..csv_files import SEPARATORS, csv_rows, read_utf8
 from ..errors import UserError, warn_once
 from .columns import replace_column
 
@@ -56,15 +56,11 @@ def _no_file_name(columns: list[str], file: Path) -> str:
 
 def _from_rows(rows: Iterator[list], file: Path) -> Dataset:
     """Build a dataset from an iterator over the column names and then the rows."""
-    try:
-        names = next(rows)
-        if (
-            file.suffix == ".csv" and "file_name" not in names
-        ):  # checked first: the error would otherwise be the length of a row
-            raise UserError(_no_file_name(names, file))
-        values = list(rows)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    names = next(rows)
+    if file.suffix == ".csv" and "file_name" not in names:
+        # checked first: the error would otherwise be the length of a row
+        raise UserError(_no_file_name(names, file))
+    values = list(rows)
     columns = {name: _array([row[i] for row in values], name, file) for i, name in enumerate(names) if name}
     return Dataset(pa.table(columns))
 
@@ -89,19 +85,18 @@ def _parquet(file: Path) -> Dataset:
 def _json_rows(file: Path) -> Iterator[list]:
     """Yield the names of all fields in order of appearance, then the rows. Missing fields are None."""
     rows: list[dict[str, Any]] = []
-    with file.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            if not rows and (line.strip() == "[" or line.lstrip().startswith(("[{", "[ {"))):
-                raise UserError(f"{file} is a JSON array; expected one object per line (convert it with jq -c '.[]')")
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{file}, line {number}: expected an object with {EXPECTED}")
-            rows.append(row)
+    for number, line in enumerate(read_utf8(file), start=1):
+        if not line.strip():
+            continue
+        if not rows and (line.strip() == "[" or line.lstrip().startswith(("[{", "[ {"))):
+            raise UserError(f"{file} is a JSON array; expected one object per line (convert it with jq -c '.[]')")
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, line {number}: expected an object with {EXPECTED}")
+        rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     yield names
     yield from ([row.get(name) for name in names] for row in rows)

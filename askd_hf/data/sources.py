@@ -20,13 +20,14 @@ from huggingface_hub import constants
 
 from ..errors import UserError, warn_once
 from ..hub_access import hub_access, local_or_hub
-from .audiofolder import METADATA_FILES, audiofolder_splits, read_audiofolder
+from .audiofolder import METADATA_FILES, audio_files, audiofolder_splits, read_audio_files, read_audiofolder
 from .clip_files import ClipFiles, was_downloaded
 from .common_voice import common_voice_splits, read_common_voice
 from .hub_audiofolder import load_hub_audiofolder
 from .splits import pick
 
 FORMATS = "a directory with metadata.csv, a directory saved by `datasets`, parquet files, or a Hub id"
+DATA_FILES = ("*.parquet", "*.arrow")  # next to them audio files aren't the data
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
 Rows: TypeAlias = Dataset | IterableDataset
 
@@ -44,12 +45,12 @@ def check_exist(names: Iterable[str | None]) -> None:
 
 
 def load_split(
-    name: str, config: str | None, split: str, num_proc: int | None, streaming: bool
+    name: str, config: str | None, split: str, num_proc: int | None, streaming: bool, text_required: bool = True
 ) -> tuple[Rows, ClipFiles | None]:
     """Return the rows of a split, and how to resolve the paths in them; None if the paths are resolved already.
 
     Args:
-        name, config, num_proc, streaming: as in `load_speech_dataset`.
+        name, config, num_proc, streaming, text_required: as in `load_speech_dataset`.
         split: name of a split, without slices and sums.
 
     Raises `UserError` as `load_speech_dataset`.
@@ -66,7 +67,8 @@ def load_split(
     is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     folder = audiofolder_splits(path) if path.is_dir() else {}
     tables = common_voice_splits(path) if path.is_dir() and not (is_saved or folder) else {}
-    if config is not None and (folder or tables or is_saved or path.is_file()):
+    bare = [] if text_required or is_saved or folder or tables else bare_audio(path)
+    if config is not None and (folder or tables or is_saved or bare or path.is_file()):
         raise UserError(f"{name} has no configurations; remove --dataset_config {config}")
     downloaded = path.is_dir() and was_downloaded(path)
     files = ClipFiles(name, (path,), path if downloaded else None, downloaded)
@@ -79,11 +81,20 @@ def load_split(
         return read_audiofolder(pick(name, split, folder), path, name if downloaded else None), None
     if tables:
         return read_common_voice(pick(name, split, tables)), None
+    if bare:
+        return read_audio_files(pick(name, split, {"train": bare}), path), None
     if path.is_file():
         pick(name, split, {"train": path})
         rows = _load_parquet(name, {split: [str(path)]}, streaming)
         return rows, ClipFiles(name, (path.parent,))
     return _load_built(name, path, config, split, num_proc, streaming)
+
+
+def bare_audio(folder: Path) -> list[Path]:
+    """Return the audio files of a folder without a metadata file; empty if they lie beside the files of a dataset."""
+    if not folder.is_dir() or any(any(folder.rglob(pattern)) for pattern in DATA_FILES):
+        return []
+    return audio_files(folder)
 
 
 def _load_parquet(name: str, data_files: dict[str, list[str]], streaming: bool) -> Rows:

@@ -163,7 +163,8 @@ def compute_metrics_for(
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """Return a `compute_metrics` function for Trainer: WER, CER, capped WER (all in percent) and the number of loops.
 
-    Its inputs are generated tokens and labels, `(clips, tokens)` each, padded with -100 or the padding token.
+    Its inputs are generated tokens and labels, `(clips, tokens)` each, padded with -100 or the padding token. As in
+    `askd-hf evaluate`, clips whose reference is empty after normalization don't count, unless all are.
 
     Args:
         name: name of the normalizer, see `normalizer_for`.
@@ -188,8 +189,9 @@ def compute_metrics_for(
             normalize_pairs([reference], [prediction], normalize)
             for reference, prediction, normalize in zip(*texts, of_clip, strict=True)
         ]
-        references, predictions = ([pair[side][0] for pair in normalized] for side in (0, 1))
-        rates = _rates(references, predictions, [n.by_letter for n in of_clip])
+        scored = [row for row, (reference, _) in enumerate(normalized) if reference[0]] or range(len(normalized))
+        references, predictions = ([normalized[row][side][0] for row in scored] for side in (0, 1))
+        rates = _rates(references, predictions, [of_clip[row].by_letter for row in scored])
         return rates | _robust_rates(references, predictions)
 
     return compute_metrics

@@ -21,9 +21,10 @@ Conditions = dict[str, Scores]
 def scores_by_condition(evaluations: list[Results]) -> dict[str, Conditions]:
     """Return the scores of each model by its name; a teacher of several evaluations is there once.
 
-    Raises `UserError` if an evaluation has no noisy sets.
+    Raises `UserError` if an evaluation has no noisy sets, or two models have the same name.
     """
     found: dict[str, Conditions] = {}
+    weights: dict[str, str | None] = {}
     for results in evaluations:
         for role, model in results.models.items():
             splits = {one.split: one.scores[role] for one in results.sets if role in one.scores and one.has_speech}
@@ -32,6 +33,8 @@ def scores_by_condition(evaluations: list[Results]) -> dict[str, Conditions]:
                     f"{model.name}: the evaluation has no sets of signal-to-noise ratios: make them with "
                     "examples/noisy_sets.py, and give --eval_splits clean snr20 ..."
                 )
+            if weights.setdefault(model.name, model.weights) != model.weights:
+                raise UserError(f"{model.name}: two evaluations are of different weights: give the models other names")
             found.setdefault(model.name, splits)
     return found
 

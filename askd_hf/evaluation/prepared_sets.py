@@ -87,6 +87,15 @@ def prepare_set(
     invalid = len(speech) - len(valid)
     excluded = {"audio that can't be decoded": invalid} if invalid else {}
     texts = valid["text"][:]
+    empty = [row for row, text in enumerate(texts) if text is not None and not text.strip()]
+    if empty and not spec.no_speech:
+        logger.warning(
+            "%s: %d of %d clips have an empty transcript and count as clips without speech, such as %s",
+            spec.name,
+            len(empty),
+            len(texts),
+            valid["clip"][empty[0]],
+        )
     valid = replace_column(valid, "text", [text or "" for text in texts])
     if None in texts and not spec.no_speech:
         valid = valid.select([row for row, text in enumerate(texts) if text is not None])

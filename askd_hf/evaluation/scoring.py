@@ -118,8 +118,9 @@ def score_set(
     texts = normalized_texts(manifests, first, normalizer, spelling)
     counts = dict(Counter(texts.excluded))
     if not texts.scored:
+        reasons = ", ".join(f"{reason}: {number}" for reason, number in counts.items())
         raise UserError(
-            f"{first.set['name']}: all clips are excluded ({counts}). Another --normalizer may keep some of them"
+            f"{first.set['name']}: all clips are excluded ({reasons}). Another --normalizer may keep some of them"
         )
     some = [next(iter(texts.rows.values()))[i] for i in texts.scored]
     speakers = [row.get("speaker") for row in some]

@@ -36,13 +36,14 @@ def measure_students(study: Study, teacher: str, model: str, spec: DatasetSpec, 
         if result.teacher == teacher and result.student:
             directories.setdefault(f"{result.student}, {result.training}", result.options["output_dir"])
     directories[TEACHER] = model
-    saved = saved_speed(file)
-    same = saved is not None and {row.role for row in saved.rows} == {*directories} and saved.set == spec.name
-    if saved is not None and same and not any(_is_newer(Path(name), file) for name in directories.values()):
-        return saved
     processors = {role: load_processor(name) for role, name in directories.items()}
     window = min(processor.feature_extractor.chunk_length for processor in processors.values())
     _, clips = spread_clips(prepare_set(spec, window=window), number)
+    saved = saved_speed(file)
+    measured = saved and ({row.role for row in saved.rows}, saved.set, saved.clips)
+    newer = any(_is_newer(Path(name), file) for name in directories.values())
+    if saved is not None and measured == ({*directories}, spec.name, len(clips)) and not newer:
+        return saved
     models = {role: load_whisper(name).eval() for role, name in directories.items()}
     for role, loaded in models.items():
         set_language(loaded, processors[role], spec.language, spec.task)

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .filters import filter_transcripts, known_references, score_transcripts
     from .options import PseudoLabelArguments
     from .result import DATASET, build_dataset, dataset_card, push_dataset, save_dataset
-    from .speech import load_clips
     from .transcription import plan_transcription, transcribe
 
 # module -> its public names
@@ -20,7 +19,6 @@ _PUBLIC = {
     "filters": ("filter_transcripts", "known_references", "score_transcripts"),
     "options": ("PseudoLabelArguments",),
     "result": ("DATASET", "build_dataset", "dataset_card", "push_dataset", "save_dataset"),
-    "speech": ("load_clips",),
     "transcription": ("plan_transcription", "transcribe"),
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}

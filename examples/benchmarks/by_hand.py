@@ -2,7 +2,8 @@ r"""The error rate of a student without this package: jiwer on the texts of `pip
 
     python examples/benchmarks/by_hand.py --model runs/my-english-student --folder my_speech/test --max_seconds 6
 
-It is that of `askd-hf evaluate`, up to clips in which Whisper's own normalizer takes a punctuation mark for a word.
+It is that of `askd-hf evaluate`, up to clips in which Whisper's own normalizer takes a punctuation mark for a word, or
+leaves nothing of the reference.
 """
 
 import argparse
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--max_seconds", type=float, default=30.0, help="Leave out longer clips.")
     args = parser.parse_args()
     transcribe = pipeline("automatic-speech-recognition", model=args.model)
-    normalize = EnglishTextNormalizer(AutoTokenizer.from_pretrained(args.model).english_spelling_normalizer)
+    normalize = EnglishTextNormalizer(AutoTokenizer.from_pretrained(args.model).english_spelling_normalizer or {})
     with (args.folder / "metadata.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     references, texts = [], []
@@ -33,6 +34,8 @@ def main() -> None:
         if len(wave) <= args.max_seconds * rate:
             texts.append(normalize(transcribe(wave, generate_kwargs={"num_beams": 1})["text"]))
             references.append(normalize(row[args.text_column_name]))
+    if not references:
+        parser.error(f"--max_seconds {args.max_seconds:g}: all {len(rows)} clips are longer")
     aligned = [jiwer.process_words(*pair) for pair in zip(references, texts, strict=True)]
     errors = [clip.substitutions + clip.deletions + clip.insertions for clip in aligned]
     words = [len(reference.split()) for reference in references]

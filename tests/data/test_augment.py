@@ -309,17 +309,23 @@ def test_a_missing_library_is_said_with_the_extra_that_has_it(monkeypatch, missi
 
 
 def test_noise_that_cannot_be_used_is_named_before_training(tmp_path):
-    for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(UserError, match=rf"--noise_dir {re.escape(str(folder))}: no audio files .*flac, .*wav"):
+    (tmp_path / "._rain.wav").write_bytes(b"hidden, as macOS writes them")
+    for folder, problem in ((tmp_path / "nowhere", "no such directory"), (tmp_path, "no audio files .*flac, .*wav")):
+        with pytest.raises(UserError, match=rf"--noise_dir {re.escape(str(folder))}: {problem}"):
             augmenter("noise", noise_dir=str(folder))
     whole = encoded(noise(2.0), container="FLAC")
     for content, problem in (
         (b"not audio", "can't be read"),
-        (encoded(np.zeros(0, np.float32)), "is empty or truncated"),
-        (whole[: len(whole) // 2], "can't be read|is empty or truncated"),
+        (encoded(np.zeros(0, np.float32)), "empty or truncated"),
+        (whole[: len(whole) // 2], "can't be read|empty or truncated"),
+        (encoded(np.zeros(100, np.float32)), "silent"),
+        (encoded(np.array([0.1, np.nan, 0.2], np.float32), subtype="FLOAT"), "NaN or infinite samples"),
     ):
         (tmp_path / "rain.flac").write_bytes(content)
-        with pytest.raises(UserError, match=rf"rain\.flac ({problem})"):
+        with pytest.raises(UserError, match=rf"rain\.flac: ({problem})"):
             augmenter("noise", noise_dir=str(tmp_path))
     (tmp_path / "rain.flac").write_bytes(whole)
     augmenter("noise", noise_dir=str(tmp_path))
+    (tmp_path / "rain.au").write_bytes(encoded(noise(2.0), container="AU"))
+    with pytest.raises(UserError, match=r"rain\.au: must be one of .*\.wav: convert it to WAV or FLAC"):
+        augmenter("noise", noise_dir=str(tmp_path))

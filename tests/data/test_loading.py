@@ -237,7 +237,7 @@ def test_metadata_that_is_no_parquet(tmp_path):
         (b"file_name,text\n0.wav,a\n1.wav,b,c\n", "metadata.csv, line 3: 3 fields, the header has 2 .file_name, text"),
         (b"file_name,text\n0.wav,a\n,b\n", r"row 1 \(counted from 0\) has no file_name"),
         (b'file_name,text\n0.wav,"a\n', "metadata.csv, line 2: unexpected end of data"),
-        (b"file_name,text\n0.wav,\xe9\n", "metadata.csv: not UTF-8 at byte"),
+        (b"file_name,text\n0.wav,\xe9\n", "metadata.csv, line 2: not UTF-8; save it as UTF-8"),
         (
             b"file_name,words\n0.wav,a\n",
             "the transcript; the columns are audio, clip, words. Choose one with --text_column_name",

@@ -1,5 +1,7 @@
 """The teacher's log-probabilities and times, against computations of their own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from transformers import GenerationConfig
 from askd_hf.data import Limits, filter_invalid_clips
 from askd_hf.data.audio import extract_features
 from askd_hf.errors import UserError
+from askd_hf.evaluation.suites import load_set
 from askd_hf.pseudo_labels import PseudoLabelArguments, plan_transcription, transcribe
-from askd_hf.pseudo_labels.speech import load_clips
 from askd_hf.pseudo_labels.transcription import has_spaces, segments_of, words_of
 
 SECONDS = [0.5, 1.0, 0.3, 0.8, 0.7, 0.44, 0.9]
@@ -31,7 +33,7 @@ def heard(teacher, processor, speech, directory, *, timestamps: bool, batch_size
         batch_size=batch_size,
         device="cpu",
     )
-    clips = filter_invalid_clips(load_clips(args.source()), None, Limits(1.0), on_bad_audio="error")
+    clips = filter_invalid_clips(load_set(args.source(), text_required=False), None, Limits(1.0), on_bad_audio="error")
     return transcribe(plan_transcription(args, teacher, processor, clips))
 
 
@@ -159,7 +161,7 @@ def test_no_phrase_has_no_text_and_special_tokens_are_none():
 
 def test_references_are_optional(speech):
     args = PseudoLabelArguments(teacher="tiny", dataset=str(speech))
-    clips = load_clips(args.source())
+    clips = load_set(args.source(), text_required=False)
     assert clips["text"][:] == [None] * len(SECONDS)
     assert clips["speaker"][:] == ["a"] * len(SECONDS)
 
@@ -170,22 +172,26 @@ def test_a_directory_of_audio_files_needs_no_metadata(speech, tmp_path):
         (tmp_path / "bare" / f"disc {i}" / "Track.WAV").write_bytes(file.read_bytes())
     (tmp_path / "bare" / "notes.txt").write_text("not audio")
     source = PseudoLabelArguments(teacher="tiny", dataset=str(tmp_path / "bare")).source()
-    clips = load_clips(source)
+    clips = load_set(source, text_required=False)
     assert clips["clip"][:] == [f"disc {i}/Track.WAV" for i in range(3)]
     assert filter_invalid_clips(clips, None, Limits(1.0), on_bad_audio="error")["duration"][:] == SECONDS[:3]
-    assert len(load_clips(source, limit=2)) == 2
+    assert len(load_set(source, limit=2, text_required=False)) == 2
     with pytest.raises(UserError, match="no column 'who'"):
-        load_clips(PseudoLabelArguments(teacher="t", dataset=source.dataset, speaker_column="who").source())
+        load_set(replace(source, speaker_column="who"), text_required=False)
+    with pytest.raises(UserError, match="has no split 'test'; it has train"):
+        load_set(replace(source, split="test"), text_required=False)
+    with pytest.raises(UserError, match="has no configurations"):
+        load_set(replace(source, config="en"), text_required=False)
 
 
 def test_a_saved_dataset_without_text_loads(tmp_path):
     rows = [{"sound": {"path": None, "bytes": b"x"}, "id": 3}]
     Dataset.from_list(rows).cast_column("sound", Audio(decode=False)).save_to_disk(tmp_path / "saved")
-    clips = load_clips(PseudoLabelArguments(teacher="tiny", dataset=str(tmp_path / "saved")).source())
+    source = PseudoLabelArguments(teacher="tiny", dataset=str(tmp_path / "saved")).source()
+    clips = load_set(source, text_required=False)
     assert clips["text"][:] == [None]
     with pytest.raises(UserError, match="no column 'text'"):
-        options = PseudoLabelArguments(teacher="tiny", dataset=str(tmp_path / "saved"), text_column_name="text")
-        load_clips(options.source())
+        load_set(replace(source, text_column_name="text"), text_required=False)
 
 
 def test_words_end_where_their_letters_end():
