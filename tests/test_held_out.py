@@ -1,19 +1,26 @@
 """The adaptive schedule and the clips that it keeps out of training: which they are, and what they tell."""
 
 import copy
+import dataclasses
+import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
 from datasets import Dataset
 from speech import write_speech
+from torch.utils.data import DataLoader
 from training import Clips, collate, history, make_trainer, options
+from transformers import TrainerState
 
 from askd_hf import ASKDConfig, ASKDTrainer, SpeechCollator, UserError
+from askd_hf.callbacks import AdaptiveBlendCallback
 from askd_hf.data import SpeechStream, load_speech_dataset, select_training_columns, to_iterable_dataset
 from askd_hf.hub.card_training import schedule_table
 from askd_hf.hub.training_summary import TrainingSummary
 from askd_hf.objective import TopK
 from askd_hf.projection import LMHeadInputs
+from askd_hf.schedule import LabelsJudged
 from askd_hf.training import held_out
 from askd_hf.training.held_out import first_choices, hold_out, judge
 
@@ -77,6 +84,12 @@ def test_of_a_stream_some_of_the_first_rows_never_come():
     assert hold_out(stream_of(100))[1] == []
 
 
+def test_several_processes_hold_out_the_clips_of_one():
+    stream = stream_of(200, seed=3, buffer_size=20)
+    share = dataclasses.replace(stream, process=0, processes=4)
+    assert names(hold_out(share)[1]) == names(hold_out(stream)[1])
+
+
 def test_the_judge_counts_what_can_be_counted_by_hand():
     """Of a vocabulary of 6, text is 0 to 3; four clips, the last one without speech."""
     labels = torch.tensor([[5, 0, 1, 3], [5, 2, 2, 3], [4, 1, 3, -100], [0, 3, -100, -100]])
@@ -106,6 +119,34 @@ def test_the_first_choices_of_a_teacher_that_is_run_and_of_a_cached_one():
     logits = hidden @ weight.T
     assert torch.equal(first_choices(LMHeadInputs(hidden, weight)), logits.argmax(-1))
     assert torch.equal(first_choices(TopK.from_logits(logits, logits.argmin(-1), 5, 2.0)), logits.argmax(-1))
+
+
+def steps_of(callback: AdaptiveBlendCallback, total_steps: int) -> Iterator[int]:
+    """The steps of a run that calls only this callback."""
+    state = TrainerState(max_steps=total_steps)
+    given = dict(model=torch.nn.Linear(1, 1), train_dataloader=DataLoader(range(total_steps)))
+    callback.on_train_begin(callback.config, state, None, **given)
+    for step in range(total_steps):
+        state.global_step = step
+        callback.on_step_begin(callback.config, state, None, **given)
+        yield step
+
+
+def test_a_measurement_has_the_share_of_its_updates_in_the_window(tmp_path):
+    config = ASKDConfig(output_dir=str(tmp_path), teacher_schedule="adaptive", adaptive_window=20)
+    callback = AdaptiveBlendCallback(config, lambda: LabelsJudged(0.0, 8.0, 8.0, 32.0), held_out_clips=8)
+    upheld = [callback.state.labels_upheld for _ in steps_of(callback, 400)]
+    # every 10 updates: (0 + 1) / (8 + 2), with a share of 10 / 20
+    assert [upheld[step] for step in (0, 9, 10, 19, 20, 30)] == pytest.approx([0.5, 0.5, 0.3, 0.3, 0.2, 0.15])
+
+
+def test_labels_that_lose_their_credit_before_the_phase_ends_keep_the_teacher(tmp_path):
+    config = ASKDConfig(output_dir=str(tmp_path), teacher_phase_ratio=0.5, **ADAPTIVE)
+    upheld = itertools.chain([98.0], itertools.repeat(0.0))
+    callback = AdaptiveBlendCallback(config, lambda: LabelsJudged(next(upheld), 98.0, 98.0, 98.0), held_out_clips=98)
+    found = [(callback.state.labels_credit, callback.weights.teacher) for _ in steps_of(callback, 40)]
+    assert [credit for credit, _ in found[1:3]] == pytest.approx([1.0, 0.1])
+    assert [weight for _, weight in found[20:]] == pytest.approx([0.9] * 20)
 
 
 def train(output_dir, teacher, student, label_rows, **changes):
