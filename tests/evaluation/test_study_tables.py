@@ -6,7 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from manifests import write
 
+from askd_hf.evaluation import study as evaluated
 from askd_hf.evaluation.bootstrap import confidence_interval
 from askd_hf.evaluation.result_tables import verdict
 from askd_hf.evaluation.results import ModelSpeed, Speed, Timing
@@ -42,6 +44,30 @@ def test_errors_are_capped_at_the_words_of_a_clip():
 @pytest.mark.parametrize(("words", "loop"), [(14, False), (15, True)])
 def test_a_loop_has_more_than_twice_the_words_and_ten(words, loop):
     assert is_loop("one two", "two " * words) is loop
+
+
+def test_the_errors_of_an_evaluation_are_counted_by_hand(tmp_path):
+    """Those of its student. Fillers are text where there is no speech, and nothing elsewhere."""
+    texts = [
+        ("ann", "twenty one ships", "21 ships sailed away"),
+        (None, "", "Uh."),
+        ("ben", "a b c d", "a x d"),
+        ("cem", "uh hmm", "left out"),
+        ("cem", " ", "..."),
+        ("dee", "yes", "yes " * 13),
+    ]
+    write(tmp_path, "student", texts)
+    write(tmp_path, "teacher", [(speaker, text, text) for speaker, text, _ in texts])
+    assert evaluated.set_errors(tmp_path, "spoken", "calls") == SetErrors(
+        name="calls",
+        data="abcd",
+        words=[2, 4, 1],
+        errors=[2, 2, 12],
+        insertions=[2, 0, 12],
+        loops=1,
+        texts=1,
+        speakers=["ann", "ben", "dee"],
+    )
 
 
 def test_errors_are_summed_per_speaker_and_seed():
