@@ -79,6 +79,16 @@ def test_other_settings_raise_unless_overwritten(manifest, change, message):
     assert manifest.metadata() == other
 
 
+def test_parts_of_other_weights_are_removed(manifest):
+    """Several processes that were killed left them."""
+    manifest.parts.mkdir()
+    (manifest.parts / "0.jsonl").write_text(json.dumps(dict(first=0, lines=[line(i) for i in range(4)])) + "\n")
+    manifest.prepare(SETTINGS, batch_size=4)
+    assert manifest.parts.exists()
+    manifest.prepare(dataclasses.replace(SETTINGS, weights="1111"), batch_size=4, overwrite=True)
+    assert not manifest.parts.exists()
+
+
 def test_name_of_the_model_and_runtime_may_differ(manifest):
     moved = dataclasses.replace(
         SETTINGS,
