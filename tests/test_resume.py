@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import json
 import math
 import multiprocessing
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from speech import write_speech
 from torch.utils.data import DataLoader
 from training import Clips, collate, history, make_trainer, options
-from transformers import TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from askd_hf import ASKDConfig, ASKDTrainer
 from askd_hf.callbacks import data_epoch
@@ -161,6 +162,36 @@ def test_a_signal_saves_first_and_the_run_goes_on_from_there(tmp_path, teacher, 
     resumed.train(resume_from_checkpoint=last)
     for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+class CtrlC(TrainerCallback):
+    """In the update after `step`."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_in_the_last_update_does_not_stop_the_run(tmp_path, student):
+    trainer = make_trainer(tmp_path, None, student, preset="ce", max_steps=2)
+    trainer.add_callback(CtrlC(1))
+    trainer.train()
+    assert not trainer.stop.stopped and trainer.state.global_step == 2
+
+
+def test_after_ctrl_c_nothing_is_evaluated_and_the_weights_stay_those_of_the_checkpoint(tmp_path, student):
+    changes = dict(preset="ce", self_weight=0.5, self_teacher="ema", average=True, max_steps=8, eval_strategy="epoch")
+    changes |= dict(save_strategy="epoch", predict_with_generate=False)
+    trainer = make_trainer(tmp_path, None, student, Clips(student.config, 4), **changes)
+    trainer.add_callback(CtrlC(2))
+    trainer.train()
+    assert trainer.stop.stopped and not [row for row in trainer.state.log_history if "eval_loss" in row]
+    saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    for name, weight in trainer.model.named_parameters():
+        assert torch.equal(saved[name], weight), name
 
 
 def test_a_second_ctrl_c_stops_at_once_and_gives_the_signals_back(tmp_path, teacher, student):
@@ -458,6 +489,12 @@ def test_the_files_of_all_processes_and_of_the_scaler_must_be_there(whole, tmp_p
     assert checkpoint_to_resume(str(tmp_path / "run"), "last") == str(checkpoint)
 
 
+def test_the_last_checkpoint_is_that_with_the_most_steps(whole, tmp_path):
+    for step in (8, 10):
+        shutil.copytree(f"{whole.args.output_dir}/checkpoint-8", tmp_path / f"checkpoint-{step}")
+    assert checkpoint_to_resume(str(tmp_path), "last") == str(tmp_path / "checkpoint-10")
+
+
 def test_a_self_teacher_of_other_parameters_is_refused(whole, models, tmp_path):
     run = shutil.copytree(whole.args.output_dir, tmp_path / "run")
     file = run / "checkpoint-8" / "self_teacher.safetensors"
@@ -466,6 +503,20 @@ def test_a_self_teacher_of_other_parameters_is_refused(whole, models, tmp_path):
     save_file(tensors, file)
     with pytest.raises(UserError, match="self-teacher of the checkpoint has other parameters"):
         make_trainer(run, *models, self_teacher="snapshot").train(resume_from_checkpoint=str(run / "checkpoint-8"))
+
+
+def test_a_checkpoint_that_is_saved_anew_in_vain_is_not_complete(tmp_path, models, monkeypatch):
+    """Of a run that was resumed before it. Its files are of both."""
+    changes = dict(max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=None)
+    make_trainer(tmp_path, *models, **changes).train()
+    resumed = make_trainer(tmp_path, *models, **changes)
+
+    def fails(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fails)
+    with pytest.raises(UserError, match=r"Complete in .*: checkpoint-2\. Free"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 # ---- steps, epochs, signals ----
