@@ -8,6 +8,7 @@ import soundfile
 from speech import RATE, encoded, noise, tone, write_csv
 
 from askd_hf.data import Limits, filter_invalid_clips, load_speech_dataset
+from askd_hf.data.labels import timestamp_error
 from askd_hf.errors import UserError
 
 TEXTS = ["ab", "ab", "ab", "ab", "ab", "ab", "ab", "a" * 30, "", "  ", "fine"]
@@ -185,6 +186,13 @@ def test_times_that_cannot_be_are_bad_rows_if_they_are_used(tmp_path, segment):
         check(speech, limits=Limits(1.0, 20, check_timestamps=True))
     right = speech.remove_columns("segments").add_column("segments", [[{"start": 0.0, "end": 0.51, "text": "ab"}]])
     assert len(check(right, limits=Limits(1.0, 20, check_timestamps=True))) == 1
+
+
+def test_only_the_last_segment_may_be_open():
+    """It goes on after the clip; within it, its text would be followed by the next start."""
+    first, second = {"start": 0.0, "end": None, "text": "a"}, {"start": 0.2, "end": None, "text": "b"}
+    assert timestamp_error([first | {"end": 0.2}, second], 0.5) is None
+    assert timestamp_error([first, second], 0.5) == "invalid segment times: 0.0 to None s in a clip of 0.50 s"
 
 
 def test_silence_is_good_only_without_a_transcript(tmp_path):

@@ -92,6 +92,12 @@ def test_timestamps_stand_around_every_segment(english, multilingual):
     assert tokens(english, row, timestamps=True, max_tokens=9)[1] == "notimestamps Ġ a b Ġ c endoftext"  # no room
 
 
+def test_timestamps_that_just_fit_are_kept(english):
+    row = {"text": "ab c", "segments": SEGMENTS}
+    given, learned = tokens(english, row, timestamps=True, max_tokens=10)
+    assert len(given.split()) == 10 and learned == "0.00 Ġ a b 0.30 0.34 Ġ c 0.50 endoftext"
+
+
 # The first merges of GPT-2, which are those of Whisper's English vocabulary
 MERGES = "Ġ t,Ġ a,h e,i n,r e,o n,Ġt he,e r,Ġ s,a t,Ġ w,Ġ o,e n,Ġ c,i t,i s,a n,o r,e s,Ġ b,e d,Ġ f,in g,Ġ p,o u,Ġa n"
 MERGES += ",a l,a r,Ġt o,Ġ m,Ġo f,Ġ in,Ġ d,Ġ h,Ġan d"
