@@ -40,6 +40,7 @@ from askd_hf.data.soft_labels import (
     SOFT_LABEL_COLUMNS,
     SOFT_LABEL_FEATURES,
     check_soft_labels,
+    compute_soft_labels,
     teacher_settings,
 )
 from askd_hf.data.teacher_cache import cache_teacher
@@ -171,6 +172,22 @@ def test_a_teacher_that_gives_nan_is_an_error_that_names_the_clip(teacher, colla
     with pytest.raises(UserError, match=r"^the teacher's logits are not finite for audio/001\.wav: check"):
         label(tmp_path / "cache", clips, collator, teacher)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_label_that_the_teacher_rules_out_is_an_error_that_names_the_clip(
+    teacher, collator, clips, tmp_path, monkeypatch
+):
+    """Its cross-entropy would be infinite, although the most probable tokens are finite."""
+
+    def ruled_out(teacher, batch, *args):
+        target = compute_soft_labels(teacher, batch, *args)
+        first = int((batch["labels"][0] != -100).sum())
+        target.label_log_prob[first] = -torch.inf
+        return target
+
+    monkeypatch.setattr(teacher_cache, "compute_soft_labels", ruled_out)
+    with pytest.raises(UserError, match=r"^the teacher's logits are not finite for audio/001\.wav: check"):
+        label(tmp_path / "cache", clips.select(range(2)), collator, teacher, batch_size=2)
 
 
 # ---- what is there already ----
