@@ -246,6 +246,16 @@ def test_shards_replace_a_whole_file(hub, run):
     publish(run, "me/x")  # nothing is left to be deleted
 
 
+def test_a_whole_model_replaces_an_adapter(hub, run):
+    """Transformers would load the adapter on top of it."""
+    publish(run, "me/x")
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    for name in adapter:
+        (hub.root / "models/me/x" / name).write_text("{}")
+    publish(run, "me/x", commit_message="again")
+    assert not adapter & {file.name for file in (hub.root / "models/me/x").iterdir()}
+
+
 # ---- within training ----
 
 
