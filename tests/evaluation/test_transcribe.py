@@ -55,6 +55,18 @@ def test_speakers_without_a_short_clip_are_found(source, tmp_path):
     assert found.long_clips is None
 
 
+def test_other_speakers_make_another_set(source, tmp_path):
+    """Lines that were decoded without them, or with others, are not those of the set: the intervals would differ."""
+    listed = tmp_path / "metadata.csv"
+    heading, *rows = listed.read_text().splitlines()
+    digests = {prepare_set(source, window=3.0)[0].digest()}
+    for speakers in ("aabbcc", "aabbcd"):
+        lines = [f"{row},{who}" for row, who in zip(rows, speakers, strict=True)]
+        listed.write_text("\n".join([f"{heading},speaker", *lines]))
+        digests.add(prepare_set(source, window=3.0)[0].digest())
+    assert len(digests) == 3
+
+
 def test_recordings_that_would_not_be_long_are_refused(source):
     for seconds in (0.5, 1.0):
         with pytest.raises(UserError, match=rf"--concatenate_seconds must be greater than .*\(1 s\), got {seconds:g}"):
