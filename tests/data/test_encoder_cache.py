@@ -307,6 +307,16 @@ def test_a_silent_position_stays_zero(tmp_path):
     torch.testing.assert_close(read[0, 1], outputs[0, 1].float(), atol=60000 / 254 * 1.01, rtol=0)
 
 
+def test_nothing_behind_zeros_is_used(tmp_path):
+    """A power cut may have damaged the rows of the later keys as well."""
+    cache = EncoderCache(tmp_path, 2, 4)
+    with cache.open_writer() as append:
+        append(["a", "b", "c"], torch.ones(3, 2, 4).half())
+    part(cache, "keys").write_bytes(b"a\n\0\nc\n")
+    cache.reload()
+    assert cache.has(["a", "b", "c"]).tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize(
     "rows, keys, complete",
     [
