@@ -122,6 +122,13 @@ def test_languages_and_clips_without_speech_are_not_mixed(speech):
         assert not row["no_speech"] and {i < 20 for i in parts(row)} == {row["language"] == "en"}
 
 
+def test_transcripts_and_translations_are_not_joined(speech):
+    tasks = speech.add_column("language", ["fr"] * 40)
+    tasks = tasks.add_column("task", ["transcribe" if i < 20 else "translate" for i in range(40)])
+    rows = [row for row in with_concatenated(tasks, 0.3, 1.0, 64, seed=1) if row["more_audio"]]
+    assert len(rows) > 5 and all({i < 20 for i in parts(row)} == {row["task"] == "transcribe"} for row in rows)
+
+
 def test_the_encoder_cache_has_the_output_for_the_joined_audio(joined, tmp_path):
     processor = make_processor()
     model = make_whisper(processor).eval()
@@ -259,6 +266,16 @@ def test_a_stream_does_not_join_what_differs_or_is_broken(folder, tmp_path):
     clips = [row["clip"] for row in rows]
     found = [row["clip"] for row in stream.packing.pack(rows, (0,))]
     assert found == clips
+
+
+def test_a_stream_does_not_join_transcripts_and_translations(folder):
+    _, stream = packed(folder, 1.0)
+    rows = epoch_of(replace(stream, packing=None))[:4]
+    for row, task in zip(rows, ("transcribe", "translate", "translate", "transcribe"), strict=True):
+        row |= {"audio": {"path": str(folder / "0.wav"), "bytes": None}, "task": task}
+    clips = [row["clip"] for row in rows]
+    found = [row["clip"] for row in stream.packing.pack(rows, (0,))]
+    assert found == [clips[0], f"{clips[1]} + {clips[2]}", clips[3]]
 
 
 def test_filters_are_those_of_the_clips_that_are_joined(folder):
