@@ -137,6 +137,12 @@ def at(seconds: float) -> int:
     return FIRST + round(seconds / 0.02)
 
 
+def test_no_phrase_ends_before_it_starts():
+    """A model may write a timestamp that is before the last one."""
+    ids = [at(0.5), ord("a"), at(0.2), ord("b"), at(1.0)]
+    assert phrases(ids, 2.0) == [(0.5, 0.5, "a"), (0.5, 1.0, "b")]
+
+
 def test_phrases_are_between_their_timestamps():
     ids = [at(0.5), ord("a"), ord("b"), at(1.0), at(1.3), ord("c"), at(2)]
     assert phrases(ids, 2.5) == [(0.5, 1.0, "ab"), (1.3, 2.0, "c")]
