@@ -222,6 +222,12 @@ def test_words_end_where_their_letters_end():
     assert [word["text"] for word in words] == ["一", "二", "。"]
 
 
+def test_no_word_starts_before_the_last_one_ends():
+    tokens = [(0, "Ġa", 1.0), (1, "Ġb", 0.4), (2, "Ġc", 1.5)]
+    words = words_of(tokens, 100, 2.0, lambda ids: " ".join("abc"[i] for i in ids), spaced=True)
+    assert [(word["start"], word["end"]) for word in words] == [(0.0, 1.0), (1.0, 1.0), (1.0, 1.5)]
+
+
 def test_translations_have_the_spaces_of_english():
     assert not has_spaces(GenerationConfig(language="ja", task="transcribe"))
     assert has_spaces(GenerationConfig(language="ja", task="translate"))
