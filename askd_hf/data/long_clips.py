@@ -29,7 +29,7 @@ from .shared_disk import locked_for, others_wait, processes_sharing
 
 TIMES = ("words", "segments")  # columns with `start`, `end` and `text`, the finest first
 SILENCE = 0.5  # seconds that stay before and after the words where silence is cut off
-VERSION = 2  # raise it if `_cut` makes other pieces of the same row
+VERSION = 3  # raise it if `_cut` makes other pieces of the same row
 CUT_FROM = "cut from"  # column of the pieces: the number of the long clip
 
 
@@ -178,6 +178,9 @@ def _cut(batch: dict[str, list[Any]], indices: list[int], window: float) -> dict
         soundfile.write(file, piece, rate, format="FLAC", subtype="PCM_24")
         changes: dict[str, Any] = dict(audio={"bytes": file.getvalue(), "path": None}, text=text)
         changes["clip"] = f"{row['clip']}, {start:.1f} to {end:.1f} s"
+        if row.get("words"):
+            times = [(max(word["start"], start) - start, min(word["end"], end) - start) for word in own]
+            changes["words"] = [dict(word, start=a, end=b) for word, (a, b) in zip(own, times, strict=True)]
         if "segments" in row:
             changes["segments"] = _within(row["segments"] or [], units, start, end)
         if "prompt" in row:

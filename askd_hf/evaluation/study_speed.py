@@ -25,8 +25,8 @@ def measure_students(study: Study, teacher: str, model: str, spec: DatasetSpec, 
         model: directory or Hub id of the teacher.
         spec: the set to measure on.
         number: of clips, at equal distances in the set.
-        file: where the result is kept. If it is of the same students and the same set, and no student is newer,
-            nothing is measured.
+        file: where the result is kept. If it is of the same students and as many clips of the same set, and no
+            student is newer, nothing is measured.
 
     Returns:
         Latencies at batch size 1 and 16. The roles are `STUDENT, TRAINING` and `teacher`.
@@ -40,10 +40,10 @@ def measure_students(study: Study, teacher: str, model: str, spec: DatasetSpec, 
     window = min(processor.feature_extractor.chunk_length for processor in processors.values())
     _, clips = spread_clips(prepare_set(spec, window=window), number)
     saved = saved_speed(file)
-    measured = saved and ({row.role for row in saved.rows}, saved.set, saved.clips)
-    newer = any(_is_newer(Path(name), file) for name in directories.values())
-    if saved is not None and measured == ({*directories}, spec.name, len(clips)) and not newer:
-        return saved
+    if saved is not None:
+        same = ({row.role for row in saved.rows}, saved.set, saved.clips) == ({*directories}, spec.name, len(clips))
+        if same and not any(_is_newer(Path(name), file) for name in directories.values()):
+            return saved
     models = {role: load_whisper(name).eval() for role, name in directories.items()}
     for role, loaded in models.items():
         set_language(loaded, processors[role], spec.language, spec.task)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -227,7 +228,7 @@ class EncoderRecovery:
         """Train the encoder. Ends the process if training was interrupted."""
         stop = StopGracefullyCallback()
         trainer = self._train(folder, stop)
-        if stop.stopped:
+        if stop.stopped or any(gather_object([stop.requested])):  # requested in the last update, of any process
             exit_non_main_processes()
             print(
                 f"stopped in the recovery of the encoder after step {trainer.state.global_step}; go on with "

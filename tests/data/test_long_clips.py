@@ -278,3 +278,14 @@ def test_two_processes_measure_a_part_each_and_one_cuts(dataset, tmp_path):
     assert [found["decoded"] for found in (*two, one)] == [2 + 1, 1, 0]
     assert [row["text"] for row in one["rows"]] == ["w0 w1", "w2 w3", "short", "short"]
     assert two[0]["rows"] == two[1]["rows"] == one["rows"]
+
+
+def test_pieces_are_cut_again(dataset):
+    """Their words are their own, in their time."""
+    once = cut_long_clips(dataset.select([0]), 4.0, "speech")
+    assert [[word["text"] for word in words] for words in once["words"][:]] == [
+        text.split() for text in once["text"][:]
+    ]
+    twice = cut_long_clips(once, 2.0, "speech")
+    assert twice["text"][:] == ["w0", "w1", "w2", "w3"]
+    assert all(0 <= word["start"] < word["end"] <= 2.0 for words in twice["words"][:] for word in words)

@@ -31,9 +31,9 @@ def test_speeds_are_measured_again_only_for_other_students_or_newer_ones(teacher
     file = tmp_path / "speed-t.json"
     spec = DatasetSpec("speech", str(speech_dir), None, "train")
 
-    def measure(*students: str):
+    def measure(*students: str, clips: int = 2):
         results = [CellResult("t", [], name, "own", "ce", 1, {"output_dir": str(student)}) for name in students]
-        return measure_students(Study(results), "t", str(teacher_dir), spec, 2, file)
+        return measure_students(Study(results), "t", str(teacher_dir), spec, clips, file)
 
     first = measure("short")
     assert {row.role for row in first.rows} == {"short, own", "teacher"} and len(measured) == 1
@@ -43,5 +43,7 @@ def test_speeds_are_measured_again_only_for_other_students_or_newer_ones(teacher
     measure("short")
     assert len(measured) == 2
     os.utime(student / "model.safetensors", (0, 0))
-    measure("short", "shorter")
-    assert len(measured) == 3 and measured[-1] == {"short, own", "shorter, own", "teacher"}
+    measure("short", clips=3)
+    assert len(measured) == 3
+    measure("short", "shorter", clips=3)
+    assert len(measured) == 4 and measured[-1] == {"short, own", "shorter, own", "teacher"}

@@ -300,7 +300,7 @@ def test_a_multilingual_teacher_says_which_language_it_is(label, speech, tmp_pat
         (["--label_source", "reference", "--timestamps"], "can't be combined with --timestamps"),
         (["--concatenate_seconds", 3], "--concatenate_seconds requires --concatenate"),
         (["--batch_size", 0], "must be at least 1, got 0"),
-        (["--split", "test"], "remove --split"),
+        (["--split", "test"], "has no split 'test'; it has train"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_decoding(label, speech, tmp_path, monkeypatch, arguments, message):
