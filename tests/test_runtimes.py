@@ -70,6 +70,16 @@ def export(runtime: str) -> None:
     run_askd_hf([*words[1:], "--max_samples", "1"])
 
 
+def run_benchmark(name: str, options: list[str], monkeypatch) -> None:
+    """Run the guide's command with a benchmark, and with further options."""
+    commands = [words for block in blocks(GUIDE, "bash") for words in commands_in(block)]
+    (words,) = [words for words in commands if words[0] == "python" and words[1].endswith(f"/{name}")]
+    with monkeypatch.context() as changed:
+        changed.setattr(sys, "argv", [*words[1:], *options])
+        changed.syspath_prepend(ROOT / "examples" / "benchmarks")
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+
+
 def printed(module: str, capsys) -> str:
     """What the guide's block that imports a module prints."""
     (code,) = [code for code in blocks(GUIDE, "python") if f"from {module} import" in code]
@@ -88,7 +98,7 @@ def test_whisper_cpp(place, expected, capsys):
     assert printed("pywhispercpp.model", capsys) == expected
 
 
-def test_word_timestamps(place):
+def test_word_timestamps(place, monkeypatch, capsys):
     """Heads are selected against a teacher that has some, and the times of both models are compared."""
     teacher = WhisperForConditionalGeneration.from_pretrained(STUDENT)
     teacher.generation_config.alignment_heads = [[0, 0], [0, 1]]
@@ -110,6 +120,20 @@ def test_word_timestamps(place):
     (scored,) = json.loads(Path("runs/evaluation-words/results.json").read_text())["sets"]
     times = scored["scores"]["student"]["word_times"]
     assert times["words"] > 0 and times["error"] < 0.5  # seconds
+    shutil.copytree("my_test_speech", "librispeech_other", dirs_exist_ok=True)
+    capsys.readouterr()
+    run_benchmark(
+        "word_times.py",
+        ["--models", str(student), "my-teacher", "--clips", "2", "--runtimes", "transformers"],
+        monkeypatch,
+    )
+    rows = [
+        line.split() for line in capsys.readouterr().out.splitlines() if "transformers" in line or "faster-" in line
+    ]
+    assert [row[:2] for row in rows] == [
+        [name, runtime] for runtime in ("transformers", "faster-whisper") for name in (str(student), "my-teacher")
+    ]
+    assert all(float(row[2]) > 0 for row in rows)
 
 
 # ---- an inference endpoint ----
@@ -197,10 +221,8 @@ def test_transformers_js(graphs, place, expected):
 
 @pytest.mark.slow
 def test_the_benchmark_runs_all(graphs, place, monkeypatch, capsys):
-    shutil.copytree("my_test_speech", "librispeech_other")
-    (words,) = [words for block in blocks(GUIDE, "bash") for words in commands_in(block) if words[0] == "python"]
-    monkeypatch.setattr(sys, "argv", [*words[1:], "--max_samples", "2", "--repetitions", "1"])
-    runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+    shutil.copytree("my_test_speech", "librispeech_other", dirs_exist_ok=True)
+    run_benchmark("runtimes.py", ["--max_samples", "2", "--repetitions", "1"], monkeypatch)
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in capsys.readouterr().out.splitlines()
