@@ -19,8 +19,10 @@ def csv_rows(file: Path, delimiter: str = ",", quotes: bool = True) -> Iterator[
     Raises `UserError` if two columns have the same name, a row has another length, a quote isn't closed, or the file
     isn't UTF-8.
     """
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(read_utf8(file), delimiter=delimiter, quoting=quoting, strict=True)
+    lines = read_utf8(file)
+    reader = csv.reader(
+        lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
+    )
     try:
         header = [name.strip() for name in next(reader, [])]
         _check_header(header, file)

@@ -27,6 +27,7 @@ from speech import write_speech
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from askd_hf.commands import distill
 from askd_hf.data import SpeechCollator
 from askd_hf.errors import UserError
 from askd_hf.evaluation import Results
@@ -360,6 +361,23 @@ def test_models_that_cannot_be_used_are_refused(monkeypatch, capsys, tmp_path, t
         monkeypatch, capsys, *options(teacher_dir / "nothing", speech_dir, tmp_path / "run", *more)
     )
     assert status == 2 and "--teacher_offload is not supported with --torch_compile" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--eval_splits", "nothing"), "has no split 'nothing'"),
+        (("--no_speech_dataset", "./nothing"), "nothing"),
+        (("--vocabulary", "31", "--augmentations", "noise", "--noise_dir", "nothing"), "nothing: no such directory"),
+    ],
+)
+def test_missing_speech_is_named_before_the_teacher_transcribes(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, more, message
+):
+    monkeypatch.setattr(distill, "pseudo_label", lambda *args: pytest.fail("transcribes"))
+    unlabeled = ("--unlabeled_dataset", speech_dir / "train", *more)
+    status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *unlabeled))
+    assert status == 2 and message in err, err
 
 
 def test_without_the_hub_one_line_says_so_and_names_the_demo(monkeypatch, capsys, tmp_path):

@@ -96,6 +96,11 @@ def test_compute_metrics_counts_marks_and_letters():
     rates = compute_metrics_for(processor, "auto")(EvalPrediction(predictions=rows(1), label_ids=rows(0)))
     # words: 1 of 2, 1 of 4 letters, 0 of 1, 0 of 2 (i am); characters: 1 of 5, 1 of 5, 0 of 3, 0 of 4
     assert rates == pytest.approx({"wer": 100 * 2 / 9, "cer": 100 * 2 / 17, "capped_wer": 100 * 2 / 9, "loops": 0.0})
+    # as in `askd-hf evaluate`, a reference of which the normalizer leaves nothing doesn't count
+    texts[("<|hi|>", "<|translate|>")] = ("", "I'm")
+    rates = compute_metrics_for(processor, "auto")(EvalPrediction(predictions=rows(1), label_ids=rows(0)))
+    assert rates["wer"] == pytest.approx(100 * 2 / 7)
+    texts[("<|hi|>", "<|translate|>")] = ("I'm", "i’m")
     whispers = compute_metrics_for(processor, "basic")(EvalPrediction(predictions=rows(1), label_ids=rows(0)))
     assert whispers["wer"] != pytest.approx(rates["wer"])
 

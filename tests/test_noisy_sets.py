@@ -210,6 +210,37 @@ def test_the_plot_has_the_error_rates_of_all_models(monkeypatch, capsys, tmp_pat
     assert ends[0][:, 1].tolist() == [48.5, 52.25]  # the interval of `scores`
 
 
+def test_evaluations_and_pictures_that_do_not_fit_are_named(monkeypatch, capsys, tmp_path):
+    for name, weights in (("a", "1"), ("b", "2")):
+        (tmp_path / name).mkdir()
+        found = evaluation("runs/student", dict.fromkeys(SPLITS, 10.0))
+        found.models["student"].weights = weights
+        found.save(tmp_path / name / "results.json")
+    status, _, err = run_here(monkeypatch, capsys, tmp_path / "a", tmp_path / "b", tmp_path / "x.png", file=PLOT)
+    assert status == 2 and "runs/student: two evaluations are of different weights" in err
+    status, _, err = run_here(monkeypatch, capsys, tmp_path / "a", tmp_path / "b", file=PLOT)
+    assert status == 2 and "give the picture to write last" in err
+    status, out, err = run_here(monkeypatch, capsys, tmp_path / "a", tmp_path / "x.png", file=PLOT)
+    assert status == 0 and str(tmp_path / "x.png") in out, err
+
+
+def test_the_text_column_can_be_chosen(monkeypatch, capsys, place):
+    listed = place / "speech" / "test" / "metadata.csv"
+    listed.write_text(listed.read_text().replace("transcription", "Satz"))
+    made(monkeypatch, capsys, place, "noisy", "--text_column_name", "Satz", "--max_clips", 1, "--snr_db", 0)
+    assert rows(place / "noisy" / "clean")[0]["transcription"]
+
+
+def test_noises_above_the_present_directory(monkeypatch, capsys, place):
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    given = ("--dataset", "../speech", "--noise_dir", "../noises", "--output_dir", "noisy", "--max_clips", 1)
+    more = ("--noise_every", 2, "--training_noises", "training")
+    status, _, err = run_here(monkeypatch, capsys, *given, *more, file=SCRIPT)
+    assert status == 0, err
+    assert (place / "here" / "training" / "b.flac").is_file()
+
+
 def test_a_directory_without_an_evaluation_is_named(monkeypatch, capsys, tmp_path):
     status, _, err = run_here(monkeypatch, capsys, tmp_path, tmp_path / "noise.png", file=PLOT)
     assert status == 2 and f"{tmp_path / 'results.json'}: no such file" in err

@@ -164,7 +164,10 @@ def test_absolute_paths_are_themselves(tmp_path, recordings, capsys):
         ("missing", NAMES, "audio: give another --audio_dir\n  row 3: 003.wav\n  row 17: 017.wav"),
         ("twice", NAMES, "000.wav and 000.wav are one file, or have the same name"),
         ("target", NAMES, "already exists: choose another --target"),
+        ("speaker", NAMES, "2 of 24 rows have no speaker in column 'who', the first is row 6 (counted from 0)"),
+        ("latin", NAMES, "list.csv, line 2: not UTF-8; save it as UTF-8, in Excel as `CSV UTF-8`"),
         (None, [*NAMES, "--validation_every", "2", "--test_every", "2"], "no clip for train"),
+        (None, [*NAMES, "--validation_every", "2", "--test_every", "2"], "give a larger --test_every"),
         (None, [*NAMES, "--test_every", "1"], "--test_every must be at least 2"),
         ("none", NAMES, "expected a CSV file, or a directory with a metadata.csv"),
     ],
@@ -180,10 +183,41 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path, recordings, 
         shutil.copytree(recordings, tmp_path / "out")
     elif change == "none":
         listed.unlink()
+    elif change == "speaker":
+        listed.write_text(listed.read_text().replace("speaker 03", " "))
+    elif change == "latin":
+        listed.write_bytes(listed.read_bytes().replace(b"one, ", "é".encode("latin-1"), 2)[:-1])
     arguments = "--source", listed, "--audio_dir", recordings, "--target", tmp_path / "out", *options
     before = sorted(tmp_path.rglob("*"))
     run(*arguments, error=error, capsys=capsys)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_spaces_make_no_other_speaker_and_untranscribed_clips_are_counted(tmp_path, recordings, capsys):
+    listed = write_list(tmp_path / "list.csv", recordings)
+    rows = listed.read_text().splitlines()
+    rows[1] = rows[1].replace("speaker 00", "speaker 00 ")
+    rows[3] = f"{rows[3].split(';')[0]}; ;Speaker 01;Rome"
+    listed.write_text("\n".join(rows))
+    main(
+        ["prepare", "--source", str(listed), "--audio_dir", str(recordings), "--target", str(tmp_path / "out"), *NAMES]
+    )
+    printed = capsys.readouterr()
+    assert "'Speaker 01' and 'speaker 01' are taken for two speakers" in printed.err
+    assert printed.out.count("1 clip without a transcript") == 1
+    of = {}
+    for split in SPLITS:
+        for speaker in load_speech_dataset(str(tmp_path / "out"), None, split)["speaker"]:
+            of.setdefault(speaker, set()).add(split)
+    assert len(of) == 13 and all(len(splits) == 1 for splits in of.values())
+
+
+def test_without_speakers_a_column_of_that_name_is_kept(tmp_path, recordings, capsys):
+    listed = write_list(tmp_path / "list.csv", recordings, header=("recording", "what was said", "speaker", "city"))
+    columns = [*NAMES[:4], "--speaker_column", "none"]
+    run("--source", listed, "--audio_dir", recordings, "--target", tmp_path / "out", *columns, capsys=capsys)
+    names = load_speech_dataset(str(tmp_path / "out"), None, "train")["speaker"][:]
+    assert names and all(name.startswith("speaker ") for name in names)
 
 
 def test_a_better_step_than_the_last_is_named():

@@ -127,12 +127,8 @@ def test_word_timestamps(place, monkeypatch, capsys):
         ["--models", str(student), "my-teacher", "--clips", "2", "--runtimes", "transformers"],
         monkeypatch,
     )
-    rows = [
-        line.split() for line in capsys.readouterr().out.splitlines() if "transformers" in line or "faster-" in line
-    ]
-    assert [row[:2] for row in rows] == [
-        [name, runtime] for runtime in ("transformers", "faster-whisper") for name in (str(student), "my-teacher")
-    ]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "transformers" in line]
+    assert [row[0] for row in rows] == [str(student), "my-teacher"]
     assert all(float(row[2]) > 0 for row in rows)
 
 

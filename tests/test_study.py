@@ -137,6 +137,41 @@ def test_options_of_the_last_cell_are_checked_before_the_first_runs(study, tmp_p
         study.check_cells(study.make_cells(plan, tmp_path), plan.evaluation)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 10}, "seeds: must be a list such as"),
+        ({"seeds": ["a"]}, "seeds: must be integers, not a"),
+        ({"baselines": "kd"}, "baselines: must be a list such as"),
+        (
+            {"training": {"own": {"dataset": "speech", "in_domain": "known"}}},
+            "training: own: in_domain: must be a list",
+        ),
+        ({"speed_clips": "many"}, "speed_clips: must be integers, not many"),
+    ],
+)
+def test_values_of_another_kind_are_named(study, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        read(study, tmp_path, **changes)
+
+
+def test_a_set_that_does_not_exist_is_named_before_anything_runs(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    read(study, tmp_path, evaluation={"known": {"dataset": "./nowhere"}})
+    monkeypatch.setattr(study, "run_cells", lambda *args: pytest.fail("runs"))
+    monkeypatch.setattr(sys, "argv", ["study.py", "--study", str(tmp_path / "plan.yaml")])
+    with pytest.raises(UserError, match="nowhere"):
+        study.main()
+
+
+def test_students_stay_when_only_their_evaluation_changes(study, tmp_path):
+    cells = study.make_cells(read(study, tmp_path), tmp_path)
+    study.save_result(CellResult("t", [], "short", "own", "ce", 1, cells[1].options, EVALUATION), tmp_path)
+    with pytest.raises(UserError, match="another value of evaluation") as error:
+        study.read_results(tmp_path, cells, {"known": EVALUATION["known"] | {"num_beams": "2"}})
+    assert str(tmp_path / "runs") not in str(error.value) and str(tmp_path / "evaluations") in str(error.value)
+
+
 def test_a_report_alone_measures_nothing(study, tmp_path, monkeypatch):
     """Its models may be elsewhere, as those of the published results are."""
     cells = study.make_cells(read(study, tmp_path, speed_set="known"), tmp_path)

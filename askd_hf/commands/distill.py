@@ -58,9 +58,11 @@ from ..training.caches import (
 )
 from ..training.checks import check_speed
 from ..training.datasets import (
+    SYNTHETIC,
     check_mix,
     evaluation_rows,
     evaluation_speech,
+    no_speech_rows,
     prepare_stream,
     spoken_in,
     training_limits,
@@ -178,7 +180,9 @@ def prepare_run(options: Options) -> str | None:
         check_int8()
     if model_args.teacher_offload and config.torch_compile:
         raise UserError("--teacher_offload is not supported with --torch_compile, which compiles the teacher too")
-    check_exist([*data_args.dataset, *data_args.eval_dataset, data_args.unlabeled_dataset])
+    sounds = options.mix.no_speech_dataset
+    sounds = None if sounds == SYNTHETIC else sounds
+    check_exist([*data_args.dataset, *data_args.eval_dataset, data_args.unlabeled_dataset, sounds])
     return checkpoint
 
 
@@ -228,9 +232,9 @@ def reduce_vocabulary(options: Options, models: Models) -> Models:
         return models
     vocabulary, streaming, tokenizer = options.model.vocabulary, options.mix.streaming, models.processor.tokenizer
     check_vocabulary_size(vocabulary, models.student, tokenizer, streaming)
-    transcribe_unlabeled(options)
-    multilingual = is_multilingual(models.student)
-    rows = transcripts(vocabulary, options.data, make_collator(options, models), multilingual, streaming)
+    collator, multilingual = make_collator(options, models), is_multilingual(models.student)
+    transcribe_unlabeled(options, multilingual)
+    rows = transcripts(vocabulary, options.data, collator, multilingual, streaming)
     least = options.model.vocabulary_min_count
     student, smaller = reduce_student(vocabulary, models.student, tokenizer, rows, least)
     teacher = with_smaller_vocabulary(models.teacher, tokenizer, smaller, window_seconds(student))
@@ -291,9 +295,8 @@ def load_speech(options: Options, models: Models) -> Speech:
     `--unlabeled_dataset` is transcribed first.
     """
     data_args, config = options.data, options.config
-    collator = make_collator(options, models)
-    transcribe_unlabeled(options)
-    multilingual = is_multilingual(models.student)
+    collator, multilingual = make_collator(options, models), is_multilingual(models.student)
+    transcribe_unlabeled(options, multilingual)
     evaluation = evaluation_rows(data_args, multilingual)  # first, so that a split that isn't there is found at once
     train_dataset = training_speech(data_args, options.mix, config, collator, multilingual)
     if config.uses_teacher and models.teacher is None and not has_soft_labels(train_dataset):
@@ -323,13 +326,17 @@ def make_collator(options: Options, models: Models) -> SpeechCollator:
     )
 
 
-def transcribe_unlabeled(options: Options) -> None:
+def transcribe_unlabeled(options: Options, multilingual: bool) -> None:
     """Transcribe `--unlabeled_dataset`, if given, with the teacher, and add the result to the training sets.
 
     Transcripts of an earlier run are used again.
+
+    Raises `UserError` if other speech of the run doesn't exist, before the hours that this takes.
     """
     data_args = options.data
     if data_args.unlabeled_dataset and not data_args.pseudo_labeled_dataset:
+        evaluation_rows(data_args, multilingual)
+        no_speech_rows(options.mix, data_args)
         arguments = unlabeled_arguments(options.model, data_args, options.mix, options.config)
         data_args.pseudo_labeled_dataset = str(pseudo_label(arguments))
 

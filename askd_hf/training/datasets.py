@@ -340,20 +340,27 @@ def _negatives(
     Args:
         spoken: pairs of language and task; empty for an English-only model.
     """
-    if mix_args.no_speech_dataset is None:
-        return None
     if mix_args.no_speech_dataset == SYNTHETIC:
         no_speech_dataset = synthetic_no_speech(
             max_duration_in_seconds=float(collator.processor.feature_extractor.chunk_length)
         )
     else:
-        workers = data_args.preprocessing_num_workers
-        noises = load_speech_dataset(mix_args.no_speech_dataset, None, "train", text_required=False, num_proc=workers)
+        noises = no_speech_rows(mix_args, data_args)
+        if noises is None:
+            return None
         no_speech_dataset = as_no_speech(noises)
     for column, values in zip(("language", "task"), zip(*spoken, strict=True), strict=False):
         in_turn = [values[row % len(values)] for row in range(len(no_speech_dataset))]
         no_speech_dataset = replace_column(no_speech_dataset, column, in_turn)
     return no_speech_dataset
+
+
+def no_speech_rows(mix_args: MixArguments, data_args: DataArguments) -> Dataset | None:
+    """Return the rows of `--no_speech_dataset`; None if it isn't given, or `synthetic`. Nothing is decoded."""
+    if mix_args.no_speech_dataset in (None, SYNTHETIC):
+        return None
+    workers = data_args.preprocessing_num_workers
+    return load_speech_dataset(mix_args.no_speech_dataset, None, "train", text_required=False, num_proc=workers)
 
 
 def evaluation_rows(data_args: DataArguments, multilingual: bool) -> dict[str, Dataset]:

@@ -340,8 +340,10 @@ def test_directories_without_speech(tmp_path):
         load_speech_dataset(str(tmp_path / "notes.txt"), None, "train")
     audiofolder(tmp_path / "bare", ["a"])
     (tmp_path / "bare" / "metadata.csv").unlink()
-    with pytest.raises(UserError, match=r"no metadata\.csv"):
+    with pytest.raises(UserError, match=r"no metadata\.csv.*: add one with the columns file_name and transcription"):
         load_speech_dataset(str(tmp_path / "bare"), None, "train")
+    sounds = load_speech_dataset(str(tmp_path / "bare"), None, "train", text_required=False)  # such as noises
+    assert sounds["text"][:] == [None] and Path(sounds[0]["audio"]["path"]).is_file()
 
 
 def cased(tmp_path, texts: list[str], text_case: str) -> list[str]:
