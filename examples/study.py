@@ -8,8 +8,6 @@ resume an interrupted study, repeat the command. At the end, tables and figures 
 is another name of `--study`.
 """
 
-import contextlib
-import itertools
 import json
 import os
 import re
@@ -18,19 +16,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from tqdm.auto import tqdm
 
-from askd_hf.arguments.parser import NULL, as_arguments, parse_args
+from askd_hf.arguments.parser import as_arguments, parse_args
 from askd_hf.arguments.ranges import COUNT, check_ranges
 from askd_hf.commands.options import options_of
+from askd_hf.commands.study_plan import Cell, Options, Plan, check_cells, check_datasets, make_cells, read_plan
 from askd_hf.commands.terminal import readable_terminal
 from askd_hf.errors import UserError, exit_on_user_error
 
@@ -38,7 +35,6 @@ if TYPE_CHECKING:  # else imported in the functions, as --help needs none of it
     from askd_hf.evaluation.results import Speed
     from askd_hf.evaluation.study import CellResult, Study
 
-Options = dict[str, Any]  # of `askd-hf distill` or `askd-hf evaluate`: text or lists of text, as in a YAML file
 MAY_DIFFER = {"output_dir", "encoder_cache_dir", "teacher_cache_dir"}  # options that don't change the student
 
 
@@ -60,48 +56,6 @@ class Arguments:
         check_ranges(self, processes=COUNT)
         if self.output_dir is None:
             self.output_dir = Path("runs") / self.study.stem
-
-
-@dataclass
-class Plan:
-    """The contents of a study's file. Each name stands for options."""
-
-    teachers: dict[str, str]  # name -> directory or Hub id
-    students: dict[str, Options]
-    training: dict[str, Options]  # also `in_domain`: a list of evaluation sets
-    methods: dict[str, Options]
-    evaluation: dict[str, Options]  # of `askd-hf evaluate`
-    seeds: list[str]
-    options: Options = field(default_factory=dict)  # of every cell
-    baselines: list[str] = field(default_factory=list)  # see `Study`
-    speed_set: str | None = None  # the evaluation set that speed is measured on
-    speed_clips: int = 32
-    title: str = "Study"
-
-
-@dataclass
-class Cell:
-    """A student to train and evaluate with one seed. A teacher, which is only evaluated, has no student."""
-
-    teacher: str
-    student: str = ""
-    training: str = ""
-    method: str = ""
-    seed: int = 0
-    options: Options = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        from askd_hf.evaluation.study import TEACHER
-
-        parts = [self.student, self.training, self.method, str(self.seed)] if self.student else [TEACHER]
-        return "/".join([self.teacher, *parts])
-
-    @property
-    def labels(self) -> str:
-        """The directory of the teacher's cached labels, "" if the cell uses none."""
-        directory = self.options.get("teacher_cache_dir", "")
-        return "" if directory in NULL else directory
 
 
 def main() -> None:
@@ -136,124 +90,7 @@ def main() -> None:
         raise UserError("; ".join(failed) or f"{directory / 'results.jsonl'} has no results of this study")
 
 
-# ---- the plan ----
-
-
-def read_plan(file: Path) -> Plan:
-    """Read the file of a study. Raises `UserError` for parts that are missing, unknown, or don't fit together."""
-    from askd_hf.evaluation.study import TEACHER
-
-    try:
-        plan = Plan(**yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader))
-    except (OSError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}") from error
-    for part in ("students", "training", "methods", "evaluation"):
-        with named_errors(f"{file}: {part}"):
-            setattr(plan, part, named_options(getattr(plan, part)))
-    with named_errors(f"{file}: teachers"):
-        named_options(dict.fromkeys(plan.teachers, "") if isinstance(plan.teachers, dict) else plan.teachers)
-    check_lists(plan, file)
-    if unknown := {*plan.baselines} - {*plan.methods, *plan.students, TEACHER}:
-        raise UserError(f"{file}: baselines: {', '.join(sorted(unknown))}: not a method, a student or `{TEACHER}`")
-    named = {name for options in plan.training.values() for name in options.get("in_domain", [])}
-    named |= {plan.speed_set} - {None}
-    if unknown := named - {*plan.evaluation}:
-        raise UserError(f"{file}: {', '.join(sorted(unknown))}: not an evaluation set")
-    return plan
-
-
-def check_lists(plan: Plan, file: Path) -> None:
-    """Raise `UserError` for parts of the file that must be lists and aren't, and for seeds that aren't integers."""
-    parts = {"seeds": plan.seeds, "baselines": plan.baselines}
-    parts |= {f"training: {name}: in_domain": part.get("in_domain", []) for name, part in plan.training.items()}
-    for name, part in parts.items():
-        if not isinstance(part, list):
-            raise UserError(f"{file}: {name}: must be a list such as [{part}], not {part!r}")
-    for name, numbers in {"seeds": plan.seeds, "speed_clips": [plan.speed_clips]}.items():
-        if wrong := [number for number in numbers if not str(number).isdecimal()]:
-            raise UserError(f"{file}: {name}: must be integers, not {', '.join(map(str, wrong))}")
-    plan.speed_clips = int(plan.speed_clips)
-
-
-def named_options(part: Any) -> dict[str, Options]:
-    """Return the options of each name in a part of the file; a name without options has none.
-
-    Raises `UserError` for anything but names with options, and for names that can't be part of a cell's name.
-    """
-    if not isinstance(part, dict):
-        raise UserError("must be names, each with options")
-    found = {name: {} if options in NULL else options for name, options in part.items()}
-    for name, options in found.items():
-        if not isinstance(options, dict):
-            raise UserError(f"{name}: must be options such as `preset: askd`, not {options!r}")
-        if not name or "/" in name:
-            raise UserError(f"a name can't be empty or contain a slash: {name!r}")
-    return found
-
-
-def make_cells(plan: Plan, directory: Path) -> list[Cell]:
-    """Return a cell for each teacher, and one for each combination, in the order of the file."""
-    cells = [Cell(name, options={"teacher": model}) for name, model in plan.teachers.items()]
-    axes = plan.teachers, plan.students, plan.training, plan.methods, map(int, plan.seeds)
-    for teacher, student, training, method, seed in itertools.product(*axes):
-        cell = Cell(teacher, student, training, method, seed)
-        cell.options = {
-            "encoder_cache_dir": str(directory / "cache" / "encoder"),
-            "compare": "False",
-            "save_total_limit": "1",
-            **plan.options,
-            **plan.students[student],
-            **plan.training[training],
-            **plan.methods[method],
-            "teacher": plan.teachers[teacher],
-            "seed": str(seed),
-            "output_dir": str(directory / "runs" / cell.name),
-        }
-        labels = "-".join((teacher, student, training, f"temperature {temperature_of(cell.options)}"))
-        cell.options.setdefault("teacher_cache_dir", str(directory / "cache" / labels))
-        cell.options.pop("in_domain", None)
-        cells.append(cell)
-    return cells
-
-
-def temperature_of(options: Options) -> str:
-    """Return the temperature of the teacher's labels, for which they are cached."""
-    from askd_hf.schedule import PRESETS
-
-    preset = options.get("preset", "askd")  # a wrong one is found by `check_cells`
-    return options.get("temperature") or format(PRESETS.get(preset, {}).get("temperature", 1.0), "g")
-
-
-def check_cells(cells: list[Cell], evaluation: dict[str, Options]) -> None:
-    """Parse the options of all cells and evaluation sets, before the first one runs.
-
-    Raises `UserError` for an option that doesn't exist or has an invalid value.
-    """
-    for name, options in evaluation.items():
-        with named_errors(f"evaluation: {name}"):
-            (args,) = parse_args(options_of("evaluate"), as_arguments({**options, "model": "any"}))
-            if len(args.sets()) != 1 or args.long_form:
-                raise UserError("must be one set of clips, without long_form: give each split a name of its own")
-    for cell in {cell.name.rpartition("/")[0]: cell for cell in cells if cell.student}.values():
-        with named_errors(cell.name):
-            parse_args(options_of("distill"), as_arguments(cell.options))
-
-
-def check_datasets(cells: list[Cell], evaluation: dict[str, Options]) -> None:
-    """Raise `UserError` if a dataset of the study doesn't exist, before the first cell runs."""
-    from askd_hf.data.sources import check_exist
-
-    for options in (*evaluation.values(), *(cell.options for cell in cells)):
-        named = options.get("dataset", [])
-        check_exist([named] if isinstance(named, str) else named)
-
-
-@contextlib.contextmanager
-def named_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+# ---- results ----
 
 
 def read_results(directory: Path, cells: list[Cell], evaluation: dict[str, Options]) -> "dict[str, CellResult]":
