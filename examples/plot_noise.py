@@ -2,7 +2,10 @@
 
     python examples/plot_noise.py runs/evaluation-clean runs/evaluation-noisy picture.png
 
-The sets are those of examples/noisy_sets.py. Bars are the 95 % intervals of the evaluations.
+The sets are those of examples/noisy_sets.py. Bars are the 95 % intervals of the evaluations. Those of a study are in
+directories of their own:
+
+    python examples/plot_noise.py runs/noise/evaluations/tiny.en/*/*/*/1/* picture.png
 """
 
 import argparse

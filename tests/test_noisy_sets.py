@@ -210,6 +210,21 @@ def test_the_plot_has_the_error_rates_of_all_models(monkeypatch, capsys, tmp_pat
     assert ends[0][:, 1].tolist() == [48.5, 52.25]  # the interval of `scores`
 
 
+def test_the_conditions_of_a_model_may_be_in_several_evaluations(tmp_path):
+    rates = dict(zip(SPLITS, (10.0, 12.0, 20.0, 30.0, 50.0, 25.0, 15.0), strict=True))
+    parts = [evaluation("runs/study/a/1", {split: rate}) for split, rate in rates.items()]
+    others = [evaluation("runs/study/b/1", {split: rate + 1}) for split, rate in rates.items()]
+    for one in (*parts, *others):
+        del one.models["teacher"]
+    found = scores_by_condition(parts + others)
+    assert {name: {split: one.wer for split, one in conditions.items()} for name, conditions in found.items()} == {
+        "a/1": rates,
+        "b/1": {split: rate + 1 for split, rate in rates.items()},
+    }
+    with pytest.raises(UserError, match="runs/study/a/1: the evaluation has no sets of signal-to-noise ratios"):
+        scores_by_condition([evaluation("runs/study/a/1", {"clean": 1.0})])
+
+
 def test_evaluations_and_pictures_that_do_not_fit_are_named(monkeypatch, capsys, tmp_path):
     for name, weights in (("a", "1"), ("b", "2")):
         (tmp_path / name).mkdir()

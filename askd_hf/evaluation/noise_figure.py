@@ -1,5 +1,6 @@
 """Plot of the WER against the signal-to-noise ratio, of the sets that examples/noisy_sets.py makes."""
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,24 +20,28 @@ Conditions = dict[str, Scores]
 
 
 def scores_by_condition(evaluations: list[Results]) -> dict[str, Conditions]:
-    """Return the scores of each model by its name; a teacher of several evaluations is there once.
+    """Return the scores of each model by its name, without the directories that all names have in common.
 
-    Raises `UserError` if an evaluation has no noisy sets, or two models have the same name.
+    The conditions of a model may be in several evaluations, as those of a study are.
+
+    Raises `UserError` if there is no noisy set of a model, or two models have the same name.
     """
     found: dict[str, Conditions] = {}
     weights: dict[str, str | None] = {}
     for results in evaluations:
         for role, model in results.models.items():
             splits = {one.split: one.scores[role] for one in results.sets if role in one.scores and one.has_speech}
-            if not any(SNR.fullmatch(split) for split in splits):
-                raise UserError(
-                    f"{model.name}: the evaluation has no sets of signal-to-noise ratios: make them with "
-                    "examples/noisy_sets.py, and give --eval_splits clean snr20 ..."
-                )
             if weights.setdefault(model.name, model.weights) != model.weights:
                 raise UserError(f"{model.name}: two evaluations are of different weights: give the models other names")
-            found.setdefault(model.name, splits)
-    return found
+            found[model.name] = splits | found.get(model.name, {})
+    for name, conditions in found.items():
+        if not any(SNR.fullmatch(split) for split in conditions):
+            raise UserError(
+                f"{name}: the evaluation has no sets of signal-to-noise ratios: make them with "
+                "examples/noisy_sets.py, and give --eval_splits clean snr20 ..."
+            )
+    common = os.path.commonpath(found) if len(found) > 1 else ""
+    return {name.removeprefix(common).lstrip("/"): conditions for name, conditions in found.items()}
 
 
 def write_noise_figure(models: dict[str, Conditions], path: Path) -> None:
