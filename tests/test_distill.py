@@ -368,12 +368,15 @@ def test_models_that_cannot_be_used_are_refused(monkeypatch, capsys, tmp_path, t
     [
         (("--eval_splits", "nothing"), "has no split 'nothing'"),
         (("--no_speech_dataset", "./nothing"), "nothing"),
+        (("--no_speech_dataset", "empty"), "no speech in empty"),
         (("--vocabulary", "31", "--augmentations", "noise", "--noise_dir", "nothing"), "nothing: no such directory"),
     ],
 )
 def test_missing_speech_is_named_before_the_teacher_transcribes(
     monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, more, message
 ):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     monkeypatch.setattr(distill, "pseudo_label", lambda *args: pytest.fail("transcribes"))
     unlabeled = ("--unlabeled_dataset", speech_dir / "train", *more)
     status, _, err = run_here(monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", *unlabeled))
