@@ -86,7 +86,7 @@ def test_a_study_counts_texts_on_sounds_as_the_evaluation_does(tmp_path):
 
 def test_new_manifests_of_empty_references_are_not(tmp_path):
     write(tmp_path, "student", [(None, "", "you"), (None, "", "")], set={"no_speech": False})
-    with pytest.raises(UserError, match=r"spoken: all clips are excluded \({'no transcript': 2}\)"):
+    with pytest.raises(UserError, match=r"spoken: all clips are excluded \(no transcript: 2\)"):
         score_directory(tmp_path)
 
 
