@@ -46,6 +46,7 @@ NOT_RUN = {
     "python examples/study.py --study examples/studies/flagship.yaml --only '3 decoder layers, 6 s, 20,000 tokens'": (
         "hours long"
     ),
+    "python examples/study.py --study examples/studies/ablations.yaml": "an hour long",
     "python examples/study.py --study examples/studies/depth.yaml": "an hour long",
     "python examples/study.py --study examples/studies/noise.yaml": "an hour long",
     "python examples/study.py --study examples/studies/replay.yaml": "an hour long",
