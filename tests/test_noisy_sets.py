@@ -221,6 +221,12 @@ def test_the_conditions_of_a_model_may_be_in_several_evaluations(tmp_path):
         "a/1": rates,
         "b/1": {split: rate + 1 for split, rate in rates.items()},
     }
+    names = ["/runs/a", "/runs/a/b", "openai/whisper-tiny.en"]  # absolute, one within the other, and of the Hub
+    assert [*scores_by_condition([evaluation(name, {"snr5": 1.0}) for name in names])] == [
+        names[0],
+        names[2],
+        names[1],
+    ]
     with pytest.raises(UserError, match="runs/study/a/1: the evaluation has no sets of signal-to-noise ratios"):
         scores_by_condition([evaluation("runs/study/a/1", {"clean": 1.0})])
 

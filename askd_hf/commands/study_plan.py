@@ -163,9 +163,8 @@ def check_datasets(cells: list[Cell], evaluation: dict[str, Options]) -> None:
     """Raise `UserError` if a dataset of the study doesn't exist, before the first cell runs."""
     from ..data.sources import check_exist
 
-    for options in (*evaluation.values(), *(cell.options for cell in cells)):
-        named = options.get("dataset", [])
-        check_exist([named] if isinstance(named, str) else named)
+    named = [options.get("dataset", []) for options in (*evaluation.values(), *(cell.options for cell in cells))]
+    check_exist(name for names in named for name in ([names] if isinstance(names, str) else names))
 
 
 @contextlib.contextmanager

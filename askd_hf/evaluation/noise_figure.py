@@ -1,6 +1,6 @@
 """Plot of the WER against the signal-to-noise ratio, of the sets that examples/noisy_sets.py makes."""
 
-import os
+import itertools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +40,11 @@ def scores_by_condition(evaluations: list[Results]) -> dict[str, Conditions]:
                 f"{name}: the evaluation has no sets of signal-to-noise ratios: make them with "
                 "examples/noisy_sets.py, and give --eval_splits clean snr20 ..."
             )
-    common = os.path.commonpath(found) if len(found) > 1 else ""
-    return {name.removeprefix(common).lstrip("/"): conditions for name, conditions in found.items()}
+    if len(found) == 1:
+        return found
+    directories = zip(*(Path(name).parts[:-1] for name in found), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda parts: len({*parts}) == 1, directories))
+    return {str(Path(*Path(name).parts[shared:])): conditions for name, conditions in found.items()}
 
 
 def write_noise_figure(models: dict[str, Conditions], path: Path) -> None:
