@@ -39,6 +39,7 @@ from ..evaluation import (
     PreparedSet,
     Results,
     check_can_assist,
+    check_references,
     format_results,
     format_speed,
     measure_speculative,
@@ -143,6 +144,8 @@ def load_speech(args: EvaluationArguments, models: Models) -> Speech:
             recheck=args.recheck,
             report_file=Path(args.output_dir) / f"skipped-{spec.name}.csv",
         )
+    for prepared in sets:
+        check_references(prepared.spec, prepared.clips["text"][:], args.normalizer)
     timed = spread_clips(sets, args.speed_clips) if args.speed or args.speculative else None
     return Speech(sets, timed)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .report import write_report
     from .result_tables import format_results, format_speed
     from .results import Results
-    from .scoring import save_spelling_normalizer, score_directory
+    from .scoring import check_references, save_spelling_normalizer, score_directory
     from .speculative import check_can_assist, measure_speculative, save_draft_length
     from .speed import measure_speed
     from .suites import DatasetSpec, suite_sets
@@ -30,7 +30,7 @@ _PUBLIC = {
     "report": ("write_report",),
     "result_tables": ("format_results", "format_speed"),
     "results": ("Results",),
-    "scoring": ("save_spelling_normalizer", "score_directory"),
+    "scoring": ("check_references", "save_spelling_normalizer", "score_directory"),
     "speculative": ("check_can_assist", "measure_speculative", "save_draft_length"),
     "speed": ("measure_speed",),
     "suites": ("DatasetSpec", "suite_sets"),

@@ -3,6 +3,7 @@
 import dataclasses
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,7 @@ from .manifest import (
 )
 from .metrics import UNIFIED, characters, normalize_pairs, normalizer_for, text_language
 from .results import PairedComparison, Results, Scores, SetResult
-from .suites import UNTRANSCRIBED
+from .suites import UNTRANSCRIBED, DatasetSpec
 from .word_errors import (
     EMPTY_AFTER_NORMALIZATION,
     NO_REFERENCE,
@@ -118,10 +119,7 @@ def score_set(
     texts = normalized_texts(manifests, first, normalizer, spelling)
     counts = dict(Counter(texts.excluded))
     if not texts.scored:
-        reasons = ", ".join(f"{reason}: {number}" for reason, number in counts.items())
-        raise UserError(
-            f"{first.set['name']}: all clips are excluded ({reasons}). Another --normalizer may keep some of them"
-        )
+        raise _all_excluded(first.set["name"], counts)
     some = [next(iter(texts.rows.values()))[i] for i in texts.scored]
     speakers = [row.get("speaker") for row in some]
     word_errors = {
@@ -157,6 +155,28 @@ def score_set(
         no_speech_clips=len(texts.no_speech),
         long_clips=first.long_clips,
     )
+
+
+def check_references(spec: DatasetSpec, references: list[str], normalizer: Normalizer) -> None:
+    """Raise `UserError` if no clip of a set with speech can be scored, before the set is transcribed.
+
+    Args:
+        references: of all clips, as they are in the dataset.
+        normalizer: see `normalizer_for`.
+    """
+    if spec.no_speech:
+        return
+    # without a model's list of spellings: it doesn't empty a text
+    _, normalize = normalizer_for(normalizer, text_language(spec.task, spec.language), {})
+    normalized, _ = normalize_pairs(references, references, normalize)
+    reasons = [exclusion_reason(raw, text) for raw, text in zip(references, normalized, strict=True)]
+    if None not in reasons:
+        raise _all_excluded(spec.name, Counter(reason for reason in reasons if reason is not None))
+
+
+def _all_excluded(name: str, reasons: Mapping[str, int]) -> UserError:
+    counts = ", ".join(f"{reason}: {number}" for reason, number in reasons.items())
+    return UserError(f"{name}: all clips are excluded ({counts}). Another --normalizer may keep some of them")
 
 
 @dataclass
