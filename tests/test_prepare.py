@@ -100,6 +100,10 @@ def test_lengths_are_those_of_the_files(tmp_path, recordings, capsys):
         assert {file.name for file in target.rglob("*.wav")} == {file.name for file in chosen}
         assert printed.count("1 clip can't be decoded: askd-hf distill names them") == 1
         assert ("1 clip longer than 30 s" in printed) == (limit is None)
+        left_out = (
+            f"{24 - len(chosen)} of 24 clips left out: longer than --max_seconds {limit:g}" if limit else "left out"
+        )
+        assert (left_out in printed) == (limit is not None)
         for split in SPLITS:
             names = {recordings / file.name for file in (target / split).glob("*.wav")} - {first}
             lengths = sorted(seconds[file] for file in names)
@@ -122,6 +126,9 @@ def test_less_than_half_an_hour_is_told(tmp_path, recordings, capsys, seconds, t
     command = next(line for line in printed.splitlines() if line.startswith("  askd-hf plan "))
     (args,) = parse("plan", shlex.split(command)[2:])
     assert (args.speedup, args.teacher, args.dataset) == (5, "openai/whisper-small", str(tmp_path / "my speech"))
+    command = next(line for line in printed.splitlines() if line.startswith("  askd-hf evaluate "))
+    (args,) = parse("evaluate", shlex.split(command)[2:])
+    assert args.language == "en" and args.eval_splits == ["test"]  # a multilingual model requires a language
 
 
 def test_without_speakers_clips_are_split(tmp_path, recordings, capsys):
@@ -153,7 +160,64 @@ def test_absolute_paths_are_themselves(tmp_path, recordings, capsys):
         text = text.replace(f"\n{file.name};", f"\n{file};")
     listed.write_text(text)
     run("--source", listed, "--target", tmp_path / "out", *NAMES, capsys=capsys)
-    assert len(list((tmp_path / "out").glob("*/*.wav"))) == 24
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == 24
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_quoted_headers_are_read(tmp_path, recordings, capsys, separator):
+    """As pandas and databases write them; a list may quote one name only."""
+    listed = write_list(tmp_path / "list.csv", recordings, separator, ("recording", "what was said", "who", "a, b;c"))
+    rows = list(csv.reader(listed.open(newline="", encoding="utf-8-sig"), delimiter=separator))
+    with listed.open("w", newline="") as file:
+        csv.writer(file, delimiter=separator, quoting=csv.QUOTE_ALL).writerows(rows)
+    run("--source", listed, "--audio_dir", recordings, "--target", tmp_path / "out", *NAMES, capsys=capsys)
+    rows = load_speech_dataset(str(tmp_path / "out"), None, "train")
+    assert len(rows) == 14 and set(rows["a, b;c"][:]) == {"Rome"}
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_directory_per_speaker_keeps_files_of_one_name_apart(tmp_path, recordings, capsys, given):
+    """The paths are absolute, or of Windows; without --audio_dir they are relative to the list."""
+    files = sorted(recordings.iterdir())
+    rows = []
+    for number, file in enumerate(files):
+        folder = recordings / f"s{number // 2:02}"
+        folder.mkdir(exist_ok=True)
+        file.rename(folder / f"{number % 2}.wav")
+        path = f"{folder.name}\\{number % 2}.wav" if number < 4 else folder / f"{number % 2}.wav"
+        rows.append((path, f"words {number}", folder.name))
+    listed = (tmp_path if given else recordings) / "list.csv"
+    with listed.open("w", newline="") as opened:
+        csv.writer(opened).writerows([("file_name", "transcription", "speaker"), *rows])
+    where = ["--audio_dir", recordings] if given else []
+    run("--source", listed, *where, "--target", tmp_path / "out", capsys=capsys)
+    assert {file.relative_to(tmp_path / "out").parts[1] for file in (tmp_path / "out").rglob("*.wav")} == {
+        f"s{number:02}" for number in range(12)
+    }
+    if given:
+        shutil.rmtree(tmp_path / "out")
+        other = tmp_path / "elsewhere"
+        other.mkdir()
+        text = listed.read_text().replace("s00\\", f"{recordings}/s00/").replace("s01\\", f"{recordings}/s01/")
+        listed.write_text(text)
+        error = "have the same name outside of"
+        run("--source", listed, "--audio_dir", other, "--target", tmp_path / "out", error=error, capsys=capsys)
+
+
+def test_columns_that_are_not_chosen_are_kept_under_names_of_their_own(tmp_path, recordings, capsys):
+    header = ("recording", "what was said", "who", "transcription", "text", "other_text")
+    rows = [
+        (file.name, f"words {number}", f"speaker {number}", "machine", "raw", "kept")
+        for number, file in enumerate(sorted(recordings.iterdir()))
+    ]
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    options = "--source", tmp_path / "list.csv", "--audio_dir", recordings, "--target", tmp_path / "out", *NAMES
+    run(*options, capsys=capsys)
+    loaded = load_speech_dataset(str(tmp_path / "out"), None, "train")
+    values = {name: set(loaded[name][:]) for name in ("other_transcription", "other_text", "other_other_text")}
+    assert values == dict(other_transcription={"machine"}, other_text={"kept"}, other_other_text={"raw"})
+    assert all(text.startswith("words ") for text in loaded["text"][:])
 
 
 @pytest.mark.parametrize(
@@ -169,6 +233,8 @@ def test_absolute_paths_are_themselves(tmp_path, recordings, capsys):
         (None, [*NAMES, "--validation_every", "2", "--test_every", "2"], "no clip for train"),
         (None, [*NAMES, "--validation_every", "2", "--test_every", "2"], "give a larger --test_every"),
         (None, [*NAMES, "--test_every", "1"], "--test_every must be at least 2"),
+        ("blank", NAMES, "2 of 24 rows have no file in column 'recording', the first is row 3 (counted from 0)"),
+        ("json", NAMES, "list.jsonl: expected a CSV file, with the names of its columns in the first line"),
         ("none", NAMES, "expected a CSV file, or a directory with a metadata.csv"),
     ],
 )
@@ -183,6 +249,11 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path, recordings, 
         shutil.copytree(recordings, tmp_path / "out")
     elif change == "none":
         listed.unlink()
+    elif change == "blank":
+        listed.write_text(listed.read_text().replace("003.wav;", ";").replace("004.wav;", " ;"))
+    elif change == "json":
+        listed = listed.rename(tmp_path / "list.jsonl")
+        listed.write_text('{"file_name": "000.wav", "text": "one"}\n')
     elif change == "speaker":
         listed.write_text(listed.read_text().replace("speaker 03", " "))
     elif change == "latin":

@@ -15,6 +15,7 @@ import random
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from statistics import median
 
@@ -66,20 +67,25 @@ def read_clips(args: PrepareArguments) -> list[Row]:
             raise UserError(f"{file} has no column {column!r}; it has {', '.join(header)}: give --{option}{also}")
     if args.speaker_column == "none":
         del wanted["speaker"]
-    others = [name for name in header if name and name not in {*wanted.values(), *wanted}]
+    others = {name: kept_as(name, header, wanted) for name in header if name and name not in wanted.values()}
     clips = [
-        {new: row[column].strip() for new, column in wanted.items()} | {kept_as(name): row[name] for name in others}
+        {new: row[column].strip() for new, column in wanted.items()} | {new: row[name] for name, new in others.items()}
         for row in rows
     ]
+    for clip in clips:
+        clip["file_name"] = native_path(args, clip["file_name"])
     check_files(args, clips, file)
     check_speakers(args, clips, file)
     return clips if args.max_seconds is None else shorter_clips(args, clips, args.max_seconds)
 
 
-def kept_as(column: str) -> str:
-    """Return the name of another column, which must not be taken for the transcripts when the dataset is loaded."""
-    before = TEXT_COLUMNS[: TEXT_COLUMNS.index("transcription")]
-    return f"other_{column}" if column in before else column
+def kept_as(column: str, header: list[str], wanted: Iterable[str]) -> str:
+    """Return the name of another column: one that isn't taken for the file, the transcript or the speaker later."""
+    reserved = {*wanted, *TEXT_COLUMNS[: TEXT_COLUMNS.index("transcription")]}
+    name = column
+    while name in reserved or (name != column and name in header):
+        name = f"other_{name}"
+    return name
 
 
 def csv_file(args: PrepareArguments) -> Path:
@@ -92,12 +98,21 @@ def csv_file(args: PrepareArguments) -> Path:
 
 def read_rows(file: Path) -> tuple[list[str], list[Row]]:
     """Return the names of the columns, and the rows. The separator is the one that gives the most columns."""
-    headers = {separator: next(csv_rows(file, separator), []) for separator in (",", *SEPARATORS)}
-    separator = max(headers, key=lambda one: len(headers[one]))
+    if file.suffix in (".json", ".jsonl", ".parquet"):
+        raise UserError(f"{file}: expected a CSV file, with the names of its columns in the first line")
+    separator = max((",", *SEPARATORS), key=lambda one: number_of_columns(file, one))
     header, *rows = csv_rows(file, separator)
     if not rows:
         raise UserError(f"{file} has no rows")
     return header, [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def number_of_columns(file: Path, separator: str) -> int:
+    """Return how many columns the header has with this separator, 0 if it can't be read with it."""
+    try:
+        return len(next(csv_rows(file, separator), []))
+    except UserError:  # a quoted name isn't followed by it
+        return 0
 
 
 def shorter_clips(args: PrepareArguments, clips: list[Row], max_seconds: float) -> list[Row]:
@@ -111,6 +126,8 @@ def shorter_clips(args: PrepareArguments, clips: list[Row], max_seconds: float) 
     if not kept:
         shortest = min(seconds for seconds in lengths if seconds is not None)
         raise UserError(f"no clip is as short as --max_seconds {max_seconds:g}: the shortest has {shortest:.1f} s")
+    if longer := len(clips) - len(kept):
+        print(f"{longer:,} of {counted(len(clips), 'clip')} left out: longer than --max_seconds {max_seconds:g}")
     return kept
 
 
@@ -131,19 +148,29 @@ def audio_directory(args: PrepareArguments) -> Path:
     return Path(args.audio_dir) if args.audio_dir else csv_file(args).parent
 
 
-def file_name(name: str) -> str:
-    """Return the name of a row's file in its split: without the directories of a path that leads out of it."""
-    path = PurePath(name)
-    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+def native_path(args: PrepareArguments, name: str) -> str:
+    """Return the path of a row's file with the separators of this system."""
+    return name.replace("\\", "/") if "\\" in name and not (audio_directory(args) / name).exists() else name
+
+
+def file_name(args: PrepareArguments, name: str) -> str:
+    """Return the path of a row's file in its split: relative to the audio directory, or the name of a file outside."""
+    inside = os.path.relpath(audio_directory(args) / name, audio_directory(args))
+    return PurePath(name).name if PurePath(inside).parts[0] == ".." else PurePath(inside).as_posix()
 
 
 def check_files(args: PrepareArguments, clips: list[Row], file: Path) -> None:
     """Raise `UserError` for files that are missing, or that would have the same name."""
     directory = audio_directory(args)
+    if unnamed := [row for row, clip in enumerate(clips) if not clip["file_name"]]:
+        raise UserError(
+            f"{file}: {len(unnamed)} of {counted(len(clips), 'row')} have no file in column {args.audio_column!r}, "
+            f"the first is row {unnamed[0]} (counted from 0): fill it in, or remove the row"
+        )
     missing = [
-        f"  row {row}: {clip['file_name'] or 'no file'}"
+        f"  row {row}: {clip['file_name']}"
         for row, clip in enumerate(clips)
-        if not clip["file_name"] or not (directory / clip["file_name"]).is_file()
+        if not (directory / clip["file_name"]).is_file()
     ]
     if missing:
         listed = missing[:MAX_LISTED] + ([f"  and {len(missing) - MAX_LISTED} more"] if missing[MAX_LISTED:] else [])
@@ -152,9 +179,12 @@ def check_files(args: PrepareArguments, clips: list[Row], file: Path) -> None:
         raise UserError(f"{len(missing)} of {len(clips)} audio files are not in {directory}: {give}\n{lines}")
     names: dict[str, str] = {}
     for clip in clips:
-        other = names.setdefault(file_name(clip["file_name"]), clip["file_name"])
+        other = names.setdefault(file_name(args, clip["file_name"]), clip["file_name"])
         if other is not clip["file_name"]:
-            raise UserError(f"{file}: {other} and {clip['file_name']} are one file, or have the same name")
+            raise UserError(
+                f"{file}: {other} and {clip['file_name']} are one file, or have the same name outside of {directory}. "
+                "If they are two, give an --audio_dir that both are in"
+            )
 
 
 def check_speakers(args: PrepareArguments, clips: list[Row], file: Path) -> None:
@@ -211,14 +241,14 @@ def write_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
     rows = [(name, clip) for name, clips in splits.items() for clip in clips]
     with disk_errors(f"--target {target}"):
         for name, clip in progress(rows, "Writing"):
-            copy = unfinished / name / file_name(clip["file_name"])
+            copy = unfinished / name / file_name(args, clip["file_name"])
             copy.parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(directory / clip["file_name"], copy)
         for name, clips in splits.items():
             with (unfinished / name / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, clips[0].keys())
                 writer.writeheader()
-                writer.writerows(clip | {"file_name": file_name(clip["file_name"])} for clip in clips)
+                writer.writerows(clip | {"file_name": file_name(args, clip["file_name"])} for clip in clips)
         unfinished.rename(target)
 
 
@@ -236,7 +266,7 @@ def print_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
         speakers = len({clip["speaker"] for clip in clips}) if by_speaker else 0
         who = f" of {counted(speakers, 'speaker')}" if by_speaker else ""
         words = sum(len(clip["transcription"].split()) for clip in clips)
-        files = [Path(args.target, name, file_name(clip["file_name"])) for clip in clips]
+        files = [Path(args.target, name, file_name(args, clip["file_name"])) for clip in clips]
         lengths = [seconds for file in files if (seconds := seconds_of(file)) is not None]
         print(f"{name}: {counted(len(clips), 'clip')}{who}, {words:,} words, {duration(sum(lengths))}")
         if lengths:
@@ -249,10 +279,10 @@ def print_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
             print(f"  {note}")
         if by_speaker and name != "train" and speakers < FEW:
             print(f"  few speakers: a smaller --{name}_every makes the error rate of {name} more reliable")
-    teacher = f"--teacher openai/whisper-small --dataset {shlex.quote(args.target)}"
+    teacher = f"--teacher openai/whisper-small --language en --dataset {shlex.quote(args.target)}"
     print(
-        f"\nfind a student that is 5 times as fast, and the command that trains it (with --language, if it isn't "
-        f"English):\n  askd-hf plan --speedup 5 {teacher}\n\nand at the end, once:\n  askd-hf evaluate --model "
+        f"\nfind a student that is 5 times as fast, and the command that trains it (en for English, else give the "
+        f"language):\n  askd-hf plan --speedup 5 {teacher}\n\nand at the end, once:\n  askd-hf evaluate --model "
         f"runs/YOUR_RUN {teacher} --eval_splits test"
     )
 

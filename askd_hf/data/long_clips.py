@@ -29,7 +29,7 @@ from .shared_disk import locked_for, others_wait, processes_sharing
 
 TIMES = ("words", "segments")  # columns with `start`, `end` and `text`, the finest first
 SILENCE = 0.5  # seconds that stay before and after the words where silence is cut off
-VERSION = 3  # raise it if `_cut` makes other pieces of the same row
+VERSION = 4  # raise it if `_cut` makes other pieces of the same row
 CUT_FROM = "cut from"  # column of the pieces: the number of the long clip
 
 
@@ -115,7 +115,7 @@ def cut_long_clips(
 
 
 def kept_in() -> Path:
-    """Return the directory of the pieces: `askd_hf/cut_clips-2` in `HF_HOME`."""
+    """Return the directory of the pieces: `askd_hf/cut_clips-VERSION` in `HF_HOME`."""
     return Path(constants.HF_HOME) / "askd_hf" / f"cut_clips-{VERSION}"
 
 
@@ -166,6 +166,7 @@ def _cut(batch: dict[str, list[Any]], indices: list[int], window: float) -> dict
     samples, rate = read_audio(row["audio"])
     duration = len(samples) / rate
     units = [dict(unit, end=duration if unit["end"] is None else unit["end"]) for unit in units]
+    units.sort(key=lambda unit: unit["start"])  # segments of a conversation may be sorted by speaker
     bounds = piece_bounds(units, duration, window)
     limits = [-math.inf, *(start for start, _ in bounds[1:]), math.inf]  # a word may be at the very end of the clip
     separator = word_separator(row.get("language"), row.get("task"))
@@ -182,7 +183,9 @@ def _cut(batch: dict[str, list[Any]], indices: list[int], window: float) -> dict
             times = [(max(word["start"], start) - start, min(word["end"], end) - start) for word in own]
             changes["words"] = [dict(word, start=a, end=b) for word, (a, b) in zip(own, times, strict=True)]
         if "segments" in row:
-            changes["segments"] = _within(row["segments"] or [], units, start, end)
+            segments = row["segments"] or []
+            timed = not segments or _has_times(segments)
+            changes["segments"] = _within(segments, units, start, end) if timed else None
         if "prompt" in row:
             changes["prompt"] = prompt
         rows.append(row | changes)
@@ -191,9 +194,15 @@ def _cut(batch: dict[str, list[Any]], indices: list[int], window: float) -> dict
 
 
 def _has_times(units: Sequence[Mapping[str, Any] | None]) -> bool:
-    """Return whether all units have a start and a text, and all but the last an end."""
-    complete = (unit is not None and None not in (unit["start"], unit["text"]) for unit in units)
-    return all(complete) and all(unit["end"] is not None for unit in units[:-1] if unit)
+    """Return whether all units have a text, a start and an end. The one that starts last needs no end."""
+    if any(unit is None or unit["text"] is None or not _is_time(unit["start"]) for unit in units):
+        return False
+    *others, last = sorted((unit for unit in units if unit), key=lambda unit: unit["start"])
+    return all(_is_time(unit["end"]) for unit in others) and (last["end"] is None or _is_time(last["end"]))
+
+
+def _is_time(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _within(
@@ -206,7 +215,7 @@ def _within(
     """
     middles = [_middle((unit["start"], unit["end"])) for unit in units]
     found = []
-    for part in segments:
+    for part in sorted(segments, key=lambda segment: segment["start"]):
         until = math.inf if part["end"] is None else part["end"]
         spoken = [start <= at <= end for at in middles if part["start"] <= at <= until]
         if any(spoken) and not all(spoken):

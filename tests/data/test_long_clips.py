@@ -1,6 +1,7 @@
 """Clips that are longer than the window are cut at pauses, with their text."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,20 @@ def test_a_word_without_a_time_leaves_the_clip_whole(dataset):
     for row in (changed, [changed[0], {"start": None, "end": 5.9, "text": "w1"}]):
         untimed = replace_column(dataset.select([0]), "words", pa.array([row], WORDS))
         assert cut_long_clips(untimed, 4.0, "speech")["text"][:] == ["W0 w1, w2 w3."]
+
+
+def test_segments_sorted_by_speaker_are_cut_by_time(dataset):
+    """Those of a conversation: one speaker's, then the other's, and a word that nobody gave a time."""
+    by_speaker = [{"start": start, "end": end, "text": text} for start, end, text in [
+        (0.0, 1.0, "a1"), (3.5, 4.5, "a2"), (1.5, 2.5, "b1"), (5.0, 5.9, "b2"),
+    ]]  # fmt: skip
+    rows = dataset.select([0]).remove_columns("words")
+    pieces = cut_long_clips(replace_column(rows, "segments", pa.array([by_speaker], WORDS)), 4.0, "speech")
+    assert pieces["text"][:] == ["a1 b1", "a2 b2"]
+    assert [part["text"] for part in pieces[1]["segments"]] == ["a2", "b2"]
+    unknown = [*by_speaker, {"start": math.nan, "end": 5.9, "text": "b3"}]
+    whole = cut_long_clips(replace_column(rows, "segments", pa.array([unknown], WORDS)), 4.0, "speech")
+    assert whole["text"][:] == ["W0 w1, w2 w3."]
 
 
 def test_segments_are_enough(dataset):
