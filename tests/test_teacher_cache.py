@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Value, concatenate_datasets, load_dataset, load_from_disk
-from models import make_whisper
-from processes import launch, launch_two, run_there, start
-from scripts import ROOT
+from models import make_processor, make_whisper
+from processes import Ended, launch, launch_two, run_there, start
+from scripts import ROOT, load_script, run_here
 from soft_labels import BATCH, CLIPS, PART_CLIPS, TEMPERATURE, TOP_K, label, settings, speech, transcribed_by
 from speech import write_speech
 from transformers import WhisperFeatureExtractor
@@ -287,6 +287,34 @@ def test_directories_with_something_else_are_refused(teacher, collator, clips, t
         label(tmp_path / "cache", clips.cast_column("duration", Value("float32")), collator, teacher)
     (tmp_path / "empty").mkdir()
     assert len(label(tmp_path / "empty", clips, collator, teacher)) == CLIPS
+    (file,) = (tmp_path / "cache").glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(
+        UserError, match=r"cache is incomplete or damaged \(.*\): remove it; its clips are labeled again"
+    ):
+        label(tmp_path / "cache", clips, collator, teacher)
+
+
+def test_rows_of_earlier_commands_are_counted(tmp_path, monkeypatch, capfd):
+    """After a transcript is corrected the cache has both, and `--dataset` would train on both."""
+    processor = make_processor()
+    make_whisper(processor).save_pretrained(tmp_path / "teacher")
+    processor.save_pretrained(tmp_path / "teacher")
+    folder = write_speech(tmp_path / "speech", 4)
+    options = "--use_cpu", "--teacher", tmp_path / "teacher", "--dataset", folder, "--teacher_top_k", 5
+    script = load_script(SCRIPT)
+
+    def labeled() -> Ended:
+        return run_here(monkeypatch, capfd, *options, "--teacher_cache_dir", tmp_path / "cache", script=script)
+
+    first = labeled()
+    assert first.returncode == 0 and "4 labeled clips" in first.stdout and "warning" not in first.stderr, first.stderr
+    rows = (folder / "metadata.csv").read_text().splitlines()
+    (folder / "metadata.csv").write_text("\n".join([*rows[:-1], rows[-1].partition(",")[0] + ",nine", rows[1]]))
+    second = labeled()
+    assert "4 labeled clips" in second.stdout  # the row that is there twice is one
+    assert "cache also has 1 rows of earlier commands" in second.stderr
+    assert len(load_from_disk(str(tmp_path / "cache"))) == 5
 
 
 # ---- interrupted passes ----

@@ -2,7 +2,21 @@
 
 from dataclasses import dataclass
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.hf_argparser import HfArg
+
+from ..errors import UserError
+
+
+def check_hub_id(option: str, name: str | None) -> None:
+    """Raise `UserError` if a name can't be that of a repository on the Hub, before anything is computed for it."""
+    try:
+        if name is not None:
+            validate_repo_id(name)
+    except HFValidationError:
+        raise UserError(
+            f"--{option} {name!r} is no Hub id: expected NAME or OWNER/NAME, of at most 96 letters, digits, -, _ and ."
+        ) from None
 
 
 @dataclass
@@ -28,6 +42,9 @@ class PushArguments:
         "started from, if its card states one.",
     )
 
+    def __post_init__(self):
+        check_hub_id("repo_id", self.repo_id)
+
 
 @dataclass
 class PushLabelsArguments:
@@ -40,3 +57,6 @@ class PushLabelsArguments:
         help="Hub id of a dataset to push the labeled speech to. A new dataset is created as a private one; an "
         "existing one stays as public or private as it is.",
     )
+
+    def __post_init__(self):
+        check_hub_id("hub_dataset_id", self.hub_dataset_id)

@@ -15,6 +15,7 @@ askd_hf.commands.main cache-teacher ...
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from ..arguments.push import PushLabelsArguments
 from ..config import ASKDConfig
 from ..data import SpeechCollator
 from ..data.columns import replace_column
-from ..data.soft_labels import SETTINGS_COLUMN
+from ..data.dataset_files import load_saved
+from ..data.soft_labels import KEY_COLUMN, SETTINGS_COLUMN
 from ..errors import UserError
 from ..hub.provenance import public_name
 from ..hub_access import hub_upload
@@ -125,7 +127,15 @@ def label(
     collator = with_encoder_cache(collator, teacher, [speech], cache_args, config)
     labeled: Any = with_soft_labels(speech, teacher, collator, model_args, cache_args, config, settings=settings)
     exit_non_main_processes()
-    print(f"{len(labeled)} labeled clips: --dataset {cache_args.teacher_cache_dir}")
+    directory, number = Path(cache_args.teacher_cache_dir), len(set(labeled[KEY_COLUMN][:]))
+    print(f"{number} labeled clips: --dataset {directory}")
+    if others := len(load_saved(directory, "remove it, and repeat the command")) - number:
+        print(
+            f"warning: {directory} also has {others} rows of earlier commands, such as those whose transcripts were "
+            f"others: --dataset {directory} trains on them, too. For these {number} clips alone, remove the directory "
+            "and repeat the command, or choose another --teacher_cache_dir",
+            file=sys.stderr,
+        )
     return labeled
 
 

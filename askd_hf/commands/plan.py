@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import WhisperConfig, WhisperProcessor
+from transformers import GenerationConfig, WhisperConfig, WhisperProcessor
 
 from ..arguments.parser import parse_args
 from ..arguments.plan import PlanArguments
@@ -172,6 +172,14 @@ def verdict(args: PlanArguments, shape: Candidate, real: float, estimated: bool)
     return f"{text}. This misses {args.speedup:g}x: other work slows a measurement down. Its command:"
 
 
+def has_languages(teacher: str, vocabulary: int) -> bool:
+    """Return whether a model is multilingual: by its generation config, or else by the size of its vocabulary."""
+    try:
+        return bool(GenerationConfig.from_pretrained(teacher).is_multilingual)
+    except (OSError, AttributeError):
+        return vocabulary >= MULTILINGUAL_VOCABULARY
+
+
 def command(args: PlanArguments, domain: Domain, shape: Candidate) -> str:
     """Return the command that distills this student."""
     teacher = teacher_shape(load_config(args.teacher))
@@ -187,7 +195,7 @@ def command(args: PlanArguments, domain: Domain, shape: Candidate) -> str:
         words += ["--vocabulary", vocabulary]
         labels += f"-{vocabulary}-{shape.window:g}s"
     # distill requires the language of a multilingual teacher
-    language = args.language or (domain.language if teacher.vocabulary >= MULTILINGUAL_VOCABULARY else None)
+    language = args.language or (domain.language if has_languages(args.teacher, teacher.vocabulary) else None)
     words += ["--language", language] if language else []
     words += ["--dataset", args.dataset or "my_speech"]
     words += ["--dataset_config", args.dataset_config] if args.dataset_config else []

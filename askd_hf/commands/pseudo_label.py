@@ -33,9 +33,12 @@ from ..arguments.writable import check_writable
 from ..config import ASKDConfig
 from ..data import Limits, filter_invalid_clips
 from ..data.shared_disk import is_first_on_disk, others_wait
+from ..data.sources import bare_audio
 from ..errors import UserError
-from ..evaluation.metrics import language_code, normalizer_for
+from ..evaluation.long_form import check_can_transcribe
+from ..evaluation.metrics import language_code, normalizer_for, text_language
 from ..evaluation.suites import load_set
+from ..models.generation_config import set_language
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
 from ..pseudo_labels import (
     DATASET,
@@ -111,6 +114,15 @@ def load_teacher(args: PseudoLabelArguments) -> tuple[WhisperForConditionalGener
     teacher = load_whisper(args.teacher, attn_implementation=args.attn_implementation)
     check_processor(teacher, processor)
     check_max_length(teacher, args.generation_max_length)
+    # before the clips are loaded and checked
+    set_language(teacher, processor, args.source().language, args.task)
+    check_can_transcribe(teacher, "short_form", args.time_marks())
+    normalizer_for(args.normalizer, text_language(args.task, args.source().language), {})
+    if Path(args.output_dir).resolve().is_relative_to(Path(args.dataset).resolve()) and bare_audio(Path(args.dataset)):
+        raise UserError(
+            f"--output_dir {args.output_dir} is inside of --dataset {args.dataset}, a directory of audio files, where "
+            "the next command would take the result for the dataset: choose a directory outside"
+        )
     return teacher, processor
 
 

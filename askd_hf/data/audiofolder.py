@@ -138,9 +138,28 @@ def with_audio_files(rows: Dataset, files: list[Path], root: Path, name: str = "
 
 
 def audio_files(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> list[Path]:
-    """Return all audio files in a folder and its subdirectories, sorted by path. Hidden files are left out."""
-    found = (file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
-    return sorted(file for file in found if not file.name.startswith("."))
+    """Return all audio files in a folder and its subdirectories, sorted by path. Hidden files are left out.
+
+    Links to directories are followed, each directory once.
+    """
+    return sorted(
+        Path(place, name)
+        for place, _, files in walk(folder)
+        for name in files
+        if name.lower().endswith(suffixes) and not name.startswith(".") and Path(place, name).is_file()
+    )
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield each directory, its subdirectories and its files, as `os.walk` does. Links are followed, without loops."""
+    seen = set[str]()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield place, folders, files
 
 
 def read_audio_files(files: list[Path], root: Path) -> Dataset:
@@ -181,7 +200,7 @@ def _warn_ignored(metadata: Path, root: Path, names: list[str]) -> None:
 
 def _audio_below(folder: Path) -> Iterator[str]:
     """Yield the audio files in a folder and its subdirectories, except those with their own metadata file."""
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in walk(folder):
         if place != str(folder) and any(name in files for name in METADATA_FILES):
             folders.clear()
             continue

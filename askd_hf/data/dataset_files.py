@@ -7,13 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, concatenate_datasets, load_from_disk
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, concatenate_datasets, load_from_disk
 from datasets.config import DATASET_STATE_JSON_FILENAME
 from datasets.fingerprint import generate_random_fingerprint
 
+from ..errors import UserError
 from ..progress import hide_datasets_bars
 from .columns import with_features
 from .json_files import read_json, write_json
+
+
+def load_saved(directory: Path, advice: str) -> Dataset | DatasetDict:
+    """Return the dataset that `save_to_disk` wrote. Raise `UserError` for files that are damaged or missing."""
+    try:
+        return load_from_disk(str(directory))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{directory} is incomplete or damaged ({reason}): {advice}") from error
 
 
 def add_files(stored: Dataset | None, parts: list[Path], directory: Path) -> None:

@@ -1,5 +1,6 @@
 """Load the rows of one split from a directory, a file or the Hub, with their original columns."""
 
+import fnmatch
 import glob
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,6 @@ from datasets import (
     IterableDataset,
     load_dataset,
     load_dataset_builder,
-    load_from_disk,
 )
 from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError
@@ -20,9 +20,10 @@ from huggingface_hub import constants
 
 from ..errors import UserError, warn_once
 from ..hub_access import hub_access, local_or_hub
-from .audiofolder import METADATA_FILES, audio_files, audiofolder_splits, read_audio_files, read_audiofolder
+from .audiofolder import METADATA_FILES, audio_files, audiofolder_splits, read_audio_files, read_audiofolder, walk
 from .clip_files import ClipFiles, was_downloaded
 from .common_voice import common_voice_splits, read_common_voice
+from .dataset_files import load_saved
 from .hub_audiofolder import load_hub_audiofolder
 from .splits import pick
 
@@ -75,7 +76,7 @@ def load_split(
     if is_saved:
         if folder:
             warn_once(f"{name} is loaded with load_from_disk; {', '.join(METADATA_FILES)} in it are ignored")
-        saved = load_from_disk(str(path))
+        saved = load_saved(path, "copy it or save it again")
         return pick(name, split, saved if isinstance(saved, DatasetDict) else {"train": saved}), files
     if folder:
         return read_audiofolder(pick(name, split, folder), path, name if downloaded else None), None
@@ -92,7 +93,10 @@ def load_split(
 
 def bare_audio(folder: Path) -> list[Path]:
     """Return the audio files of a folder without a metadata file; empty if they lie beside the files of a dataset."""
-    if not folder.is_dir() or any(any(folder.rglob(pattern)) for pattern in DATA_FILES):
+    if not folder.is_dir():
+        return []
+    names = (name for _, _, files in walk(folder) for name in files)
+    if any(fnmatch.fnmatch(name, pattern) for name in names for pattern in DATA_FILES):
         return []
     return audio_files(folder)
 

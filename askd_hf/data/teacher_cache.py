@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, DatasetInfo, Features, concatenate_datasets, load_from_disk
+from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
 from torch.utils.data import DataLoader
 from transformers import WhisperForConditionalGeneration
 
@@ -23,7 +24,7 @@ from ..progress import hide_datasets_bars, progress_bar
 from .cache_space import CacheSpace, free_bytes
 from .collator import TEACHER_COLUMNS, SpeechCollator
 from .columns import require_audio_files, with_current_names, with_features
-from .dataset_files import add_files, replaced, rewrites
+from .dataset_files import add_files, load_saved, replaced, rewrites
 from .shared_disk import locked_for, others_wait, processes_sharing
 from .soft_labels import (
     KEY_COLUMN,
@@ -37,6 +38,7 @@ from .soft_labels import (
     without_soft_labels,
 )
 
+REMOVE = "remove it; its clips are labeled again"
 PART_CLIPS = 256  # clips per part; a killed pass loses at most two parts per process
 
 
@@ -274,7 +276,7 @@ def _parts(unfinished: Path, settings: str, columns: Features) -> dict[Path, Dat
     Raises `UserError` if their settings differ, or the types of their columns from those of `columns`.
     """
     directories = [part for part in sorted(unfinished.glob("part-*")) if part.suffix != ".saving"]
-    parts = {part: with_current_names(load_from_disk(str(part))) for part in directories}
+    parts = {part: with_current_names(load_saved(part, REMOVE)) for part in directories}
     for part in parts.values():
         check_same_settings(part, settings, str(unfinished))
         _check_types(part.features, columns, f"{unfinished} has clips of an interrupted run", "remove it, or choose")
@@ -323,10 +325,9 @@ def _open(directory: Path, settings: str) -> Dataset | None:
         directory = replaced(directory)
     if not directory.exists() or not any(directory.iterdir()):
         return None
-    try:
-        stored = load_from_disk(str(directory))
-    except FileNotFoundError as error:
-        raise UserError(f"--teacher_cache_dir {directory} contains other files: choose another directory") from error
+    if not any((directory / name).is_file() for name in (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)):
+        raise UserError(f"--teacher_cache_dir {directory} contains other files: choose another directory")
+    stored = load_saved(directory, REMOVE)
     if not isinstance(stored, Dataset) or not has_soft_labels(stored):
         raise UserError(
             f"--teacher_cache_dir {directory} contains a dataset without soft labels: choose another directory"

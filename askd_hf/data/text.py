@@ -144,7 +144,8 @@ class Case:
             return
         which = "" if len(self.lowered) == 1 else f" in {', '.join(sorted(language or 'en' for language in lowered))}"
         # the training set is read twice with --vocabulary
-        warn_once(f"{name}: the transcripts{which} are all upper-case and are lower-cased; distill keeps them with --text_case keep")
+        keep = "askd-hf distill --text_case keep doesn't change them"
+        warn_once(f"{name}: the transcripts{which} are all upper-case and are lower-cased; {keep}")
 
 
 def _clean_row(

@@ -115,16 +115,14 @@ def check_can_transcribe(model: WhisperForConditionalGeneration, method: Method,
         # one timestamp token per encoder position (0.02 s), and one for the end
         if first is None or first + config.max_source_positions + 1 >= config.vocab_size:
             reason = "no_timestamps_token_id is not set" if first is None else "the vocabulary is too small"
-            raise UserError(
-                f"{name} has no timestamp tokens ({reason}), which are required for {what}. Use --long_form chunked "
-                "without --timestamps"
-            )
+            advice = "transcribe without timestamps" if timestamps != "none" else "use --long_form chunked"
+            raise UserError(f"{name} has no timestamp tokens ({reason}), which are required for {what}: {advice}")
     if timestamps == "word":
         heads = getattr(generation, "alignment_heads", None)
         if not heads:
             raise UserError(
                 f"word timestamps require alignment_heads, which {name} doesn't have in its generation config. "
-                "Select them with askd-hf select-heads, or use --timestamps segment"
+                "Select them with askd-hf select-heads, or transcribe with the times of segments"
             )
         outside = [
             [layer, head]

@@ -6,6 +6,8 @@ first; its recent results on AMI and Earnings-22 are on re-transcribed versions.
 """
 
 import difflib
+import logging
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 ESB = "hf-audio/esb-datasets-test-only-sorted"
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
@@ -129,6 +133,7 @@ def load_set(
     )
     if limit is not None:
         speech = speech.select(range(min(limit, len(speech))))
+    _warn_of_languages(spec, speech)
     columns = speech.column_names
     if spec.speaker_column and spec.speaker_column not in columns:
         raise UserError(
@@ -138,6 +143,27 @@ def load_set(
     speech = with_speakers(without_times(speech, spec.language, spec.task), spec.speaker_column)
     kept = ("audio", "text", "clip", "speaker")
     return speech.select_columns([name for name in kept if name in speech.column_names])
+
+
+def _warn_of_languages(spec: DatasetSpec, speech: "Dataset") -> None:
+    """Warn if a column `language` has other languages than the one that all clips are transcribed in."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    from ..data.languages import language_code
+
+    if "language" not in speech.column_names:
+        return
+    language = spec.language or "en"
+    names = {re.split("[-_]", str(name).strip())[0] for name in set(speech["language"][:]) if name is not None}
+    # others than Whisper's languages: the column may have another meaning
+    others = sorted({code for name in names if (code := language_code(name)) in LANGUAGES and code != language})
+    if others:
+        logger.warning(
+            "%s: its column `language` has %s, but all clips are taken for %s: leave them out, or change --language",
+            spec.dataset,
+            ", ".join(others),
+            language,
+        )
 
 
 def with_speakers(speech: "Dataset", column: str | None = None) -> "Dataset":

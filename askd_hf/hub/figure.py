@@ -68,10 +68,13 @@ def _draw_error_rates(axes: "Axes", log_history: list[dict[str, Any]], names: li
         points = [(row["step"], row[name]) for row in log_history if name in row]
         label = name.removeprefix("eval_").removesuffix("wer").strip("_") or "evaluation"
         axes.plot(*zip(*points, strict=True), marker="o", label=label)
-    axes.set(ylabel="WER, %", yscale="log")
+    # a logarithm shows no zeros
+    positive = all(row[name] > 0 for row in log_history for name in names if name in row)
+    axes.set(ylabel="WER, %", yscale="log" if positive else "linear")
     from matplotlib.ticker import LogFormatter
 
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 30 and 40 within a decade
+    if positive:
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 30 and 40 within a decade
     axes.legend()
     axes.grid(alpha=0.3, which="both")

@@ -98,13 +98,14 @@ def select_alignment_heads(
             f"no alignment heads can be selected: none of {len(rows)} clips has words and fits the window without NaN "
             "in the teacher's attention"
         )
-    candidates = [best_heads(clips), *([[heads.index((layer, head)) for layer, head in former]] if former else [])]
+    # the former heads first: they stay unless the others are better
+    candidates = [*([[heads.index((layer, head)) for layer, head in former]] if former else []), best_heads(clips)]
     means = (np.stack([clip.attention[which].mean(0) for which in candidates]) for clip in clips)
     errors = boundary_errors(clips, means)
     return Selection(
         heads=[list(heads[which]) for which in candidates[int(np.argmin(errors))]],
         error=min(errors),
-        former_error=errors[1] if former else None,
+        former_error=errors[0] if former else None,
         words=sum(len(clip.rows) for clip in clips) // 2,
         clips=len(clips),
     )

@@ -1,6 +1,7 @@
 """Score the teacher's transcripts and drop unreliable ones."""
 
 import csv
+import logging
 import math
 import zlib
 from collections import Counter
@@ -17,6 +18,8 @@ from ..errors import UserError, disk_errors
 from ..evaluation.metrics import normalize_pairs
 from ..evaluation.suites import is_untranscribed
 from ..evaluation.word_errors import count_errors, plain_words, repeated_ngrams
+
+logger = logging.getLogger(__name__)
 
 BYTE_VALUES = 256
 
@@ -59,6 +62,7 @@ class DropReason:
 
     reason: str
     value: float | None = None
+    option: str | None = None  # the threshold's
 
 
 def score_transcripts(
@@ -131,13 +135,22 @@ def word_error_rates(
 def known_references(texts: list[str | None], required: bool = False) -> list[str | None]:
     """Return the references in the column `text`, None where there is none.
 
-    None and markers of untranscribed audio such as TED-LIUM's mean that there is no reference. An empty transcript
-    means no speech, unless all are empty: then the dataset counts as untranscribed.
+    None and markers of untranscribed audio such as TED-LIUM's mean that there is no reference. A transcript without
+    letters and digits means no speech, which a warning counts, unless none has any: then the dataset counts as
+    untranscribed.
 
     Raises `UserError` if references are `required` and there are none.
     """
     known = [None if text is None or is_untranscribed(text) else text for text in texts]
-    if any(text and text.strip() for text in known):
+    empty = [not plain_words(text, None) for text in known if text is not None]
+    if not all(empty):
+        if any(empty):
+            logger.warning(
+                "%d of %d references are empty: these clips count as clips without speech, and are dropped if the "
+                "teacher writes text for them. To label them, make a dataset of them alone",
+                sum(empty),
+                len(texts),
+            )
         return known
     if required:
         raise UserError(
@@ -159,16 +172,17 @@ def reason_to_drop(transcript: PseudoLabel, limits: Thresholds) -> DropReason | 
         return DropReason("truncated at the token limit", transcript.tokens)
     if transcript.wer is not None:
         if transcript.wer > limits.wer_threshold:
-            return DropReason(f"word error rate over {limits.wer_threshold:g} %", transcript.wer)
+            return DropReason(f"word error rate over {limits.wer_threshold:g} %", transcript.wer, "wer_threshold")
         return None
     if transcript.avg_logprob < limits.logprob_threshold:
-        return DropReason(f"average log-probability under {limits.logprob_threshold:g}", transcript.avg_logprob)
-    for value, limit, reason in (
-        (transcript.compression_ratio, limits.compression_ratio_threshold, "compression ratio over {:g}"),
-        (transcript.repeated_5gram_rate, limits.repeated_5gram_threshold, "repeated 5-grams over {:g} %"),
+        reason = f"average log-probability under {limits.logprob_threshold:g}"
+        return DropReason(reason, transcript.avg_logprob, "logprob_threshold")
+    for value, option, reason in (
+        (transcript.compression_ratio, "compression_ratio_threshold", "compression ratio over {:g}"),
+        (transcript.repeated_5gram_rate, "repeated_5gram_threshold", "repeated 5-grams over {:g} %"),
     ):
-        if value > limit:
-            return DropReason(reason.format(limit), value)
+        if value > (limit := getattr(limits, option)):
+            return DropReason(reason.format(limit), value, option)
     return None
 
 
@@ -191,11 +205,9 @@ def filter_transcripts(transcripts: list[PseudoLabel], limits: Thresholds, file:
         for text, count in counts:
             print(f"  {count} dropped: {text}")
     if len(dropped) == len(found):
-        raise UserError(
-            f"no transcript passed the filters ({counts[0][0]}): see {file}, and change the thresholds "
-            "(askd-hf pseudo-label --wer_threshold, --logprob_threshold, --compression_ratio_threshold, "
-            "--repeated_5gram_threshold)"
-        )
+        options = dict.fromkeys(f"--{reason.option}" for reason in dropped.values() if reason.option)
+        change = f", and change askd-hf pseudo-label {', '.join(options)}" if options else ""
+        raise UserError(f"no transcript passed the filters ({counts[0][0]}): see {file}{change}")
     return [i for i, reason in enumerate(found) if reason is None]
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Literal
 from transformers.hf_argparser import HfArg
 
 from ..arguments import NORMALIZER_HELP, Normalizer
+from ..arguments.push import check_hub_id
 from ..arguments.ranges import COUNT, Range, check_ranges
 from ..arguments.renamed import accepts_renamed
 from ..errors import UserError
 from ..evaluation.options import DecodingArguments
 
 if TYPE_CHECKING:
+    from ..evaluation.long_form import Timestamps
     from ..evaluation.suites import DatasetSpec
     from .filters import Thresholds
 
@@ -124,6 +126,7 @@ class PseudoLabelArguments(DecodingArguments):
             repeated_5gram_threshold=percent,
             concatenate_seconds=Range(above=0),
         )
+        check_hub_id("hub_dataset_id", self.hub_dataset_id)
         if self.concatenate_seconds is not None and not self.concatenate:
             raise UserError("--concatenate_seconds requires --concatenate")
         if self.output_dir is None:
@@ -139,6 +142,10 @@ class PseudoLabelArguments(DecodingArguments):
         columns = self.text_column_name, self.audio_column_name, self.speaker_column
         where = self.dataset, self.dataset_config, self.split
         return DatasetSpec("clips", *where, *columns, language_code(self.language), self.task)
+
+    def time_marks(self) -> "Timestamps":
+        """Return the times of the transcripts: word, segment or none."""
+        return "word" if self.word_timestamps else "segment" if self.timestamps else "none"
 
     def thresholds(self) -> "Thresholds":
         from .filters import Thresholds

@@ -18,7 +18,6 @@ from ..data.columns import replace_column
 from ..data.labels import TIME_PRECISION
 from ..data.languages import word_separator
 from ..errors import UserError
-from ..evaluation.long_form import Timestamps
 from ..evaluation.prepared_sets import PreparedSet
 from ..evaluation.shared_decoding import complete
 from ..evaluation.transcribe import Decoding, DecodingJob, is_incomplete, plan_jobs
@@ -83,11 +82,10 @@ def plan_transcription(
     audio = replace_column(audio, "row", list(range(len(clips))))
     durations = clips["duration"][:]
     audio = audio.select(sorted(range(len(clips)), key=lambda row: -durations[row]))
-    timestamps: Timestamps = "word" if args.word_timestamps else "segment" if args.timestamps else "none"
     (job,) = plan_jobs(
         {"teacher": (args.teacher, teacher, processor)},
         [PreparedSet(args.source(), "short_form", audio, excluded={})],
-        Decoding(1, args.generation_max_length, timestamps, args.batch_size, args.num_workers),
+        Decoding(1, args.generation_max_length, args.time_marks(), args.batch_size, args.num_workers),
         Path(args.output_dir) / TRANSCRIPTS_DIR,
         device=torch.device(args.device),
         dtype=args.torch_dtype(),

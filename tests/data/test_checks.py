@@ -45,6 +45,30 @@ def check(dataset, **changes):
     return filter_invalid_clips(dataset, lambda row: list(map(ord, row["text"])), **(options | changes))
 
 
+def test_a_list_of_skipped_clips_goes_when_none_is_skipped(mixed, tmp_path):
+    report = tmp_path / "skipped.csv"
+    check(mixed, on_bad_audio="skip", report_file=report)
+    assert report.exists()
+    assert len(check(mixed.select([0, 10]), report_file=report)) == 2
+    assert not report.exists()
+
+
+def test_one_audio_with_two_transcripts_is_a_warning(tmp_path, caplog):
+    """A corrected row beside the wrong one; the same row twice, and a translation, are none."""
+    rows = [["file_name", "text", "task"], ["0.wav", "zero", ""], ["1.wav", "one", ""], ["1.wav", "one", ""]]
+    write_csv(tmp_path / "metadata.csv", [*rows, ["1.wav", "eins", "translate"]])
+    for i in range(2):
+        soundfile.write(tmp_path / f"{i}.wav", tone(200 + 100 * i), RATE)
+    check(load_speech_dataset(str(tmp_path), None, "train"))
+    assert not caplog.text
+    write_csv(tmp_path / "metadata.csv", [*rows, ["0.wav", "seven", ""]])
+    assert len(check(load_speech_dataset(str(tmp_path), None, "train"))) == 4
+    warning = (
+        "train: 1 of 4 clips have the audio of an earlier row and another transcript, such as row 3, 0.wav: 'seven', "
+    )
+    assert warning + "and row 0: 'zero'" in caplog.text
+
+
 def test_error_names_every_bad_row(mixed):
     with pytest.raises(UserError) as error:
         check(mixed)

@@ -271,6 +271,23 @@ def test_an_m4a_works_in_a_dataset_and_is_found_in_a_folder(tmp_path):
     assert len(decode_audio(row["audio"])) == 3 * RATE
 
 
+def test_audio_behind_links_to_directories_is_found_once(tmp_path, caplog):
+    """As of recordings on another disk; a link to a directory above doesn't end in a loop."""
+    (tmp_path / "disk" / "more").mkdir(parents=True)
+    (tmp_path / "speech").mkdir()
+    for place in ("disk/b.wav", "disk/more/c.wav", "speech/a.wav"):
+        (tmp_path / place).write_bytes(encoded(sound()))
+    (tmp_path / "speech" / "linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "speech")
+    names = [str(file.relative_to(tmp_path / "speech")) for file in audio_files(tmp_path / "speech")]
+    assert names == ["a.wav", "linked/b.wav", "linked/more/c.wav"]
+    rows = load_speech_dataset(str(tmp_path / "speech"), None, "train", text_required=False)
+    assert rows["clip"][:] == names
+    (tmp_path / "speech" / "metadata.csv").write_text("file_name,text\na.wav,hello\n")
+    load_speech_dataset(str(tmp_path / "speech"), None, "train")
+    assert "2 audio files in its directory have no row and are ignored, such as linked/b.wav" in caplog.text
+
+
 @pytest.mark.parametrize("rate", [4_000, 8_000, 11_025, 22_050, 44_100, 48_000, 96_000])
 def test_resampling_is_that_of_librosa_to_the_bit(rate):
     rng = np.random.default_rng(rate)

@@ -346,6 +346,22 @@ def test_directories_without_speech(tmp_path):
     assert sounds["text"][:] == [None] and Path(sounds[0]["audio"]["path"]).is_file()
 
 
+@pytest.mark.parametrize("damage", ["cut", "missing", "state"])
+def test_a_damaged_dataset_is_named(tmp_path, damage):
+    """As an interrupted copy or a full disk leaves it."""
+    rows = load_speech_dataset(str(audiofolder(tmp_path / "speech", ["a", "b"])), None, "train")
+    rows.save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:100])
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (tmp_path / "saved" / "state.json").write_text('{"_data_files": [')
+    with pytest.raises(UserError, match=r"saved is incomplete or damaged \(.*\): copy it or save it again"):
+        load_speech_dataset(str(tmp_path / "saved"), None, "train")
+
+
 def cased(tmp_path, texts: list[str], text_case: str) -> list[str]:
     warn_once.cache_clear()
     write_csv(tmp_path / "metadata.csv", [["file_name", "text"], *([f"{i}.wav", t] for i, t in enumerate(texts))])

@@ -128,12 +128,19 @@ def test_what_is_dropped_is_counted_and_listed(tmp_path, capsys):
 
 
 def test_nothing_left_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"no transcript passed the filters.*\(askd-hf pseudo-label --wer_threshold"):
+    with pytest.raises(UserError, match="no transcript passed the filters") as raised:
         filter_transcripts(transcripts("Good.", avg_logprob=-3), LIMITS, tmp_path / "dropped.csv")
+    assert str(raised.value).endswith("dropped.csv, and change askd-hf pseudo-label --logprob_threshold")
     assert (tmp_path / "dropped.csv").exists()
+    with pytest.raises(UserError, match="no transcript passed the filters") as raised:
+        filter_transcripts(transcripts("Good.", ended=False), LIMITS, tmp_path / "dropped.csv")
+    assert "threshold" not in str(raised.value)  # none would help
 
 
-def test_empty_references_are_references_only_beside_others():
+def test_empty_references_are_references_only_beside_others(caplog):
     assert known_references(["", None, " "]) == [None, None, None]
-    assert known_references(["a", "", None]) == ["a", "", None]
+    assert known_references(["...", "?!", "", None]) == [None] * 4  # nothing is left of them
     assert known_references(["a", "ignore_time_segment_in_scoring"]) == ["a", None]
+    assert not caplog.text
+    assert known_references(["a", "", "...", None]) == ["a", "", "...", None]
+    assert "2 of 4 references are empty: these clips count as clips without speech" in caplog.text

@@ -67,6 +67,50 @@ def dropped(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--language", "xx"], "xx"),
+        (["--task", "translate"], "translate"),
+        (["--hub_dataset_id", "a/b/c"], "--hub_dataset_id 'a/b/c' is no Hub id: expected NAME or OWNER/NAME"),
+        (["--hub_dataset_id", "my labels"], "--hub_dataset_id 'my labels' is no Hub id"),
+    ],
+)  # fmt: skip
+def test_what_the_teacher_cannot_do_is_said_before_the_clips_are_read(
+    label, speech, tmp_path, monkeypatch, options, message
+):
+    def never(*args, **kwargs):
+        raise AssertionError("the speech was loaded")
+
+    monkeypatch.setattr("askd_hf.commands.pseudo_label.load_set", never)
+    ended = label("--dataset", speech, "--output_dir", tmp_path / "out", *options)
+    assert ended.returncode == 2 and message in ended.stderr, ended.stderr
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_result_inside_of_bare_audio_is_refused(label, speech, tmp_path):
+    shutil.copytree(speech / "audio", tmp_path / "audio")
+    inside = "--dataset", tmp_path / "audio", "--output_dir", tmp_path / "audio" / "labels"
+    refused = label(*inside, *LENIENT)
+    assert refused.returncode == 2 and "where the next command would take the result for the dataset" in refused.stderr
+    assert not (tmp_path / "audio" / "labels").exists()
+
+
+def test_references_of_punctuation_are_none(label, tmp_path):
+    """The teacher's transcripts are kept, as those of speech without transcripts."""
+    folder = write_clips(tmp_path / "clips", SECONDS[:3], {"text": ["...", "?!", "-"]})
+    done = label("--dataset", folder, "--output_dir", tmp_path / "out", *LENIENT)
+    assert done.returncode == 0, done.stderr
+    assert len(load_from_disk(str(tmp_path / "out" / "dataset"))) == 3
+
+
+def test_a_column_of_other_languages_is_a_warning(label, tmp_path):
+    folder = write_clips(tmp_path / "clips", SECONDS[:3], {"language": ["German", "en_US", "zh"]})
+    done = label("--dataset", folder, "--output_dir", tmp_path / "out", *LENIENT)
+    assert done.returncode == 0, done.stderr
+    assert "its column `language` has de, zh, but all clips are taken for en: leave them out" in done.stderr
+
+
 def test_unlabeled_speech_becomes_a_dataset(label, speech, tmp_path):
     done = label("--dataset", speech, "--output_dir", tmp_path, "--timestamps", *LENIENT)
     assert done.returncode == 0, done.stderr
