@@ -1,5 +1,7 @@
 """The plot of a run shows the logged values."""
 
+import warnings
+
 import matplotlib.figure
 import numpy as np
 import pytest
@@ -65,3 +67,13 @@ def test_without_evaluations_there_is_no_panel_of_error_rates(tmp_path, drawn):
 def test_a_run_that_logged_nothing_yet_is_drawn(tmp_path, drawn):
     write_run_figure([], tmp_path / "run.png")
     assert len(drawn[0].axes) == 2
+
+
+@pytest.mark.parametrize("rates", [(12.0, 0.0), (0.0, 0.0)])
+def test_an_error_rate_of_zero_is_shown_without_a_warning(tmp_path, drawn, rates):
+    evaluation = [dict(step=10 * number, eval_wer=rate) for number, rate in enumerate(rates)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_run_figure([*TRAINING, *evaluation], tmp_path / "run.png")
+    low, high = drawn[0].axes[2].get_ylim()
+    assert low <= 0.0 <= high and drawn[0].axes[2].get_yscale() == "linear"

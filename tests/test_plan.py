@@ -7,7 +7,7 @@ import torch
 from models import make_processor, make_whisper
 from scripts import ROOT, run_here
 from speech import write_speech
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from askd_hf.commands import plan as commands
 from askd_hf.data import load_speech_dataset
@@ -226,6 +226,13 @@ def test_the_command_names_the_speech_that_was_planned_for(monkeypatch, teacher_
     line = commands.command(args, domain, shape)
     assert f" --language english --dataset {tmp_path / 'speech'} --dataset_config fr --train_split dev " in line
     assert "--eval_splits" not in line
+
+
+@pytest.mark.parametrize("multilingual", [True, False])
+def test_the_generation_config_says_whether_a_teacher_has_languages(tmp_path, multilingual):
+    """A multilingual model may have a small vocabulary, and an English-only one a large one."""
+    GenerationConfig(is_multilingual=multilingual).save_pretrained(tmp_path)
+    assert commands.has_languages(str(tmp_path), 300 if multilingual else 51_865) is multilingual
 
 
 def test_windows_fit_the_clips():
