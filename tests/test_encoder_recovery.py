@@ -91,6 +91,12 @@ def test_a_run_interrupted_in_the_recovery_resumes_to_the_same_encoder(
     status, out, err = run_here(monkeypatch, capsys, *run)
     assert status == 130 and f"stopped in the recovery of the encoder after step {last}" in out, err
     assert not (tmp_path / "run" / "model.safetensors").exists()
+    recovery = tmp_path / "run" / "encoder_recovery"
+    changed = {"layers": ["--encoder_layers", "0,2,3"], "epochs": ["--encoder_recovery_epochs", 3]}
+    for name, option in changed.items():
+        status, _, err = run_here(monkeypatch, capsys, *run, *option, "--resume_from_checkpoint", "last")
+        assert status == 2 and f"encoder_recovery was recovered with other values of {name}: resume with" in err, err
+        assert len(calls) == last and not (recovery / "encoder.safetensors").exists()
     status, _, err = run_here(monkeypatch, capsys, *run, "--resume_from_checkpoint", "last")
     assert status == 0 and len(calls) == 8, err
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
