@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from torch import nn
 
 from ..config import ASKDConfig
 from ..data.shared_disk import of_main_process, processes_sharing
@@ -158,3 +159,12 @@ def collect_files(file: Path) -> None:
         for name, content in sent:
             if not file.with_name(name).exists():
                 file.with_name(name).write_bytes(content)
+
+
+def broadcast_weights(model: nn.Module) -> None:
+    """Overwrite the trained weights of all processes with those of the first. All processes must call it."""
+    if PartialState().num_processes == 1:
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(broadcast(parameter.data))
