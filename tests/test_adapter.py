@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from training import Clips, collate, history, options
 from transformers import WhisperForConditionalGeneration
@@ -98,6 +98,29 @@ def test_a_resumed_run_ends_with_the_same_adapter(tmp_path, teacher, student):
     for name, weight in whole.adapter.state_dict().items():
         assert torch.equal(resumed.adapter.state_dict()[name], weight), name
     assert torch.equal(history(whole, "loss")[-2:], history(resumed, "loss")[-2:])
+
+
+def test_adapters_on_the_frozen_encoder_do_not_prevent_resuming(tmp_path, student):
+    """`target_modules` of both parts: those of the encoder stay as they were initialized, at random."""
+
+    def run(seed: int) -> ASKDTrainer:
+        torch.manual_seed(seed)
+        return ASKDTrainer(
+            model=copy.deepcopy(student),
+            args=ASKDConfig(**options(tmp_path, preset="ce", save_strategy="steps", save_steps=4)),
+            train_dataset=Clips(student.config),
+            data_collator=collate,
+            peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),
+        )
+
+    whole, resumed = run(seed=0), run(seed=1)
+    pairs = zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True)
+    differing = [name for (name, a), b in pairs if not torch.equal(a, b)]
+    assert sum(".encoder." in name for name in differing) == 4  # lora_A of 2 modules in 2 layers
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    for (name, weight), again in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(weight, again), name
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(tmp_path, teacher, student):

@@ -141,12 +141,12 @@ def models_digest(model: nn.Module, frozen: bool = False) -> str:
     It differs for any two models that were trained differently. To hash all values of large-v3 would take seconds.
 
     Args:
-        frozen: True to leave out the weights that are trained.
+        frozen: True to leave out the weights that are trained, and adapters, also those on frozen modules.
     """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad} if frozen else set()
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(full_weights(model).items()):
-        if name in trained:
+        if name in trained or (frozen and ".lora_" in name):
             continue
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {type(weight).__name__} ".encode())
         if type(weight) in (torch.Tensor, nn.Parameter):  # 8-bit weights have no such view
