@@ -87,7 +87,7 @@ def config_settings(config: ASKDConfig, train_batch_size: int | None = None) -> 
     if train_batch_size is not None:
         per_process = train_batch_size * config.gradient_accumulation_steps
         values["batch_size"] = per_process * config.world_size
-        if config.train_sampling_strategy in ("group_by_length", "batch_rebalance"):  # these group per process
+        if config.train_sampling_strategy == "group_by_length":  # it groups per process
             values["clips_of_a_process"] = per_process
     return _as_json(values)
 
