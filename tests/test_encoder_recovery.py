@@ -109,6 +109,27 @@ def test_a_run_interrupted_in_the_recovery_resumes_to_the_same_encoder(
         assert torch.equal(weight, encoder_weights(tmp_path / "run")[name]), name
 
 
+def test_a_checkpoint_of_another_directory_brings_its_recovered_encoder(
+    monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir
+):
+    first = options(deep_teacher_dir, speech_dir, tmp_path / "first", *MORE, "--compare", "False")
+    status, _, err = run_here(monkeypatch, capsys, *first)
+    assert status == 0, err
+    calls, train = [], EncoderRecovery._train
+    monkeypatch.setattr(EncoderRecovery, "_train", lambda *args, **limits: calls.append(1) or train(*args, **limits))
+    (checkpoint,) = (tmp_path / "first").glob("checkpoint-*")
+    moved = options(deep_teacher_dir, speech_dir, tmp_path / "moved", *MORE, "--compare", "False")
+    moved += ["--resume_from_checkpoint", str(checkpoint)]
+    status, out, err = run_here(monkeypatch, capsys, *moved, "--dry_run")
+    assert status == 0 and "finished by the earlier run" in out, err
+    status, _, err = run_here(monkeypatch, capsys, *moved)
+    assert status == 0 and not calls, err
+    encoders = [load_file(tmp_path / name / "encoder_recovery" / "encoder.safetensors") for name in ("first", "moved")]
+    assert all(torch.equal(weight, encoders[1][name]) for name, weight in encoders[0].items())
+    status, _, err = run_here(monkeypatch, capsys, *moved, "--encoder_layers", "0,2,3")
+    assert status == 2 and "was recovered with other values of layers" in err
+
+
 def test_a_student_loses_further_layers_and_recovers_to_itself(
     monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir
 ):

@@ -164,16 +164,20 @@ class EncoderRecovery:
     def run(self) -> None:
         """Train the encoder and mark it as trained.
 
-        The result is saved in `encoder_recovery` in the output directory. A resumed run reads it from there, or
-        continues from the last checkpoint. Ends the process with status 130 if training was interrupted.
+        The result is saved in `encoder_recovery` in the output directory. A resumed run reads it from the directory of
+        its checkpoint or from there, or continues from the last checkpoint. Ends the process with status 130 if
+        training was interrupted.
         """
         folder = Path(self.config.output_dir) / RECOVERY_DIR
         resume = self.config.resume_from_checkpoint not in (None, "", "False", "false")
         if not resume and PartialState().process_index == processes_sharing(folder.absolute().parent)[0]:
             shutil.rmtree(folder, ignore_errors=True)
         PartialState().wait_for_everyone()
-        if of_main_process((folder / ENCODER_FILE).is_file()):  # the other nodes have a copy then
-            self._load(folder / ENCODER_FILE)
+        finished = self._finished(folder)
+        if finished is not None:  # the other nodes have a copy then
+            self._load(finished)
+            if PartialState().is_main_process and finished.resolve() != (folder / ENCODER_FILE).resolve():
+                self._save(folder / ENCODER_FILE)
         else:
             self._begin(folder)
             self._train_or_stop(folder)
@@ -199,6 +203,13 @@ class EncoderRecovery:
         getattr(self.student.config, COPIED_LAYERS)["trained"] = True
         batches = len(trainer.get_train_dataloader())
         return self.epochs * math.ceil(batches / trainer.args.gradient_accumulation_steps), median(clock.seconds)
+
+    def _finished(self, folder: Path) -> Path | None:
+        """Return the recovered encoder of the resumed run: that beside its checkpoint first. None if there is none."""
+        resumed = self.config.resume_from_checkpoint
+        files = [Path(resumed).parent / RECOVERY_DIR / ENCODER_FILE] if resumed and Path(resumed).is_dir() else []
+        found = [file for file in [*files, folder / ENCODER_FILE] if file.is_file()]
+        return of_main_process(found[0] if found else None)
 
     def _made_of(self) -> dict[str, str]:
         return {
@@ -240,6 +251,7 @@ class EncoderRecovery:
         self.student.model.encoder.load_state_dict(load_file(file))
 
     def _save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_name(f"{file.name}.tmp")
         weights = {name: weight.contiguous() for name, weight in self.student.model.encoder.state_dict().items()}
         save_file(weights, unfinished, metadata=self._made_of())

@@ -37,6 +37,8 @@ def find_checkpoint(config: ASKDConfig) -> str | None:
         if of_main_process(is_recovering(config)):
             return None
     checkpoint = checkpoint_on_all_nodes(config.output_dir, config.resume_from_checkpoint)
+    if checkpoint is not None:
+        copy_to_other_nodes(Path(checkpoint).parent / RECOVERY_DIR)  # of another run, if its checkpoint is resumed
     if RESTARTS in os.environ and PartialState().is_main_process:
         with disk_errors(str(run)):
             run.mkdir(parents=True, exist_ok=True)
