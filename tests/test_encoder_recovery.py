@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
 from models import make_processor, make_whisper
 from safetensors.torch import load_file
 from scripts import distill_options as options
@@ -20,7 +21,8 @@ from transformers import WhisperForConditionalGeneration
 
 from askd_hf.arguments import ModelArguments
 from askd_hf.data import Limits, audio_checks, filter_invalid_clips, load_speech_dataset
-from askd_hf.data.audio import read_audio
+from askd_hf.data import audio as audio_module
+from askd_hf.data.audio import decode_audio, read_audio
 from askd_hf.errors import UserError
 from askd_hf.models.student import init_student
 from askd_hf.training import encoder_recovery
@@ -190,6 +192,35 @@ def test_long_recordings_are_cut_into_windows(tmp_path):
     windows = [wave.numpy() for wave in AudioWindows([clips], 1.0)]
     assert [len(wave) for wave in windows] == [6400, 16_000, 16_000, 8000]
     assert windows[2][0] == pytest.approx(16_000 / 50_000, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "subtype", "whole"),
+    [
+        ("a.wav", 16_000, 1, "PCM_16", False),
+        ("a.wav", 16_000, 2, "FLOAT", False),
+        ("a.wav", 16_000, 2, "PCM_24", False),
+        ("a.flac", 16_000, 1, "PCM_16", False),
+        ("a.flac", 16_000, 2, "PCM_24", False),
+        ("a.flac", 22_050, 1, "PCM_16", True),
+        ("a.wav", 16_000, 1, "MS_ADPCM", True),
+        ("a.ogg", 16_000, 1, "VORBIS", True),
+        ("a.mp3", 16_000, 1, "MPEG_LAYER_III", True),
+    ],
+)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_window_is_decoded_alone_and_has_the_samples_of_the_whole_file(
+    monkeypatch, tmp_path, name, rate, channels, subtype, whole, in_memory
+):
+    samples = 0.1 * np.random.default_rng(0).standard_normal((int(3.3 * rate), channels))
+    soundfile.write(tmp_path / name, samples, rate, subtype=subtype)
+    audio = {"path": str(tmp_path / name), "bytes": (tmp_path / name).read_bytes() if in_memory else None}
+    expected, calls = decode_audio(audio), []
+    row = {"audio": audio, "clip": name, "duration": len(expected) / 16_000}
+    monkeypatch.setattr(audio_module, "decode_audio", lambda audio: calls.append(1) or decode_audio(audio))
+    windows = [wave.numpy() for wave in AudioWindows([Dataset.from_list([row])], 1.0)]
+    assert len(windows) == 4 and np.array_equal(np.concatenate(windows), expected)
+    assert len(calls) == (4 if whole else 0)
 
 
 @pytest.mark.parametrize(("width", "expected"), [(16, 1e-3), (384, 1e-3), (768, 5e-4), (1280, 3e-4)])

@@ -35,7 +35,7 @@ from transformers import (
 from ..arguments import DataArguments, ModelArguments
 from ..config import ASKDConfig
 from ..data import SAMPLING_RATE, Limits, filter_invalid_clips, load_speech_dataset
-from ..data.audio import extract_features, waveform
+from ..data.audio import extract_features, waveform_segment
 from ..data.audio_context import audio_context
 from ..data.encoder_cache import weights_digest
 from ..data.json_files import read_json, write_json
@@ -78,7 +78,7 @@ class AudioWindows(IndexedDataset):
 
     def __getitem__(self, index: int) -> Tensor:
         number, row, start = self.places[index]
-        return torch.from_numpy(waveform(self.datasets[number][row])[start : start + self.samples])
+        return torch.from_numpy(waveform_segment(self.datasets[number][row], start, self.samples))
 
 
 class EncoderRecoveryTrainer(Trainer):
