@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from training import Clips, collate, history, options
 from transformers import WhisperForConditionalGeneration
@@ -147,6 +147,28 @@ def test_what_is_adapted(student):
     assert {name.rpartition(".")[2] for name in adapted(lora_target_modules=["q_proj", "fc1"])} == {"q_proj", "fc1"}
     with pytest.raises(UserError, match="--lora_target_modules must be among fc1, fc2, k_proj"):
         adapted(lora_target_modules=["query"])
+
+
+@pytest.mark.parametrize(
+    ("peft_config", "message"),
+    [
+        (
+            IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"]),
+            "must be a LoraConfig.* IA3: only",
+        ),
+        (LoHaConfig(target_modules=["q_proj"]), "must be a LoraConfig, got one of type LOHA: only"),
+        (LoraConfig(r=2, target_modules=["q_proj", "proj_out"]), "Leave proj_out out of target_modules"),
+    ],
+    ids=["IA3", "LoHa", "output projection"],
+)
+@pytest.mark.parametrize("already_on_model", [False, True])
+def test_adapters_that_would_not_be_trained_are_refused(tmp_path, student, peft_config, message, already_on_model):
+    given = dict(peft_config=copy.deepcopy(peft_config))
+    if already_on_model:
+        student, given = get_peft_model(student, given["peft_config"]), {}
+    config = ASKDConfig(**options(tmp_path, preset="ce"))
+    with pytest.raises(UserError, match=message):
+        ASKDTrainer(student, config, train_dataset=Clips(student.config), data_collator=collate, **given)
 
 
 def test_merging_leaves_the_adapter_alone(student):
