@@ -30,7 +30,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file,
 
 from ..arguments.lora import LoraArguments
 from ..errors import UserError
-from ..hub_access import hub_access, local_or_hub
+from ..hub_access import expanded, hub_access, local_or_hub
 
 SHAPE = ("vocab_size", "d_model", "encoder_layers", "decoder_layers")
 
@@ -112,6 +112,7 @@ def load_adapter(adapter: PeftModel, directory: Path) -> None:
 
 def is_adapter(name: str) -> bool:
     """Return whether a directory or Hub repository contains an adapter and no model."""
+    name = expanded(name)
     if (Path(name) / CONFIG_NAME).is_file():
         return False
     with hub_access("the model", name):
@@ -120,6 +121,7 @@ def is_adapter(name: str) -> bool:
 
 def adapter_base(name: str) -> str:
     """Return the base model of an adapter, a path or a Hub id. Raises `UserError` if its config doesn't name one."""
+    name = expanded(name)
     with hub_access("the adapter", name):
         config = PeftConfig.from_pretrained(name)
     if config.peft_type != PeftType.LORA:
