@@ -356,6 +356,11 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name):
                 raise UserError(f"--{name} is not supported{reason}")
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise UserError(
+                "--train_sampling_strategy batch_rebalance is not supported: its order of the clips ignores --seed, "
+                "and --auto_find_batch_size can't change its batches. Use group_by_length or random"
+            )
         if self.label_smoothing_factor:
             raise UserError(
                 f"--label_smoothing_factor must be 0, got {self.label_smoothing_factor:g}: the objective has soft "

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import json
+import os
 import re
 import textwrap
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ from .errors import UserError
 UNREACHABLE = (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError, ConnectionError, TimeoutError)
 PROBE_SECONDS = 10
 REJECTED_CARD = "Invalid metadata in README.md"  # the start of huggingface_hub's ValueError
+
+
+def expanded(name: str) -> str:
+    """Return a path with `~` expanded, and other names as they are. The libraries would take `~` for a Hub id."""
+    return os.path.expanduser(name)
 
 
 def local_or_hub(name: str) -> bool:

@@ -22,6 +22,7 @@ from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import LOGGING_STEPS, ASKDConfig
 from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, StreamSampler
+from .data.shared_disk import of_main_process
 from .data.soft_labels import has_soft_labels
 from .errors import UserError, memory_errors, saving_errors, training_memory_message
 from .hub.provenance import Provenance
@@ -32,11 +33,12 @@ from .training import loss_sums, run_callbacks
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
 from .training.checks import check_batches, check_teacher, is_random
+from .training.fixed_positions import load_without_positions
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
 from .training.model_runner import ModelRunner
-from .training.node_disks import collect_files
+from .training.node_disks import broadcast_weights, collect_files
 from .training.resuming import RunIdentity
 from .training.skipped_rows import SkippedRows
 from .training.smaller_batch import InitialState, save_or_restore
@@ -178,6 +180,11 @@ class ASKDTrainer(Seq2SeqTrainer):
             # the same models. The random states of a checkpoint are loaded after this
             set_seed(self.args.seed, device_specific=True)
         return started
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        load_without_positions(optimizer, self.model, self.get_decay_parameter_names(self.model))
+        return optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer would train a step more if a finished run whose last epoch isn't whole is resumed
@@ -361,11 +368,18 @@ class ASKDTrainer(Seq2SeqTrainer):
             load_adapter(self.adapter, Path(resume_from_checkpoint))
         self.runner.check_encoder()
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # a process on another disk than the first may know none
+        self.state.best_model_checkpoint = of_main_process(self.state.best_model_checkpoint)
+        return super()._finalize_training(*args, **kwargs)
+
     def _load_best_model(self) -> None:
-        if self.adapter is None:
-            super()._load_best_model()
-        else:
-            load_adapter(self.adapter, Path(self.state.best_model_checkpoint))
+        if self.is_world_process_zero():  # its disk has the checkpoint
+            if self.adapter is None:
+                super()._load_best_model()
+            else:
+                load_adapter(self.adapter, Path(self.state.best_model_checkpoint))
+        broadcast_weights(self.model)
 
     # ---- the Hub ----
 

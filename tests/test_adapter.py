@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from training import Clips, collate, history, options
 from transformers import WhisperForConditionalGeneration
@@ -100,6 +100,29 @@ def test_a_resumed_run_ends_with_the_same_adapter(tmp_path, teacher, student):
     assert torch.equal(history(whole, "loss")[-2:], history(resumed, "loss")[-2:])
 
 
+def test_adapters_on_the_frozen_encoder_do_not_prevent_resuming(tmp_path, student):
+    """`target_modules` of both parts: those of the encoder stay as they were initialized, at random."""
+
+    def run(seed: int) -> ASKDTrainer:
+        torch.manual_seed(seed)
+        return ASKDTrainer(
+            model=copy.deepcopy(student),
+            args=ASKDConfig(**options(tmp_path, preset="ce", save_strategy="steps", save_steps=4)),
+            train_dataset=Clips(student.config),
+            data_collator=collate,
+            peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),
+        )
+
+    whole, resumed = run(seed=0), run(seed=1)
+    pairs = zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True)
+    differing = [name for (name, a), b in pairs if not torch.equal(a, b)]
+    assert sum(".encoder." in name for name in differing) == 4  # lora_A of 2 modules in 2 layers
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    for (name, weight), again in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(weight, again), name
+
+
 def test_a_checkpoint_of_another_adapter_is_refused(tmp_path, teacher, student):
     make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=4, max_steps=4).train()
     checkpoint = tmp_path / "checkpoint-4"
@@ -124,6 +147,28 @@ def test_what_is_adapted(student):
     assert {name.rpartition(".")[2] for name in adapted(lora_target_modules=["q_proj", "fc1"])} == {"q_proj", "fc1"}
     with pytest.raises(UserError, match="--lora_target_modules must be among fc1, fc2, k_proj"):
         adapted(lora_target_modules=["query"])
+
+
+@pytest.mark.parametrize(
+    ("peft_config", "message"),
+    [
+        (
+            IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"]),
+            "must be a LoraConfig.* IA3: only",
+        ),
+        (LoHaConfig(target_modules=["q_proj"]), "must be a LoraConfig, got one of type LOHA: only"),
+        (LoraConfig(r=2, target_modules=["q_proj", "proj_out"]), "Leave proj_out out of target_modules"),
+    ],
+    ids=["IA3", "LoHa", "output projection"],
+)
+@pytest.mark.parametrize("already_on_model", [False, True])
+def test_adapters_that_would_not_be_trained_are_refused(tmp_path, student, peft_config, message, already_on_model):
+    given = dict(peft_config=copy.deepcopy(peft_config))
+    if already_on_model:
+        student, given = get_peft_model(student, given["peft_config"]), {}
+    config = ASKDConfig(**options(tmp_path, preset="ce"))
+    with pytest.raises(UserError, match=message):
+        ASKDTrainer(student, config, train_dataset=Clips(student.config), data_collator=collate, **given)
 
 
 def test_merging_leaves_the_adapter_alone(student):

@@ -13,9 +13,12 @@ from scripts import ROOT, run_here
 from speech import write_speech
 from transformers import T5Config, Wav2Vec2Config, WhisperForConditionalGeneration, pipeline
 
+from askd_hf.commands.select_heads import has_alignment_heads
 from askd_hf.errors import UserError
+from askd_hf.hub.provenance import stored_vocabulary
 from askd_hf.models.generation_config import complete, is_multilingual, missing_fields, set_language
-from askd_hf.models.loading import check_processor, load_processor, load_whisper
+from askd_hf.models.loading import check_processor, load_config, load_processor, load_whisper
+from askd_hf.models.lora import is_adapter
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4665aa\nsize 151060136\n"
 
@@ -364,6 +367,23 @@ def adapter(english, tmp_path) -> Path:
     peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     peft.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
+
+
+def test_models_and_adapters_in_the_home_directory_are_found(monkeypatch, english, adapter):
+    monkeypatch.setenv("HOME", str(english.parent))
+    for directory in (english, adapter):
+        there, same = load_whisper(str(directory)), load_whisper(f"~/{directory.name}")
+        assert all(torch.equal(weight, same.state_dict()[name]) for name, weight in there.state_dict().items())
+        tokenizer = load_processor(f"~/{directory.name}").tokenizer
+        assert tokenizer.get_vocab() == load_processor(str(directory)).tokenizer.get_vocab()
+        assert is_adapter(f"~/{directory.name}") == (directory == adapter)
+    assert load_config(f"~/{english.name}").to_dict() == load_config(str(english)).to_dict()
+    assert stored_vocabulary(f"~/{english.name}") == load_config(str(english)).vocab_size
+    assert not has_alignment_heads(f"~/{english.name}")
+    edit(english / "generation_config.json", alignment_heads=[[1, 0]])
+    assert has_alignment_heads(f"~/{english.name}")
+    with pytest.raises(UserError, match="no such file or directory"):
+        load_whisper("~/nothing")
 
 
 def test_an_adapter_takes_its_processor_from_its_base(english, adapter):

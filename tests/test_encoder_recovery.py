@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
 from models import make_processor, make_whisper
 from safetensors.torch import load_file
 from scripts import distill_options as options
@@ -20,7 +21,8 @@ from transformers import WhisperForConditionalGeneration
 
 from askd_hf.arguments import ModelArguments
 from askd_hf.data import Limits, audio_checks, filter_invalid_clips, load_speech_dataset
-from askd_hf.data.audio import read_audio
+from askd_hf.data import audio as audio_module
+from askd_hf.data.audio import decode_audio, read_audio
 from askd_hf.errors import UserError
 from askd_hf.models.student import init_student
 from askd_hf.training import encoder_recovery
@@ -91,6 +93,12 @@ def test_a_run_interrupted_in_the_recovery_resumes_to_the_same_encoder(
     status, out, err = run_here(monkeypatch, capsys, *run)
     assert status == 130 and f"stopped in the recovery of the encoder after step {last}" in out, err
     assert not (tmp_path / "run" / "model.safetensors").exists()
+    recovery = tmp_path / "run" / "encoder_recovery"
+    changed = {"layers": ["--encoder_layers", "0,2,3"], "epochs": ["--encoder_recovery_epochs", 3]}
+    for name, option in changed.items():
+        status, _, err = run_here(monkeypatch, capsys, *run, *option, "--resume_from_checkpoint", "last")
+        assert status == 2 and f"encoder_recovery was recovered with other values of {name}: resume with" in err, err
+        assert len(calls) == last and not (recovery / "encoder.safetensors").exists()
     status, _, err = run_here(monkeypatch, capsys, *run, "--resume_from_checkpoint", "last")
     assert status == 0 and len(calls) == 8, err
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
@@ -101,6 +109,27 @@ def test_a_run_interrupted_in_the_recovery_resumes_to_the_same_encoder(
     (tmp_path / "run" / "student").rename(tmp_path / "run" / "model.safetensors")
     for name, weight in encoder_weights(tmp_path / "whole").items():
         assert torch.equal(weight, encoder_weights(tmp_path / "run")[name]), name
+
+
+def test_a_checkpoint_of_another_directory_brings_its_recovered_encoder(
+    monkeypatch, capsys, tmp_path, deep_teacher_dir, speech_dir
+):
+    first = options(deep_teacher_dir, speech_dir, tmp_path / "first", *MORE, "--compare", "False")
+    status, _, err = run_here(monkeypatch, capsys, *first)
+    assert status == 0, err
+    calls, train = [], EncoderRecovery._train
+    monkeypatch.setattr(EncoderRecovery, "_train", lambda *args, **limits: calls.append(1) or train(*args, **limits))
+    (checkpoint,) = (tmp_path / "first").glob("checkpoint-*")
+    moved = options(deep_teacher_dir, speech_dir, tmp_path / "moved", *MORE, "--compare", "False")
+    moved += ["--resume_from_checkpoint", str(checkpoint)]
+    status, out, err = run_here(monkeypatch, capsys, *moved, "--dry_run")
+    assert status == 0 and "finished by the earlier run" in out, err
+    status, _, err = run_here(monkeypatch, capsys, *moved)
+    assert status == 0 and not calls, err
+    encoders = [load_file(tmp_path / name / "encoder_recovery" / "encoder.safetensors") for name in ("first", "moved")]
+    assert all(torch.equal(weight, encoders[1][name]) for name, weight in encoders[0].items())
+    status, _, err = run_here(monkeypatch, capsys, *moved, "--encoder_layers", "0,2,3")
+    assert status == 2 and "was recovered with other values of layers" in err
 
 
 def test_a_student_loses_further_layers_and_recovers_to_itself(
@@ -163,6 +192,35 @@ def test_long_recordings_are_cut_into_windows(tmp_path):
     windows = [wave.numpy() for wave in AudioWindows([clips], 1.0)]
     assert [len(wave) for wave in windows] == [6400, 16_000, 16_000, 8000]
     assert windows[2][0] == pytest.approx(16_000 / 50_000, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "subtype", "whole"),
+    [
+        ("a.wav", 16_000, 1, "PCM_16", False),
+        ("a.wav", 16_000, 2, "FLOAT", False),
+        ("a.wav", 16_000, 2, "PCM_24", False),
+        ("a.flac", 16_000, 1, "PCM_16", False),
+        ("a.flac", 16_000, 2, "PCM_24", False),
+        ("a.flac", 22_050, 1, "PCM_16", True),
+        ("a.wav", 16_000, 1, "MS_ADPCM", True),
+        ("a.ogg", 16_000, 1, "VORBIS", True),
+        ("a.mp3", 16_000, 1, "MPEG_LAYER_III", True),
+    ],
+)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_window_is_decoded_alone_and_has_the_samples_of_the_whole_file(
+    monkeypatch, tmp_path, name, rate, channels, subtype, whole, in_memory
+):
+    samples = 0.1 * np.random.default_rng(0).standard_normal((int(3.3 * rate), channels))
+    soundfile.write(tmp_path / name, samples, rate, subtype=subtype)
+    audio = {"path": str(tmp_path / name), "bytes": (tmp_path / name).read_bytes() if in_memory else None}
+    expected, calls = decode_audio(audio), []
+    row = {"audio": audio, "clip": name, "duration": len(expected) / 16_000}
+    monkeypatch.setattr(audio_module, "decode_audio", lambda audio: calls.append(1) or decode_audio(audio))
+    windows = [wave.numpy() for wave in AudioWindows([Dataset.from_list([row])], 1.0)]
+    assert len(windows) == 4 and np.array_equal(np.concatenate(windows), expected)
+    assert len(calls) == (4 if whole else 0)
 
 
 @pytest.mark.parametrize(("width", "expected"), [(16, 1e-3), (384, 1e-3), (768, 5e-4), (1280, 3e-4)])

@@ -1,5 +1,6 @@
 """Two nodes, each with a disk of its own: distilling with both caches, killed and resumed; the other commands."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -64,6 +65,21 @@ def test_nodes_without_a_shared_disk_fill_a_cache_each_and_resume(
     assert len(keys[0]) == 16 + 6 and all(sorted({*of_disk}) == of_disk == keys[0] for of_disk in keys)
     assert list(nodes[1].glob("run/checkpoint-*/model.safetensors"))  # a copy
     assert_equal(whole[0], nodes[0])
+
+
+def test_all_nodes_end_with_the_weights_of_the_best_checkpoint(tmp_path):
+    nodes = disks(tmp_path)
+    ended = launch(2, ROOT / "tests" / "support" / "best_on_nodes.py", nodes=nodes)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, second = (json.loads((node / f"{process}.json").read_text()) for process, node in enumerate(nodes))
+    for name, file in (("whole", "model.safetensors"), ("lora", "adapter_model.safetensors")):
+        assert first[name]["best"] != f"{name}/checkpoint-8"  # the last one
+        assert first[name] == second[name]
+        saved = load_file(nodes[0] / first[name]["best"] / file)
+        assert not (nodes[1] / first[name]["best"] / file).exists()
+        for parameter, weights in first[name]["weights"].items():
+            key = f"base_model.model.{parameter.replace('.default', '')}" if name == "lora" else parameter
+            assert saved[key].flatten().tolist() == weights, parameter
 
 
 @pytest.mark.slow

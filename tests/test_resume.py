@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from speech import write_speech
 from torch.utils.data import DataLoader
 from training import Clips, collate, history, make_trainer, options
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState, WhisperForConditionalGeneration
 
 from askd_hf import ASKDConfig, ASKDTrainer
 from askd_hf.callbacks import data_epoch
@@ -493,6 +493,33 @@ def test_the_last_checkpoint_is_that_with_the_most_steps(whole, tmp_path):
     for step in (8, 10):
         shutil.copytree(f"{whole.args.output_dir}/checkpoint-8", tmp_path / f"checkpoint-{step}")
     assert checkpoint_to_resume(str(tmp_path), "last") == str(tmp_path / "checkpoint-10")
+
+
+def test_a_checkpoint_whose_positions_were_trained_goes_on_without(tmp_path, models, monkeypatch):
+    """As earlier versions trained the position embeddings of an encoder that `from_pretrained` loaded."""
+    teacher, student = copy.deepcopy(models)
+    student.save_pretrained(tmp_path / "student")
+    student = WhisperForConditionalGeneration.from_pretrained(tmp_path / "student")
+    encoder, name = student.model.encoder, "model.encoder.embed_positions.weight"
+    assert encoder.embed_positions.weight.requires_grad
+    run = dict(freeze_encoder=False, self_teacher="snapshot", max_steps=8)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(encoder.embed_positions), "requires_grad_", lambda module, requires_grad=True: module)
+        before = make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=6, **run)
+        before.train()
+    assert not torch.equal(dict(before.model.named_parameters())[name], encoder.embed_positions.weight)
+    after = make_trainer(tmp_path / "after", teacher, student, **run)
+    after.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    saved = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    self_teacher = load_file(tmp_path / "checkpoint-6" / "self_teacher.safetensors")
+    assert self_teacher.keys() - after.blend.self_teacher.parameters.keys() == {name}
+    resumed = dict(after.model.named_parameters())
+    assert torch.equal(resumed.pop(name), saved[name])
+    # the same moments of the other parameters, so the steps 7 and 8 are the same but for the positions
+    for other, weight in before.model.named_parameters():
+        if other != name:
+            moved = (weight - saved[other]).norm()
+            assert (resumed[other] - weight).norm() <= 0.2 * moved + 1e-6, other
 
 
 def test_a_self_teacher_of_other_parameters_is_refused(whole, models, tmp_path):

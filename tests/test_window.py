@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -303,6 +304,24 @@ def test_the_teacher_takes_its_whole_window_whatever_the_context(monkeypatch, ca
     assert ended.returncode == 0, ended.stderr
     assert lengths["teacher"] == {400}
     assert len(lengths["student"]) > 3 and max(lengths["student"]) <= 200
+
+
+def test_random_contexts_without_features_for_the_teacher_are_refused(tmp_path, wide, speech_dir):
+    student, processor = init_student(wide, 2), long_processor()
+
+    def trainer(collator: SpeechCollator, preset: str) -> ASKDTrainer:
+        config = ASKDConfig(**options(tmp_path, max_steps=1, preset=preset))
+        speech = load_speech_dataset(str(speech_dir), None, "train")
+        return ASKDTrainer(copy.deepcopy(student), config, wide, train_dataset=speech, data_collator=collator)
+
+    collator = SpeechCollator(processor, student.config, shortest_context=1.0)
+    with pytest.raises(UserError, match=r"no features for it: create them with .*teacher_extractor="):
+        trainer(collator, "kd")
+    trainer(collator, "ce").train()  # without a teacher
+    collator = replace(collator, teacher_extractor=processor.feature_extractor)
+    run = trainer(collator, "kd")
+    run.train()
+    assert math.isfinite(history(run, "teacher_loss").item())
 
 
 def test_a_run_with_random_contexts_reports_both_contexts(monkeypatch, capsys, tmp_path, wide_dir):

@@ -131,7 +131,8 @@ def in_scratch(options: Options, checkpoint: str | None, scratch: Scratch) -> Op
     data, config = copy.copy(options.data), copy.copy(options.config)
     config.output_dir = scratch.directory(config.output_dir)
     recovered = Path(RECOVERY_DIR, ENCODER_FILE)
-    finished = Path(options.config.output_dir, recovered).absolute()
+    run = options.config.output_dir if checkpoint is None else Path(checkpoint).parent
+    finished = Path(run, recovered).absolute()
     greedy = options.model.layer_selection == "greedy"
     if finished.is_file() and (checkpoint is not None or (is_recovering(options.config) and not greedy)):
         Path(config.output_dir, recovered).parent.mkdir(parents=True)

@@ -26,6 +26,7 @@ from ..evaluation.comparison import EvalSplit
 from ..evaluation.options import check_device
 from ..evaluation.prepared_sets import spread
 from ..evaluation.suites import DatasetSpec, load_set
+from ..hub_access import expanded
 from ..models.alignment_heads import CLIPS, Selection, save_alignment_heads, select_alignment_heads
 from ..models.generation_config import generation_config_file, set_language
 from ..models.loading import check_processor, load_processor, load_whisper
@@ -117,7 +118,9 @@ def select_heads_after_training(
 
 def has_alignment_heads(name: str | None) -> bool:
     """Return whether a model, if any, has alignment heads in its generation config. No weights are loaded."""
+    if name is None:
+        return False
     try:
-        return name is not None and bool(getattr(GenerationConfig.from_pretrained(name), "alignment_heads", None))
+        return bool(getattr(GenerationConfig.from_pretrained(expanded(name)), "alignment_heads", None))
     except OSError:  # it has no generation config
         return False

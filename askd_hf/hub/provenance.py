@@ -16,6 +16,7 @@ from ..arguments import DataArguments, ModelArguments, SpeechSource
 from ..data.json_files import from_json
 from ..data.languages import language_code
 from ..data.soft_labels import SETTINGS_COLUMN
+from ..hub_access import expanded
 from ..models.generation_config import is_multilingual
 from ..models.layers import copied_decoder_layers, copied_encoder_layers, is_pruned_encoder
 from ..models.student import same_encoder
@@ -196,7 +197,7 @@ def languages_of(names: list[str | None], student: WhisperForConditionalGenerati
 def stored_vocabulary(name: str) -> int | None:
     """Return the vocabulary size of the stored model; in memory `vocabulary.with_vocabulary_of` may change it."""
     try:
-        return WhisperConfig.from_pretrained(name).vocab_size
+        return WhisperConfig.from_pretrained(expanded(name)).vocab_size
     except (OSError, ValueError, httpx.HTTPError) as error:
         logger.info(
             "the config of %s can't be read, so its vocabulary size is that of the loaded model: %s", name, error

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
 from ..errors import UserError
-from ..hub_access import hub_access, local_or_hub
+from ..hub_access import expanded, hub_access, local_or_hub
 from .checkpoint_files import check_files, check_model_type, loading_errors
 from .generation_config import complete, drop_missing_heads, missing_fields
 from .lora import adapter_base, is_adapter, with_adapter
@@ -44,6 +44,7 @@ def load_whisper(
             or the Hub can't be reached.
     """
     check_attention(attn_implementation)
+    name = expanded(name)
     if local_or_hub(name):  # files of the Hub are complete
         check_files(name)
     if is_adapter(name):
@@ -73,6 +74,7 @@ def load_whisper(
 
 def load_config(name: str) -> WhisperConfig:
     """Load the config of a Whisper model. Raise `UserError` if there is none, or it is of another model."""
+    name = expanded(name)
     with loading_errors(name), hub_access("the model", name):
         config = AutoConfig.from_pretrained(name)
     check_model_type(name, config.model_type)
@@ -137,6 +139,7 @@ def load_processor(name: str) -> WhisperProcessor:
 
     Raises `UserError` as `load_whisper` does, and if the tokenizer is incomplete.
     """
+    name = expanded(name)
     if local_or_hub(name):
         check_files(name)
     if is_adapter(name) and not has_processor(name):

@@ -21,6 +21,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import LoraLayer
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
 from torch import nn
@@ -29,7 +30,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file,
 
 from ..arguments.lora import LoraArguments
 from ..errors import UserError
-from ..hub_access import hub_access, local_or_hub
+from ..hub_access import expanded, hub_access, local_or_hub
 
 SHAPE = ("vocab_size", "d_model", "encoder_layers", "decoder_layers")
 
@@ -59,6 +60,23 @@ def with_lora(
             target_modules=target,
         ),
     )
+
+
+def check_peft_type(config: PeftConfig) -> None:
+    """Raise `UserError` for other adapters than LoRA."""
+    if config.peft_type != PeftType.LORA:
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        raise UserError(f"peft_config must be a LoraConfig, got one of type {kind}: only LoRA adapters are supported")
+
+
+def check_adapter(adapter: PeftModel) -> None:
+    """Raise `UserError` for other adapters than LoRA, and for one on the output projection."""
+    check_peft_type(adapter.active_peft_config)
+    if isinstance(adapter.get_base_model().proj_out, LoraLayer):
+        raise UserError(
+            "LoRA on the output projection is not supported: the objective takes its weight without the adapter, "
+            "which would not be trained. Leave proj_out out of target_modules"
+        )
 
 
 def lora_settings(adapter: PeftModel) -> dict[str, float | bool]:
@@ -94,6 +112,7 @@ def load_adapter(adapter: PeftModel, directory: Path) -> None:
 
 def is_adapter(name: str) -> bool:
     """Return whether a directory or Hub repository contains an adapter and no model."""
+    name = expanded(name)
     if (Path(name) / CONFIG_NAME).is_file():
         return False
     with hub_access("the model", name):
@@ -102,6 +121,7 @@ def is_adapter(name: str) -> bool:
 
 def adapter_base(name: str) -> str:
     """Return the base model of an adapter, a path or a Hub id. Raises `UserError` if its config doesn't name one."""
+    name = expanded(name)
     with hub_access("the adapter", name):
         config = PeftConfig.from_pretrained(name)
     if config.peft_type != PeftType.LORA:

@@ -18,7 +18,15 @@ from ..config import ASKDConfig
 from ..errors import UserError
 from ..hub.training_summary import save_training_summary
 from ..models.layers import COPIED_LAYERS
-from ..models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_base, loadable_base, merged
+from ..models.lora import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_adapter,
+    check_base,
+    check_peft_type,
+    loadable_base,
+    merged,
+)
 
 
 class StudentSaver:
@@ -32,7 +40,8 @@ class StudentSaver:
         student: the Whisper model, without the adapter around it.
         adapter: None if the whole student is trained.
 
-    Raises `UserError` if the adapter is to be kept or pushed, and its base can't be loaded by others.
+    Raises `UserError` if the adapter isn't LoRA or is on the output projection, or if it is to be kept or pushed, and
+    its base can't be loaded by others.
     """
 
     def __init__(
@@ -43,10 +52,13 @@ class StudentSaver:
         keep_adapter: bool,
     ):
         if peft_config is not None:
+            check_peft_type(peft_config)
             model = get_peft_model(model, peft_config)
         self.args, self.keeps_adapter = args, keep_adapter
         self.adapter: PeftModel | None = model if isinstance(model, PeftModel) else None
         self.student: WhisperForConditionalGeneration = model if self.adapter is None else model.get_base_model()
+        if self.adapter is not None:
+            check_adapter(self.adapter)
         if self.adapter is not None and args.push_to_hub and args.hub_strategy != "end":
             raise UserError(
                 f"--hub_strategy must be end for an adapter, got {str(args.hub_strategy)!r}: its checkpoints are not "

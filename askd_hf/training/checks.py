@@ -45,6 +45,12 @@ def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> N
             "the teacher's cached labels are of the unchanged clips: --augment_teacher, --timestamp_probability and "
             "--condition_on_prev_probability are not supported with them"
         )
+    if collator.shortest_context is not None and collator.teacher_extractor is None and runs_teacher:
+        raise UserError(
+            "shortest_context shortens the student's features, the teacher takes its whole window, and the batches "
+            "have no features for it: create them with SpeechCollator(..., teacher_extractor=...), the feature "
+            "extractor of the teacher"
+        )
     if collator.augmenter is not None:
         if collator.keeps_teacher_clean and collator.teacher_extractor is None and runs_teacher:
             raise UserError(

@@ -35,11 +35,12 @@ from transformers import (
 from ..arguments import DataArguments, ModelArguments
 from ..config import ASKDConfig
 from ..data import SAMPLING_RATE, Limits, filter_invalid_clips, load_speech_dataset
-from ..data.audio import extract_features, waveform
+from ..data.audio import extract_features, waveform_segment
 from ..data.audio_context import audio_context
 from ..data.encoder_cache import weights_digest
+from ..data.json_files import read_json, write_json
 from ..data.shared_disk import of_main_process, processes_sharing
-from ..errors import UserError
+from ..errors import UserError, disk_errors
 from ..models.layers import COPIED_LAYERS, copied_encoder_layers, is_pruned_encoder
 from ..models.lora import ADAPTER_WEIGHTS
 from .checkpoint_lookup import checkpoint_directories, is_finished
@@ -49,6 +50,7 @@ from .run_dir import exit_non_main_processes
 
 RECOVERY_DIR = "encoder_recovery"  # in the output directory of the run
 ENCODER_FILE = "encoder.safetensors"
+MADE_OF_FILE = "made_of.json"  # what the encoder is recovered from, written before training
 DEFAULT_EPOCHS = 10
 # measured with 3 of the 4 layers of whisper-tiny.en, whose width is WIDTH
 LEARNING_RATE, WIDTH, BATCH_SIZE, WARMUP, WEIGHT_DECAY = 1e-3, 384, 16, 0.05, 0.01
@@ -76,7 +78,7 @@ class AudioWindows(IndexedDataset):
 
     def __getitem__(self, index: int) -> Tensor:
         number, row, start = self.places[index]
-        return torch.from_numpy(waveform(self.datasets[number][row])[start : start + self.samples])
+        return torch.from_numpy(waveform_segment(self.datasets[number][row], start, self.samples))
 
 
 class EncoderRecoveryTrainer(Trainer):
@@ -162,17 +164,22 @@ class EncoderRecovery:
     def run(self) -> None:
         """Train the encoder and mark it as trained.
 
-        The result is saved in `encoder_recovery` in the output directory. A resumed run reads it from there, or
-        continues from the last checkpoint. Ends the process with status 130 if training was interrupted.
+        The result is saved in `encoder_recovery` in the output directory. A resumed run reads it from the directory of
+        its checkpoint or from there, or continues from the last checkpoint. Ends the process with status 130 if
+        training was interrupted.
         """
         folder = Path(self.config.output_dir) / RECOVERY_DIR
         resume = self.config.resume_from_checkpoint not in (None, "", "False", "false")
         if not resume and PartialState().process_index == processes_sharing(folder.absolute().parent)[0]:
             shutil.rmtree(folder, ignore_errors=True)
         PartialState().wait_for_everyone()
-        if of_main_process((folder / ENCODER_FILE).is_file()):  # the other nodes have a copy then
-            self._load(folder / ENCODER_FILE)
+        finished = self._finished(folder)
+        if finished is not None:  # the other nodes have a copy then
+            self._load(finished)
+            if PartialState().is_main_process and finished.resolve() != (folder / ENCODER_FILE).resolve():
+                self._save(folder / ENCODER_FILE)
         else:
+            self._begin(folder)
             self._train_or_stop(folder)
             if PartialState().is_main_process:
                 self._save(folder / ENCODER_FILE)
@@ -197,6 +204,13 @@ class EncoderRecovery:
         batches = len(trainer.get_train_dataloader())
         return self.epochs * math.ceil(batches / trainer.args.gradient_accumulation_steps), median(clock.seconds)
 
+    def _finished(self, folder: Path) -> Path | None:
+        """Return the recovered encoder of the resumed run: that beside its checkpoint first. None if there is none."""
+        resumed = self.config.resume_from_checkpoint
+        files = [Path(resumed).parent / RECOVERY_DIR / ENCODER_FILE] if resumed and Path(resumed).is_dir() else []
+        found = [file for file in [*files, folder / ENCODER_FILE] if file.is_file()]
+        return of_main_process(found[0] if found else None)
+
     def _made_of(self) -> dict[str, str]:
         return {
             "layers": str(copied_encoder_layers(self.student.config)),
@@ -206,19 +220,38 @@ class EncoderRecovery:
             "merged layers": str(self.models.layer_selection == "merged"),
         }
 
+    def _check_made_of(self, saved: dict[str, str], path: Path) -> None:
+        """Raise `UserError` if the encoder in `path`, made of `saved`, was made with other options."""
+        # one of an earlier version lacks some values
+        if changed := [name for name, value in self._made_of().items() if saved.get(name, value) != value]:
+            raise UserError(
+                f"{path} was recovered with other values of {', '.join(changed)}: resume with the same options, or "
+                "give another --output_dir"
+            )
+
+    def _begin(self, folder: Path) -> None:
+        """Write what the encoder is made of, before training. All processes must call it.
+
+        Raises `UserError` if training continues from a checkpoint that was made with other options.
+        """
+        file = folder / MADE_OF_FILE
+        continues = bool(_finished_checkpoints(folder)) and file.is_file()
+        saved = of_main_process(read_json(file) if continues else {})
+        self._check_made_of(saved, folder)
+        if PartialState().is_main_process:
+            with disk_errors(str(folder)):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(file, self._made_of())
+
     def _load(self, file: Path) -> None:
         """Read the encoder of an earlier run. Raise `UserError` if it was made with other options."""
         with safe_open(file, "pt") as opened:
             saved = opened.metadata() or {}
-        # a file of an earlier version lacks some values
-        if changed := [name for name, value in self._made_of().items() if saved.get(name, value) != value]:
-            raise UserError(
-                f"{file} was recovered with other values of {', '.join(changed)}: resume with the same options, or "
-                "give another --output_dir"
-            )
+        self._check_made_of(saved, file)
         self.student.model.encoder.load_state_dict(load_file(file))
 
     def _save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_name(f"{file.name}.tmp")
         weights = {name: weight.contiguous() for name, weight in self.student.model.encoder.state_dict().items()}
         save_file(weights, unfinished, metadata=self._made_of())
@@ -254,7 +287,7 @@ class EncoderRecovery:
             data_collator=functools.partial(_collate, self.extractor),
             callbacks=[callback],
         )
-        finished = [checkpoint for checkpoint in checkpoint_directories(folder) if is_finished(checkpoint)]
+        finished = _finished_checkpoints(folder)
         if PartialState().is_main_process:
             print(
                 f"recovering the encoder: {len(encoder.layers)} of {len(whole.layers)} layers are trained on "
@@ -266,6 +299,10 @@ class EncoderRecovery:
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(frozen[name])
         return trainer
+
+
+def _finished_checkpoints(folder: Path) -> list[Path]:
+    return [checkpoint for checkpoint in checkpoint_directories(folder) if is_finished(checkpoint)]
 
 
 def _collate(extractor: WhisperFeatureExtractor, waves: list[Tensor]) -> dict[str, Tensor]:

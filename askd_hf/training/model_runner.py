@@ -95,8 +95,8 @@ class ModelRunner:
 
     def _freeze_encoder(self) -> None:
         encoder = self.student.model.encoder
+        encoder.embed_positions.requires_grad_(False)  # sinusoids, which `from_pretrained` leaves trainable
         if self.args.freeze_encoder:
-            # including the position embeddings, which `from_pretrained` leaves trainable
             encoder.requires_grad_(False)
         elif not any(parameter.requires_grad for parameter in encoder.parameters()):
             raise UserError(

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from torch import nn
 
 from ..config import ASKDConfig
 from ..data.shared_disk import of_main_process, processes_sharing
@@ -36,6 +37,8 @@ def find_checkpoint(config: ASKDConfig) -> str | None:
         if of_main_process(is_recovering(config)):
             return None
     checkpoint = checkpoint_on_all_nodes(config.output_dir, config.resume_from_checkpoint)
+    if checkpoint is not None:
+        copy_to_other_nodes(Path(checkpoint).parent / RECOVERY_DIR)  # of another run, if its checkpoint is resumed
     if RESTARTS in os.environ and PartialState().is_main_process:
         with disk_errors(str(run)):
             run.mkdir(parents=True, exist_ok=True)
@@ -158,3 +161,12 @@ def collect_files(file: Path) -> None:
         for name, content in sent:
             if not file.with_name(name).exists():
                 file.with_name(name).write_bytes(content)
+
+
+def broadcast_weights(model: nn.Module) -> None:
+    """Overwrite the trained weights of all processes with those of the first. All processes must call it."""
+    if PartialState().num_processes == 1:
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(broadcast(parameter.data))

@@ -87,7 +87,7 @@ def config_settings(config: ASKDConfig, train_batch_size: int | None = None) -> 
     if train_batch_size is not None:
         per_process = train_batch_size * config.gradient_accumulation_steps
         values["batch_size"] = per_process * config.world_size
-        if config.train_sampling_strategy in ("group_by_length", "batch_rebalance"):  # these group per process
+        if config.train_sampling_strategy == "group_by_length":  # it groups per process
             values["clips_of_a_process"] = per_process
     return _as_json(values)
 
@@ -141,12 +141,12 @@ def models_digest(model: nn.Module, frozen: bool = False) -> str:
     It differs for any two models that were trained differently. To hash all values of large-v3 would take seconds.
 
     Args:
-        frozen: True to leave out the weights that are trained.
+        frozen: True to leave out the weights that are trained, and adapters, also those on frozen modules.
     """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad} if frozen else set()
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(full_weights(model).items()):
-        if name in trained:
+        if name in trained or (frozen and ".lora_" in name):
             continue
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {type(weight).__name__} ".encode())
         if type(weight) in (torch.Tensor, nn.Parameter):  # 8-bit weights have no such view
