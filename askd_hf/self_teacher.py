@@ -13,9 +13,6 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-# Whisper's sinusoids, which are never trained. Earlier versions trained them with the encoder of a loaded student
-POSITIONS = "model.encoder.embed_positions.weight"
-
 
 class SelfTeacher:
     """A frozen copy of the student's trained parameters, `{name: tensor}`, in their dtype and on their device."""
@@ -39,8 +36,6 @@ class SelfTeacher:
 
     def load(self, parameters: dict[str, Tensor]) -> None:
         """Load the parameters of a checkpoint, in the dtypes and on the devices of the current ones."""
-        if POSITIONS not in self.parameters:
-            parameters = {name: tensor for name, tensor in parameters.items() if name != POSITIONS}
         if parameters.keys() != self.parameters.keys():
             raise UserError(
                 "the self-teacher of the checkpoint has other parameters than those trained now: resume with the same "

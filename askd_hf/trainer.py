@@ -33,7 +33,6 @@ from .training import loss_sums, run_callbacks
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
 from .training.checks import check_batches, check_teacher, is_random
-from .training.fixed_positions import load_without_positions
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
@@ -180,11 +179,6 @@ class ASKDTrainer(Seq2SeqTrainer):
             # the same models. The random states of a checkpoint are loaded after this
             set_seed(self.args.seed, device_specific=True)
         return started
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(*args, **kwargs)
-        load_without_positions(optimizer, self.model, self.get_decay_parameter_names(self.model))
-        return optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer would train a step more if a finished run whose last epoch isn't whole is resumed
