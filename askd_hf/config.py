@@ -5,6 +5,7 @@ Every field is a command-line option and a key of the YAML file given by `--conf
 Can be imported without torch, for `--help`: what imports torch is imported when it is used.
 """
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -352,6 +353,11 @@ class ASKDConfig(Seq2SeqTrainingArguments):
                 "3 GB). Use plain DDP: `accelerate launch --multi_gpu` (or torchrun), with --bf16 and "
                 "--gradient_accumulation_steps to save memory. If the teacher doesn't fit, use --teacher_dtype int8, "
                 "--teacher_offload or --teacher_cache_dir"
+            )
+        if self.auto_find_batch_size and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError(
+                "--auto_find_batch_size requires one process: a process without memory would restart, and the others "
+                "would wait for it. Give a smaller --per_device_train_batch_size, and --gradient_accumulation_steps"
             )
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name):

@@ -145,7 +145,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         resume_from_checkpoint = self.identity.begin(self, resume_from_checkpoint)
         self._initial_state: InitialState | None = None
         try:
-            with memory_errors(training_memory_message(self.args.train_batch_size)):
+            with memory_errors(training_memory_message(self.args.train_batch_size, self.args.world_size)):
                 return super().train(resume_from_checkpoint, **kwargs)
         finally:
             self._initial_state = None
