@@ -77,6 +77,27 @@ def test_a_run_that_gets_no_better_stops_and_so_does_a_resumed_one(tmp_path, tea
     assert resumed.state.global_step == stopped
 
 
+def test_a_run_that_was_stopped_early_stays_so_unless_it_gets_more_patience(tmp_path, student):
+    def resume(**changes):
+        trainer = stopping(tmp_path / "a", None, student, **changes)
+        trainer.train(resume_from_checkpoint=True)
+        return trainer
+
+    def weights(trainer):
+        return torch.cat([parameter.flatten() for parameter in trainer.model.parameters()])
+
+    first = stopping(tmp_path / "a", None, student)
+    first.train()
+    stopped = first.state.global_step
+    for _ in range(2):
+        again = resume()
+        assert again.state.global_step == stopped < 30
+        assert torch.equal(weights(again), weights(first))  # those of the best checkpoint
+    patient = stopping(tmp_path / "b", None, student, early_stopping_patience=5)
+    patient.train()
+    assert stopped < patient.state.global_step == resume(early_stopping_patience=5).state.global_step
+
+
 def test_patience_needs_a_best_model(tmp_path):
     for changes, message in (
         (dict(load_best_model_at_end=False), "--early_stopping_patience requires --load_best_model_at_end"),

@@ -141,6 +141,14 @@ class StopEarlyCallback(TrainerCallback):
     `auto_find_batch_size` restarts training. It also logs a warning at every evaluation split but one.
     """
 
+    def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        if has_lost_patience(args, state):
+            logger.warning(
+                "this run was stopped early at step %d: to train it further, give an --early_stopping_patience above %d",
+                *(state.global_step, args.early_stopping_patience),
+            )
+            control.should_training_stop = True
+
     def on_evaluate(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         if has_lost_patience(args, state):
             logger.warning(
