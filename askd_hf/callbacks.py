@@ -1,5 +1,6 @@
 """`AdaptiveBlendCallback`: the loss weights of a run and its self-teacher."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,10 @@ class AdaptiveBlendCallback(TrainerCallback):
             if self._held_out_clips:
                 self.state.labels_upheld = UNKNOWN
         self.state.options = self.options
-        self._begin_step(args, state, kwargs["model"], kwargs["train_dataloader"])
+        # an evaluation that is still due has the weights and the self-teacher of the step before it
+        step = copy.copy(state)
+        step.global_step -= self.state.evaluation_due
+        self._begin_step(args, step, kwargs["model"], kwargs["train_dataloader"])
         if state.is_world_process_zero:
             write(self.schedule.table())
             if self._held_out_clips:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import ProcessorMixin, Seq2SeqTrainer, WhisperForConditionalGeneration
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, IntervalStrategy
 
 from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
@@ -37,9 +37,9 @@ from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
 from .training.model_runner import ModelRunner
 from .training.node_disks import collect_files
-from .training.resuming import RunIdentity
+from .training.resuming import RunIdentity, make_due_evaluation
 from .training.skipped_rows import SkippedRows
-from .training.smaller_batch import InitialState, save_or_restore
+from .training.smaller_batch import InitialState, save_or_restore, set_random_states
 
 
 class ASKDTrainer(Seq2SeqTrainer):
@@ -152,6 +152,7 @@ class ASKDTrainer(Seq2SeqTrainer):
             self.stop.restore()
 
     def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        self._random_states: tuple[Any, ...] | None = None  # after an evaluation that was still due
         self._update = []  # an attempt with a larger batch may have ended in the middle of an update
         if self.args.auto_find_batch_size:
             self._initial_state = save_or_restore(self, self._initial_state, resume_from_checkpoint)
@@ -182,8 +183,19 @@ class ASKDTrainer(Seq2SeqTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer would train a step more if a finished run whose last epoch isn't whole is resumed
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if self.blend.state.evaluation_due and self.args.eval_strategy != IntervalStrategy.NO:
+            self._random_states = make_due_evaluation(
+                self, kwargs["resume_from_checkpoint"], kwargs["trial"], kwargs["ignore_keys_for_eval"]
+            )
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._random_states is None:
+            super()._load_rng_state(checkpoint)
+        else:
+            set_random_states(self._random_states)
+            self._random_states = None
 
     def free_memory(self) -> None:
         """Free the teacher, the self-teacher and the optimizer, and move the student to the CPU."""
@@ -341,6 +353,7 @@ class ASKDTrainer(Seq2SeqTrainer):
             if self.args.should_save:
                 directory.mkdir(parents=True, exist_ok=True)
                 (directory / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of a run that was resumed before this step
+                self.blend.state.evaluation_due = self.stop.evaluation_due
                 self.blend.save(directory)
                 self.skipped.save(directory, skipped)
             super()._save_checkpoint(model, trial)
