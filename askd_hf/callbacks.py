@@ -164,7 +164,9 @@ class AdaptiveBlendCallback(TrainerCallback):
     def save(self, directory: Path) -> None:
         """Write the state and the self-teacher into a checkpoint."""
         write_json(directory / BLEND_STATE_FILE, self.state)
-        if self.self_teacher is not None:
+        if self.self_teacher is None:
+            (directory / SELF_TEACHER_FILE).unlink(missing_ok=True)  # of an earlier run
+        else:
             tensors = {name: tensor.contiguous() for name, tensor in self.self_teacher.parameters.items()}
             save_file(tensors, directory / SELF_TEACHER_FILE)
 
@@ -172,5 +174,5 @@ class AdaptiveBlendCallback(TrainerCallback):
         """Read what `save` wrote. `askd_hf.training.checkpoint_lookup` has checked that the files are complete."""
         self.state = read_blend_state(directory / BLEND_STATE_FILE)
         self.self_teacher = self._loaded_self_teacher = None
-        if (directory / SELF_TEACHER_FILE).is_file():
+        if self.state.snapshot_epoch is not None:  # else the file is of an earlier run
             self._loaded_self_teacher = load_file(directory / SELF_TEACHER_FILE)

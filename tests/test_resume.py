@@ -505,6 +505,24 @@ def test_a_self_teacher_of_other_parameters_is_refused(whole, models, tmp_path):
         make_trainer(run, *models, self_teacher="snapshot").train(resume_from_checkpoint=str(run / "checkpoint-8"))
 
 
+@pytest.mark.parametrize("self_teacher", ["ema", "snapshot"])
+def test_a_self_teacher_that_an_earlier_run_left_is_not_loaded(tmp_path, models, self_teacher):
+    """That run was killed before its checkpoint was complete. Step 4 of the new run is in the teacher phase."""
+    changes = dict(self_teacher=self_teacher, save_strategy="steps", save_steps=4, save_total_limit=None)
+    whole = make_trainer(tmp_path, *models, teacher_phase_ratio=0.75, **changes)
+    left = tmp_path / "checkpoint-4" / "self_teacher.safetensors"
+    left.parent.mkdir()
+    trained = {name: p for name, p in models[1].named_parameters() if not name.startswith("model.encoder")}
+    wrong = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
+    save_file(wrong, left)
+    whole.train()
+    assert not left.exists()
+    save_file(wrong, left)  # as an earlier version left it
+    resumed = make_trainer(tmp_path, *models, teacher_phase_ratio=0.75, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert torch.equal(history(resumed, "loss"), history(whole, "loss"))
+
+
 def test_a_checkpoint_that_is_saved_anew_in_vain_is_not_complete(tmp_path, models, monkeypatch):
     """Of a run that was resumed before it. Its files are of both."""
     changes = dict(max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=None)
