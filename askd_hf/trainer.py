@@ -171,7 +171,9 @@ class ASKDTrainer(Seq2SeqTrainer):
         started = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        self.state.train_batch_size = self._train_batch_size  # that of the checkpoint was loaded
+        # those of the checkpoint were loaded
+        self.state.train_batch_size = self._train_batch_size
+        self.state.compute_steps(self.args, max_steps)
         saved = None if resume_from_checkpoint is None else self.blend.state.options
         self.blend.options = self.identity.settings(self._train_batch_size, max_steps, saved, resume_from_checkpoint)
         if self.args.world_size > 1:

@@ -390,6 +390,23 @@ def test_what_is_harmless_may_change(whole, models, tmp_path):
     assert torch.equal(history(again, "loss"), history(whole, "loss"))
 
 
+def test_changed_intervals_hold_from_the_checkpoint_on(tmp_path, models):
+    """Trainer takes those of the checkpoint."""
+
+    def run(**every):
+        changes = dict(preset="ce", eval_strategy="steps", save_strategy="steps", save_total_limit=None, max_steps=16)
+        changes |= dict(predict_with_generate=False, logging_steps=8, eval_steps=8, save_steps=8) | every
+        return make_trainer(tmp_path, None, models[1], Clips(models[1].config, 4, seed=5), **changes)
+
+    run().train()
+    shutil.rmtree(tmp_path / "checkpoint-16")
+    again = run(logging_steps=4, eval_steps=2, save_steps=0.25)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    steps = {name: [row["step"] for row in again.state.log_history if name in row] for name in ("loss", "eval_loss")}
+    assert steps == {"loss": [8, 12, 16], "eval_loss": [8, 10, 12, 14, 16]}
+    assert [directory.name for directory in checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (8, 12, 16)]
+
+
 def test_the_same_updates_in_smaller_pieces_go_on(whole, models, tmp_path):
     again = resumed(whole, models, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     torch.testing.assert_close(history(again, "loss"), history(whole, "loss"), rtol=1e-4, atol=1e-6)
