@@ -27,6 +27,8 @@ UNNAMED_RUN = "runs/unnamed"
 LOGGING_STEPS = 25  # between two log lines, by default; a tenth of a shorter run
 # evaluated with `eval_teacher_losses` only
 TEACHER_METRICS = ("total_loss", "teacher_loss", "self_loss", "teacher_ce", "top1_agreement", "hidden_loss")
+# of the generated texts, with `predict_with_generate`: the keys of `evaluation.metrics.compute_metrics_for`
+TEXT_METRICS = ("wer", "cer", "capped_wer", "loops")
 RENAMED_METRICS = {"blend_loss": "total_loss", "agreement": "top1_agreement"}
 
 # Seq2SeqTrainingArguments accepts other values too, and fails or misbehaves later

@@ -31,7 +31,7 @@ from .schedule import BlendWeights
 from .training import loss_sums, run_callbacks
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
-from .training.checks import check_batches, check_teacher, is_random
+from .training.checks import check_batches, check_best_metric, check_teacher, is_random
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
@@ -98,6 +98,9 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.runner = ModelRunner(self.model, args, teacher_model, is_cached, self.data_collator, self.accelerator)
         self._held_out = HeldOutClips(held_out)
         check_batches(args, self.data_collator, is_cached)
+        if self.eval_dataset is not None:
+            splits = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+            check_best_metric(args, splits, () if self.compute_metrics is None else None)
         # without it the order of the clips would depend on random numbers drawn before training
         self.accelerator.dataloader_config.data_seed = self.args.order_seed
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update

@@ -186,6 +186,54 @@ def test_several_splits_choose_by_the_first_and_no_split_is_an_error(tmp_path):
     prepare_evaluation(ASKDConfig(output_dir=str(tmp_path)), [])
 
 
+LOSSES = dict(eval_teacher_losses=True)
+
+
+@pytest.mark.parametrize(
+    ("metric", "changes", "splits", "known"),
+    [
+        ("foo", {}, ["a"], "loss, wer, cer, capped_wer, loops"),
+        ("foo", LOSSES, ["a"], "loss, total_loss, wer, cer, capped_wer, loops"),
+        ("a_wer", {}, ["a"], "loss, wer, cer, capped_wer, loops"),
+        ("foo", dict(predict_with_generate=False), ["a", "b"], "a_loss, b_loss"),
+        ("eval_wer", dict(predict_with_generate=False), ["a"], "loss"),
+        # they are missing while the teacher or the self-teacher has no weight
+        ("teacher_loss", dict(**LOSSES, predict_with_generate=False), ["a"], "loss, total_loss"),
+        ("self_loss", dict(**LOSSES, predict_with_generate=False), ["a"], "loss, total_loss"),
+        ("foo", dict(**LOSSES, preset="ps-kd", prediction_loss_only=True), ["a"], "loss, total_loss, self_loss"),
+    ],
+)
+def test_a_metric_that_does_not_exist_is_refused_before_training(tmp_path, metric, changes, splits, known):
+    config = ASKDConfig(output_dir=str(tmp_path), metric_for_best_model=metric, load_best_model_at_end=True, **changes)
+    message = rf"--metric_for_best_model must be one of {known}, got '\w+'"
+    with pytest.raises(UserError, match=message) as refused:
+        prepare_evaluation(config, splits)
+    assert ("--predict_with_generate" in str(refused.value)) == (metric == "eval_wer")
+
+
+def test_the_trainer_refuses_a_metric_that_no_evaluation_would_have(tmp_path, student):
+    """Every metric that it takes is in an evaluation."""
+    changes = dict(preset="ps-kd", eval_teacher_losses=True, load_best_model_at_end=True)
+    changes |= dict(eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4)
+    evaluation = Clips(student.config, clips=4, seed=2)
+
+    def make(metric, compute_metrics=None, evaluation=evaluation, **more):
+        more = changes | more
+        return make_trainer(tmp_path, None, student, evaluation, compute_metrics, metric_for_best_model=metric, **more)
+
+    for metric in ("wer", "foo", "a_loss"):
+        with pytest.raises(UserError, match="must be one of loss, total_loss, self_loss, got"):
+            make(metric)
+    with pytest.raises(UserError, match="must be one of a_loss, a_total_loss, a_self_loss, got"):
+        make("loss", evaluation={"a": evaluation})
+    with pytest.raises(UserError, match="must be one of loss, total_loss, self_loss, got"):
+        make("mine", lambda _: {"mine": 1.0}, predict_with_generate=False)
+    for metric, compute_metrics in (("total_loss", None), ("self_loss", None), ("mine", lambda _: {"mine": 1.0})):
+        trainer = make(metric, compute_metrics)
+        trainer.train()
+        assert trainer.state.best_metric is not None
+
+
 # ---- ways to run ----
 
 
