@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, IntervalStrategy
 
+from .arguments.effects import check_average
 from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import LOGGING_STEPS, ASKDConfig
@@ -171,6 +172,7 @@ class ASKDTrainer(Seq2SeqTrainer):
     ) -> tuple[int, int]:
         if self.args.logs_by_default:
             self.args.logging_steps = min(LOGGING_STEPS, max(max_steps // 10, 1))
+        check_average(self.args, max_steps)
         started = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )

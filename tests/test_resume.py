@@ -259,7 +259,7 @@ CHANGED = [
     dict(divergence="reverse_kl"),
     dict(divergence="jensen_shannon", divergence_beta=0.3),
     dict(weight_teacher_by_label_prob=True),
-    dict(self_ema_decay=0.5),
+    dict(self_teacher="ema", self_ema_decay=0.5),
     dict(snapshot_strategy="epoch"),
     dict(adaptive_window=3),
     dict(seed=9),

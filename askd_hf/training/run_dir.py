@@ -7,11 +7,11 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import WhisperConfig
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from ..arguments import CacheArguments, ModelArguments
 from ..arguments.writable import check_writable
-from ..config import TEXT_METRICS, UNNAMED_RUN, ASKDConfig
+from ..config import EVALUATING_SCHEDULERS, TEXT_METRICS, UNNAMED_RUN, ASKDConfig
 from ..errors import UserError
 from .checks import check_best_metric
 
@@ -52,6 +52,9 @@ def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
         if not config.evaluates_by_default and config.eval_strategy != "no":
             strategy = IntervalStrategy(config.eval_strategy).value
             raise UserError(f"--eval_strategy {strategy} requires --eval_splits or --eval_dataset")
+        scheduler = SchedulerType(config.lr_scheduler_type).value
+        if scheduler in EVALUATING_SCHEDULERS:
+            raise UserError(f"--lr_scheduler_type {scheduler} requires --eval_splits or --eval_dataset")
         config.eval_strategy = "no"
     metric = config.metric_for_best_model
     if metric and len(splits) > 1 and not metric.removeprefix("eval_").startswith(tuple(f"{s}_" for s in splits)):
