@@ -327,11 +327,12 @@ class ASKDTrainer(Seq2SeqTrainer):
     # ---- logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the terms, the weights and the speed to the logs of training steps."""
+        """Add the terms, the weights and the speed to the logs of training steps. Steps without labels have none."""
         if "loss" in logs and "learning_rate" in logs:
             terms = loss_sums.train_metrics(self.accelerator.reduce(self.train_sums, reduction="sum"))
             if not terms:
-                self.skipped.raise_all_skipped(self.state.global_step)
+                self.skipped.check_empty(self.state, self._initial_global_step)
+                return
             logs |= terms | self.throughput.measured(self.args, self.state) | self.blend.logs()
             if isinstance(self.train_dataset, SpeechStream):
                 logs["skipped_rows"] = sum(self.skipped.counts(self.accelerator))

@@ -397,3 +397,24 @@ def test_a_failed_push_leaves_the_student_and_says_how_to_push_it(tmp_path, teac
     with pytest.raises(UserError, match="--repo_id somebody/student"):
         trainer.push_to_hub()
     assert AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path).config.decoder_layers == 2
+
+
+@pytest.mark.parametrize(("every", "logged"), [(1, [1, 2, 3, 8]), (2, [2, 4, 8]), (8, [8])])
+def test_a_few_updates_without_labels_do_not_end_the_run(tmp_path, student, every, logged):
+    """As of a stream whose next clips are all invalid. What is logged is of the others."""
+
+    def train(first: int, last: int, steps: int):
+        changes = dict(preset="ce", max_steps=steps, logging_steps=every, train_sampling_strategy="sequential")
+        trainer = make_trainer(tmp_path, None, student, per_device_train_batch_size=1, **changes)
+        for row in trainer.train_dataset.rows[first - 1 : last]:
+            row["labels"] = torch.full_like(row["labels"], -100)
+        trainer.train()
+        return history(trainer, "step", "ce_loss")
+
+    found = train(4, 7, steps=8)
+    assert found[:, 0].tolist() == logged and (found[:, 1] > 1.0).all()
+    assert train(8, 8, steps=8)[:, 0].tolist() == [step for step in range(every, 9, every) if step < 8 or every > 1]
+    with pytest.raises(UserError, match=r"step [5-9]: every clip of the last [5-9] updates was invalid or filtered"):
+        train(1, 8, steps=8)
+    with pytest.raises(UserError, match="step 2: every clip of the last 2 updates was invalid or filtered out"):
+        train(1, 2, steps=2)
