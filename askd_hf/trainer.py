@@ -36,7 +36,7 @@ from .training.checks import check_batches, check_best_metric, check_teacher, is
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
-from .training.model_runner import ModelRunner
+from .training.model_runner import FREED, ModelRunner, check_precision
 from .training.node_disks import collect_files
 from .training.resuming import RunIdentity, make_due_evaluation
 from .training.skipped_rows import SkippedRows
@@ -145,7 +145,8 @@ class ASKDTrainer(Seq2SeqTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         needs_model = self.args.uses_teacher and not self.runner.teacher_is_cached
         if needs_model and self.teacher is None and not resume_from_checkpoint:
-            raise UserError("the teacher was freed at the end of its phase: create a new trainer to train again")
+            raise UserError(FREED)
+        check_precision(self.model)  # evaluate() may have cast it
         resume_from_checkpoint = self.identity.begin(self, resume_from_checkpoint)
         self._initial_state: InitialState | None = None
         try:

@@ -253,6 +253,19 @@ def test_training_again_without_the_freed_teacher_is_refused(tmp_path, teacher, 
         trainer.train()
 
 
+def test_nor_is_it_resumed_in_the_teacher_phase_without_it(tmp_path, teacher, student):
+    """In the self phase nobody needs it."""
+    trainer = make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=2, save_total_limit=None)
+    trainer.train()
+    expected = history(trainer, "loss")
+    with pytest.raises(
+        UserError, match="the teacher was freed at the end of its phase: create a new trainer to train"
+    ):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert trainer.state.global_step == 8 and torch.equal(history(trainer, "loss"), expected)
+
+
 def test_the_freed_teacher_is_really_gone(tmp_path, teacher, student):
     trainer = make_trainer(tmp_path, teacher, student)
     reference = weakref.ref(trainer.teacher)
@@ -267,6 +280,15 @@ def test_full_half_precision_evaluation(tmp_path, teacher, student):
     half = make_trainer(tmp_path, teacher, student, evaluation, bf16_full_eval=True).evaluate()
     assert half["eval_loss"] == pytest.approx(plain["eval_loss"], rel=0.05)
     assert half["eval_loss"] != plain["eval_loss"]
+
+
+def test_weights_that_an_evaluation_has_rounded_are_not_trained(tmp_path, student):
+    """Trainer casts the model itself."""
+    evaluation = Clips(student.config, clips=4, seed=2)
+    trainer = make_trainer(tmp_path, None, student, evaluation, preset="ce", bf16_full_eval=True, max_steps=2)
+    trainer.evaluate()
+    with pytest.raises(UserError, match=r"the student's weights are bfloat16 .*before .*--bf16_full_eval"):
+        trainer.train()
 
 
 @pytest.mark.slow

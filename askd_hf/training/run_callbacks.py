@@ -156,7 +156,8 @@ class StopEarlyCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_evaluate(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
-        if has_lost_patience(args, state):
+        # several splits are several calls; a run that ends here anyway isn't stopped
+        if not control.should_training_stop and has_lost_patience(args, state):
             logger.warning(
                 "step %d: stopping, as %s has not improved in %d evaluations",
                 *(state.global_step, args.metric_for_best_model, args.early_stopping_patience),
