@@ -115,7 +115,7 @@ def test_the_evaluation_before_the_first_step_is_not_a_best_one(tmp_path, studen
     for trainer in runs:
         trainer.train()
     plain, started = runs
-    assert [row["step"] for row in started.state.log_history if "eval_loss" in row][0] == 0
+    assert started.state.log_history[0]["step"] == 0 and "eval_loss" in started.state.log_history[0]
     assert started.state.global_step == plain.state.global_step
     assert started.state.best_global_step == plain.state.best_global_step
 

@@ -200,7 +200,10 @@ def test_an_impossible_option_is_refused_by_name(tmp_path, option, value, messag
         (dict(teacher_phase_ratio=1.0, self_ema_decay=0.9), "--self_ema_decay 0.9 has no effect"),
         (dict(preset="ps-kd", teacher_phase_ratio=0.5), "--teacher_phase_ratio 0.5 has no effect"),
         (dict(average=True, max_steps=8, teacher_phase_ratio=0.97), "--average has no effect: .* no step of this run"),
-        (dict(lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="no"), "--lr_scheduler_type .* requires --eval_"),
+        (
+            dict(lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="no"),
+            "--lr_scheduler_type .* requires --eval_",
+        ),
     ],
     ids=str,
 )

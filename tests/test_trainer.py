@@ -158,7 +158,9 @@ def test_average_publishes_the_self_teacher_also_after_resuming(tmp_path, teache
 def test_nothing_is_averaged_if_no_step_is_left_for_the_self_phase(tmp_path, teacher, student):
     """The number of steps is known when training begins."""
     epochs = dict(max_steps=-1, num_train_epochs=2)  # of 4 steps: 0.93 of them is 7, 0.94 is 8
-    with pytest.raises(UserError, match="--average has no effect: with --teacher_phase_ratio 0.94 no step of this run"):
+    with pytest.raises(
+        UserError, match=r"--average has no effect: with --teacher_phase_ratio 0\.94 no step of this run"
+    ):
         make_trainer(tmp_path, teacher, student, average=True, teacher_phase_ratio=0.94, **epochs).train()
     trainer = make_trainer(tmp_path, teacher, student, average=True, teacher_phase_ratio=0.93, **epochs)
     trainer.train()

@@ -22,8 +22,8 @@ def check_average(config: Any, total_steps: int) -> None:
     """Raise `UserError` if weights are to be averaged, and no step of the run is in the self phase."""
     if config.average and config.uses_teacher and round(config.teacher_phase_ratio * total_steps) >= total_steps:
         raise UserError(
-            f"--average has no effect: with --teacher_phase_ratio {config.teacher_phase_ratio:g} no step of this run is "
-            "in the self phase. Lower it, train longer, or leave out --average"
+            f"--average has no effect: with --teacher_phase_ratio {config.teacher_phase_ratio:g} no step of this run "
+            "is in the self phase. Lower it, train longer, or leave out --average"
         )
 
 
@@ -51,8 +51,8 @@ def _check_teacher(config: Any, changed: Set[str]) -> None:
         )
     if _is_given(config, "adaptive_window") and not adaptive:
         raise UserError(
-            f"--adaptive_window {config.adaptive_window} has no effect: it requires --teacher_schedule adaptive, and a "
-            "teacher weight that decreases"
+            f"--adaptive_window {config.adaptive_window} has no effect: it requires --teacher_schedule adaptive, and "
+            "a teacher weight that decreases"
         )
 
 
@@ -67,8 +67,8 @@ def _check_self_teacher(config: Any, changed: Set[str]) -> None:
             raise UserError(f"--{name} {getattr(config, name)} has no effect with --self_weight 0")
     if _is_given(config, "self_ema_decay") and (config.self_teacher != "ema" or not config.self_weight or no_phase):
         raise UserError(
-            f"--self_ema_decay {config.self_ema_decay:g} has no effect: it requires --self_teacher ema, a --self_weight "
-            "above 0 and a self phase"
+            f"--self_ema_decay {config.self_ema_decay:g} has no effect: it requires --self_teacher ema, a "
+            "--self_weight above 0 and a self phase"
         )
 
 

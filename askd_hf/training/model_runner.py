@@ -321,6 +321,6 @@ def check_precision(student: nn.Module) -> None:
             raise UserError(
                 f"the student's weights are {dtype} ({name}), which would round away most updates. Load them in "
                 "float32: student.float() or from_pretrained(..., dtype=torch.float32). For mixed precision: "
-                "bf16=True or fp16=True. evaluate() before train() with --bf16_full_eval or --fp16_full_eval rounds them "
-                "too: create a new trainer"
+                "bf16=True or fp16=True. evaluate() before train() with --bf16_full_eval or --fp16_full_eval rounds "
+                "them too: create a new trainer"
             )

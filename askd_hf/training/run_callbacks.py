@@ -150,7 +150,7 @@ class StopEarlyCallback(TrainerCallback):
     def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         if has_lost_patience(args, state):
             logger.warning(
-                "this run was stopped early at step %d: to train it further, give an --early_stopping_patience above %d",
+                "this run was stopped early at step %d: to train it further, raise --early_stopping_patience above %d",
                 *(state.global_step, args.early_stopping_patience),
             )
             control.should_training_stop = True
