@@ -1,5 +1,6 @@
 """`AdaptiveBlendCallback`: the loss weights of a run and its self-teacher."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,10 @@ class AdaptiveBlendCallback(TrainerCallback):
             if self._held_out_clips:
                 self.state.labels_upheld = UNKNOWN
         self.state.options = self.options
-        self._begin_step(args, state, kwargs["model"], kwargs["train_dataloader"])
+        # an evaluation that is still due has the weights and the self-teacher of the step before it
+        step = copy.copy(state)
+        step.global_step -= self.state.evaluation_due
+        self._begin_step(args, step, kwargs["model"], kwargs["train_dataloader"])
         if state.is_world_process_zero:
             write(self.schedule.table())
             if self._held_out_clips:
@@ -160,7 +164,9 @@ class AdaptiveBlendCallback(TrainerCallback):
     def save(self, directory: Path) -> None:
         """Write the state and the self-teacher into a checkpoint."""
         write_json(directory / BLEND_STATE_FILE, self.state)
-        if self.self_teacher is not None:
+        if self.self_teacher is None:
+            (directory / SELF_TEACHER_FILE).unlink(missing_ok=True)  # of an earlier run
+        else:
             tensors = {name: tensor.contiguous() for name, tensor in self.self_teacher.parameters.items()}
             save_file(tensors, directory / SELF_TEACHER_FILE)
 
@@ -168,5 +174,5 @@ class AdaptiveBlendCallback(TrainerCallback):
         """Read what `save` wrote. `askd_hf.training.checkpoint_lookup` has checked that the files are complete."""
         self.state = read_blend_state(directory / BLEND_STATE_FILE)
         self.self_teacher = self._loaded_self_teacher = None
-        if (directory / SELF_TEACHER_FILE).is_file():
+        if self.state.snapshot_epoch is not None:  # else the file is of an earlier run
             self._loaded_self_teacher = load_file(directory / SELF_TEACHER_FILE)

@@ -5,13 +5,16 @@ Every field is a command-line option and a key of the YAML file given by `--conf
 Can be imported without torch, for `--help`: what imports torch is imported when it is used.
 """
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import Seq2SeqTrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from .arguments.effects import check_average, check_effects
 from .arguments.machine import default_workers
 from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, check_choice, check_ranges
 from .arguments.renamed import accepts_renamed
@@ -24,8 +27,11 @@ if TYPE_CHECKING:
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
 UNNAMED_RUN = "runs/unnamed"
 LOGGING_STEPS = 25  # between two log lines, by default; a tenth of a shorter run
+EVALUATING_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")  # they lower the learning rate by an evaluation's metric
 # evaluated with `eval_teacher_losses` only
 TEACHER_METRICS = ("total_loss", "teacher_loss", "self_loss", "teacher_ce", "top1_agreement", "hidden_loss")
+# of the generated texts, with `predict_with_generate`: the keys of `evaluation.metrics.compute_metrics_for`
+TEXT_METRICS = ("wer", "cer", "capped_wer", "loops")
 RENAMED_METRICS = {"blend_loss": "total_loss", "agreement": "top1_agreement"}
 
 # Seq2SeqTrainingArguments accepts other values too, and fails or misbehaves later
@@ -236,7 +242,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         self._check_metric()
         if self.teacher_schedule == "adaptive" and "teacher_schedule" not in given and not self._can_adapt():
             self.teacher_schedule = "linear"  # adaptive, set by the preset, would be the same or undefined
-        self._check_effects({name for name in given if getattr(self, name) != PRESETS[self.preset][name]})
+        check_effects(self, {name for name in given if getattr(self, name) != PRESETS[self.preset][name]})
+        if self.max_steps > 0:
+            check_average(self, self.max_steps)
         self._check_training()
         self._set_machine_defaults()
         self.logs_by_default = self.logging_steps is None
@@ -353,6 +361,11 @@ class ASKDConfig(Seq2SeqTrainingArguments):
                 "--gradient_accumulation_steps to save memory. If the teacher doesn't fit, use --teacher_dtype int8, "
                 "--teacher_offload or --teacher_cache_dir"
             )
+        if self.auto_find_batch_size and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError(
+                "--auto_find_batch_size requires one process: a process without memory would restart, and the others "
+                "would wait for it. Give a smaller --per_device_train_batch_size, and --gradient_accumulation_steps"
+            )
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name):
                 raise UserError(f"--{name} is not supported{reason}")
@@ -366,6 +379,9 @@ class ASKDConfig(Seq2SeqTrainingArguments):
                 f"--label_smoothing_factor must be 0, got {self.label_smoothing_factor:g}: the objective has soft "
                 "targets instead"
             )
+        if self.lr_scheduler_type in EVALUATING_SCHEDULERS and self.eval_strategy == "no":
+            scheduler = SchedulerType(self.lr_scheduler_type).value
+            raise UserError(f"--lr_scheduler_type {scheduler} requires --eval_strategy steps or epoch")
         if self.remove_unused_columns:
             raise UserError("--remove_unused_columns must be False: the collator needs the audio and text columns")
 
@@ -373,39 +389,6 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         """Return whether the teacher weight decreases, or ends before the run: else adaptive means nothing."""
         start, end = self.teacher_weight, self.teacher_weight_end
         return self.uses_teacher and (end < start or (end == start and self.teacher_phase_ratio < 1.0))
-
-    def _check_effects(self, changed: set[str]) -> None:
-        """Raise `UserError` for given options that have no effect. Values of the preset may have none.
-
-        Args:
-            changed: the options that were given with another value than the preset's.
-        """
-        start, end, phase = self.teacher_weight, self.teacher_weight_end, self.teacher_phase_ratio
-        for name in ("teacher_weight", "teacher_weight_end"):
-            if getattr(self, name) and not phase:
-                raise UserError(f"--{name} {getattr(self, name)} has no effect with --teacher_phase_ratio 0")
-        if "teacher_schedule" in changed and not self.uses_teacher:
-            raise UserError(
-                f"--teacher_schedule {self.teacher_schedule} has no effect: the teacher weight is always 0"
-            )
-        if "teacher_weight_end" in changed and self.teacher_schedule == "constant" and end != start:
-            raise UserError(f"--teacher_weight_end {end} has no effect with --teacher_schedule constant")
-        if self.teacher_schedule == "adaptive" and end > start:
-            raise UserError(
-                "--teacher_schedule adaptive requires a --teacher_weight_end of at most --teacher_weight, got "
-                f"{end} and {start}"
-            )
-        if "teacher_schedule" in changed and self.teacher_schedule == "adaptive" and end == start and phase == 1.0:
-            raise UserError(
-                f"--teacher_schedule adaptive has no effect: the teacher weight is {start} during the whole run"
-            )
-        if "self_weight" in changed and self.self_weight and self.uses_teacher and phase == 1.0:
-            raise UserError(
-                f"--self_weight {self.self_weight} has no effect: with --teacher_phase_ratio 1 there is no self phase"
-            )
-        for name in ("self_schedule", "snapshot_strategy", "self_teacher"):
-            if name in changed and not self.self_weight and getattr(self, name) != "none":
-                raise UserError(f"--{name} {getattr(self, name)} has no effect with --self_weight 0")
 
     @property
     def order_seed(self) -> int:

@@ -65,13 +65,13 @@ def saving_errors(directory: Path, kept: Callable[[], str]) -> Iterator[None]:
         raise UserError(f"{directory} couldn't be saved: {reason}. {kept()}") from error
 
 
-def training_memory_message(batch_size: int) -> str:
+def training_memory_message(batch_size: int, processes: int) -> str:
     """Return the message of `memory_errors` about a training batch: the options that need less memory."""
+    search = ", or give --auto_find_batch_size True" if processes == 1 else ""  # which requires one process
     return (
         f"out of memory with a batch size of {batch_size}. Halve --per_device_train_batch_size and double "
-        "--gradient_accumulation_steps, which gives the same result, or give --auto_find_batch_size True. --bf16, "
-        "--teacher_cache_dir (no teacher in memory), --teacher_dtype int8, --teacher_offload and --lora_r also save "
-        "memory"
+        f"--gradient_accumulation_steps, which gives the same result{search}. --bf16, --teacher_cache_dir (no teacher "
+        "in memory), --teacher_dtype int8, --teacher_offload and --lora_r also save memory"
     )
 
 

@@ -82,6 +82,7 @@ class BlendState:
         disputed: the share of held-out label tokens that are disputed. None before the first measurement.
         teacher_gone: whether an adaptive schedule has dropped the teacher, after the teacher phase.
         snapshot_epoch: the epoch in which the snapshot was taken. None before.
+        evaluation_due: whether the run was stopped by a signal before the evaluation of its last step.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class BlendState:
     disputed: float | None = None
     teacher_gone: bool = False
     snapshot_epoch: int | None = None
+    evaluation_due: bool = False
 
     @property
     def labels_credit(self) -> float:

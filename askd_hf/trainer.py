@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import ProcessorMixin, Seq2SeqTrainer, WhisperForConditionalGeneration
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, IntervalStrategy
 
+from .arguments.effects import check_average
 from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import LOGGING_STEPS, ASKDConfig
@@ -32,15 +33,15 @@ from .schedule import BlendWeights
 from .training import loss_sums, run_callbacks
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
-from .training.checks import check_batches, check_teacher, is_random
+from .training.checks import check_batches, check_best_metric, check_teacher, is_random
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
-from .training.model_runner import ModelRunner
+from .training.model_runner import FREED, ModelRunner, check_precision
 from .training.node_disks import broadcast_weights, collect_files
-from .training.resuming import RunIdentity
+from .training.resuming import RunIdentity, make_due_evaluation
 from .training.skipped_rows import SkippedRows
-from .training.smaller_batch import InitialState, save_or_restore
+from .training.smaller_batch import InitialState, save_or_restore, set_random_states
 
 
 class ASKDTrainer(Seq2SeqTrainer):
@@ -99,6 +100,9 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.runner = ModelRunner(self.model, args, teacher_model, is_cached, self.data_collator, self.accelerator)
         self._held_out = HeldOutClips(held_out)
         check_batches(args, self.data_collator, is_cached)
+        if self.eval_dataset is not None:
+            splits = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+            check_best_metric(args, splits, () if self.compute_metrics is None else None)
         # without it the order of the clips would depend on random numbers drawn before training
         self.accelerator.dataloader_config.data_seed = self.args.order_seed
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
@@ -142,17 +146,19 @@ class ASKDTrainer(Seq2SeqTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         needs_model = self.args.uses_teacher and not self.runner.teacher_is_cached
         if needs_model and self.teacher is None and not resume_from_checkpoint:
-            raise UserError("the teacher was freed at the end of its phase: create a new trainer to train again")
+            raise UserError(FREED)
+        check_precision(self.model)  # evaluate() may have cast it
         resume_from_checkpoint = self.identity.begin(self, resume_from_checkpoint)
         self._initial_state: InitialState | None = None
         try:
-            with memory_errors(training_memory_message(self.args.train_batch_size)):
+            with memory_errors(training_memory_message(self.args.train_batch_size, self.args.world_size)):
                 return super().train(resume_from_checkpoint, **kwargs)
         finally:
             self._initial_state = None
             self.stop.restore()
 
     def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        self._random_states: tuple[Any, ...] | None = None  # after an evaluation that was still due
         self._update = []  # an attempt with a larger batch may have ended in the middle of an update
         if self.args.auto_find_batch_size:
             self._initial_state = save_or_restore(self, self._initial_state, resume_from_checkpoint)
@@ -168,10 +174,13 @@ class ASKDTrainer(Seq2SeqTrainer):
     ) -> tuple[int, int]:
         if self.args.logs_by_default:
             self.args.logging_steps = min(LOGGING_STEPS, max(max_steps // 10, 1))
+        check_average(self.args, max_steps)
         started = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        self.state.train_batch_size = self._train_batch_size  # that of the checkpoint was loaded
+        # those of the checkpoint were loaded
+        self.state.train_batch_size = self._train_batch_size
+        self.state.compute_steps(self.args, max_steps)
         saved = None if resume_from_checkpoint is None else self.blend.state.options
         self.blend.options = self.identity.settings(self._train_batch_size, max_steps, saved, resume_from_checkpoint)
         if self.args.world_size > 1:
@@ -183,8 +192,19 @@ class ASKDTrainer(Seq2SeqTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer would train a step more if a finished run whose last epoch isn't whole is resumed
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if self.blend.state.evaluation_due and self.args.eval_strategy != IntervalStrategy.NO:
+            self._random_states = make_due_evaluation(
+                self, kwargs["resume_from_checkpoint"], kwargs["trial"], kwargs["ignore_keys_for_eval"]
+            )
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._random_states is None:
+            super()._load_rng_state(checkpoint)
+        else:
+            set_random_states(self._random_states)
+            self._random_states = None
 
     def free_memory(self) -> None:
         """Free the teacher, the self-teacher and the optimizer, and move the student to the CPU."""
@@ -309,11 +329,12 @@ class ASKDTrainer(Seq2SeqTrainer):
     # ---- logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the terms, the weights and the speed to the logs of training steps."""
+        """Add the terms, the weights and the speed to the logs of training steps. Steps without labels have none."""
         if "loss" in logs and "learning_rate" in logs:
             terms = loss_sums.train_metrics(self.accelerator.reduce(self.train_sums, reduction="sum"))
             if not terms:
-                self.skipped.raise_all_skipped(self.state.global_step)
+                self.skipped.check_empty(self.state, self._initial_global_step)
+                return
             logs |= terms | self.throughput.measured(self.args, self.state) | self.blend.logs()
             if isinstance(self.train_dataset, SpeechStream):
                 logs["skipped_rows"] = sum(self.skipped.counts(self.accelerator))
@@ -342,6 +363,7 @@ class ASKDTrainer(Seq2SeqTrainer):
             if self.args.should_save:
                 directory.mkdir(parents=True, exist_ok=True)
                 (directory / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of a run that was resumed before this step
+                self.blend.state.evaluation_due = self.stop.evaluation_due
                 self.blend.save(directory)
                 self.skipped.save(directory, skipped)
             super()._save_checkpoint(model, trial)

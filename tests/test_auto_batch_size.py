@@ -6,6 +6,7 @@ from models import make_processor, make_whisper
 from training import Clips, history, make_trainer
 
 from askd_hf import ASKDTrainer, UserError
+from askd_hf.errors import training_memory_message
 from askd_hf.hub.training_summary import TrainingSummary
 from askd_hf.models.student import init_student
 
@@ -173,3 +174,15 @@ def test_other_errors_pass(tmp_path, models):
     trainer.model.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="something else"):
         trainer.train()
+
+
+def test_several_processes_are_refused(tmp_path, models, monkeypatch):
+    """One of them would restart, and the others wait for it forever."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = r"--auto_find_batch_size requires one process.*--per_device_train_batch_size.*--gradient_accumulation"
+    with pytest.raises(UserError, match=message):
+        run_of(tmp_path, models, batch_size=8)
+    assert "--auto_find_batch_size" in training_memory_message(8, processes=1)
+    for advice in ("--per_device_train_batch_size", "--gradient_accumulation_steps"):
+        assert advice in training_memory_message(8, processes=2)
+    assert "--auto_find_batch_size" not in training_memory_message(8, processes=2)

@@ -205,7 +205,7 @@ def test_filters_and_skipped_rows_are_those_of_training(monkeypatch, capsys, tmp
 def test_a_stream_of_which_nothing_is_wanted_ends(monkeypatch, capsys, tmp_path, teacher_dir, two):
     more = ["--streaming", "True", "--max_steps", "9", "--max_duration_in_seconds", "0.1"]
     ended = run_here(monkeypatch, capsys, *options(teacher_dir, two, tmp_path / "run", *more))
-    assert ended[0] == 2 and "step 1: every clip since the last log was invalid or filtered out" in ended[2]
+    assert ended[0] == 2 and "step 5: every clip of the last 5 updates was invalid or filtered out" in ended[2]
 
 
 def test_a_teachers_answers_are_for_clips_as_they_are(monkeypatch, capsys, tmp_path, teacher_dir, two):

@@ -290,6 +290,14 @@ def test_an_evaluation_that_was_asked_for_needs_speech(tmp_path, strategy):
     assert config.eval_strategy == "no"
 
 
+@pytest.mark.parametrize("scheduler", ["reduce_lr_on_plateau", "greedy"])
+def test_a_learning_rate_that_follows_evaluations_needs_speech(tmp_path, scheduler):
+    config = ASKDConfig(output_dir=str(tmp_path), lr_scheduler_type=scheduler)
+    prepare_evaluation(config, ["validation"])
+    with pytest.raises(UserError, match=f"--lr_scheduler_type {scheduler} requires --eval_splits or --eval_dataset"):
+        prepare_evaluation(config, [])
+
+
 def test_it_is_said_before_anything_is_loaded(monkeypatch, capsys, tmp_path):
     run = f"--teacher nobody/nothing --dataset {tmp_path} --eval_strategy steps --output_dir {tmp_path / 'run'}"
     ended = run_here(monkeypatch, capsys, *run.split())

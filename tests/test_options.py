@@ -186,6 +186,54 @@ def test_several_splits_choose_by_the_first_and_no_split_is_an_error(tmp_path):
     prepare_evaluation(ASKDConfig(output_dir=str(tmp_path)), [])
 
 
+LOSSES = dict(eval_teacher_losses=True)
+
+
+@pytest.mark.parametrize(
+    ("metric", "changes", "splits", "known"),
+    [
+        ("foo", {}, ["a"], "loss, wer, cer, capped_wer, loops"),
+        ("foo", LOSSES, ["a"], "loss, total_loss, wer, cer, capped_wer, loops"),
+        ("a_wer", {}, ["a"], "loss, wer, cer, capped_wer, loops"),
+        ("foo", dict(predict_with_generate=False), ["a", "b"], "a_loss, b_loss"),
+        ("eval_wer", dict(predict_with_generate=False), ["a"], "loss"),
+        # they are missing while the teacher or the self-teacher has no weight
+        ("teacher_loss", dict(**LOSSES, predict_with_generate=False), ["a"], "loss, total_loss"),
+        ("self_loss", dict(**LOSSES, predict_with_generate=False), ["a"], "loss, total_loss"),
+        ("foo", dict(**LOSSES, preset="ps-kd", prediction_loss_only=True), ["a"], "loss, total_loss, self_loss"),
+    ],
+)
+def test_a_metric_that_does_not_exist_is_refused_before_training(tmp_path, metric, changes, splits, known):
+    config = ASKDConfig(output_dir=str(tmp_path), metric_for_best_model=metric, load_best_model_at_end=True, **changes)
+    message = rf"--metric_for_best_model must be one of {known}, got '\w+'"
+    with pytest.raises(UserError, match=message) as refused:
+        prepare_evaluation(config, splits)
+    assert ("--predict_with_generate" in str(refused.value)) == (metric == "eval_wer")
+
+
+def test_the_trainer_refuses_a_metric_that_no_evaluation_would_have(tmp_path, student):
+    """Every metric that it takes is in an evaluation."""
+    changes = dict(preset="ps-kd", eval_teacher_losses=True, load_best_model_at_end=True)
+    changes |= dict(eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4)
+    evaluation = Clips(student.config, clips=4, seed=2)
+
+    def make(metric, compute_metrics=None, evaluation=evaluation, **more):
+        more = changes | more
+        return make_trainer(tmp_path, None, student, evaluation, compute_metrics, metric_for_best_model=metric, **more)
+
+    for metric in ("wer", "foo", "a_loss"):
+        with pytest.raises(UserError, match="must be one of loss, total_loss, self_loss, got"):
+            make(metric)
+    with pytest.raises(UserError, match="must be one of a_loss, a_total_loss, a_self_loss, got"):
+        make("loss", evaluation={"a": evaluation})
+    with pytest.raises(UserError, match="must be one of loss, total_loss, self_loss, got"):
+        make("mine", lambda _: {"mine": 1.0}, predict_with_generate=False)
+    for metric, compute_metrics in (("total_loss", None), ("self_loss", None), ("mine", lambda _: {"mine": 1.0})):
+        trainer = make(metric, compute_metrics)
+        trainer.train()
+        assert trainer.state.best_metric is not None
+
+
 # ---- ways to run ----
 
 
@@ -205,6 +253,19 @@ def test_training_again_without_the_freed_teacher_is_refused(tmp_path, teacher, 
         trainer.train()
 
 
+def test_nor_is_it_resumed_in_the_teacher_phase_without_it(tmp_path, teacher, student):
+    """In the self phase nobody needs it."""
+    trainer = make_trainer(tmp_path, teacher, student, save_strategy="steps", save_steps=2, save_total_limit=None)
+    trainer.train()
+    expected = history(trainer, "loss")
+    with pytest.raises(
+        UserError, match="the teacher was freed at the end of its phase: create a new trainer to train"
+    ):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert trainer.state.global_step == 8 and torch.equal(history(trainer, "loss"), expected)
+
+
 def test_the_freed_teacher_is_really_gone(tmp_path, teacher, student):
     trainer = make_trainer(tmp_path, teacher, student)
     reference = weakref.ref(trainer.teacher)
@@ -219,6 +280,15 @@ def test_full_half_precision_evaluation(tmp_path, teacher, student):
     half = make_trainer(tmp_path, teacher, student, evaluation, bf16_full_eval=True).evaluate()
     assert half["eval_loss"] == pytest.approx(plain["eval_loss"], rel=0.05)
     assert half["eval_loss"] != plain["eval_loss"]
+
+
+def test_weights_that_an_evaluation_has_rounded_are_not_trained(tmp_path, student):
+    """Trainer casts the model itself."""
+    evaluation = Clips(student.config, clips=4, seed=2)
+    trainer = make_trainer(tmp_path, None, student, evaluation, preset="ce", bf16_full_eval=True, max_steps=2)
+    trainer.evaluate()
+    with pytest.raises(UserError, match=r"the student's weights are bfloat16 .*before .*--bf16_full_eval"):
+        trainer.train()
 
 
 @pytest.mark.slow

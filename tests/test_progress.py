@@ -56,11 +56,12 @@ def test_evaluations_since_the_best(values, greater, since):
     assert evaluations_since_best(values, greater) == since
 
 
-def stopping(output_dir, teacher, student, **changes):
+def stopping(output_dir, teacher, student, evaluation=None, **changes):
     options = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=30)
     options |= dict(load_best_model_at_end=True, metric_for_best_model="loss", early_stopping_patience=3)
     options |= dict(predict_with_generate=False, preset="ce", save_total_limit=None)
-    evaluation = Clips(student.config, seed=2)  # of random labels: what fits the training set is soon worse there
+    # of random labels: what fits the training set is soon worse there
+    evaluation = evaluation or Clips(student.config, seed=2)
     return make_trainer(output_dir, None, student, evaluation, **(options | changes))
 
 
@@ -75,6 +76,56 @@ def test_a_run_that_gets_no_better_stops_and_so_does_a_resumed_one(tmp_path, tea
     resumed = stopping(tmp_path / "a", teacher, student)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stopped - 1}"))
     assert resumed.state.global_step == stopped
+
+
+def test_a_run_that_was_stopped_early_stays_so_unless_it_gets_more_patience(tmp_path, student):
+    def resume(**changes):
+        trainer = stopping(tmp_path / "a", None, student, **changes)
+        trainer.train(resume_from_checkpoint=True)
+        return trainer
+
+    def weights(trainer):
+        return torch.cat([parameter.flatten() for parameter in trainer.model.parameters()])
+
+    first = stopping(tmp_path / "a", None, student)
+    first.train()
+    stopped = first.state.global_step
+    for _ in range(2):
+        again = resume()
+        assert again.state.global_step == stopped < 30
+        assert torch.equal(weights(again), weights(first))  # those of the best checkpoint
+    patient = stopping(tmp_path / "b", None, student, early_stopping_patience=5)
+    patient.train()
+    assert stopped < patient.state.global_step == resume(early_stopping_patience=5).state.global_step
+
+
+def test_the_evaluation_before_the_first_step_is_not_a_best_one(tmp_path, student):
+    """Trainer doesn't choose it either. This run would have stopped at step 2, as its loss only gets worse."""
+    runs = [
+        stopping(
+            tmp_path / str(on_start),
+            None,
+            student,
+            eval_on_start=on_start,
+            early_stopping_patience=2,
+            learning_rate=0.5,
+        )
+        for on_start in (False, True)
+    ]
+    for trainer in runs:
+        trainer.train()
+    plain, started = runs
+    assert started.state.log_history[0]["step"] == 0 and "eval_loss" in started.state.log_history[0]
+    assert started.state.global_step == plain.state.global_step
+    assert started.state.best_global_step == plain.state.best_global_step
+
+
+def test_it_is_said_once_that_a_run_stops_early(tmp_path, student, caplog):
+    splits = {name: Clips(student.config, 4, seed=seed) for seed, name in enumerate("abc")}
+    trainer = stopping(tmp_path, None, student, metric_for_best_model="a_loss", evaluation=splits)
+    trainer.train()
+    assert trainer.state.global_step < 30
+    assert caplog.text.count("stopping, as a_loss has not improved in 3 evaluations") == 1
 
 
 def test_patience_needs_a_best_model(tmp_path):

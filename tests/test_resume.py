@@ -259,7 +259,7 @@ CHANGED = [
     dict(divergence="reverse_kl"),
     dict(divergence="jensen_shannon", divergence_beta=0.3),
     dict(weight_teacher_by_label_prob=True),
-    dict(self_ema_decay=0.5),
+    dict(self_teacher="ema", self_ema_decay=0.5),
     dict(snapshot_strategy="epoch"),
     dict(adaptive_window=3),
     dict(seed=9),
@@ -390,6 +390,23 @@ def test_what_is_harmless_may_change(whole, models, tmp_path):
     assert torch.equal(history(again, "loss"), history(whole, "loss"))
 
 
+def test_changed_intervals_hold_from_the_checkpoint_on(tmp_path, models):
+    """Trainer takes those of the checkpoint."""
+
+    def run(**every):
+        changes = dict(preset="ce", eval_strategy="steps", save_strategy="steps", save_total_limit=None, max_steps=16)
+        changes |= dict(predict_with_generate=False, logging_steps=8, eval_steps=8, save_steps=8) | every
+        return make_trainer(tmp_path, None, models[1], Clips(models[1].config, 4, seed=5), **changes)
+
+    run().train()
+    shutil.rmtree(tmp_path / "checkpoint-16")
+    again = run(logging_steps=4, eval_steps=2, save_steps=0.25)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    steps = {name: [row["step"] for row in again.state.log_history if name in row] for name in ("loss", "eval_loss")}
+    assert steps == {"loss": [8, 12, 16], "eval_loss": [8, 10, 12, 14, 16]}
+    assert [directory.name for directory in checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (8, 12, 16)]
+
+
 def test_the_same_updates_in_smaller_pieces_go_on(whole, models, tmp_path):
     again = resumed(whole, models, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     torch.testing.assert_close(history(again, "loss"), history(whole, "loss"), rtol=1e-4, atol=1e-6)
@@ -503,6 +520,24 @@ def test_a_self_teacher_of_other_parameters_is_refused(whole, models, tmp_path):
     save_file(tensors, file)
     with pytest.raises(UserError, match="self-teacher of the checkpoint has other parameters"):
         make_trainer(run, *models, self_teacher="snapshot").train(resume_from_checkpoint=str(run / "checkpoint-8"))
+
+
+@pytest.mark.parametrize("self_teacher", ["ema", "snapshot"])
+def test_a_self_teacher_that_an_earlier_run_left_is_not_loaded(tmp_path, models, self_teacher):
+    """That run was killed before its checkpoint was complete. Step 4 of the new run is in the teacher phase."""
+    changes = dict(self_teacher=self_teacher, save_strategy="steps", save_steps=4, save_total_limit=None)
+    whole = make_trainer(tmp_path, *models, teacher_phase_ratio=0.75, **changes)
+    left = tmp_path / "checkpoint-4" / "self_teacher.safetensors"
+    left.parent.mkdir()
+    trained = {name: p for name, p in models[1].named_parameters() if not name.startswith("model.encoder")}
+    wrong = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
+    save_file(wrong, left)
+    whole.train()
+    assert not left.exists()
+    save_file(wrong, left)  # as an earlier version left it
+    resumed = make_trainer(tmp_path, *models, teacher_phase_ratio=0.75, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert torch.equal(history(resumed, "loss"), history(whole, "loss"))
 
 
 def test_a_checkpoint_that_is_saved_anew_in_vain_is_not_complete(tmp_path, models, monkeypatch):

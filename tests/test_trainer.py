@@ -155,6 +155,18 @@ def test_average_publishes_the_self_teacher_also_after_resuming(tmp_path, teache
             assert not torch.equal(published[name], saved[name]), name
 
 
+def test_nothing_is_averaged_if_no_step_is_left_for_the_self_phase(tmp_path, teacher, student):
+    """The number of steps is known when training begins."""
+    epochs = dict(max_steps=-1, num_train_epochs=2)  # of 4 steps: 0.93 of them is 7, 0.94 is 8
+    with pytest.raises(
+        UserError, match=r"--average has no effect: with --teacher_phase_ratio 0\.94 no step of this run"
+    ):
+        make_trainer(tmp_path, teacher, student, average=True, teacher_phase_ratio=0.94, **epochs).train()
+    trainer = make_trainer(tmp_path, teacher, student, average=True, teacher_phase_ratio=0.93, **epochs)
+    trainer.train()
+    assert history(trainer, "self_weight").flatten().tolist() == [0.0] * 7 + [pytest.approx(0.3)]
+
+
 @pytest.mark.parametrize(("refresh", "taken_at"), [("never", 0), ("epoch", 8)])
 def test_the_snapshot_is_the_student_of_its_epoch(tmp_path, teacher, student, refresh, taken_at):
     trainer = make_trainer(tmp_path, teacher, student, preset="ps-kd", snapshot_strategy=refresh, max_steps=10)
@@ -387,3 +399,24 @@ def test_a_failed_push_leaves_the_student_and_says_how_to_push_it(tmp_path, teac
     with pytest.raises(UserError, match="--repo_id somebody/student"):
         trainer.push_to_hub()
     assert AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path).config.decoder_layers == 2
+
+
+@pytest.mark.parametrize(("every", "logged"), [(1, [1, 2, 3, 8]), (2, [2, 4, 8]), (8, [8])])
+def test_a_few_updates_without_labels_do_not_end_the_run(tmp_path, student, every, logged):
+    """As of a stream whose next clips are all invalid. What is logged is of the others."""
+
+    def train(first: int, last: int, steps: int):
+        changes = dict(preset="ce", max_steps=steps, logging_steps=every, train_sampling_strategy="sequential")
+        trainer = make_trainer(tmp_path, None, student, per_device_train_batch_size=1, **changes)
+        for row in trainer.train_dataset.rows[first - 1 : last]:
+            row["labels"] = torch.full_like(row["labels"], -100)
+        trainer.train()
+        return history(trainer, "step", "ce_loss")
+
+    found = train(4, 7, steps=8)
+    assert found[:, 0].tolist() == logged and (found[:, 1] > 1.0).all()
+    assert train(8, 8, steps=8)[:, 0].tolist() == [step for step in range(every, 9, every) if step < 8 or every > 1]
+    with pytest.raises(UserError, match=r"step [5-9]: every clip of the last [5-9] updates was invalid or filtered"):
+        train(1, 8, steps=8)
+    with pytest.raises(UserError, match="step 2: every clip of the last 2 updates was invalid or filtered out"):
+        train(1, 2, steps=2)

@@ -282,7 +282,8 @@ def has_lost_patience(config: ASKDConfig, state: TrainerState) -> bool:
     if config.early_stopping_patience is None:
         return False
     name = f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
-    values = [row[name] for row in state.log_history if name in row]
+    # without that of --eval_on_start, which Trainer doesn't choose; a resumed run has another at its first step
+    values = list({row["step"]: row[name] for row in state.log_history if name in row and row["step"] > 0}.values())
     return bool(values) and evaluations_since_best(values, config.greater_is_better) >= config.early_stopping_patience
 
 

@@ -1,12 +1,14 @@
 """Checks of the trainer's arguments, before anything is computed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration
+from transformers.trainer_utils import IntervalStrategy
 
 from ..arguments.augment import AugmentArguments
-from ..config import ASKDConfig
+from ..config import TEXT_METRICS, ASKDConfig
 from ..data import SpeechCollator
 from ..data.soft_labels import check_settings
 from ..errors import UserError
@@ -33,6 +35,42 @@ def check_teacher(
         )
     if args.n_gpu > 1:
         raise UserError("several GPUs require one process each: start with `accelerate launch` (or torchrun)")
+
+
+def check_best_metric(args: ASKDConfig, splits: Sequence[str], text_metrics: Sequence[str] | None) -> None:
+    """Raise `UserError` if not every evaluation has `metric_for_best_model`.
+
+    Args:
+        splits: the names of the evaluation splits; empty if there is one without a name in its metrics.
+        text_metrics: the metrics of the generated texts. None if they aren't known.
+    """
+    generates = args.predict_with_generate and not args.prediction_loss_only
+    if args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO:
+        return
+    if generates and text_metrics is None:
+        return
+    names = [*_loss_metrics(args), *((text_metrics or ()) if generates else ())]
+    known = [f"{split}_{name}" for split in splits for name in names] if splits else names
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    if metric not in known:
+        more = ""
+        if metric.endswith(TEXT_METRICS) and not generates:
+            more = ". Error rates require --predict_with_generate True, and no --prediction_loss_only"
+        raise UserError(f"--metric_for_best_model must be one of {', '.join(known)}, got {metric!r}{more}")
+
+
+def _loss_metrics(args: ASKDConfig) -> list[str]:
+    """Return the losses of every evaluation. Those of a teacher are computed while it has a weight."""
+    names = ["loss"]
+    if args.eval_teacher_losses:
+        names.append("total_loss")
+        if args.uses_teacher and args.teacher_phase_ratio == 1.0:
+            names += ["teacher_loss", "teacher_ce", "top1_agreement"]
+            if args.hidden_weight != 0.0:
+                names.append("hidden_loss")
+        if args.self_weight and not args.uses_teacher:
+            names.append("self_loss")
+    return names
 
 
 def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> None:

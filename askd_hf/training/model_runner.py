@@ -36,6 +36,7 @@ from .run_settings import models_digest
 
 logger = logging.getLogger(__name__)
 
+FREED = "the teacher was freed at the end of its phase: create a new trainer to train again"
 # columns of a batch that aren't inputs of the models
 NOT_FOR_MODELS = ("labels", "label_positions", "no_speech", "teacher_input_features", *TEACHER_COLUMNS)
 
@@ -72,7 +73,7 @@ class ModelRunner:
         pruned = is_pruned_encoder(student.config)
         prepare_encoder(args, pruned)
         self._freeze_encoder()
-        _check_precision(student)
+        check_precision(student)
         self.teacher = None
         if args.uses_teacher and (args.eval_teacher_losses or not teacher_is_cached):
             check_pair(teacher, student, own_features=self._teacher_has_own_features())
@@ -276,6 +277,8 @@ class ModelRunner:
         """
         if set(TEACHER_COLUMNS) <= inputs.keys():
             return TopK(*(at_positions(inputs[name], positions) for name in TEACHER_COLUMNS)), None
+        if self.teacher is None:  # after training, and a checkpoint of the teacher phase is resumed
+            raise UserError(FREED)
         batch = dict(batch)
         batch.pop("attention_mask", None)  # for SpecAugment only
         # batches of augmented clips have the features of the clean ones for the teacher
@@ -310,7 +313,7 @@ class ModelRunner:
         return captured[0]
 
 
-def _check_precision(student: nn.Module) -> None:
+def check_precision(student: nn.Module) -> None:
     """Raise `UserError` if trained weights are in half precision, where small updates are rounded away."""
     for name, parameter in student.named_parameters():
         if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
@@ -318,5 +321,6 @@ def _check_precision(student: nn.Module) -> None:
             raise UserError(
                 f"the student's weights are {dtype} ({name}), which would round away most updates. Load them in "
                 "float32: student.float() or from_pretrained(..., dtype=torch.float32). For mixed precision: "
-                "bf16=True or fp16=True"
+                "bf16=True or fp16=True. evaluate() before train() with --bf16_full_eval or --fp16_full_eval rounds "
+                "them too: create a new trainer"
             )

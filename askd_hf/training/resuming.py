@@ -1,4 +1,4 @@
-"""Compare the settings of a resumed run with those that its checkpoint contains."""
+"""Compare the settings of a resumed run with those of its checkpoint. Make the evaluation that is still due."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from .run_settings import (
     model_settings,
     warn_of_unknown,
 )
+from .smaller_batch import random_states
 
 
 def settings_of(args: ASKDConfig, trainer: Any, clips: Any) -> dict[str, Any]:
@@ -89,3 +90,23 @@ class RunIdentity:
         if not self.restarted:
             warn_of_unknown(saved, settings, checkpoint)
         return settings
+
+
+def make_due_evaluation(trainer: Any, checkpoint: str, trial: Any, ignore_keys: list[str] | None) -> tuple[Any, ...]:
+    """Make the evaluation that was due when a signal stopped the run, as Trainer's loop would have made it.
+
+    The checkpoint isn't written anew: a run that is resumed from it once more evaluates again.
+
+    Args:
+        trainer: an `ASKDTrainer` that has loaded the checkpoint.
+
+    Returns:
+        The `random_states` after the evaluation, with which training goes on.
+    """
+    trainer._load_rng_state(checkpoint)
+    metrics = trainer._evaluate(trial, ignore_keys)
+    trainer.blend.state.evaluation_due = False
+    improved = trainer._determine_best_metric(metrics, trial)
+    if improved and trainer.state.best_global_step == trainer.state.global_step:
+        trainer.state.best_model_checkpoint = checkpoint
+    return random_states()

@@ -55,13 +55,17 @@ def updates_between_exchanges(seconds: float) -> int:
 class StopGracefullyCallback(TrainerCallback):
     """On Ctrl-C or SIGTERM, finish the current update, save a checkpoint and stop. A second Ctrl-C stops immediately.
 
+    Nothing is evaluated, as that may take longer than a job has left. A resumed run does so first.
+
     Attributes:
         stopped: whether training was stopped before its last step.
+        evaluation_due: whether the run would have been evaluated after the step at which it was stopped.
         requested: whether a signal was received.
     """
 
     def __init__(self):
         self.stopped = False
+        self.evaluation_due = False
         self.requested = False
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
@@ -77,7 +81,7 @@ class StopGracefullyCallback(TrainerCallback):
         print("\nstopping after this update, with a checkpoint (press Ctrl-C again to stop immediately)", flush=True)
 
     def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
-        self.stopped = self.requested = False
+        self.stopped = self.evaluation_due = self.requested = False
         self._next_exchange, self._last_exchange = 0, None
         self._process = os.getpid()
         try:
@@ -93,6 +97,8 @@ class StopGracefullyCallback(TrainerCallback):
             requested = self._exchange(args, state.global_step)
         if requested and state.global_step < state.max_steps:
             self.stopped = True
+            ends_epoch = args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch).is_integer()
+            self.evaluation_due = control.should_evaluate or (ends_epoch and args.eval_delay <= state.epoch)
             control.should_save = True
             control.should_evaluate = False
             control.should_training_stop = True
@@ -141,8 +147,17 @@ class StopEarlyCallback(TrainerCallback):
     `auto_find_batch_size` restarts training. It also logs a warning at every evaluation split but one.
     """
 
-    def on_evaluate(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         if has_lost_patience(args, state):
+            logger.warning(
+                "this run was stopped early at step %d: to train it further, raise --early_stopping_patience above %d",
+                *(state.global_step, args.early_stopping_patience),
+            )
+            control.should_training_stop = True
+
+    def on_evaluate(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
+        # several splits are several calls; a run that ends here anyway isn't stopped
+        if not control.should_training_stop and has_lost_patience(args, state):
             logger.warning(
                 "step %d: stopping, as %s has not improved in %d evaluations",
                 *(state.global_step, args.metric_for_best_model, args.early_stopping_patience),

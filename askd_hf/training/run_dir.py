@@ -7,12 +7,13 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import WhisperConfig
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from ..arguments import CacheArguments, ModelArguments
 from ..arguments.writable import check_writable
-from ..config import UNNAMED_RUN, ASKDConfig
+from ..config import EVALUATING_SCHEDULERS, TEXT_METRICS, UNNAMED_RUN, ASKDConfig
 from ..errors import UserError
+from .checks import check_best_metric
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def set_default_output_dir(config: ASKDConfig, models: ModelArguments) -> None:
 def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
     """Set the options of evaluation for these evaluation splits.
 
-    Raises `UserError` if an option requires evaluation and there are no splits.
+    Raises `UserError` if an option requires evaluation and there are no splits, or if a metric doesn't exist.
     """
     if not splits:
         if config.load_best_model_at_end or config.save_strategy == "best" or config.eval_on_start:
@@ -51,11 +52,15 @@ def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
         if not config.evaluates_by_default and config.eval_strategy != "no":
             strategy = IntervalStrategy(config.eval_strategy).value
             raise UserError(f"--eval_strategy {strategy} requires --eval_splits or --eval_dataset")
+        scheduler = SchedulerType(config.lr_scheduler_type).value
+        if scheduler in EVALUATING_SCHEDULERS:
+            raise UserError(f"--lr_scheduler_type {scheduler} requires --eval_splits or --eval_dataset")
         config.eval_strategy = "no"
     metric = config.metric_for_best_model
-    if metric and len(splits) > 1 and not any(metric.removeprefix("eval_").startswith(split) for split in splits):
+    if metric and len(splits) > 1 and not metric.removeprefix("eval_").startswith(tuple(f"{s}_" for s in splits)):
         # with several splits Trainer logs eval_<split>_wer; the first split chooses
         config.metric_for_best_model = f"{splits[0]}_{metric.removeprefix('eval_')}"
+    check_best_metric(config, splits if len(splits) > 1 else [], TEXT_METRICS)
 
 
 def prepare_encoder(config: ASKDConfig, compressed: bool) -> None:

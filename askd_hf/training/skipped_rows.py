@@ -3,10 +3,11 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import ASKDConfig
@@ -14,6 +15,7 @@ from ..data import SpeechStream
 from ..errors import UserError
 
 SKIPPED_FILE = "skipped_rows.json"
+MOST_EMPTY_UPDATES = 5  # without a label token, one after the other
 
 
 class SkippedRows:
@@ -40,9 +42,20 @@ class SkippedRows:
         """Return the number of rows that each process has skipped so far."""
         return accelerator.gather(torch.tensor([self.count], device=accelerator.device)).tolist()
 
-    def raise_all_skipped(self, step: int) -> NoReturn:
-        """Raise `UserError`, as there was no label token since the last log."""
-        raise UserError(f"step {step}: every clip since the last log was invalid or filtered out; see {self.file}")
+    def check_empty(self, state: TrainerState, first_step: int) -> None:
+        """Raise `UserError` if many updates had no label token, or all updates of the run.
+
+        Args:
+            state: its log has rows for updates with label tokens only.
+            first_step: the step at which training began or was resumed.
+        """
+        logged = [row["step"] for row in state.log_history if "loss" in row and row["step"] > first_step]
+        empty = state.global_step - max(logged, default=first_step)
+        if empty >= MOST_EMPTY_UPDATES or (state.global_step >= state.max_steps and not logged):
+            raise UserError(
+                f"step {state.global_step}: every clip of the last {empty} updates was invalid or filtered out; see "
+                f"{self.file}"
+            )
 
     def add(self, rows: list[tuple[str, str, bool]], step: int) -> None:
         """Log skipped rows. Raises `UserError` for an invalid row with `on_bad_audio="error"`.

@@ -24,7 +24,7 @@ class InitialState:
     def __init__(self, trainer: Any):
         trained = ((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
         self.weights = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained}
-        self.random_states = _random_states()
+        self.random_states = random_states()
         self.checkpoints = _checkpoints(trainer)
         self.teacher = trainer.teacher  # the trainer may free it
         self.had_optimizer = trainer.optimizer is not None
@@ -43,7 +43,7 @@ class InitialState:
         for name, parameter in trainer.model.named_parameters():
             if name in self.weights:
                 parameter.copy_(self.weights[name])
-        _set_random_states(self.random_states)
+        set_random_states(self.random_states)
         if not self.had_optimizer:
             trainer.optimizer = None  # Trainer creates another
         if trainer.args.should_save:  # a resumed run would take them for its last ones
@@ -56,12 +56,14 @@ def _checkpoints(trainer: Trainer) -> set[Path]:
     return set(Path(trainer.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
 
 
-def _random_states() -> tuple[Any, ...]:
+def random_states() -> tuple[Any, ...]:
+    """Return the states of all random number generators."""
     gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), gpu
 
 
-def _set_random_states(states: tuple[Any, ...]) -> None:
+def set_random_states(states: tuple[Any, ...]) -> None:
+    """Restore what `random_states` returned."""
     python, numpy, cpu, gpu = states
     random.setstate(python)
     np.random.set_state(numpy)
