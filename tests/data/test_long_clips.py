@@ -170,12 +170,13 @@ def test_a_word_without_a_time_leaves_the_clip_whole(dataset):
 def test_segments_sorted_by_speaker_are_cut_by_time(dataset):
     """Those of a conversation: one speaker's, then the other's, and a word that nobody gave a time."""
     by_speaker = [{"start": start, "end": end, "text": text} for start, end, text in [
-        (0.0, 1.0, "a1"), (3.5, 4.5, "a2"), (1.5, 2.5, "b1"), (5.0, 5.9, "b2"),
+        (1.5, 2.5, "a1"), (5.0, 5.9, "a2"), (0.0, 1.0, "b1"), (3.5, 4.5, "b2"),
     ]]  # fmt: skip
     rows = dataset.select([0]).remove_columns("words")
     pieces = cut_long_clips(replace_column(rows, "segments", pa.array([by_speaker], WORDS)), 4.0, "speech")
-    assert pieces["text"][:] == ["a1 b1", "a2 b2"]
-    assert [part["text"] for part in pieces[1]["segments"]] == ["a2", "b2"]
+    assert pieces["text"][:] == ["b1 a1", "b2 a2"]
+    assert pieces["clip"][:] == ["a.wav, 0.0 to 3.0 s", "a.wav, 3.0 to 6.0 s"]
+    assert [part["text"] for part in pieces[1]["segments"]] == ["b2", "a2"]
     unknown = [*by_speaker, {"start": math.nan, "end": 5.9, "text": "b3"}]
     whole = cut_long_clips(replace_column(rows, "segments", pa.array([unknown], WORDS)), 4.0, "speech")
     assert whole["text"][:] == ["W0 w1, w2 w3."]
