@@ -6,7 +6,7 @@ from training import Clips, history, make_trainer
 from transformers import Trainer
 
 from askd_hf import ASKDConfig, UserError
-from askd_hf.hub.training_summary import evaluations_since_best
+from askd_hf.hub.training_summary import evaluations_since_best, has_lost_patience
 
 
 def test_throughput(tmp_path, teacher, student, monkeypatch):
@@ -76,6 +76,19 @@ def test_a_run_that_gets_no_better_stops_and_so_does_a_resumed_one(tmp_path, tea
     resumed = stopping(tmp_path / "a", teacher, student)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stopped - 1}"))
     assert resumed.state.global_step == stopped
+
+
+def test_a_finished_run_is_not_said_to_be_stopped_early(tmp_path, student, caplog):
+    """Its patience is lost at its last step."""
+    whole = stopping(tmp_path / "whole", None, student, lr_scheduler_type="constant")
+    whole.train()
+    steps = whole.state.global_step
+    for resume in (None, True):
+        run = stopping(tmp_path / "run", None, student, lr_scheduler_type="constant", max_steps=steps)
+        caplog.clear()
+        run.train(resume_from_checkpoint=resume)
+        assert has_lost_patience(run.args, run.state) and run.state.global_step == steps < 30
+        assert "early" not in caplog.text
 
 
 def test_a_run_that_was_stopped_early_stays_so_unless_it_gets_more_patience(tmp_path, student):

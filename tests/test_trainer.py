@@ -11,7 +11,7 @@ from models import make_whisper
 from safetensors.torch import load_file
 from speech import write_speech
 from training import Clips, collate, history, learn_by_heart, make_trainer, options
-from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TrainerCallback
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TrainerCallback, TrainerState
 
 from askd_hf.config import ASKDConfig
 from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
@@ -21,6 +21,7 @@ from askd_hf.models.student import init_student
 from askd_hf.objective import DIVERGENCES, distillation_loss
 from askd_hf.trainer import ASKDTrainer
 from askd_hf.training.loss_sums import NonFiniteLossError
+from askd_hf.training.skipped_rows import SkippedRows
 
 
 def count_calls(module, calls: list):
@@ -420,3 +421,13 @@ def test_a_few_updates_without_labels_do_not_end_the_run(tmp_path, student, ever
         train(1, 8, steps=8)
     with pytest.raises(UserError, match="step 2: every clip of the last 2 updates was invalid or filtered out"):
         train(1, 2, steps=2)
+
+
+def test_the_last_updates_of_a_resumed_run_may_have_no_labels(tmp_path):
+    """As they may of a run that wasn't interrupted: it would fail again at every start."""
+    skipped = SkippedRows.of_run(ASKDConfig(output_dir=str(tmp_path), use_cpu=True), None)
+    state = TrainerState(global_step=8, max_steps=8, log_history=[{"step": 6, "loss": 1.0}])
+    skipped.check_empty(state, first_step=6)
+    state.log_history = []
+    with pytest.raises(UserError, match="every clip of the last 8 updates"):
+        skipped.check_empty(state, first_step=0)

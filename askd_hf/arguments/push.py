@@ -13,10 +13,9 @@ def check_hub_id(option: str, name: str | None) -> None:
     try:
         if name is not None:
             validate_repo_id(name)
-    except HFValidationError:
-        raise UserError(
-            f"--{option} {name!r} is no Hub id: expected NAME or OWNER/NAME, of at most 96 letters, digits, -, _ and ."
-        ) from None
+    except HFValidationError as error:
+        reason = str(error).partition("Use `repo_type`")[0].strip()
+        raise UserError(f"--{option} {name!r} is no Hub id, such as you/my-student. {reason}") from None
 
 
 @dataclass

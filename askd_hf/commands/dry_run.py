@@ -131,12 +131,12 @@ def in_scratch(options: Options, checkpoint: str | None, scratch: Scratch) -> Op
     data, config = copy.copy(options.data), copy.copy(options.config)
     config.output_dir = scratch.directory(config.output_dir)
     recovered = Path(RECOVERY_DIR, ENCODER_FILE)
-    run = options.config.output_dir if checkpoint is None else Path(checkpoint).parent
-    finished = Path(run, recovered).absolute()
+    runs = [*([Path(checkpoint).parent] if checkpoint else []), Path(options.config.output_dir)]
+    finished = next((run / recovered for run in runs if (run / recovered).is_file()), None)
     greedy = options.model.layer_selection == "greedy"
-    if finished.is_file() and (checkpoint is not None or (is_recovering(options.config) and not greedy)):
+    if finished is not None and (checkpoint is not None or (is_recovering(options.config) and not greedy)):
         Path(config.output_dir, recovered).parent.mkdir(parents=True)
-        Path(config.output_dir, recovered).symlink_to(finished)
+        Path(config.output_dir, recovered).symlink_to(finished.absolute())
     return options._replace(data=data, config=config)
 
 
@@ -154,6 +154,7 @@ def transcribe_sample(options: Options, scratch: Scratch, plan: RunPlan) -> int:
     name, filters = options.data.unlabeled_dataset, "the filters of askd-hf pseudo-label"
     arguments = pseudo_label.unlabeled_arguments(options.model, options.data, options.mix, options.config)
     directory = Path(arguments.output_dir)
+    pseudo_label.check_outside(arguments)
     check_writable(directory, "--output_dir")
     arguments = replace(arguments, output_dir=scratch.directory(str(directory)))
     if (directory / TRANSCRIPTS_DIR).is_dir():

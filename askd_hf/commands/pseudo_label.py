@@ -109,6 +109,7 @@ def unlabeled_arguments(
 def load_teacher(args: PseudoLabelArguments) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """Load the teacher, after the output directory was checked."""
     args.start_processes()
+    check_outside(args)
     check_writable(Path(args.output_dir), "--output_dir")
     processor = load_processor(args.teacher)
     teacher = load_whisper(args.teacher, attn_implementation=args.attn_implementation)
@@ -118,12 +119,18 @@ def load_teacher(args: PseudoLabelArguments) -> tuple[WhisperForConditionalGener
     set_language(teacher, processor, args.source().language, args.task)
     check_can_transcribe(teacher, "short_form", args.time_marks())
     normalizer_for(args.normalizer, text_language(args.task, args.source().language), {})
-    if Path(args.output_dir).resolve().is_relative_to(Path(args.dataset).resolve()) and bare_audio(Path(args.dataset)):
-        raise UserError(
-            f"--output_dir {args.output_dir} is inside of --dataset {args.dataset}, a directory of audio files, where "
-            "the next command would take the result for the dataset: choose a directory outside"
-        )
     return teacher, processor
+
+
+def check_outside(args: PseudoLabelArguments) -> None:
+    """Raise `UserError` if the result would be inside of a directory of audio files without metadata."""
+    dataset, output = Path(args.dataset), Path(args.output_dir)
+    if output.resolve().is_relative_to(dataset.resolve()) and bare_audio(dataset):
+        raise UserError(
+            f"the transcripts would be written to {output}, inside of {dataset}, a directory of audio files, where "
+            "the next command would take them for the dataset: give pseudo-label another --output_dir, or start the "
+            "command in another directory"
+        )
 
 
 def load_speech(args: PseudoLabelArguments, processor: WhisperProcessor) -> Dataset:

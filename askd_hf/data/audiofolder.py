@@ -151,14 +151,14 @@ def audio_files(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> lis
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield each directory, its subdirectories and its files, as `os.walk` does. Links are followed, without loops."""
+    """Yield each directory, its subdirectories and its files, as `os.walk`, each once. Links are followed last."""
     seen = set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
         yield place, folders, files
 
 
@@ -180,6 +180,9 @@ def _warn_ignored(metadata: Path, root: Path, names: list[str]) -> None:
     folder = metadata.parent
     listed = {os.path.normpath(clip_file(folder, name)) for name in names}
     unlisted = [file for file in _audio_below(folder) if file not in listed]
+    if unlisted:  # or listed by another path, through a link
+        real = {os.path.realpath(file) for file in listed}
+        unlisted = [file for file in unlisted if os.path.realpath(file) not in real]
     if unlisted:
         example = os.path.relpath(min(unlisted), folder)
         warn_once(

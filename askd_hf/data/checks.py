@@ -174,14 +174,16 @@ def filter_invalid_clips(
     if tokenize is not None:
         validated = replace_column(validated, "label_tokens", pa.array(found.label_lengths, pa.int64()))
     validated = replace_column(validated, "audio_key", pa.array(found.keys, pa.string()))
+    if invalid or filtered:
+        _report(invalid, filtered, dataset, on_bad_audio, report_file, split, share_work)
+        validated = validated.select(
+            [row for row in range(len(dataset)) if row not in invalid and row not in filtered]
+        )
+    elif report_file is not None:
+        report_file.unlink(missing_ok=True)  # of an earlier command: these clips are valid now
     if tokenize is not None:
         _warn_of_contradictions(validated, split)
-    if not invalid and not filtered:
-        if report_file is not None:
-            report_file.unlink(missing_ok=True)  # of an earlier command: these clips are valid now
-        return validated
-    _report(invalid, filtered, dataset, on_bad_audio, report_file, split, share_work)
-    return validated.select([row for row in range(len(dataset)) if row not in invalid and row not in filtered])
+    return validated
 
 
 def _warn_of_contradictions(clips: Dataset, split: str) -> None:
@@ -197,16 +199,9 @@ def _warn_of_contradictions(clips: Dataset, split: str) -> None:
     if found:
         other, row = found[0]
         logger.warning(
-            "%s: %d of %d clips have the audio of an earlier row and another transcript, such as row %d, %s: %r, and "
-            "row %d: %r",
-            split,
-            len(found),
-            len(clips),
-            row,
-            clips[row]["clip"],
-            (texts[row] or "")[:40],
-            other,
-            (texts[other] or "")[:40],
+            "%s: %d of %d clips have the audio of an earlier row and another transcript, such as %s: %r and %r",
+            *(split, len(found), len(clips), clips[row]["clip"]),
+            *((texts[each] or "")[:40] for each in (other, row)),
         )
 
 

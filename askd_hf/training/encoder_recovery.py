@@ -343,9 +343,9 @@ def _arguments(config: ASKDConfig, width: int, epochs: int, folder: Path, limits
 def _unlabeled(models: ModelArguments, data_args: DataArguments, config: ASKDConfig) -> list[Dataset]:
     """Return the valid clips of `--encoder_recovery_dataset`, of any length."""
     found, workers = [], data_args.preprocessing_num_workers
-    for name in models.encoder_recovery_dataset:
+    for number, name in enumerate(models.encoder_recovery_dataset):
         clips = load_speech_dataset(name, None, "train", text_required=False, num_proc=workers)
-        report = Path(config.output_dir) / f"skipped-recovery-{Path(name).name}.csv"
+        report = Path(config.output_dir) / f"skipped-recovery-{number}-{Path(name).name}.csv"
         found.append(
             filter_invalid_clips(
                 clips,

@@ -55,7 +55,7 @@ def updates_between_exchanges(seconds: float) -> int:
 class StopGracefullyCallback(TrainerCallback):
     """On Ctrl-C or SIGTERM, finish the current update, save a checkpoint and stop. A second Ctrl-C stops immediately.
 
-    Nothing is evaluated, as that may take longer than a job has left. A resumed run does so first.
+    Nothing is evaluated, as that may take longer than a job has left. A resumed run makes the evaluation first.
 
     Attributes:
         stopped: whether training was stopped before its last step.
@@ -148,7 +148,7 @@ class StopEarlyCallback(TrainerCallback):
     """
 
     def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
-        if has_lost_patience(args, state):
+        if state.global_step < state.max_steps and has_lost_patience(args, state):
             logger.warning(
                 "this run was stopped early at step %d: to train it further, raise --early_stopping_patience above %d",
                 *(state.global_step, args.early_stopping_patience),

@@ -51,7 +51,8 @@ class SkippedRows:
         """
         logged = [row["step"] for row in state.log_history if "loss" in row and row["step"] > first_step]
         empty = state.global_step - max(logged, default=first_step)
-        if empty >= MOST_EMPTY_UPDATES or (state.global_step >= state.max_steps and not logged):
+        ended_without = first_step == 0 and not logged and state.global_step >= state.max_steps
+        if empty >= MOST_EMPTY_UPDATES or ended_without:
             raise UserError(
                 f"step {state.global_step}: every clip of the last {empty} updates was invalid or filtered out; see "
                 f"{self.file}"

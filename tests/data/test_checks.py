@@ -63,10 +63,8 @@ def test_one_audio_with_two_transcripts_is_a_warning(tmp_path, caplog):
     assert not caplog.text
     write_csv(tmp_path / "metadata.csv", [*rows, ["0.wav", "seven", ""]])
     assert len(check(load_speech_dataset(str(tmp_path), None, "train"))) == 4
-    warning = (
-        "train: 1 of 4 clips have the audio of an earlier row and another transcript, such as row 3, 0.wav: 'seven', "
-    )
-    assert warning + "and row 0: 'zero'" in caplog.text
+    warning = "train: 1 of 4 clips have the audio of an earlier row and another transcript, such as 0.wav: "
+    assert f"{warning}'zero' and 'seven'" in caplog.text
 
 
 def test_error_names_every_bad_row(mixed):

@@ -271,6 +271,17 @@ def test_an_m4a_works_in_a_dataset_and_is_found_in_a_folder(tmp_path):
     assert len(decode_audio(row["audio"])) == 3 * RATE
 
 
+def test_a_link_to_a_directory_beside_it_changes_no_names(tmp_path, caplog):
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "wavs" / "0.wav").write_bytes(encoded(sound()))
+    (tmp_path / "audio").symlink_to("wavs")
+    assert audio_files(tmp_path) == [tmp_path / "wavs" / "0.wav"]
+    for listed in ("wavs/0.wav", "audio/0.wav"):
+        (tmp_path / "metadata.csv").write_text(f"file_name,text\n{listed},hello\n")
+        assert load_speech_dataset(str(tmp_path), None, "train")["clip"][:] == [listed]
+    assert "have no row" not in caplog.text
+
+
 def test_audio_behind_links_to_directories_is_found_once(tmp_path, caplog):
     """As of recordings on another disk; a link to a directory above doesn't end in a loop."""
     (tmp_path / "disk" / "more").mkdir(parents=True)

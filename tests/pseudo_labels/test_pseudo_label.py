@@ -72,7 +72,7 @@ def dropped(directory: Path) -> list[dict[str, str]]:
     [
         (["--language", "xx"], "xx"),
         (["--task", "translate"], "translate"),
-        (["--hub_dataset_id", "a/b/c"], "--hub_dataset_id 'a/b/c' is no Hub id: expected NAME or OWNER/NAME"),
+        (["--hub_dataset_id", "a/b--c"], "'a/b--c' is no Hub id, such as you/my-student. Cannot have -- or .. in"),
         (["--hub_dataset_id", "my labels"], "--hub_dataset_id 'my labels' is no Hub id"),
     ],
 )  # fmt: skip
@@ -92,7 +92,7 @@ def test_a_result_inside_of_bare_audio_is_refused(label, speech, tmp_path):
     shutil.copytree(speech / "audio", tmp_path / "audio")
     inside = "--dataset", tmp_path / "audio", "--output_dir", tmp_path / "audio" / "labels"
     refused = label(*inside, *LENIENT)
-    assert refused.returncode == 2 and "where the next command would take the result for the dataset" in refused.stderr
+    assert refused.returncode == 2 and "where the next command would take them for the dataset" in refused.stderr
     assert not (tmp_path / "audio" / "labels").exists()
 
 
