@@ -27,7 +27,7 @@ from ..pseudo_labels import plan_transcription
 from ..pseudo_labels.filters import reason_to_drop
 from ..pseudo_labels.transcription import TRANSCRIPTS_DIR
 from ..training.checkpoint_lookup import read_trainer_state
-from ..training.encoder_recovery import ENCODER_FILE, RECOVERY_DIR, is_recovering
+from ..training.encoder_recovery import ENCODER_FILE, RECOVERY_DIR, is_recovering, recovered_encoder
 from ..training.held_out import hold_out
 from ..training.resuming import check_checkpoint, settings_of
 from ..training.run_plan import RunPlan, counted, duration, run_length
@@ -130,13 +130,12 @@ def in_scratch(options: Options, checkpoint: str | None, scratch: Scratch) -> Op
     """
     data, config = copy.copy(options.data), copy.copy(options.config)
     config.output_dir = scratch.directory(config.output_dir)
-    recovered = Path(RECOVERY_DIR, ENCODER_FILE)
-    runs = [*([Path(checkpoint).parent] if checkpoint else []), Path(options.config.output_dir)]
-    finished = next((run / recovered for run in runs if (run / recovered).is_file()), None)
+    finished = recovered_encoder(checkpoint, options.config.output_dir)
     greedy = options.model.layer_selection == "greedy"
     if finished is not None and (checkpoint is not None or (is_recovering(options.config) and not greedy)):
-        Path(config.output_dir, recovered).parent.mkdir(parents=True)
-        Path(config.output_dir, recovered).symlink_to(finished.absolute())
+        link = Path(config.output_dir, RECOVERY_DIR, ENCODER_FILE)
+        link.parent.mkdir(parents=True)
+        link.symlink_to(finished.absolute())
     return options._replace(data=data, config=config)
 
 

@@ -23,6 +23,7 @@ from ..arguments.parser import parse_args
 from ..arguments.prepare import PrepareArguments
 from ..csv_files import SEPARATORS, csv_rows
 from ..data.audio import AudioError, read_audio, stated_seconds
+from ..data.clip_files import clip_file
 from ..data.loading import TEXT_COLUMNS
 from ..errors import UserError, disk_errors
 from ..progress import progress
@@ -72,8 +73,6 @@ def read_clips(args: PrepareArguments) -> list[Row]:
         {new: row[column].strip() for new, column in wanted.items()} | {new: row[name] for name, new in others.items()}
         for row in rows
     ]
-    for clip in clips:
-        clip["file_name"] = native_path(args, clip["file_name"])
     check_files(args, clips, file)
     check_speakers(args, clips, file)
     return clips if args.max_seconds is None else shorter_clips(args, clips, args.max_seconds)
@@ -120,7 +119,7 @@ def shorter_clips(args: PrepareArguments, clips: list[Row], max_seconds: float) 
 
     Raises `UserError` if there are none.
     """
-    files = [audio_directory(args) / clip["file_name"] for clip in clips]
+    files = [clip_file(audio_directory(args), clip["file_name"]) for clip in clips]
     lengths = [seconds_of(file) for file in progress(files, "Reading durations", "clip")]
     kept = [clip for clip, seconds in zip(clips, lengths, strict=True) if (seconds or 0.0) <= max_seconds]
     if not kept:
@@ -148,15 +147,11 @@ def audio_directory(args: PrepareArguments) -> Path:
     return Path(args.audio_dir) if args.audio_dir else csv_file(args).parent
 
 
-def native_path(args: PrepareArguments, name: str) -> str:
-    """Return the path of a row's file with the separators of this system."""
-    return name.replace("\\", "/") if "\\" in name and not (audio_directory(args) / name).exists() else name
-
-
 def file_name(args: PrepareArguments, name: str) -> str:
     """Return the path of a row's file in its split: relative to the audio directory, or the name of a file outside."""
-    inside = os.path.relpath(audio_directory(args) / name, audio_directory(args))
-    return PurePath(name).name if PurePath(inside).parts[0] == ".." else PurePath(inside).as_posix()
+    directory = audio_directory(args)
+    inside = PurePath(os.path.relpath(clip_file(directory, name), directory))
+    return inside.name if inside.parts[0] == ".." else inside.as_posix()
 
 
 def check_files(args: PrepareArguments, clips: list[Row], file: Path) -> None:
@@ -170,7 +165,7 @@ def check_files(args: PrepareArguments, clips: list[Row], file: Path) -> None:
     missing = [
         f"  row {row}: {clip['file_name']}"
         for row, clip in enumerate(clips)
-        if not (directory / clip["file_name"]).is_file()
+        if not clip_file(directory, clip["file_name"]).is_file()
     ]
     if missing:
         listed = missing[:MAX_LISTED] + ([f"  and {len(missing) - MAX_LISTED} more"] if missing[MAX_LISTED:] else [])
@@ -243,7 +238,7 @@ def write_splits(args: PrepareArguments, splits: dict[str, list[Row]]) -> None:
         for name, clip in progress(rows, "Writing"):
             copy = unfinished / name / file_name(args, clip["file_name"])
             copy.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(directory / clip["file_name"], copy)
+            link_or_copy(clip_file(directory, clip["file_name"]), copy)
         for name, clips in splits.items():
             with (unfinished / name / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, clips[0].keys())

@@ -207,9 +207,8 @@ class EncoderRecovery:
     def _finished(self, folder: Path) -> Path | None:
         """Return the recovered encoder of the resumed run: that beside its checkpoint first. None if there is none."""
         resumed = self.config.resume_from_checkpoint
-        files = [Path(resumed).parent / RECOVERY_DIR / ENCODER_FILE] if resumed and Path(resumed).is_dir() else []
-        found = [file for file in [*files, folder / ENCODER_FILE] if file.is_file()]
-        return of_main_process(found[0] if found else None)
+        checkpoint = resumed if resumed and Path(resumed).is_dir() else None
+        return of_main_process(recovered_encoder(checkpoint, folder.parent))
 
     def _made_of(self) -> dict[str, str]:
         return {
@@ -299,6 +298,13 @@ class EncoderRecovery:
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(frozen[name])
         return trainer
+
+
+def recovered_encoder(checkpoint: str | Path | None, output_dir: str | Path) -> Path | None:
+    """Return the file of a finished recovery: that of the checkpoint's run first. None if there is none."""
+    runs = [*([Path(checkpoint).parent] if checkpoint else []), Path(output_dir)]
+    files = (run / RECOVERY_DIR / ENCODER_FILE for run in runs)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _finished_checkpoints(folder: Path) -> list[Path]:
