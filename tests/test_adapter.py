@@ -158,8 +158,9 @@ def test_what_is_adapted(student):
         ),
         (LoHaConfig(target_modules=["q_proj"]), "must be a LoraConfig, got one of type LOHA: only"),
         (LoraConfig(r=2, target_modules=["q_proj", "proj_out"]), "Leave proj_out out of target_modules"),
+        (LoraConfig(r=2, target_modules=["embed_tokens"]), "Leave embed_tokens out of target_modules"),
     ],
-    ids=["IA3", "LoHa", "output projection"],
+    ids=["IA3", "LoHa", "output projection", "embeddings"],
 )
 @pytest.mark.parametrize("already_on_model", [False, True])
 def test_adapters_that_would_not_be_trained_are_refused(tmp_path, student, peft_config, message, already_on_model):

@@ -70,8 +70,13 @@ def check_peft_type(config: PeftConfig) -> None:
 
 
 def check_adapter(adapter: PeftModel) -> None:
-    """Raise `UserError` for other adapters than LoRA, and for one on the output projection."""
+    """Raise `UserError` for other adapters than LoRA, and for one on the output projection or what it shares."""
     check_peft_type(adapter.active_peft_config)
+    if isinstance(adapter.get_base_model().model.decoder.embed_tokens, LoraLayer):
+        raise UserError(
+            "LoRA on the decoder's embed_tokens is not supported: the output projection has the same weights, and "
+            "merging the adapter would change it. Leave embed_tokens out of target_modules"
+        )
     if isinstance(adapter.get_base_model().proj_out, LoraLayer):
         raise UserError(
             "LoRA on the output projection is not supported: the objective takes its weight without the adapter, "
