@@ -11,18 +11,20 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Features, Value, load_from_disk
 from models import by_generate, by_pipeline, make_multilingual, make_processor, make_whisper
 from processes import killed_when, launch_two, start
 from safetensors.torch import load_file
 from scripts import ROOT, run_here, steps_printed
-from speech import write_speech
+from speech import encoded, tone, write_speech
 from training import learn_by_heart
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from askd_hf.arguments import DataArguments, MixArguments
 from askd_hf.config import ASKDConfig
 from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
+from askd_hf.data.columns import AUDIO_FILE, SEGMENTS
+from askd_hf.errors import UserError
 from askd_hf.evaluation import Results
 from askd_hf.models.loading import load_processor
 from askd_hf.training.checkpoint_lookup import checkpoint_to_resume
@@ -232,6 +234,32 @@ def test_mixes_and_streams_follow_the_data_seed(tmp_path, processor, two, stream
 
     followed = order(seed=1, data_seed=9)
     assert followed == order(seed=2, data_seed=9) == order(seed=9) != order(seed=1)
+
+
+def test_long_clips_are_cut_where_the_times_are_known_and_skipped_elsewhere(tmp_path, processor, caplog):
+    """One's own speech, without times of words, beside the teacher's transcripts, which have them."""
+    audio = [{"bytes": encoded(tone(seconds=seconds)), "path": None} for seconds in (1.6, 0.6)]
+    words = [
+        [{"start": 0.0, "end": 0.7, "text": "ab"}, {"start": 0.9, "end": 1.5, "text": "cd"}],
+        [{"start": 0.0, "end": 0.5, "text": "ef"}],
+    ]
+    columns = {"audio": audio, "text": ["ab cd", "ef"], "clip": ["long", "short"], "words": words}
+    features = Features(audio=AUDIO_FILE, text=Value("string"), clip=Value("string"), words=SEGMENTS)
+    timed = Dataset.from_dict(columns, features=features)
+    timed.save_to_disk(tmp_path / "timed")
+    timed.remove_columns("words").save_to_disk(tmp_path / "untimed")
+    collator = SpeechCollator(processor, make_whisper(processor).config)  # a window of 1 s
+    config = ASKDConfig(output_dir=str(tmp_path / "run"), max_steps=1, use_cpu=True)
+
+    def texts(*names: str) -> list[str]:
+        data = DataArguments(dataset=[str(tmp_path / name) for name in names], long_clips="cut")
+        return sorted(training_speech(data, MixArguments(), config, collator, multilingual=False)["text"][:])
+
+    assert texts("untimed", "timed") == ["ab", "cd", "ef", "ef"]
+    assert "untimed: 1 of 2 clips are filtered out (1 longer than the window of 1 s)" in caplog.text
+    assert "longer than the window of 1 s: 1.60 s" in (tmp_path / "run" / "skipped-training-untimed.csv").read_text()
+    with pytest.raises(UserError, match="--long_clips cut requires the times of words or segments"):
+        texts("untimed")
 
 
 # ---- languages ----

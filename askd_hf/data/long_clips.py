@@ -100,7 +100,7 @@ def cut_long_clips(
     if not long:
         return dataset
     require_audio_files(dataset.features["audio"], name, "cut long clips of")
-    if not any(column in dataset.column_names and are_segments(dataset.features[column]) for column in TIMES):
+    if not has_times(dataset):
         raise UserError(
             f"--long_clips cut requires the times of words or segments, and {name} has neither a column words nor "
             f"segments with start, end and text, but clips that are longer than {window:g} s, the first of them "
@@ -112,6 +112,11 @@ def cut_long_clips(
         places[long[cut]].append(len(dataset) + place)
     order = itertools.chain.from_iterable(places.get(row, [row]) for row in range(len(dataset)))
     return concatenate_datasets([dataset, pieces.remove_columns(CUT_FROM)]).select(list(order))
+
+
+def has_times(dataset: Dataset) -> bool:
+    """Return whether a dataset has a column with the times of words or segments."""
+    return any(column in dataset.column_names and are_segments(dataset.features[column]) for column in TIMES)
 
 
 def kept_in() -> Path:

@@ -26,7 +26,7 @@ from ..data import (
 )
 from ..data.columns import JOINED_COLUMNS, longest_first, with_features
 from ..data.languages import UNKNOWN, language_code, with_language, without_language
-from ..data.long_clips import cut_long_clips
+from ..data.long_clips import cut_long_clips, has_times
 from ..data.no_speech import as_no_speech, synthetic_no_speech
 from ..data.soft_labels import without_soft_labels
 from ..data.stream import steps_per_part, warn_of_repeated_reads
@@ -215,23 +215,30 @@ def training_splits(
     """Load the rows of each training set, with the transcripts that training uses.
 
     Args:
-        cut_long: True to cut clips that are longer than the student's window. The first start decodes all audio for
-            this; otherwise none is decoded.
+        cut_long: True to cut clips that are longer than the student's window, in the sets with the times of words or
+            segments. The first start decodes all audio for this; otherwise none is decoded.
+
+    Raises `UserError` if `cut_long`, no set has times, and one has longer clips.
     """
     sources = data_args.train_sources()
     for source in sources:  # before the first one is loaded
         _label_normalizer(data_args, source, collator)
 
-    def load(source: SpeechSource) -> Dataset | IterableDataset:
-        split = load_split(source, data_args.max_train_samples, data_args, multilingual, streaming)
-        if not cut_long:
-            return split
-        window = collator.processor.feature_extractor.chunk_length
-        return cut_long_clips(split, window, source.dataset, data_args.preprocessing_num_workers, data_args.recheck)
-
+    splits = [
+        load_split(source, data_args.max_train_samples, data_args, multilingual, streaming) for source in sources
+    ]
+    if cut_long:
+        window, workers = collator.processor.feature_extractor.chunk_length, data_args.preprocessing_num_workers
+        some_have_times = any(has_times(split) for split in splits)
+        splits = [
+            split
+            if some_have_times and not has_times(split)  # its longer clips are skipped
+            else cut_long_clips(split, window, source.dataset, workers, data_args.recheck)
+            for split, source in zip(splits, sources, strict=True)
+        ]
     return [
-        with_clean_labels(load(source), name, source, data_args, collator)
-        for source, name in zip(sources, names_of(sources), strict=True)
+        with_clean_labels(split, name, source, data_args, collator)
+        for split, source, name in zip(splits, sources, names_of(sources), strict=True)
     ]
 
 

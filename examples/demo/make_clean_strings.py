@@ -1,0 +1,63 @@
+"""Compose strings of spoken digits without a telephone line: an audio folder for a study of noise.
+
+    python examples/demo/make_clean_strings.py --output_dir digit_strings
+
+Its test split has other speakers than train and validation.
+"""
+
+import argparse
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+from digits import SAMPLE_RATE, Takes, compose, load_takes
+
+# split -> (generator, number of strings, splits of the demo whose recordings it takes)
+STRINGS = {
+    "train": (0, 400, ("teacher",)),
+    "validation": (1, 80, ("studio",)),
+    "test": (2, 200, ("train", "validation", "calls")),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, required=True, help="directory to write")
+    args = parser.parse_args()
+
+    for split, (number, count, sources) in STRINGS.items():
+        rng = np.random.default_rng([args.seed, number])
+        takes = joined_takes(sources)
+        folder = args.output_dir / split
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "audio").mkdir(parents=True)
+        rows = []
+        for speaker in takes:
+            for index in range(count // len(takes)):
+                wave, text = compose(rng, takes[speaker], max_duration_in_seconds=3.9)
+                name = f"audio/{speaker}-{index:03}.flac"
+                sf.write(folder / name, wave, SAMPLE_RATE)
+                rows.append([name, text, speaker, round(len(wave) / SAMPLE_RATE, 3)])
+        with open(folder / "metadata.csv", "w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["file_name", "transcription", "speaker", "duration"])
+            table.writerows(rows)
+        words = sum(len(row[1].split()) for row in rows)
+        print(f"{split}: {len(rows)} strings, {words} words, {', '.join(takes)}")
+
+
+def joined_takes(splits: tuple[str, ...]) -> Takes:
+    """Return the single digits of all these splits of the demo, which have the same speakers."""
+    first, *others = (load_takes(split) for split in splits)
+    for other in others:
+        for speaker, digits in first.items():
+            for clips, more in zip(digits, other[speaker], strict=True):
+                clips.extend(more)
+    return first
+
+
+if __name__ == "__main__":
+    main()
