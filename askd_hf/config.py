@@ -189,7 +189,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         default=None, help="When to evaluate: no, steps, epoch. Default: epoch if there are evaluation splits."
     )
     save_strategy: str = HfArg(default="epoch", help="When to save checkpoints: no, steps, epoch, best.")
-    save_total_limit: int | None = HfArg(default=2, help="Maximum number of checkpoints to keep.")
+    save_total_limit: int | None = HfArg(default=2, help="Maximum number of checkpoints to keep; 0 for all.")
     resume_from_checkpoint: str | None = HfArg(
         default=None,
         help="Checkpoint to resume from: a directory; last, for the last complete one in --output_dir; or auto: the "

@@ -33,7 +33,7 @@ from .schedule import BlendWeights
 from .training import loss_sums, run_callbacks
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
-from .training.checks import check_batches, check_best_metric, check_teacher, is_random
+from .training.checks import check_batches, check_best_metric, check_teacher, check_whole_batch, is_random
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
@@ -277,6 +277,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         if is_training and self._seeded_dataset is not None:
             dataset = self._seeded_dataset
         drop_last = self.args.dataloader_drop_last
+        if is_training and drop_last and not isinstance(self.train_dataset, SpeechStream):
+            check_whole_batch(len(dataset), self._train_batch_size * self.args.world_size)
         self.args.dataloader_drop_last = drop_last and is_training  # evaluation uses all clips
         try:
             loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
@@ -387,7 +389,15 @@ class ASKDTrainer(Seq2SeqTrainer):
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # a process on another disk than the first may know none
         self.state.best_model_checkpoint = of_main_process(self.state.best_model_checkpoint)
-        return super()._finalize_training(*args, **kwargs)
+        limit = self.args.save_total_limit
+        if self.stop.stopped:
+            self.args.save_total_limit = (
+                None  # with 1, Trainer would delete all but the best, also the one to resume from
+            )
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _load_best_model(self) -> None:
         if self.is_world_process_zero():  # its disk has the checkpoint

@@ -13,7 +13,9 @@ from training import Clips, collate, history, options
 from transformers import WhisperForConditionalGeneration
 
 from askd_hf import ASKDConfig, ASKDTrainer, UserError
+from askd_hf.arguments import CacheArguments
 from askd_hf.models.lora import LoraArguments, load_adapter, merged, with_lora
+from askd_hf.training.run_dir import check_directories
 
 
 def make_trainer(output_dir, teacher, student, processor=None, lora=None, eval_dataset=None, **changes) -> ASKDTrainer:
@@ -56,6 +58,15 @@ def test_the_finished_student_has_the_adapters_logits_and_is_a_plain_whisper(
     assert json.loads((tmp_path / "training.json").read_text())["arguments"]["lora_r"] == 4
     # the trainer's own model is still the one with the adapter
     assert any("lora" in name for name, _ in trainer.model.named_parameters())
+
+
+def test_a_directory_called_checkpoints_is_none(tmp_path, teacher, student, processor):
+    trainer = make_trainer(tmp_path / "checkpoints", teacher, student, processor, LoraArguments(lora_r=2))
+    trainer.save_model()
+    assert not list((tmp_path / "checkpoints").glob("adapter*"))
+    WhisperForConditionalGeneration.from_pretrained(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="checkpoint-3: such names are those of checkpoints, choose another one"):
+        check_directories(ASKDConfig(output_dir=str(tmp_path / "checkpoint-3"), use_cpu=True), CacheArguments())
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """`--auto_find_batch_size`: after a batch that takes too much memory comes the same run with a smaller one."""
 
+import signal
+
 import pytest
 import torch
 from models import make_processor, make_whisper
@@ -96,7 +98,9 @@ def test_what_is_random_is_drawn_again(tmp_path, models):
 def test_what_is_told_of_it_is_the_batch_that_was_found(tmp_path, models):
     trainer = run_of(tmp_path, models, batch_size=8, gradient_accumulation_steps=2)
     Memory(trainer, clips=4)
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     trainer.train()
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     trainer.save_model()
     facts = TrainingSummary.load(tmp_path)
     assert facts.arguments["per_device_train_batch_size"] == 4 and facts.batch_size == 8

@@ -370,6 +370,16 @@ def test_clips_skipped_in_labelling_are_listed_beside_the_labels(
     assert len(load_from_disk(tmp_path / "labels")) == 15
 
 
+def test_too_little_memory_for_a_cache_names_the_option(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("askd_hf.data.encoder_cache.run_encoder", full)
+    given = dict(teacher=teacher_dir, cache_encoder=tmp_path / "encoder")
+    status, _, err = run_here(monkeypatch, capsys, *arguments(tmp_path / "run", speech_dir, **given))
+    assert status == 2 and "out of memory while a cache is filled: lower --per_device_eval_batch_size" in err
+
+
 @pytest.mark.slow
 def test_a_killed_run_with_caches_resumes_to_the_same_weights(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     given = dict(teacher=teacher_dir, save_strategy="steps", save_steps=1, save_total_limit=2, max_steps=12)

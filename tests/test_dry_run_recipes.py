@@ -19,6 +19,7 @@ from training import learn_by_heart
 from askd_hf.commands.measured_run import MeasuringTrainer
 from askd_hf.config import ASKDConfig
 from askd_hf.data import load_speech_dataset
+from askd_hf.errors import UserError
 from askd_hf.models import layer_selection
 from askd_hf.models.loading import load_processor
 from askd_hf.models.student import init_student
@@ -308,13 +309,17 @@ def config(tmp_path, **changes) -> ASKDConfig:
         (dict(num_train_epochs=3), 33, RunLength(3, 9)),  # batches of 16, 16 and 1
         (dict(num_train_epochs=3, dataloader_drop_last=True), 33, RunLength(2, 6)),
         (dict(num_train_epochs=1.5, gradient_accumulation_steps=2), 33, RunLength(2, 3)),
-        (dict(num_train_epochs=2, dataloader_drop_last=True), 15, RunLength(1, 2)),
         (dict(max_steps=7), 33, RunLength(3, 7)),
         (dict(max_steps=7), None, RunLength(None, 7)),
     ],
 )
 def test_the_length_of_a_run(tmp_path, changes, clips, length):
     assert run_length(config(tmp_path, **changes), clips, batch_size=16) == length
+
+
+def test_a_run_without_a_whole_batch_has_no_length(tmp_path):
+    with pytest.raises(UserError, match="--dataloader_drop_last leaves no batch: there are 15 training clips"):
+        run_length(config(tmp_path, dataloader_drop_last=True), 15, batch_size=16)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,23 @@ def test_the_evaluation_is_made_when_the_run_is_resumed(tmp_path, models, change
             assert_same(resumed, whole)
 
 
+def test_the_checkpoint_to_resume_from_is_kept_beside_the_best(tmp_path, models):
+    """With a limit of one, Trainer deletes all but the best at the end of training, and a signal ends it too."""
+    changes = STEPS | dict(save_total_limit=1, learning_rate=0.3)
+    whole = run_of(tmp_path / "whole", models, **changes)
+    whole.train()
+    best = whole.state.best_global_step
+    assert {file.name for file in (tmp_path / "whole").glob("checkpoint-*")} == {f"checkpoint-{best}"}
+    stopped = run_of(tmp_path / "stopped", models, **changes)
+    stopped.add_callback(SignalAt(best + 3))
+    stopped.train()
+    kept = {file.name for file in (tmp_path / "stopped").glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{best}", f"checkpoint-{best + 3}"}
+    resumed = run_of(tmp_path / "stopped", models, **changes)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(resumed, whole)
+
+
 def test_early_stopping_counts_it(tmp_path, models):
     """Without it the run would train longer."""
     changes = STEPS | dict(max_steps=30, early_stopping_patience=2, learning_rate=0.3)

@@ -227,6 +227,19 @@ def test_the_conditions_of_a_model_may_be_in_several_evaluations(tmp_path):
         names[2],
         names[1],
     ]
+    at_context = evaluation("runs/a", {"snr5": 8.0})
+    at_context.models["student at clip context"] = at_context.models["student"]
+    at_context.sets[0].scores["student at clip context"] = scores(9.0)
+    found = scores_by_condition([at_context])
+    assert {name: found[name]["snr5"].wer for name in found} == {
+        "runs/a": 8.0,
+        "openai/whisper-tiny.en": 4.0,
+        "runs/a, context of the clips": 9.0,
+    }
+    other = evaluation("runs/a", {"snr5": 3.0})
+    other.sets[0].name = "other-snr5"
+    with pytest.raises(UserError, match="runs/a: two evaluations have a split snr5 of different clips"):
+        scores_by_condition([at_context, other])
     with pytest.raises(UserError, match="runs/study/a/1: the evaluation has no sets of signal-to-noise ratios"):
         scores_by_condition([evaluation("runs/study/a/1", {"clean": 1.0})])
 

@@ -36,7 +36,7 @@ from askd_hf.models.lora import LoraArguments, with_lora
 from askd_hf.models.student import init_student
 from askd_hf.training.checkpoint_lookup import checkpoint_to_resume, checkpoints
 from askd_hf.training.run_callbacks import StopGracefullyCallback, updates_between_exchanges
-from askd_hf.training.run_settings import check_options, is_harmless
+from askd_hf.training.run_settings import check_options, config_settings, is_harmless
 
 STEPS = 10  # 4 steps an epoch
 
@@ -295,6 +295,13 @@ def test_another_objective_or_order_is_refused_by_name(whole, models, tmp_path, 
     ):  # the script asks before it loads anything
         changes = dict(teacher_weight=0.8, teacher_phase_ratio=0.6, self_teacher="snapshot") | changes
         check_options(ASKDConfig(**options(tmp_path, **changes)), f"{whole.args.output_dir}/checkpoint-4")
+
+
+def test_a_machine_without_pinned_memory_may_resume(tmp_path):
+    """`ASKDConfig` derives options of Accelerate from `dataloader_pin_memory`."""
+    pinned, plain = (ASKDConfig(**options(tmp_path, dataloader_pin_memory=pinned)) for pinned in (True, False))
+    assert pinned.accelerator_config != plain.accelerator_config
+    assert config_settings(pinned) == config_settings(plain)
 
 
 @pytest.mark.parametrize(

@@ -423,6 +423,25 @@ def test_a_few_updates_without_labels_do_not_end_the_run(tmp_path, student, ever
         train(1, 2, steps=2)
 
 
+def test_the_list_of_skipped_rows_has_its_header_in_another_directory_too(tmp_path):
+    """A resumed run that has skipped rows before, and another `--output_dir`."""
+    first = SkippedRows.of_run(ASKDConfig(output_dir=str(tmp_path / "first"), use_cpu=True), None)
+    first.add([("a.wav", "too long", False)], 1)
+    first.save(tmp_path, [first.count])
+    second = SkippedRows.of_run(ASKDConfig(output_dir=str(tmp_path / "second"), use_cpu=True), None)
+    second.load(tmp_path, 0)
+    second.add([("b.wav", "too long", False)], 2)
+    assert (tmp_path / "second" / "skipped-stream.csv").read_text().split() == ["clip,reason", "b.wav,too", "long"]
+
+
+def test_without_a_whole_batch_a_run_ends_before_it_starts(tmp_path, student):
+    """Trainer would save the untrained student as the result."""
+    options = dict(dataloader_drop_last=True, per_device_train_batch_size=8, preset="ce", max_steps=3)
+    trainer = make_trainer(tmp_path, None, student, clips=7, **options)
+    with pytest.raises(UserError, match=r"leaves no batch: there are 7 training clips, and .* take 8 at a time"):
+        trainer.train()
+
+
 def test_the_last_updates_of_a_resumed_run_may_have_no_labels(tmp_path):
     """As they may of a run that wasn't interrupted: it would fail again at every start."""
     skipped = SkippedRows.of_run(ASKDConfig(output_dir=str(tmp_path), use_cpu=True), None)

@@ -33,7 +33,7 @@ from ..data import SpeechCollator, SpeechStream
 from ..data.augment import AugmentArguments, Augmenter
 from ..data.sources import check_exist
 from ..data.teacher_cache import has_soft_labels
-from ..errors import UserError
+from ..errors import UserError, memory_errors
 from ..evaluation.comparison import EvalSplit
 from ..evaluation.metrics import compute_metrics_for
 from ..hub.provenance import Provenance
@@ -271,7 +271,8 @@ def recover_pruned_encoder(options: Options, models: Models, speech: Speech, ori
     """Train a pruned encoder on audio alone, before the distillation, and note it in `origin`."""
     recovery = encoder_recovery(options, models, speech)
     if recovery is not None:
-        recovery.run()
+        with memory_errors("out of memory in the recovery of the encoder: lower --per_device_train_batch_size"):
+            recovery.run()
         origin.encoder_recovery_epochs = recovery.epochs
 
 
@@ -350,8 +351,12 @@ def fill_caches(options: Options, models: Models, speech: Speech) -> tuple[Model
     model_args, caches, config = options.model, options.caches, options.config
     train_dataset, collator = speech.train, speech.collator
     settings = check_labels_of_cache(teacher, collator, model_args, caches, config, extractor)
-    collator = with_encoder_cache(collator, student, [train_dataset, *speech.evaluation.values()], caches, config)
-    train_dataset = with_soft_labels(train_dataset, teacher, collator, model_args, caches, config, extractor, settings)
+    clips = [train_dataset, *speech.evaluation.values()]
+    with memory_errors("out of memory while a cache is filled: lower --per_device_eval_batch_size"):
+        collator = with_encoder_cache(collator, student, clips, caches, config)
+        train_dataset = with_soft_labels(
+            train_dataset, teacher, collator, model_args, caches, config, extractor, settings
+        )
     if isinstance(train_dataset, SpeechStream):
         collator = replace(collator, limits=training_limits(collator, options.data))
     runs_teacher = config.uses_teacher and (config.eval_teacher_losses or not has_soft_labels(train_dataset))

@@ -277,7 +277,7 @@ def add_needs(
     if times is None:
         plan.add(NEEDS, "checkpoints", f"after each better evaluation, {each} each")
     elif times:
-        limit = config.save_total_limit
+        limit = config.save_total_limit or None
         kept = times if limit is None else min(times, limit + (config.load_best_model_at_end and limit == 1))
         in_all = size(kept * measured.checkpoint_bytes)
         plan.add(NEEDS, "checkpoints", f"{counted(times, 'time')}, {each} each; {kept:,} kept: {in_all}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .results import Results, Scores
+from .results import CLIP_CONTEXT, Results, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,16 +24,26 @@ def scores_by_condition(evaluations: list[Results]) -> dict[str, Conditions]:
 
     The conditions of a model may be in several evaluations, as those of a study are.
 
-    Raises `UserError` if there is no noisy set of a model, or two models have the same name.
+    Raises `UserError` if a model has no noisy set, if two models have the same name, or if two evaluations of a model
+    have a condition on different clips.
     """
     found: dict[str, Conditions] = {}
+    sets: dict[tuple[str, str], tuple[str, int]] = {}  # what each condition of a model was measured on
     weights: dict[str, str | None] = {}
     for results in evaluations:
         for role, model in results.models.items():
-            splits = {one.split: one.scores[role] for one in results.sets if role in one.scores and one.has_speech}
-            if weights.setdefault(model.name, model.weights) != model.weights:
-                raise UserError(f"{model.name}: two evaluations are of different weights: give the models other names")
-            found[model.name] = splits | found.get(model.name, {})
+            name = f"{model.name}, context of the clips" if role == CLIP_CONTEXT else model.name
+            if weights.setdefault(name, model.weights) != model.weights:
+                raise UserError(f"{name}: two evaluations are of different weights: give the models other names")
+            for one in results.sets:
+                if role not in one.scores or not one.has_speech:
+                    continue
+                source = (one.name, one.reference_words)
+                if sets.setdefault((name, one.split), source) != source:
+                    raise UserError(
+                        f"{name}: two evaluations have a split {one.split} of different clips: leave one out"
+                    )
+                found.setdefault(name, {}).setdefault(one.split, one.scores[role])
     for name, conditions in found.items():
         if not any(SNR.fullmatch(split) for split in conditions):
             raise UserError(

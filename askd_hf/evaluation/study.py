@@ -5,7 +5,7 @@ speakers and other seeds change. All systems share the resamples.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,16 +146,41 @@ def seed_errors(results: Sequence[CellResult], sets: Iterable[str], capped: bool
         sets: names of the sets; their errors are pooled.
         capped: count at most all words of a clip as errors.
     """
-    errors, words = [], []
-    for name in sets:
-        lengths = np.array(results[0].set(name).words)
-        _, units = bootstrap_units(results[0].set(name).speakers)
+    return _summed([(results, name) for name in sets], capped)
+
+
+def _summed(parts: Sequence[tuple[Sequence[CellResult], str]], capped: bool) -> SeedErrors:
+    """Sum the word errors of several sets per unit: a speaker or clip of two sets is one unit.
+
+    Args:
+        parts: the results, one per seed, and the name of the set.
+        capped: as in `seed_errors`.
+    """
+    index: dict[Hashable, int] = {}
+    units, lengths, errors = [], [], []
+    for results, name in parts:
+        one = results[0].set(name)
+        group, of_clips = _units(one)
+        first = [np.flatnonzero(of_clips == unit)[0] for unit in range(of_clips.max() + 1)]
+        numbers = [index.setdefault((group, one.speakers[i], of_clips[i]), len(index)) for i in first]
         of_seeds = np.array([result.set(name).errors for result in results])
-        if capped:
-            of_seeds = capped_errors(of_seeds, lengths)
-        errors.append(np.stack([np.bincount(units, weights=of_seed) for of_seed in of_seeds]))
-        words.append(np.bincount(units, weights=lengths))
-    return SeedErrors(np.concatenate(errors, axis=1), np.concatenate(words))
+        units.append(np.array(numbers)[of_clips])
+        lengths.append(np.array(one.words))
+        errors.append(capped_errors(of_seeds, lengths[-1]) if capped else of_seeds)
+    unit, length, error = np.concatenate(units), np.concatenate(lengths), np.concatenate(errors, axis=1)
+    return SeedErrors(np.stack([np.bincount(unit, weights=of_seed) for of_seed in error]), np.bincount(unit, length))
+
+
+def _units(one: SetErrors) -> tuple[Hashable, np.ndarray]:
+    """Return the resampling unit of each clip, and what is equal for sets that have the same units.
+
+    Noisy copies of one set have the same speakers with the same words. Speakers of different corpora may have the same
+    names by chance.
+    """
+    kind, units = bootstrap_units(one.speakers)
+    if kind == "clip":
+        return (tuple(one.words), tuple(one.speakers)), units
+    return tuple(np.bincount(units, weights=one.words)), units
 
 
 def resampled_means(systems: Sequence[SeedErrors], n_resamples: int = N_RESAMPLES, seed: int = SEED) -> np.ndarray:
@@ -351,15 +376,9 @@ def _compared(raw: list[SeedErrors], capped: list[SeedErrors]) -> list[str]:
 def _pool(
     study: Study, systems: Iterable[System], sets_of: dict[str, list[str]], capped: bool, seeds: set[int]
 ) -> SeedErrors:
-    """Return the errors of one method in several trainings. The same speakers in two trainings are one unit."""
-    of_sets: dict[str, list[SeedErrors]] = {}
-    for system in systems:
-        results = [result for result in study.of(system) if result.seed in seeds]
-        for name in sets_of[system[2]]:
-            of_sets.setdefault(name, []).append(seed_errors(results, [name], capped))
-    errors = [np.sum([one.errors for one in of_set], axis=0) for of_set in of_sets.values()]
-    words = [np.sum([one.words for one in of_set], axis=0) for of_set in of_sets.values()]
-    return SeedErrors(np.concatenate(errors, axis=1), np.concatenate(words))
+    """Return the errors of one method in several trainings."""
+    results = {system: [result for result in study.of(system) if result.seed in seeds] for system in systems}
+    return _summed([(found, name) for system, found in results.items() for name in sets_of[system[2]]], capped)
 
 
 def _comparison_note(units: Iterable[str]) -> str:

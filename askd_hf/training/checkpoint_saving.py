@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -169,7 +170,7 @@ class StudentSaver:
 
 
 def is_checkpoint(directory: Path) -> bool:
-    return directory.name.startswith(PREFIX_CHECKPOINT_DIR)
+    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", directory.name) is not None
 
 
 def _save_spelling(directory: Path, processor: ProcessorMixin | None) -> None:

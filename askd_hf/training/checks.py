@@ -104,6 +104,19 @@ def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> N
         )
 
 
+def check_whole_batch(clips: int, clips_per_batch: int) -> None:
+    """Raise `UserError` if `--dataloader_drop_last` leaves no batch.
+
+    Args:
+        clips_per_batch: of all processes.
+    """
+    if clips < clips_per_batch:
+        raise UserError(
+            f"--dataloader_drop_last leaves no batch: there are {clips:,} training clips, and all processes together "
+            f"take {clips_per_batch:,} at a time. Leave it out, or choose a smaller --per_device_train_batch_size"
+        )
+
+
 def check_speed(
     augment: AugmentArguments, timestamp_probability: float, args: ASKDConfig, has_hidden_loss: bool
 ) -> None:

@@ -84,6 +84,7 @@ class StopGracefullyCallback(TrainerCallback):
         self.stopped = self.evaluation_due = self.requested = False
         self._next_exchange, self._last_exchange = 0, None
         self._process = os.getpid()
+        self.restore()  # after a start with a larger batch (auto_find_batch_size), which didn't end
         try:
             self._previous = {s: signal.signal(s, self._request) for s in STOPPING}
         except ValueError:  # only the main thread can set handlers

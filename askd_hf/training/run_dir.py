@@ -13,6 +13,7 @@ from ..arguments import CacheArguments, ModelArguments
 from ..arguments.writable import check_writable
 from ..config import EVALUATING_SCHEDULERS, TEXT_METRICS, UNNAMED_RUN, ASKDConfig
 from ..errors import UserError
+from .checkpoint_saving import is_checkpoint
 from .checks import check_best_metric
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,10 @@ def check_directories(config: ASKDConfig, caches: CacheArguments, trains: bool =
         trains: False if nothing is written to `--output_dir`.
     """
     if trains:
+        if is_checkpoint(Path(config.output_dir)):
+            raise UserError(
+                f"--output_dir {config.output_dir}: such names are those of checkpoints, choose another one"
+            )
         check_writable(config.output_dir, "--output_dir")
     logs = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if logs and "tensorboard" in config.report_to:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..config import ASKDConfig
+from .checks import check_whole_batch
 
 LITTLE_SPEECH = 1800.0  # seconds
 
@@ -66,11 +67,15 @@ def run_length(config: ASKDConfig, clips: int | None, batch_size: int, done: int
 
     Args:
         batch_size: per process.
+
+    Raises `UserError` if `--dataloader_drop_last` leaves no batch.
     """
     if clips is None:
         return RunLength(None, config.max_steps, done)
     clips_per_batch = batch_size * config.world_size
     batches = clips // clips_per_batch if config.dataloader_drop_last else math.ceil(clips / clips_per_batch)
+    if config.dataloader_drop_last:
+        check_whole_batch(clips, clips_per_batch)
     per_epoch = max(math.ceil(batches / config.gradient_accumulation_steps), 1)
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * per_epoch)
     return RunLength(per_epoch, steps, done)

@@ -78,6 +78,8 @@ def config_settings(config: ASKDConfig, train_batch_size: int | None = None) -> 
     """
     values = {name: value for name, value in config.to_dict().items() if not is_harmless(name)}
     values["data_seed"] = config.order_seed
+    if values["accelerator_config"]:  # of pinned memory, which the machine that resumes the run may not have
+        values["accelerator_config"]["non_blocking"] = False
     values["hidden_weight"] = config.hidden_weight or None
     values["processes"] = config.world_size
     if config.max_steps > 0:

@@ -73,7 +73,7 @@ class SkippedRows:
                 )
         if not rows:
             return
-        if self.count == 0:
+        if self.count == 0 or not self.file.is_file():
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text("clip,reason\n", encoding="utf-8")
         with self.file.open("a", newline="", encoding="utf-8") as file:

@@ -50,6 +50,7 @@ class Arguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on only that many clips."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on only that many clips."})
     max_duration_in_seconds: float = field(default=30.0, metadata={"help": "Leave out longer held-out clips."})
+    language: str | None = field(default=None, metadata={"help": "Language of the speech, of a multilingual model."})
 
 
 class States(Dataset):
@@ -151,6 +152,7 @@ def scores(model: WhisperForConditionalGeneration, processor: WhisperProcessor, 
         "model": str(folder / "model"),
         "dataset": args.eval_dataset or args.dataset,
         "eval_splits": args.eval_splits,
+        "language": args.language or "null",
         "max_duration_in_seconds": str(args.max_duration_in_seconds),
         "max_eval_samples": "null" if args.max_eval_samples is None else str(args.max_eval_samples),
         "output_dir": str(folder / "evaluation"),

@@ -71,16 +71,20 @@ class OnPolicyTrainer(ASKDTrainer):
     @torch.no_grad()
     def _written(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return the batch with sampled texts as labels, and the teacher's distribution at their tokens."""
+        inputs = {name: value for name, value in inputs.items() if name != "no_speech"}  # the teacher scores all texts
         batch = self.runner.model_inputs(inputs)
-        self.runner.encode(self.model, batch, with_states=False)
+        with self.accelerator.autocast():
+            self.runner.encode(self.model, batch, with_states=False)
         encoded = BaseModelOutput(batch["encoder_outputs"][0])
         last_of_prompt = self.model.generation_config.no_timestamps_token_id
         prompt = int((inputs["decoder_input_ids"][0] == last_of_prompt).long().argmax()) + 1
-        tokens = self._sample(encoded, inputs["decoder_input_ids"][:, :prompt], 1.5 * inputs["labels"].shape[1] + 8)
+        longest = min(round(1.5 * inputs["labels"].shape[1]) + 8, self.model.config.max_target_positions)
+        tokens = self._sample(encoded, inputs["decoder_input_ids"][:, :prompt], longest)
         labels, is_end = tokens[:, 1:].clone(), tokens[:, 1:] == self.model.config.eos_token_id
         labels[is_end.cumsum(1) - is_end.long() > 0] = -100  # after the first end of text
         labels[:, : prompt - 1] = -100
-        logits = self.scorer(encoder_outputs=encoded, decoder_input_ids=tokens[:, :-1]).logits
+        with self.accelerator.autocast():
+            logits = self.scorer(encoder_outputs=encoded, decoder_input_ids=tokens[:, :-1]).logits
         target = TopK.from_logits(logits.flatten(0, 1), labels.flatten().clamp(min=0), TOP_K, self.args.temperature)
         columns = {
             name: column.unflatten(0, labels.shape) for name, column in zip(TEACHER_COLUMNS, target, strict=True)
@@ -88,7 +92,7 @@ class OnPolicyTrainer(ASKDTrainer):
         columns |= {"labels": labels, "decoder_input_ids": tokens[:, :-1], "label_positions": label_positions(labels)}
         return inputs | columns
 
-    def _sample(self, encoded: BaseModelOutput, tokens: Tensor, longest: float) -> Tensor:
+    def _sample(self, encoded: BaseModelOutput, tokens: Tensor, longest: int) -> Tensor:
         """Return the prompts `(batch, prompt)` with texts after them, `(batch, tokens)`."""
         generator = torch.Generator(tokens.device).manual_seed(self.args.seed * 100_003 + self.state.global_step)
         cache, step, end = EncoderDecoderCache(DynamicCache(), DynamicCache()), tokens, self.model.config.eos_token_id

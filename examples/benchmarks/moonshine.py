@@ -29,7 +29,7 @@ from askd_hf.data.json_files import read_json
 from askd_hf.errors import UserError, exit_on_user_error
 from askd_hf.evaluation import DatasetSpec, prepare_set
 from askd_hf.evaluation.metrics import normalize_pairs, normalizer_for
-from askd_hf.evaluation.word_errors import capped_errors, count_errors, is_loop
+from askd_hf.evaluation.word_errors import capped_errors, count_errors, exclusion_reason, is_loop
 
 TOKENS_PER_SECOND = 6.5
 
@@ -84,6 +84,9 @@ def main() -> None:
     if args.no_speech:
         print(f"{size}; text in {sum(map(bool, predictions))} clips without speech")
         return
+    raw = prepared.clips["text"][:]
+    scored = [i for i, text in enumerate(references) if exclusion_reason(raw[i], text) is None]
+    references, predictions = ([texts[i] for i in scored] for texts in (references, predictions))
     lengths = np.array([len(text.split()) for text in references])
     errors = count_errors(jiwer.process_words(references, predictions)).total
     capped = capped_errors(errors, lengths).sum()

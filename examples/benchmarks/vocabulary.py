@@ -45,6 +45,7 @@ def main() -> None:
     options = {
         "dataset": args.eval_dataset,
         "eval_splits": args.eval_splits,
+        "language": args.language,
         "max_duration_in_seconds": str(args.max_duration_in_seconds),
         "max_eval_samples": "null" if args.max_eval_samples is None else str(args.max_eval_samples),
     }

@@ -198,6 +198,31 @@ def test_pooled_differences_are_those_of_plain_sums():
     assert float(row[9]) == pytest.approx(np.mean(np.array(samples) < 0), abs=0.02)
 
 
+@pytest.mark.parametrize("speakers", [[f"s{i // 4}" for i in range(40)], [None] * 40], ids=["speakers", "clips"])
+def test_copies_of_a_set_have_the_same_units(speakers):
+    """As noisy ones: the interval of five equal copies is that of one set."""
+    rng = np.random.default_rng(3)
+    words = rng.integers(3, 9, size=40).tolist()
+
+    def interval(copies: int) -> str:
+        results = [
+            cell(method, 1, [set_errors(f"{i} dB", errors, words, speakers) for i in range(copies)])
+            for method, errors in (("kd", words), ("askd", rng.permutation(words).tolist()))
+        ]
+        rng.bit_generator.state = state
+        names = [one.name for one in results[0].sets]
+        comparison = comparison_table(Study(results, ["kd"]), names, "title").rows[-1]
+        (pooled,) = (r for r in pooled_table(Study(results, ["kd"]), {"a": names}, "title").rows if r[2] == "askd")
+        assert pooled[5:] == comparison[2:]
+        return comparison[3]
+
+    state = rng.bit_generator.state
+    assert interval(5) == interval(1)
+    other = set_errors("other", words, words, [f"t{i}" for i in range(40)])  # of other speakers
+    results = [cell(method, 1, [set_errors("own", words, words, speakers), other]) for method in ("kd", "askd")]
+    assert len(seed_errors([results[0]], ["own", "other"], False).words) == (10 if speakers[0] else 40) + 40
+
+
 def test_the_interval_of_an_error_rate_is_in_its_row(study):
     study.results = [cell("kd", seed, [set_errors("own", [seed] * 50, [10] * 50)]) for seed in (1, 2, 3)]
     (row,) = error_table(study, "own").rows
