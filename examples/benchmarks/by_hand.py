@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="Folder with metadata.csv: file_name, transcripts.")
     parser.add_argument("--text_column_name", default="transcription", help="Column of the transcripts.")
     parser.add_argument("--max_seconds", type=float, default=30.0, help="Leave out longer clips.")
+    parser.add_argument("--num_beams", type=int, default=1, help="1 for greedy decoding. Default of pipeline: 5.")
     args = parser.parse_args()
     transcribe = pipeline("automatic-speech-recognition", model=args.model)
     normalize = EnglishTextNormalizer(AutoTokenizer.from_pretrained(args.model).english_spelling_normalizer or {})
@@ -32,7 +33,7 @@ def main() -> None:
     for row in tqdm(rows):
         wave, rate = librosa.load(args.folder / row["file_name"], sr=16_000)
         if len(wave) <= args.max_seconds * rate:
-            texts.append(normalize(transcribe(wave, generate_kwargs={"num_beams": 1})["text"]))
+            texts.append(normalize(transcribe(wave, generate_kwargs={"num_beams": args.num_beams})["text"]))
             references.append(normalize(row[args.text_column_name]))
     if not references:
         parser.error(f"--max_seconds {args.max_seconds:g}: all {len(rows)} clips are longer")

@@ -140,6 +140,8 @@ def make_speech(folder: Path, named: Callable[[str], bool]) -> None:
         write_speech(folder / name, clips=6, seed=20)
     if named("my_clips"):
         write_speech(folder / "my_clips", clips=24)
+    if named("long_recordings"):  # not longer than the models' window
+        (write_speech(folder / "unlisted", clips=6, seed=20) / "audio").rename(folder / "long_recordings")
     if named("my_recordings"):
         make_recordings(folder / "my_recordings")
     if named("transcripts.csv"):
