@@ -161,8 +161,10 @@ def _summed(parts: Sequence[tuple[Sequence[CellResult], str]], capped: bool) -> 
     for results, name in parts:
         one = results[0].set(name)
         group, of_clips = _units(one)
-        first = [np.flatnonzero(of_clips == unit)[0] for unit in range(of_clips.max() + 1)]
-        numbers = [index.setdefault((group, one.speakers[i], of_clips[i]), len(index)) for i in first]
+        numbers = [
+            index.setdefault((group, one.speakers[clip], unit), len(index))
+            for unit, clip in zip(*np.unique(of_clips, return_index=True), strict=True)
+        ]
         of_seeds = np.array([result.set(name).errors for result in results])
         units.append(np.array(numbers)[of_clips])
         lengths.append(np.array(one.words))
