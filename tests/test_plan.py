@@ -202,7 +202,7 @@ def test_a_student_that_misses_the_target_is_followed_by_a_faster_one(
     assert all(shape.speedup >= 2 / share for shape in tried[1:])
 
 
-@pytest.mark.parametrize("layers, rate", [(1, "2e-4"), (2, "2e-4"), (3, "5e-5"), (4, "5e-5")])
+@pytest.mark.parametrize("layers, rate", [(1, "1e-4"), (2, "1e-4"), (3, "5e-5"), (4, "5e-5")])
 def test_a_deeper_student_gets_a_lower_learning_rate(teacher_dir, layers, rate):
     (args,) = commands.parse_args(commands.OPTIONS, ["--teacher", str(teacher_dir), "--speedup", "2"])
     printed = commands.command(args, commands.Domain([], [10], {}, 20), Candidate(10, 300, 4, layers))

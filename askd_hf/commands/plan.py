@@ -207,6 +207,6 @@ def command(args: PlanArguments, domain: Domain, shape: Candidate) -> str:
     ]
     words += ["--eval_splits", splits[0]] if splits else []
     words += ["--encoder_cache_dir", "cache/encoder"] if "--encoder_layers" not in words else []
-    rate = "5e-5" if shape.decoder_layers > 2 else "2e-4"  # the start of a deeper student is closer to the teacher
+    rate = "5e-5" if shape.decoder_layers > 2 else "1e-4"  # the start of a deeper student is closer to the teacher
     words += ["--teacher_cache_dir", labels, "--learning_rate", rate, "--num_train_epochs", EPOCHS]
     return shlex.join(map(str, words))
