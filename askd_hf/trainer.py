@@ -390,10 +390,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         # a process on another disk than the first may know none
         self.state.best_model_checkpoint = of_main_process(self.state.best_model_checkpoint)
         limit = self.args.save_total_limit
-        if self.stop.stopped:
-            self.args.save_total_limit = (
-                None  # with 1, Trainer would delete all but the best, also the one to resume from
-            )
+        if self.stop.stopped:  # with a limit of 1, Trainer would keep the best checkpoint, not the one to resume from
+            self.args.save_total_limit = None
         try:
             return super()._finalize_training(*args, **kwargs)
         finally:

@@ -174,9 +174,9 @@ def _summed(parts: Sequence[tuple[Sequence[CellResult], str]], capped: bool) -> 
 
 
 def _units(one: SetErrors) -> tuple[Hashable, np.ndarray]:
-    """Return the resampling unit of each clip, and what is equal for sets that have the same units.
+    """Return a key, which is equal for sets with the same units, and the resampling unit of each clip.
 
-    Noisy copies of one set have the same speakers with the same words. Speakers of different corpora may have the same
+    Noisy copies of a set have the same speakers with as many words. Speakers of different corpora may have the same
     names by chance.
     """
     kind, units = bootstrap_units(one.speakers)

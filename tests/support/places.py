@@ -136,7 +136,7 @@ def make_speech(folder: Path, named: Callable[[str], bool]) -> None:
             write_speech(folder / name / split, clips=clips, seed=10 * seed + clips)
     if named("my_test_speech"):
         write_speech(folder / "my_test_speech", clips=3)
-    for name in filter(named, ("my_audio", "my_noises")):
+    for name in filter(named, ("my_audio", "my_noises", "sounds_test")):
         write_speech(folder / name, clips=6, seed=20)
     if named("my_clips"):
         write_speech(folder / "my_clips", clips=24)
