@@ -124,6 +124,7 @@ SHORTER = {
     "python examples/benchmarks/encoder_layers.py": "--selections 1, --epochs 1 --max_train_samples 2 "
     "--max_eval_samples 2",
     "python examples/benchmarks/by_hand.py": "--max_seconds 1",  # the windows of the students here
+    "python examples/benchmarks/loops.py": f"{SHORT_RUN} --window_seconds 1 --vocabulary 31",
     "python examples/benchmarks/training_step.py": STEP,
     "python examples/benchmarks/training_step.py --sweep": f"{STEP} --sweep_values 4 8",
     "python examples/benchmarks/training_step.py --trainer_overhead": f"{STEP} --trainer_overhead 3",

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from askd_hf.commands import distill
 from askd_hf.commands.options import parse
 from askd_hf.data import TEACHER_COLUMNS
+from askd_hf.errors import exit_on_user_error
 from askd_hf.hub.provenance import Provenance
 from askd_hf.objective import TopK
 from askd_hf.projection import at_positions, label_positions
@@ -85,7 +86,8 @@ class OnPolicyTrainer(ASKDTrainer):
         labels[:, : prompt - 1] = -100
         with self.accelerator.autocast():
             logits = self.scorer(encoder_outputs=encoded, decoder_input_ids=tokens[:, :-1]).logits
-        target = TopK.from_logits(logits.flatten(0, 1), labels.flatten().clamp(min=0), TOP_K, self.args.temperature)
+        k = min(TOP_K, logits.shape[-1] - 1)
+        target = TopK.from_logits(logits.flatten(0, 1), labels.flatten().clamp(min=0), k, self.args.temperature)
         columns = {
             name: column.unflatten(0, labels.shape) for name, column in zip(TEACHER_COLUMNS, target, strict=True)
         }
@@ -129,4 +131,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()
