@@ -51,7 +51,6 @@ NOT_RUN = {
     "python examples/study.py --study examples/studies/noise.yaml": "an hour long",
     "python examples/study.py --study examples/studies/noise_librispeech.yaml": "two hours long",
     "python examples/study.py --study examples/studies/noise_digits.yaml": "an hour long",
-    "python examples/study.py --study examples/studies/base.yaml": "an hour long",
     "python examples/study.py --study examples/studies/replay.yaml": "an hour long",
     "python examples/study.py --study examples/studies/recipe.yaml": "an hour long",
     "askd-hf pseudo-label --teacher openai/whisper-tiny.en --dataset librispeech --word_timestamps "

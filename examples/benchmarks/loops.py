@@ -9,8 +9,8 @@ tokens (GKD, Agarwal et al. 2024, here with --divergence). The teacher takes the
 is the teacher's own, cut to the student's window. The other options are those of `askd-hf distill`.
 """
 
-import argparse
 import random
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from askd_hf.arguments.parser import parse_args
 from askd_hf.commands import distill
-from askd_hf.commands.options import parse
 from askd_hf.data import TEACHER_COLUMNS
 from askd_hf.errors import exit_on_user_error
 from askd_hf.hub.provenance import Provenance
@@ -31,6 +31,14 @@ from askd_hf.trainer import ASKDTrainer
 from askd_hf.training import loss_sums
 
 TOP_K = 32  # tokens of the teacher's distribution, as in the cached labels
+
+
+@dataclass
+class Arguments:
+    """The two ways."""
+
+    on_policy_ratio: float = field(default=0.0, metadata={"help": "Share of on-policy batches."})
+    end_of_text_weight: int = field(default=1, metadata={"help": "Weight of the end of a text in the loss."})
 
 
 class OnPolicyTrainer(ASKDTrainer):
@@ -111,12 +119,9 @@ class OnPolicyTrainer(ASKDTrainer):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on_policy_ratio", type=float, default=0.0, help="Share of on-policy batches. Default: 0.")
-    parser.add_argument("--end_of_text_weight", type=int, default=1, help="Weight of the end of a text. Default: 1.")
-    args, others = parser.parse_known_args()
-
-    options = distill.Options(*parse("distill", others))
+    prog = "python examples/benchmarks/loops.py"
+    args, *parsed = parse_args((Arguments, *distill.OPTIONS), prog=prog, description=__doc__)
+    options = distill.Options(*parsed)
     checkpoint = distill.prepare_run(options)
     models = distill.reduce_vocabulary(options, distill.load_models(options))
     teacher = models.teacher
