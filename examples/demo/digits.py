@@ -1,10 +1,12 @@
 """Single spoken digits (Free Spoken Digit Dataset) and the strings composed of them.
 
-Used by make_strings.py (the audio folder of the demo) and by train_teacher.py (strings composed on the fly).
+Used by make_strings.py (the audio folder of the demo), make_clean_strings.py (that of a study) and train_teacher.py
+(strings composed on the fly).
 """
 
 import csv
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +79,23 @@ def telephone(rng: np.random.Generator, wave: np.ndarray, snr: tuple[float, floa
     file = io.BytesIO()
     sf.write(file, 0.5 * noisy / np.abs(noisy).max(), SAMPLE_RATE, format="WAV", subtype="GSM610")
     return file.getvalue()
+
+
+def empty_folder(folder: Path) -> None:
+    """Make the audio folder of a split, in place of an earlier one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "audio").mkdir(parents=True)
+
+
+def write_metadata(folder: Path, rows: list[tuple[str, str, str, float]]) -> None:
+    """Write the metadata.csv of a split and print its size.
+
+    Args:
+        rows: file, transcript, speaker and seconds.
+    """
+    with open(folder / "metadata.csv", "w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["file_name", "transcription", "speaker", "duration"])
+        table.writerows(rows)
+    words = sum(len(row[1].split()) for row in rows)
+    print(f"{folder.name}: {len(rows)} strings, {words} words, {sum(row[3] for row in rows):.0f} s")

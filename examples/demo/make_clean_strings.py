@@ -6,13 +6,11 @@ Its test split has other speakers than train and validation.
 """
 
 import argparse
-import csv
-import shutil
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-from digits import SAMPLE_RATE, Takes, compose, load_takes
+from digits import SAMPLE_RATE, Takes, compose, empty_folder, load_takes, write_metadata
 
 # split -> (generator, number of strings, splits of the demo whose recordings it takes)
 STRINGS = {
@@ -32,21 +30,15 @@ def main() -> None:
         rng = np.random.default_rng([args.seed, number])
         takes = joined_takes(sources)
         folder = args.output_dir / split
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "audio").mkdir(parents=True)
+        empty_folder(folder)
         rows = []
         for speaker in takes:
             for index in range(count // len(takes)):
                 wave, text = compose(rng, takes[speaker], max_duration_in_seconds=3.9)
                 name = f"audio/{speaker}-{index:03}.flac"
                 sf.write(folder / name, wave, SAMPLE_RATE)
-                rows.append([name, text, speaker, round(len(wave) / SAMPLE_RATE, 3)])
-        with open(folder / "metadata.csv", "w", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["file_name", "transcription", "speaker", "duration"])
-            table.writerows(rows)
-        words = sum(len(row[1].split()) for row in rows)
-        print(f"{split}: {len(rows)} strings, {words} words, {', '.join(takes)}")
+                rows.append((name, text, speaker, round(len(wave) / SAMPLE_RATE, 3)))
+        write_metadata(folder, rows)
 
 
 def joined_takes(splits: tuple[str, ...]) -> Takes:

@@ -4,13 +4,11 @@ python examples/demo/make_strings.py
 """
 
 import argparse
-import csv
-import shutil
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-from digits import HERE, MAX_SECONDS, SAMPLE_RATE, compose, load_takes, telephone
+from digits import HERE, MAX_SECONDS, SAMPLE_RATE, compose, empty_folder, load_takes, telephone, write_metadata
 
 # split -> (generator, number of strings, whether they are calls); "studio" is what the teacher was made for
 STRINGS = {"train": (0, 200, True), "studio": (4, 80, False), "validation": (2, 80, True), "calls": (3, 120, True)}
@@ -27,8 +25,7 @@ def main() -> None:
         rng = np.random.default_rng([args.seed, number])
         takes = load_takes(split)
         folder = args.output_dir / split
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "audio").mkdir(parents=True)
+        empty_folder(folder)
         rows = []
         for speaker in takes:
             for index in range(count // len(takes)):
@@ -41,13 +38,8 @@ def main() -> None:
                     # Opus, not Vorbis: its headers are small. In clips of 2 s Vorbis headers would be half the file
                     name = f"audio/{speaker}-{index:03}.ogg"
                     sf.write(folder / name, wave, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=0.97)
-                rows.append([name, text, speaker, round(len(wave) / SAMPLE_RATE, 3)])
-        with open(folder / "metadata.csv", "w", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["file_name", "transcription", "speaker", "duration"])
-            table.writerows(rows)
-        words = sum(len(row[1].split()) for row in rows)
-        print(f"{split}: {len(rows)} strings, {words} words, {sum(row[3] for row in rows):.0f} s")
+                rows.append((name, text, speaker, round(len(wave) / SAMPLE_RATE, 3)))
+        write_metadata(folder, rows)
 
 
 if __name__ == "__main__":
