@@ -7,6 +7,7 @@ Used by make_strings.py (the audio folder of the demo), make_clean_strings.py (t
 import csv
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -81,18 +82,32 @@ def telephone(rng: np.random.Generator, wave: np.ndarray, snr: tuple[float, floa
     return file.getvalue()
 
 
-def empty_folder(folder: Path) -> None:
-    """Make the audio folder of a split, in place of an earlier one."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "audio").mkdir(parents=True)
-
-
-def write_metadata(folder: Path, rows: list[tuple[str, str, str, float]]) -> None:
-    """Write the metadata.csv of a split and print its size.
+def write_split(
+    folder: Path,
+    rng: np.random.Generator,
+    takes: Takes,
+    count: int,
+    longest: float,
+    suffix: str,
+    save: Callable[[Path, np.ndarray], object],
+) -> None:
+    """Compose the strings of a split, write its audio folder in place of an earlier one, and print its size.
 
     Args:
-        rows: file, transcript, speaker and seconds.
+        count: number of strings of all speakers.
+        longest: seconds of the longest string.
+        suffix: of the files, with the dot.
+        save: writes a string, at 8 kHz, to a file.
     """
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "audio").mkdir(parents=True)
+    rows = []
+    for speaker in takes:
+        for index in range(count // len(takes)):
+            wave, text = compose(rng, takes[speaker], max_duration_in_seconds=longest)
+            name = f"audio/{speaker}-{index:03}{suffix}"
+            save(folder / name, wave)
+            rows.append((name, text, speaker, round(len(wave) / SAMPLE_RATE, 3)))
     with open(folder / "metadata.csv", "w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file_name", "transcription", "speaker", "duration"])

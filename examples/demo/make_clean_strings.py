@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-from digits import SAMPLE_RATE, Takes, compose, empty_folder, load_takes, write_metadata
+from digits import SAMPLE_RATE, Takes, load_takes, write_split
 
 # split -> (generator, number of strings, splits of the demo whose recordings it takes)
 STRINGS = {
@@ -28,17 +28,11 @@ def main() -> None:
 
     for split, (number, count, sources) in STRINGS.items():
         rng = np.random.default_rng([args.seed, number])
-        takes = joined_takes(sources)
-        folder = args.output_dir / split
-        empty_folder(folder)
-        rows = []
-        for speaker in takes:
-            for index in range(count // len(takes)):
-                wave, text = compose(rng, takes[speaker], max_duration_in_seconds=3.9)
-                name = f"audio/{speaker}-{index:03}.flac"
-                sf.write(folder / name, wave, SAMPLE_RATE)
-                rows.append((name, text, speaker, round(len(wave) / SAMPLE_RATE, 3)))
-        write_metadata(folder, rows)
+        write_split(args.output_dir / split, rng, joined_takes(sources), count, 3.9, ".flac", save)
+
+
+def save(file: Path, wave: np.ndarray) -> None:
+    sf.write(file, wave, SAMPLE_RATE)
 
 
 def joined_takes(splits: tuple[str, ...]) -> Takes:
