@@ -23,21 +23,25 @@ def csv_rows(file: Path, delimiter: str = ",", quotes: bool = True) -> Iterator[
     reader = csv.reader(
         lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
     )
+    line = 1  # the first line of the row, which an unclosed quote extends to the next quote or the end of the file
     try:
         header = [name.strip() for name in next(reader, [])]
         _check_header(header, file)
         yield header
+        line = reader.line_num + 1
         for fields in reader:
             if fields and len(fields) != len(header):
                 advice = "; enclose text with commas in double quotes" if delimiter == "," else ""
                 raise UserError(
-                    f"{file}, line {reader.line_num}: {len(fields)} fields, the header has {len(header)} "
+                    f"{file}, line {line}: {len(fields)} fields, the header has {len(header)} "
                     f"({', '.join(header)}){advice}"
                 )
             if fields:
                 yield fields
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: {error}") from None
+        end = f" to {reader.line_num}, of one row" if reader.line_num > line else ""
+        raise UserError(f"{file}, line {line}{end}: {error}; is a double quote not closed, or not doubled?") from None
 
 
 def read_utf8(file: Path) -> io.StringIO:

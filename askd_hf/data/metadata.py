@@ -1,5 +1,6 @@
 """Read metadata files of audio without type inference: a transcript "null" or "007" is text."""
 
+import bisect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..csv_files import SEPARATORS, csv_rows, read_utf8
 from ..errors import UserError, warn_once
 from .columns import replace_column
 
+MIXED_TYPES = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
 EXPECTED = "file_name (the audio file, relative to the metadata file) and a transcript column such as transcription"
 # names of the column in other tools: NeMo, SpeechBrain, torchaudio, Common Voice, Kaldi converters
 NOT_FILE_NAME = (
@@ -105,5 +107,14 @@ def _json_rows(file: Path) -> Iterator[list]:
 def _array(values: list, name: str, file: Path) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise UserError(f"{file}: column {name!r} mixes types ({error})") from None
+    except MIXED_TYPES as error:
+        row = bisect.bisect_left(range(len(values)), True, key=lambda last: _mixes_types(values[: last + 1]))
+        raise UserError(f"{file}: column {name!r} mixes types from row {row} (counted from 0) on: {error}") from None
+
+
+def _mixes_types(values: list) -> bool:
+    try:
+        pa.array(values)
+    except MIXED_TYPES:
+        return True
+    return False

@@ -237,6 +237,9 @@ def test_metadata_that_is_no_parquet(tmp_path):
         (b"file_name,text\n0.wav,a\n1.wav,b,c\n", "metadata.csv, line 3: 3 fields, the header has 2 .file_name, text"),
         (b"file_name,text\n0.wav,a\n,b\n", r"row 1 \(counted from 0\) has no file_name"),
         (b'file_name,text\n0.wav,"a\n', "metadata.csv, line 2: unexpected end of data"),
+        (b'file_name,text\n0.wav,a\n1.wav,"b\n2.wav,c\n3.wav,d\n', "line 3 to 5, of one row: unexpected end of data"),
+        (b'file_name,text\n0.wav,"a\n1.wav,b\n2.wav,"c"\n', "line 2 to 4, of one row: ',' expected after '\"'"),
+        (b'file_name,text\n0.wav,"a\nb"\n1.wav,b,c\n', "metadata.csv, line 4: 3 fields"),
         (b"file_name,text\n0.wav,\xe9\n", "metadata.csv, line 2: not UTF-8; save it as UTF-8"),
         (
             b"file_name,words\n0.wav,a\n",
@@ -258,7 +261,12 @@ def test_bad_csv(tmp_path, content, message):
         ('[{"file_name": "0.wav", "text": "a"}]\n', "metadata.jsonl is a JSON array; expected one object per line"),
         ('[\n  {"file_name": "0.wav"}\n]\n', "metadata.jsonl is a JSON array; expected one object per line"),
         ('{"audio_filepath": "0.wav", "text": "a"}\n', "rename the column 'audio_filepath' to file_name"),
-        ('{"file_name": "0.wav", "text": "a"}\n{"file_name": "1.wav", "text": ["b"]}\n', "column 'text' mixes types"),
+        ('{"file_name": "0.wav", "text": "a"}\n{"file_name": "1.wav", "text": ["b"]}\n', "mixes types from row 1 "),
+        (
+            "".join(f'{{"file_name": "{n}.wav", "text": {n if n == 2 else "null"}}}\n' for n in range(3))
+            + '{"file_name": "3.wav", "text": "four"}\n',
+            r"column 'text' mixes types from row 3 \(counted from 0\) on",
+        ),
         (
             '{"file_name": "0.wav", "text": ["a"]}\n',
             "has type .* not text. Choose the transcript column with --text_column_name",
