@@ -12,10 +12,14 @@ def main() -> None:
     (args,) = parse("plan")
 
     # imported after the options, as --help needs none of it
+    import torch
+
     from askd_hf.commands.plan import command, confirm, describe_domain, measure, print_plan, verdict
     from askd_hf.evaluation.planning import candidates, reaching, teacher_is_estimated
     from askd_hf.models.loading import load_config, load_processor
 
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     config, processor = load_config(args.teacher), load_processor(args.teacher)
 
     # durations of the clips, the tokens of their transcripts

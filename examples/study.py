@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from askd_hf.arguments.parser import as_arguments, parse_args
+from askd_hf.arguments.parser import NULL, as_arguments, parse_args
 from askd_hf.arguments.ranges import COUNT, check_ranges
 from askd_hf.commands.options import options_of
 from askd_hf.commands.study_plan import Cell, Options, Plan, check_cells, check_datasets, make_cells, read_plan
@@ -268,7 +268,8 @@ def _run_cell(cell: Cell, evaluation: dict[str, Options], directory: Path) -> "C
     result.code = source_digest()
     if cell.student:
         train(cell)
-    for name, options in evaluation.items():
+    for name, given in evaluation.items():
+        options = {option: value for option, value in given.items() if value not in NULL}
         target = directory / "evaluations" / cell.name / name
         evaluate.main(as_arguments({**options, "model": model, "output_dir": str(target)}))
         scores = read_json(target / "results.json")
@@ -329,7 +330,9 @@ def measure_speeds(plan: Plan, study: "Study", directory: Path) -> "dict[str, Sp
     (spec,) = evaluation.sets()
     spec = replace(spec, name=plan.speed_set)
     return {
-        teacher: measure_students(study, teacher, model, spec, plan.speed_clips, speed_file(directory, teacher))
+        teacher: measure_students(
+            study, teacher, model, evaluation, spec, plan.speed_clips, speed_file(directory, teacher)
+        )
         for teacher, model in plan.teachers.items()
     }
 

@@ -21,7 +21,7 @@ from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 from askd_hf.arguments.select_heads import SelectHeadsArguments
 from askd_hf.commands import select_heads as commands
 from askd_hf.commands.main import main
-from askd_hf.commands.select_heads import select_heads
+from askd_hf.commands.select_heads import load_clips, select_heads
 from askd_hf.data import load_speech_dataset
 from askd_hf.data.audio import waveform
 from askd_hf.errors import UserError
@@ -317,6 +317,14 @@ def test_what_the_command_refuses(tmp_path):
     (tmp_path / "teacher" / "generation_config.json").unlink()
     with pytest.raises(UserError, match="has no alignment heads in its generation config"):
         select_heads(SelectHeadsArguments(student, teacher, speech))
+
+
+def test_transcripts_are_lower_cased_by_the_rules_of_their_language(tmp_path, caplog):
+    speech = write_speech(tmp_path / "speech", clips=2) / "metadata.csv"
+    names = [row.partition(",")[0] for row in speech.read_text().splitlines()[1:]]
+    speech.write_text("file_name,text,language\n" + "".join(f"{name},IŞIK ILIK,tr\n" for name in names))
+    clips = load_clips(SelectHeadsArguments("s", "t", str(speech.parent), language="turkish"))
+    assert clips["text"][:] == ["ışık ılık"] * 2 and "column `language`" not in caplog.text
 
 
 def test_a_shortage_of_memory_is_named_with_a_remedy(tmp_path, monkeypatch, capsys):

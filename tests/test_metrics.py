@@ -145,3 +145,8 @@ def test_without_it_or_for_another_language_it_is_refused_before_anything_is_don
     ):
         with pytest.raises(UserError, match=r"supports English only, got fr. Use multilingual or basic"):
             start()
+
+
+def test_a_normalizer_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match=r"no normalizer is named 'null': choose auto, .*english-unified.* none"):
+        normalizer_for("null", "fr", {})

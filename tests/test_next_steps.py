@@ -131,13 +131,20 @@ def test_curves_are_found_by_the_command_of_their_tracker(tmp_path, monkeypatch)
     assert ("curves", "tensorboard --logdir logs") in list(places(config))
 
 
-def test_a_multilingual_student_is_evaluated_in_its_language(monkeypatch, capsys, tmp_path, speech_dir):
+@pytest.mark.parametrize("where", ["option", "column"])
+def test_a_multilingual_student_is_evaluated_in_its_language(monkeypatch, capsys, tmp_path, speech_dir, where):
     model, processor = make_multilingual()
     model.save_pretrained(tmp_path / "teacher")
     processor.save_pretrained(tmp_path / "teacher")
     write_speech(tmp_path / "other_speech", clips=3)
     monkeypatch.chdir(tmp_path)
-    ended = run_here(monkeypatch, capsys, *distill_options("teacher", speech_dir, "run", "--language", "chinese"))
+    language = ["--language", "chinese"]
+    if where == "column":
+        table = write_speech(tmp_path / "speech", clips=3) / "metadata.csv"
+        rows = table.read_text().splitlines()
+        table.write_text("\n".join([f"{rows[0]},language", *(f"{row},zh" for row in rows[1:])]))
+        speech_dir, language = table.parent, []
+    ended = run_here(monkeypatch, capsys, *distill_options("teacher", speech_dir, "run", *language))
     assert ended.returncode == 0, ended.stderr
     evaluate = shlex.split(commands_of(ended.stdout)[1])
     assert evaluate[-2] == "--language"

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.figure
@@ -240,6 +241,9 @@ def test_the_conditions_of_a_model_may_be_in_several_evaluations(tmp_path):
     other.sets[0].name = "other-snr5"
     with pytest.raises(UserError, match="runs/a: two evaluations have a split snr5 of different clips"):
         scores_by_condition([at_context, other])
+    beside = evaluation("runs/a", {"test": 2.0, "snr5": 1.0})
+    beside.sets.append(replace(beside.sets[0], name="other"))  # two sets, whose split is no condition
+    assert [*scores_by_condition([beside])["runs/a"]] == ["snr5"]
     with pytest.raises(UserError, match="runs/study/a/1: the evaluation has no sets of signal-to-noise ratios"):
         scores_by_condition([evaluation("runs/study/a/1", {"clean": 1.0})])
 

@@ -256,6 +256,7 @@ def test_letters_stay_with_their_marks_where_each_is_a_word():
         ("th", "ก่า น้ำ", "ก่ า น้ำ"),
         ("lo", "ກ່າ", "ກ່ າ"),
         ("my", "မြန်", "မြ န်"),
+        ("my", "ကျောင်းသား စာ", "ကျော င်း သား စာ"),
         ("ja", "か\u3099", "が"),
     ):
         name, normalize = normalizer_for("auto", language, {})

@@ -26,6 +26,7 @@ from askd_hf.config import RANGES, ASKDConfig
 from askd_hf.data.augment import AugmentArguments
 from askd_hf.errors import UserError, exit_on_user_error, saving_errors
 from askd_hf.evaluation import EvaluationArguments
+from askd_hf.models.from_arguments import check_student_options
 from askd_hf.models.loading import check_max_length, load_whisper
 from askd_hf.models.lora import LoraArguments
 from askd_hf.pseudo_labels import PseudoLabelArguments
@@ -177,6 +178,11 @@ def test_values_at_the_bounds_are_accepted(tmp_path):
         ("--learning_rate abc", "argument --learning_rate"),
         ("--max_steps 1.5", "argument --max_steps"),
         ("some.json", "value without an option: some.json; give a file of options by --config"),
+        ("--no_speech_probability 0.1", "--no_speech_probability requires --no_speech_dataset"),
+        ("--layer_selection merged", "--layer_selection merged requires --encoder_layers"),
+        ("--lora_alpha 8", "--lora_alpha requires --lora_r"),
+        ("--lora_dropout 0.1", "--lora_dropout requires --lora_r"),
+        ("--lora_target_modules fc1", "--lora_target_modules requires --lora_r"),
     ],
 )
 def test_what_can_not_be_together_is_refused(arguments, message):
@@ -275,6 +281,42 @@ def test_values_of_yaml_may_begin_with_a_minus_sign(tmp_path):
     (tmp_path / "labels.yaml").write_text("teacher: t\ndataset: d\nmin_log_prob: -5e-1\n")
     (args,) = parse_args((PseudoLabelArguments,), ["--config", str(tmp_path / "labels.yaml")])
     assert args.logprob_threshold == -0.5
+
+
+def test_the_home_directory_is_expanded_where_no_shell_does_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("teacher_cache_dir: ~/labels\ndataset: [~/a, b~/c]\n")
+    _, data, _, _, caches, *_ = parse_args(DISTILL, ["--config", "~/run.yaml", "--encoder_cache_dir=~/states"])
+    assert (caches.teacher_cache_dir, caches.encoder_cache_dir) == (f"{tmp_path}/labels", f"{tmp_path}/states")
+    assert data.dataset == [f"{tmp_path}/a", "b~/c"]
+
+
+@pytest.mark.parametrize("option", ["dataset_config de", "eval_splits dev", "speaker_column who", "no_speech"])
+def test_options_of_a_dataset_are_refused_for_suites(option):
+    suite = ["--model", "m", "--suite", "fleurs", "--language", "fr"]
+    line = refused((EvaluationArguments,), [*suite, *f"--{option}".split()])
+    assert line == f"--{option.split()[0]} requires --dataset"
+    assert refused((EvaluationArguments,), [*suite, "--task", "translate"]) == "--task translate requires --dataset"
+    parse_args((EvaluationArguments,), [*suite, "--dataset", "d", *f"--{option}".split()])
+
+
+def test_the_layers_of_a_given_student_are_its_own():
+    given = ModelArguments(student="s", decoder_layers="1")
+    with pytest.raises(
+        UserError, match="--decoder_layers 1 is not supported with --student, which has its own layers"
+    ):
+        check_student_options(given)
+
+
+def test_no_worker_is_no_worker_for_the_check_of_the_clips_too():
+    given = dict(model="m", dataset="d")
+    assert EvaluationArguments(**given).check_workers is None
+    assert EvaluationArguments(**given, num_workers=0).check_workers == 0
+
+
+def test_a_switch_is_no_hub_id():
+    line = refused((PseudoLabelArguments,), ["--teacher", "t", "--dataset", "d", "--push_to_hub", "True"])
+    assert line == "--hub_dataset_id requires the Hub id to push to, such as you/my-speech, got True"
 
 
 # ---- evaluation without speech ----

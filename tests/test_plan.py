@@ -166,9 +166,12 @@ def teacher_dir(tmp_path, config):
 
 def test_the_command_prints_students_and_how_to_make_the_first(monkeypatch, capsys, tmp_path, teacher_dir):
     speech = write_speech(tmp_path / "speech", clips=5)
-    arguments = ("--teacher", teacher_dir, "--dataset", speech, "--max_parameters", 0.05)
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    arguments = ("--teacher", teacher_dir, "--dataset", speech, "--max_parameters", 0.05, "--threads", 1)
     ended = run_here(monkeypatch, capsys, *arguments, file=ROOT / "examples" / "plan.py")
     assert ended.returncode == 0, ended.stderr
+    assert threads[0] == 1
     assert "clips that fit, %" in ended.stdout
     command = ended.stdout.strip().splitlines()[-1]
     assert command.startswith(f"askd-hf distill --teacher {teacher_dir} --decoder_layers 4 ")

@@ -1,6 +1,7 @@
 """`askd-hf prepare`: a CSV file with names of its own becomes a dataset whose splits share no speaker."""
 
 import csv
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -231,6 +232,7 @@ def test_columns_that_are_not_chosen_are_kept_under_names_of_their_own(tmp_path,
         ("speaker", NAMES, "2 of 24 rows have no speaker in column 'who', the first is row 6 (counted from 0)"),
         ("latin", NAMES, "list.csv, line 2: not UTF-8; save it as UTF-8, in Excel as `CSV UTF-8`"),
         (None, [*NAMES, "--validation_every", "2", "--test_every", "2"], "no clip for train"),
+        ("two", NAMES, "no clip for train, of 2 speakers: give --speaker_column none to split by clip"),
         (None, [*NAMES, "--validation_every", "2", "--test_every", "2"], "give a larger --test_every"),
         (None, [*NAMES, "--test_every", "1"], "--test_every must be at least 2"),
         ("blank", NAMES, "2 of 24 rows have no file in column 'recording', the first is row 3 (counted from 0)"),
@@ -247,6 +249,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path, recordings, 
         listed.write_text(listed.read_text().replace("001.wav;", "000.wav;"))
     elif change == "target":
         shutil.copytree(recordings, tmp_path / "out")
+    elif change == "two":
+        listed.write_text(re.sub(r"speaker \d(\d)", lambda found: f"speaker {int(found[1]) % 2}", listed.read_text()))
     elif change == "none":
         listed.unlink()
     elif change == "blank":

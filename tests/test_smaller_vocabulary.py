@@ -7,14 +7,14 @@ from collections import Counter
 
 import pytest
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, load_from_disk
 from models import make_whisper
 from processes import run_there
 from scripts import ROOT, run_here
 from speech import encoded, tone, write_speech
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
 from askd_hf.arguments import DataArguments, ModelArguments
 from askd_hf.data import SpeechCollator
@@ -22,7 +22,7 @@ from askd_hf.data.columns import AUDIO_FILE, SEGMENTS
 from askd_hf.data.labels import text_ids
 from askd_hf.errors import UserError
 from askd_hf.hub.provenance import Provenance
-from askd_hf.models.generation_config import set_language
+from askd_hf.models.generation_config import is_multilingual, set_language
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.smaller_vocabulary import (
     TextTokens,
@@ -433,12 +433,31 @@ def test_a_killed_run_resumes_with_the_same_vocabulary_and_no_other(monkeypatch,
     assert ended.returncode == 2 and "vocab_size" in ended.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.usefixtures("no_general_tokens")
+def test_cache_teacher_keeps_the_languages_of_a_student_with_few_tokens(monkeypatch, capsys, tmp_path, place):
+    """A column has the language of each clip. The default, the tokenizer's, would be another one."""
+    out = tmp_path / "run"
+    assert distill(monkeypatch, capsys, place, out, "--vocabulary", "auto", "--compare", "False").returncode == 0
+    assert not is_multilingual(WhisperForConditionalGeneration(load_whisper(out).config))  # by its vocabulary
+    given = ("--teacher", place / "teacher", "--student", out, "--dataset", place / "speech", "--use_cpu")
+    given += ("--teacher_cache_dir", tmp_path / "labels", "--teacher_top_k", 8, "--features_on_device", "True")
+    script = ROOT / "examples" / "cache_teacher.py"
+    ended = run_here(monkeypatch, capsys, *given, file=script)
+    assert ended.returncode == 2 and "--language is required" in ended.stderr, ended.stderr
+    ended = run_here(monkeypatch, capsys, *given, "--language", "en", file=script)
+    assert ended.returncode == 0, ended.stderr
+    assert set(load_from_disk(tmp_path / "labels")["language"][:]) == {"en"}
+
+
 def test_cache_teacher_and_evaluation_refuse_what_they_would_ignore(monkeypatch, capsys, tmp_path, place):
     common = ("--teacher", place / "teacher", "--dataset", place / "speech", "--language", "en", "--use_cpu")
     for option, value in (("--vocabulary", "auto"), ("--window_seconds", 1)):
         cached = ("--teacher_cache_dir", tmp_path / "t", option, value)
         ended = run_here(monkeypatch, capsys, *common, *cached, file=ROOT / "examples" / "cache_teacher.py")
         assert ended.returncode == 2 and "--window_seconds and --vocabulary are not supported" in ended.stderr
+    french = ("--teacher", place / "teacher", "--teacher_cache_dir", tmp_path / "t", "--language", "fr")
+    ended = run_here(monkeypatch, capsys, *french, file=ROOT / "examples" / "cache_teacher.py")
+    assert ended.returncode == 2 and "--language fr requires --dataset: " in ended.stderr
     arguments = ("--model", place / "teacher", "--dataset", place / "speech", "--language", "en")
     arguments += ("--clip_context", "True")
     for more in (("--timestamps", "segment"), ("--long_form", "chunked")):

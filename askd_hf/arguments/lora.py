@@ -1,6 +1,6 @@
 """Options of LoRA."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 from transformers.hf_argparser import HfArg
 
@@ -38,6 +38,8 @@ class LoraArguments:
 
     def __post_init__(self):
         check_ranges(self, lora_r=COUNT, lora_alpha=POSITIVE, lora_dropout=Range(low=0, below=1))
-        for name in ("use_dora", "keep_adapter"):
-            if getattr(self, name) and self.lora_r is None:
-                raise UserError(f"--{name} requires --lora_r")
+        if self.lora_r is None:
+            for option in fields(self):
+                default = option.default if option.default_factory is MISSING else option.default_factory()
+                if getattr(self, option.name) != default:
+                    raise UserError(f"--{option.name} requires --lora_r")

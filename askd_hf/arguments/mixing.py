@@ -5,8 +5,11 @@ from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
+from ..errors import UserError
 from .ranges import COUNT, POSITIVE, SHARE, Range, check_ranges
 from .renamed import accepts_renamed
+
+NO_SPEECH_PROBABILITY = 0.05
 
 
 @accepts_renamed
@@ -35,7 +38,7 @@ class MixArguments:
         "ignored, or `synthetic` for silence, noise and hum.",
     )
     no_speech_probability: float = HfArg(
-        default=0.05, help="Sampling probability of --no_speech_dataset, strictly between 0 and 1."
+        default=NO_SPEECH_PROBABILITY, help="Sampling probability of --no_speech_dataset, strictly between 0 and 1."
     )
     concatenate_probability: float = HfArg(
         default=0.0,
@@ -59,6 +62,8 @@ class MixArguments:
     def __post_init__(self):
         check_ranges(self, timestamp_probability=SHARE, condition_on_prev_probability=SHARE, shuffle_buffer_size=COUNT)
         check_ranges(self, no_speech_probability=Range(above=0, below=1))
+        if self.no_speech_probability != NO_SPEECH_PROBABILITY and self.no_speech_dataset is None:
+            raise UserError("--no_speech_probability requires --no_speech_dataset")
         check_ranges(self, concatenate_probability=Range(low=0, below=1))
         check_ranges(self, dataset_probabilities=POSITIVE)
 

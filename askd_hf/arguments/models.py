@@ -9,6 +9,7 @@ from ..errors import UserError
 from .ranges import COUNT, NOT_NEGATIVE, Window, check_layers, check_ranges, check_vocabulary, parse_window
 from .renamed import accepts_renamed
 
+LAYERS = "2"
 MIN_COUNT = 3  # measured: examples/guides/fast-students.md
 
 
@@ -28,7 +29,7 @@ class ModelArguments:
         help="Student to train: a Hub id or a local directory. Default: created from the teacher's layers.",
     )
     decoder_layers: str = HfArg(
-        default="2",
+        default=LAYERS,
         help="Decoder layers of a student created from the teacher: a number (spread evenly, with first and "
         "last layer), or the indices of the teacher's layers, such as 0,1,31 (a single one with a comma: 31,).",
     )
@@ -92,6 +93,8 @@ class ModelArguments:
     def __post_init__(self):
         for name in ("decoder_layers", "encoder_layers"):
             check_layers(name, getattr(self, name))
+        if self.layer_selection == "merged" and self.encoder_layers is None:
+            raise UserError("--layer_selection merged requires --encoder_layers")
         check_ranges(self, encoder_recovery_epochs=NOT_NEGATIVE, vocabulary_min_count=COUNT)
         if self.window_seconds is not None:
             parse_window(self.window_seconds)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -51,7 +52,8 @@ def parse_args(
     known = [f.name for dataclass_type in types for f in fields(dataclass_type) if f.init]
     rest = rename_arguments(rest, known)
     _check_names(rest, [*known, "config"])
-    from_file = _read_yaml(config_file.config, known) if config_file.config else []
+    from_file = _read_yaml(config_file.config.expanduser(), known) if config_file.config else []
+    from_file, rest = ([_expand_home(word) for word in words] for words in (from_file, rest))
     try:
         # one parser checks both, and later options override earlier ones
         *parsed, stray = parser.parse_args_into_dataclasses(
@@ -65,6 +67,12 @@ def parse_args(
         hint = "; give a file of options by --config" if Path(stray[0]).suffix in (".json", ".yaml", ".yml") else ""
         raise UserError(f"value without an option: {' '.join(stray)}{hint}")
     return tuple(parsed[: len(types)])
+
+
+def _expand_home(word: str) -> str:
+    """Expand `~/` at the start of a value, which a shell doesn't do in a file or after `--option=`."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + (os.path.expanduser(value) if value.startswith("~/") else value)
 
 
 def _check_names(argv: list[str], known: list[str]) -> None:

@@ -13,6 +13,8 @@ def check_hub_id(option: str, name: str | None) -> None:
     try:
         if name is not None:
             validate_repo_id(name)
+        if name is not None and name.lower() in ("true", "false", "yes", "no"):
+            raise UserError(f"--{option} requires the Hub id to push to, such as you/my-speech, got {name}")
     except HFValidationError as error:
         reason = str(error).partition("Use `repo_type`")[0].strip()
         raise UserError(f"--{option} {name!r} is no Hub id, such as you/my-student. {reason}") from None

@@ -40,7 +40,7 @@ from ..models.teacher_memory import check_int8
 from ..models.vocabulary import with_vocabulary_of
 from ..pseudo_labels.result import without_path
 from ..training.caches import check_caches, check_labels_of_cache, with_encoder_cache, with_soft_labels
-from ..training.datasets import training_speech
+from ..training.datasets import check_default_dataset, training_speech
 from ..training.run_dir import check_directories, exit_non_main_processes
 from .options import options_of
 
@@ -85,6 +85,7 @@ def check_run(
             "--unlabeled_dataset is not supported: transcribe it with `askd-hf pseudo-label`, and give the result "
             "as --dataset"
         )
+    check_default_dataset(data_args)
     check_directories(config, cache_args, trains=False)
     data_args.train_sources()  # raises UserError
     if model_args.teacher_dtype == "int8":
@@ -105,6 +106,7 @@ def load_models(
     check_processor(student, student_processor)
     set_languages(student, student_processor, spoken)
     teacher = with_vocabulary_of(student.config, student_processor.tokenizer, teacher, processor.tokenizer)
+    teacher.generation_config.is_multilingual = is_multilingual(student)  # the labels have the student's prefix
     return teacher, WhisperProcessor(processor.feature_extractor, student_processor.tokenizer)
 
 
@@ -120,7 +122,7 @@ def label(
 
     Only the main process returns.
     """
-    collator = SpeechCollator(processor, teacher.config)
+    collator = SpeechCollator(processor, teacher.config, features_on_device=data_args.features_on_device)
     report_to = f"{Path(cache_args.teacher_cache_dir)}.skipped"
     speech = training_speech(data_args, MixArguments(), config, collator, is_multilingual(teacher), report_to)
     settings = check_labels_of_cache(teacher, collator, model_args, cache_args, config)

@@ -140,7 +140,7 @@ def load_speech(args: EvaluationArguments, models: Models) -> Speech:
             concatenate_seconds=args.concatenate_seconds,
             limit=args.max_eval_samples,
             on_bad_audio=args.on_bad_audio,
-            num_proc=args.num_workers or None,
+            num_proc=args.check_workers,
             recheck=args.recheck,
             report_file=Path(args.output_dir) / f"skipped-{spec.name}.csv",
         )

@@ -211,12 +211,15 @@ def split_by_speaker(args: PrepareArguments, clips: list[Row]) -> dict[str, list
     for clip, number in zip(clips, order, strict=True):
         splits[split_of(args, number)].append(clip)
     if empty := [name for name, chosen in splits.items() if not chosen]:
-        what = "clip" if args.speaker_column == "none" else "speaker"
+        by_clip = args.speaker_column == "none"
+        number = max(order) + 1
         size = "larger" if "train" in empty else "smaller"
-        also = "" if what == "clip" else ", or --speaker_column none to split by clip"
+        advice = [f"give a {size} --test_every or --validation_every"] if number >= len(SPLITS) else []
+        advice += [] if by_clip else ["give --speaker_column none to split by clip"]
+        advice = advice or ["prepare more clips"]
         raise UserError(
-            f"there is no clip for {', '.join(empty)}, of {counted(max(order) + 1, what)}: give a {size} --test_every "
-            f"or --validation_every{also}"
+            f"there is no clip for {', '.join(empty)}, of {counted(number, 'clip' if by_clip else 'speaker')}: "
+            + ", or ".join(advice)
         )
     return splits
 

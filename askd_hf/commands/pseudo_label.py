@@ -135,7 +135,7 @@ def check_outside(args: PseudoLabelArguments) -> None:
 
 def load_speech(args: PseudoLabelArguments, processor: WhisperProcessor) -> Dataset:
     """Load the clips and check every one, before anything is transcribed."""
-    window, workers = processor.feature_extractor.chunk_length, args.num_workers or None
+    window, workers = processor.feature_extractor.chunk_length, args.check_workers
     clips = load_set(args.source(), args.max_samples, workers, text_required=False)
     if args.concatenate:
         check_can_concatenate(clips, window, args.concatenate_seconds)

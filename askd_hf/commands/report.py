@@ -21,6 +21,7 @@ from ..models.loading import load_processor, load_whisper
 from ..models.smaller_vocabulary import with_smaller_vocabulary
 from ..models.window import shortest_context, window_seconds
 from ..trainer import ASKDTrainer
+from ..training.datasets import spoken_in
 from .next_steps import better_step, print_next_steps
 
 
@@ -50,6 +51,8 @@ def report(
     source = data_args.train_sources()[0]
     if splits:
         source, clips, _ = next(iter(splits.values()))
+    elif not isinstance(clips, SpeechStream) and (spoken := spoken_in(clips)):
+        source = source._replace(language=spoken[0][0], task=spoken[0][1])
     if not isinstance(clips, SpeechStream):
         clip = clips[len(clips) // 2]  # evaluation clips are sorted by duration
         print_sample_transcript(config.output_dir, clip)

@@ -20,6 +20,8 @@ from ..arguments import ModelArguments
 from ..arguments.parser import parse_args
 from ..arguments.select_heads import SelectHeadsArguments
 from ..data import Limits, SpeechStream, filter_invalid_clips
+from ..data.columns import replace_column
+from ..data.languages import language_code
 from ..data.text import clean_texts
 from ..errors import UserError, memory_errors
 from ..evaluation.comparison import EvalSplit
@@ -73,8 +75,13 @@ def load_clips(args: SelectHeadsArguments) -> Sequence[dict[str, Any]]:
     Transcripts that are all upper-case are lower-cased, as in training.
     """
     columns = args.text_column_name, args.audio_column_name
-    spec = DatasetSpec(args.dataset, args.dataset, args.dataset_config, args.split, *columns)
-    speech = clean_texts(load_set(spec), "auto", args.dataset)
+    language = language_code(args.language)
+    spoken: dict[str, Any] = dict(language=language, task=args.task)
+    speech = load_set(DatasetSpec(args.dataset, args.dataset, args.dataset_config, args.split, *columns, **spoken))
+    if language is not None:  # decides which letters are the lower-case ones
+        for name, value in spoken.items():
+            speech = replace_column(speech, name, [value] * len(speech))
+    speech = clean_texts(speech, "auto", args.dataset)
     clips = spread(speech, args.max_samples).select_columns(["audio", "clip", "text"])
     return filter_invalid_clips(clips, None, Limits(math.inf), on_bad_audio="skip", split=args.split)
 

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, Seq2SeqTrainer, WhisperForConditional
 from ..arguments import Normalizer, SpeechSource
 from ..config import ASKDConfig
 from ..data.languages import language_code
+from ..models.generation_config import set_language
 from . import (
     MANIFESTS_DIR,
     DatasetSpec,
@@ -82,6 +83,8 @@ def evaluate_models(
     results = score_directory(folder, normalizer)
     clips = spread(sets[0].clips, SPEED_CLIPS)
     timed = {role: models[role] for role in models if role != "initial student"}  # it has the student's shape
+    for _, model, processor in timed.values():
+        set_language(model, processor, sets[0].spec.language, sets[0].spec.task)
     results.speed = measure_speed(
         {role: model for role, (_, model, _) in timed.items()},
         {role: processor for role, (_, _, processor) in timed.items()},

@@ -38,7 +38,8 @@ def measure_parts(
 
     Args:
         models: model and feature extractor by role, in evaluation mode.
-        waves: clips, float32 at 16 kHz; those of a batch are the first ones, repeated if there are fewer.
+        waves: clips, float32 at 16 kHz. Those of a batch are at equal distances; the median at batch size 1 of clips
+            sorted by duration.
         tokens: tokens to generate per clip, by role.
         threads: numbers of threads of PyTorch. Default: the present one. Restored afterwards.
         after_pass: called after each repetition, and after the untimed one.
@@ -47,7 +48,7 @@ def measure_parts(
     for number in threads or (torch.get_num_threads(),):
         with _threads(number):
             for size in batch_sizes:
-                clips = [waves[i % len(waves)] for i in range(size)]
+                clips = [waves[(2 * i + 1) * len(waves) // (2 * size)] for i in range(size)]
                 timed: dict[str, list[tuple[float, ...]]] = {role: [] for role in models}
                 for repetition in range(repetitions + 1):
                     for role, (model, extractor) in models.items():

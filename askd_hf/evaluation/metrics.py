@@ -73,6 +73,8 @@ def normalizer_for(name: str, language: str | None, spelling: dict[str, str]) ->
         return name, TextNormalizer(lambda text: english(unify_punctuation(text)))
     if name == LEADERBOARD:
         return name, TextNormalizer(leaderboard_normalizer(code))
+    if name not in ("english", "none"):
+        raise UserError(f"no normalizer is named {name!r}: choose auto, {', '.join(NORMALIZERS)} or none")
     return name, TextNormalizer(english if name == "english" else str)
 
 

@@ -38,12 +38,15 @@ def scores_by_condition(evaluations: list[Results]) -> dict[str, Conditions]:
             for one in results.sets:
                 if role not in one.scores or not one.has_speech:
                     continue
+                conditions = found.setdefault(name, {})
+                if not _is_condition(one.split):
+                    continue
                 source = (one.name, one.reference_words)
                 if sets.setdefault((name, one.split), source) != source:
                     raise UserError(
                         f"{name}: two evaluations have a split {one.split} of different clips: leave one out"
                     )
-                found.setdefault(name, {}).setdefault(one.split, one.scores[role])
+                conditions.setdefault(one.split, one.scores[role])
     for name, conditions in found.items():
         if not any(SNR.fullmatch(split) for split in conditions):
             raise UserError(
@@ -55,6 +58,10 @@ def scores_by_condition(evaluations: list[Results]) -> dict[str, Conditions]:
     directories = zip(*(Path(name).parts[:-1] for name in found), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda parts: len({*parts}) == 1, directories))
     return {str(Path(*Path(name).parts[shared:])): conditions for name, conditions in found.items()}
+
+
+def _is_condition(split: str) -> bool:
+    return split in (CLEAN, *OTHERS) or SNR.fullmatch(split) is not None
 
 
 def write_noise_figure(models: dict[str, Conditions], path: Path) -> None:

@@ -83,7 +83,8 @@ UNSPACED_SCRIPTS = "".join(
     rf"\p{{Script_Extensions={script}}}"
     for script in ("Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar")
 )
-LETTER_OR_FOREIGN_WORD = regex.compile(rf"(?:(?![{UNSPACED_SCRIPTS}])\X)+|\X")
+# with \p{M}*, as \X leaves out some vowel signs of Burmese
+LETTER_OR_FOREIGN_WORD = regex.compile(rf"(?:(?![{UNSPACED_SCRIPTS}])\X)+|\X\p{{M}}*")
 
 
 class TextNormalizer:

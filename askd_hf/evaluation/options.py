@@ -6,7 +6,7 @@ What the options need beyond their help, torch and `datasets` among it, is impor
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -56,9 +56,12 @@ class DecodingArguments:
         "(kept in HF_HOME/askd_hf) as long as its path, size and time of change are the same.",
     )
 
+    check_workers: int | None = field(init=False, default=None)
+
     def __post_init__(self):
         import torch
 
+        self.check_workers = self.num_workers  # of the check of the clips, which is fast in several processes
         if self.num_workers is None:
             self.num_workers = default_workers() if torch.accelerator.is_available() else 0
         check_ranges(self, batch_size=COUNT, generation_max_length=COUNT, num_workers=NOT_NEGATIVE)
@@ -226,8 +229,7 @@ class EvaluationArguments(DecodingArguments):
             raise UserError("--model is required")
         if not (self.suite or self.dataset):
             raise UserError(f"--suite or --dataset is required. Suites: {', '.join(SUITE_NAMES)}")
-        if self.no_speech and not self.dataset:
-            raise UserError("--no_speech requires --dataset")
+        self._check_own_set()
         if unknown := set(self.long_form) - {*LONG_FORM_METHODS}:
             raise UserError(
                 f"--long_form must be one or more of {', '.join(LONG_FORM_METHODS)}, got {' '.join(sorted(unknown))}"
@@ -258,6 +260,19 @@ class EvaluationArguments(DecodingArguments):
         normalizer_for(self.normalizer, text_language(self.task, self.language), {})
         if self.output_dir is None:
             self.output_dir = f"runs/evaluation-{_base_name(self.model)}"
+
+    def _check_own_set(self) -> None:
+        """Raise `UserError` for options of `--dataset` without it. Each set of a suite has its own."""
+        if self.dataset:
+            return
+        names = ("dataset_config", "eval_splits", "audio_column_name", "text_column_name", "speaker_column")
+        given = [name for name in names if getattr(self, name)]
+        if self.task == "translate":
+            given.append("task translate")
+        if self.no_speech:
+            given.append("no_speech")
+        if given:
+            raise UserError(f"--{given[0]} requires --dataset")
 
     def sets(self) -> list[DatasetSpec]:
         """Return the sets of `--suite` and `--dataset`, each once. Raises `UserError` if two have the same name."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from ..data.json_files import from_json, read_json, write_json
 from ..models.generation_config import set_language
 from ..models.loading import load_processor, load_whisper
+from .options import EvaluationArguments
 from .prepared_sets import prepare_set, spread_clips
 from .results import Speed
 from .speed import measure_speed
@@ -17,12 +18,21 @@ def saved_speed(file: Path) -> Speed | None:
     return from_json(Speed, read_json(file)) if file.exists() else None
 
 
-def measure_students(study: Study, teacher: str, model: str, spec: DatasetSpec, number: int, file: Path) -> Speed:
+def measure_students(
+    study: Study,
+    teacher: str,
+    model: str,
+    evaluation: EvaluationArguments,
+    spec: DatasetSpec,
+    number: int,
+    file: Path,
+) -> Speed:
     """Measure one student of each kind and training of a teacher, and the teacher, in turns.
 
     Args:
         teacher: its name in the study.
         model: directory or Hub id of the teacher.
+        evaluation: which clips of the set are evaluated.
         spec: the set to measure on.
         number: of clips, at equal distances in the set.
         file: where the result is kept. If it is of the same students and as many clips of the same set, and no
@@ -38,7 +48,15 @@ def measure_students(study: Study, teacher: str, model: str, spec: DatasetSpec, 
     directories[TEACHER] = model
     processors = {role: load_processor(name) for role, name in directories.items()}
     window = min(processor.feature_extractor.chunk_length for processor in processors.values())
-    _, clips = spread_clips(prepare_set(spec, window=window), number)
+    sets = prepare_set(
+        spec,
+        window=min(window, evaluation.max_duration_in_seconds),
+        limit=evaluation.max_eval_samples,
+        on_bad_audio=evaluation.on_bad_audio,
+        num_proc=evaluation.check_workers,
+        recheck=evaluation.recheck,
+    )
+    _, clips = spread_clips(sets, number)
     saved = saved_speed(file)
     if saved is not None:
         same = ({row.role for row in saved.rows}, saved.set, saved.clips) == ({*directories}, spec.name, len(clips))

@@ -3,6 +3,7 @@
 from transformers import WhisperForConditionalGeneration
 
 from ..arguments import ModelArguments
+from ..arguments.models import LAYERS
 from ..errors import UserError
 from .loading import load_whisper
 from .student import init_student, prune_encoder
@@ -34,6 +35,10 @@ def check_student_options(models: ModelArguments) -> None:
     """Raise `UserError` for options of a student created from the teacher, if `--student` is given."""
     if not models.student:
         return
+    if models.decoder_layers != LAYERS:
+        raise UserError(
+            f"--decoder_layers {models.decoder_layers} is not supported with --student, which has its own layers"
+        )
     if models.layer_selection == "greedy":
         raise UserError("--layer_selection greedy is not supported with --student, which has its own layers")
     if models.vocabulary is not None:

@@ -306,7 +306,7 @@ def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConf
             "(--unlabeled_dataset is the last)"
         )
     check_normalizer(data_args)
-    _check_default_dataset(data_args)
+    check_default_dataset(data_args)
     data_args.train_sources()  # raises for options with neither one value nor one per dataset
     data_args.eval_sources()
     if mix_args.streaming and data_args.long_clips == "cut":
@@ -319,7 +319,7 @@ def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConf
         )
 
 
-def _check_default_dataset(data_args: DataArguments) -> None:
+def check_default_dataset(data_args: DataArguments) -> None:
     """Raise `UserError` if the default dataset is given another language or task than its own."""
     (default,) = DEFAULT_DATASET["dataset"]
     if data_args.dataset != [default]:

@@ -293,8 +293,12 @@ def test_whisper_takes_the_result():
         (dict(augmentations=["noise"], snr_db=[9.0, 0.0]), "--snr_db must be two numbers, the lowest first"),
         (dict(augmentations=["noise"], snr_db=[9.0]), "--snr_db must be two numbers, .*got 9"),
         (dict(augment_teacher=True), "--augment_teacher True requires --augmentations"),
+        (dict(augment_probability=0.9), "--augment_probability requires --augmentations"),
     ],
-    ids=["effect", "never", "more than always", "unused noise", "unused SNR", "order", "one SNR", "unused teacher"],
+    ids=[
+        *("effect", "never", "more than always", "unused noise", "unused SNR", "order", "one SNR", "unused teacher"),
+        "unused probability",
+    ],
 )
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(UserError, match=message):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from askd_hf import init_student
 from askd_hf.data import load_speech_dataset
 from askd_hf.errors import UserError
-from askd_hf.evaluation import memory, speed
+from askd_hf.evaluation import latency, memory, speed
 from askd_hf.evaluation.model_info import describe_model
 from askd_hf.evaluation.speed import clips_measured, measure_speed, timed_generate
 
@@ -278,3 +278,13 @@ def test_size_of_weights_in_the_hub_cache(processor, tmp_path, monkeypatch):
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "missing.safetensors"}}))
     assert describe_model("someone/whisper", model).size_mb is None
+
+
+def test_parts_are_timed_on_clips_of_all_durations(monkeypatch):
+    """One clip is the median one, not the longest, as the clips are sorted by duration."""
+    timed = []
+    monkeypatch.setattr(latency, "_parts", lambda model, extractor, clips, *_: timed.append(clips) or (0.0,) * 4)
+    waves = [np.zeros(samples) for samples in (90, 80, 70, 60, 50)]
+    latency.measure_parts({"student": (None, None)}, waves, {"student": 1}, batch_sizes=(1, 5, 7), repetitions=1)
+    lengths = [[len(wave) for wave in clips] for clips in timed[::2]]
+    assert lengths == [[70], [90, 80, 70, 60, 50], [90, 80, 80, 70, 60, 60, 50]]

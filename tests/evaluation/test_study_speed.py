@@ -4,11 +4,16 @@ import os
 import shutil
 
 import pytest
+from speech import write_speech
 
+from askd_hf.errors import UserError
 from askd_hf.evaluation import study_speed
+from askd_hf.evaluation.options import EvaluationArguments
 from askd_hf.evaluation.study import CellResult, Study
 from askd_hf.evaluation.study_speed import measure_students
 from askd_hf.evaluation.suites import DatasetSpec
+
+EVALUATION = EvaluationArguments(model="any", dataset="any")
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def test_speeds_are_measured_again_only_for_other_students_or_newer_ones(teacher
 
     def measure(*students: str, clips: int = 2):
         results = [CellResult("t", [], name, "own", "ce", 1, {"output_dir": str(student)}) for name in students]
-        return measure_students(Study(results), "t", str(teacher_dir), spec, clips, file)
+        return measure_students(Study(results), "t", str(teacher_dir), EVALUATION, spec, clips, file)
 
     first = measure("short")
     assert {row.role for row in first.rows} == {"short, own", "teacher"} and len(measured) == 1
@@ -47,3 +52,16 @@ def test_speeds_are_measured_again_only_for_other_students_or_newer_ones(teacher
     assert len(measured) == 3
     measure("short", "shorter", clips=3)
     assert len(measured) == 4 and measured[-1] == {"short, own", "shorter, own", "teacher"}
+
+
+def test_the_clips_are_those_that_are_evaluated(teacher_dir, tmp_path, measured):
+    """A clip that the evaluations skip doesn't end a finished study."""
+    speech = write_speech(tmp_path / "speech", clips=4)
+    (speech / "audio" / "001.wav").write_bytes(b"no audio")
+    spec = DatasetSpec("speech", str(speech), None, "train")
+    study = Study([CellResult("t", [], "short", "own", "ce", 1, {"output_dir": str(teacher_dir)})])
+    given = study, "t", str(teacher_dir)
+    with pytest.raises(UserError, match=r"001\.wav"):
+        measure_students(*given, EVALUATION, spec, 9, tmp_path / "speed.json")
+    skipping = EvaluationArguments(model="any", dataset="any", on_bad_audio="skip", max_eval_samples=3)
+    assert measure_students(*given, skipping, spec, 9, tmp_path / "speed.json").clips == 2
