@@ -70,8 +70,9 @@ def assert_same(resumed: ASKDTrainer, whole: ASKDTrainer) -> None:
         pytest.param(STEPS | ASKD, (6,), marks=pytest.mark.slow),  # the last step of the teacher phase
         (STEPS | dict(lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs=dict(patience=0)), (6,)),
         (STEPS | dict(save_strategy="best"), (2,)),
+        (EPOCHS | dict(eval_delay=2), (4, 8)),  # the first epoch isn't evaluated
     ],
-    ids=["steps", "epochs", "self-teacher", "teacher", "plateau", "best"],
+    ids=["steps", "epochs", "self-teacher", "teacher", "plateau", "best", "delay"],
 )
 def test_the_evaluation_is_made_when_the_run_is_resumed(tmp_path, models, changes, stops):
     whole = run_of(tmp_path / "whole", models, **changes)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from scripts import distill_options as options
 from scripts import run_here
 from speech import write_csv, write_speech
-from transformers import WhisperForConditionalGeneration
+from transformers import TrainingArguments, WhisperForConditionalGeneration
 
 from askd_hf.arguments import ModelArguments
 from askd_hf.data import Limits, audio_checks, filter_invalid_clips, load_speech_dataset
@@ -243,3 +243,16 @@ def test_a_recovered_encoder_of_another_window_or_selection_is_refused(tmp_path,
         recovery()._load(file)
     with pytest.raises(UserError, match="other values of merged layers"):
         recovery("merged", window_seconds=1)._load(file)
+
+
+@pytest.mark.parametrize("seconds", [1, None])
+def test_the_target_is_the_whole_encoder_without_dropout_on_the_same_window(tmp_path, processor, seconds):
+    """An encoder that has lost nothing has nothing to recover, also with a shorter window than the whole one's."""
+    whole = make_whisper(processor, dropout=0.5, max_source_positions=100).train()
+    student = init_student(whole, 2, window_seconds=seconds).eval()
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    trainer = EncoderRecoveryTrainer(student.model.encoder, args, whole.model.encoder)
+    frames = 2 * student.config.max_source_positions
+    features = torch.randn(2, student.config.num_mel_bins, frames, generator=torch.Generator().manual_seed(0))
+    loss = trainer.compute_loss(student.model.encoder, {"input_features": features})
+    assert loss.item() == pytest.approx(0.0, abs=1e-9)

@@ -205,9 +205,10 @@ def test_tokens_are_nowhere(visit):
     assert len(visit.ended) == 6
     for done in visit.ended.values():
         assert not any(token in done.stdout + done.stderr for token in secrets)
-    files = [path for place in ("hub/models", "hub/objects", "run") for path in (visit.folder / place).rglob("*")]
-    for path in files:
-        if path.is_file() and path.name not in PRIVATE:
+    places = ("hub/models", "hub/objects", "run")
+    files = [(path, place) for place in places for path in (visit.folder / place).rglob("*")]
+    for path, place in files:
+        if path.is_file() and str(path.relative_to(visit.folder / place)) not in PRIVATE:
             assert not any(token.encode() in path.read_bytes() for token in secrets), path
     facts = (visit.folder / "run" / "training.json").read_text()
     assert str(visit.folder) not in facts and "hub_" not in facts

@@ -284,6 +284,21 @@ def test_a_missing_branch_is_found_before_training(hub, tmp_path):
         pushing(tmp_path, hub_revision="dev")
 
 
+@pytest.mark.parametrize("strategy", ["every_save", "end"])
+def test_a_run_is_published_in_the_branch_alone(hub, tmp_path, strategy):
+    (hub.root / "models" / "me" / "x").mkdir(parents=True)
+    (hub.root / "models" / "me" / "x@dev").mkdir()
+    trainer = pushing(tmp_path, hub_revision="dev", hub_strategy=strategy)
+    trainer.train()
+    if strategy == "every_save":
+        trainer._finish_current_push()
+    else:
+        trainer.push_to_hub()
+    assert (hub.root / "models" / "me" / "x@dev" / "model.safetensors").is_file()
+    assert not [*(hub.root / "models" / "me" / "x").iterdir()]
+    assert "--revision dev" in trainer.publisher.advice()
+
+
 @pytest.mark.parametrize("broken", ["shutil.copy", "askd_hf.hub.upload.render_card"])
 def test_training_goes_on_whatever_becomes_of_a_push(hub, tmp_path, monkeypatch, caplog, broken):
     (tmp_path / "run" / "_push-left").mkdir(parents=True)

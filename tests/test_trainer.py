@@ -5,20 +5,24 @@ import json
 import math
 
 import jiwer
+import numpy as np
 import pytest
 import torch
-from models import make_whisper
+from formulas import numpy_blend
+from models import make_multilingual, make_whisper
 from safetensors.torch import load_file
+from scipy.special import log_softmax
 from speech import write_speech
-from training import Clips, collate, history, learn_by_heart, make_trainer, options
+from training import Clips, SeedsAsNames, collate, history, learn_by_heart, make_trainer, options
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TrainerCallback, TrainerState
 
 from askd_hf.config import ASKDConfig
 from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation.metrics import compute_metrics_for
+from askd_hf.models.generation_config import set_language
 from askd_hf.models.student import init_student
-from askd_hf.objective import DIVERGENCES, distillation_loss
+from askd_hf.objective import distillation_loss
 from askd_hf.trainer import ASKDTrainer
 from askd_hf.training.loss_sums import NonFiniteLossError
 from askd_hf.training.skipped_rows import SkippedRows
@@ -55,37 +59,46 @@ def test_a_trained_encoder_runs_in_the_self_teacher_too(tmp_path, teacher):
     assert any(not torch.equal(before[name], w) for name, w in trainer.model.model.encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("teacher_dropout", [0.0, 0.5])
-def test_the_logged_terms_are_those_of_the_models(tmp_path, processor, student, teacher_dropout):
-    """The first step, recomputed with plain forward passes; dropout would show in a teacher left in training mode."""
-    teacher = make_whisper(processor, dropout=teacher_dropout).train()
-    trainer = make_trainer(
-        tmp_path, teacher, student, max_steps=1, per_device_train_batch_size=16, teacher_phase_ratio=1.0
-    )
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(divergence="reverse_kl", temperature=1.5),
+        dict(divergence="jensen_shannon", divergence_beta=0.3),
+        dict(divergence="skewed_kl", divergence_beta=0.3),
+        dict(weight_teacher_by_label_prob=True),
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())) or "default",
+)
+def test_the_logged_terms_are_those_of_the_formula(tmp_path, processor, student, changes):
+    """The first step, recomputed in numpy from plain forward passes; dropout would show in a teacher in training."""
+    teacher = make_whisper(processor, dropout=0.5).train()
+    given = dict(max_steps=1, per_device_train_batch_size=16, teacher_phase_ratio=1.0, temperature=2.0) | changes
+    trainer = make_trainer(tmp_path, teacher, student, **given)
     trainer.train()
     row = next(row for row in trainer.state.log_history if "loss" in row)
     batch = collate(Clips(student.config).rows)
     inputs = {name: batch[name] for name in ("input_features", "labels")}
-    with torch.no_grad():
-        teacher_logits, student_logits = teacher.eval()(**inputs).logits, student.eval()(**inputs).logits
     real = batch["labels"] != -100
-    terms = distillation_loss(
-        student_logits[real],
-        batch["labels"][real],
-        teacher=teacher_logits[real],
-        teacher_weight=0.8,
-        temperature=2.0,
-        divergence=DIVERGENCES["forward_kl"],
-    )
-    expected = {
-        "loss": terms.total,
-        "ce_loss": terms.ce,
-        "teacher_loss": terms.teacher,
-        "teacher_ce": terms.teacher_ce,
-        "top1_agreement": terms.top1_agreement,
-    }
-    for name, term in expected.items():
-        assert row[name] == pytest.approx(term.mean().item(), rel=1e-5), name
+    with torch.no_grad():
+        of_teacher, of_student = (model.eval()(**inputs).logits[real].double().numpy() for model in (teacher, student))
+
+    def blend(teacher_weight: float, weighted: bool) -> float:
+        return numpy_blend(
+            *(of_student, batch["labels"][real].numpy(), of_teacher, of_teacher, teacher_weight, 0.0),
+            given["temperature"],
+            given.get("divergence", "forward_kl"),
+            given.get("divergence_beta", 0.5),
+            weighted,
+        ).mean()
+
+    assert row["loss"] == pytest.approx(blend(0.8, "weight_teacher_by_label_prob" in given), rel=1e-5)
+    assert row["ce_loss"] == pytest.approx(blend(0.0, False), rel=1e-5)
+    assert row["teacher_loss"] == pytest.approx(blend(1.0, False), rel=1e-5)
+    rows = np.arange(int(real.sum()))
+    expected = -log_softmax(of_teacher, axis=-1)[rows, batch["labels"][real].numpy()].mean()
+    assert row["teacher_ce"] == pytest.approx(expected, rel=1e-5)
+    assert row["top1_agreement"] == pytest.approx((of_teacher.argmax(-1) == of_student.argmax(-1)).mean(), rel=1e-5)
     assert (row["teacher_weight"], row["self_weight"]) == (0.8, 0.0)
     assert "self_loss" not in row
 
@@ -257,6 +270,42 @@ def test_error_rates_are_those_of_generate_by_hand(tmp_path, processor, speech_d
     assert 0 < rates[0] < 100
 
 
+def test_error_rates_of_a_multilingual_model_are_of_the_language_of_the_labels(tmp_path):
+    """A model that answers by its prompt: it has learned the clips in one language."""
+    model, processor = make_multilingual()
+    set_language(model, processor, "zh", "transcribe")
+    known = write_speech(tmp_path / "known", clips=4, seed=7)
+    learn_by_heart(model, processor, known)
+    rows = list(load_speech_dataset(str(known), None, "train"))
+    rates = {}
+    for language in ("zh", "en"):
+        labeled = [row | {"language": language, "task": "transcribe"} for row in rows]
+        trainer = ASKDTrainer(
+            model=model,
+            args=ASKDConfig(**options(tmp_path / "run", preset="ps-kd", per_device_eval_batch_size=4)),
+            train_dataset=labeled,
+            eval_dataset=labeled,
+            data_collator=SpeechCollator(processor, model.config),
+            compute_metrics=compute_metrics_for(processor, "basic"),
+            processing_class=processor,
+        )
+        model.generation_config.language = None
+        rates[language] = trainer.evaluate()["eval_cer"]
+        features = [
+            processor.feature_extractor(decode_audio(row["audio"]), sampling_rate=16_000, return_tensors="pt")
+            for row in rows
+        ]
+        heard = [
+            processor.tokenizer.decode(
+                model.generate(one.input_features, language=language, task="transcribe", num_beams=1)[0],
+                skip_special_tokens=True,
+            ).strip()
+            for one in features
+        ]
+        assert rates[language] == pytest.approx(100 * jiwer.cer([row["text"] for row in rows], heard))
+    assert rates["zh"] == 0.0 < rates["en"]
+
+
 def test_a_last_batch_that_training_drops_is_evaluated(tmp_path, teacher, student):
     """15 clips to train on and 7 to evaluate, in batches of 4."""
     evaluation = Clips(student.config, clips=7, seed=2)
@@ -307,6 +356,41 @@ def test_a_non_finite_loss_stops_and_names_step_and_clips(tmp_path, teacher, stu
     with pytest.raises(NonFiniteLossError, match=r"at step [0-3], in 1 of 4 clips: clip-5\."):
         trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_the_clips_of_a_non_finite_loss_may_be_in_any_part_of_an_update(tmp_path, teacher, student):
+    """In the first of two batches of the second update; the losses of the first update aren't kept."""
+    changes = dict(preset="ce", max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    order: list[str] = []
+    trainer = make_trainer(tmp_path / "order", teacher, student, **changes)
+    trainer.data_collator = lambda rows: order.extend(row["clip"] for row in rows) or collate(rows)
+    trainer.train()
+    assert trainer._update == []
+    trainer = make_trainer(tmp_path / "run", teacher, student, **changes)
+    trainer.train_dataset.rows[int(order[4].removeprefix("clip-"))]["input_features"][0, 0] = math.nan
+    with pytest.raises(NonFiniteLossError, match=rf"at step 1, in 1 of 4 clips: {order[4]}\."):
+        trainer.train()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_random_numbers_of_a_clip_are_others_in_each_epoch(tmp_path, processor, student, workers):
+    """They are seeded by the seed, the epoch and the row: for augmentations, prompts and audio contexts."""
+    changes = dict(preset="ce", max_steps=-1, num_train_epochs=3, dataloader_num_workers=workers)
+    trainer = ASKDTrainer(
+        model=copy.deepcopy(student),
+        args=ASKDConfig(**options(tmp_path, **changes)),
+        train_dataset=Clips(student.config),
+        data_collator=SeedsAsNames(processor, student.config),
+    )
+    keys: list[tuple[int, ...]] = []
+
+    class Note(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            keys.extend(map(tuple, map(json.loads, trainer._clips)))
+
+    trainer.add_callback(Note())
+    trainer.train()
+    assert sorted(keys) == [(3, epoch, row) for epoch in range(3) for row in range(16)]
 
 
 def test_a_non_finite_gradient_stops_before_the_update(tmp_path, teacher, student):
@@ -432,6 +516,20 @@ def test_the_list_of_skipped_rows_has_its_header_in_another_directory_too(tmp_pa
     second.load(tmp_path, 0)
     second.add([("b.wav", "too long", False)], 2)
     assert (tmp_path / "second" / "skipped-stream.csv").read_text().split() == ["clip,reason", "b.wav,too", "long"]
+
+
+def test_rows_that_were_skipped_after_the_checkpoint_are_listed_once(tmp_path):
+    skipped = SkippedRows.of_run(ASKDConfig(output_dir=str(tmp_path), use_cpu=True), None)
+    skipped.add([("a.wav", "long", False)], 1)
+    skipped.save(tmp_path, [skipped.count])
+    for _ in range(2):  # the second time after a resume
+        skipped.add([("b.wav", "long", False), ("c.wav", "long", False)], 2)
+        listed = (tmp_path / "skipped-stream.csv").read_text().split()
+        assert listed == ["clip,reason", "a.wav,long", "b.wav,long", "c.wav,long"]
+        skipped.load(tmp_path, 0)
+        assert skipped.count == 1
+    skipped.load(tmp_path, 1)  # a process more than there were: it has skipped nothing
+    assert skipped.count == 0
 
 
 def test_without_a_whole_batch_a_run_ends_before_it_starts(tmp_path, student):
