@@ -41,9 +41,10 @@ $(DEVELOPING): $(INSTALLED)
 
 DISTILL := $(BIN)/python examples/distill.py --config examples/demo/demo.yaml
 # the demo's two students in the directory $(1), with the options $(2), and their comparison. The demo's teacher is wrong
-# about a third of the words: its weight is multiplied by its probability of the label
+# about a third of the words: its weight is multiplied by its probability of the label. The first student has both phases
+# of the method
 define COMPARED
-	$(DISTILL) --weight_teacher_by_label_prob True --teacher_cache_dir $(1)/cache/labels --output_dir $(1)/askd $(2)
+	$(DISTILL) --weight_teacher_by_label_prob True --self_weight 0.3 --teacher_cache_dir $(1)/cache/labels --output_dir $(1)/askd $(2)
 	$(DISTILL) --preset ce --compare False --output_dir $(1)/labels_only $(2)
 	$(BIN)/python examples/demo/compare.py --askd $(1)/askd --labels_only $(1)/labels_only --picture $(1)/demo.png
 

@@ -68,8 +68,8 @@ class ASKDConfig(Seq2SeqTrainingArguments):
 
     preset: str = HfArg(
         default="askd",
-        help="Defaults of the options below: askd (teacher, then self-teacher), kd (constant weights, those of "
-        "distil-whisper), annealing (from teacher to labels), ps-kd (self-teacher only), ce (labels only).",
+        help="Defaults of the options below: askd (teacher, then labels or self-teacher), kd (constant weights, those "
+        "of distil-whisper), annealing (from teacher to labels), ps-kd (self-teacher only), ce (labels only).",
     )
     teacher_weight: float | None = HfArg(
         default=None, help="Teacher weight at the first step, 0 to 1. Default: set by --preset."

@@ -62,7 +62,7 @@ def main() -> None:
     # outputs of the frozen encoder and the teacher's most probable tokens are computed once
     models, speech = fill_caches(options, models, speech)
 
-    # first teacher and labels, then self-teacher and labels
+    # first teacher and labels, then labels alone, or with --self_weight also the self-teacher
     trainer = make_trainer(options, models, speech, origin)
     del models  # the trainer frees the teacher after its phase
     train(trainer, checkpoint)

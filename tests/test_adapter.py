@@ -17,9 +17,11 @@ from askd_hf.arguments import CacheArguments
 from askd_hf.models.lora import LoraArguments, load_adapter, merged, with_lora
 from askd_hf.training.run_dir import check_directories
 
+BOTH_PHASES = dict(teacher_weight=0.8, teacher_phase_ratio=0.6, self_weight=0.3)
+
 
 def make_trainer(output_dir, teacher, student, processor=None, lora=None, eval_dataset=None, **changes) -> ASKDTrainer:
-    config = ASKDConfig(**options(output_dir, **(dict(teacher_weight=0.8, teacher_phase_ratio=0.6) | changes)))
+    config = ASKDConfig(**options(output_dir, **(BOTH_PHASES | changes)))
     torch.manual_seed(0)
     adapter = with_lora(copy.deepcopy(student), lora or LoraArguments(lora_r=4), config.freeze_encoder)
     return ASKDTrainer(

@@ -56,6 +56,8 @@ def encoded(model, processor, datasets, directory):
 def make_trainer(output_dir, student, dataset, collator, teacher=None, eval_dataset=None, metrics=None, **changes):
     """10 steps on 8 clips, of which the teacher phase takes 6."""
     options_here = dict(teacher_weight=0.8, teacher_phase_ratio=0.6, max_steps=10, learning_rate=3e-3) | changes
+    if "preset" not in changes and options_here["teacher_phase_ratio"] < 1.0:
+        options_here = dict(self_weight=0.3) | options_here
     return ASKDTrainer(
         model=copy.deepcopy(student),
         args=ASKDConfig(**options(output_dir, **options_here)),

@@ -29,6 +29,7 @@ def test_the_student_trains_its_own_encoder_and_loads_anywhere(
 ):
     run = tmp_path / "run"
     more = ["--encoder_layers", 1, "--freeze_encoder", "False", "--eval_splits", "validation", "--logging_steps", 1]
+    more += ["--self_weight", 0.3]
     status, _, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, run, *more))
     assert status == 0, err
     student, teacher = load_file(run / "model.safetensors"), load_file(deep_teacher_dir / "model.safetensors")

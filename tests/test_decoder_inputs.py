@@ -56,7 +56,8 @@ def trainer(directory, processor, teacher, student, rows, collator=None, **chang
 
 
 def test_all_three_read_the_same(tmp_path, processor, teacher, student, rows):
-    made = trainer(tmp_path, processor, teacher, student, rows, teacher_phase_ratio=0.5, teacher_schedule="linear")
+    changes = dict(teacher_phase_ratio=0.5, teacher_schedule="linear", self_weight=0.3)
+    made = trainer(tmp_path, processor, teacher, student, rows, **changes)
     read = {"student": [], "teacher": [], "self": []}
 
     def note(who):

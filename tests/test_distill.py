@@ -47,7 +47,7 @@ def test_a_run_ends_with_a_table_and_a_model_that_anyone_can_load(
         monkeypatch, capsys, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation")
     )
     assert status == 0, err
-    assert re.search(r"teacher +0 - 9 .*\nself +10 - 11 ", out)
+    assert re.search(r"teacher +0 - 9 .*\nlabels +10 - 11 ", out)
     for row in ("student", "initial student", "teacher"):
         rates = r"\d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\]"
         assert re.search(rf" {row} +{rates} +{rates} +6 .*english-unified, no spelling list", out, re.MULTILINE), row
@@ -392,7 +392,7 @@ def test_without_the_hub_one_line_says_so_and_names_the_demo(monkeypatch, capsys
 # ---- processes of their own ----
 
 SAVING = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2", "--teacher_phase_ratio", "0.6"]
-SAVING += ["--logging_steps", "1"]
+SAVING += ["--logging_steps", "1", "--self_weight", "0.3"]
 
 
 @pytest.fixture(scope="module")
@@ -450,7 +450,7 @@ def test_two_processes_train_and_one_of_them_reports(tmp_path, teacher_dir, spee
         SCRIPT, *options(teacher_dir, speech_dir, tmp_path / "run", "--eval_splits", "validation")
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(re.findall(r"^self +5 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
+    assert len(re.findall(r"^labels +5 - 5 ", done.stdout, re.MULTILINE)) == 1  # 6 steps, half of one process's
     assert len(re.findall(r" WER, % +CER, % ", done.stdout)) == 1
     AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
 

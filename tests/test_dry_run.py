@@ -32,7 +32,7 @@ def total(files) -> int:
 def test_the_plan_has_the_numbers_of_the_run(monkeypatch, capsys, tmp_path, teacher_dir, speech_dir):
     monkeypatch.setattr("askd_hf.training.held_out.SHARE", 0.25)  # of 16 clips 4 are held out
     monkeypatch.setattr("askd_hf.training.held_out.MIN_CLIPS", 4)
-    arguments = options(teacher_dir, speech_dir, tmp_path / "run", *MORE)
+    arguments = options(teacher_dir, speech_dir, tmp_path / "run", *MORE, "--self_weight", "0.3")
     status, out, err = run_here(monkeypatch, capsys, *arguments, "--dry_run")
     assert status == 0, err
     plan = plan_of(out)

@@ -247,7 +247,7 @@ def resumed(whole, models, directory, **changes) -> ASKDTrainer:
 def old_and_new(**changes) -> list[str]:
     """What the message names of changed options, which had the values of `whole`."""
     weights = dict(teacher_weight=0.8, teacher_weight_end=0.0, teacher_phase_ratio=0.6)
-    before = ASKDConfig(**options("nowhere", self_teacher="snapshot", **weights))
+    before = ASKDConfig(**options("nowhere", self_teacher="snapshot", self_weight=0.3, **weights))
     saved = before.to_dict()
     pairs = [(name, saved[name], value) for name, value in changes.items()]
     return [f"{name} {old} -> {new}" for name, old, new in pairs]
@@ -294,7 +294,7 @@ def test_another_objective_or_order_is_refused_by_name(whole, models, tmp_path, 
     with pytest.raises(
         UserError, match=r"the settings of the checkpoint .* differ"
     ):  # the script asks before it loads anything
-        changes = dict(teacher_weight=0.8, teacher_phase_ratio=0.6, self_teacher="snapshot") | changes
+        changes = dict(teacher_weight=0.8, teacher_phase_ratio=0.6, self_teacher="snapshot", self_weight=0.3) | changes
         check_options(ASKDConfig(**options(tmp_path, **changes)), f"{whole.args.output_dir}/checkpoint-4")
 
 

@@ -23,6 +23,9 @@ def schedule(**changes):
     return BlendSchedule(**(fields | changes))
 
 
+AVERAGED = dict(average=True, self_weight=0.3)
+
+
 @pytest.mark.parametrize(
     ("name", "at_15", "at_45"),
     [
@@ -173,8 +176,14 @@ def test_an_impossible_option_is_refused_by_name(tmp_path, option, value, messag
             "--teacher_schedule adaptive requires",
         ),
         (dict(preset="kd", average=True), "--average requires --self_teacher ema"),
-        (dict(average=True, teacher_phase_ratio=1.0), "--average has no effect: with --teacher_phase_ratio 1"),
-        (dict(average=True, load_best_model_at_end=True), "--average is not supported with --load_best_model_at_end"),
+        (
+            AVERAGED | dict(teacher_phase_ratio=1.0),
+            "--average has no effect: with --teacher_phase_ratio 1",
+        ),
+        (
+            AVERAGED | dict(load_best_model_at_end=True),
+            "--average is not supported with --load_best_model_at_end",
+        ),
         (dict(preset="kd", teacher_schedule="adaptive"), "--teacher_schedule adaptive has no effect"),
         (dict(preset="ps-kd", teacher_schedule="adaptive"), "--teacher_schedule adaptive has no effect"),
         (dict(preset="ce", teacher_schedule="cosine"), "--teacher_schedule cosine has no effect"),
@@ -199,7 +208,10 @@ def test_an_impossible_option_is_refused_by_name(tmp_path, option, value, messag
         (dict(preset="ps-kd", self_ema_decay=0.9), "--self_ema_decay 0.9 has no effect"),
         (dict(teacher_phase_ratio=1.0, self_ema_decay=0.9), "--self_ema_decay 0.9 has no effect"),
         (dict(preset="ps-kd", teacher_phase_ratio=0.5), "--teacher_phase_ratio 0.5 has no effect"),
-        (dict(average=True, max_steps=8, teacher_phase_ratio=0.97), "--average has no effect: .* no step of this run"),
+        (
+            AVERAGED | dict(max_steps=8, teacher_phase_ratio=0.97),
+            "--average has no effect: .* no step of this run",
+        ),
         (
             dict(lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="no"),
             "--lr_scheduler_type .* requires --eval_",
@@ -216,15 +228,17 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, options, message):
     "options",
     [
         *(dict(teacher_phase_ratio=1.0), dict(teacher_schedule="constant"), dict(self_weight=0.0), dict(preset="ce")),
-        dict(average=True, teacher_phase_ratio=0.9),
+        AVERAGED | dict(teacher_phase_ratio=0.9),
         # values of the defaults, which may be in a file for several presets
         dict(preset="ce", divergence="forward_kl", temperature=1.0, adaptive_window=50, self_ema_decay=0.99),
         dict(preset="ce", weight_teacher_by_label_prob=False, eval_teacher_losses=False, teacher_phase_ratio=0.0),
         dict(preset="ps-kd", divergence="reverse_kl", temperature=3.0, eval_teacher_losses=True),
         dict(preset="ce", self_teacher="ema", self_weight=0.5, self_ema_decay=0.9, divergence="reverse_kl"),
         dict(preset="kd", teacher_weight_end=0.2, teacher_schedule="adaptive", adaptive_window=9),
-        dict(average=True, max_steps=8, teacher_phase_ratio=0.9),
-        dict(average=True, teacher_weight=0.0, teacher_phase_ratio=1.0),  # without a teacher, all is the self phase
+        AVERAGED | dict(max_steps=8, teacher_phase_ratio=0.9),
+        dict(
+            average=True, self_weight=0.3, teacher_weight=0.0, teacher_phase_ratio=1.0
+        ),  # without a teacher, all is the self phase
     ],
 )
 def test_what_a_preset_leaves_without_effect_is_nobodys_mistake(tmp_path, options):

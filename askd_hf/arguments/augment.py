@@ -47,7 +47,7 @@ class AugmentArguments:
     snr_db: list[float] = HfArg(
         default_factory=lambda: list(SNR_DB),
         help="Lowest and highest signal-to-noise ratio of --augmentations noise in dB, over the whole clip. For "
-        "speech at 0 dB, train with -5 20.",
+        "speech at 0 dB, train with -5 15.",
     )
     augment_teacher: bool = HfArg(
         default=False, help="The teacher takes the augmented audio, too. Its labels can't be cached then."

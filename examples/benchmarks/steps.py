@@ -290,7 +290,9 @@ class TrainerStep:
 
 
 # a run that is all self phase, with the whole weight on the self-teacher from the first step
-SELF_PHASE = dict(teacher_weight=0.0, teacher_weight_end=0.0, teacher_phase_ratio=0.0, self_schedule="constant")
+SELF_PHASE: dict[str, Any] = dict(
+    teacher_weight=0.0, teacher_weight_end=0.0, teacher_phase_ratio=0.0, self_weight=0.3, self_schedule="constant"
+)
 
 
 def trainer_options(device: torch.device, bf16: bool, torch_compile: bool) -> dict[str, Any]:

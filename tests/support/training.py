@@ -103,7 +103,9 @@ def make_trainer(
     """An `ASKDTrainer` on copies of the models; of 10 steps of the preset askd 6 are teacher phase, from 0.8 to 0."""
     if changes.get("preset", "askd") == "askd":
         end = {} if changes.get("teacher_schedule") == "constant" else dict(teacher_weight_end=0.0)
-        changes = dict(teacher_weight=0.8, teacher_phase_ratio=0.6) | end | changes
+        has_self_phase = changes.get("self_teacher") != "none" and changes.get("teacher_phase_ratio") != 1.0
+        self_phase = dict(self_weight=0.3) if has_self_phase else {}
+        changes = dict(teacher_weight=0.8, teacher_phase_ratio=0.6) | self_phase | end | changes
     return ASKDTrainer(
         model=copy.deepcopy(student),
         args=ASKDConfig(**options(output_dir, **changes)),
