@@ -413,7 +413,7 @@ class FinetuningConfig(ASKDConfig):
     """`ASKDConfig` with the defaults for a student that already transcribes its language."""
 
     preset: str = HfArg(
-        default="ps-kd", help="As of `askd-hf distill`: ps-kd (self only), askd (teacher, then self), ce..."
+        default="ps-kd", help="As of `askd-hf distill`: ps-kd (self only), askd (teacher, then labels), ce..."
     )
     learning_rate: float = HfArg(default=1e-5, help="The initial learning rate. For an adapter 1e-3 is usual.")
 
