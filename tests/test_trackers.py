@@ -66,6 +66,7 @@ def test_the_documented_values_are_curves_in_both(tmp_path, deep_teacher_dir, sp
     joint = ["--encoder_layers", 2, "--freeze_encoder", "False", "--eval_teacher_losses", "True"]
     joint += ["--eval_dataset", speech_dir, "--eval_splits", "validation", "--teacher_phase_ratio", 0.6]
     joint += ["--eval_strategy", "steps", "--eval_steps", 4, "--save_strategy", "no", "--max_steps", 8]
+    joint += ["--self_weight", 0.3]
     stream = ["--streaming", "True", "--max_steps", 4, "--on_bad_audio", "skip"]
     documented = {f"train/{key}" for key in first_column("method.md", "key")}
     documented |= {key.replace("_", "/", 1) for key in EVALUATED}
