@@ -309,7 +309,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         if self.hidden_weight and not self.uses_teacher:
             raise UserError(f"--hidden_weight {self.hidden_weight} requires a teacher phase")
         if self.average and (self.self_teacher != "ema" or not self.self_weight):
-            raise UserError("--average requires --self_teacher ema and a --self_weight above 0")
+            raise UserError("--average requires --self_teacher ema and a --self_weight above 0, such as 0.3")
         if self.average and self.uses_teacher and self.teacher_phase_ratio == 1.0:
             raise UserError("--average has no effect: with --teacher_phase_ratio 1 there is no self phase")
         if self.average and self.load_best_model_at_end:

@@ -8,7 +8,7 @@ from ..errors import UserError
 from .ranges import Range, check_ranges
 from .renamed import accepts_renamed
 
-PROBABILITY = 0.5
+AUGMENT_PROBABILITY = 0.5
 # Uniform ranges. Speed is changed by resampling, which shifts the pitch too: better than tempo alone (Ko et al. 2015).
 SPEED = (0.9, 1.1)
 SNR_DB = (5.0, 30.0)
@@ -37,7 +37,7 @@ class AugmentArguments:
         "clean one. Requires pip install 'askd-hf[augment]'. Default: none.",
     )
     augment_probability: float = HfArg(
-        default=PROBABILITY, help="Probability of each of --augmentations, for each clip in each epoch."
+        default=AUGMENT_PROBABILITY, help="Probability of each of --augmentations, for each clip in each epoch."
     )
     noise_dir: str | None = HfArg(
         default=None,
@@ -67,5 +67,5 @@ class AugmentArguments:
                     raise UserError(f"--{name} requires --augmentations noise")
         if self.augment_teacher and not self.augmentations:
             raise UserError("--augment_teacher True requires --augmentations")
-        if self.augment_probability != PROBABILITY and not self.augmentations:
+        if self.augment_probability != AUGMENT_PROBABILITY and not self.augmentations:
             raise UserError("--augment_probability requires --augmentations")

@@ -64,7 +64,9 @@ def _check_self_teacher(config: Any, changed: Set[str]) -> None:
         )
     for name in ("self_schedule", "snapshot_strategy", "self_teacher"):
         if name in changed and not config.self_weight and getattr(config, name) != "none":
-            raise UserError(f"--{name} {getattr(config, name)} has no effect with --self_weight 0")
+            raise UserError(
+                f"--{name} {getattr(config, name)} has no effect with --self_weight 0: give one above 0, such as 0.3"
+            )
     if _is_given(config, "self_ema_decay") and (config.self_teacher != "ema" or not config.self_weight or no_phase):
         raise UserError(
             f"--self_ema_decay {config.self_ema_decay:g} has no effect: it requires --self_teacher ema, a "

@@ -9,7 +9,7 @@ from ..errors import UserError
 from .ranges import COUNT, NOT_NEGATIVE, Window, check_layers, check_ranges, check_vocabulary, parse_window
 from .renamed import accepts_renamed
 
-LAYERS = "2"
+DECODER_LAYERS = "2"
 MIN_COUNT = 3  # measured: examples/guides/fast-students.md
 
 
@@ -29,7 +29,7 @@ class ModelArguments:
         help="Student to train: a Hub id or a local directory. Default: created from the teacher's layers.",
     )
     decoder_layers: str = HfArg(
-        default=LAYERS,
+        default=DECODER_LAYERS,
         help="Decoder layers of a student created from the teacher: a number (spread evenly, with first and "
         "last layer), or the indices of the teacher's layers, such as 0,1,31 (a single one with a comma: 31,).",
     )

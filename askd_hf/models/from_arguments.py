@@ -3,7 +3,7 @@
 from transformers import WhisperForConditionalGeneration
 
 from ..arguments import ModelArguments
-from ..arguments.models import LAYERS
+from ..arguments.models import DECODER_LAYERS
 from ..errors import UserError
 from .loading import load_whisper
 from .student import init_student, prune_encoder
@@ -35,7 +35,7 @@ def check_student_options(models: ModelArguments) -> None:
     """Raise `UserError` for options of a student created from the teacher, if `--student` is given."""
     if not models.student:
         return
-    if models.decoder_layers != LAYERS:
+    if models.decoder_layers != DECODER_LAYERS:
         raise UserError(
             f"--decoder_layers {models.decoder_layers} is not supported with --student, which has its own layers"
         )
