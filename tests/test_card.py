@@ -113,6 +113,21 @@ def test_an_assistant_that_is_slower_is_not_offered():
     assert ["is 0.90x as fast as the teacher alone: don't use it" in text for text in texts] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (dict(self_weight=0.3), "with self-distillation. Schedule"),
+        (dict(self_weight=0.0), "with self-distillation; this student had no self-teacher. Schedule"),
+        (dict(self_weight=0.0, teacher_phase_ratio=0.0), "with self-distillation; this student had neither. Schedule"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_the_card_says_which_parts_of_the_method_the_student_had(changes, text):
+    summary = read_summary("made-up-summary")
+    summary = dataclasses.replace(summary, arguments=summary.arguments | changes)
+    assert f"ASKD-Whisper combines a decaying teacher weight {text}" in render_card(summary, None, "you/made-up").text
+
+
 def test_nothing_of_this_machine_is_in_the_cards():
     for path in CARDS:
         text = path.read_text(encoding="utf-8")

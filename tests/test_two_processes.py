@@ -25,7 +25,7 @@ HIDDEN = dict(
 )
 OWN_MEANS = dict(preset="ce", average_tokens_across_devices=False, max_steps=1, predict_with_generate=False)
 RUNS = {
-    "adaptive": ADAPTIVE | HALVED,
+    "adaptive": ADAPTIVE | HALVED | dict(save_strategy="steps", save_steps=5),
     "hidden": HIDDEN | HALVED,
     "own_means": OWN_MEANS,
     "interrupted": ADAPTIVE | dict(interrupt_second_process_at=4),
@@ -65,6 +65,16 @@ def test_two_processes_give_the_trajectory_and_the_evaluation_of_one(tmp_path, t
     for name in ("eval_loss", "eval_wer", "eval_cer"):
         assert two["metrics"][name] == pytest.approx(metrics[name], rel=1e-5), name
     assert metrics["eval_wer"] > 0.0 and metrics["eval_cer"] > 0.0
+
+
+def test_one_process_resumes_a_run_of_two_to_the_same_trajectory(tmp_path, teacher, student, seen, launched, caplog):
+    options = ADAPTIVE | dict(per_device_train_batch_size=8)
+    one = make_trainer(tmp_path, teacher, student, processor=make_processor(), **options)
+    one.train(resume_from_checkpoint=str(launched / "adaptive" / "checkpoint-5"))
+    resumed = history(one, *NAMES)
+    assert len(resumed) == 8  # the checkpoint has the first five
+    torch.testing.assert_close(resumed, torch.tensor(seen("adaptive")[0]["history"]), rtol=1e-4, atol=1e-6)
+    assert "was saved by 2 processes, and now there are 1" in caplog.text
 
 
 @pytest.mark.slow
