@@ -428,7 +428,8 @@ def test_a_killed_run_resumes_with_the_same_vocabulary_and_no_other(monkeypatch,
     weights = (out / "model.safetensors").read_bytes()
     resume = ("--resume_from_checkpoint", out / "checkpoint-1")
     ended = distill(monkeypatch, capsys, place, out, *common, *resume)
-    assert ended.returncode == 0 and (out / "model.safetensors").read_bytes() == weights, ended.stderr
+    assert ended.returncode == 0 and "resumed at step 1" in ended.stdout, ended.stderr
+    assert (out / "model.safetensors").read_bytes() == weights
     ended = distill(monkeypatch, capsys, place, out, *common, *resume, "--vocabulary", 430)
     assert ended.returncode == 2 and "vocab_size" in ended.stderr.strip().splitlines()[-1]
 

@@ -339,24 +339,14 @@ def test_a_run_with_random_contexts_reports_both_contexts(monkeypatch, capsys, t
 
 def test_a_run_with_random_contexts_resumes_bit_exactly(monkeypatch, capsys, tmp_path, wide_dir, speech_dir):
     common = ("--teacher", wide_dir, "--dataset", speech_dir, "--window_seconds", "1-3", "--compare", "False")
-    common += (
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        3,
-        "--save_total_limit",
-        9,
-        "--logging_steps",
-        1,
-        "--teacher_cache_dir",
-        tmp_path / "t",
-    )
+    common += ("--save_strategy", "steps", "--save_steps", 3, "--save_total_limit", 9, "--logging_steps", 1)
+    common += ("--teacher_cache_dir", tmp_path / "t")
     assert run(monkeypatch, capsys, *common, "--output_dir", tmp_path / "a").returncode == 0
     weights = load_file(tmp_path / "a" / "model.safetensors")
     (tmp_path / "a" / "model.safetensors").unlink()
     resumed = ("--resume_from_checkpoint", tmp_path / "a" / "checkpoint-3")
     ended = run(monkeypatch, capsys, *common, "--output_dir", tmp_path / "a", *resumed)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0 and "resumed at step 3" in ended.stdout, ended.stderr
     again = load_file(tmp_path / "a" / "model.safetensors")
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
     changed = run(monkeypatch, capsys, *common, "--output_dir", tmp_path / "a", *resumed, "--window_seconds", "2-3")

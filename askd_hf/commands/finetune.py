@@ -1,9 +1,9 @@
-r"""Fine-tune a Whisper model: on labels and its own average, with or without a teacher, whole or with LoRA.
+r"""Fine-tune a Whisper model: on labels and its own predictions, with or without a teacher, whole or with LoRA.
 
     askd-hf finetune --student you/whisper-small-fr --language fr \
         --dataset my_speech --eval_splits validation
 
-trains it on the labels and, as a regularizer, on the moving average of the student: self-distillation without a
+trains it on the labels and, as a regularizer, on the student of the previous epoch: self-distillation without a
 teacher. A teacher adds its distribution in the first phase. Its vocabulary and mel bins may differ, as large-v3's do:
 
     askd-hf finetune --student you/whisper-small-fr --language fr \
