@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .data import filter_invalid_clips as filter_invalid_clips
     from .data import load_speech_dataset as load_speech_dataset
     from .errors import UserError as UserError
+    from .models.generation_config import set_language as set_language
     from .models.loading import load_processor as load_processor
     from .models.loading import load_whisper as load_whisper
     from .models.student import init_student as init_student
@@ -41,6 +42,7 @@ _MODULES = {
     "load_processor": "models.loading",
     "load_speech_dataset": "data",
     "load_whisper": "models.loading",
+    "set_language": "models.generation_config",
 }
 
 __all__ = list(_MODULES)

@@ -197,13 +197,13 @@ LABELS_ONLY: dict[str, Any] = dict(
 )
 # preset -> {option: value}. A given option overrides that of the preset.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Our choices, not those of the ASKD paper, of which we read the abstract and the results only. On a small training set a teacher weight that starts at
-    # 1.0 and lasts for 0.8 of the run gave a lower cross-entropy on held-out speech than 0.8 for 0.6 of the run. An
-    # adaptive schedule was as good as a linear one with clean labels and better with noisy labels
+    # Our choices: of the ASKD paper we had the abstract and the results only. On a small training set a teacher weight
+    # that starts at 1.0 and lasts for 0.8 of the run gave a lower cross-entropy on held-out speech than 0.8 for 0.6 of
+    # the run. An adaptive schedule was as good as a linear one with clean labels and better with noisy labels
     # (examples/benchmarks/schedules.py). A weight that decays to 0.5 probably made fewer errors than one that decays
     # to 0 on held-out speech of the domain (P 0.95), and no more outside of it (examples/studies/defaults.yaml). A
-    # self phase (--self_weight 0.3) was nowhere certainly better, and made more errors on other speech (P 0.98 and 0.99)
-    # or in the domain (P 0.97): the same study, and examples/studies/ablations.yaml.
+    # self phase (--self_weight 0.3) was nowhere certainly better, and made more errors on other speech (P 0.98 and
+    # 0.99) or in the domain (P 0.97): the same study, and examples/studies/ablations.yaml.
     "askd": LABELS_ONLY
     | dict(teacher_weight=1.0, teacher_weight_end=0.5, teacher_phase_ratio=0.8, teacher_schedule="adaptive")
     | dict(temperature=2.0, self_weight=0.0, self_schedule="linear", self_teacher="ema"),

@@ -30,10 +30,9 @@ from .hub.provenance import Provenance
 from .hub.publisher import HubPublisher
 from .models.lora import load_adapter
 from .schedule import BlendWeights
-from .training import loss_sums, run_callbacks
+from .training import checks, loss_sums, run_callbacks
 from .training.checkpoint_lookup import recovery_advice
 from .training.checkpoint_saving import StudentSaver
-from .training.checks import check_batches, check_best_metric, check_teacher, check_whole_batch, is_random
 from .training.generation import generation_inputs
 from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
@@ -85,8 +84,9 @@ class ASKDTrainer(Seq2SeqTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for a custom loss")
         train_dataset = kwargs.get("train_dataset")
+        checks.check_data(args, train_dataset, kwargs.get("eval_dataset"))
         is_cached = isinstance(train_dataset, Dataset) and has_soft_labels(train_dataset)
-        check_teacher(args, teacher_model, train_dataset if is_cached else None, model.config.vocab_size)
+        checks.check_teacher(args, teacher_model, train_dataset if is_cached else None, model.config.vocab_size)
 
         # ---- components ----
         self.saver = StudentSaver(model, args, peft_config, keep_adapter)
@@ -99,10 +99,12 @@ class ASKDTrainer(Seq2SeqTrainer):
         self.origin = Provenance.of_models(teacher_model, self.model) if origin is None else origin
         self.runner = ModelRunner(self.model, args, teacher_model, is_cached, self.data_collator, self.accelerator)
         self._held_out = HeldOutClips(held_out)
-        check_batches(args, self.data_collator, is_cached)
+        checks.check_batches(args, self.data_collator, is_cached)
+        if train_dataset is not None:
+            checks.check_language(self.model, self.data_collator, train_dataset)
         if self.eval_dataset is not None:
             splits = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
-            check_best_metric(args, splits, () if self.compute_metrics is None else None)
+            checks.check_best_metric(args, splits, () if self.compute_metrics is None else None)
         # without it the order of the clips would depend on random numbers drawn before training
         self.accelerator.dataloader_config.data_seed = self.args.order_seed
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of every update
@@ -118,7 +120,7 @@ class ASKDTrainer(Seq2SeqTrainer):
             self.add_callback(run_callbacks.StopEarlyCallback())
         self._seeded_dataset: SeededDataset | None = None
         # the rows of a stream already carry the collator's random seed
-        if is_random(self.data_collator) and not isinstance(train_dataset, SpeechStream):
+        if checks.is_random(self.data_collator) and not isinstance(train_dataset, SpeechStream):
             self._seeded_dataset = SeededDataset(self.train_dataset, self.args.order_seed)
             self.add_callback(run_callbacks.SetEpochCallback(self._seeded_dataset))
 
@@ -274,11 +276,12 @@ class ASKDTrainer(Seq2SeqTrainer):
         return sampler
 
     def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        checks.check_has_rows("eval_dataset", dataset)  # that of `evaluate` or `predict`
         if is_training and self._seeded_dataset is not None:
             dataset = self._seeded_dataset
         drop_last = self.args.dataloader_drop_last
         if is_training and drop_last and not isinstance(self.train_dataset, SpeechStream):
-            check_whole_batch(len(dataset), self._train_batch_size * self.args.world_size)
+            checks.check_whole_batch(len(dataset), self._train_batch_size * self.args.world_size)
         self.args.dataloader_drop_last = drop_last and is_training  # evaluation uses all clips
         try:
             loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)

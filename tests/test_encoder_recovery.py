@@ -256,3 +256,9 @@ def test_the_target_is_the_whole_encoder_without_dropout_on_the_same_window(tmp_
     features = torch.randn(2, student.config.num_mel_bins, frames, generator=torch.Generator().manual_seed(0))
     loss = trainer.compute_loss(student.model.encoder, {"input_features": features})
     assert loss.item() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_missing_dataset_of_the_recovery_is_found_before_anything_is_loaded(monkeypatch, capsys, tmp_path):
+    given = ["--teacher", tmp_path / "no-teacher", "--dataset", tmp_path, "--encoder_layers", 2]
+    ended = run_here(monkeypatch, capsys, *given, "--encoder_recovery_dataset", tmp_path / "nothing")
+    assert ended.returncode == 2 and f"{tmp_path / 'nothing'}" in ended.stderr.strip().splitlines()[-1]

@@ -98,9 +98,8 @@ STEP = "--model openai/whisper-tiny.en --use_cpu --batch_size 2 --label_tokens 3
 SHORTER = {
     "askd-hf distill": TRAINING,
     "askd-hf distill --min_duration_in_seconds": f"{TRAINING} --min_duration_in_seconds 0.5",  # windows have a second
-    "askd-hf distill --window_seconds": f"{TRAINING} --window_seconds 1 --teacher_top_k 8",
-    "askd-hf distill --window_seconds --vocabulary 20000": f"{TRAINING} --window_seconds 1 --vocabulary auto "
-    "--teacher_top_k 8",
+    "askd-hf distill --window_seconds": f"{TRAINING} --window_seconds 1",
+    "askd-hf distill --window_seconds --vocabulary 20000": f"{TRAINING} --window_seconds 1 --vocabulary auto",
     "askd-hf distill --encoder_layers": f"{TRAINING} --encoder_layers 0, --encoder_recovery_epochs 1",
     "askd-hf plan": "--speedup 0.01",
     "askd-hf prepare --audio_dir": "--target prepared",  # my_speech is here already
@@ -134,7 +133,9 @@ TRAINS = re.compile(r"\b(distill|finetune)(\.py)?\b")
 def shorter(command: list[str]) -> list[str]:
     """Return the options of `SHORTER` for a command."""
     found = [words for words in SHORTER if set(words.split()) <= set(command)]
-    return SHORTER[max(found, key=lambda words: len(words.split()))].split() if found else []
+    options = SHORTER[max(found, key=lambda words: len(words.split()))].split() if found else []
+    labels = ["--teacher_top_k", "8"]  # the demo's vocabulary has fewer tokens than the default
+    return options + labels if "--teacher_cache_dir" in command and "askd-hf distill" in " ".join(command) else options
 
 
 @contextlib.contextmanager

@@ -444,3 +444,40 @@ def test_a_teacher_of_other_tokens_can_still_transcribe(monkeypatch, capsys, tmp
     ]
     ended = run_here(monkeypatch, capsys, "--student", multilingual_dir, *two, file=finetune)
     assert ended[0] == 2 and "--unlabeled_dataset requires a single --language, got en, zh" in ended[2]
+
+
+# ---- soft labels in a mix ----
+
+
+def test_a_teacher_cache_with_sounds_is_a_dataset_for_a_run_without_a_teacher(
+    monkeypatch, capsys, tmp_path, teacher_dir, speech_dir, caplog
+):
+    """Its clips without speech keep their empty transcripts. Mixed with speech without soft labels it needs one."""
+    common = f"--use_cpu --max_steps 2 --per_device_train_batch_size 4 --compare False --dataset {speech_dir}"
+    common += f" --no_speech_dataset synthetic --no_speech_probability 0.2 --teacher_cache_dir {tmp_path / 'cache'}"
+    common += " --teacher_top_k 8"
+    ended = run_here(monkeypatch, capsys, *f"{common} --teacher {teacher_dir} --output_dir {tmp_path / 'a'}".split())
+    assert ended.returncode == 0, ended.stderr
+    saved = load_from_disk(tmp_path / "cache")
+    assert sum(row is True for row in saved["no_speech"][:]) == 4 and len(saved) == 20
+    alone = f"--use_cpu --max_steps 2 --compare False --student {tmp_path / 'a'} --dataset {tmp_path / 'cache'}"
+    ended = run_here(monkeypatch, capsys, *alone.split(), "--output_dir", tmp_path / "b")
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads((tmp_path / "b" / "training.json").read_text())
+    assert (summary["clips"], summary["no_speech_clips"]) == (16, 4)
+    assert not caplog.text.count("soft labels")
+    ended = run_here(monkeypatch, capsys, *alone.split(), speech_dir, "--output_dir", tmp_path / "c")
+    assert ended.returncode == 2 and "--preset askd requires --teacher" in ended.stderr
+    assert "are not used, as" in caplog.text and "train on cache alone" in caplog.text
+
+
+def test_a_resumed_stream_must_have_the_same_rows(monkeypatch, capsys, tmp_path, teacher_dir, two):
+    arguments = options(teacher_dir, two[:1] * 2, tmp_path / "run", "--streaming", "True", "--max_steps", 4)
+    arguments += ["--save_strategy", "steps", "--save_steps", "2", "--compare", "False"]
+    assert run_here(monkeypatch, capsys, *arguments).returncode == 0
+    for option, change in (
+        (["--text_normalizer", "basic"], "row_options.text_normalizer none -> basic"),
+        (["--max_train_samples", 9], "row_options.max_train_samples None -> 9"),
+    ):
+        ended = run_here(monkeypatch, capsys, *arguments, "--resume_from_checkpoint", "last", *option)
+        assert ended.returncode == 2 and change in ended.stderr, ended.stderr

@@ -154,7 +154,7 @@ def test_impossible_values_of_other_scripts_are_refused():
 
 def test_values_at_the_bounds_are_accepted(tmp_path):
     accepted = "--max_train_samples 1 --min_duration_in_seconds 0 --max_duration_in_seconds inf"
-    accepted += " --timestamp_probability 1 --teacher_top_k 1"
+    accepted += " --timestamp_probability 1 --teacher_cache_dir t --teacher_top_k 1"
     accepted += " --warmup_steps 0 --max_grad_norm 0 --logging_steps 0.5 --save_total_limit 0 --weight_decay 0"
     accepted += f" --decoder_layers 31, --seed 0 --output_dir {tmp_path}"
     assert parse_args(DISTILL, accepted.split())[1].max_train_samples == 1
@@ -183,6 +183,9 @@ def test_values_at_the_bounds_are_accepted(tmp_path):
         ("--lora_alpha 8", "--lora_alpha requires --lora_r"),
         ("--lora_dropout 0.1", "--lora_dropout requires --lora_r"),
         ("--lora_target_modules fc1", "--lora_target_modules requires --lora_r"),
+        ("--shuffle_buffer_size 50", "--shuffle_buffer_size requires --streaming"),
+        ("--teacher_top_k 8", "--teacher_top_k requires --teacher_cache_dir"),
+        ("--encoder_cache_dtype int8", "--encoder_cache_dtype requires --encoder_cache_dir"),
     ],
 )
 def test_what_can_not_be_together_is_refused(arguments, message):

@@ -8,6 +8,7 @@ import jiwer
 import numpy as np
 import pytest
 import torch
+from datasets import IterableDataset
 from formulas import numpy_blend
 from models import make_multilingual, make_whisper
 from safetensors.torch import load_file
@@ -17,7 +18,7 @@ from training import Clips, SeedsAsNames, collate, history, learn_by_heart, make
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TrainerCallback, TrainerState
 
 from askd_hf.config import ASKDConfig
-from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
+from askd_hf.data import SpeechCollator, SpeechStream, decode_audio, load_speech_dataset
 from askd_hf.errors import UserError
 from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.generation_config import set_language
@@ -471,6 +472,55 @@ def test_what_would_replace_the_objective_is_refused(tmp_path, teacher, student)
         )
     with pytest.raises(UserError, match="there is no teacher"):
         make_trainer(tmp_path, None, student)
+
+
+def iterable(speech_dir) -> IterableDataset:
+    return load_speech_dataset(str(speech_dir), None, "train", streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(train_dataset=iterable), r"train_dataset: .* not supported; give SpeechStream\("),
+        (dict(eval_dataset=iterable), "eval_dataset: .* not supported; give a dataset with rows"),
+        (dict(eval_dataset=lambda folder: {"calls": iterable(folder)}), "eval_dataset: .* not supported"),
+        (dict(accelerator_config={"dispatch_batches": True}), "dispatch_batches=True is not supported"),
+        (
+            dict(train_dataset=lambda folder: SpeechStream([iterable(folder)]), max_steps=2)
+            | dict(accelerator_config={"split_batches": True}),
+            "split_batches=True is not supported with a stream",
+        ),
+    ],
+)
+def test_batches_that_accelerate_would_cut_are_refused(tmp_path, processor, student, speech_dir, changes, message):
+    """It cuts every tensor of a dispatched batch to as many entries as clips, and so most label positions."""
+    made = {name: value(speech_dir) for name, value in changes.items() if callable(value)}
+    given = {name: value for name, value in changes.items() if not callable(value)}
+    datasets = dict(train_dataset=Clips(student.config)) | made
+    args = ASKDConfig(**options(tmp_path, preset="ce", **given))
+    collator = SpeechCollator(processor, student.config)
+    with pytest.raises(UserError, match=message):
+        ASKDTrainer(model=student, args=args, data_collator=collator, **datasets)
+    trainer = ASKDTrainer(model=student, args=ASKDConfig(**options(tmp_path, preset="ce")), data_collator=collator)
+    with pytest.raises(UserError, match="eval_dataset: iterable datasets are not supported"):
+        trainer.evaluate(iterable(speech_dir))
+
+
+def test_a_multilingual_model_needs_the_language_of_the_clips(tmp_path, speech_dir):
+    model, processor = make_multilingual()
+    rows = list(load_speech_dataset(str(speech_dir), None, "train"))
+
+    def trainer_on(rows: list[dict]) -> ASKDTrainer:
+        args = ASKDConfig(**options(tmp_path, preset="ce"))
+        collator = SpeechCollator(processor, model.config)
+        return ASKDTrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
+
+    assert processor.tokenizer.language is None
+    with pytest.raises(UserError, match="neither its tokenizer nor the clips have a language"):
+        trainer_on(rows)
+    trainer_on([row | {"language": "zh", "task": "transcribe"} for row in rows])
+    set_language(model, processor, "zh")
+    trainer_on(rows)
 
 
 def test_a_failed_push_leaves_the_student_and_says_how_to_push_it(tmp_path, teacher, student, processor):

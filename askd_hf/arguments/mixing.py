@@ -10,6 +10,8 @@ from .ranges import COUNT, POSITIVE, SHARE, Range, check_ranges
 from .renamed import accepts_renamed
 
 NO_SPEECH_PROBABILITY = 0.05
+SHUFFLE_BUFFER_SIZE = 1000
+TEACHER_TOP_K = 32
 
 
 @accepts_renamed
@@ -30,7 +32,7 @@ class MixArguments:
         "process reads its share of the files.",
     )
     shuffle_buffer_size: int = HfArg(
-        default=1000, help="Size of the shuffle buffer per dataset, in clips, with --streaming."
+        default=SHUFFLE_BUFFER_SIZE, help="Size of the shuffle buffer per dataset, in clips, with --streaming."
     )
     no_speech_dataset: str | None = HfArg(
         default=None,
@@ -66,6 +68,8 @@ class MixArguments:
             raise UserError("--no_speech_probability requires --no_speech_dataset")
         check_ranges(self, concatenate_probability=Range(low=0, below=1))
         check_ranges(self, dataset_probabilities=POSITIVE)
+        if self.shuffle_buffer_size != SHUFFLE_BUFFER_SIZE and not self.streaming:
+            raise UserError("--shuffle_buffer_size requires --streaming: other datasets are shuffled as a whole")
 
 
 @accepts_renamed
@@ -94,10 +98,14 @@ class CacheArguments:
         "needs no teacher.",
     )
     teacher_top_k: int = HfArg(
-        default=32,
+        default=TEACHER_TOP_K,
         help="Number of tokens whose log-probabilities --teacher_cache_dir stores. All other tokens count as one, so "
         "that the divergence is a lower bound; it is close at --temperature 1 if the teacher is confident.",
     )
 
     def __post_init__(self):
         check_ranges(self, teacher_top_k=COUNT)
+        if self.teacher_top_k != TEACHER_TOP_K and self.teacher_cache_dir is None:
+            raise UserError("--teacher_top_k requires --teacher_cache_dir: a teacher that runs gives all tokens")
+        if self.encoder_cache_dtype != "float16" and self.encoder_cache_dir is None:
+            raise UserError("--encoder_cache_dtype requires --encoder_cache_dir")

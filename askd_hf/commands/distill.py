@@ -37,6 +37,7 @@ from ..errors import UserError, memory_errors
 from ..evaluation.comparison import EvalSplit
 from ..evaluation.metrics import compute_metrics_for
 from ..hub.provenance import Provenance
+from ..hub.training_summary import count_clips
 from ..models.from_arguments import check_student_options, load_student, load_teacher
 from ..models.generation_config import allow_silence, is_multilingual, set_languages
 from ..models.layer_selection import choose_layers
@@ -182,7 +183,8 @@ def prepare_run(options: Options) -> str | None:
         raise UserError("--teacher_offload is not supported with --torch_compile, which compiles the teacher too")
     sounds = options.mix.no_speech_dataset
     sounds = None if sounds == SYNTHETIC else sounds
-    check_exist([*data_args.dataset, *data_args.eval_dataset, data_args.unlabeled_dataset, sounds])
+    audio = [data_args.unlabeled_dataset, sounds, *model_args.encoder_recovery_dataset]
+    check_exist([*data_args.dataset, *data_args.eval_dataset, *audio])
     return checkpoint
 
 
@@ -262,7 +264,7 @@ def select_layers(options: Options, models: Models, speech: Speech, checkpoint: 
     # the rows of a stream aren't known yet
     spoken = [] if options.mix.streaming else spoken_in(speech.train)
     set_languages(models.student, models.processor, spoken or source_languages(options.data))
-    if options.mix.no_speech_dataset:
+    if options.mix.no_speech_dataset or count_clips(speech.train)[2]:
         allow_silence(models.student)
     return options, models
 

@@ -24,7 +24,7 @@ from .audio import AudioError, read_audio, silence
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise it if `read_audio`, `silence` or `audio_key` find something else in the same file
-BATCH = 16  # clips that a decoding process returns at a time
+BATCH = 16  # clips that are read, or that a decoding process returns, at a time
 CLIPS_PER_PROCESS = 500  # fewer clips are decoded before another process has started
 PART_CLIPS = 20_000  # are kept at a time, so that an interrupted check loses few
 MAX_FILES = 64  # more are merged
@@ -141,7 +141,8 @@ def _file_keys(audio: Dataset, recheck: bool) -> list[bytes | None]:
     path = _row_keys(audio)
     if path is not None and not recheck and (kept := _read_row_keys(path, len(audio))):
         return kept
-    keys = [key for rows in audio.iter(1000) for key in map(file_key, rows["audio"])]
+    # few at a time: samples that are stored as arrays become lists of Python numbers
+    keys = [key for rows in audio.iter(BATCH) for key in map(file_key, rows["audio"])]
     if path is not None:
         _write_row_keys(path, b"".join(key for key in keys if key is not None))
     return keys

@@ -126,8 +126,8 @@ def filter_invalid_clips(
     of change are the same. See `audio_infos`.
 
     A row is invalid if `read_audio` can't decode its audio (missing, corrupt, truncated, empty, ...), or for a reason
-    of `limits.invalid_reason`, such as silence with a transcript, or a transcript too long for its audio. Row numbers
-    start at 0.
+    of `limits.invalid_reason`, such as silence with a transcript, or a transcript too long for its audio. Rows with a
+    true `no_speech` have the limits of clips without speech. Row numbers start at 0.
 
     Args:
         dataset: the result of `load_speech_dataset`.
@@ -230,10 +230,11 @@ def _check_rows(
         except UserError as error:  # an unknown language
             reason = str(error)
         found.label_lengths.append(tokens)
-        reason = limits.invalid_reason(info.error, info.duration, row, tokens, info.silence) or reason
+        of_row = limits.for_no_speech() if row.get("no_speech") else limits
+        reason = of_row.invalid_reason(info.error, info.duration, row, tokens, info.silence) or reason
         if reason is not None:
             found.invalid[number] = reason
-        elif reason := limits.filter_reason(info.duration, tokens):
+        elif reason := of_row.filter_reason(info.duration, tokens):
             found.filtered[number] = reason
     return found
 

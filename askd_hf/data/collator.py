@@ -36,6 +36,8 @@ from .labels import LABEL_PAD_TOKEN_ID, DecoderTokens, build_decoder_tokens, tok
 TEACHER_COLUMNS = ("teacher_token_ids", "teacher_log_probs", "teacher_log_rest", "teacher_label_log_prob")
 # appended to `rng_key`: token choices and the audio context use other random streams than the augmentation
 TOKEN_STREAM, CONTEXT_STREAM = 1, 2
+TOLERANCE = SAMPLING_RATE // 100  # samples by which resampling may lengthen a clip
+FILTER = "askd_hf.filter_invalid_clips leaves out such clips"
 
 
 @dataclass
@@ -157,14 +159,15 @@ class SpeechCollator:
             If no row is left, the batch is one silent clip whose labels are all masked.
 
         Raises:
-            UserError: a clip can't be decoded, or isn't in the cache: its file has changed since validation.
+            UserError: a clip can't be decoded, or isn't in the cache: its file has changed since validation. Or a clip
+                wasn't validated, and is longer than the window, or its transcript is missing or too long.
         """
         batch: dict[str, Any] = {}
         waves: list[np.ndarray] = []
         if self.limits is not None and "rng_key" in rows[0]:  # evaluation rows were validated before
             rows, waves, batch["skipped"] = self._valid_rows(rows)
         elif self.encoder_cache is None or self.teacher_extractor is not None:
-            waves = [waveform(row) for row in rows]  # decoded once for both models
+            waves = [self._whole_waveform(row) for row in rows]  # decoded once for both models
         if not rows:
             return batch | self._dummy_batch()
         clean = waves
@@ -187,6 +190,16 @@ class SpeechCollator:
         if any(no_speech):
             batch["no_speech"] = torch.tensor(no_speech)
         return batch | _soft_labels(rows)
+
+    def _whole_waveform(self, row: Mapping[str, Any]) -> np.ndarray:
+        """Return the waveform of a clip. Raise `UserError` if it is longer than the window: its end would be cut."""
+        wave, window = waveform(row), self.processor.feature_extractor.n_samples
+        if len(wave) > window + TOLERANCE:
+            raise UserError(
+                f"{row['clip']}: too long: {len(wave) / SAMPLING_RATE:.2f} s, the limit is "
+                f"{window / SAMPLING_RATE:g} s. {FILTER}"
+            )
+        return wave
 
     def _valid_rows(
         self, rows: list[Mapping[str, Any]]
@@ -245,7 +258,9 @@ class SpeechCollator:
         if "rng_key" in row:
             values = np.random.default_rng([*row["rng_key"], TOKEN_STREAM]).random(2)
             timestamps, prompt = values < (self.timestamp_probability, self.condition_on_prev_probability)
-        return build_decoder_tokens(
+        if row["text"] is None:
+            raise UserError(f"{row['clip']}: no transcript. {FILTER}")
+        tokens = build_decoder_tokens(
             self.processor.tokenizer,
             row,
             timestamps=timestamps,
@@ -254,6 +269,12 @@ class SpeechCollator:
             max_positions=self.config.max_source_positions,
             time_factor=time_factor,
         )
+        if len(tokens.labels) > self.config.max_target_positions:
+            raise UserError(
+                f"{row['clip']}: transcript too long: {len(tokens.labels)} tokens, the limit is "
+                f"{self.config.max_target_positions}. {FILTER}"
+            )
+        return tokens
 
     def _pad_tokens(self, tokens: list[DecoderTokens]) -> dict[str, Tensor]:
         inputs, labels = zip(*tokens, strict=True)

@@ -16,6 +16,7 @@ import numpy as np
 from datasets import Dataset, Features, concatenate_datasets
 from datasets.fingerprint import get_temporary_cache_files_directory
 
+from ..errors import disk_errors
 from ..progress import hide_datasets_bars
 from .audio import PAUSE
 from .columns import AUDIO_FILE, JOINED_COLUMNS, require_audio_files, with_features
@@ -87,14 +88,14 @@ def _joined(audio: Dataset, rows: list[dict[str, Any]], chosen: list[tuple[int, 
         clips = chosen[number]
         return joined_row([rows[i] for i in clips], [first["audio"], *(audio[i]["audio"] for i in clips[1:])])
 
-    fingerprint = uuid.uuid4().hex
-    with hide_datasets_bars():
+    fingerprint, directory = uuid.uuid4().hex, get_temporary_cache_files_directory()
+    with hide_datasets_bars(), disk_errors(f"--concatenate_probability: joined clips in {directory}"):
         return audio.select([clips[0] for clips in chosen]).map(
             join,
             with_indices=True,
             features=Features(features | {"audio": AUDIO_FILE}),
             writer_batch_size=WRITTEN_ROWS,
-            cache_file_name=str(Path(get_temporary_cache_files_directory()) / f"joined-{fingerprint}.arrow"),
+            cache_file_name=str(Path(directory) / f"joined-{fingerprint}.arrow"),
             new_fingerprint=fingerprint,  # otherwise all clips would be hashed
         )
 

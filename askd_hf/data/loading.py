@@ -34,6 +34,7 @@ from .columns import (
     require_audio_files,
     with_features,
 )
+from .soft_labels import SOFT_LABEL_COLUMNS
 from .sources import load_split
 from .splits import KINDS
 
@@ -220,7 +221,10 @@ def _warn_split_column(dataset: Dataset | IterableDataset, name: str) -> None:
 
 
 def _drop_reserved(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
-    """Drop columns that share a name with `COLUMNS`, `TRAINING_COLUMNS` or `VALIDATION_COLUMNS` but not the type."""
+    """Drop columns that share a name with `COLUMNS`, `TRAINING_COLUMNS` or `VALIDATION_COLUMNS` but not the type.
+
+    `no_speech` is kept in a dataset with soft labels: `--teacher_cache_dir` saved it.
+    """
     dropped = []
     for column in ("language", "task", "prompt", "segments"):
         feature = dataset.features.get(column)
@@ -233,10 +237,14 @@ def _drop_reserved(dataset: Dataset | IterableDataset, name: str) -> Dataset | I
         logger.warning("%s: column %r is dropped, because it has type %s, not %s", name, column, feature, wanted)
     # `filter_invalid_clips` computes its columns again. Columns of the same names but other types are the user's.
     former = {old for old, new in FORMER_COLUMNS.items() if new in TRAINING_COLUMNS}
+    was_trained_on = set(SOFT_LABEL_COLUMNS) <= dataset.features.keys()
+    kept = {"no_speech"} if was_trained_on and dataset.features.get("no_speech") == COLUMNS["no_speech"] else set()
     reserved = [
         column
         for column, feature in dataset.features.items()
-        if column in TRAINING_COLUMNS or column in former or VALIDATION_COLUMNS.get(column, feature) != feature
+        if (column in TRAINING_COLUMNS and column not in kept)
+        or column in former
+        or VALIDATION_COLUMNS.get(column, feature) != feature
     ]
     # no warning for what is measured again, and for the empty columns of a saved mix
     lost = [column for column in reserved if column not in VALIDATION_COLUMNS]

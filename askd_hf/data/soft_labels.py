@@ -9,6 +9,7 @@ training.
 
 import hashlib
 import json
+import logging
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from .collator import TEACHER_COLUMNS, SpeechCollator
 from .columns import is_text
 from .encoder_cache import feature_settings, weights_digest
 from .stream import SpeechStream
+
+logger = logging.getLogger(__name__)
 
 TOKEN_CHUNK_SIZE = 1024  # label tokens projected onto the vocabulary at a time
 RECOMPUTE = "compute its soft labels again with examples/cache_teacher.py or --teacher_cache_dir DIR"
@@ -55,6 +58,7 @@ def teacher_settings(
     dtype: torch.dtype,
     int8: bool = False,
     extractor: WhisperFeatureExtractor | None = None,
+    int8_encoder_outputs: bool = False,
 ) -> str:
     """Return everything that soft labels depend on besides audio and transcripts, as JSON.
 
@@ -63,13 +67,16 @@ def teacher_settings(
         name: path or Hub id of the teacher.
         dtype: compute dtype: that of autocast, or else of the weights.
         extractor: the teacher's feature extractor. Default: Whisper's with the teacher's number of mel bins.
+        int8_encoder_outputs: whether the encoder's outputs may come from a cache that stores them as int8.
     """
     extractor = extractor or WhisperFeatureExtractor(feature_size=teacher.config.num_mel_bins)
     settings = dict(
         labels=LABEL_FORMAT,
         teacher=name,
         weights=weights_digest(teacher),
-        computed_in=str(dtype).removeprefix("torch.") + (" with int8 weights" if int8 else ""),
+        computed_in=str(dtype).removeprefix("torch.")
+        + (" with int8 weights" if int8 else "")
+        + (" of int8 encoder outputs" if int8_encoder_outputs else ""),
         vocabulary=teacher.config.vocab_size,
         top_k=top_k,
         temperature=temperature,
@@ -99,6 +106,23 @@ def has_soft_labels(dataset: Dataset | SpeechStream) -> bool:
 
 def without_soft_labels(dataset: Dataset) -> Dataset:
     return dataset.remove_columns([name for name in SOFT_LABEL_COLUMNS if name in dataset.column_names])
+
+
+def warn_of_unused_soft_labels(datasets: dict[str, Dataset], without: list[str]) -> None:
+    """Warn about soft labels that the mix loses, as another part of it has none.
+
+    Args:
+        datasets: the training sets by name.
+        without: the other parts, which have no soft labels.
+    """
+    labeled = [name for name, dataset in datasets.items() if has_soft_labels(dataset)]
+    others = [name for name in datasets if name not in labeled] + without
+    if labeled and others:
+        logger.warning(
+            "the soft labels of %s are not used, as %s has none: the teacher runs for all clips. To use them, train "
+            "on %s alone, or give the speech itself as --dataset, and --teacher_cache_dir",
+            *(" and ".join(labeled), " and ".join(others), " and ".join(labeled)),
+        )
 
 
 def check_settings(dataset: Dataset, temperature: float, vocabulary: int, run_settings: str | None = None) -> None:

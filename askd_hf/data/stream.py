@@ -50,6 +50,8 @@ class SpeechStream:
     packing: Packing | None = None  # joins clips to fill the window; None to leave them as they are
     process: int = 0  # index of this process
     processes: int = 1  # number of processes
+    # options that change the rows and can't be seen in the fields above; a resumed run must have the same
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return `row`: `StreamSampler` yields rows instead of indices, and the data loader looks them up here."""

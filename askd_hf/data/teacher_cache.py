@@ -8,13 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, DatasetInfo, Features, concatenate_datasets, load_from_disk
 from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
+from datasets.features.features import get_nested_type
 from torch.utils.data import DataLoader
 from transformers import WhisperForConditionalGeneration
 
@@ -23,7 +26,7 @@ from ..objective import TopK
 from ..progress import hide_datasets_bars, progress_bar
 from .cache_space import CacheSpace, free_bytes
 from .collator import TEACHER_COLUMNS, SpeechCollator
-from .columns import require_audio_files, with_current_names, with_features
+from .columns import replace_column, require_audio_files, with_current_names, with_features
 from .dataset_files import add_files, load_saved, replaced, rewrites
 from .shared_disk import locked_for, others_wait, processes_sharing
 from .soft_labels import (
@@ -256,6 +259,10 @@ def _write_part(clips: Dataset, columns: dict[str, list], unfinished: Path) -> N
     """Save clips with their soft labels atomically."""
     # in memory: joining columns on disk would first rewrite a dataset that has an index mapping
     rows = Dataset(clips.with_format("arrow")[:], info=DatasetInfo(features=clips.features))
+    if "more_audio" in rows.features:  # `save_to_disk` embeds the files of `audio` only
+        joined = [files and [_embedded(file) for file in files] for files in rows["more_audio"][:]]
+        embedded = replace_column(rows, "more_audio", pa.array(joined, get_nested_type(rows.features["more_audio"])))
+        rows = embedded.select_columns(list(rows.features))
     labels = Dataset.from_dict(columns, features=SOFT_LABEL_FEATURES)
     process = PartialState().process_index
     number = sum(part.suffix != ".saving" for part in unfinished.glob(f"part-{process:03d}-*"))
@@ -268,6 +275,13 @@ def _write_part(clips: Dataset, columns: dict[str, list], unfinished: Path) -> N
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
     saving.rename(part)
+
+
+def _embedded(file: dict[str, Any]) -> dict[str, Any]:
+    """Return an audio file with its bytes, and without its directory."""
+    if file["bytes"] is not None:
+        return file
+    return {"bytes": Path(file["path"]).read_bytes(), "path": Path(file["path"]).name}
 
 
 def _parts(unfinished: Path, settings: str, columns: Features) -> dict[Path, Dataset]:
@@ -366,9 +380,12 @@ def _label_bytes(dataset: Dataset, top_k: int) -> int:
 def _audio_bytes(dataset: Dataset) -> int:
     """Return the size of the clips' audio, which is saved with the soft labels."""
     total = 0
-    for audio in dataset.with_format("arrow").select_columns("audio").iter(1000):
-        embedded, paths = (pc.struct_field(audio["audio"], name) for name in ("bytes", "path"))
-        total += pc.sum(pc.binary_length(embedded)).as_py() or 0
-        files = [path for path, content in zip(paths, embedded, strict=True) if not content.is_valid]
-        total += sum(Path(path.as_py()).stat().st_size for path in files if path.is_valid)
+    columns = [name for name in ("audio", "more_audio") if name in dataset.features]
+    for rows in dataset.with_format("arrow").select_columns(columns).iter(1000):
+        for name in columns:
+            audio = rows[name] if name == "audio" else pc.list_flatten(rows[name])
+            embedded, paths = (pc.struct_field(audio, field) for field in ("bytes", "path"))
+            total += pc.sum(pc.binary_length(embedded)).as_py() or 0
+            files = [path for path, content in zip(paths, embedded, strict=True) if not content.is_valid]
+            total += sum(Path(path.as_py()).stat().st_size for path in files if path.is_valid)
     return total

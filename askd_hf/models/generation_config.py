@@ -118,7 +118,7 @@ def generation_config_file(model: str | Path, writer: str) -> Path:
 
 
 def set_language(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, language: str | None, task: str
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, language: str | None, task: str = "transcribe"
 ) -> None:
     """Set language and task of a multilingual model's generation config and tokenizer.
 

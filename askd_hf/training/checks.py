@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
+from datasets import IterableDataset as HubStream
+from torch.utils.data import IterableDataset
 from transformers import WhisperForConditionalGeneration
 from transformers.trainer_utils import IntervalStrategy
 
 from ..arguments.augment import AugmentArguments
 from ..config import TEXT_METRICS, ASKDConfig
-from ..data import SpeechCollator
+from ..data import SpeechCollator, SpeechStream
 from ..data.soft_labels import check_settings
 from ..errors import UserError
+from ..models.generation_config import is_multilingual
 
 
 def check_teacher(
@@ -35,6 +38,50 @@ def check_teacher(
         )
     if args.n_gpu > 1:
         raise UserError("several GPUs require one process each: start with `accelerate launch` (or torchrun)")
+
+
+def check_has_rows(name: str, dataset: Any) -> None:
+    """Raise `UserError` for an iterable dataset.
+
+    accelerate would cut its batches to as many label positions as clips, and no epoch of it has a known length.
+
+    Args:
+        name: of the argument, for the message.
+        dataset: a dataset, a dictionary of datasets, or None.
+    """
+    parts = list(dataset.values()) if isinstance(dataset, dict) else [dataset]
+    if any(isinstance(part, HubStream | IterableDataset) for part in parts):
+        instead = "SpeechStream([select_training_columns(dataset)]) with max_steps, or " * (name == "train_dataset")
+        raise UserError(f"{name}: iterable datasets are not supported; give {instead}a dataset with rows and a length")
+
+
+def check_data(args: ASKDConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    """Raise `UserError` for iterable datasets, and for an `accelerator_config` that cuts batches."""
+    check_has_rows("train_dataset", train_dataset)
+    check_has_rows("eval_dataset", eval_dataset)
+    options: Any = args.accelerator_config
+    if options.dispatch_batches:
+        raise UserError(
+            "accelerator_config: dispatch_batches=True is not supported, as accelerate would cut the batches' label "
+            "positions: each process reads its own batches"
+        )
+    if options.split_batches and isinstance(train_dataset, SpeechStream):
+        raise UserError("accelerator_config: split_batches=True is not supported with a stream")
+
+
+def check_language(model: WhisperForConditionalGeneration, collator: Any, dataset: Any) -> None:
+    """Raise `UserError` if the labels of a multilingual model would have no language, which `generate` expects.
+
+    Args:
+        dataset: the training set. The rows of a stream aren't known.
+    """
+    if not isinstance(collator, SpeechCollator) or isinstance(dataset, SpeechStream) or not is_multilingual(model):
+        return
+    if collator.processor.tokenizer.language is None and len(dataset) and dataset[0].get("language") is None:
+        raise UserError(
+            "the model is multilingual, and neither its tokenizer nor the clips have a language: call "
+            'askd_hf.set_language(model, processor, "fr"), or give the dataset a column `language`'
+        )
 
 
 def check_best_metric(args: ASKDConfig, splits: Sequence[str], text_metrics: Sequence[str] | None) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Features, IterableDataset
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
@@ -28,7 +29,7 @@ from ..data.columns import JOINED_COLUMNS, longest_first, with_features
 from ..data.languages import UNKNOWN, language_code, with_language, without_language
 from ..data.long_clips import cut_long_clips, has_times
 from ..data.no_speech import as_no_speech, synthetic_no_speech
-from ..data.soft_labels import without_soft_labels
+from ..data.soft_labels import warn_of_unused_soft_labels, without_soft_labels
 from ..data.stream import steps_per_part, warn_of_repeated_reads
 from ..data.text import SAMPLE_SIZE, basic_normalizer, replace_column
 from ..errors import UserError
@@ -183,6 +184,7 @@ def training_speech(
             packing=packing_of(mix_args, limits, collator),
             process=config.process_index,
             processes=config.world_size,
+            options=_row_options(data_args, mix_args),
         )
     with progress_bar(sum(map(len, splits)), "Checking training clips") as bar:
         checked = [
@@ -191,6 +193,8 @@ def training_speech(
         ]
     if mix_args.concatenate_probability:
         checked = [concatenated(split, mix_args, limits, seed) for split in checked]
+    no_speech = [] if mix_args.no_speech_dataset is None else ["--no_speech_dataset"]
+    warn_of_unused_soft_labels(dict(zip(names, checked, strict=True)), no_speech)
     speech = mix(checked, mix_args.dataset_probabilities, seed)
     spoken = sorted({pair for split in checked for pair in spoken_in(split)}) if multilingual else []
     no_speech_dataset = _negatives(mix_args, data_args, collator, spoken)
@@ -203,6 +207,13 @@ def training_speech(
             no_speech_dataset = with_features(no_speech_dataset, Features(no_speech_dataset.features | JOINED_COLUMNS))
         speech = with_no_speech(speech, no_speech_dataset, mix_args.no_speech_probability, seed)
     return speech
+
+
+def _row_options(data_args: DataArguments, mix_args: MixArguments) -> dict[str, Any]:
+    """Return the options that change the rows of a stream."""
+    names = [*("text_case", "text_normalizer", "max_train_samples", "language", "task")]
+    names += ["audio_column_name", "text_column_name"]
+    return {name: getattr(data_args, name) for name in names} | {"no_speech_dataset": mix_args.no_speech_dataset}
 
 
 def training_splits(
@@ -305,6 +316,8 @@ def check_mix(data_args: DataArguments, mix_args: MixArguments, config: ASKDConf
             f"--dataset_probabilities requires one value per dataset, got {len(weights)} for {datasets} datasets "
             "(--unlabeled_dataset is the last)"
         )
+    if len(weights) == 1:
+        raise UserError("--dataset_probabilities has no effect with one dataset")
     check_normalizer(data_args)
     check_default_dataset(data_args)
     data_args.train_sources()  # raises for options with neither one value nor one per dataset

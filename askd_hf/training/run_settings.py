@@ -23,6 +23,7 @@ from transformers.trainer_utils import SaveStrategy, has_length
 from ..callbacks import BLEND_STATE_FILE, read_blend_state
 from ..config import ASKDConfig
 from ..data import SpeechCollator, SpeechStream
+from ..data.encoder_store import INT8
 from ..data.soft_labels import SETTINGS_COLUMN, has_soft_labels
 from ..errors import UserError
 from ..hub.provenance import Provenance
@@ -163,8 +164,10 @@ def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict
     The rows of a stream are unknown: its sources and the options of the mix are compared instead. For a dataset that
     isn't a `datasets.Dataset` it is the number of rows.
     """
-    values: dict[str, Any] = dict.fromkeys(("clips", "clips_digest", "streaming", "filters"))
+    names = ("clips", "clips_digest", "streaming", "row_options", "filters", "encoder_outputs")
+    values: dict[str, Any] = dict.fromkeys(names)
     if isinstance(train_dataset, SpeechStream):
+        values["row_options"] = train_dataset.options
         values["streaming"] = dict(
             datasets=[[speech.dataset, speech.config, speech.split] for speech in origin.speech],
             number=len(train_dataset.datasets),
@@ -192,6 +195,8 @@ def data_settings(train_dataset: Any, collator: Any, origin: Provenance) -> dict
             options = asdict(collator.augmenter.options)
             values |= {name: options.pop(name) for name in ("snr_db", "augment_teacher")}
             values["augmentations"] = options | {"noise_dir": options["noise_dir"] is not None}
+        if collator.encoder_cache is not None and collator.encoder_cache.stored == INT8:
+            values["encoder_outputs"] = INT8  # float16 is close to no cache, which may be used instead
         if collator.limits is not None:
             values["filters"] = asdict(collator.limits)
     return _as_json(values)

@@ -1,5 +1,7 @@
 """Batches against the processor itself and labels written by hand."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -78,6 +80,25 @@ def test_a_clip_that_changed_since_its_check_is_named(small, rows, tmp_path):
     (tmp_path / "audio" / "1.wav").unlink()
     with pytest.raises(UserError, match=r"audio/1\.wav: missing file"):
         SpeechCollator(small, config())(list(rows))
+
+
+LONG = dict(array=np.full(RATE * 31, 0.1, np.float32), sampling_rate=RATE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(text=None), "no transcript"),
+        (dict(text="abc" * 200), r"transcript too long: \d+ tokens, the limit is 448"),
+        (dict(audio=LONG), "too long: 31.00 s, the limit is 1 s"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_clip_that_was_not_validated_and_does_not_fit_is_named(small, rows, change, message):
+    bad = dict(rows[1]) | change
+    pattern = f"{re.escape(bad['clip'])}: {message}. askd_hf.filter_invalid_clips leaves out such clips"
+    with pytest.raises(UserError, match=pattern):
+        SpeechCollator(small, config())([rows[0], bad])
 
 
 def test_a_tokenizer_of_another_model_is_refused(small):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from models import make_processor, make_whisper
 from scripts import distill_options, run_here
 from speech import write_csv
@@ -31,6 +32,7 @@ from askd_hf.data.concatenation import with_concatenated
 from askd_hf.data.mix import with_no_speech
 from askd_hf.data.no_speech import synthetic_no_speech
 from askd_hf.data.packing import Packing
+from askd_hf.data.teacher_cache import _audio_bytes
 from askd_hf.hub.training_summary import count_clips, count_concatenated
 from askd_hf.training.held_out import hold_out
 
@@ -187,7 +189,7 @@ def test_a_run_with_both_caches_has_joined_rows(monkeypatch, capsys, tmp_path, f
     for name, caches in (("live", []), ("cached", ["--encoder_cache_dir", "e", "--teacher_cache_dir", "t"])):
         monkeypatch.chdir(tmp_path)
         more = ["--concatenate_probability", 0.3, "--logging_steps", 1, "--max_steps", 3, "--learning_rate", 1e-4]
-        more += ["--teacher_top_k", 30, *caches]
+        more += [*caches, *(["--teacher_top_k", 30] if caches else [])]
         status, _, err = run_here(
             monkeypatch, capsys, *distill_options(tmp_path / "teacher", folder, tmp_path / name, *more)
         )
@@ -212,6 +214,33 @@ def test_runs_with_joined_clips_and_without_share_a_teacher_cache(monkeypatch, c
         counts.append(re.search(r"(\d+) of (\d+) cached", out).groups())
     (none, single), (found, joined), (all_of, again) = (map(int, count) for count in counts)
     assert none == 0 and found == single == all_of == again < joined  # the single clips are computed once
+
+
+def test_cached_joined_clips_are_whole_after_the_speech_has_moved(monkeypatch, capsys, tmp_path, folder):
+    """As in a job that unpacks its speech into a temporary directory."""
+    processor = make_processor()
+    make_whisper(processor).save_pretrained(tmp_path / "teacher")
+    processor.save_pretrained(tmp_path / "teacher")
+    cache, losses = tmp_path / "t", []
+    for name in ("first", "second"):
+        speech = tmp_path / f"speech-{name}"
+        shutil.copytree(folder, speech)
+        more = ["--concatenate_probability", 0.3, "--teacher_cache_dir", cache, "--max_steps", 2, "--logging_steps", 1]
+        more += ["--teacher_top_k", 5]
+        given = distill_options(tmp_path / "teacher", speech, tmp_path / name, *more)
+        ended = run_here(monkeypatch, capsys, *given)
+        assert ended.returncode == 0, ended.stderr
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        losses.append([row["loss"] for row in history if "loss" in row])
+        shutil.rmtree(speech)
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    saved = load_from_disk(cache)
+    joined = saved.filter(lambda files: files is not None, input_columns="more_audio")
+    assert len(joined) > 5
+    others = [file for row in joined for file in row["more_audio"]]
+    assert all(file["bytes"] and file["path"].endswith(".wav") and "/" not in file["path"] for file in others)
+    files = [file for row in joined for file in [row["audio"], *row["more_audio"]]]
+    assert _audio_bytes(joined) == sum(len(file["bytes"]) for file in files)
 
 
 # ---- streams ----
