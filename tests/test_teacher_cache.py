@@ -345,7 +345,7 @@ def test_a_killed_pass_goes_on_with_joined_clips_and_then_without(
 ):
     done = run_there(RUN, folder, tmp_path / "cache", "labelling")
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
-    joined = with_concatenated(clips, 0.5, 2.5, 20, seed=0)
+    joined = with_concatenated(clips, 0.5, 1.5, 20, seed=0)
     sizes = transcribed_by(teacher)
     labeled = label(tmp_path / "cache", joined, collator, teacher)
     assert sum(sizes) == len(joined) - 2 * BATCH and len(joined) > CLIPS
@@ -469,7 +469,7 @@ def test_joined_clips_given_later_leave_the_stored_audio_alone(teacher, collator
     """They have two more columns. No process writes the audio that is there again, while the others wait."""
     label(tmp_path / "cache", clips, collator, teacher)
     before = {file.stat().st_ino: file.read_bytes() for file in (tmp_path / "cache").glob("*.arrow")}
-    joined = with_concatenated(clips, 0.5, 2.5, 20, seed=0)
+    joined = with_concatenated(clips, 0.5, 1.5, 20, seed=0)
     labeled = label(tmp_path / "cache", joined, collator, teacher)
     after = {file.stat().st_ino: file.read_bytes() for file in (tmp_path / "cache").glob("*.arrow")}
     assert after.items() >= before.items()
