@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .arguments.effects import check_average
 from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import LOGGING_STEPS, ASKDConfig
-from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, StreamSampler
+from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechCollator, SpeechStream, StreamSampler
 from .data.shared_disk import of_main_process
 from .data.soft_labels import has_soft_labels
 from .errors import UserError, memory_errors, saving_errors, training_memory_message
@@ -279,14 +280,16 @@ class ASKDTrainer(Seq2SeqTrainer):
         checks.check_has_rows("eval_dataset", dataset)  # that of `evaluate` or `predict`
         if is_training and self._seeded_dataset is not None:
             dataset = self._seeded_dataset
-        drop_last = self.args.dataloader_drop_last
+        drop_last, collator = self.args.dataloader_drop_last, self.data_collator
         if is_training and drop_last and not isinstance(self.train_dataset, SpeechStream):
             checks.check_whole_batch(len(dataset), self._train_batch_size * self.args.world_size)
         self.args.dataloader_drop_last = drop_last and is_training  # evaluation uses all clips
+        if isinstance(collator, SpeechCollator) and not is_training and not self.args.eval_teacher_losses:
+            self.data_collator = replace(collator, teacher_extractor=None)  # the teacher doesn't run
         try:
             loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         finally:
-            self.args.dataloader_drop_last = drop_last
+            self.args.dataloader_drop_last, self.data_collator = drop_last, collator
         run_callbacks.keep_workers(loader)
         return loader
 

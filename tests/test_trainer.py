@@ -394,6 +394,25 @@ def test_random_numbers_of_a_clip_are_others_in_each_epoch(tmp_path, processor, 
     assert sorted(keys) == [(3, epoch, row) for epoch in range(3) for row in range(16)]
 
 
+@pytest.mark.parametrize("eval_teacher_losses", [False, True])
+def test_evaluation_computes_features_of_the_teacher_only_for_its_losses(
+    tmp_path, processor, teacher, student, speech_dir, eval_teacher_losses
+):
+    rows = load_speech_dataset(str(speech_dir), None, "train")
+    trainer = ASKDTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=ASKDConfig(**options(tmp_path, eval_teacher_losses=eval_teacher_losses)),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=SpeechCollator(processor, student.config, teacher_extractor=processor.feature_extractor),
+        processing_class=processor,
+    )
+    assert "teacher_input_features" in next(iter(trainer.get_train_dataloader()))
+    assert ("teacher_input_features" in next(iter(trainer.get_eval_dataloader()))) is eval_teacher_losses
+    assert "teacher_input_features" in next(iter(trainer.get_train_dataloader()))
+
+
 def test_a_non_finite_gradient_stops_before_the_update(tmp_path, teacher, student):
     trainer = make_trainer(tmp_path, teacher, student, preset="ce", max_steps=4)
     weight = trainer.model.model.decoder.layers[0].fc1.weight
