@@ -69,6 +69,7 @@ class ASKDTrainer(Seq2SeqTrainer):
     # compute_loss itself divides by the number of label tokens of the whole update
     loss_is_scaled_for_ga = True
     model: WhisperForConditionalGeneration
+    data_collator: Any
 
     @renamed_keywords(teacher="teacher_model")
     def __init__(

@@ -426,6 +426,12 @@ def test_the_license_of_the_speech_is_named(tmp_path):
     assert speech.license == "cc-by-4.0" and not speech.on_hub
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: custom\n---\n")
     assert TrainingData.of(SpeechSource(str(tmp_path), None, "train")).license == "custom"
+    labels = (
+        "---\nlicense: cc-by-4.0\npseudo_labels: {dataset: calls, on_hub: false, config: null, split: train}\n---\n"
+    )
+    (tmp_path / "README.md").write_text(labels)
+    transcribed = TrainingData.of(SpeechSource(str(tmp_path), None, "train"))
+    assert (transcribed.dataset, transcribed.license) == ("calls", "cc-by-4.0")
     (tmp_path / "README.md").unlink()
     assert TrainingData.of(SpeechSource(str(tmp_path), None, "train")).license is None
     assert (

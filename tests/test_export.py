@@ -241,6 +241,8 @@ def test_clips_that_are_silent_broken_or_too_long_are_named_and_left_out(tmp_pat
     for reason in ("audio/1.wav: silent", "audio/2.wav: not an audio file", "1 longer than the window of 3 s"):
         assert reason in caplog.text
     assert "--on_bad_audio" not in caplog.text
+    timed = audiofolder(tmp_path / "timed", ["<|0.00|> one<|0.50|>"])
+    assert [clip.text for clip in load_clips(str(timed), None, "train", 1, 3.0)] == ["one"]
     with pytest.raises(UserError, match=r"1 of 1 clips are filtered out \(1 longer .* so no clip is left"):
         load_clips(str(folder), None, "train", 1, 0.1)
 
@@ -284,3 +286,16 @@ def test_the_language_is_set_without_speech_to_compare_on(tmp_path):
         load_model(ExportArguments(language="fr", **options))
     model, _ = load_model(ExportArguments(**options))
     assert getattr(model.generation_config, "language", None) is None
+    with pytest.raises(UserError, match="--language is required"):
+        load_model(ExportArguments(task="translate", **options))
+    set_language(model, processor, "zh", "translate")
+    model.save_pretrained(tmp_path / "model")
+    for given, expected in (
+        (dict(language="en"), ("en", "translate")),
+        (dict(task="transcribe"), ("zh", "transcribe")),
+        ({}, ("zh", "translate")),
+    ):
+        arguments = ExportArguments(**options, **given)
+        model, _ = load_model(arguments)
+        assert (model.generation_config.language, model.generation_config.task) == expected
+        assert arguments.task == expected[1]

@@ -13,7 +13,7 @@ from fake_hub import hub_of_this_process, serve_hub
 from hub import HubVisit
 from huggingface_hub import ModelCard
 from models import by_generate, make_multilingual, make_processor, make_whisper, spoken
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from scripts import ROOT, run_here
 from speech import write_speech
@@ -21,7 +21,9 @@ from training import Clips, collate, options
 from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, pipeline
 
 from askd_hf import ASKDConfig, ASKDTrainer, UserError, load_whisper
+from askd_hf.commands.select_heads import has_alignment_heads
 from askd_hf.evaluation import Results
+from askd_hf.hub.provenance import BaseModelInfo
 from askd_hf.hub.training_summary import TrainingSummary
 from askd_hf.hub.upload import publish
 from askd_hf.models.loading import load_processor
@@ -167,6 +169,20 @@ def test_the_adapters_language_counts_not_its_bases(tmp_path):
     text = (tmp_path / "run" / "README.md").read_text()
     # `pipeline` takes the base's generation config, so it must be told
     assert 'transcribe("speech.flac", generate_kwargs={"language": "zh", "task": "transcribe"})["text"]' in text
+
+
+def test_what_an_adapter_lacks_is_that_of_its_base(tmp_path):
+    """As of a PEFT repository without a generation config."""
+    base, processor = make_multilingual()
+    base.generation_config.alignment_heads = [[0, 1]]
+    base.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    adapter = get_peft_model(load_whisper(str(tmp_path / "base")), LoraConfig(r=2, target_modules=["q_proj"]))
+    adapter.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "generation_config.json").exists()
+    assert has_alignment_heads(str(tmp_path / "adapter"))
+    ours, whole = (BaseModelInfo.of(str(tmp_path / name), base) for name in ("adapter", "base"))
+    assert (ours.vocabulary, ours.parameters) == (whole.vocabulary, whole.parameters)
 
 
 def test_what_an_earlier_run_left_is_not_loaded_with_it(tmp_path, student_dir):

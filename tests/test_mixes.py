@@ -315,6 +315,8 @@ def test_a_column_says_what_is_spoken(monkeypatch, capsys, tmp_path, multilingua
     assert labelled["language"][:] == ["zh", "en"] * 8 and labelled["task"][:2] == ["translate", "transcribe"]
     student = WhisperForConditionalGeneration.from_pretrained(tmp_path / "run")
     assert (student.generation_config.language, student.generation_config.task) == (None, "transcribe")
+    summary = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert summary["provenance"]["tasks"] == ["transcribe", "translate"]  # of the column
     wrong = mixed.remove_columns("language").add_column("language", ["en"] * 15 + ["klingon"])
     wrong.save_to_disk(tmp_path / "wrong")
     again = arguments.replace(str(tmp_path / "mixed"), str(tmp_path / "wrong")).replace("/run", "/other")

@@ -63,9 +63,12 @@ class ExportArguments:
     )
     language: str | None = HfArg(
         default=None,
-        help="Language of the speech, for a multilingual model; onnx and sherpa-onnx take it as the default language.",
+        help="Language of the speech, for a multilingual model; onnx and sherpa-onnx take it as the default language. "
+        "Default: that of its generation config.",
     )
-    task: Literal["transcribe", "translate"] = HfArg(default="transcribe", help="Task of a multilingual model.")
+    task: Literal["transcribe", "translate"] | None = HfArg(
+        default=None, help="Task of a multilingual model. Default: that of its generation config."
+    )
 
     def __post_init__(self):
         if self.output_dir is None:

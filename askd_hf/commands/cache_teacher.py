@@ -27,9 +27,9 @@ from ..arguments.parser import parse_args
 from ..arguments.push import PushLabelsArguments
 from ..config import ASKDConfig
 from ..data import SpeechCollator
-from ..data.columns import replace_column
+from ..data.columns import COLUMNS, JOINED_COLUMNS, VALIDATION_COLUMNS, replace_column
 from ..data.dataset_files import load_saved
-from ..data.soft_labels import KEY_COLUMN, SETTINGS_COLUMN
+from ..data.soft_labels import KEY_COLUMN, SETTINGS_COLUMN, SOFT_LABEL_COLUMNS
 from ..errors import UserError
 from ..hub.provenance import public_name
 from ..hub_access import hub_upload
@@ -147,11 +147,14 @@ def push_labels(labeled: Dataset, cache_args: CacheArguments, push_args: PushLab
         return
     advice = f"the labels are safe in {cache_args.teacher_cache_dir}: run the same command again, if need be after "
     with hub_upload(advice + "`hf auth login` with a token that may write there"):
-        without_paths(labeled).push_to_hub(push_args.hub_dataset_id, private=True)
+        public = without_paths(labeled)
+        public.push_to_hub(push_args.hub_dataset_id, split="train", private=True)
 
 
 def without_paths(labeled: Dataset) -> Dataset:
-    """Return the dataset with the names of clips and teacher in place of their paths on this machine."""
+    """Return the columns that training uses, with the names of clips and teacher in place of paths on this machine."""
+    known = (*COLUMNS, "speaker", *VALIDATION_COLUMNS, *JOINED_COLUMNS, *SOFT_LABEL_COLUMNS)
+    labeled = labeled.select_columns([name for name in labeled.column_names if name in known])
     settings = [json.loads(text) for text in labeled[SETTINGS_COLUMN][:]]
     named = [json.dumps(one | {"teacher": public_name(one["teacher"])[0]}) for one in settings]
     labeled = replace_column(labeled, SETTINGS_COLUMN, named)

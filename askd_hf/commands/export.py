@@ -75,13 +75,15 @@ def export(args: ExportArguments) -> None:
 
 
 def load_model(args: ExportArguments) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
-    """Load the model and its processor, after packages and output directory were checked."""
+    """Load the model and its processor, after packages and output directory were checked. Sets `args.task`."""
     RUNTIMES[args.to].check_extra()
     check_output_dir(args.output_dir)
     model, processor = load_whisper(args.model), load_processor(args.model)
     check_processor(model, processor)
-    if args.dataset is not None or args.language is not None:
-        set_language(model, processor, args.language, args.task)
+    config, is_given = model.generation_config, args.language is not None or args.task is not None
+    args.task = args.task or getattr(config, "task", None) or "transcribe"
+    if args.dataset is not None or is_given:
+        set_language(model, processor, args.language or getattr(config, "language", None), args.task)
     return model, processor
 
 

@@ -21,6 +21,7 @@ To resume an interrupted run, repeat the command. Other thresholds, or --concate
 again. Options can also be given in a YAML file: --config labels.yaml.
 """
 
+import logging
 from pathlib import Path
 
 from accelerate import PartialState
@@ -58,6 +59,8 @@ from ..pseudo_labels import save_dataset as write_dataset
 from ..pseudo_labels.filters import PseudoLabel
 from .options import options_of
 from .select_heads import has_alignment_heads
+
+logger = logging.getLogger(__name__)
 
 OPTIONS = options_of("pseudo-label")
 
@@ -176,7 +179,14 @@ def transcribe_clips(
     """Transcribe the clips that have no transcript in `--output_dir` yet, and return all with their measures."""
     language = language_code(args.language) if args.task == "transcribe" else "en"
     _, normalize = normalizer_for(args.normalizer, language, processor.tokenizer.english_spelling_normalizer or {})
-    references = known_references(clips["text"][:], required=args.label_source == "reference")
+    texts = clips["text"][:]
+    if args.task == "translate" and args.text_column_name is None and args.label_source != "reference" and any(texts):
+        logger.warning(
+            "the transcripts of the speech are no references for translations: if a column has English ones, name it "
+            "with --text_column_name"
+        )
+        texts = [None] * len(texts)
+    references = known_references(texts, required=args.label_source == "reference")
     lines = transcribe(plan_transcription(args, teacher, processor, clips))
     return score_transcripts(lines, references, normalize, language, label_source=args.label_source)
 

@@ -32,7 +32,7 @@ from ..hub_access import expanded
 from ..models.alignment_heads import CLIPS, Selection, save_alignment_heads, select_alignment_heads
 from ..models.generation_config import generation_config_file, set_language
 from ..models.loading import check_processor, load_processor, load_whisper
-from ..models.lora import is_adapter
+from ..models.lora import adapter_base, is_adapter
 from ..trainer import ASKDTrainer
 from .options import options_of
 
@@ -129,5 +129,5 @@ def has_alignment_heads(name: str | None) -> bool:
         return False
     try:
         return bool(getattr(GenerationConfig.from_pretrained(expanded(name)), "alignment_heads", None))
-    except OSError:  # it has no generation config
-        return False
+    except OSError:  # it has no generation config: an adapter has that of its base
+        return is_adapter(name) and has_alignment_heads(adapter_base(name))

@@ -16,6 +16,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from ..arguments.writable import check_writable
 from ..data import SAMPLING_RATE, Limits, filter_invalid_clips, load_speech_dataset
 from ..data.audio import waveform
+from ..data.text import without_times
 from ..errors import UserError, disk_errors
 from ..evaluation.metrics import error_rates
 from ..models.generation_config import no_timestamps
@@ -65,7 +66,7 @@ def load_clips(dataset: str, config: str | None, split: str, max_samples: int, w
     Clips that are invalid, or longer than `window` seconds, are left out with a warning that names them. Raises
     `UserError` if none is left.
     """
-    speech = load_speech_dataset(dataset, config, split)
+    speech = without_times(load_speech_dataset(dataset, config, split), None)
     first, limits = speech.select(range(min(max_samples, len(speech)))), Limits(window, skip_long=True)
     rows = filter_invalid_clips(first, None, limits, on_bad_audio="skip", split=split)
     return [Clip(row["clip"], waveform(row), row["text"] or "") for row in rows]

@@ -16,9 +16,11 @@ from ..arguments import DataArguments, ModelArguments, SpeechSource
 from ..data.json_files import from_json
 from ..data.languages import language_code
 from ..data.soft_labels import SETTINGS_COLUMN
+from ..errors import UserError
 from ..hub_access import expanded
 from ..models.generation_config import is_multilingual
 from ..models.layers import copied_decoder_layers, copied_encoder_layers, is_pruned_encoder
+from ..models.lora import adapter_base, is_adapter
 from ..models.student import same_encoder
 from ..models.window import window_seconds
 
@@ -84,7 +86,9 @@ class TrainingData:
             return speech
         try:
             transcribed = _card(DatasetCard, source.dataset).get(PSEUDO_LABELS)
-            return from_json(cls, transcribed) or speech
+            found = from_json(cls, transcribed) or speech
+            found.license = found.license or speech.license
+            return found
         except (TypeError, AttributeError) as error:
             logger.info("the card of %s doesn't say which model transcribed it: %s", source.dataset, error)
             return speech
@@ -197,8 +201,9 @@ def languages_of(names: list[str | None], student: WhisperForConditionalGenerati
 def stored_vocabulary(name: str) -> int | None:
     """Return the vocabulary size of the stored model; in memory `vocabulary.with_vocabulary_of` may change it."""
     try:
-        return WhisperConfig.from_pretrained(expanded(name)).vocab_size
-    except (OSError, ValueError, httpx.HTTPError) as error:
+        stored = adapter_base(name) if is_adapter(name) else name
+        return WhisperConfig.from_pretrained(expanded(stored)).vocab_size
+    except (OSError, ValueError, UserError, httpx.HTTPError) as error:
         logger.info(
             "the config of %s can't be read, so its vocabulary size is that of the loaded model: %s", name, error
         )

@@ -218,6 +218,8 @@ def _summary(student: ModelInfo, trainer: Any) -> TrainingSummary:
             provenance = dataclasses.replace(
                 provenance, languages=sorted(filter(None, train_dataset.unique("language")))
             )
+        if "task" in train_dataset.column_names and (tasks := sorted(filter(None, train_dataset.unique("task")))):
+            provenance = dataclasses.replace(provenance, tasks=tasks)
         if has_soft_labels(train_dataset) and config.uses_teacher:
             top_k = json.loads(train_dataset[SETTINGS_COLUMN][0])["top_k"]
             provenance = dataclasses.replace(provenance, teacher=provenance.teacher or cached_teacher(train_dataset))

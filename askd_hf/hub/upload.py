@@ -32,6 +32,7 @@ WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.i
 CONFIGS = ("config.json", ADAPTER_CONFIG)  # of a whole model; of an adapter
 # Allowlist: no other file is uploaded.
 PUBLISHED = (*WEIGHTS, *CONFIGS, *PROCESSOR_FILES, SUMMARY_FILE, CARD, FIGURE)
+REPLACED = (*WEIGHTS, *CONFIGS, *PROCESSOR_FILES)  # all of them are of one model
 RESULTS = Path("evaluation") / "results.json"  # in the output directory of a run
 MANY_ERRORS = 2.0  # times the teacher's WER; a push warns of a student with more
 RETRY_DELAYS = (1.0, 4.0)  # seconds before the second and the third attempt
@@ -262,8 +263,8 @@ def _repository_info(repo_id: str, private: bool | None, token: str | None, revi
 def upload(directory: Path, repo_id: str, token: str | None, revision: str | None, commit_message: str) -> str:
     """Commit the files of `PUBLISHED`, and return the URL of the commit.
 
-    Deletes other weights and configs in the repository: transformers would prefer a single file to the new shards, and
-    would load an adapter on top of a whole model.
+    Deletes other files of `REPLACED` in the repository: transformers would prefer a single file to the new shards,
+    would load an adapter on top of a whole model, and would add tokens of another tokenizer.
     """
     names = sorted(file.name for file in directory.iterdir() if file.is_file() and published(file.name))
 
@@ -273,7 +274,7 @@ def upload(directory: Path, repo_id: str, token: str | None, revision: str | Non
         changes: list[CommitOperationAdd | CommitOperationDelete]
         changes = [CommitOperationAdd(name, directory / name) for name in names]
         remote = HfApi().list_repo_files(repo_id, revision=revision, token=token)
-        stale = [name for name in remote if matches(name, (*WEIGHTS, *CONFIGS)) and name not in names]
+        stale = [name for name in remote if matches(name, REPLACED) and name not in names]
         changes += [CommitOperationDelete(name) for name in stale]
         done = HfApi().create_commit(repo_id, changes, commit_message=commit_message, token=token, revision=revision)
         return done.commit_url

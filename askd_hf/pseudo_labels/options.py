@@ -37,7 +37,9 @@ class PseudoLabelArguments(DecodingArguments):
     split: str = HfArg(default="train", help="Split of --dataset, such as train or train[:10%%].")
     audio_column_name: str | None = HfArg(default=None, help="Audio column. Default: detected by name or type.")
     text_column_name: str | None = HfArg(
-        default=None, help="Column with reference transcripts. Default: detected by name; there may be none."
+        default=None,
+        help="Column with reference transcripts. Default: detected by name; there may be none. With --task "
+        "translate: a column with English references; none is detected.",
     )
     speaker_column: str | None = HfArg(default=None, help="Speaker column. Default: detected by name.")
     language: str | None = HfArg(
@@ -81,8 +83,8 @@ class PseudoLabelArguments(DecodingArguments):
     )
     logprob_threshold: float = HfArg(
         default=-1.0,
-        help="Without a reference: drop transcripts whose average log-probability per token is below this. Default: "
-        "OpenAI Whisper's, -1.",
+        help="Without a reference: drop transcripts whose average log-probability per token is below this; "
+        "--logprob_threshold=-inf for no limit. Default: OpenAI Whisper's, -1.",
     )
     compression_ratio_threshold: float = HfArg(
         default=2.4,
@@ -102,8 +104,8 @@ class PseudoLabelArguments(DecodingArguments):
     )
     hub_dataset_id: str | None = HfArg(
         default=None,
-        help="Hub id of a dataset to push the result to. A new dataset is private; the visibility of an existing one "
-        "isn't changed.",
+        help="Hub id of a dataset to push the result to, as its split train. A new dataset is private; the visibility "
+        "of an existing one isn't changed.",
     )
 
     def __post_init__(self):
@@ -131,7 +133,8 @@ class PseudoLabelArguments(DecodingArguments):
             raise UserError("--concatenate_seconds requires --concatenate")
         if self.output_dir is None:
             dataset, teacher = (Path(os.path.abspath(name)).name for name in (self.dataset, self.teacher))
-            self.output_dir = f"runs/{dataset}-by-{teacher}"
+            part = "".join(f"-{name}" for name in (self.dataset_config, self.split) if name not in (None, "train"))
+            self.output_dir = f"runs/{dataset}{part}-by-{teacher}"
 
     def source(self) -> "DatasetSpec":
         """Return the dataset split to transcribe."""

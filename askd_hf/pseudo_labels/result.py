@@ -13,7 +13,8 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from ..data.columns import replace_column
 from ..errors import disk_errors
 from ..evaluation.metrics import language_code
-from ..hub.provenance import PSEUDO_LABELS, TrainingData, public_name
+from ..hub.card import ISO_CODES
+from ..hub.provenance import PSEUDO_LABELS, TrainingData, public_name, stated_data_license
 from ..hub_access import hub_upload
 from ..progress import hide_datasets_bars
 from .concatenation import TEMPORARY_DIR
@@ -100,10 +101,11 @@ def dataset_card(args: PseudoLabelArguments, dataset: Dataset, clips: int, kept:
     """
     teacher, _ = public_name(args.teacher)
     data = TrainingData(*public_name(args.dataset), args.dataset_config, args.split, transcribed_by=teacher)
+    data.license = stated_data_license(args.dataset)
+    language = ("en" if args.task == "translate" else language_code(args.language)) or "en"  # translations are English
     references = dataset["reference"][:] if "reference" in dataset.column_names else []
     metadata = DatasetCardData(
-        # translations are English
-        language=("en" if args.task == "translate" else language_code(args.language)) or "en",
+        language=ISO_CODES.get(language, language),
         task_categories=["automatic-speech-recognition"],
         tags=["pseudo-labels", "whisper", TAG],
     )
@@ -126,7 +128,9 @@ def dataset_card(args: PseudoLabelArguments, dataset: Dataset, clips: int, kept:
 
 
 def push_dataset(dataset: Dataset, repo_id: str, card: str, advice: str) -> None:
-    """Push the dataset to the Hub. A new repository is private. A card without the tag of askd_hf is kept.
+    """Push the dataset to the Hub as the split train. A new repository is private.
+
+    A card without the tag of askd_hf is kept.
 
     Raises `UserError`, ending with `advice`, if it fails.
     """
@@ -139,4 +143,5 @@ def push_dataset(dataset: Dataset, repo_id: str, card: str, advice: str) -> None
         # a card of an earlier result would describe other data
         if existing is None or TAG in (existing.data.tags or []):
             hub.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repo_id, repo_type="dataset")
-        dataset.push_to_hub(repo_id, private=True)  # adds the features to the card's metadata
+        # adds the features to the card's metadata
+        dataset.push_to_hub(repo_id, split="train", private=True)

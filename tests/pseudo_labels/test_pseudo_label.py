@@ -22,6 +22,7 @@ from askd_hf.data import decode_audio
 from askd_hf.hub.provenance import TrainingData
 from askd_hf.models.loading import load_processor, load_whisper
 from askd_hf.models.student import init_student
+from askd_hf.pseudo_labels import PseudoLabelArguments
 
 SCRIPT = ROOT / "examples" / "pseudo_label.py"
 # of a random teacher everything is good enough
@@ -135,12 +136,21 @@ def test_unlabeled_speech_becomes_a_dataset(label, speech, tmp_path):
 
 
 def test_a_models_card_names_what_was_transcribed_and_by_whom(label, speech, tmp_path):
+    (speech / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     assert label("--dataset", speech, "--split", "train[:3]", "--output_dir", tmp_path, *LENIENT).returncode == 0
+    (speech / "README.md").unlink()
     moved = (tmp_path / "dataset").rename(tmp_path / "moved")
     found = TrainingData.of(SpeechSource(str(moved), None, "train"))
-    assert found == TrainingData("clips", False, None, "train[:3]", transcribed_by="teacher")
+    assert found == TrainingData("clips", False, None, "train[:3]", transcribed_by="teacher", license="cc-by-4.0")
     (moved / "README.md").write_text("---\npseudo_labels: [what]\n---\n")
     assert TrainingData.of(SpeechSource(str(moved), None, "train")) == TrainingData("moved", False, None, "train")
+
+
+def test_each_split_has_a_directory_of_its_own_by_default():
+    given = dict(teacher="you/base", dataset="my/speech")
+    names = [PseudoLabelArguments(**given, **more).output_dir for more in ({}, dict(split="test"))]
+    names.append(PseudoLabelArguments(**given, dataset_config="fr", split="train.100").output_dir)
+    assert names == ["runs/speech-by-base", "runs/speech-test-by-base", "runs/speech-fr-train.100-by-base"]
 
 
 def test_of_clips_that_are_named_by_their_paths_the_paths_are_not_published(label, tmp_path):
@@ -331,6 +341,24 @@ def test_a_multilingual_teacher_says_which_language_it_is(label, speech, tmp_pat
     assert done.returncode == 0, done.stderr
     result = load_from_disk(str(tmp_path / "out" / "dataset"))
     assert set(result["language"]) == {"zh"} and set(result["task"]) == {"translate"}
+    # transcripts are no references for translations, unless they are named
+    transcribed = write_clips(tmp_path / "speech", SECONDS[:2], {"transcription": ["dead beef", "cab"]})
+    given = [
+        "--dataset",
+        transcribed,
+        "--language",
+        "chinese",
+        "--task",
+        "translate",
+        "--wer_threshold",
+        "inf",
+        *LENIENT,
+    ]
+    for out, more in (("without", []), ("named", ["--text_column_name", "transcription"])):
+        done = label(*given, *more, "--output_dir", tmp_path / out, teacher=tmp_path / "multilingual")
+        assert done.returncode == 0, done.stderr
+        columns = load_from_disk(str(tmp_path / out / "dataset")).column_names
+        assert ("reference" in columns) is bool(more)
     assert "language: en\n" in (tmp_path / "out" / "README.md").read_text()  # of the texts
     refused = label(*arguments, "--language", "english", "--task", "translate", teacher=tmp_path / "multilingual")
     assert refused.returncode == 2 and "language zh, now en" in refused.stderr
