@@ -1,9 +1,9 @@
 """`ASKDTrainer`: a `Seq2SeqTrainer` whose loss combines labels, teacher and self-teacher."""
 
 import contextlib
+import copy
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .arguments.effects import check_average
 from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import LOGGING_STEPS, ASKDConfig
-from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechCollator, SpeechStream, StreamSampler
+from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, StreamSampler
 from .data.shared_disk import of_main_process
 from .data.soft_labels import has_soft_labels
 from .errors import UserError, memory_errors, saving_errors, training_memory_message
@@ -285,8 +285,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         if is_training and drop_last and not isinstance(self.train_dataset, SpeechStream):
             checks.check_whole_batch(len(dataset), self._train_batch_size * self.args.world_size)
         self.args.dataloader_drop_last = drop_last and is_training  # evaluation uses all clips
-        if isinstance(collator, SpeechCollator) and not is_training and not self.args.eval_teacher_losses:
-            self.data_collator = replace(collator, teacher_extractor=None)  # the teacher doesn't run
+        if not is_training:
+            self.data_collator = self.collator_of_evaluation()
         try:
             loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         finally:
@@ -295,6 +295,15 @@ class ASKDTrainer(Seq2SeqTrainer):
         return loader
 
     # ---- evaluation ----
+
+    def collator_of_evaluation(self) -> Any:
+        """Return the collator without the features of the teacher, if the teacher doesn't run in evaluations."""
+        collator = self.data_collator
+        if self.args.eval_teacher_losses or getattr(collator, "teacher_extractor", None) is None:
+            return collator
+        collator = copy.copy(collator)
+        collator.teacher_extractor = None
+        return collator
 
     def prediction_step(
         self,

@@ -441,3 +441,14 @@ def test_the_base_of_an_adapter_that_is_gone_or_not_whole_is_named(english, adap
     shutil.rmtree(english)
     with pytest.raises(UserError, match=r"no such file or directory: .*english"):
         load_processor(str(adapter))
+
+
+def test_words_behind_the_timestamps_are_named(caplog):
+    """As `add_tokens` and `resize_token_embeddings` make them: no transcript has them."""
+    processor = make_processor()
+    before = len(processor.tokenizer)
+    processor.tokenizer.add_tokens([f"<|{0.02 * i:.2f}|>" for i in range(1501)] + ["kwaheri"])
+    model = make_whisper(processor)
+    model.generation_config.no_timestamps_token_id = before - 1
+    check_processor(model, processor)
+    assert "1 tokens behind the timestamps, such as 'kwaheri'" in caplog.text

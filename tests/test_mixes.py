@@ -470,7 +470,7 @@ def test_a_teacher_cache_with_sounds_is_a_dataset_for_a_run_without_a_teacher(
     assert not caplog.text.count("soft labels")
     ended = run_here(monkeypatch, capsys, *alone.split(), speech_dir, "--output_dir", tmp_path / "c")
     assert ended.returncode == 2 and "--preset askd requires --teacher" in ended.stderr
-    assert "are not used, as" in caplog.text and "train on cache alone" in caplog.text
+    assert "are not used, because" in caplog.text and "train on cache alone" in caplog.text
 
 
 def test_a_resumed_stream_must_have_the_same_rows(monkeypatch, capsys, tmp_path, teacher_dir, two):

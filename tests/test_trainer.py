@@ -500,7 +500,7 @@ def iterable(speech_dir) -> IterableDataset:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(train_dataset=iterable), r"train_dataset: .* not supported; give SpeechStream\("),
+        (dict(train_dataset=iterable), r"train_dataset: .* not supported; give askd_hf.data.SpeechStream\("),
         (dict(eval_dataset=iterable), "eval_dataset: .* not supported; give a dataset with rows"),
         (dict(eval_dataset=lambda folder: {"calls": iterable(folder)}), "eval_dataset: .* not supported"),
         (dict(accelerator_config={"dispatch_batches": True}), "dispatch_batches=True is not supported"),

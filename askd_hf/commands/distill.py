@@ -3,8 +3,8 @@ r"""Distill a Whisper model into a smaller one.
     askd-hf distill --teacher openai/whisper-large-v3
 
 makes a student of the teacher's encoder and 2 of its decoder layers and trains it on 100 hours of LibriSpeech: first
-on the labels and the teacher's distribution, then on the labels and the moving average of the student. With your own
-speech, a directory with audio files and a metadata.csv (file_name,transcription):
+on the labels and the teacher's distribution, then on the labels. With your own speech, a directory with audio files
+and a metadata.csv (file_name,transcription):
 
     askd-hf distill --teacher openai/whisper-small --language fr \
         --dataset my_speech --eval_splits validation --num_train_epochs 10

@@ -137,7 +137,7 @@ class MeasuringTrainer(ASKDTrainer):
         """
         self.model.eval()
         start = synchronized_time(self.args.device)
-        batch = self.data_collator(list(clips))
+        batch = self.collator_of_evaluation()(list(clips))
         longest = batch["labels"].shape[1] + 1
         self.prediction_step(self.model, batch, not self.args.predict_with_generate, max_length=longest)
         return synchronized_time(self.args.device) - start

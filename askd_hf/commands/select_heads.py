@@ -129,5 +129,9 @@ def has_alignment_heads(name: str | None) -> bool:
         return False
     try:
         return bool(getattr(GenerationConfig.from_pretrained(expanded(name)), "alignment_heads", None))
-    except OSError:  # it has no generation config: an adapter has that of its base
+    except OSError:  # it has no generation config
+        pass
+    try:  # an adapter has that of its base
         return is_adapter(name) and has_alignment_heads(adapter_base(name))
+    except UserError:  # the Hub can't be reached now
+        return False

@@ -37,7 +37,7 @@ TEACHER_COLUMNS = ("teacher_token_ids", "teacher_log_probs", "teacher_log_rest",
 # appended to `rng_key`: token choices and the audio context use other random streams than the augmentation
 TOKEN_STREAM, CONTEXT_STREAM = 1, 2
 TOLERANCE = SAMPLING_RATE // 100  # samples by which resampling may lengthen a clip
-FILTER = "askd_hf.filter_invalid_clips leaves out such clips"
+FILTER = "askd_hf.filter_invalid_clips leaves out such clips, and of a stream SpeechCollator(limits=...)"
 
 
 @dataclass

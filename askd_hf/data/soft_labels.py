@@ -58,7 +58,6 @@ def teacher_settings(
     dtype: torch.dtype,
     int8: bool = False,
     extractor: WhisperFeatureExtractor | None = None,
-    int8_encoder_outputs: bool = False,
 ) -> str:
     """Return everything that soft labels depend on besides audio and transcripts, as JSON.
 
@@ -67,16 +66,13 @@ def teacher_settings(
         name: path or Hub id of the teacher.
         dtype: compute dtype: that of autocast, or else of the weights.
         extractor: the teacher's feature extractor. Default: Whisper's with the teacher's number of mel bins.
-        int8_encoder_outputs: whether the encoder's outputs may come from a cache that stores them as int8.
     """
     extractor = extractor or WhisperFeatureExtractor(feature_size=teacher.config.num_mel_bins)
     settings = dict(
         labels=LABEL_FORMAT,
         teacher=name,
         weights=weights_digest(teacher),
-        computed_in=str(dtype).removeprefix("torch.")
-        + (" with int8 weights" if int8 else "")
-        + (" of int8 encoder outputs" if int8_encoder_outputs else ""),
+        computed_in=str(dtype).removeprefix("torch.") + (" with int8 weights" if int8 else ""),
         vocabulary=teacher.config.vocab_size,
         top_k=top_k,
         temperature=temperature,
@@ -119,8 +115,8 @@ def warn_of_unused_soft_labels(datasets: dict[str, Dataset], without: list[str])
     others = [name for name in datasets if name not in labeled] + without
     if labeled and others:
         logger.warning(
-            "the soft labels of %s are not used, as %s has none: the teacher runs for all clips. To use them, train "
-            "on %s alone, or give the speech itself as --dataset, and --teacher_cache_dir",
+            "the soft labels of %s are not used, because there are none of %s. To use them, train on %s alone; or "
+            "give the speech itself as --dataset, with the teacher and its --teacher_cache_dir",
             *(" and ".join(labeled), " and ".join(others), " and ".join(labeled)),
         )
 

@@ -13,7 +13,6 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..arguments.writable import check_writable
 from ..errors import UserError
-from .vocabulary import TIMESTAMPS
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +189,5 @@ def no_timestamps(model: WhisperForConditionalGeneration) -> dict[str, list[int]
     config = model.generation_config
     # a field that isn't in the file doesn't exist
     last = getattr(config, "no_timestamps_token_id", None)
-    # a fine-tuned model may have words behind them
-    timestamps = range(0) if last is None else range(last + 1, min(last + 1 + TIMESTAMPS, model.config.vocab_size))
+    timestamps = range(0) if last is None else range(last + 1, model.config.vocab_size)
     return {"suppress_tokens": [*(config.suppress_tokens or []), *timestamps]} if timestamps else {}

@@ -18,11 +18,12 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
-from ..errors import UserError
+from ..errors import UserError, warn_once
 from ..hub_access import expanded, hub_access, local_or_hub
 from .checkpoint_files import check_files, check_model_type, loading_errors
 from .generation_config import complete, drop_missing_heads, missing_fields
 from .lora import adapter_base, is_adapter, with_adapter
+from .vocabulary import TIMESTAMPS
 
 logger = logging.getLogger(__name__)
 
@@ -212,6 +213,12 @@ def check_processor(model: WhisperForConditionalGeneration, processor: WhisperPr
             f"{name} has a vocabulary of {config.vocab_size} tokens, but its tokenizer has ids up to "
             f"{max(vocabulary.values())}: "
             f"{advice}, or resize the model's embeddings"
+        )
+    before = getattr(model.generation_config, "no_timestamps_token_id", config.vocab_size)
+    if added := [token for token, token_id in vocabulary.items() if token_id > before + TIMESTAMPS]:
+        warn_once(
+            f"{name} has {len(added)} tokens behind the timestamps, such as {added[0]!r}: they are taken for "
+            "timestamps, so no transcript has them"
         )
     ids = {
         "<|startoftranscript|>": config.decoder_start_token_id,

@@ -1,6 +1,7 @@
 """The options of `askd-hf pseudo-label`."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -57,7 +58,7 @@ class PseudoLabelArguments(DecodingArguments):
     output_dir: str | None = HfArg(
         default=None,
         help="Directory for the transcripts, the list of dropped clips and the dataset. Default: "
-        "runs/DATASET-by-TEACHER.",
+        "runs/DATASET-by-TEACHER, with configuration and split behind DATASET if the split isn't train.",
     )
     overwrite: bool = HfArg(
         default=False, help="Transcribe again if --output_dir has transcripts that were made with other settings."
@@ -134,6 +135,7 @@ class PseudoLabelArguments(DecodingArguments):
         if self.output_dir is None:
             dataset, teacher = (Path(os.path.abspath(name)).name for name in (self.dataset, self.teacher))
             part = "".join(f"-{name}" for name in (self.dataset_config, self.split) if name not in (None, "train"))
+            part = re.sub(r"[^\w.-]+", "-", part)  # such as train[:10%]
             self.output_dir = f"runs/{dataset}{part}-by-{teacher}"
 
     def source(self) -> "DatasetSpec":

@@ -22,11 +22,9 @@ from ..evaluation.prepared_sets import PreparedSet
 from ..evaluation.shared_decoding import complete
 from ..evaluation.transcribe import Decoding, DecodingJob, is_incomplete, plan_jobs
 from ..models.generation_config import no_timestamps
-from ..models.vocabulary import TIMESTAMPS
 from ..progress import progress_bar
 from .options import PseudoLabelArguments
 
-NO_TOKEN = sys.maxsize - TIMESTAMPS  # greater than any id
 TRANSCRIPTS_DIR = "transcripts"  # not the directory of evaluations, whose manifests have other fields
 # with the name of the command, because askd-hf distill --unlabeled_dataset has no --overwrite
 OVERWRITE_ADVICE = "Transcribe again or use another directory: askd-hf pseudo-label --overwrite True, or --output_dir"
@@ -197,19 +195,20 @@ def _line(
             f"{row['clip']}: the teacher's logits are not finite; try askd-hf pseudo-label --dtype float32"
         )
     end = job.processor.tokenizer.eos_token_id
-    first = getattr(job.model.generation_config, "no_timestamps_token_id", NO_TOKEN) + 1
     ended = end in ids
     ids = ids[: ids.index(end)] if ended else ids
     decode = functools.partial(_text, job.processor)
-    line = dict(clip=row["clip"], text=decode([token for token in ids if is_text(token, end, first)]))
+    # ids of special tokens are greater than those of text: OpenAI's `tokens < tokenizer.eot`
+    line = dict(clip=row["clip"], text=decode([token for token in ids if token < end]))
     line |= dict(avg_logprob=log_prob / (len(ids) + 1), tokens=len(ids), ended=ended)
     timestamps = job.decoding.timestamps
     if timestamps != "none":
+        first = job.model.generation_config.no_timestamps_token_id + 1
         line["segments"] = segments_of(ids, first, end, row["duration"], decode)
     if timestamps == "word":
         pieces = job.processor.tokenizer.convert_ids_to_tokens(ids)
         tokens = [(i, piece, at) for i, piece, at in zip(ids, pieces, times, strict=False)]
-        line["words"] = words_of(tokens, end, first, row["duration"], decode, has_spaces(job.model.generation_config))
+        line["words"] = words_of(tokens, end, row["duration"], decode, has_spaces(job.model.generation_config))
     return line
 
 
@@ -220,14 +219,6 @@ def _collate(processor: WhisperProcessor, with_mask: bool, rows: list[dict[str, 
 
 def _text(processor: WhisperProcessor, ids: list[int]) -> str:
     return processor.tokenizer.decode(ids).strip()
-
-
-def is_text(token: int, end: int, first_timestamp: int) -> bool:
-    """Return whether a token isn't a special one or a timestamp: OpenAI's `token < tokenizer.eot`.
-
-    A fine-tuned model may have words behind the timestamps.
-    """
-    return token < end or token >= first_timestamp + TIMESTAMPS
 
 
 def segments_of(
@@ -256,7 +247,7 @@ def segments_of(
         text.clear()
 
     for token in ids:
-        if is_text(token, end, first_timestamp):
+        if token < end:
             text.append(token)
         elif token >= first_timestamp:
             at = max(start, min(token - first_timestamp, last))
@@ -273,12 +264,7 @@ def has_spaces(config: GenerationConfig) -> bool:
 
 
 def words_of(
-    tokens: list[tuple[int, str, float]],
-    end: int,
-    first_timestamp: int,
-    duration: float,
-    decode: Callable[[list[int]], str],
-    spaced: bool,
+    tokens: list[tuple[int, str, float]], end: int, duration: float, decode: Callable[[list[int]], str], spaced: bool
 ) -> list[dict[str, Any]]:
     """Return the words: `start` and `end` in seconds, and `text` with the punctuation that follows it.
 
@@ -287,7 +273,7 @@ def words_of(
 
     Args:
         tokens: id, piece of the vocabulary and end in seconds, without end of text.
-        end, first_timestamp: the tokens of end of text and of 0 s, see `is_text`.
+        end: the id of end of text; greater ids are timestamps and special tokens.
         spaced: whether the language separates words by spaces. Without, each character is a word.
     """
     words: list[dict[str, Any]] = []
@@ -301,7 +287,7 @@ def words_of(
 
     for token, piece, at in tokens:
         at = max(min(at, duration), before)
-        if not is_text(token, end, first_timestamp):
+        if token >= end:
             close()
         else:
             # the bytes of a character may be several tokens

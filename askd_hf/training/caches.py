@@ -13,7 +13,6 @@ from ..config import ASKDConfig, resolve_dtype
 from ..data import SpeechCollator, SpeechStream, cache_encoder
 from ..data.augment import AugmentArguments
 from ..data.encoder_cache import find_encoder_cache
-from ..data.encoder_store import INT8
 from ..data.shared_disk import others_wait, processes_sharing
 from ..data.soft_labels import (
     SOFT_LABEL_COLUMNS,
@@ -216,10 +215,7 @@ def soft_label_settings(
     dtype = autocast_dtype(config) or resolve_dtype(models.teacher_dtype, config)
     extractor = teacher_extractor or collator.processor.feature_extractor
     int8 = models.teacher_dtype == "int8"
-    int8_outputs = caches.encoder_cache_dir is not None and caches.encoder_cache_dtype == INT8
-    return teacher_settings(
-        *(teacher, models.teacher, caches.teacher_top_k, config.temperature, dtype, int8, extractor, int8_outputs)
-    )
+    return teacher_settings(teacher, models.teacher, caches.teacher_top_k, config.temperature, dtype, int8, extractor)
 
 
 def autocast_dtype(config: ASKDConfig) -> torch.dtype | None:

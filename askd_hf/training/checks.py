@@ -51,7 +51,9 @@ def check_has_rows(name: str, dataset: Any) -> None:
     """
     parts = list(dataset.values()) if isinstance(dataset, dict) else [dataset]
     if any(isinstance(part, HubStream | IterableDataset) for part in parts):
-        instead = "SpeechStream([select_training_columns(dataset)]) with max_steps, or " * (name == "train_dataset")
+        stream = "askd_hf.data.SpeechStream([askd_hf.data.select_training_columns(dataset)]) with max_steps and "
+        stream += "SpeechCollator(..., limits=askd_hf.data.Limits(30, 448)), or "
+        instead = stream if name == "train_dataset" else ""
         raise UserError(f"{name}: iterable datasets are not supported; give {instead}a dataset with rows and a length")
 
 

@@ -193,8 +193,9 @@ def training_speech(
         ]
     if mix_args.concatenate_probability:
         checked = [concatenated(split, mix_args, limits, seed) for split in checked]
-    no_speech = [] if mix_args.no_speech_dataset is None else ["--no_speech_dataset"]
-    warn_of_unused_soft_labels(dict(zip(names, checked, strict=True)), no_speech)
+    if config.uses_teacher:
+        no_speech = [] if mix_args.no_speech_dataset is None else ["--no_speech_dataset"]
+        warn_of_unused_soft_labels(dict(zip(names, checked, strict=True)), no_speech)
     speech = mix(checked, mix_args.dataset_probabilities, seed)
     spoken = sorted({pair for split in checked for pair in spoken_in(split)}) if multilingual else []
     no_speech_dataset = _negatives(mix_args, data_args, collator, spoken)
@@ -211,9 +212,11 @@ def training_speech(
 
 def _row_options(data_args: DataArguments, mix_args: MixArguments) -> dict[str, Any]:
     """Return the options that change the rows of a stream."""
-    names = [*("text_case", "text_normalizer", "max_train_samples", "language", "task")]
-    names += ["audio_column_name", "text_column_name"]
-    return {name: getattr(data_args, name) for name in names} | {"no_speech_dataset": mix_args.no_speech_dataset}
+    names = "text_case", "text_normalizer", "max_train_samples", "audio_column_name", "text_column_name"
+    sources = data_args.train_sources()
+    spoken = [[language_code(source.language), source.task] for source in sources]
+    sounds = mix_args.no_speech_dataset and Path(mix_args.no_speech_dataset).name  # it may have moved
+    return {name: getattr(data_args, name) for name in names} | {"spoken": spoken, "no_speech_dataset": sounds}
 
 
 def training_splits(

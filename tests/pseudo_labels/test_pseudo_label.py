@@ -150,7 +150,9 @@ def test_each_split_has_a_directory_of_its_own_by_default():
     given = dict(teacher="you/base", dataset="my/speech")
     names = [PseudoLabelArguments(**given, **more).output_dir for more in ({}, dict(split="test"))]
     names.append(PseudoLabelArguments(**given, dataset_config="fr", split="train.100").output_dir)
-    assert names == ["runs/speech-by-base", "runs/speech-test-by-base", "runs/speech-fr-train.100-by-base"]
+    names.append(PseudoLabelArguments(**given, split="train[:10%]+test").output_dir)
+    assert names[:3] == ["runs/speech-by-base", "runs/speech-test-by-base", "runs/speech-fr-train.100-by-base"]
+    assert names[3] == "runs/speech-train-10-test-by-base"
 
 
 def test_of_clips_that_are_named_by_their_paths_the_paths_are_not_published(label, tmp_path):
