@@ -1,7 +1,7 @@
 """The report of a study: tables in Markdown, and figures."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 REPORT_FILE, FIGURE_FILE = "study.md", "study.png"
+MARKERS = "os^Dv<>PX*"
 
 
 def write_study(
@@ -77,6 +78,15 @@ def _label(study: Study, system: System) -> str:
     return ", ".join(filter(None, study.labels(system)))
 
 
+def _style(study: Study, system: System) -> dict[str, Any]:
+    """Return the style of the points of a system: a color per method, a marker per student and training."""
+    systems = study.systems()
+    methods = list(dict.fromkeys(each[3] for each in systems))
+    trained = list(dict.fromkeys(each[:3] for each in systems))
+    color, marker = methods.index(system[3]), trained.index(system[:3])
+    return dict(color=f"C{color % 10}", marker=MARKERS[marker % len(MARKERS)], linestyle="")
+
+
 def _rates(study: Study, system: System, sets: list[str]) -> np.ndarray:
     return seed_errors(study.of(system), sets, capped=True).rates
 
@@ -87,7 +97,7 @@ def _draw_domains(axes: "Axes", study: Study, in_domain: dict[str, list[str]], o
         others = [name for name in outside if name not in inside]
         if inside and others:
             points = _rates(study, system, inside), _rates(study, system, others)
-            axes.plot(*points, marker="o", linestyle="", label=_label(study, system))
+            axes.plot(*points, **_style(study, system), label=_label(study, system))
     axes.set(xlabel="WER in the domain, capped per clip, %", ylabel="WER outside the domain, capped per clip, %")
     axes.grid(alpha=0.3)
 
@@ -114,6 +124,6 @@ def _draw_speed(axes: "Axes", study: Study, in_domain: dict[str, list[str]], spe
         speedups = [row.speedup for row in rows if row.role == f"{student}, {training}"]
         if speedups and in_domain[training]:
             rates = _rates(study, system, in_domain[training])
-            axes.plot(speedups * len(rates), rates, marker="o", linestyle="", label=_label(study, system))
+            axes.plot(speedups * len(rates), rates, **_style(study, system), label=_label(study, system))
     axes.set(xlabel="speedup over the teacher, batch size 1", ylabel="WER in the domain, capped per clip, %")
     axes.grid(alpha=0.3)
