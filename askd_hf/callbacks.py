@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import has_length
 
 from .arguments.renamed import rename_saved
 from .config import ASKDConfig
@@ -26,12 +27,12 @@ ADAPTIVE_NOTE = "adaptive: with unreliable labels the teacher keeps more weight,
 
 
 def data_epoch(args: ASKDConfig, state: TrainerState, train_dataloader: DataLoader) -> int:
-    """Return the epoch of the current step, counted from 0. A stream has ten per run, as its length is unknown.
+    """Return the epoch of the current step, counted from 0. Without a known length there are ten per run.
 
     `on_epoch_begin` can't count it, as it is called again when a run is resumed. `state.epoch` is a float, which isn't
     exact.
     """
-    if isinstance(train_dataloader.dataset, SpeechStream):
+    if isinstance(train_dataloader.dataset, SpeechStream) or not has_length(train_dataloader):
         return state.global_step // steps_per_part(args.max_steps)
     steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
     return state.global_step // max(steps, 1)

@@ -86,7 +86,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for a custom loss")
         train_dataset = kwargs.get("train_dataset")
-        checks.check_data(args, train_dataset, kwargs.get("eval_dataset"))
+        checks.check_data(args, train_dataset, kwargs.get("eval_dataset"), kwargs.get("data_collator"))
         is_cached = isinstance(train_dataset, Dataset) and has_soft_labels(train_dataset)
         checks.check_teacher(args, teacher_model, train_dataset if is_cached else None, model.config.vocab_size)
 
@@ -278,7 +278,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         return sampler
 
     def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
-        checks.check_has_rows("eval_dataset", dataset)  # that of `evaluate` or `predict`
+        checks.check_has_rows("eval_dataset", dataset, self.data_collator)  # that of `evaluate` or `predict`
         if is_training and self._seeded_dataset is not None:
             dataset = self._seeded_dataset
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator

@@ -125,6 +125,20 @@ class Stream(torch.utils.data.IterableDataset):
         return iter(self.clips.rows)
 
 
+def test_iterable_datasets_with_a_collator_of_ones_own_reach_the_self_phase(tmp_path, teacher, student):
+    """accelerate dispatches their batches. Without a length a run has ten epochs for the snapshots."""
+    for changes in (dict(self_weight=0.3), dict(preset="ps-kd")):
+        trainer = ASKDTrainer(
+            model=student,
+            args=ASKDConfig(**options(tmp_path, max_steps=10, per_device_train_batch_size=1, **changes)),
+            teacher_model=teacher,
+            train_dataset=Stream(student.config),
+            data_collator=collate,
+        )
+        trainer.train()
+        assert [row["step"] for row in trainer.state.log_history if "self_loss" in row], changes
+
+
 def test_a_stream_has_no_number_of_clips(tmp_path, teacher, student, processor):
     trainer = ASKDTrainer(
         model=student,

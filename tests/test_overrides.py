@@ -13,7 +13,7 @@ from askd_hf import ASKDTrainer
 
 OURS = [cls for cls in ASKDTrainer.__mro__ if cls.__module__.startswith("askd_hf.")]
 # names of our own, none of which transformers has; all others must be there
-OWN = {"_data_epoch", "_judge_labels", "_saving_errors", "free_memory"}
+OWN = {"_data_epoch", "_judge_labels", "_saving_errors", "collator_of_evaluation", "free_memory"}
 
 
 def methods(cls: type) -> dict[str, inspect.Signature]:

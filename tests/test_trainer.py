@@ -500,8 +500,11 @@ def iterable(speech_dir) -> IterableDataset:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(train_dataset=iterable), r"train_dataset: .* not supported; give askd_hf.data.SpeechStream\("),
-        (dict(eval_dataset=iterable), "eval_dataset: .* not supported; give a dataset with rows"),
+        (
+            dict(train_dataset=iterable),
+            r"train_dataset: .* not supported with SpeechCollator; give askd_hf.data.SpeechStream\(",
+        ),
+        (dict(eval_dataset=iterable), "eval_dataset: .* not supported with SpeechCollator; give a dataset with rows"),
         (dict(eval_dataset=lambda folder: {"calls": iterable(folder)}), "eval_dataset: .* not supported"),
         (dict(accelerator_config={"dispatch_batches": True}), "dispatch_batches=True is not supported"),
         (
@@ -521,7 +524,7 @@ def test_batches_that_accelerate_would_cut_are_refused(tmp_path, processor, stud
     with pytest.raises(UserError, match=message):
         ASKDTrainer(model=student, args=args, data_collator=collator, **datasets)
     trainer = ASKDTrainer(model=student, args=ASKDConfig(**options(tmp_path, preset="ce")), data_collator=collator)
-    with pytest.raises(UserError, match="eval_dataset: iterable datasets are not supported"):
+    with pytest.raises(UserError, match="eval_dataset: iterable datasets are not supported with SpeechCollator"):
         trainer.evaluate(iterable(speech_dir))
 
 

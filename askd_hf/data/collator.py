@@ -192,9 +192,9 @@ class SpeechCollator:
         return batch | _soft_labels(rows)
 
     def _whole_waveform(self, row: Mapping[str, Any]) -> np.ndarray:
-        """Return the waveform of a clip. Raise `UserError` if it is longer than the window: its end would be cut."""
+        """Return the waveform of a clip. Raise `UserError` if it is speech that is longer than the window."""
         wave, window = waveform(row), self.processor.feature_extractor.n_samples
-        if len(wave) > window + TOLERANCE:
+        if len(wave) > window + TOLERANCE and not row.get("no_speech"):
             raise UserError(
                 f"{row['clip']}: too long: {len(wave) / SAMPLING_RATE:.2f} s, the limit is "
                 f"{window / SAMPLING_RATE:g} s. {FILTER}"

@@ -40,29 +40,34 @@ def check_teacher(
         raise UserError("several GPUs require one process each: start with `accelerate launch` (or torchrun)")
 
 
-def check_has_rows(name: str, dataset: Any) -> None:
-    """Raise `UserError` for an iterable dataset.
+def check_has_rows(name: str, dataset: Any, collator: Any) -> None:
+    """Raise `UserError` for an iterable dataset with a `SpeechCollator`.
 
-    accelerate would cut its batches to as many label positions as clips, and no epoch of it has a known length.
+    accelerate would cut its batches to as many label positions as clips.
 
     Args:
         name: of the argument, for the message.
         dataset: a dataset, a dictionary of datasets, or None.
     """
+    if not isinstance(collator, SpeechCollator):
+        return
     parts = list(dataset.values()) if isinstance(dataset, dict) else [dataset]
     if any(isinstance(part, HubStream | IterableDataset) for part in parts):
         stream = "askd_hf.data.SpeechStream([askd_hf.data.select_training_columns(dataset)]) with max_steps and "
         stream += "SpeechCollator(..., limits=askd_hf.data.Limits(30, 448)), or "
         instead = stream if name == "train_dataset" else ""
-        raise UserError(f"{name}: iterable datasets are not supported; give {instead}a dataset with rows and a length")
+        raise UserError(
+            f"{name}: iterable datasets are not supported with SpeechCollator; give {instead}a dataset with rows and "
+            "a length"
+        )
 
 
-def check_data(args: ASKDConfig, train_dataset: Any, eval_dataset: Any) -> None:
+def check_data(args: ASKDConfig, train_dataset: Any, eval_dataset: Any, collator: Any) -> None:
     """Raise `UserError` for iterable datasets, and for an `accelerator_config` that cuts batches."""
-    check_has_rows("train_dataset", train_dataset)
-    check_has_rows("eval_dataset", eval_dataset)
+    check_has_rows("train_dataset", train_dataset, collator)
+    check_has_rows("eval_dataset", eval_dataset, collator)
     options: Any = args.accelerator_config
-    if options.dispatch_batches:
+    if options.dispatch_batches and isinstance(collator, SpeechCollator):
         raise UserError(
             "accelerator_config: dispatch_batches=True is not supported, as accelerate would cut the batches' label "
             "positions: each process reads its own batches"
