@@ -502,7 +502,7 @@ def iterable(speech_dir) -> IterableDataset:
     [
         (
             dict(train_dataset=iterable),
-            r"train_dataset: .* not supported with SpeechCollator; give askd_hf.data.SpeechStream\(",
+            r"train_dataset: .* with SpeechCollator; give askd_hf.data.SpeechStream\(",
         ),
         (dict(eval_dataset=iterable), "eval_dataset: .* not supported with SpeechCollator; give a dataset with rows"),
         (dict(eval_dataset=lambda folder: {"calls": iterable(folder)}), "eval_dataset: .* not supported"),
