@@ -278,7 +278,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         return sampler
 
     def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
-        checks.check_has_rows("eval_dataset", dataset, self.data_collator)  # that of `evaluate` or `predict`
+        # that of `evaluate` or `predict` may be another one
+        checks.check_has_rows("train_dataset" if is_training else "eval_dataset", dataset, self.data_collator)
         if is_training and self._seeded_dataset is not None:
             dataset = self._seeded_dataset
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator

@@ -111,6 +111,14 @@ def test_cells_of_other_code_are_named(study, tmp_path, capsys, monkeypatch):
     assert source_digest() != now
 
 
+def test_options_of_a_cache_are_left_out_of_methods_without_it(study, tmp_path):
+    methods = {"ce": {"preset": "ce", "teacher_cache_dir": None}, "kd": {"preset": "kd"}}
+    plan = read(study, tmp_path, methods=methods, options={"num_train_epochs": 1, "teacher_top_k": 8})
+    cells = study.make_cells(plan, tmp_path)
+    study.check_cells(cells, plan.evaluation)
+    assert {cell.method: cell.options.get("teacher_top_k") for cell in cells[1:]} == {"ce": None, "kd": "8"}
+
+
 def test_a_line_of_other_options_is_refused(study, tmp_path):
     cells = study.make_cells(read(study, tmp_path), tmp_path)
     study.save_result(CellResult("t", [], "short", "own", "ce", 1, cells[1].options, EVALUATION), tmp_path)

@@ -21,7 +21,7 @@ from soft_labels import BATCH, CLIPS, PART_CLIPS, TEMPERATURE, TOP_K, label, set
 from speech import write_speech
 from transformers import WhisperFeatureExtractor
 
-from askd_hf.commands.cache_teacher import without_paths
+from askd_hf.commands.cache_teacher import publishable
 from askd_hf.data import (
     TEACHER_COLUMNS,
     Limits,
@@ -714,6 +714,6 @@ def test_other_features_of_the_same_teacher_are_refused(teacher, collator, clips
 def test_pushed_labels_have_no_paths_of_this_machine():
     made_by = [json.dumps({"teacher": "/home/me/models/large", "top_k": 8})] * 2
     labeled = Dataset.from_dict({"clip": ["/home/me/a.wav", "b.wav"], SETTINGS_COLUMN: made_by, "text": ["x", "y"]})
-    pushed = without_paths(labeled)
+    pushed = publishable(labeled)
     assert pushed["clip"][:] == ["a.wav", "b.wav"] and pushed["text"][:] == ["x", "y"]
     assert [json.loads(one) for one in pushed[SETTINGS_COLUMN]] == [{"teacher": "large", "top_k": 8}] * 2

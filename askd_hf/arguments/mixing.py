@@ -106,6 +106,6 @@ class CacheArguments:
     def __post_init__(self):
         check_ranges(self, teacher_top_k=COUNT)
         if self.teacher_top_k != TEACHER_TOP_K and self.teacher_cache_dir is None:
-            raise UserError("--teacher_top_k requires --teacher_cache_dir, of which it is the size")
+            raise UserError("--teacher_top_k requires --teacher_cache_dir: it is a number of tokens in that cache")
         if self.encoder_cache_dtype != "float16" and self.encoder_cache_dir is None:
             raise UserError("--encoder_cache_dtype requires --encoder_cache_dir")

@@ -147,11 +147,11 @@ def push_labels(labeled: Dataset, cache_args: CacheArguments, push_args: PushLab
         return
     advice = f"the labels are safe in {cache_args.teacher_cache_dir}: run the same command again, if need be after "
     with hub_upload(advice + "`hf auth login` with a token that may write there"):
-        public = without_paths(labeled)
+        public = publishable(labeled)
         public.push_to_hub(push_args.hub_dataset_id, split="train", private=True)
 
 
-def without_paths(labeled: Dataset) -> Dataset:
+def publishable(labeled: Dataset) -> Dataset:
     """Return the columns that training uses, with the names of clips and teacher in place of paths on this machine."""
     known = (*COLUMNS, "speaker", *VALIDATION_COLUMNS, *JOINED_COLUMNS, *SOFT_LABEL_COLUMNS)
     labeled = labeled.select_columns([name for name in labeled.column_names if name in known])

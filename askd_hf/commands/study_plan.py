@@ -133,7 +133,7 @@ def make_cells(plan: Plan, directory: Path) -> list[Cell]:
         cell.options.setdefault("teacher_cache_dir", str(directory / "cache" / labels))
         cell.options.pop("in_domain", None)
         for cache, option in (("teacher_cache_dir", "teacher_top_k"), ("encoder_cache_dir", "encoder_cache_dtype")):
-            if cell.options[cache] in (None, "null", "None"):  # of a method without this cache
+            if cell.options[cache] in NULL:  # of a method without this cache
                 cell.options.pop(option, None)
         cells.append(cell)
     return cells

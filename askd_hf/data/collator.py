@@ -36,8 +36,8 @@ from .labels import LABEL_PAD_TOKEN_ID, DecoderTokens, build_decoder_tokens, tok
 TEACHER_COLUMNS = ("teacher_token_ids", "teacher_log_probs", "teacher_log_rest", "teacher_label_log_prob")
 # appended to `rng_key`: token choices and the audio context use other random streams than the augmentation
 TOKEN_STREAM, CONTEXT_STREAM = 1, 2
-TOLERANCE = SAMPLING_RATE // 100  # samples by which resampling may lengthen a clip
-FILTER = "askd_hf.filter_invalid_clips leaves out such clips, and of a stream SpeechCollator(limits=...)"
+RESAMPLING_TOLERANCE = SAMPLING_RATE // 100  # samples by which resampling may lengthen a clip
+FILTER_ADVICE = "askd_hf.filter_invalid_clips leaves out such clips, and of a stream SpeechCollator(limits=...)"
 
 
 @dataclass
@@ -194,10 +194,10 @@ class SpeechCollator:
     def _whole_waveform(self, row: Mapping[str, Any]) -> np.ndarray:
         """Return the waveform of a clip. Raise `UserError` if it is speech that is longer than the window."""
         wave, window = waveform(row), self.processor.feature_extractor.n_samples
-        if len(wave) > window + TOLERANCE and not row.get("no_speech"):
+        if len(wave) > window + RESAMPLING_TOLERANCE and not row.get("no_speech"):
             raise UserError(
                 f"{row['clip']}: too long: {len(wave) / SAMPLING_RATE:.2f} s, the limit is "
-                f"{window / SAMPLING_RATE:g} s. {FILTER}"
+                f"{window / SAMPLING_RATE:g} s. {FILTER_ADVICE}"
             )
         return wave
 
@@ -259,7 +259,7 @@ class SpeechCollator:
             values = np.random.default_rng([*row["rng_key"], TOKEN_STREAM]).random(2)
             timestamps, prompt = values < (self.timestamp_probability, self.condition_on_prev_probability)
         if row["text"] is None:
-            raise UserError(f"{row['clip']}: no transcript. {FILTER}")
+            raise UserError(f"{row['clip']}: no transcript. {FILTER_ADVICE}")
         tokens = build_decoder_tokens(
             self.processor.tokenizer,
             row,
@@ -272,7 +272,7 @@ class SpeechCollator:
         if len(tokens.labels) > self.config.max_target_positions:
             raise UserError(
                 f"{row['clip']}: transcript too long: {len(tokens.labels)} tokens, the limit is "
-                f"{self.config.max_target_positions}. {FILTER}"
+                f"{self.config.max_target_positions}. {FILTER_ADVICE}"
             )
         return tokens
 

@@ -58,7 +58,7 @@ class PseudoLabelArguments(DecodingArguments):
     output_dir: str | None = HfArg(
         default=None,
         help="Directory for the transcripts, the list of dropped clips and the dataset. Default: "
-        "runs/DATASET-by-TEACHER, with configuration and split behind DATASET if the split isn't train.",
+        "runs/DATASET-by-TEACHER. A configuration, and a split other than train, are added to DATASET.",
     )
     overwrite: bool = HfArg(
         default=False, help="Transcribe again if --output_dir has transcripts that were made with other settings."

@@ -69,8 +69,8 @@ def check_data(args: ASKDConfig, train_dataset: Any, eval_dataset: Any, collator
     options: Any = args.accelerator_config
     if options.dispatch_batches and isinstance(collator, SpeechCollator):
         raise UserError(
-            "accelerator_config: dispatch_batches=True is not supported, as accelerate would cut the batches' label "
-            "positions: each process reads its own batches"
+            "accelerator_config: dispatch_batches=True is not supported with SpeechCollator, because accelerate would "
+            "cut the label positions of its batches. Leave it out: each process reads its own batches"
         )
     if options.split_batches and isinstance(train_dataset, SpeechStream):
         raise UserError("accelerator_config: split_batches=True is not supported with a stream")

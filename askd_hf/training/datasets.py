@@ -35,6 +35,7 @@ from ..data.text import SAMPLE_SIZE, basic_normalizer, replace_column
 from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
 from ..evaluation.metrics import normalizer_for, text_language
+from ..hub.provenance import public_name
 from ..progress import Bar, hide_datasets_bars, progress_bar
 from .joined_clips import concatenated, packing_of
 
@@ -215,7 +216,7 @@ def _row_options(data_args: DataArguments, mix_args: MixArguments) -> dict[str, 
     names = "text_case", "text_normalizer", "max_train_samples", "audio_column_name", "text_column_name"
     sources = data_args.train_sources()
     spoken = [[language_code(source.language), source.task] for source in sources]
-    sounds = mix_args.no_speech_dataset and Path(mix_args.no_speech_dataset).name  # it may have moved
+    sounds, _ = public_name(mix_args.no_speech_dataset)  # it may have moved
     return {name: getattr(data_args, name) for name in names} | {"spoken": spoken, "no_speech_dataset": sounds}
 
 
