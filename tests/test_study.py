@@ -85,6 +85,17 @@ def test_a_name_without_options_has_none(study, tmp_path):
     assert study.make_cells(plan, tmp_path)[1].options["decoder_layers"] == "1"
 
 
+def test_evaluation_sets_have_the_language_of_the_study(study, tmp_path):
+    sets = {"french": {"dataset": "a"}, "german": {"dataset": "b", "language": "de"}}
+    changes = {"options": {"language": "fr", "task": "translate"}, "training": {"own": {"dataset": "speech"}}}
+    plan = read(study, tmp_path, evaluation=sets, **changes)
+    study.check_cells(study.make_cells(plan, tmp_path), plan.evaluation)
+    assert plan.evaluation == {
+        "french": {"language": "fr", "task": "translate", "dataset": "a"},
+        "german": {"language": "de", "task": "translate", "dataset": "b"},
+    }
+
+
 def test_finished_cells_are_read_and_half_a_line_is_not(study, tmp_path):
     cells = study.make_cells(read(study, tmp_path), tmp_path)
     results = [CellResult("t", [], "short", "own", "ce", seed, cells[seed].options, EVALUATION) for seed in (1, 2)]
@@ -137,6 +148,10 @@ def test_a_line_of_other_options_is_refused(study, tmp_path):
         ({"methods": {"ce": {"preset": "ce"}, "kd": {"learnign_rate": 1}}}, "^t/short/own/kd/2: .*learnign_rate"),
         ({"options": {"num_train_epochs": 1, "window_seconds": 31}}, "^t/short/own/ce/2: .*window_seconds"),
         ({"evaluation": {"known": {"datasets": "speech"}}}, "^evaluation: known: .*datasets"),
+        (
+            {"training": {"own": {"dataset": "speech", "language": "fr"}}},
+            "^evaluation: known: give `language`, which t/short/own/ce/1 has",
+        ),
     ],
 )
 def test_options_of_the_last_cell_are_checked_before_the_first_runs(study, tmp_path, changes, message):

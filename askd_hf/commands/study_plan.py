@@ -14,6 +14,7 @@ from ..errors import UserError
 from .options import options_of
 
 Options = dict[str, Any]  # of `askd-hf distill` or `askd-hf evaluate`: text or lists of text, as in a YAML file
+SPOKEN = ("language", "task")  # options of a study that are also those of its evaluation sets
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Plan:
     students: dict[str, Options]
     training: dict[str, Options]  # also `in_domain`: a list of evaluation sets
     methods: dict[str, Options]
-    evaluation: dict[str, Options]  # of `askd-hf evaluate`
+    evaluation: dict[str, Options]  # of `askd-hf evaluate`; `SPOKEN` are those of `options` by default
     seeds: list[str]
     options: Options = field(default_factory=dict)  # of every cell
     baselines: list[str] = field(default_factory=list)  # see `Study`
@@ -69,6 +70,8 @@ def read_plan(file: Path) -> Plan:
     for part in ("students", "training", "methods", "evaluation"):
         with named_errors(f"{file}: {part}"):
             setattr(plan, part, named_options(getattr(plan, part)))
+    spoken = {name: plan.options[name] for name in SPOKEN if name in plan.options}
+    plan.evaluation = {name: {**spoken, **options} for name, options in plan.evaluation.items()}
     with named_errors(f"{file}: teachers"):
         named_options(dict.fromkeys(plan.teachers, "") if isinstance(plan.teachers, dict) else plan.teachers)
     check_values(plan, file)
@@ -150,13 +153,17 @@ def temperature_of(options: Options) -> str:
 def check_cells(cells: list[Cell], evaluation: dict[str, Options]) -> None:
     """Parse the options of all cells and evaluation sets, before the first one runs.
 
-    Raises `UserError` for an option that doesn't exist or has an invalid value.
+    Raises `UserError` for an option that doesn't exist or has an invalid value, and for an evaluation set without a
+    language if students have one.
     """
+    multilingual = next((cell.name for cell in cells if cell.options.get("language", "") not in NULL), None)
     for name, options in evaluation.items():
         with named_errors(f"evaluation: {name}"):
             (args,) = parse_args(options_of("evaluate"), as_arguments({**options, "model": "any"}))
             if len(args.sets()) != 1 or args.long_form:
                 raise UserError("must be one set of clips, without long_form: give each split a name of its own")
+            if multilingual and args.language is None:
+                raise UserError(f"give `language`, which {multilingual} has, here or in the study's `options`")
     for cell in {cell.name.rpartition("/")[0]: cell for cell in cells if cell.student}.values():
         with named_errors(cell.name):
             parse_args(options_of("distill"), as_arguments(cell.options))
