@@ -20,7 +20,7 @@ def main() -> None:
     from askd_hf.training.caches import check_caches
 
     # mistakes in the options are found before anything is loaded
-    check_run(model_args, data_args, cache_args, config)
+    check_run(model_args, data_args, cache_args, push_args, config)
 
     # the teacher; with --student it is mapped to the student's vocabulary
     teacher, processor = load_models(model_args, data_args)

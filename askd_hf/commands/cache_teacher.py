@@ -32,6 +32,7 @@ from ..data.dataset_files import load_saved
 from ..data.soft_labels import KEY_COLUMN, SETTINGS_COLUMN, SOFT_LABEL_COLUMNS
 from ..errors import UserError
 from ..hub.provenance import public_name
+from ..hub.upload import check_can_push_dataset
 from ..hub_access import hub_upload
 from ..models.from_arguments import load_teacher
 from ..models.generation_config import is_multilingual, set_languages
@@ -62,7 +63,7 @@ def cache_teacher(
 
     Raises `UserError` for options, models and speech that don't fit together.
     """
-    check_run(model_args, data_args, cache_args, config)
+    check_run(model_args, data_args, cache_args, push_args, config)
     teacher, processor = load_models(model_args, data_args)
     check_caches(cache_args, model_args, config, teacher.config.vocab_size)
     labeled = label(teacher, processor, model_args, data_args, cache_args, config)
@@ -70,7 +71,11 @@ def cache_teacher(
 
 
 def check_run(
-    model_args: ModelArguments, data_args: DataArguments, cache_args: CacheArguments, config: ASKDConfig
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    cache_args: CacheArguments,
+    push_args: PushLabelsArguments,
+    config: ASKDConfig,
 ) -> None:
     """Raise `UserError` for every mistake that can be found before a model is loaded."""
     if not (model_args.teacher and cache_args.teacher_cache_dir):
@@ -90,6 +95,8 @@ def check_run(
     data_args.train_sources()  # raises UserError
     if model_args.teacher_dtype == "int8":
         check_int8()
+    if push_args.hub_dataset_id:
+        check_can_push_dataset(push_args.hub_dataset_id)
 
 
 def load_models(

@@ -39,6 +39,7 @@ from ..errors import UserError
 from ..evaluation.long_form import check_can_transcribe
 from ..evaluation.metrics import language_code, normalizer_for, text_language
 from ..evaluation.suites import load_set
+from ..hub.upload import check_can_push_dataset
 from ..models.generation_config import set_language
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
 from ..pseudo_labels import (
@@ -114,6 +115,8 @@ def load_teacher(args: PseudoLabelArguments) -> tuple[WhisperForConditionalGener
     args.start_processes()
     check_outside(args)
     check_writable(Path(args.output_dir), "--output_dir")
+    if args.hub_dataset_id:
+        check_can_push_dataset(args.hub_dataset_id)
     processor = load_processor(args.teacher)
     teacher = load_whisper(args.teacher, attn_implementation=args.attn_implementation)
     check_processor(teacher, processor)

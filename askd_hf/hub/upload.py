@@ -217,7 +217,15 @@ class Repository(NamedTuple):
     private: bool | None
 
 
-def find_repository(repo_id: str, private: bool | None, token: str | None, revision: str | None) -> Repository:
+def check_can_push_dataset(repo_id: str) -> None:
+    """Raise `UserError` unless a dataset can be pushed there. Only reads."""
+    with hub_upload("log in with `hf auth login`, or remove --hub_dataset_id"):
+        find_repository(repo_id, None, None, None, repo_type="dataset")
+
+
+def find_repository(
+    repo_id: str, private: bool | None, token: str | None, revision: str | None, repo_type: str = "model"
+) -> Repository:
     """Look up what `create_repository` would create or find. Only reads.
 
     Raises `UserError` as `create_repository`, and for a token without write access.
@@ -228,7 +236,7 @@ def find_repository(repo_id: str, private: bool | None, token: str | None, revis
         raise UserError("the Hub token has only read access; log in with `hf auth login` with one that may write")
     full_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
     try:
-        return Repository(full_id, True, _repository_info(full_id, private, token, revision).private)
+        return Repository(full_id, True, _repository_info(full_id, private, token, revision, repo_type).private)
     except RepositoryNotFoundError:
         pass
     owner = full_id.partition("/")[0]
@@ -246,10 +254,12 @@ def _no_branch(repo_id: str, revision: str | None) -> UserError:
     )
 
 
-def _repository_info(repo_id: str, private: bool | None, token: str | None, revision: str | None) -> Any:
+def _repository_info(
+    repo_id: str, private: bool | None, token: str | None, revision: str | None, repo_type: str = "model"
+) -> Any:
     """Return the Hub's info on a repository. Raises `UserError` as `create_repository`."""
     try:
-        info = retried(lambda: HfApi().repo_info(repo_id, revision=revision, token=token))
+        info = retried(lambda: HfApi().repo_info(repo_id, revision=revision, token=token, repo_type=repo_type))
     except RevisionNotFoundError as error:
         raise _no_branch(repo_id, revision) from error
     if private and not info.private:

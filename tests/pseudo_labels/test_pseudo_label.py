@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Audio, Dataset, load_from_disk
-from fake_hub import serve_hub
+from fake_hub import Failure, serve_hub
 from hub import hub_environment
 from models import make_multilingual
 from processes import Ended, killed_when, run_there
@@ -403,7 +403,12 @@ def test_the_result_is_pushed_and_trained_on(label, speech, teacher_dir, tmp_pat
         arguments += "--timestamps", "--concatenate", "--hub_dataset_id", "me/labels"
         refused = run("pseudo_label.py", *arguments, with_token=False)
         assert refused.returncode == 2 and "Traceback" not in refused.stderr
-        assert "the labels are safe in out: run the same command again" in refused.stderr
+        assert "log in with `hf auth login`, or remove --hub_dataset_id" in refused.stderr
+        assert not (tmp_path / "out" / "dataset").exists()  # before anything is transcribed
+        hub.failures.append(Failure("POST /api/repos/create", status=403))
+        failed = run("pseudo_label.py", *arguments)
+        assert failed.returncode == 2 and "Traceback" not in failed.stderr
+        assert "the labels are safe in out: run the same command again" in failed.stderr
         pushed = run("pseudo_label.py", *arguments)
         assert pushed.returncode == 0, pushed.stderr
         assert hub.private == {"datasets/me/labels"}
