@@ -20,6 +20,7 @@ from speech import encoded, tone, write_speech
 from training import learn_by_heart
 from transformers import WhisperForConditionalGeneration, pipeline
 
+from askd_hf import ASKDTrainer
 from askd_hf.arguments import DataArguments, MixArguments
 from askd_hf.config import ASKDConfig
 from askd_hf.data import SpeechCollator, decode_audio, load_speech_dataset
@@ -122,6 +123,30 @@ def test_a_streamed_mix_killed_twice_ends_as_if_it_had_not_been(tmp_path, teache
     assert len(listed[0]) - 1 == log_of(tmp_path / "whole")[-1]["skipped_rows"]
     reasons = {reason.partition(":")[0] for _, reason in listed[0][1:]}
     assert reasons == {"not an audio file, or an unknown format", "over --max_duration_in_seconds"}
+
+
+def test_a_stream_starts_anew_with_a_smaller_batch(monkeypatch, capsys, tmp_path, teacher_dir, two):
+    """After --auto_find_batch_size has found it, the run is the one that had this batch from the start."""
+    step, tried = ASKDTrainer.training_step, []
+
+    def little_memory(trainer, *args):
+        size = trainer.state.train_batch_size
+        tried.append(size)
+        if size > 2 and trainer.state.global_step >= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(trainer, *args)
+
+    monkeypatch.setattr(ASKDTrainer, "training_step", little_memory)
+    stream = STREAM.replace("--max_steps 14", "--max_steps 12 --compare False").split()
+    for name, more in (("expected", ("--per_device_train_batch_size", "2")), ("found", ("--auto_find_batch_size",))):
+        ended = run_here(monkeypatch, capsys, *options(teacher_dir, two, tmp_path / name, *stream, *more))
+        assert ended[0] == 0, ended[2]
+    assert sorted({*tried}) == [2, 3, 4]
+    assert log_of(tmp_path / "found") == log_of(tmp_path / "expected")
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("expected", "found")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    listed = [(tmp_path / name / "skipped-stream.csv").read_text() for name in ("expected", "found")]
+    assert listed[0] == listed[1]
 
 
 def test_a_clip_of_a_stream_that_cannot_be_used_ends_the_run_by_name(monkeypatch, capsys, tmp_path, teacher_dir, two):
