@@ -11,7 +11,7 @@ from askd_hf.arguments import DataArguments
 from askd_hf.errors import UserError
 from askd_hf.evaluation import EvaluationArguments
 from askd_hf.evaluation.metrics import ErrorRate, compute_metrics_for, error_rates, normalizer_for, text_normalizer
-from askd_hf.training.datasets import check_normalizer
+from askd_hf.training.dataset_checks import check_normalizer
 
 
 def test_error_rates_are_of_the_corpus_and_in_percent():

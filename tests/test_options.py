@@ -37,7 +37,7 @@ from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.models.lora import LoraArguments, with_lora
 from askd_hf.models.student import init_student
 from askd_hf.pseudo_labels import PseudoLabelArguments
-from askd_hf.training.datasets import check_mix
+from askd_hf.training.dataset_checks import check_mix
 from askd_hf.training.run_dir import prepare_evaluation, set_default_output_dir
 
 real_bf16_support = torch.cuda.is_bf16_supported

@@ -41,7 +41,8 @@ from ..models.teacher_memory import check_int8
 from ..models.vocabulary import with_vocabulary_of
 from ..pseudo_labels.result import without_path
 from ..training.caches import check_caches, check_labels_of_cache, with_encoder_cache, with_soft_labels
-from ..training.datasets import check_default_dataset, training_speech
+from ..training.dataset_checks import check_default_dataset
+from ..training.datasets import training_speech
 from ..training.run_dir import check_directories, exit_non_main_processes
 from .options import options_of
 

@@ -58,9 +58,9 @@ from ..training.caches import (
     with_soft_labels,
 )
 from ..training.checks import check_speed
+from ..training.dataset_checks import check_mix
 from ..training.datasets import (
     SYNTHETIC,
-    check_mix,
     evaluation_rows,
     evaluation_speech,
     no_speech_rows,
