@@ -43,6 +43,7 @@ NOT_RUN = {
     "python examples/study.py --study examples/studies/encoder.yaml": "hours long",
     "python examples/study.py --study examples/studies/defaults.yaml": "hours long",
     "python examples/study.py --study examples/studies/presets.yaml": "hours long",
+    "python examples/study.py --study examples/studies/base.yaml": "two hours long",
     "python examples/study.py --study examples/studies/flagship.yaml --only '3 decoder layers, 6 s, 20,000 tokens'": (
         "hours long"
     ),
