@@ -5,29 +5,27 @@ Every field is a command-line option and a key of the YAML file given by `--conf
 Can be imported without torch, for `--help`: what imports torch is imported when it is used.
 """
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import Seq2SeqTrainingArguments
 from transformers.hf_argparser import HfArg
-from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from .arguments.effects import check_average, check_effects
 from .arguments.machine import default_workers
 from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, check_choice, check_ranges
 from .arguments.renamed import accepts_renamed
+from .arguments.trainer_options import EVALUATING_SCHEDULERS as EVALUATING_SCHEDULERS
+from .arguments.trainer_options import check_steps, check_trainer_options, set_strategies
 from .errors import UserError
 from .schedule import PRESETS, SELF_SCHEDULES, TEACHER_SCHEDULES
 
 if TYPE_CHECKING:
     import torch
 
-SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
 UNNAMED_RUN = "runs/unnamed"
 LOGGING_STEPS = 25  # between two log lines, by default; a tenth of a shorter run
-EVALUATING_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")  # they lower the learning rate by an evaluation's metric
 # evaluated with `eval_teacher_losses` only
 TEACHER_METRICS = ("total_loss", "teacher_loss", "self_loss", "teacher_ce", "top1_agreement", "hidden_loss")
 # of the generated texts, with `predict_with_generate`: the keys of `evaluation.metrics.compute_metrics_for`
@@ -46,13 +44,6 @@ RANGES = {
     **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "dataloader_prefetch_factor"), COUNT),
     **dict.fromkeys(("generation_max_length", "generation_num_beams", "torch_empty_cache_steps"), COUNT),
     **dict.fromkeys(("ddp_timeout", "ddp_bucket_cap_mb"), COUNT),
-}
-# options of Trainer that are not supported -> reason and advice
-UNSUPPORTED = {
-    "enable_jit_checkpoint": ", as both would handle SIGTERM. Leave it out: on SIGTERM a run finishes its current "
-    "update and saves a checkpoint",
-    "ddp_static_graph": ": the loss is computed outside of the model's forward pass, and DDP would miss gradients",
-    "use_liger_kernel": ": Liger has no kernels for Whisper",
 }
 
 
@@ -186,9 +177,18 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         "process of the run less one, at least 1 and at most 8, else 0.",
     )
     eval_strategy: str | None = HfArg(
-        default=None, help="When to evaluate: no, steps, epoch. Default: epoch if there are evaluation splits."
+        default=None,
+        help="When to evaluate: no, steps, epoch. Default: steps with --eval_steps; else epoch, if there are "
+        "evaluation splits.",
     )
-    save_strategy: str = HfArg(default="epoch", help="When to save checkpoints: no, steps, epoch, best.")
+    save_strategy: str | None = HfArg(
+        default=None,
+        help="When to save checkpoints: no, steps, epoch, best. Default: steps with --save_steps, else epoch.",
+    )
+    save_steps: float | None = HfArg(
+        default=None,
+        help="Save every this many steps; below 1 a fraction of the run. Default: 500 with --save_strategy steps.",
+    )
     save_total_limit: int | None = HfArg(default=2, help="Maximum number of checkpoints to keep; 0 for all.")
     resume_from_checkpoint: str | None = HfArg(
         default=None,
@@ -232,27 +232,32 @@ class ASKDConfig(Seq2SeqTrainingArguments):
             self.teacher_weight_end = min(self.teacher_weight_end, self.teacher_weight)
         if self.self_teacher == "none" and "self_weight" not in given:
             self.self_weight = 0.0
+        if self.self_teacher != "snapshot" and "snapshot_strategy" not in given:
+            self.snapshot_strategy = "no"
         if self.output_dir is None:
             self.output_dir = UNNAMED_RUN
         if self.optim is None:
             self.optim = Seq2SeqTrainingArguments.optim
         check_ranges(self, **RANGES)
-        self._check_steps()
+        check_steps(self)
         self._check_objective()
         self._check_metric()
-        if self.teacher_schedule == "adaptive" and "teacher_schedule" not in given and not self._can_adapt():
-            self.teacher_schedule = "linear"  # adaptive, set by the preset, would be the same or undefined
-        check_effects(self, {name for name in given if getattr(self, name) != PRESETS[self.preset][name]})
+        changed = {name for name in given if getattr(self, name) != PRESETS[self.preset][name]}
+        if PRESETS[self.preset]["teacher_schedule"] == "adaptive" and not self._can_adapt():
+            if "teacher_schedule" not in given:  # adaptive, set by the preset, would be the same or undefined
+                self.teacher_schedule = "linear"
+            if self.teacher_schedule == "linear":  # perhaps of such a config, given to `dataclasses.replace`
+                changed.discard("teacher_schedule")
+        check_effects(self, changed)
         if self.max_steps > 0:
             check_average(self, self.max_steps)
-        self._check_training()
+        check_trainer_options(self)
         self._set_machine_defaults()
         self.logs_by_default = self.logging_steps is None
         if self.logging_steps is None:
             self.logging_steps = LOGGING_STEPS
-        self.evaluates_by_default = self.eval_strategy is None
-        if self.eval_strategy is None:
-            self.eval_strategy = "epoch"
+        self.evaluates_by_default = self.eval_strategy is None and self.eval_steps is None
+        set_strategies(self)
         self._set_default_metric()
         if self.trackio_static_space_id in ("False", "false"):  # of the command line, where it would name a Space
             self.trackio_static_space_id: str | bool | None = False
@@ -260,17 +265,6 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         from .arguments.packages import check_reporting
 
         check_reporting(self.report_to)
-
-    def _check_steps(self) -> None:
-        if self.max_steps < 1 and self.max_steps != -1:
-            raise UserError(
-                f"--max_steps must be at least 1, got {self.max_steps}; leave it out to train for --num_train_epochs"
-            )
-        if self.max_steps > 0 and self.warmup_steps > max(self.max_steps, 1):
-            raise UserError(
-                f"--warmup_steps must be at most --max_steps, got {self.warmup_steps:g} and {self.max_steps}; below 1 "
-                "it is a fraction of the run"
-            )
 
     def _set_default_metric(self) -> None:
         """Choose the best checkpoint by the WER. The objective can't choose it, as its weights change over the run."""
@@ -347,44 +341,6 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         if self.dataloader_pin_memory and self.accelerator_config is None:  # type: ignore[has-type]
             self.accelerator_config = {"non_blocking": True}  # copies from pinned memory don't wait for the GPU
 
-    def _check_training(self) -> None:
-        """Raise `UserError` for options of Trainer that are not supported."""
-        from accelerate.utils import parse_flag_from_env
-
-        if self.fp16 and self.bf16:
-            raise UserError("--fp16 and --bf16 exclude each other: give one of them")
-        if self.fsdp or self.deepspeed or any(parse_flag_from_env(name) for name in SHARDING):
-            raise UserError(
-                "FSDP and DeepSpeed (ZeRO) are not supported, nor needed: only the student is trained. Its weights "
-                "and optimizer fit on one GPU for every size of Whisper, and so does the teacher (large-v3 in bf16: "
-                "3 GB). Use plain DDP: `accelerate launch --multi_gpu` (or torchrun), with --bf16 and "
-                "--gradient_accumulation_steps to save memory. If the teacher doesn't fit, use --teacher_dtype int8, "
-                "--teacher_offload or --teacher_cache_dir"
-            )
-        if self.auto_find_batch_size and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UserError(
-                "--auto_find_batch_size requires one process: a process without memory would restart, and the others "
-                "would wait for it. Give a smaller --per_device_train_batch_size, and --gradient_accumulation_steps"
-            )
-        for name, reason in UNSUPPORTED.items():
-            if getattr(self, name):
-                raise UserError(f"--{name} is not supported{reason}")
-        if self.train_sampling_strategy == "batch_rebalance":
-            raise UserError(
-                "--train_sampling_strategy batch_rebalance is not supported: its order of the clips ignores --seed, "
-                "and --auto_find_batch_size can't change its batches. Use group_by_length or random"
-            )
-        if self.label_smoothing_factor:
-            raise UserError(
-                f"--label_smoothing_factor must be 0, got {self.label_smoothing_factor:g}: the objective has soft "
-                "targets instead"
-            )
-        if self.lr_scheduler_type in EVALUATING_SCHEDULERS and self.eval_strategy == "no":
-            scheduler = SchedulerType(self.lr_scheduler_type).value
-            raise UserError(f"--lr_scheduler_type {scheduler} requires --eval_strategy steps or epoch")
-        if self.remove_unused_columns:
-            raise UserError("--remove_unused_columns must be False: the collator needs the audio and text columns")
-
     def _can_adapt(self) -> bool:
         """Return whether the teacher weight decreases, or ends before the run: else adaptive means nothing."""
         start, end = self.teacher_weight, self.teacher_weight_end
@@ -408,6 +364,7 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         return self.teacher_phase_ratio > 0.0 and max(self.teacher_weight, self.teacher_weight_end) > 0.0
 
 
+@accepts_renamed
 @dataclass
 class FinetuningConfig(ASKDConfig):
     """`ASKDConfig` with the defaults for a student that already transcribes its language."""

@@ -20,8 +20,12 @@ TORCH_CANT_WRITE = ("PytorchStreamWriter failed", "inline_container.cc", "file w
 # errors of the disk, for any file
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
-# messages of Trainer with auto_find_batch_size: no training batch fits in memory; an evaluation batch doesn't
-NONE_FITS, EVALUATION_NEEDS_MORE = "No executable batch size found", "Evaluation hit an out-of-memory error"
+NONE_FITS = "No executable batch size found"  # message of Trainer with auto_find_batch_size
+EVALUATION_MEMORY = "out of memory in evaluation: lower --per_device_eval_batch_size"
+LABELS_MEMORY = (
+    "out of memory while the labels of held-out clips are measured (--teacher_schedule adaptive): lower "
+    "--per_device_eval_batch_size"
+)
 
 
 class UserError(ValueError):
@@ -65,13 +69,22 @@ def saving_errors(directory: Path, kept: Callable[[], str]) -> Iterator[None]:
         raise UserError(f"{directory} couldn't be saved: {reason}. {kept()}") from error
 
 
-def training_memory_message(batch_size: int, processes: int) -> str:
-    """Return the message of `memory_errors` about a training batch: the options that need less memory."""
-    search = ", or give --auto_find_batch_size True" if processes == 1 else ""  # which requires one process
+def training_memory_message(batch_size: int, processes: int, searched: bool = False) -> str:
+    """Return the message of `memory_errors` about a training batch: the options that need less memory.
+
+    Args:
+        batch_size: that the run began with.
+        searched: whether smaller ones were tried (`auto_find_batch_size`, which requires one process).
+    """
+    options = (
+        "--bf16, --teacher_cache_dir (no teacher in memory), --teacher_dtype int8, --teacher_offload and --lora_r"
+    )
+    if searched:
+        return f"out of memory with every batch size from {batch_size} down to 1. {options} save memory"
+    search = ", or give --auto_find_batch_size True" if processes == 1 else ""
     return (
         f"out of memory with a batch size of {batch_size}. Halve --per_device_train_batch_size and double "
-        f"--gradient_accumulation_steps, which gives the same result{search}. --bf16, --teacher_cache_dir (no teacher "
-        "in memory), --teacher_dtype int8, --teacher_offload and --lora_r also save memory"
+        f"--gradient_accumulation_steps, which gives the same result{search}. {options} also save memory"
     )
 
 
@@ -83,8 +96,6 @@ def memory_errors(message: str) -> Iterator[None]:
     except RuntimeError as error:
         from accelerate.utils.memory import should_reduce_batch_size
 
-        if str(error).startswith(EVALUATION_NEEDS_MORE):
-            raise UserError("out of memory in evaluation: lower --per_device_eval_batch_size") from error
         if not (should_reduce_batch_size(error) or str(error).startswith(NONE_FITS)):
             raise
         raise UserError(f"{message}. ({error})") from error

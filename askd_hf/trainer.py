@@ -17,16 +17,23 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import ProcessorMixin, Seq2SeqTrainer, WhisperForConditionalGeneration
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, IntervalStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, IntervalStrategy, PredictionOutput
 
 from .arguments.effects import check_average
 from .arguments.renamed import renamed_keywords
 from .callbacks import AdaptiveBlendCallback, data_epoch
 from .config import LOGGING_STEPS, ASKDConfig
-from .data import ResumableLengthGroupedSampler, SeededDataset, SpeechStream, StreamSampler
+from .data import (
+    PaddedDataset,
+    ResumableLengthGroupedSampler,
+    SeededDataset,
+    SpeechStream,
+    StreamSampler,
+    pad_last_batches,
+)
 from .data.shared_disk import of_main_process
 from .data.soft_labels import has_soft_labels
-from .errors import UserError, memory_errors, saving_errors, training_memory_message
+from .errors import EVALUATION_MEMORY, LABELS_MEMORY, UserError, memory_errors, saving_errors, training_memory_message
 from .hub.provenance import Provenance
 from .hub.publisher import HubPublisher
 from .models.lora import load_adapter
@@ -40,6 +47,7 @@ from .training.log_lines import use_log_lines
 from .training.model_runner import FREED, ModelRunner, check_precision
 from .training.node_disks import broadcast_weights, collect_files
 from .training.resuming import RunIdentity, make_due_evaluation
+from .training.run_dir import prepare_stream
 from .training.skipped_rows import SkippedRows
 from .training.smaller_batch import InitialState, save_or_restore, set_random_states
 
@@ -85,7 +93,12 @@ class ASKDTrainer(Seq2SeqTrainer):
     ):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective: use Seq2SeqTrainer for a custom loss")
+        args = copy.copy(args)  # which gets the defaults that depend on models and data
         train_dataset = kwargs.get("train_dataset")
+        if isinstance(train_dataset, SpeechStream):
+            prepare_stream(args)
+        if kwargs.get("eval_dataset") is None and args.evaluates_by_default:
+            args.eval_strategy = IntervalStrategy.NO
         checks.check_data(args, train_dataset, kwargs.get("eval_dataset"), kwargs.get("data_collator"))
         is_cached = isinstance(train_dataset, Dataset) and has_soft_labels(train_dataset)
         checks.check_teacher(args, teacher_model, train_dataset if is_cached else None, model.config.vocab_size)
@@ -143,7 +156,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         return data_epoch(self.args, self.state, self.callback_handler.train_dataloader)
 
     def _judge_labels(self) -> Any:
-        return self._held_out.judge_labels(self.runner, self.model_wrapped, self.data_collator)
+        with memory_errors(LABELS_MEMORY):
+            return self._held_out.judge_labels(self.runner, self.model_wrapped, self.data_collator)
 
     # ---- the run ----
 
@@ -155,7 +169,8 @@ class ASKDTrainer(Seq2SeqTrainer):
         resume_from_checkpoint = self.identity.begin(self, resume_from_checkpoint)
         self._initial_state: InitialState | None = None
         try:
-            with memory_errors(training_memory_message(self.args.train_batch_size, self.args.world_size)):
+            batch, searched = self.args.train_batch_size, self.args.auto_find_batch_size
+            with memory_errors(training_memory_message(batch, self.args.world_size, searched)):
                 return super().train(resume_from_checkpoint, **kwargs)
         finally:
             self._initial_state = None
@@ -163,6 +178,7 @@ class ASKDTrainer(Seq2SeqTrainer):
 
     def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         self._random_states: tuple[Any, ...] | None = None  # after an evaluation that was still due
+        self._resumed_from = resume_from_checkpoint
         self._update = []  # an attempt with a larger batch may have ended in the middle of an update
         if self.args.auto_find_batch_size:
             self._initial_state = save_or_restore(self, self._initial_state, resume_from_checkpoint)
@@ -196,10 +212,9 @@ class ASKDTrainer(Seq2SeqTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer would train a step more if a finished run whose last epoch isn't whole is resumed
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
-        if self.blend.state.evaluation_due and self.args.eval_strategy != IntervalStrategy.NO:
-            self._random_states = make_due_evaluation(
-                self, kwargs["resume_from_checkpoint"], kwargs["trial"], kwargs["ignore_keys_for_eval"]
-            )
+        if self.stop.is_due(self.blend.state, self.args):
+            trial, ignored = kwargs["trial"], kwargs["ignore_keys_for_eval"]
+            self._random_states = make_due_evaluation(self, self._resumed_from, trial, ignored)
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
@@ -285,6 +300,9 @@ class ASKDTrainer(Seq2SeqTrainer):
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
         if is_training and drop_last and not isinstance(self.train_dataset, SpeechStream):
             checks.check_whole_batch(len(dataset), self._train_batch_size * self.args.world_size)
+        pads = is_training and checks.fills_last_batches(self.args, self.train_dataset, collator)
+        if pads:
+            dataset = PaddedDataset(dataset)
         self.args.dataloader_drop_last = drop_last and is_training  # evaluation uses all clips
         if not is_training:
             self.data_collator = self.collator_of_evaluation()
@@ -292,6 +310,8 @@ class ASKDTrainer(Seq2SeqTrainer):
             loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last, self.data_collator = drop_last, collator
+        if pads:
+            pad_last_batches(loader)
         run_callbacks.keep_workers(loader)
         return loader
 
@@ -315,6 +335,7 @@ class ASKDTrainer(Seq2SeqTrainer):
         **gen_kwargs: Any,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Compute the terms on the labels and generate, with one pass of the encoder."""
+        self.stop.check_evaluation(self.args)
         if "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         inputs = self._prepare_inputs(inputs)
@@ -334,8 +355,23 @@ class ASKDTrainer(Seq2SeqTrainer):
         return loss, tokens, labels
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.log_lines.one_evaluation(self.state):  # of all splits, each of which is a call of its own
+        # of all splits, each of which is a call of its own
+        with memory_errors(EVALUATION_MEMORY), self.log_lines.one_evaluation(self.state):
             return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        with memory_errors(EVALUATION_MEMORY):
+            return super().predict(*args, **kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        with self.stop.evaluating(self.state, self.control):
+            metrics = super()._evaluate(*args, **kwargs)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # True saves a checkpoint with any --save_strategy
+        return self.stop.evaluation_due or super()._determine_best_metric(metrics, trial)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         # Seq2SeqTrainer sets plain `gather`, which keeps the clips that pad the last batch under DDP
@@ -403,14 +439,16 @@ class ASKDTrainer(Seq2SeqTrainer):
             load_adapter(self.adapter, Path(resume_from_checkpoint))
         self.runner.check_encoder()
 
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.stop.is_due(self.blend.state, self.args):  # after the last step, without an epoch left to run
+            make_due_evaluation(self, self._resumed_from, trial, None)
         # a process on another disk than the first may know none
         self.state.best_model_checkpoint = of_main_process(self.state.best_model_checkpoint)
         limit = self.args.save_total_limit
         if self.stop.stopped:  # with a limit of 1, Trainer would keep the best checkpoint, not the one to resume from
             self.args.save_total_limit = None
         try:
-            return super()._finalize_training(*args, **kwargs)
+            return super()._finalize_training(trial, *args, **kwargs)
         finally:
             self.args.save_total_limit = limit
 

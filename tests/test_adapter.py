@@ -15,6 +15,7 @@ from transformers import WhisperForConditionalGeneration
 from askd_hf import ASKDConfig, ASKDTrainer, UserError
 from askd_hf.arguments import CacheArguments
 from askd_hf.models.lora import LoraArguments, load_adapter, merged, with_lora
+from askd_hf.models.student import same_encoder
 from askd_hf.training.run_dir import check_directories
 
 BOTH_PHASES = dict(teacher_weight=0.8, teacher_phase_ratio=0.6, self_weight=0.3)
@@ -134,6 +135,44 @@ def test_adapters_on_the_frozen_encoder_do_not_prevent_resuming(tmp_path, studen
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     for (name, weight), again in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(weight, again), name
+
+
+def test_the_teacher_hears_what_an_adapter_of_the_frozen_encoder_changes(tmp_path, teacher, student):
+    """The adapter was trained before. The teacher has the student's encoder, but not its adapter."""
+    adapter = get_peft_model(copy.deepcopy(student), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    assert same_encoder(student, adapter.get_base_model())  # a new one changes nothing
+    for name, weight in adapter.named_parameters():
+        if ".encoder." in name and ".lora_B." in name:
+            torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
+    trainer = ASKDTrainer(
+        model=adapter,
+        args=ASKDConfig(**options(tmp_path, preset="kd", freeze_encoder=True)),
+        teacher_model=copy.deepcopy(student),
+        train_dataset=Clips(student.config),
+        data_collator=collate,
+    )
+    assert not trainer.runner.teacher_has_student_encoder
+    batch = collate(list(Clips(student.config, clips=2)))
+    inputs = trainer.runner.model_inputs(batch)
+    positions = trainer.runner.positions_of(batch)
+    trainer.runner.encode(trainer.model, inputs, with_states=False)
+    heard, _ = trainer.runner.teacher_target(batch, inputs, positions)
+    with torch.no_grad():
+        alone = student.eval().model(**trainer.runner.model_inputs(batch)).last_hidden_state.flatten(0, 1)[positions]
+    torch.testing.assert_close(heard.hidden, alone)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_dropout_of_an_adapter_makes_a_frozen_encoder_random(tmp_path, student, dropout):
+    lora = LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=dropout)
+    trainer = ASKDTrainer(
+        model=copy.deepcopy(student),
+        args=ASKDConfig(**options(tmp_path, preset="ce", freeze_encoder=True)),
+        train_dataset=Clips(student.config),
+        data_collator=collate,
+        peft_config=lora,
+    )
+    assert trainer.runner.encoder_is_fixed() == (dropout == 0.0)
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(tmp_path, teacher, student):

@@ -151,10 +151,19 @@ def test_a_resumed_run_begins_again_at_its_checkpoint(tmp_path, models):
     assert torch.equal(history(resumed, *TERMS), history(at_once, *TERMS))
 
 
+def test_epochs_cannot_go_on_with_a_smaller_batch_than_that_of_the_checkpoint(tmp_path, models):
+    saving = dict(save_strategy="steps", save_steps=2, save_total_limit=9)
+    run_of(tmp_path, models, batch_size=8, **saving).train()
+    resumed = run_of(tmp_path, models, batch_size=8, **saving)
+    Memory(resumed, clips=4)
+    with pytest.raises(UserError, match=r"out of memory with the batch size of .*checkpoint-2, and a smaller"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 def test_when_nothing_fits_the_message_is_the_usual_one(tmp_path, models):
     trainer = run_of(tmp_path, models, batch_size=2)
     memory = Memory(trainer, clips=0)
-    with pytest.raises(UserError, match=r"out of memory with a batch size of 2\. .*--teacher_offload"):
+    with pytest.raises(UserError, match=r"out of memory with every batch size from 2 down to 1\. .*--teacher_offload"):
         trainer.train()
     assert memory.tried == [2, 1]
 

@@ -36,6 +36,19 @@ class SignalAt(TrainerCallback):
             signal.raise_signal(signal.SIGTERM)
 
 
+class SignalInEvaluation(TrainerCallback):
+    """Stops the run in the evaluation after the update `step`, at its second batch."""
+
+    def __init__(self, step: int):
+        self.step = step
+        self.batches = 0
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.batches += state.global_step == self.step
+        if self.batches == 1 and state.global_step == self.step:
+            signal.raise_signal(signal.SIGTERM)
+
+
 def run_of(directory, models, **changes) -> ASKDTrainer:
     """A run on random labels, which soon gets worse on others."""
     best = dict(load_best_model_at_end=True, metric_for_best_model="loss", save_total_limit=None)
@@ -69,7 +82,7 @@ def assert_same(resumed: ASKDTrainer, whole: ASKDTrainer) -> None:
         (EPOCHS | SELF_TEACHER, (8,)),  # its snapshot is renewed before step 9, and not before the evaluation
         pytest.param(STEPS | ASKD, (6,), marks=pytest.mark.slow),  # the last step of the teacher phase
         (STEPS | dict(lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs=dict(patience=0)), (6,)),
-        (STEPS | dict(save_strategy="best"), (2,)),
+        (STEPS | dict(save_strategy="best", save_steps=None), (2,)),
         (EPOCHS | dict(eval_delay=2), (4, 8)),  # the first epoch isn't evaluated
     ],
     ids=["steps", "epochs", "self-teacher", "teacher", "plateau", "best", "delay"],
@@ -88,6 +101,36 @@ def test_the_evaluation_is_made_when_the_run_is_resumed(tmp_path, models, change
             resumed = run_of(tmp_path / str(stop), models, **changes)
             resumed.train(resume_from_checkpoint=str(tmp_path / str(stop) / f"checkpoint-{stop}"))
             assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stops"),
+    [
+        (STEPS, (4, 10)),
+        (EPOCHS, (8, 16)),
+        (STEPS | dict(save_strategy="best", save_steps=None), (4,)),
+        (STEPS | ASKD, (6,)),
+    ],
+    ids=["steps", "epochs", "best", "teacher"],
+)
+def test_an_evaluation_is_abandoned_and_made_when_the_run_is_resumed(tmp_path, models, changes, stops):
+    """Also that of the last step, after which the resumed run has nothing left to train."""
+    changes = changes | dict(per_device_eval_batch_size=2)
+    whole = run_of(tmp_path / "whole", models, **changes)
+    whole.train()
+    for stop in stops:
+        stopped = run_of(tmp_path / str(stop), models, **changes)
+        stopped.add_callback(signals := SignalInEvaluation(stop))
+        stopped.train()
+        assert signals.batches == 1 and stopped.stop.stopped  # of four
+        assert stopped.state.global_step == stop and all(row["step"] < stop for row in evaluations(stopped))
+        again = run_of(tmp_path / str(stop), models, **changes)  # and stopped in the evaluation that is due
+        again.add_callback(signals := SignalInEvaluation(stop))
+        again.train(resume_from_checkpoint=True)
+        assert signals.batches == 1 and again.stop.stopped and again.state.global_step == stop
+        resumed = run_of(tmp_path / str(stop), models, **changes)
+        resumed.train(resume_from_checkpoint=True)
+        assert_same(resumed, whole)
 
 
 def test_the_checkpoint_to_resume_from_is_kept_beside_the_best(tmp_path, models):

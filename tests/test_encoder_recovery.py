@@ -245,6 +245,17 @@ def test_a_recovered_encoder_of_another_window_or_selection_is_refused(tmp_path,
         recovery("merged", window_seconds=1)._load(file)
 
 
+def test_the_target_is_computed_in_the_precision_of_the_run(tmp_path, processor):
+    whole = make_whisper(processor)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True, report_to=[])
+    trainer = EncoderRecoveryTrainer(init_student(whole, 2).model.encoder, args, whole.model.encoder)
+    dtypes = []
+    whole.model.encoder.layers[0].fc1.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    features = torch.zeros(1, whole.config.num_mel_bins, 2 * whole.config.max_source_positions)
+    trainer.compute_loss(trainer.model, {"input_features": features})
+    assert dtypes == [torch.bfloat16]
+
+
 @pytest.mark.parametrize("seconds", [1, None])
 def test_the_target_is_the_whole_encoder_without_dropout_on_the_same_window(tmp_path, processor, seconds):
     """An encoder that has lost nothing has nothing to recover, also with a shorter window than the whole one's."""

@@ -12,7 +12,8 @@ import torch
 from models import make_processor
 from processes import launch, launch_two
 from scripts import ROOT
-from training import NAMES, Clips, answer_right, collate, history, make_trainer, on
+from speech import write_speech
+from training import NAMES, Clips, answer_right, collate, history, make_trainer, on, train_on_speech
 
 from askd_hf.evaluation.metrics import compute_metrics_for
 from askd_hf.training.checkpoint_lookup import checkpoints
@@ -23,12 +24,15 @@ ADAPTIVE = dict(preset="askd", teacher_schedule="adaptive", adaptive_window=2, c
 HIDDEN = dict(
     preset="kd", freeze_encoder=False, hidden_weight=2.0, eval_teacher_losses=True, predict_with_generate=False
 )
+EVALUATED = dict(eval_strategy="steps", eval_steps=4, per_device_eval_batch_size=1, predict_with_generate=False)
 OWN_MEANS = dict(preset="ce", average_tokens_across_devices=False, max_steps=1, predict_with_generate=False)
+UNEVEN = dict(preset="kd", max_steps=-1, num_train_epochs=2)  # on 13 clips
 RUNS = {
     "adaptive": ADAPTIVE | HALVED | dict(save_strategy="steps", save_steps=5),
     "hidden": HIDDEN | HALVED,
     "own_means": OWN_MEANS,
     "interrupted": ADAPTIVE | dict(interrupt_second_process_at=4),
+    "abandoned": ADAPTIVE | EVALUATED | dict(interrupt_evaluation_at=4),
 }
 
 
@@ -36,7 +40,9 @@ RUNS = {
 def launched(tmp_path_factory) -> Path:
     """The directory of all runs in two processes: one launch, of which imports are the longest part."""
     directory = tmp_path_factory.mktemp("two")
-    done = launch_two(RUN, directory, json.dumps(RUNS))
+    speech = dict(speech=str(write_speech(directory / "speech", clips=13)))
+    uneven = {"uneven": UNEVEN | HALVED | speech, "of_two": UNEVEN | speech | dict(per_device_train_batch_size=1)}
+    done = launch_two(RUN, directory, json.dumps(RUNS | uneven))
     assert done.returncode == 0, done.stderr[-3000:]
     return directory
 
@@ -65,6 +71,18 @@ def test_two_processes_give_the_trajectory_and_the_evaluation_of_one(tmp_path, t
     for name in ("eval_loss", "eval_wer", "eval_cer"):
         assert two["metrics"][name] == pytest.approx(metrics[name], rel=1e-5), name
     assert metrics["eval_wer"] > 0.0 and metrics["eval_cer"] > 0.0
+
+
+@pytest.mark.parametrize(("name", "batch"), [("uneven", 8), ("of_two", 2)])
+def test_the_last_update_of_an_epoch_has_each_clip_once(tmp_path, teacher, student, seen, launched, name, batch):
+    """13 clips of two processes with batches of 2 or 1: the rows that fill the last ones have no labels."""
+    one = make_trainer(
+        tmp_path, teacher, student, processor=make_processor(), per_device_train_batch_size=batch, **UNEVEN
+    )
+    train_on_speech(one, launched / "speech")
+    one.train()
+    for process in seen(name):
+        torch.testing.assert_close(torch.tensor(process["history"]), history(one, *NAMES), rtol=1e-4, atol=1e-6)
 
 
 def test_one_process_resumes_a_run_of_two_to_the_same_trajectory(tmp_path, teacher, student, seen, launched, caplog):
@@ -153,6 +171,13 @@ def test_without_averaging_over_devices_each_process_has_the_mean_of_its_own_tok
     of_all = (losses[0] * tokens[0] + losses[1] * tokens[1]) / sum(tokens)
     assert logged == pytest.approx(sum(losses) / 2, rel=1e-5)
     assert abs(of_all - logged) > 1e-4 * logged
+
+
+def test_an_interrupt_of_one_process_in_an_evaluation_ends_that_of_both(launched, seen):
+    for process in seen("abandoned"):
+        assert (process["step"], process["stopped"]) == (4, True)
+        assert process["equal"] and process["masked_then"] == process["masked"][4:]
+    assert checkpoints(launched / "abandoned")[-1].name == "checkpoint-4"
 
 
 def test_an_interrupt_of_one_process_stops_both_and_both_resume_from_there(launched, seen):

@@ -49,6 +49,11 @@ def _check_teacher(config: Any, changed: Set[str]) -> None:
         raise UserError(
             f"--teacher_schedule adaptive has no effect: the teacher weight is {start} during the whole run"
         )
+    if "teacher_schedule" in changed and config.teacher_schedule not in ("constant", "adaptive") and end == start:
+        raise UserError(
+            f"--teacher_schedule {config.teacher_schedule} has no effect: the teacher weight is {start} at the start "
+            "and at the end of its phase. Give a smaller --teacher_weight_end"
+        )
     if _is_given(config, "adaptive_window") and not adaptive:
         raise UserError(
             f"--adaptive_window {config.adaptive_window} has no effect: it requires --teacher_schedule adaptive, and "

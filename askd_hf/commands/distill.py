@@ -25,28 +25,26 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, set_seed
 
-from ..arguments import CacheArguments, DataArguments, MixArguments, ModelArguments, RunArguments
+from ..arguments import DataArguments
 from ..arguments.packages import check_optimizer
 from ..arguments.parser import parse_args
-from ..config import ASKDConfig
 from ..data import SpeechCollator, SpeechStream
-from ..data.augment import AugmentArguments, Augmenter
-from ..data.sources import check_exist
+from ..data.augment import Augmenter
 from ..data.teacher_cache import has_soft_labels
 from ..errors import UserError, memory_errors
 from ..evaluation.comparison import EvalSplit
 from ..evaluation.metrics import compute_metrics_for
 from ..hub.provenance import Provenance
 from ..hub.training_summary import count_clips
-from ..models.from_arguments import check_student_options, load_student, load_teacher
+from ..models.from_arguments import load_student, load_teacher
 from ..models.generation_config import allow_silence, is_multilingual, set_languages
 from ..models.layer_selection import choose_layers
 from ..models.layers import is_pruned_encoder
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
-from ..models.lora import LoraArguments, loadable_base, with_lora
+from ..models.lora import check_target_modules, with_lora
 from ..models.smaller_vocabulary import with_smaller_vocabulary
+from ..models.spec_augment import check_spec_augment
 from ..models.student import check_pair, same_encoder
-from ..models.teacher_memory import check_int8
 from ..models.vocabulary import with_vocabulary_of
 from ..models.window import check_window, shortest_context, window_seconds, with_window_of
 from ..trainer import ASKDTrainer
@@ -58,47 +56,29 @@ from ..training.caches import (
     with_soft_labels,
 )
 from ..training.checks import check_speed
-from ..training.dataset_checks import check_mix
 from ..training.datasets import (
-    SYNTHETIC,
     evaluation_rows,
     evaluation_speech,
     no_speech_rows,
-    prepare_stream,
     spoken_in,
     training_limits,
     training_speech,
 )
 from ..training.encoder_recovery import EncoderRecovery, recovery_epochs
-from ..training.node_disks import find_checkpoint
 from ..training.run_dir import (
-    check_directories,
     exit_non_main_processes,
     prepare_encoder,
     prepare_evaluation,
-    set_default_output_dir,
+    prepare_stream,
 )
-from ..training.run_settings import check_options
 from ..training.student_vocabulary import check_vocabulary_size, reduce_student, transcripts
 from .options import options_of
 from .pseudo_label import pseudo_label, unlabeled_arguments
 from .report import report
+from .run_options import Options, prepare_run
 from .select_heads import select_heads_after_training
 
 OPTIONS = options_of("distill")
-
-
-class Options(NamedTuple):
-    """Instances of the classes in `OPTIONS`."""
-
-    model: ModelArguments
-    data: DataArguments
-    mix: MixArguments
-    augment: AugmentArguments
-    caches: CacheArguments
-    lora: LoraArguments
-    run: RunArguments
-    config: ASKDConfig
 
 
 class Models(NamedTuple):
@@ -155,39 +135,6 @@ def distill(*arguments: Any) -> None:
     report(trainer, options.model, options.data, speech.splits, speech.train)
 
 
-# ---- before anything is loaded ----
-
-
-def prepare_run(options: Options) -> str | None:
-    """Check the options and name the output directory. Return the checkpoint to resume from, None if there is none.
-
-    Raises `UserError` for every mistake that can be found before a model is loaded.
-    """
-    model_args, data_args, config = options.model, options.data, options.config
-    if not (model_args.teacher or model_args.student):
-        raise UserError("--teacher is required: a Whisper model to distill, such as openai/whisper-large-v3")
-    check_student_options(model_args)
-    set_default_output_dir(config, model_args)
-    check_mix(data_args, options.mix, config)
-    check_directories(config, options.caches)
-    if not data_args.eval_sources():
-        prepare_evaluation(config, [])
-    checkpoint = find_checkpoint(config)
-    if checkpoint is not None:
-        check_options(config, checkpoint)
-    if options.lora.keep_adapter:
-        loadable_base(model_args.student, config.push_to_hub)
-    if model_args.teacher_dtype == "int8":
-        check_int8()
-    if model_args.teacher_offload and config.torch_compile:
-        raise UserError("--teacher_offload is not supported with --torch_compile, which compiles the teacher too")
-    sounds = options.mix.no_speech_dataset
-    sounds = None if sounds == SYNTHETIC else sounds
-    audio = [data_args.unlabeled_dataset, sounds, *model_args.encoder_recovery_dataset]
-    check_exist([*data_args.dataset, *data_args.eval_dataset, *audio])
-    return checkpoint
-
-
 # ---- models ----
 
 
@@ -223,6 +170,9 @@ def load_models(options: Options) -> Models:
     pruned = is_pruned_encoder(student.config) and not recovered
     prepare_encoder(config, compressed=pruned)
     check_caches(options.caches, model_args, config, student.config.vocab_size, options.mix, options.augment)
+    check_spec_augment(student.config, config.spec_augment)
+    if options.lora.lora_r:
+        check_target_modules(student, options.lora, config.freeze_encoder)
     by_default = config.hidden_weight is None and pruned and not options.caches.teacher_cache_dir
     check_speed(options.augment, options.mix.timestamp_probability, config, bool(config.hidden_weight or by_default))
     return Models(teacher, student, processor, extractor)

@@ -35,17 +35,16 @@ from ..training.run_settings import config_settings
 from . import plan_lines, pseudo_label
 from .distill import (
     Models,
-    Options,
     Speech,
     encoder_recovery,
     load_models,
     load_speech,
     make_trainer,
-    prepare_run,
     reduce_vocabulary,
     select_layers,
 )
 from .measured_run import STEPS, MeasuringTrainer, measuring_config
+from .run_options import Options, prepare_run
 from .sampled_caches import fill_sample
 from .scratch import Scratch, scratch_directory
 

@@ -36,6 +36,7 @@ from .labels import LABEL_PAD_TOKEN_ID, DecoderTokens, build_decoder_tokens, tok
 TEACHER_COLUMNS = ("teacher_token_ids", "teacher_log_probs", "teacher_log_rest", "teacher_label_log_prob")
 # appended to `rng_key`: token choices and the audio context use other random streams than the augmentation
 TOKEN_STREAM, CONTEXT_STREAM = 1, 2
+PADDING = "is_padding"  # of a row that fills a batch: its labels are masked
 RESAMPLING_TOLERANCE = SAMPLING_RATE // 100  # samples by which resampling may lengthen a clip
 FILTER_ADVICE = "askd_hf.filter_invalid_clips leaves out such clips, and of a stream SpeechCollator(limits=...)"
 
@@ -139,8 +140,8 @@ class SpeechCollator:
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows with `audio`, `text` and `clip` (see `load_speech_dataset`), and `audio_key` for the cache.
 
-        Optional columns are `language`, `task`, `segments`, `prompt` (see `askd_hf.data.labels`), `no_speech`, and
-        `TEACHER_COLUMNS`.
+        Optional columns are `language`, `task`, `segments`, `prompt` (see `askd_hf.data.labels`), `no_speech`,
+        `PADDING` (the labels of the row are masked), and `TEACHER_COLUMNS`.
 
         Returns:
             input_features: float32 `(batch, mel bins, frames)`; not with `encoder_cache`.
@@ -274,6 +275,8 @@ class SpeechCollator:
                 f"{row['clip']}: transcript too long: {len(tokens.labels)} tokens, the limit is "
                 f"{self.config.max_target_positions}. {FILTER_ADVICE}"
             )
+        if row.get(PADDING):
+            return tokens._replace(labels=[LABEL_PAD_TOKEN_ID] * len(tokens.labels))
         return tokens
 
     def _pad_tokens(self, tokens: list[DecoderTokens]) -> dict[str, Tensor]:

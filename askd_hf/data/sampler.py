@@ -1,12 +1,15 @@
-"""Samplers, and the dataset wrapper that seeds the random augmentation of each row."""
+"""Samplers, and the dataset wrappers that seed the random augmentation of each row and fill the last batches."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from .collator import PADDING
 from .stream import SpeechStream
 
 
@@ -74,3 +77,61 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {**self.dataset[row], "rng_key": (self.seed, self.epoch, row)}
+
+
+class PaddedDataset(Dataset):
+    """Make rows from `len(dataset)` on: the first ones again, with `PADDING`, so that they get no labels.
+
+    They fill the last batches of an epoch, of which every process needs the same number. accelerate would repeat
+    labeled rows: the update would depend on the number of processes.
+    """
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        """Return several rows, as PyTorch's data loader asks for them. `datasets` reads them at once."""
+        places = [row % len(self) for row in rows]
+        whole = hasattr(self.dataset, "__getitems__")
+        found = self.dataset.__getitems__(places) if whole else [self.dataset[place] for place in places]
+        return [
+            {**values, PADDING: True} if row >= len(self) else values for row, values in zip(rows, found, strict=True)
+        ]
+
+
+class PaddedSampler(Sampler[int]):
+    """Yield the rows of `sampler`, then further ones of a `PaddedDataset`, up to a multiple of `multiple`."""
+
+    def __init__(self, sampler: Any, multiple: int):
+        self.sampler, self.multiple = sampler, multiple
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sampler) / self.multiple) * self.multiple
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.sampler
+        yield from range(len(self.sampler), len(self))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of accelerate's sampler, whose order depends on it."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+
+def pad_last_batches(loader: Any) -> None:
+    """Fill the last batches of all processes with rows without labels.
+
+    Args:
+        loader: of accelerate for several processes, with a `PaddedDataset`.
+    """
+    shard: BatchSamplerShard = loader.batch_sampler
+    batches = shard.batch_sampler
+    batches.sampler = PaddedSampler(
+        batches.sampler, batches.batch_size * (1 if shard.split_batches else shard.num_processes)
+    )

@@ -29,6 +29,7 @@ from transformers import AutoConfig, GenerationConfig, WhisperForConditionalGene
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
 
 from ..arguments.lora import LoraArguments
+from ..config import ASKDConfig
 from ..errors import UserError
 from ..hub_access import expanded, hub_access, local_or_hub
 
@@ -42,14 +43,7 @@ def with_lora(
 
     Raises `UserError` if a module of `lora_target_modules` doesn't exist.
     """
-    layers = {name for name, module in student.named_modules() if isinstance(module, nn.Linear)}
-    parts = "(encoder|decoder)" if freeze_encoder is False else "decoder"
-    names = "|".join(re.escape(name) for name in arguments.lora_target_modules)
-    target = rf"model\.{parts}\.layers\.\d+\.(.*\.)?({names})"
-    for name in arguments.lora_target_modules:
-        if not any(re.fullmatch(target, layer) and layer.endswith(f".{name}") for layer in layers):
-            modules = sorted({layer.rpartition(".")[2] for layer in layers if ".layers." in layer})
-            raise UserError(f"--lora_target_modules must be among {', '.join(modules)}, got {name!r}")
+    target = check_target_modules(student, arguments, freeze_encoder)
     return get_peft_model(
         student,
         LoraConfig(  # without a task type: SEQ_2_SEQ_LM accepts text inputs only
@@ -60,6 +54,32 @@ def with_lora(
             target_modules=target,
         ),
     )
+
+
+def check_target_modules(
+    student: WhisperForConditionalGeneration, arguments: LoraArguments, freeze_encoder: bool | None
+) -> str:
+    """Return a regular expression for the names of the modules to adapt. Raises `UserError` as `with_lora`."""
+    layers = {name for name, module in student.named_modules() if isinstance(module, nn.Linear)}
+    parts = "(encoder|decoder)" if freeze_encoder is False else "decoder"
+    names = "|".join(re.escape(name) for name in arguments.lora_target_modules)
+    target = rf"model\.{parts}\.layers\.\d+\.(.*\.)?({names})"
+    for name in arguments.lora_target_modules:
+        if not any(re.fullmatch(target, layer) and layer.endswith(f".{name}") for layer in layers):
+            modules = sorted({layer.rpartition(".")[2] for layer in layers if ".layers." in layer})
+            raise UserError(f"--lora_target_modules must be among {', '.join(modules)}, got {name!r}")
+    return target
+
+
+def check_adapter_options(arguments: LoraArguments, config: ASKDConfig) -> None:
+    """Raise `UserError` for options of training that are not supported with an adapter."""
+    if arguments.lora_r and config.push_to_hub and config.hub_strategy != "end":
+        raise UserError(
+            f"--hub_strategy must be end for an adapter, got {str(config.hub_strategy)!r}: its checkpoints are not "
+            "students"
+        )
+    if arguments.keep_adapter and config.save_dtype != "float32":
+        raise UserError(f"--save_dtype must be float32 with --keep_adapter, got {config.save_dtype!r}")
 
 
 def check_peft_type(config: PeftConfig) -> None:
@@ -82,6 +102,12 @@ def check_adapter(adapter: PeftModel) -> None:
             "LoRA on the output projection is not supported: the objective takes its weight without the adapter, "
             "which would not be trained. Leave proj_out out of target_modules"
         )
+
+
+def has_lora_dropout(module: nn.Module) -> bool:
+    """Return whether an adapter in `module` has dropout, which makes the output random in training."""
+    layers = (layer for layer in module.modules() if isinstance(layer, LoraLayer))
+    return any(getattr(dropout, "p", 0.0) > 0.0 for layer in layers for dropout in layer.lora_dropout.values())
 
 
 def lora_settings(adapter: PeftModel) -> dict[str, float | bool]:

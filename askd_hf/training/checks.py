@@ -16,6 +16,12 @@ from ..data.soft_labels import check_settings
 from ..errors import UserError
 from ..models.generation_config import is_multilingual
 
+PERSISTENT_WORKERS = (
+    "--dataloader_persistent_workers is not supported with --augmentations, --timestamp_probability, "
+    "--condition_on_prev_probability and a range of --window_seconds: the workers would repeat the random numbers of "
+    "the first epoch"
+)
+
 
 def check_teacher(
     args: ASKDConfig,
@@ -36,6 +42,11 @@ def check_teacher(
             f"{option} requires a teacher, and there is no teacher: give --teacher, or choose a preset without one "
             "(ps-kd, ce)"
         )
+    check_processes(args)
+
+
+def check_processes(args: ASKDConfig) -> None:
+    """Raise `UserError` if a process has several GPUs, for which Trainer would use `DataParallel`."""
     if args.n_gpu > 1:
         raise UserError("several GPUs require one process each: start with `accelerate launch` (or torchrun)")
 
@@ -63,7 +74,13 @@ def check_has_rows(name: str, dataset: Any, collator: Any) -> None:
 
 
 def check_data(args: ASKDConfig, train_dataset: Any, eval_dataset: Any, collator: Any) -> None:
-    """Raise `UserError` for iterable datasets, and for an `accelerator_config` that cuts batches."""
+    """Raise `UserError` for iterable datasets, and for options that the batches don't support."""
+    lacks_features = isinstance(collator, SpeechCollator) and (collator.encoder_cache or collator.features_on_device)
+    if lacks_features and "inputs" in args.include_for_metrics:
+        raise UserError(
+            "--include_for_metrics inputs is not supported with --encoder_cache_dir and --features_on_device: the "
+            "batches have no features"
+        )
     check_has_rows("train_dataset", train_dataset, collator)
     check_has_rows("eval_dataset", eval_dataset, collator)
     options: Any = args.accelerator_config
@@ -151,11 +168,13 @@ def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> N
             )
         check_speed(collator.augmenter.options, collator.timestamp_probability, args, bool(args.hidden_weight))
     if args.dataloader_persistent_workers:
-        raise UserError(
-            "--dataloader_persistent_workers is not supported with --augmentations, --timestamp_probability, "
-            "--condition_on_prev_probability and a range of --window_seconds: the workers would repeat the random "
-            "numbers of the first epoch"
-        )
+        raise UserError(PERSISTENT_WORKERS)
+
+
+def fills_last_batches(args: ASKDConfig, train_dataset: Any, collator: Any) -> bool:
+    """Return whether the last batches of an epoch may have to be filled, as every process needs the same number."""
+    has_rows = isinstance(collator, SpeechCollator) and not isinstance(train_dataset, SpeechStream)
+    return has_rows and args.world_size > 1 and not args.dataloader_drop_last
 
 
 def check_whole_batch(clips: int, clips_per_batch: int) -> None:

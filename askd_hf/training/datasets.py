@@ -8,7 +8,6 @@ from typing import Any
 
 from datasets import Dataset, Features, IterableDataset
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..arguments import DataArguments, MixArguments, SpeechSource, names_of
 from ..config import ASKDConfig
@@ -29,7 +28,7 @@ from ..data.languages import UNKNOWN, language_code, with_language, without_lang
 from ..data.long_clips import cut_long_clips, has_times
 from ..data.no_speech import as_no_speech, synthetic_no_speech
 from ..data.soft_labels import warn_of_unused_soft_labels, without_soft_labels
-from ..data.stream import steps_per_part, warn_of_repeated_reads
+from ..data.stream import warn_of_repeated_reads
 from ..data.text import SAMPLE_SIZE, basic_normalizer, replace_column
 from ..errors import UserError
 from ..evaluation.comparison import EvalSplit
@@ -300,15 +299,6 @@ def _check_columns(mix_args: MixArguments, splits: list[Dataset | IterableDatase
             raise UserError(
                 f"--{option} requires a column `{column}`, and no dataset has one; askd-hf pseudo-label creates it"
             )
-
-
-def prepare_stream(config: ASKDConfig) -> None:
-    """Evaluate and save ten times per run in place of at every epoch, as the length of an epoch is unknown."""
-    steps = steps_per_part(config.max_steps)
-    if config.eval_strategy == IntervalStrategy.EPOCH:
-        config.eval_strategy, config.eval_steps = IntervalStrategy.STEPS, steps
-    if config.save_strategy == SaveStrategy.EPOCH:
-        config.save_strategy, config.save_steps = SaveStrategy.STEPS, steps
 
 
 def _negatives(

@@ -96,7 +96,9 @@ class EncoderRecoveryTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any):
         features = inputs["input_features"]
-        with torch.no_grad(), audio_context(self.target_encoder, features.shape[-1]):
+        # Trainer puts only the forward pass of `model` under autocast
+        encoding = audio_context(self.target_encoder, features.shape[-1])
+        with torch.no_grad(), self.accelerator.autocast(), encoding:
             target = self.target_encoder(features.to(next(self.target_encoder.parameters()).dtype)).last_hidden_state
         loss = F.mse_loss(model(features).last_hidden_state.float(), target.float())
         return (loss, {}) if return_outputs else loss

@@ -19,6 +19,7 @@ from ..data.audio_context import context_of
 from ..data.encoder_cache import matches
 from ..errors import UserError
 from ..models.layers import LayerPairs, copied_encoder_layers, is_pruned_encoder, matched_layers
+from ..models.lora import has_lora_dropout
 from ..models.spec_augment import enable_spec_augment
 from ..models.student import check_pair, encoder_is_deterministic, same_encoder
 from ..models.teacher_memory import place_teacher
@@ -142,7 +143,8 @@ class ModelRunner:
 
     def encoder_is_fixed(self) -> bool:
         """Return whether the output of the student's encoder for the same features is the same at every step."""
-        return bool(self.args.freeze_encoder) and encoder_is_deterministic(self.student.config)
+        fixed = bool(self.args.freeze_encoder) and encoder_is_deterministic(self.student.config)
+        return fixed and not has_lora_dropout(self.student.model.encoder)
 
     def _check_cache_is_valid(self) -> None:
         if not self.encoder_is_fixed():

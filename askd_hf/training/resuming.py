@@ -5,6 +5,7 @@ from typing import Any
 
 from ..callbacks import BLEND_STATE_FILE, read_blend_state
 from ..config import ASKDConfig
+from ..errors import UserError
 from .node_disks import checkpoint_on_all_nodes
 from .run_settings import (
     best_model_settings,
@@ -85,6 +86,11 @@ class RunIdentity:
         if saved is None:
             return settings
         if self.restarted:  # with a smaller batch, as memory was too small
+            if saved.get("total_steps") != total_steps:
+                raise UserError(
+                    f"out of memory with the batch size of {checkpoint}, and a smaller one changes the number of "
+                    "steps of the epochs: resume on a device with more memory"
+                )
             saved = {name: value for name, value in saved.items() if name not in ("batch_size", "clips_of_a_process")}
         check_same_run(saved, settings, checkpoint)
         if not self.restarted:
@@ -105,6 +111,9 @@ def make_due_evaluation(trainer: Any, checkpoint: str, trial: Any, ignore_keys: 
     """
     trainer._load_rng_state(checkpoint)
     metrics = trainer._evaluate(trial, ignore_keys)
+    if trainer.stop.stopped:  # by another signal; the checkpoint still says that the evaluation is due
+        trainer.control.should_save = False
+        return random_states()
     trainer.blend.state.evaluation_due = False
     improved = trainer._determine_best_metric(metrics, trial)
     if improved and trainer.state.best_global_step == trainer.state.global_step:

@@ -21,6 +21,8 @@ from ..config import ASKDConfig
 from ..data import SeededDataset
 from ..evaluation.latency import synchronized_time
 from ..hub.training_summary import has_lost_patience
+from ..schedule import BlendState
+from .smaller_batch import random_states, set_random_states
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +54,15 @@ def updates_between_exchanges(seconds: float) -> int:
     return max(1, min(MOST_UPDATES, math.floor(MOST_SECONDS / seconds)))
 
 
+class EvaluationAbandoned(Exception):
+    """A signal was received during an evaluation."""
+
+
 class StopGracefullyCallback(TrainerCallback):
     """On Ctrl-C or SIGTERM, finish the current update, save a checkpoint and stop. A second Ctrl-C stops immediately.
 
-    Nothing is evaluated, as that may take longer than a job has left. A resumed run makes the evaluation first.
+    Nothing is evaluated, as that may take longer than a job has left: an evaluation ends after the current batch. A
+    resumed run makes the evaluation first.
 
     Attributes:
         stopped: whether training was stopped before its last step.
@@ -67,6 +74,7 @@ class StopGracefullyCallback(TrainerCallback):
         self.stopped = False
         self.evaluation_due = False
         self.requested = False
+        self._evaluating = False
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
         self._next_exchange = 0  # update after which the processes tell each other of a signal
@@ -78,7 +86,8 @@ class StopGracefullyCallback(TrainerCallback):
         if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        print("\nstopping after this update, with a checkpoint (press Ctrl-C again to stop immediately)", flush=True)
+        when = "in the evaluation" if self._evaluating else "after this update"
+        print(f"\nstopping {when}, with a checkpoint (press Ctrl-C again to stop immediately)", flush=True)
 
     def on_train_begin(self, args: ASKDConfig, state: TrainerState, control: TrainerControl, **kwargs):
         self.stopped = self.evaluation_due = self.requested = False
@@ -103,6 +112,40 @@ class StopGracefullyCallback(TrainerCallback):
             control.should_save = True
             control.should_evaluate = False
             control.should_training_stop = True
+
+    def is_due(self, saved: BlendState, args: ASKDConfig) -> bool:
+        """Return whether the evaluation must be made that was due when the resumed run was stopped."""
+        return saved.evaluation_due and args.eval_strategy != IntervalStrategy.NO and not self.stopped
+
+    @contextlib.contextmanager
+    def evaluating(self, state: TrainerState, control: TrainerControl) -> Iterator[None]:
+        """Abandon the evaluation in here when a signal is received, forget its metrics, and stop with a checkpoint.
+
+        Not before the first step, when there is nothing to save.
+        """
+        logged, random = len(state.log_history), random_states()
+        self._evaluating = state.global_step > 0
+        try:
+            yield
+        except EvaluationAbandoned:
+            del state.log_history[logged:]
+            set_random_states(random)  # the resumed run begins the evaluation anew
+            self.stopped = self.evaluation_due = True
+            control.should_save = control.should_training_stop = True
+        finally:
+            self._evaluating = False
+
+    def check_evaluation(self, args: ASKDConfig) -> None:
+        """Raise `EvaluationAbandoned` in all processes if any has received a signal. All must call it."""
+        if not self._evaluating:
+            return
+        requested = self.requested
+        if args.world_size > 1:
+            flag = torch.tensor(float(requested), device=args.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            requested = bool(flag.item())
+        if requested:
+            raise EvaluationAbandoned
 
     def _exchange(self, args: ASKDConfig, step: int) -> bool:
         """Return whether any process has received a signal, and set the update of the next exchange, as in all."""

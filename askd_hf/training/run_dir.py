@@ -7,11 +7,12 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import WhisperConfig
-from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from ..arguments import CacheArguments, ModelArguments
 from ..arguments.writable import check_writable
 from ..config import EVALUATING_SCHEDULERS, TEXT_METRICS, UNNAMED_RUN, ASKDConfig
+from ..data.stream import steps_per_part
 from ..errors import UserError
 from .checkpoint_saving import is_checkpoint
 from .checks import check_best_metric
@@ -62,6 +63,15 @@ def prepare_evaluation(config: ASKDConfig, splits: list[str]) -> None:
         # with several splits Trainer logs eval_<split>_wer; the first split chooses
         config.metric_for_best_model = f"{splits[0]}_{metric.removeprefix('eval_')}"
     check_best_metric(config, splits if len(splits) > 1 else [], TEXT_METRICS)
+
+
+def prepare_stream(config: ASKDConfig) -> None:
+    """Evaluate and save ten times per run in place of at every epoch, as the length of an epoch is unknown."""
+    steps = steps_per_part(config.max_steps)
+    if config.eval_strategy == IntervalStrategy.EPOCH:
+        config.eval_strategy, config.eval_steps = IntervalStrategy.STEPS, steps
+    if config.save_strategy == SaveStrategy.EPOCH:
+        config.save_strategy, config.save_steps = SaveStrategy.STEPS, steps
 
 
 def prepare_encoder(config: ASKDConfig, compressed: bool) -> None:

@@ -118,6 +118,12 @@ def make_trainer(
     )
 
 
+def train_on_speech(trainer: ASKDTrainer, folder: Path) -> None:
+    """Give the trainer the clips of an audiofolder, in place of those it was created with."""
+    trainer.train_dataset = load_speech_dataset(str(folder), None, "train")
+    trainer.data_collator = SpeechCollator(trainer.processing_class, trainer.model.config)
+
+
 def history(trainer, *names: str) -> torch.Tensor:
     """The named values of every training step, `(steps, names)`."""
     return torch.tensor([[row[name] for name in names] for row in trainer.state.log_history if "loss" in row])
