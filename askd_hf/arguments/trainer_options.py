@@ -76,6 +76,11 @@ def check_trainer_options(config: Any) -> None:
     for name, reason in UNSUPPORTED.items():
         if getattr(config, name):
             raise UserError(f"--{name} is not supported{reason}")
+    if "underflow_overflow" in str(config.debug):
+        raise UserError(
+            "--debug underflow_overflow is not supported: its hooks fail at empty tensors. Training stops at a loss "
+            "that isn't finite, and names the clips"
+        )
     if not config.eval_do_concat_batches:
         raise UserError("--eval_do_concat_batches must be True: the metrics are of all clips together")
     if config.train_sampling_strategy == "batch_rebalance":
