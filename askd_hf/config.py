@@ -177,17 +177,15 @@ class ASKDConfig(Seq2SeqTrainingArguments):
         "process of the run less one, at least 1 and at most 8, else 0.",
     )
     eval_strategy: str | None = HfArg(
-        default=None,
-        help="When to evaluate: no, steps, epoch. Default: steps with --eval_steps; else epoch, if there are "
-        "evaluation splits.",
+        default=None, help="When to evaluate: no, steps, epoch. Default: steps with --eval_steps, else epoch."
     )
     save_strategy: str | None = HfArg(
         default=None,
-        help="When to save checkpoints: no, steps, epoch, best. Default: steps with --save_steps, else epoch.",
+        help="When to save: no, steps, epoch, best. Default: steps with --save_steps, else epoch.",
     )
     save_steps: float | None = HfArg(
         default=None,
-        help="Save every this many steps; below 1 a fraction of the run. Default: 500 with --save_strategy steps.",
+        help="Save every this many steps; below 1 a fraction of the run. Default: 500.",
     )
     save_total_limit: int | None = HfArg(default=2, help="Maximum number of checkpoints to keep; 0 for all.")
     resume_from_checkpoint: str | None = HfArg(

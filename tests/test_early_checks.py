@@ -75,6 +75,7 @@ def test_no_speech_is_loaded_for_options_that_do_not_fit_the_model(
         (dict(save_strategy="steps"), ("epoch", None), ("steps", 500)),
         (dict(save_strategy="best"), ("epoch", None), ("best", 500)),
         (dict(save_strategy="no", eval_strategy="no"), ("no", None), ("no", 500)),
+        (dict(save_strategy="no", save_steps=9), ("epoch", None), ("no", 9)),  # of a YAML file
     ],
     ids=str,
 )
@@ -85,8 +86,7 @@ def test_a_number_of_steps_decides_when_to_evaluate_and_save(tmp_path, given, ev
         assert (made.save_strategy, made.save_steps) == saves
 
 
-@pytest.mark.parametrize("part", ["eval", "save"])
-@pytest.mark.parametrize("strategy", ["epoch", "no"])
+@pytest.mark.parametrize(("part", "strategy"), [("eval", "epoch"), ("save", "epoch"), ("save", "best")])
 def test_a_number_of_steps_without_effect_is_refused(tmp_path, part, strategy):
     message = f"--{part}_steps 20 has no effect with --{part}_strategy {strategy}"
     with pytest.raises(UserError, match=message):

@@ -222,7 +222,7 @@ def test_an_adapter_learns_from_it_too(tmp_path, deep_teacher, compressed):
         data_collator=collate,
     )
     assert trainer.origin.copied_encoder_layers == Provenance.of_models(deep_teacher, plain).copied_encoder_layers
-    assert (config.freeze_encoder, config.hidden_weight) == (False, DEFAULT_HIDDEN_WEIGHT)
+    assert (trainer.args.freeze_encoder, trainer.args.hidden_weight) == (False, DEFAULT_HIDDEN_WEIGHT)
     trainer.train()
     losses = history(trainer, "hidden_loss").flatten()
     assert losses[-1] < losses[0]

@@ -4,6 +4,7 @@ from collections.abc import Set
 from typing import Any
 
 from ..errors import UserError
+from ..schedule import PRESETS
 
 
 def check_effects(config: Any, changed: Set[str]) -> None:
@@ -49,7 +50,8 @@ def _check_teacher(config: Any, changed: Set[str]) -> None:
         raise UserError(
             f"--teacher_schedule adaptive has no effect: the teacher weight is {start} during the whole run"
         )
-    if "teacher_schedule" in changed and config.teacher_schedule not in ("constant", "adaptive") and end == start:
+    constant = PRESETS[config.preset]["teacher_schedule"] == "constant"  # in others it replaces `adaptive`
+    if "teacher_schedule" in changed and constant and not adaptive and end == start:
         raise UserError(
             f"--teacher_schedule {config.teacher_schedule} has no effect: the teacher weight is {start} at the start "
             "and at the end of its phase. Give a smaller --teacher_weight_end"

@@ -36,7 +36,7 @@ def check_steps(config: Any) -> None:
 def set_strategies(config: Any) -> None:
     """Set when to evaluate and save, unless given: every so many steps if their number is given, else every epoch.
 
-    Raises `UserError` for a number of steps that has no effect.
+    Raises `UserError` for a number of steps with another strategy, unless that is "no".
 
     Args:
         config: an `ASKDConfig`.
@@ -45,7 +45,7 @@ def set_strategies(config: Any) -> None:
         steps, strategy = getattr(config, f"{name}_steps"), getattr(config, f"{name}_strategy")
         if strategy is None:
             setattr(config, f"{name}_strategy", "epoch" if steps is None else "steps")
-        elif steps not in (None, default) and strategy != "steps":
+        elif steps not in (None, default) and strategy not in ("steps", "no"):
             value = getattr(strategy, "value", strategy)
             raise UserError(
                 f"--{name}_steps {steps:g} has no effect with --{name}_strategy {value}: leave out one of them"
