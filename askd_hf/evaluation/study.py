@@ -35,9 +35,9 @@ COMPARISON_HEADINGS = ["baseline", "seeds", "WER, points", "P", "capped, points"
 COMPARISON_NOTE = (
     "System minus baseline [95 % bootstrap interval over {unit}s and seeds]. Seeds: those that both have; with one, "
     "the interval doesn't include what another seed changes, and with two or three it has half or two thirds of the "
-    "seeds' variance and is somewhat too narrow, as it is with few speakers. Negative: the system is better. P: probability of "
-    "improvement, the share of resamples in which the system is better. The verdict is that of the capped errors, as "
-    "one loop can decide the WER"
+    "seeds' variance and is somewhat too narrow, as it is with few speakers. Negative: the system is better. P: "
+    "probability of improvement, the share of resamples in which the system is better. The verdict is that of the "
+    "capped errors, as one loop can decide the WER"
 )
 
 
