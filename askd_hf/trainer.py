@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import ProcessorMixin, WhisperForConditionalGeneration
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from .arguments.effects import check_average
 from .arguments.renamed import renamed_keywords
@@ -38,7 +38,7 @@ from .training.held_out import HeldOutClips, hold_out
 from .training.log_lines import use_log_lines
 from .training.model_runner import FREED, ModelRunner, check_precision
 from .training.resuming import RunIdentity, make_due_evaluation
-from .training.run_dir import prepare_stream
+from .training.run_dir import prepare_evaluation, prepare_stream
 from .training.saving_trainer import SavingTrainer
 from .training.skipped_rows import SkippedRows
 from .training.smaller_batch import InitialState, save_or_restore, set_random_states
@@ -90,7 +90,7 @@ class ASKDTrainer(SavingTrainer):
         if isinstance(train_dataset, SpeechStream):
             prepare_stream(args)
         if kwargs.get("eval_dataset") is None and args.evaluates_by_default:
-            args.eval_strategy = IntervalStrategy.NO
+            prepare_evaluation(args, [])
         checks.check_data(args, train_dataset, kwargs.get("eval_dataset"), kwargs.get("data_collator"))
         is_cached = isinstance(train_dataset, Dataset) and has_soft_labels(train_dataset)
         checks.check_teacher(args, teacher_model, train_dataset if is_cached else None, model.config.vocab_size)

@@ -85,6 +85,8 @@ def test_probed_layers_are_those_of_the_whole_run_and_of_its_resumption(
     assert rates[0][1] == rates[1][1]  # the same model
     shutil.rmtree(run / "checkpoint-4")
     more += ["--resume_from_checkpoint", "last"]
+    planned = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, run, *more, "--dry_run"))
+    assert planned.returncode == 0, planned.stderr  # with the default --hidden_weight of the checkpoint
     status, out, err = run_here(monkeypatch, capsys, *options(deep_teacher_dir, speech_dir, run, *more))
     assert status == 0 and "cross-entropy without" not in out, err
     assert copied_layers(run) == (encoder, decoder)

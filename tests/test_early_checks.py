@@ -7,7 +7,7 @@ from scripts import run_here
 from training import Clips, collate, make_trainer, options
 
 from askd_hf import ASKDConfig, ASKDTrainer, UserError
-from askd_hf.commands import distill
+from askd_hf.commands import distill, dry_run  # noqa: F401  dry_run must not import what a test has patched
 from askd_hf.config import FinetuningConfig
 
 
@@ -72,6 +72,9 @@ def test_no_speech_is_loaded_for_options_that_do_not_fit_the_model(
         (dict(save_steps=500), ("epoch", None), ("steps", 500)),
         (dict(eval_steps=7), ("steps", 7), ("epoch", 500)),
         (dict(eval_steps=0.5, save_steps=0.5), ("steps", 0.5), ("steps", 0.5)),
+        (dict(eval_steps=7, load_best_model_at_end=True), ("steps", 7), ("steps", 7)),
+        (dict(save_steps=7, load_best_model_at_end=True), ("steps", 7), ("steps", 7)),
+        (dict(load_best_model_at_end=True), ("epoch", None), ("epoch", 500)),
         (dict(save_strategy="steps"), ("epoch", None), ("steps", 500)),
         (dict(save_strategy="best"), ("epoch", None), ("best", 500)),
         (dict(save_strategy="no", eval_strategy="no"), ("no", None), ("no", 500)),
@@ -116,6 +119,27 @@ def test_a_trainer_leaves_the_config_of_its_caller_alone(tmp_path, teacher, stud
     trainer = ASKDTrainer(model=student, **make)  # without an evaluation set, which the default strategy allows
     assert trainer.args.freeze_encoder is True and trainer.args.eval_strategy == "no"
     assert config.to_dict() == before and config.freeze_encoder is None
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        dict(save_strategy="best"),
+        dict(load_best_model_at_end=True),
+        dict(lr_scheduler_type="reduce_lr_on_plateau"),
+        dict(eval_on_start=True),
+    ],
+    ids=str,
+)
+def test_options_that_need_evaluations_are_refused_without_a_set(tmp_path, teacher, student, needs):
+    given = {name: value for name, value in options(tmp_path).items() if not name.endswith("_strategy")}
+    with pytest.raises(UserError, match="--eval_dataset"):
+        ASKDTrainer(
+            model=student,
+            args=ASKDConfig(**given | dict(preset="ce") | needs),
+            train_dataset=Clips(student.config),
+            data_collator=collate,
+        )
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ def set_strategies(config: Any) -> None:
     Args:
         config: an `ASKDConfig`.
     """
+    undecided = (config.eval_strategy, config.save_strategy) == (None, None)
+    if config.load_best_model_at_end and undecided and None in (config.eval_steps, config.save_steps):
+        config.eval_steps = config.save_steps = config.save_steps or config.eval_steps  # every checkpoint is evaluated
     for name, default in (("eval", None), ("save", SAVE_STEPS)):
         steps, strategy = getattr(config, f"{name}_steps"), getattr(config, f"{name}_strategy")
         if strategy is None:

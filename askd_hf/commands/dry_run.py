@@ -100,7 +100,7 @@ def plan_run(run: Options, checkpoint: str | None, scratch: Scratch) -> RunPlan:
     trainer = make_trainer(short, models, sample, origin, MeasuringTrainer)
     del models
     if checkpoint is not None:
-        config.hidden_weight = short.config.hidden_weight  # the trainer has set its default
+        config.hidden_weight = trainer.args.hidden_weight  # the trainer has set its default
         settings = settings_of(config, trainer, clips) | config_settings(config)
         check_checkpoint(checkpoint, settings | {"total_steps": length.steps})
     measured = trainer.measure(phases, next(iter(sample.evaluation.values()), None))

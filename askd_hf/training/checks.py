@@ -174,7 +174,9 @@ def check_batches(args: ASKDConfig, collator: Any, teacher_is_cached: bool) -> N
 def fills_last_batches(args: ASKDConfig, train_dataset: Any, collator: Any) -> bool:
     """Return whether the last batches of an epoch may have to be filled, as every process needs the same number."""
     has_rows = isinstance(collator, SpeechCollator) and not isinstance(train_dataset, SpeechStream)
-    return has_rows and args.world_size > 1 and not args.dataloader_drop_last
+    # without the average, a process that has only such rows would shrink the update
+    averages = args.average_tokens_across_devices
+    return has_rows and averages and args.world_size > 1 and not args.dataloader_drop_last
 
 
 def check_whole_batch(clips: int, clips_per_batch: int) -> None:
