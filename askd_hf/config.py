@@ -16,7 +16,6 @@ from .arguments.effects import check_average, check_effects
 from .arguments.machine import default_workers
 from .arguments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, check_choice, check_ranges
 from .arguments.renamed import accepts_renamed
-from .arguments.trainer_options import EVALUATING_SCHEDULERS as EVALUATING_SCHEDULERS
 from .arguments.trainer_options import check_steps, check_trainer_options, set_strategies
 from .errors import UserError
 from .schedule import PRESETS, SELF_SCHEDULES, TEACHER_SCHEDULES

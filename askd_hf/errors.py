@@ -73,7 +73,7 @@ def training_memory_message(batch_size: int, processes: int, searched: bool = Fa
     """Return the message of `memory_errors` about a training batch: the options that need less memory.
 
     Args:
-        batch_size: that the run began with.
+        batch_size: the one that the run began with.
         searched: whether smaller ones were tried (`auto_find_batch_size`, which requires one process).
     """
     options = (

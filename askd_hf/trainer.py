@@ -91,6 +91,7 @@ class ASKDTrainer(SavingTrainer):
             prepare_stream(args)
         if kwargs.get("eval_dataset") is None and args.evaluates_by_default:
             prepare_evaluation(args, [])
+        checks.check_processes(args)
         checks.check_data(args, train_dataset, kwargs.get("eval_dataset"), kwargs.get("data_collator"))
         is_cached = isinstance(train_dataset, Dataset) and has_soft_labels(train_dataset)
         checks.check_teacher(args, teacher_model, train_dataset if is_cached else None, model.config.vocab_size)

@@ -41,7 +41,12 @@ def launched(tmp_path_factory) -> Path:
     """The directory of all runs in two processes: one launch, of which imports are the longest part."""
     directory = tmp_path_factory.mktemp("two")
     speech = dict(speech=str(write_speech(directory / "speech", clips=13)))
-    uneven = {"uneven": UNEVEN | HALVED | speech, "of_two": UNEVEN | speech | dict(per_device_train_batch_size=1)}
+    own_means = OWN_MEANS | speech | dict(per_device_train_batch_size=3, max_steps=3, learning_rate=1e-30)
+    uneven = {
+        "of_own_means": own_means,
+        "uneven": UNEVEN | HALVED | speech,
+        "of_two": UNEVEN | speech | dict(per_device_train_batch_size=1),
+    }
     done = launch_two(RUN, directory, json.dumps(RUNS | uneven))
     assert done.returncode == 0, done.stderr[-3000:]
     return directory
@@ -83,6 +88,12 @@ def test_the_last_update_of_an_epoch_has_each_clip_once(tmp_path, teacher, stude
     one.train()
     for process in seen(name):
         torch.testing.assert_close(torch.tensor(process["history"]), history(one, *NAMES), rtol=1e-4, atol=1e-6)
+
+
+def test_no_process_is_left_without_labels_where_each_has_the_mean_of_its_own(seen):
+    """13 clips in batches of 3: rows without labels would be all of the last batch of the second process."""
+    losses = [row[NAMES.index("loss")] for row in seen("of_own_means")[0]["history"]]
+    assert len(losses) == 3 and losses[2] > 0.75 * losses[0]  # with the initial weights; it would be half
 
 
 def test_one_process_resumes_a_run_of_two_to_the_same_trajectory(tmp_path, teacher, student, seen, launched, caplog):

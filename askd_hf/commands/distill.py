@@ -41,7 +41,7 @@ from ..models.generation_config import allow_silence, is_multilingual, set_langu
 from ..models.layer_selection import choose_layers
 from ..models.layers import is_pruned_encoder
 from ..models.loading import check_max_length, check_processor, load_processor, load_whisper
-from ..models.lora import check_target_modules, with_lora
+from ..models.lora import find_target_modules, with_lora
 from ..models.smaller_vocabulary import with_smaller_vocabulary
 from ..models.spec_augment import check_spec_augment
 from ..models.student import check_pair, same_encoder
@@ -172,7 +172,7 @@ def load_models(options: Options) -> Models:
     check_caches(options.caches, model_args, config, student.config.vocab_size, options.mix, options.augment)
     check_spec_augment(student.config, config.spec_augment)
     if options.lora.lora_r:
-        check_target_modules(student, options.lora, config.freeze_encoder)
+        find_target_modules(student, options.lora, config.freeze_encoder)
     by_default = config.hidden_weight is None and pruned and not options.caches.teacher_cache_dir
     check_speed(options.augment, options.mix.timestamp_probability, config, bool(config.hidden_weight or by_default))
     return Models(teacher, student, processor, extractor)

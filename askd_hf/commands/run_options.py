@@ -47,7 +47,8 @@ def prepare_run(options: Options) -> str | None:
     set_default_output_dir(config, model_args)
     check_processes(config)
     check_workers(options)
-    check_adapter_options(options.lora, config)
+    if options.lora.lora_r:
+        check_adapter_options(config, options.lora.keep_adapter)
     check_mix(data_args, options.mix, config)
     check_directories(config, options.caches)
     if not data_args.eval_sources():

@@ -43,7 +43,7 @@ def with_lora(
 
     Raises `UserError` if a module of `lora_target_modules` doesn't exist.
     """
-    target = check_target_modules(student, arguments, freeze_encoder)
+    target = find_target_modules(student, arguments, freeze_encoder)
     return get_peft_model(
         student,
         LoraConfig(  # without a task type: SEQ_2_SEQ_LM accepts text inputs only
@@ -56,7 +56,7 @@ def with_lora(
     )
 
 
-def check_target_modules(
+def find_target_modules(
     student: WhisperForConditionalGeneration, arguments: LoraArguments, freeze_encoder: bool | None
 ) -> str:
     """Return a regular expression for the names of the modules to adapt. Raises `UserError` as `with_lora`."""
@@ -71,14 +71,14 @@ def check_target_modules(
     return target
 
 
-def check_adapter_options(arguments: LoraArguments, config: ASKDConfig) -> None:
+def check_adapter_options(config: ASKDConfig, keep_adapter: bool) -> None:
     """Raise `UserError` for options of training that are not supported with an adapter."""
-    if arguments.lora_r and config.push_to_hub and config.hub_strategy != "end":
+    if config.push_to_hub and config.hub_strategy != "end":
         raise UserError(
             f"--hub_strategy must be end for an adapter, got {str(config.hub_strategy)!r}: its checkpoints are not "
             "students"
         )
-    if arguments.keep_adapter and config.save_dtype != "float32":
+    if keep_adapter and config.save_dtype != "float32":
         raise UserError(f"--save_dtype must be float32 with --keep_adapter, got {config.save_dtype!r}")
 
 

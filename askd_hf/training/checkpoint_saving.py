@@ -23,6 +23,7 @@ from ..models.lora import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_adapter,
+    check_adapter_options,
     check_base,
     check_peft_type,
     loadable_base,
@@ -60,11 +61,7 @@ class StudentSaver:
         self.student: WhisperForConditionalGeneration = model if self.adapter is None else model.get_base_model()
         if self.adapter is not None:
             check_adapter(self.adapter)
-        if self.adapter is not None and args.push_to_hub and args.hub_strategy != "end":
-            raise UserError(
-                f"--hub_strategy must be end for an adapter, got {str(args.hub_strategy)!r}: its checkpoints are not "
-                "students"
-            )
+            check_adapter_options(args, keep_adapter)
         if keep_adapter:
             self._name_base()
         # saved with the student later: Trainer disables the cache and adds to the generation config
@@ -79,8 +76,6 @@ class StudentSaver:
     def _name_base(self) -> None:
         if self.adapter is None:
             raise UserError("--keep_adapter requires a model with an adapter")
-        if self.args.save_dtype != "float32":
-            raise UserError(f"--save_dtype must be float32 with --keep_adapter, got {self.args.save_dtype!r}")
         base = loadable_base(self.student.name_or_path, self.args.push_to_hub)
         check_base(self.adapter, base)
         self.adapter.active_peft_config.base_model_name_or_path = base

@@ -42,7 +42,6 @@ def check_teacher(
             f"{option} requires a teacher, and there is no teacher: give --teacher, or choose a preset without one "
             "(ps-kd, ce)"
         )
-    check_processes(args)
 
 
 def check_processes(args: ASKDConfig) -> None:

@@ -71,6 +71,7 @@ class ModelRunner:
         self.student, self.args, self.collator, self.accelerator = student, args, collator, accelerator
         self.teacher_is_cached = teacher_is_cached
         enable_spec_augment(student.config, args.spec_augment)
+        self._encoder_has_lora_dropout = has_lora_dropout(student.model.encoder)
         pruned = is_pruned_encoder(student.config)
         prepare_encoder(args, pruned)
         self._freeze_encoder()
@@ -144,7 +145,7 @@ class ModelRunner:
     def encoder_is_fixed(self) -> bool:
         """Return whether the output of the student's encoder for the same features is the same at every step."""
         fixed = bool(self.args.freeze_encoder) and encoder_is_deterministic(self.student.config)
-        return fixed and not has_lora_dropout(self.student.model.encoder)
+        return fixed and not self._encoder_has_lora_dropout
 
     def _check_cache_is_valid(self) -> None:
         if not self.encoder_is_fixed():

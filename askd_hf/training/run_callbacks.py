@@ -119,7 +119,7 @@ class StopGracefullyCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def evaluating(self, state: TrainerState, control: TrainerControl) -> Iterator[None]:
-        """Abandon the evaluation in here when a signal is received, forget its metrics, and stop with a checkpoint.
+        """Abandon the evaluation inside when a signal is received, forget its metrics, and stop with a checkpoint.
 
         Not before the first step, when there is nothing to save.
         """

@@ -10,8 +10,9 @@ from transformers import WhisperConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from ..arguments import CacheArguments, ModelArguments
+from ..arguments.trainer_options import EVALUATING_SCHEDULERS
 from ..arguments.writable import check_writable
-from ..config import EVALUATING_SCHEDULERS, TEXT_METRICS, UNNAMED_RUN, ASKDConfig
+from ..config import TEXT_METRICS, UNNAMED_RUN, ASKDConfig
 from ..data.stream import steps_per_part
 from ..errors import UserError
 from .checkpoint_saving import is_checkpoint
